@@ -1,0 +1,179 @@
+"""The asyncio face of a requester: one pipelined connection for each node and event loop."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from ..exceptions import ClusterStateError, Unavailable
+from ..wire.address import Address
+from ..wire.aio import AsyncConnection, connect
+from ..wire.framing import frame
+from ..wire.messages import GetView, Reply, Viewed, encode
+from .routing import Routing, Table, Target, named
+
+logger = logging.getLogger("django_clusterstate.client")
+
+_GET_VIEW = frame(encode(GetView()))
+
+Loop = asyncio.AbstractEventLoop
+
+
+class LoopConnections:
+    """The connections of one event loop, closed when it shuts down its asynchronous generators, as `asyncio.run`
+    and asgiref do at the end of a loop: each `async_to_sync` call has a loop of its own."""
+
+    def __init__(self, at_end: Callable[[], object]) -> None:
+        self.open: dict[Target, AsyncConnection] = {}
+        self.dialling: dict[Target, asyncio.Task[AsyncConnection]] = {}
+        self._closer = self._close_at_end(at_end)
+
+    async def start(self) -> None:
+        await anext(self._closer)
+
+    async def close(self) -> None:
+        await self._closer.aclose()
+
+    async def _close_at_end(self, at_end: Callable[[], object]) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            at_end()
+            for connection in list(self.open.values()):
+                connection.close()
+            await asyncio.sleep(0)  # lets the transports finish
+
+
+class AsyncClient:
+    """Sends framed requests to the owners of their keys. One for all event loops of a process.
+
+    The arguments are those of `Client`, with which it shares what is known of the cluster.
+    """
+
+    def __init__(
+        self,
+        local: Address,
+        keys: Sequence[bytes],
+        deadline: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.routing = Routing(local)
+        self._keys = keys
+        self._deadline = deadline
+        self._clock = clock
+        self._loops: dict[Loop, LoopConnections] = {}
+
+    # -- operations -----------------------------------------------------------------------------------------
+
+    async def call(self, key: bytes, request: bytes) -> Reply:
+        """As `Client.call`."""
+        now = self._clock()
+        if now >= self.routing.refresh_at:
+            await self._refresh(now)
+        return await self.call_node(self.routing.owner(key), request, now)
+
+    async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
+        """As `Client.call_node`."""
+        if now is None:
+            now = self._clock()
+        if target.failures:
+            target.check(now)
+        try:
+            connections = self._loops.get(asyncio.get_running_loop())
+            connection = connections.open.get(target) if connections is not None else None
+            if connection is None or connection.closed:
+                reply = await self._call_afresh(target, request)
+            else:
+                reply = await connection.request(request)
+        except ClusterStateError as error:
+            failure = named(target, error)
+            if target.failed(now):
+                logger.warning("%s; it is left alone until it answers again", failure)
+            raise failure from error
+        if target.failures and target.answered():
+            logger.info("%s answers again", target)
+        if reply.epoch != self.routing.epoch:
+            self.routing.noticed(reply.epoch, now)
+        return reply
+
+    async def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
+        """As `Client.call_each`."""
+        now = self._clock()
+        if len(requests) == 1:
+            return [await self._call_or_error(*requests[0], now)]
+        return await asyncio.gather(*(self._call_or_error(target, request, now) for target, request in requests))
+
+    async def table(self) -> Table:
+        """As `Client.table`."""
+        now = self._clock()
+        if now >= self.routing.refresh_at:
+            await self._refresh(now)
+        return self.routing.table
+
+    async def close(self) -> None:
+        """Closes the connections of the running loop; the client can be used again."""
+        connections = self._loops.get(asyncio.get_running_loop())
+        if connections is not None:
+            await connections.close()
+
+    # -- connections ----------------------------------------------------------------------------------------
+
+    async def _call_afresh(self, target: Target, request: bytes) -> Reply:
+        try:
+            async with asyncio.timeout(self._deadline):
+                connection = await self._dial(target)
+                return await connection.request(request)
+        except TimeoutError as error:
+            raise Unavailable("no answer within the deadline") from error
+
+    async def _dial(self, target: Target) -> AsyncConnection:
+        """A new connection; those who want it at the same time share one dial."""
+        loop = asyncio.get_running_loop()
+        connections = self._loops.get(loop)
+        if connections is None:
+            connections = await self._start_loop(loop)
+        dial = connections.dialling.get(target)
+        if dial is None:
+            dial = loop.create_task(connect(target.address, self._keys, self._deadline))
+            connections.dialling[target] = dial
+            dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
+        return await asyncio.shield(dial)
+
+    async def _start_loop(self, loop: Loop) -> LoopConnections:
+        for other in [other for other in self._loops if other.is_closed()]:
+            self._loops.pop(other, None)  # it ended without shutting down its generators
+        connections = self._loops[loop] = LoopConnections(at_end=lambda: self._loops.pop(loop, None))
+        await connections.start()
+        return connections
+
+    async def _call_or_error(self, target: Target, request: bytes, now: float) -> Reply | ClusterStateError:
+        try:
+            return await self.call_node(target, request, now)
+        except ClusterStateError as error:
+            return error
+
+    # -- the view -------------------------------------------------------------------------------------------
+
+    async def _refresh(self, now: float) -> None:
+        """Asks for the view. When nobody answers, the old one stays."""
+        for source in self.routing.sources(now):
+            try:
+                viewed = await self.call_node(source, _GET_VIEW, now)
+            except ClusterStateError:
+                continue
+            if isinstance(viewed, Viewed):
+                for target in self.routing.learn(viewed, source, now):
+                    self._forget(target)
+                return
+
+    def _forget(self, target: Target) -> None:
+        """Closes this loop's connection to a node that is gone; the other loops' close when it goes."""
+        connections = self._loops.get(asyncio.get_running_loop())
+        if connections is not None and (connection := connections.open.pop(target, None)) is not None:
+            connection.close()
+
+
+def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
+    connections.dialling.pop(target, None)
+    if not dial.cancelled() and dial.exception() is None:
+        connections.open[target] = dial.result()

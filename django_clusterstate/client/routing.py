@@ -1,0 +1,150 @@
+"""What a requester knows and decides: who owns a key, whom to ask for the view, whom to leave alone for now. Pure.
+
+Times are monotonic seconds given by the caller.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.hrw import Rendezvous
+from ..core.messages import NO_VIEW, Identity, View
+from ..exceptions import ClusterStateError, ProtocolError, Unavailable
+from ..wire.address import Address, parse_tcp
+from ..wire.messages import Viewed
+
+VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
+VIEW_MIN_AGE = 0.05  # but not more often than this while the nodes' views differ
+FAILURES_TO_OPEN = 3
+HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody a deadline; then one may try
+
+
+class Target:
+    """A node to talk to, and its circuit breaker. `pool` is the client's: its connections to this node."""
+
+    __slots__ = ("address", "failures", "name", "pool", "retry_at")
+
+    def __init__(self, name: str, address: Address) -> None:
+        self.name = name
+        self.address = address
+        self.failures = 0
+        self.retry_at = 0.0
+        self.pool: Any = None
+
+    def check(self, now: float) -> None:
+        """Raises `Unavailable` while the breaker is open. When it half-opens, the first to come tries for all."""
+        if self.failures >= FAILURES_TO_OPEN:
+            if now < self.retry_at:
+                raise Unavailable(f"{self} has failed {self.failures} times in a row and is left alone for now")
+            self.retry_at = now + HALF_OPEN_AFTER
+
+    def failed(self, now: float) -> bool:
+        """Counts a failure. True when it is the one that opens the breaker."""
+        self.failures += 1
+        self.retry_at = now + HALF_OPEN_AFTER
+        return self.failures == FAILURES_TO_OPEN
+
+    def answered(self) -> bool:
+        """Forgets the failures. True when that closes the breaker."""
+        was_open = self.failures >= FAILURES_TO_OPEN
+        self.failures = 0
+        return was_open
+
+    def __str__(self) -> str:
+        return f"node {self.name} at {self.address}" if self.name else f"the local node at {self.address}"
+
+
+class Table:
+    """What follows from one view. Never changed, only replaced: a thread works with the old or the new one."""
+
+    __slots__ = ("_rendezvous", "local_name", "targets", "view")
+
+    def __init__(self, view: View, local_name: str, targets: dict[str, Target]) -> None:
+        self.view = view
+        self.local_name = local_name
+        self.targets = targets
+        self._rendezvous = Rendezvous({member.name: member.weight for member in view.members})
+
+    def owner(self, key: bytes) -> Target | None:
+        name = self._rendezvous.owner(key)
+        return None if name is None else self.targets[name]
+
+    def ranking(self, key: bytes) -> list[Target]:
+        """All nodes in the order in which they would own the key."""
+        return [self.targets[name] for name in self._rendezvous.ranking(key)]
+
+    def group(self, keys: Sequence[bytes]) -> list[tuple[Target, list[bytes]]]:
+        """The keys by owner; none when there is no owner."""
+        groups: dict[Target, list[bytes]] = {}
+        for key in keys:
+            owner = self.owner(key)
+            if owner is not None:
+                groups.setdefault(owner, []).append(key)
+        return list(groups.items())
+
+
+class Routing:
+    """The view and what follows from it, for all threads of a process.
+
+    `local` is the node of this host: it is asked for the view, and reached by its own socket when it owns a key.
+    """
+
+    def __init__(self, local: Address) -> None:
+        self.local = Target("", local)
+        self.table = Table(NO_VIEW, "", {})
+        self.epoch = NO_VIEW.epoch
+        self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
+        self._asked_at = 0.0
+
+    def owner(self, key: bytes) -> Target:
+        """The node that owns a key. Raises `Unavailable` when no node is known."""
+        target = self.table.owner(key)
+        if target is None:
+            raise Unavailable(
+                "no cluster: no node has been reached, or none has joined yet. Start one with: manage.py clusternode"
+            )
+        return target
+
+    # -- keeping the view -----------------------------------------------------------------------------------
+
+    def noticed(self, epoch: int, now: float) -> None:
+        """A reply came with another epoch than ours: the view is to be asked for before long."""
+        if epoch != self.epoch:
+            self.refresh_at = min(self.refresh_at, max(now, self._asked_at + VIEW_MIN_AGE))
+
+    def sources(self, now: float) -> list[Target]:
+        """Whom to ask for the view, in this order: the local node, then others of the last view."""
+        self._asked_at = now
+        if self.table.targets:
+            self.refresh_at = now + HALF_OPEN_AFTER  # meanwhile the other threads go on with what we have
+        others = [target for target in self.table.targets.values() if target is not self.local]
+        return [self.local, *sorted(others, key=lambda target: target.failures)[:2]]
+
+    def learn(self, viewed: Viewed, source: Target, now: float) -> list[Target]:
+        """Takes in an answer. Returns the targets that are not needed any more, to be closed."""
+        self.refresh_at = now + (VIEW_MAX_AGE if viewed.members else VIEW_MIN_AGE)
+        old = self.table
+        local_name = viewed.name if source is self.local else old.local_name
+        if viewed.epoch == self.epoch and local_name == old.local_name:
+            return []
+        targets = {
+            member.name: self.local if member.name == local_name else _target(member, old.targets)
+            for member in viewed.members
+        }
+        self.local.name = local_name
+        self.table = Table(View(viewed.members, viewed.epoch), local_name, targets)
+        self.epoch = viewed.epoch
+        kept = {self.local, *targets.values()}
+        return [target for target in old.targets.values() if target not in kept]
+
+
+def _target(member: Identity, known: dict[str, Target]) -> Target:
+    """The target that we have for a member, with its breaker and connections, or a new one if it has moved."""
+    address = parse_tcp(member.address)
+    target = known.get(member.name)
+    return target if target is not None and target.address == address else Target(member.name, address)
+
+
+def named(target: Target, error: ClusterStateError) -> ClusterStateError:
+    """The same error, with the name of the node that it concerns."""
+    kind = ProtocolError if isinstance(error, ProtocolError) else Unavailable
+    return kind(f"{target}: {error}")

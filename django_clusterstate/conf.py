@@ -1,0 +1,247 @@
+"""The settings, and the two clients of this process. The only place that reads settings or keeps process-wide state.
+
+Each entry of `CLUSTERSTATE` can also come from the environment, as `CLUSTERSTATE_<ENTRY>`, which wins: hosts differ
+and settings.py doesn't.
+"""
+
+import functools
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import environ
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from .client.aio import AsyncClient
+from .client.sync import Client
+from .core.membership import Timings
+from .wire.address import Address, TcpAddress, parse_address, parse_tcp
+from .wire.handshake import derive_keys
+
+DEFAULT_PORT = 4370
+POLICIES = ("local", "allow", "deny")
+MIN_SECRET = 32  # characters; Django's own check asks for 50
+
+_MIB = 1024 * 1024
+_READ = {
+    "NODE_NAME": str,
+    "CLUSTER": str,
+    "BIND": str,
+    "ADVERTISE": str,
+    "SOCKET": str,
+    "SECRET": str,
+    "SECRET_FALLBACKS": list,
+    "DISCOVERY": str,
+    "CHANNEL_LAYER": str,
+    "HEARTBEAT_INTERVAL": float,
+    "SUSPECT_AFTER": float,
+    "DOWN_AFTER": float,
+    "DEADLINE": float,
+    "ON_UNAVAILABLE": str,
+    "CACHE_MAX_BYTES": int,
+    "LIMITS_MAX_BYTES": int,
+    "WEIGHT": float,
+}
+_DEFAULTS: dict[str, Any] = {
+    "CLUSTER": "default",
+    "BIND": f"127.0.0.1:{DEFAULT_PORT}",
+    "DISCOVERY": "database",
+    "HEARTBEAT_INTERVAL": 0.5,
+    "SUSPECT_AFTER": 1.5,
+    "DOWN_AFTER": 3.0,
+    "DEADLINE": 0.1,
+    "ON_UNAVAILABLE": "local",
+    "CACHE_MAX_BYTES": 256 * _MIB,
+    "LIMITS_MAX_BYTES": 64 * _MIB,
+    "WEIGHT": 1.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `docs/settings.md` describes, read and checked. Times in seconds, sizes in bytes."""
+
+    node_name: str
+    cluster: str
+    bind: TcpAddress
+    advertise: TcpAddress
+    socket: Address
+    secrets: tuple[str, ...]
+    discovery: str
+    channel_layer: str | None
+    timings: Timings
+    deadline: float
+    on_unavailable: str
+    cache_max_bytes: int
+    limits_max_bytes: int
+    weight: float
+
+    @property
+    def link_keys(self) -> tuple[bytes, ...]:
+        return derive_keys(self.secrets, self.cluster, "link")
+
+    @property
+    def channel_keys(self) -> tuple[bytes, ...]:
+        return derive_keys(self.secrets, self.cluster, "channel")
+
+    @property
+    def secret_problem(self) -> str:
+        """Why the secret is too weak to be reached from other hosts; empty when it isn't."""
+        secret = self.secrets[0]
+        if secret.startswith("django-insecure-"):
+            return "it is the one that startproject made, which is in your repository"
+        if len(secret) < MIN_SECRET:
+            return f"it has {len(secret)} characters, fewer than {MIN_SECRET}"
+        return ""
+
+
+def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
+    """The settings from a `CLUSTERSTATE` dict and an environment.
+
+    Raises `ImproperlyConfigured`, naming the entry and what it may be.
+    """
+    unknown = sorted(set(options) - set(_READ))
+    if unknown:
+        raise ImproperlyConfigured(
+            f"CLUSTERSTATE has no entry {unknown[0]!r}. The entries are: {', '.join(sorted(_READ))}."
+        )
+    values = {**_DEFAULTS, **options, **_from_environment(environment)}
+    name = values.get("NODE_NAME") or socket.gethostname()
+    cluster = values["CLUSTER"]
+    bind = _parsed("BIND", parse_tcp, values["BIND"])
+    advertise = values.get("ADVERTISE")
+    default_socket = str(default_socket_path(cluster, name))
+    return Settings(
+        node_name=_checked("NODE_NAME", name, 0 < len(name) <= 100 and name.isprintable(), "1 to 100 characters"),
+        cluster=_checked("CLUSTER", cluster, _is_channel_name(cluster), "1 to 60 letters, digits, dots, - and _"),
+        bind=bind,
+        advertise=_parsed("ADVERTISE", parse_tcp, advertise) if advertise else _reachable(bind),
+        socket=_parsed("SOCKET", parse_address, values.get("SOCKET") or default_socket),
+        secrets=_secrets(values),
+        discovery=values["DISCOVERY"],
+        channel_layer=values.get("CHANNEL_LAYER") or None,
+        timings=_timings(values),
+        deadline=_checked("DEADLINE", values["DEADLINE"], values["DEADLINE"] > 0, "seconds above 0"),
+        on_unavailable=_checked(
+            "ON_UNAVAILABLE", values["ON_UNAVAILABLE"], values["ON_UNAVAILABLE"] in POLICIES, "local, allow or deny"
+        ),
+        cache_max_bytes=_checked("CACHE_MAX_BYTES", values["CACHE_MAX_BYTES"], values["CACHE_MAX_BYTES"] > 0, "bytes"),
+        limits_max_bytes=_checked(
+            "LIMITS_MAX_BYTES", values["LIMITS_MAX_BYTES"], values["LIMITS_MAX_BYTES"] > 0, "bytes"
+        ),
+        weight=_checked("WEIGHT", values["WEIGHT"], 0 < values["WEIGHT"] <= 1000, "a number above 0, up to 1000"),
+    )
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    env = environ.Env()
+    env.ENVIRON = environment
+    found = {}
+    for entry, kind in _READ.items():
+        variable = f"CLUSTERSTATE_{entry}"
+        if environment.get(variable):
+            try:
+                found[entry] = env.get_value(variable, cast=kind)
+            except ValueError as error:
+                raise ImproperlyConfigured(f"{variable} must be a number, not {environment[variable]!r}.") from error
+    return found
+
+
+def _checked(entry: str, value: Any, good: bool, expected: str) -> Any:
+    if not good:
+        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}] must be {expected}, not {value!r}.")
+    return value
+
+
+def _parsed(entry: str, parse: Any, text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}]: {error}") from error
+
+
+def _timings(values: Mapping[str, Any]) -> Timings:
+    try:
+        return Timings(values["HEARTBEAT_INTERVAL"], values["SUSPECT_AFTER"], values["DOWN_AFTER"])
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"CLUSTERSTATE's HEARTBEAT_INTERVAL, SUSPECT_AFTER and DOWN_AFTER don't go together: {error}."
+        ) from error
+
+
+def _secrets(values: Mapping[str, Any]) -> tuple[str, ...]:
+    if values.get("SECRET"):
+        return (values["SECRET"], *values.get("SECRET_FALLBACKS", ()))
+    if not django_settings.SECRET_KEY:
+        raise ImproperlyConfigured("Set SECRET_KEY, or CLUSTERSTATE['SECRET']: the nodes know each other by it.")
+    return (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
+
+
+def _is_channel_name(cluster: str) -> bool:
+    return 0 < len(cluster) <= 60 and cluster.isascii() and all(c.isalnum() or c in "._-" for c in cluster)
+
+
+def _reachable(bind: TcpAddress) -> TcpAddress:
+    """Where others reach a node that listens on `bind`: there, or on this host's own address if that is `any`."""
+    if not bind.is_wildcard:
+        return bind
+    try:
+        return TcpAddress(socket.gethostbyname(socket.gethostname()), bind.port)
+    except OSError:
+        return TcpAddress(socket.gethostname(), bind.port)
+
+
+def default_socket_path(cluster: str, node_name: str) -> Path:
+    """A path that all processes of one user on one host agree on, short enough for the kernel (108 bytes)."""
+    tag = hashlib.blake2b(f"{cluster}|{node_name}".encode(), digest_size=6).hexdigest()
+    return Path(tempfile.gettempdir()) / f"clusterstate-{os.geteuid()}" / f"{tag}.sock"
+
+
+@functools.cache
+def get_settings() -> Settings:
+    """This process's settings. Raises `ImproperlyConfigured`."""
+    return read_settings(getattr(django_settings, "CLUSTERSTATE", {}))
+
+
+def use_options(options: Mapping[str, Any]) -> Settings:
+    """Puts a command's options over the settings, for the rest of this process. Raises `ImproperlyConfigured`."""
+    for entry, value in options.items():
+        os.environ[f"CLUSTERSTATE_{entry}"] = str(value)
+    _forget()
+    return get_settings()
+
+
+@functools.cache
+def get_client() -> Client:
+    """This process's blocking requester."""
+    settings = get_settings()
+    return Client(settings.socket, settings.link_keys, settings.deadline)
+
+
+@functools.cache
+def get_async_client() -> AsyncClient:
+    """This process's asyncio requester."""
+    settings = get_settings()
+    return AsyncClient(settings.socket, settings.link_keys, settings.deadline)
+
+
+def _forget() -> None:
+    if get_client.cache_info().currsize:
+        get_client().close()
+    for cached in (get_settings, get_client, get_async_client):
+        cached.cache_clear()
+
+
+def _setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("CLUSTERSTATE", "SECRET_KEY", "SECRET_KEY_FALLBACKS"):
+        _forget()
+
+
+setting_changed.connect(_setting_changed)

@@ -1,0 +1,96 @@
+"""Rendezvous hashing: which node owns a key.
+
+Highest random weight (HRW): Thaler & Ravishankar, "Using Name-Based Mappings to Increase Hit Rates",
+IEEE/ACM Transactions on Networking 6(1), 1998. Weights: score = -w / ln(h), h uniform in (0, 1), from
+Schindelhauer & Schomaker, "Weighted Distributed Hash Tables", SPAA 2005; and Mosharaf & Resch,
+"Weighted Rendezvous Hashing".
+
+Every host computes the owner for itself, so every host must get the same answer: nothing here depends on
+the order of the input, on Python's own (randomised) hash, or on the machine's byte order.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import mmh3
+
+__all__ = ["SLOTS", "Rendezvous"]
+
+# A contest among n nodes costs n hashes, too much for each key. So keys fall into slots, the contest is held
+# once per slot, and its winner remembered: a look-up costs one hash and one list access whatever n is.
+# The owner is a function of the slot alone, so it doesn't depend on what was asked before.
+# Balance is paid for it: a node's number of slots is binomial, with a relative deviation of about
+# sqrt(n / SLOTS): 0.7 % at 3 nodes, 4 % at 100, 12 % at 1,000. The memo is 512 KiB.
+# Part of the protocol: hosts that disagree on it disagree on owners.
+SLOTS: Final = 1 << 16
+_MASK: Final = SLOTS - 1
+_DRAWS: Final = 1 << 32
+
+
+class Rendezvous:
+    """The owner of any key among weighted nodes. Immutable: a new view is a new object.
+
+    `weights` maps node names to weights; a weight is relative (a node of weight 2 owns twice the keys of a
+    node of weight 1). ValueError if a weight isn't positive and finite.
+
+    `names` are the nodes' names, sorted. A node that joins takes keys only to itself; when one leaves, only
+    its own keys move.
+    """
+
+    __slots__ = ("_owners", "_seeds", "_weighted", "_weights", "names")
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        for name, weight in weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of node {name!r} must be positive and finite, not {weight!r}")
+        self.names: tuple[str, ...] = tuple(sorted(weights))
+        self._weights: list[float] = [weights[name] for name in self.names]
+        self._weighted = len(set(self._weights)) > 1
+        self._seeds: list[int] = [mmh3.hash(name.encode(), 0, False) for name in self.names]
+        self._owners: list[str | None] = [None] * SLOTS
+
+    def owner(self, key: bytes) -> str | None:
+        """The name of the node that owns `key`; None when there are no nodes."""
+        slot = mmh3.hash(key) & _MASK
+        owner = self._owners[slot]
+        return self._contest(slot) if owner is None else owner
+
+    def ranking(self, key: bytes) -> list[str]:
+        """All names, best first: the owner, then who would own `key` if those before it were gone.
+
+        Costs O(n log n): for hand-off and for routing around a failure, not for every key.
+        """
+        scores = self._scores(mmh3.hash(key) & _MASK)
+        names = self.names
+        # A reversed sort is still stable, so equal scores stay in name order.
+        return [names[i] for i in sorted(range(len(names)), key=scores.__getitem__, reverse=True)]
+
+    def share(self) -> dict[str, float]:
+        """The expected share of the keys of each node, by its weight; the shares add up to 1."""
+        total = sum(self._weights)
+        return {name: weight / total for name, weight in zip(self.names, self._weights, strict=True)}
+
+    def _contest(self, slot: int) -> str | None:
+        if not self.names:
+            return None
+        scores = self._scores(slot)
+        # index() finds the first of equal scores: the least name.
+        owner = self.names[scores.index(max(scores))]
+        self._owners[slot] = owner
+        return owner
+
+    def _scores(self, slot: int) -> Sequence[float]:
+        """One score for each of `names`."""
+        # On one four-byte block mmh3 is a bijection of its seed, so scores tie only where two names have the
+        # same 32-bit hash (1 in 8,600 among 1,000 nodes). The greater name then owns nothing; all is still
+        # correct.
+        block = slot.to_bytes(4, "little")
+        draws = [mmh3.hash(block, seed, False) for seed in self._seeds]
+        if not self._weighted:
+            # -w / ln(h) grows with h, so with equal weights the integers themselves give the same order.
+            return draws
+        # log() may differ in its last bit between C libraries. Hosts disagree on a slot only where two scores
+        # are that close, about 1 in 10**13, and then a key has two owners: an inaccuracy of the kind we
+        # accept.
+        return [weight / -math.log((draw + 0.5) / _DRAWS) for weight, draw in zip(self._weights, draws, strict=True)]

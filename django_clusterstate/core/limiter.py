@@ -1,0 +1,218 @@
+"""Three rate-limiting algorithms, as pure functions from (rule, state, cost, now) to a decision.
+
+Times are seconds on the owner's monotonic clock, as floats; `now` never goes backwards.
+
+Arithmetic in doubles is inexact, so an instant is taken as reached TOLERANCE before it: a hit at `now +
+retry_after` passes, and a bucket is full a period after it was emptied. Below a million hits a second that
+lets no extra hit through; above, it is held to half a hit.
+"""
+
+import enum
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "TOLERANCE",
+    "Algorithm",
+    "Decision",
+    "Rule",
+    "State",
+    "decide",
+    "decide_all",
+    "parse_rate",
+    "rebase",
+]
+
+# Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
+TOLERANCE: Final = 1e-6
+
+# An instant first, then counts; what they mean is the algorithm's. Opaque to all but this module.
+State: TypeAlias = tuple[Any, ...]
+Outcome: TypeAlias = tuple["Decision", State | None, float]
+
+
+class Algorithm(enum.IntEnum):
+    """How hits are counted. The numbers are on the wire."""
+
+    FIXED_WINDOW = 0
+    """`limit` hits in a window that opens at the key's first hit. Cheapest; up to twice the limit across the
+    end of a window."""
+    SLIDING_WINDOW = 1
+    """The last `period` seconds, estimated from two buckets: the previous one, weighted by how much of it the
+    window still covers, plus the current one."""
+    TOKEN_BUCKET = 2
+    """A burst of `limit`, refilled evenly at limit / period. Also known as a leaky bucket, or GCRA."""
+
+
+class Rule(msgspec.Struct, frozen=True, array_like=True):
+    """`limit` hits (>= 0; 0 denies all) per `period` seconds (> 0). Validated by whoever makes it."""
+
+    algorithm: Algorithm
+    limit: int
+    period: float
+
+
+class Decision(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to one hit. Durations are seconds."""
+
+    allowed: bool
+    limit: int
+    remaining: int
+    """Hits that would pass now, after this one; >= 0."""
+    reset_after: float
+    """Until the whole limit is available again, if nothing else hits."""
+    retry_after: float
+    """Until the same cost passes, if nothing else hits; 0 when allowed. The rule's period when it never
+    can."""
+
+
+def decide(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
+    """Decide one hit of `cost` at `now`, given the key's state (None: never hit, or forgotten).
+
+    Returns the decision, the state after it, and the seconds for which that state matters (its ttl; 0: forget
+    it). Store the state only if the hit is to count. A denied hit consumes nothing: its state equals the one
+    given.
+
+    Cost 0 is a peek: allowed unless the limit is 0, and it changes nothing; look at `remaining`.
+    A cost above the limit can never pass. A cost below 0 isn't looked for here; callers validate.
+    A state belongs to one rule: under another, use another key.
+    """
+    if not rule.limit:
+        return Decision(False, 0, 0, 0.0, rule.period), state, 0.0
+    return _ALGORITHMS[rule.algorithm](rule, state, cost, now)
+
+
+def decide_all(
+    rules: Sequence[Rule], states: Sequence[State | None], cost: int, now: float
+) -> tuple[list[Decision], list[tuple[State | None, float]] | None]:
+    """Decide one hit under several rules, all or nothing: it counts in each only if each allows it.
+
+    `states` holds one state per rule, in the same order. Returns one decision per rule, and the (state, ttl)
+    pairs to store; None instead when a rule denied. The other rules' decisions then say `allowed`, and what
+    remains of them with this hit not counted.
+    """
+    outcomes = [decide(rule, state, cost, now) for rule, state in zip(rules, states, strict=True)]
+    decisions = [decision for decision, _, _ in outcomes]
+    if all(decision.allowed for decision in decisions):
+        return decisions, [(state, ttl) for _, state, ttl in outcomes]
+    for i, decision in enumerate(decisions):
+        if decision.allowed:
+            decisions[i] = decide(rules[i], states[i], 0, now)[0]
+    return decisions, None
+
+
+def rebase(state: State, seconds: float) -> State:
+    """The same state on a clock that reads `seconds` more: a hand-off moves states between nodes, whose
+    monotonic clocks have nothing in common."""
+    return (state[0] + seconds, *state[1:])
+
+
+def parse_rate(text: str) -> tuple[int, float]:
+    """Parse "10/s", "100/h", "10/30s", "5/2m" to (limit, period in seconds). The grammar is
+    django-ratelimit's, N/[k]{s,m,h,d}, case-insensitive. ValueError for anything else."""
+    match = _RATE.fullmatch(text)
+    if match is None or (period := int(match[2] or 1) * _UNITS[match[3].lower()]) == 0:
+        raise ValueError(
+            f"{text!r} is not a rate; a rate is hits/period, the period a number (optional) of "
+            "s, m, h or d: '10/s', '100/h', '5/30s', '20/2m'"
+        )
+    return int(match[1]), float(period)
+
+
+# The digits are bounded so that a limit fits the wire's 64-bit integers.
+_RATE: Final = re.compile(r"([0-9]{1,15})/([0-9]{0,9})([smhd])", re.IGNORECASE)
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _slack(limit: int, period: float) -> float:
+    """TOLERANCE as hits at the rule's rate."""
+    slack = TOLERANCE * limit / period
+    return slack if slack < 0.5 else 0.5
+
+
+def _fixed_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
+    # State: (end of the window, hits in it).
+    limit = rule.limit
+    end, used = (now, 0) if state is None else state
+    left = end - now
+    if left <= TOLERANCE:
+        left, used = 0.0, 0
+    if used + cost > limit:
+        retry = rule.period if cost > limit else left
+        return Decision(False, limit, max(limit - used, 0), left, retry), state, left
+    if not cost:
+        return Decision(True, limit, limit - used, left, 0.0), state, left
+    if not used:
+        left = rule.period
+        end = now + left
+    used += cost
+    return Decision(True, limit, limit - used, left, 0.0), (end, used), left
+
+
+def _sliding_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
+    # State: (start of the current bucket, hits in the previous one, hits in the current one). Buckets follow
+    # each other from the key's first hit, so that the keys' buckets don't all turn at the same moment.
+    limit = rule.limit
+    period = rule.period
+    start, previous, current = (now, 0, 0) if state is None else state
+    elapsed = now - start
+    if elapsed >= period:
+        start += period
+        elapsed -= period
+        previous, current = current, 0
+        if elapsed >= period:
+            start, elapsed, previous = now, 0.0, 0
+    estimate = previous * (1.0 - elapsed / period) + current
+    room = limit - estimate + _slack(limit, period)
+    if cost and cost <= room:
+        reset = 2 * period - elapsed
+        return Decision(True, limit, int(room - cost), reset, 0.0), (start, previous, current + cost), reset
+    reset = 2 * period - elapsed if current else period - elapsed if previous else 0.0
+    remaining = int(room) if room > 0 else 0
+    if not cost:
+        return Decision(True, limit, remaining, reset, 0.0), state, reset
+    ceiling = limit - cost
+    if ceiling < 0:
+        retry = period
+    elif current <= ceiling:
+        # Passes within this bucket, once the weight of the previous one has fallen to (ceiling - current) /
+        # previous.
+        retry = period * (1.0 - (ceiling - current) / previous) - elapsed
+    else:
+        # Passes within the next bucket only, where this one is the previous.
+        retry = period * (2.0 - ceiling / current) - elapsed
+    return Decision(False, limit, remaining, reset, retry), state, reset
+
+
+def _token_bucket(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
+    # GCRA (ATM Forum TM 4.0; ITU-T I.371): a theoretical arrival time moves on by an emission interval,
+    # period / limit, at each hit, and may be ahead of now by a period at most. It is kept in two parts, (when
+    # the bucket was last full, hits since), because a float summed up hit by hit drifts, and then `limit`
+    # hits don't pass, or one more does.
+    limit = rule.limit
+    period = rule.period
+    since, hits = (now, 0) if state is None else state
+    owed = hits - (now - since) * limit / period
+    if owed <= 0:
+        since, hits, owed = now, 0, 0.0
+    room = limit - owed + _slack(limit, period)
+    if cost and cost <= room:
+        reset = (owed + cost) * period / limit
+        return Decision(True, limit, int(room - cost), reset, 0.0), (since, hits + cost), reset
+    reset = owed * period / limit
+    remaining = int(room) if room > 0 else 0
+    if not cost:
+        return Decision(True, limit, remaining, reset, 0.0), state, reset
+    retry = period if cost > limit else (owed + cost - limit) * period / limit
+    return Decision(False, limit, remaining, reset, retry), state, reset
+
+
+# Indexed by Algorithm.
+_ALGORITHMS: Final[tuple[Callable[[Rule, State | None, int, float], Outcome], ...]] = (
+    _fixed_window,
+    _sliding_window,
+    _token_bucket,
+)

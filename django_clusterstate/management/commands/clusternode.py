@@ -1,0 +1,185 @@
+"""`manage.py clusternode`: runs this host's node."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any
+
+from channels.layers import channel_layers
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
+from django.dispatch import Signal
+
+from ... import conf, signals
+from ...core.membership import Change, Membership
+from ...core.messages import State
+from ...discovery import make_discovery
+from ...layers import ClusterChannelLayer
+from ...models import NodeAddress
+from ...node.config import NodeConfig, NodeError
+from ...node.node import Node
+
+OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
+    "name": "NODE_NAME",
+    "bind": "BIND",
+    "advertise": "ADVERTISE",
+    "socket": "SOCKET",
+    "discovery": "DISCOVERY",
+}
+_SIGNALS: dict[State, Signal] = {
+    State.ALIVE: signals.member_up,
+    State.SUSPECT: signals.member_suspect,
+    State.DOWN: signals.member_down,
+    State.LEAVING: signals.member_left,
+}
+_QUEUED_CHANGES = 10_000
+
+logger = logging.getLogger("django_clusterstate.node")
+
+
+class Command(BaseCommand):
+    help = "Runs this host's node of the cluster. Stops on SIGTERM or Ctrl-C, at once on the second one."
+    requires_system_checks = ()  # the node must start where a web process's check would fail
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--name", help="the node's name, unique in the cluster (default: the host name)")
+        parser.add_argument("--bind", metavar="HOST:PORT", help="where peers and other hosts connect")
+        parser.add_argument("--advertise", metavar="HOST:PORT", help="where they reach us, if it isn't --bind")
+        parser.add_argument("--socket", metavar="PATH", help="where the processes of this host connect")
+        parser.add_argument(
+            "--discovery", metavar="WHERE", help="'database', 'dns://NAME:PORT' or 'HOST:PORT,HOST:PORT'"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        _set_up_logging()
+        try:
+            settings = conf.use_options(
+                {entry: options[option] for option, entry in OPTIONS.items() if options[option]}
+            )
+            _refuse_weak_secret(settings)
+            node = _make_node(settings)
+            _run(node)
+        except (ImproperlyConfigured, NodeError, ValueError) as error:
+            raise CommandError(str(error)) from error
+
+
+def _refuse_weak_secret(settings: conf.Settings) -> None:
+    if settings.secret_problem and not settings.bind.is_loopback:
+        raise NodeError(
+            f"The secret is too weak for {settings.bind}, which other hosts can reach: {settings.secret_problem}. "
+            "Set CLUSTERSTATE_SECRET to a long random string, the same on each host."
+        )
+
+
+def _make_node(settings: conf.Settings) -> Node:
+    config = NodeConfig(
+        name=settings.node_name,
+        cluster=settings.cluster,
+        bind=settings.bind,
+        advertise=settings.advertise,
+        socket=settings.socket,
+        link_keys=settings.link_keys,
+        channel_keys=settings.channel_keys,
+        timings=settings.timings,
+        weight=settings.weight,
+        cache_max_bytes=settings.cache_max_bytes,
+        limits_max_bytes=settings.limits_max_bytes,
+    )
+    discovery = None
+    if settings.channel_layer is None or settings.discovery != "database":
+        if settings.discovery == "database":
+            _check_migrated()
+        discovery = make_discovery(settings.discovery, config.name, config.cluster, str(config.advertise))
+    return Node(config, os.urandom(16), _channel_layer(settings), discovery, ChangeSignals())
+
+
+def _check_migrated() -> None:
+    try:
+        NodeAddress.objects.exists()
+    except DatabaseError as error:
+        raise NodeError(
+            f"Discovery needs its table in the database ({error}). Run: manage.py migrate. "
+            "Or choose another way with --discovery."
+        ) from error
+
+
+def _channel_layer(settings: conf.Settings) -> Any:
+    if settings.channel_layer is None:
+        return ClusterChannelLayer()
+    try:
+        return channel_layers[settings.channel_layer]
+    except Exception as error:
+        raise NodeError(f"CLUSTERSTATE['CHANNEL_LAYER'] is {settings.channel_layer!r}: {error}") from error
+
+
+class ChangeSignals:
+    """Sends the signals, in order, from a thread: a receiver that blocks holds up no heartbeat."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Change] = asyncio.Queue(_QUEUED_CHANGES)
+        self._task: asyncio.Task[None] | None = None
+
+    def __call__(self, change: Change) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait(change)
+
+    async def _run(self) -> None:
+        while True:
+            change = await self._queue.get()
+            await asyncio.to_thread(_send_signal, change)
+
+
+def _send_signal(change: Change) -> None:
+    sent = _SIGNALS.get(change.new)
+    if sent is None or (change.old, change.new) == (State.SUSPECT, State.ALIVE):
+        return
+    for receiver, result in sent.send_robust(sender=Membership, identity=change.identity, old=change.old):
+        if isinstance(result, Exception):
+            logger.error("receiver %r of a cluster signal failed", receiver, exc_info=result)
+
+
+def _run(node: Node) -> None:
+    factory = _loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_run_until_signalled(node))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - it doesn't exist on every platform
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _run_until_signalled(node: Node) -> None:
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)  # asked twice: at once
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(signum, on_signal)
+    await node.run(stop)
+
+
+def _set_up_logging() -> None:
+    """The node's lines go to stderr, unless the project's LOGGING says where."""
+    root = logging.getLogger("django_clusterstate")
+    if not root.hasHandlers():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(handler)
+    if root.level == logging.NOTSET:
+        root.setLevel(logging.INFO)

@@ -1,0 +1,28 @@
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+
+class NodeAddress(models.Model):
+    """Where a node said that it listens: how the first links are found. See `discovery.DatabaseDiscovery`."""
+
+    name = models.CharField(max_length=100)
+    cluster = models.CharField(max_length=60)
+    address = models.CharField(max_length=255)
+    seen = models.DateTimeField(db_index=True)
+
+    class Meta:
+        default_permissions = ()
+        constraints = (models.UniqueConstraint(fields=("cluster", "name"), name="clusterstate_one_address_a_node"),)
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.address}"
+
+
+class Cluster(models.Model):
+    """Stands for the cluster in the admin and in permissions; it has no table, since the nodes hold its state."""
+
+    class Meta:
+        managed = False
+        default_permissions = ("view",)
+        verbose_name = _("cluster")
+        verbose_name_plural = _("Cluster")

@@ -1,0 +1,32 @@
+"""What a node is told at its start."""
+
+from dataclasses import dataclass
+
+from ..core.membership import Timings
+from ..wire.address import TcpAddress, UnixAddress
+
+
+class NodeError(Exception):
+    """The node can't start; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """Sizes in bytes, times in seconds.
+
+    `link_keys` and `channel_keys` are derived from the secrets, the newest first. `advertise` is where the others
+    reach us. `socket` is where the processes of this host do.
+    """
+
+    name: str
+    cluster: str
+    bind: TcpAddress
+    advertise: TcpAddress
+    socket: UnixAddress | TcpAddress
+    link_keys: tuple[bytes, ...]
+    channel_keys: tuple[bytes, ...]
+    timings: Timings
+    weight: float = 1.0
+    cache_max_bytes: int = 256 * 1024 * 1024
+    limits_max_bytes: int = 64 * 1024 * 1024
+    drain: float = 2.0  # how long a node that leaves serves on, for those who haven't heard yet

@@ -1,0 +1,250 @@
+"""What a node does with each request. No sockets: a request and where later answers go in, a reply out."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .. import __version__
+from ..core.hrw import Rendezvous
+from ..core.limiter import State, decide_all
+from ..core.membership import Membership
+from ..core.store import Store
+from ..wire import messages as wire
+from .channels import Channels
+from .config import NodeConfig
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_INT64 = range(-(2**63), 2**63)
+_STATE_BYTES = 144  # a limit's state: a tuple of an instant and one or two counts
+
+Push = Callable[[wire.Reply], None]
+
+
+def _state_bytes(state: State) -> int:
+    return _STATE_BYTES
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM, from the kernel."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * _PAGE
+
+
+class Peers(Protocol):
+    """What a handler needs of the links."""
+
+    def fan_out(self, message: wire.Deliver) -> None: ...
+    def forward(self, tag: str, message: wire.Forward) -> None: ...
+
+
+class Handler:
+    """Answers requests from this node's memory."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        membership: Membership,
+        clock: Callable[[], float],
+        peers: Peers,
+    ) -> None:
+        self.stats = wire.Stats()
+        self.membership = membership
+        self.channels = Channels()
+        self.cache: Store[wire.Value] = Store(config.cache_max_bytes, size_of=sys.getsizeof)
+        self.limits: Store[State] = Store(config.limits_max_bytes, size_of=_state_bytes)
+        self._config = config
+        self._clock = clock
+        self._peers = peers
+        self._tag = wire.channel_tag(config.name)
+        self._placed = Rendezvous({})
+        self._placed_epoch = 0
+        self._methods: dict[type, Callable[[Any], wire.Reply | None]] = {
+            wire.Get: self._get,
+            wire.Set: self._set,
+            wire.Touch: self._touch,
+            wire.Delete: self._delete,
+            wire.Incr: self._incr,
+            wire.Clear: self._clear,
+            wire.Hit: self._hit,
+            wire.GetView: self._get_view,
+            wire.Ping: self._ping,
+            wire.GetStatus: self._get_status,
+            wire.Send: self._send,
+            wire.GroupAdd: self._group_add,
+            wire.GroupDiscard: self._group_discard,
+            wire.GroupSend: self._group_send,
+            wire.Deliver: self._deliver,
+            wire.Forward: self._forwarded,
+            wire.Flush: self._flush,
+        }
+
+    @property
+    def epoch(self) -> int:
+        return self.membership.view.epoch
+
+    def handle(self, request: wire.Request, connection: object, push: Push) -> wire.Reply | None:
+        """The reply, or None where none is due now: `push` is called with it later, or it has none."""
+        self.stats.requests += 1
+        if isinstance(request, wire.Receive):
+            self._receive(request, connection, push)
+            return None
+        return self._methods[type(request)](request)
+
+    def close(self, connection: object) -> None:
+        """The connection is gone, and so is what waits for its sake."""
+        self.channels.forget(connection)
+
+    def tick(self) -> None:
+        """Frees what has expired, a little at a time."""
+        now = self._clock()
+        self.cache.expire(now)
+        self.limits.expire(now)
+        self.channels.tick(now)
+
+    def forget_cache(self) -> None:
+        """Others have served our keys meanwhile: what we hold is old."""
+        self.cache = Store(self._config.cache_max_bytes, size_of=sys.getsizeof)
+
+    # -- cache ----------------------------------------------------------------------------------------------
+
+    def _get(self, request: wire.Get) -> wire.Reply:
+        now = self._clock()
+        get = self.cache.get
+        values = [get(key, now) for key in request.keys]
+        misses = values.count(None)
+        self.stats.misses += misses
+        self.stats.hits += len(values) - misses
+        return wire.Values(self.epoch, values)
+
+    def _set(self, request: wire.Set) -> wire.Reply:
+        now, ttl = self._clock(), request.ttl
+        store = self.cache.add if request.absent else self.cache.set
+        return wire.Flags(self.epoch, [store(key, value, ttl, now) for key, value in request.items])
+
+    def _touch(self, request: wire.Touch) -> wire.Reply:
+        now, ttl = self._clock(), request.ttl
+        return wire.Flags(self.epoch, [self.cache.touch(key, ttl, now) for key in request.keys])
+
+    def _delete(self, request: wire.Delete) -> wire.Reply:
+        now = self._clock()
+        return wire.Flags(self.epoch, [self.cache.delete(key, now) for key in request.keys])
+
+    def _incr(self, request: wire.Incr) -> wire.Reply:
+        now = self._clock()
+        value = self.cache.get(request.key, now)
+        if value is None:
+            return wire.Number(self.epoch, None)
+        if isinstance(value, bytes) or value + request.delta not in _INT64:
+            self.stats.failures += 1
+            return wire.Failed(self.epoch, wire.NOT_AN_INTEGER)
+        self.cache.replace(request.key, value + request.delta, now)
+        return wire.Number(self.epoch, value + request.delta)
+
+    def _clear(self, request: wire.Clear) -> wire.Reply:
+        self.cache.clear(request.namespace, self._clock())
+        return wire.Done(self.epoch)
+
+    # -- limits ---------------------------------------------------------------------------------------------
+
+    def _hit(self, request: wire.Hit) -> wire.Reply:
+        now = self._clock()
+        keys = [b"%b\0%d/%d/%r" % (request.key, r.algorithm, r.limit, r.period) for r in request.rules]
+        states = [self.limits.get(key, now) for key in keys]
+        decisions, counted = decide_all(request.rules, states, request.cost, now)
+        if counted is None:
+            self.stats.denied += 1
+        else:
+            self.stats.allowed += 1
+            for key, (state, ttl) in zip(keys, counted, strict=True):
+                if state is not None:
+                    self.limits.set(key, state, ttl, now)
+        return wire.Decided(self.epoch, decisions)
+
+    # -- the cluster ----------------------------------------------------------------------------------------
+
+    def _get_view(self, request: wire.GetView) -> wire.Reply:
+        view = self.membership.view
+        return wire.Viewed(view.epoch, view.members, self.membership.me.name)
+
+    def _ping(self, request: wire.Ping) -> wire.Reply:
+        return wire.Pong(self.epoch, self.membership.me)
+
+    def _get_status(self, request: wire.GetStatus) -> wire.Reply:
+        now, membership, stats = self._clock(), self.membership, self.stats
+        stats.cache_entries, stats.cache_bytes = self.cache.entries, self.cache.bytes
+        stats.cache_evictions = self.cache.evictions
+        stats.limit_entries, stats.limit_bytes = self.limits.entries, self.limits.bytes
+        stats.limit_evictions = self.limits.evictions
+        stats.channel_messages = self.channels.taken
+        members = tuple(
+            wire.MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch)
+            for m in membership.members.values()
+        )
+        return wire.Status(
+            self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
+            __version__, resident_bytes(), members, stats,
+        )  # fmt: skip
+
+    # -- channels -------------------------------------------------------------------------------------------
+
+    def _send(self, request: wire.Send) -> wire.Reply:
+        # Who sends to a channel that isn't a process's own has chosen this node by its name.
+        here = not wire.tag_of(request.channel)
+        if self._put(request, here=here):
+            return wire.Done(self.epoch)
+        return wire.Failed(self.epoch, wire.CHANNEL_FULL)
+
+    def _forwarded(self, request: wire.Forward) -> None:
+        self._put(request, here=True)
+
+    def _put(self, message: wire.Send | wire.Forward, *, here: bool) -> bool:
+        """Puts the message where its channel lives. False when that is here and full."""
+        home = "" if here else self._home(message.channel)
+        if home:
+            self._peers.forward(home, wire.Forward(message.channel, message.payload, message.expiry, message.capacity))
+            return True
+        return self.channels.send(message.channel, message.payload, message.expiry, message.capacity, self._clock())
+
+    def _home(self, channel: str) -> str:
+        """The tag of the node where a channel lives; empty when it is here."""
+        tag = wire.tag_of(channel)
+        if not tag:
+            owner = self._rendezvous().owner(channel.encode())
+            tag = wire.channel_tag(owner) if owner is not None else ""
+        return "" if tag == self._tag else tag
+
+    def _rendezvous(self) -> Rendezvous:
+        view = self.membership.view
+        if view.epoch != self._placed_epoch:
+            self._placed = Rendezvous({member.name: member.weight for member in view.members})
+            self._placed_epoch = view.epoch
+        return self._placed
+
+    def _receive(self, request: wire.Receive, connection: object, push: Push) -> None:
+        def deliver(channel: str, payload: bytes | None) -> None:
+            push(wire.Received(self.epoch, channel, payload))
+
+        self.channels.receive(connection, request.queue, deliver, request.wait, self._clock())
+
+    def _group_add(self, request: wire.GroupAdd) -> wire.Reply:
+        self.channels.group_add(request.group, request.channel, request.expiry, self._clock())
+        return wire.Done(self.epoch)
+
+    def _group_discard(self, request: wire.GroupDiscard) -> wire.Reply:
+        self.channels.group_discard(request.group, request.channel)
+        return wire.Done(self.epoch)
+
+    def _group_send(self, request: wire.GroupSend) -> wire.Reply:
+        message = wire.Deliver(request.group, request.payload, request.expiry, request.capacity)
+        self._deliver(message)
+        self._peers.fan_out(message)
+        return wire.Done(self.epoch)
+
+    def _deliver(self, request: wire.Deliver) -> None:
+        for channel in self.channels.group(request.group, self._clock()):
+            self._put(wire.Forward(channel, request.payload, request.expiry, request.capacity), here=False)
+
+    def _flush(self, request: wire.Flush) -> wire.Reply:
+        self.channels.flush()
+        return wire.Done(self.epoch)

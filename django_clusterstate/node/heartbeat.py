@@ -1,0 +1,157 @@
+"""Heartbeats through a Django Channels group: sending ours, hearing theirs.
+
+Knows only the channel-layer API, so any layer between the hosts will do.
+"""
+
+import asyncio
+import hmac
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ..core.membership import Membership
+from ..core.messages import Heartbeat
+
+JITTER = 0.1
+RENEW_EVERY = 20.0  # seconds between renewals of our place in the group: a layer that restarted has forgotten it
+RETRY_AFTER = 0.5  # seconds, when the layer fails
+LAYER_TIMEOUT = 2.0  # seconds that one call of the layer may take
+
+_decode = msgspec.msgpack.Decoder(Heartbeat).decode
+
+
+class ChannelLayer(Protocol):
+    """What is used of the channel-layer specification."""
+
+    async def new_channel(self, prefix: str = ...) -> str: ...
+    async def send(self, channel: str, message: dict[str, Any]) -> None: ...
+    async def receive(self, channel: str) -> dict[str, Any]: ...
+    async def group_add(self, group: str, channel: str) -> None: ...
+    async def group_discard(self, group: str, channel: str) -> None: ...
+    async def group_send(self, group: str, message: dict[str, Any]) -> None: ...
+
+
+def seal(beat: Heartbeat, key: bytes) -> dict[str, Any]:
+    """The channel message for a heartbeat, signed."""
+    body = msgspec.msgpack.encode(beat)
+    return {"type": "clusterstate.heartbeat", "body": body, "mac": hmac.digest(key, body, "sha256")}
+
+
+def unseal(message: dict[str, Any], keys: Sequence[bytes]) -> Heartbeat | None:
+    """The heartbeat, or None when it wasn't signed with one of our secrets; then nothing of it is decoded."""
+    body, mac = message.get("body"), message.get("mac")
+    if not isinstance(body, bytes) or not isinstance(mac, bytes):
+        return None
+    if not any(hmac.compare_digest(hmac.digest(key, body, "sha256"), mac) for key in keys):
+        return None
+    try:
+        return _decode(body)
+    except msgspec.DecodeError:
+        return None
+
+
+class Heartbeats:
+    """Runs until cancelled.
+
+    `on_heard(beat)` is called for each authentic heartbeat; `report` is told once when the layer fails and once when
+    it works again.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        layer: ChannelLayer,
+        group: str,
+        keys: Sequence[bytes],
+        clock: Callable[[], float],
+        on_heard: Callable[[Heartbeat], None],
+        report: Callable[[str], None],
+    ) -> None:
+        self.forged = 0  # messages that weren't signed with our secret
+        self._membership = membership
+        self._layer = layer
+        self._group = group
+        self._keys = keys
+        self._clock = clock
+        self._on_heard = on_heard
+        self._report = report
+        self._failure = ""
+        self._channel = ""
+        self._soon = asyncio.Event()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._send_forever(), name="heartbeats out")
+            tasks.create_task(self._receive_forever(), name="heartbeats in")
+
+    def beat_soon(self) -> None:
+        """Doesn't wait for the next interval: somebody new can hear us."""
+        self._soon.set()
+
+    async def beat(self) -> None:
+        """One heartbeat to everybody, now. A failing layer is reported, not raised."""
+        beat = self._membership.heartbeat(self._clock(), self._channel)
+        await self._attempt(self._layer.group_send(self._group, seal(beat, self._keys[0])))
+
+    async def answer(self, channel: str) -> None:
+        """One heartbeat to a single node, by the channel that its own heartbeat named."""
+        beat = self._membership.heartbeat(self._clock(), self._channel)
+        await self._attempt(self._layer.send(channel, seal(beat, self._keys[0])))
+
+    async def _send_forever(self) -> None:
+        interval = self._membership.timings.heartbeat
+        while True:
+            await self.beat()
+            self._soon.clear()
+            try:
+                async with asyncio.timeout(interval * random.uniform(1 - JITTER, 1 + JITTER)):
+                    await self._soon.wait()
+                    await asyncio.sleep(interval / 10)  # many may be new at once: one heartbeat serves them all
+            except TimeoutError:
+                pass
+
+    async def _receive_forever(self) -> None:
+        renewed = 0.0
+        while True:
+            try:
+                if not self._channel or self._clock() - renewed > RENEW_EVERY:
+                    async with asyncio.timeout(LAYER_TIMEOUT):
+                        self._channel = self._channel or await self._layer.new_channel()
+                        await self._layer.group_add(self._group, self._channel)
+                    renewed = self._clock()
+                async with asyncio.timeout(RENEW_EVERY):
+                    self._take_in(await self._layer.receive(self._channel))
+            except TimeoutError:
+                continue
+            except Exception as error:  # a layer may raise anything; none of it may end the node
+                self._note(error)
+                renewed = 0.0
+                await asyncio.sleep(RETRY_AFTER)
+
+    def _take_in(self, message: dict[str, Any]) -> None:
+        beat = unseal(message, self._keys)
+        if beat is None:
+            self.forged += 1
+        else:
+            self._on_heard(beat)
+
+    async def _attempt(self, call: Any) -> None:
+        try:
+            async with asyncio.timeout(LAYER_TIMEOUT):
+                await call
+        except Exception as error:  # as above
+            self._note(error)
+        else:
+            self._note(None)
+
+    def _note(self, error: Exception | None) -> None:
+        failure = f"{type(error).__name__}: {error}" if error is not None else ""
+        if bool(failure) != bool(self._failure):
+            self._report(
+                f"the channel layer fails, so no heartbeats pass: {failure}"
+                if failure
+                else "the channel layer works again"
+            )
+        self._failure = failure

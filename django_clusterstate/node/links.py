@@ -1,0 +1,160 @@
+"""The links of a node: one outgoing connection to each peer, dialled again for ever."""
+
+import asyncio
+import random
+import socket
+from collections.abc import Callable, Iterable, Sequence
+
+from ..core.messages import Identity
+from ..exceptions import ProtocolError, Unavailable
+from ..wire.address import TcpAddress, parse_tcp
+from ..wire.aio import AsyncConnection, connect
+from ..wire.framing import frame
+from ..wire.messages import Deliver, Forward, Ping, Pong, channel_tag, encode
+
+DIAL_TIMEOUT = 1.0
+REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
+MAX_LINKS = 1024
+UNWANTED_AFTER = 60.0  # an address that nobody has named for so long, and that doesn't answer, is dropped
+USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for so long has lost us: dial afresh
+
+_PING = frame(encode(Ping()))
+
+
+class Links:
+    """Keeps a link to every wanted address but our own.
+
+    `on_open(identity)` is called when a peer has answered; `on_refused(identity)` when its link was closed and a
+    fresh dial was refused, which says that its process is gone. `report` is told in words of peers that refuse us.
+    """
+
+    def __init__(
+        self,
+        me: Identity,
+        keys: Sequence[bytes],
+        clock: Callable[[], float],
+        on_open: Callable[[Identity], None],
+        on_refused: Callable[[Identity], None],
+        report: Callable[[str], None],
+    ) -> None:
+        self.me = me
+        self.keys = keys
+        self.on_open = on_open
+        self.on_refused = on_refused
+        self.report = report
+        self.dropped = 0  # messages that found a link closed or too slow
+        self._clock = clock
+        self._links: dict[str, Link] = {}
+        self._ours: set[str] = {me.address}
+
+    def want(self, addresses: Iterable[str]) -> None:
+        """Links to these addresses too; those known already are kept for longer."""
+        now = self._clock()
+        for address in addresses:
+            link = self._links.get(address)
+            if link is not None:
+                link.wanted = now
+            elif address not in self._ours and len(self._links) < MAX_LINKS:
+                self._links[address] = Link(self, parse_tcp(address), now)
+
+    def fan_out(self, message: Deliver) -> None:
+        data = frame(encode(message))
+        for link in self._links.values():
+            if link.identity is not None and not (link.connection and link.connection.cast(data)):
+                self.dropped += 1
+
+    def forward(self, tag: str, message: Forward) -> None:
+        """To the peer with this tag (see `channel_tag`)."""
+        data = frame(encode(message))
+        for link in self._links.values():
+            if link.identity is not None and channel_tag(link.identity.name) == tag:
+                if link.connection and link.connection.cast(data):
+                    return
+                break
+        self.dropped += 1
+
+    def reset(self, address: str) -> None:
+        """Closes the link and dials afresh: what waits in a connection to a lost host may wait for long."""
+        link = self._links.get(address)
+        if link is not None and link.connection is not None:
+            link.connection.close()
+
+    def tick(self) -> None:
+        now = self._clock()
+        for address, link in list(self._links.items()):
+            if link.task.done() or (link.connection is None and now - link.wanted > UNWANTED_AFTER):
+                link.task.cancel()
+                del self._links[address]
+
+    def is_ours(self, address: TcpAddress) -> None:
+        """It was ourselves who answered there."""
+        self._ours.add(str(address))
+
+    async def close(self) -> None:
+        tasks = [link.task for link in self._links.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._links.clear()
+
+
+class Link:
+    """One address, dialled until it answers, and again when it is lost."""
+
+    def __init__(self, links: Links, address: TcpAddress, now: float) -> None:
+        self.wanted = now
+        self.identity: Identity | None = None
+        self.connection: AsyncConnection | None = None
+        self._links = links
+        self._address = address
+        self._complaint = ""
+        self.task = asyncio.create_task(self._run(), name=f"link to {address}")
+
+    async def _run(self) -> None:
+        pause = REDIAL[0]
+        try:
+            while True:
+                lost = asyncio.Event()
+                if await self._dial(lost):
+                    if self.identity is None:
+                        return
+                    pause = REDIAL[0]
+                    await lost.wait()
+                    self.connection = None
+                    continue
+                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+                pause = min(pause * 2, REDIAL[1])
+        finally:
+            if self.connection is not None:
+                self.connection.close()
+
+    async def _dial(self, lost: asyncio.Event) -> bool:
+        """Whether somebody answered; `identity` stays None if it was ourselves."""
+        links = self._links
+        try:
+            connection = await connect(self._address, links.keys, DIAL_TIMEOUT, on_close=lost.set)
+            connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+            pong = await connection.request(_PING)
+        except ProtocolError as error:
+            self._complain(str(error))
+            return False
+        except Unavailable as error:
+            if isinstance(error.__cause__, ConnectionRefusedError) and self.identity is not None:
+                gone, self.identity = self.identity, None
+                links.on_refused(gone)
+            return False
+        assert isinstance(pong, Pong)
+        self._complaint = ""
+        if pong.identity.boot == links.me.boot:
+            links.is_ours(self._address)
+            self.identity = None
+            connection.close()
+            return True
+        self.identity, self.connection = pong.identity, connection
+        links.on_open(pong.identity)
+        return True
+
+    def _complain(self, text: str) -> None:
+        if text != self._complaint:  # once, not at each dial
+            self._complaint = text
+            self._links.report(text)

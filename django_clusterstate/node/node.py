@@ -1,0 +1,203 @@
+"""The daemon: one node of the cluster, from its start to its leave."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+
+from ..core.membership import Change, Membership, Outcome
+from ..core.messages import Heartbeat, Identity, State
+from .config import NodeConfig
+from .discovery import Discovery
+from .handler import Handler
+from .heartbeat import ChannelLayer, Heartbeats
+from .links import Links
+from .server import Server
+
+TICK = 0.1
+DISCOVERY_TIMEOUT = 10.0
+REPORT_EVERY = 10.0  # seconds between two log lines about strangers, however many there are
+
+logger = logging.getLogger("django_clusterstate.node")
+
+
+class Node:
+    """Serves its sockets, keeps its links, and its membership by heartbeats over `layer`.
+
+    `on_change(change)` is told of every state change of a member, this node's own included, in order.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        boot: bytes,
+        layer: ChannelLayer,
+        discovery: Discovery | None,
+        on_change: Callable[[Change], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self._clock = clock
+        self._discovery = discovery
+        self._on_change = on_change
+        me = Identity(config.name, boot, str(config.advertise), config.weight)
+        self.membership = Membership(me, config.timings, clock())
+        self.links = Links(
+            me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused, report=logger.warning
+        )
+        self.handler = Handler(config, self.membership, clock, self.links)
+        self.server = Server(self.handler, config.link_keys, report=self._report_stranger)
+        self.heartbeats = Heartbeats(
+            self.membership,
+            layer,
+            f"clusterstate.{config.cluster}",
+            config.channel_keys,
+            clock,
+            on_heard=self._heard,
+            report=logger.warning,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._isolated = False
+        self._discovery_failure = ""
+        self._reported = -REPORT_EVERY
+        self._unreported = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set, then leaves. Raises `NodeError` when a socket can't be had."""
+        try:
+            await self.server.listen(self.config.socket)
+            await self.server.listen(self.config.bind)
+            logger.info("node %s serves %s and %s", self.config.name, self.config.bind, self.config.socket)
+            for work in (self.heartbeats.run(), self._tick_forever(), self._discover_forever()):
+                self._spawn(work)
+            await stop.wait()
+            await self._leave()
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.links.close()
+            self.server.close()
+
+    async def _leave(self) -> None:
+        """Says so before anything else, then serves on for those who haven't heard yet."""
+        self._act(self.membership.leave())
+        await self.heartbeats.beat()
+        if self._discovery is not None:
+            self._spawn(self._withdraw(self._discovery))
+        if self.membership.view.members:
+            await asyncio.sleep(self.config.drain)
+        self._act(self.membership.leave_done())
+        await self.heartbeats.beat()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the node failed", exc_info=error)
+
+    # -- what happens ---------------------------------------------------------------------------------------
+
+    def _heard(self, beat: Heartbeat) -> None:
+        if beat.identity.boot != self.membership.me.boot:
+            self.handler.stats.heartbeats_heard += 1
+            self.links.want([beat.identity.address])
+            self.links.want(s.address for s in beat.sightings if s.state not in (State.DOWN, State.LEFT))
+        outcome = self.membership.heard(beat, self._clock())
+        self._act(outcome)
+        if outcome.answer and beat.channel:
+            self._spawn(self.heartbeats.answer(beat.channel))
+
+    def _link_opened(self, peer: Identity) -> None:
+        member = self.membership.members.get(peer.name)
+        if member is None or member.identity.boot != peer.boot or member.state is State.DOWN:
+            self.heartbeats.beat_soon()
+
+    def _peer_refused(self, peer: Identity) -> None:
+        self._act(self.membership.refused(peer.name, peer.boot, self._clock()))
+
+    async def _tick_forever(self) -> None:
+        slow = 0
+        while True:
+            await asyncio.sleep(TICK)
+            self._act(self.membership.tick(self._clock()))
+            slow = (slow + 1) % 10
+            if not slow:
+                self.handler.tick()
+                self.links.tick()
+                stats = self.handler.stats
+                stats.heartbeats_dropped = self.membership.dropped + self.heartbeats.forged
+                stats.channel_dropped = self.handler.channels.dropped + self.links.dropped
+
+    async def _discover_forever(self) -> None:
+        if self._discovery is None:
+            return
+        while True:
+            try:
+                async with asyncio.timeout(DISCOVERY_TIMEOUT):
+                    self.links.want(await self._discovery.addresses())
+                failure = ""
+            except Exception as error:  # a resolver or a database may raise anything; no member is lost by it
+                failure = f"{type(error).__name__}: {error}"
+            if bool(failure) != bool(self._discovery_failure):
+                logger.warning("discovery fails, it is tried again: %s", failure) if failure else logger.warning(
+                    "discovery works again"
+                )
+            self._discovery_failure = failure
+            await asyncio.sleep(self._discovery.interval)
+
+    async def _withdraw(self, discovery: Discovery) -> None:
+        try:
+            async with asyncio.timeout(self.config.drain):
+                await discovery.withdraw()
+        except Exception as error:  # as above; the entry grows old by itself
+            logger.info("discovery could not be told of the leave: %s", error)
+
+    # -- what comes of it -----------------------------------------------------------------------------------
+
+    def _act(self, outcome: Outcome) -> None:
+        if outcome.stalled:
+            logger.warning("this node was stopped for %.1f s; nobody is judged by that silence", outcome.stalled)
+            if outcome.stalled > self.config.timings.down_after:
+                self.handler.forget_cache()
+        if outcome.namesake:
+            logger.error(
+                "another node at %s has our name %s: give each its own CLUSTERSTATE_NODE_NAME",
+                outcome.namesake,
+                self.membership.me.name,
+            )
+        if self.membership.isolated != self._isolated:
+            self._isolated = self.membership.isolated
+            logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
+        for change in outcome.changes:
+            self._log(change)
+            if change.new is State.DOWN:
+                self.links.reset(change.identity.address)
+            self._on_change(change)
+
+    def _log(self, change: Change) -> None:
+        view = self.membership.view
+        logger.log(
+            logging.WARNING if change.new in (State.SUSPECT, State.DOWN) else logging.INFO,
+            "member %s (%s) %s -> %s; %d serving, epoch %016x",
+            change.identity.name,
+            change.identity.address,
+            change.old or "unknown",
+            change.new,
+            len(view.members),
+            view.epoch,
+        )
+
+    def _report_stranger(self, text: str) -> None:
+        """Log lines about strangers are rationed: a flood of them must not flood the log."""
+        now = self._clock()
+        if now - self._reported < REPORT_EVERY:
+            self._unreported += 1
+            return
+        more = f" (and {self._unreported} others)" if self._unreported else ""
+        logger.warning("%s%s", text, more)
+        self._reported, self._unreported = now, 0

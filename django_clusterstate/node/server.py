@@ -1,0 +1,208 @@
+"""The sockets of a node: who may connect, how much they may send, and the way of a request to its reply."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from ..exceptions import ProtocolError
+from ..wire.address import Address, TcpAddress, UnixAddress
+from ..wire.blocking import check_unix_peer
+from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
+from ..wire.handshake import NodeHandshake
+from ..wire.messages import Reply, decode_request, encode
+from .config import NodeError
+from .handler import Handler
+
+MAX_CONNECTIONS = 4096
+MAX_STRANGERS = 64  # connections that haven't proved themselves yet
+AUTHENTICATE_WITHIN = 5.0  # seconds
+MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that the other side doesn't read
+
+
+class Server:
+    """Listens, and serves `handler` to whoever is entitled.
+
+    `report` is told, in words, of each connection that was turned away for cause.
+    """
+
+    def __init__(self, handler: Handler, keys: Sequence[bytes], report: Callable[[str], None]) -> None:
+        self.handler = handler
+        self.keys = keys
+        self.report = report
+        self.connections: set[Connection] = set()
+        self.strangers: set[Connection] = set()
+        self._servers: list[asyncio.Server] = []
+        self._socket_path: Path | None = None
+
+    async def listen(self, address: Address) -> None:
+        """Raises `NodeError` when the address can't be had."""
+        loop = asyncio.get_running_loop()
+        try:
+            if isinstance(address, UnixAddress):
+                server = await loop.create_unix_server(lambda: Connection(self, ()), sock=_bind_unix(address))
+                self._socket_path = Path(address.path)
+            else:
+                server = await loop.create_server(
+                    lambda: Connection(self, self.keys), address.host or None, address.port, reuse_address=True
+                )
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            what = "is taken: another node or program listens there" if taken else f"can't be had: {error}"
+            raise NodeError(f"{address} {what}. Choose another with --bind or --socket.") from error
+        self._servers.append(server)
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections | self.strangers):
+            connection.abort()
+        if self._socket_path is not None:
+            with contextlib.suppress(OSError):
+                self._socket_path.unlink()
+
+
+class Connection(asyncio.Protocol):
+    """One requester or peer. `keys` empty: a unix socket, whose other end the kernel names."""
+
+    def __init__(self, server: Server, keys: Sequence[bytes]) -> None:
+        self._server = server
+        self._handler = server.handler
+        self._trusted = not keys
+        self._handshake: NodeHandshake | None = NodeHandshake(keys)
+        self._deframer = Deframer(HANDSHAKE_LIMIT)
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        server = self._server
+        if len(server.strangers) >= MAX_STRANGERS or len(server.connections) >= MAX_CONNECTIONS:
+            self._turn_away("")
+            return
+        sock = self._transport.get_extra_info("socket")
+        if self._trusted and not check_unix_peer(sock):
+            self._turn_away("a process of another user tried our socket")
+            return
+        if not self._trusted:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server.strangers.add(self)
+        self._timer = asyncio.get_running_loop().call_later(AUTHENTICATE_WITHIN, self._turn_away, "")
+        # From this size on `pause_writing` is called.
+        self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
+        assert self._handshake is not None
+        self._transport.write(frame(self._handshake.challenge()))
+
+    def data_received(self, data: bytes) -> None:
+        out = []
+        try:
+            for payload in self._deframer.feed(data):
+                if self._handshake is not None:
+                    out.append(frame(self._shake_hands(payload)))
+                    continue
+                reply = self._handler.handle(decode_request(payload), self, self.push)
+                if reply is not None:
+                    out.append(frame(encode(reply)))
+        except (ProtocolError, msgspec.DecodeError) as error:
+            # To the peer's address, once: it is either a stranger or a bug, and both want to be seen.
+            self._turn_away(str(error))
+            return
+        if out and self._transport is not None:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _shake_hands(self, payload: memoryview) -> bytes:
+        assert self._handshake is not None
+        welcome = self._handshake.receive(payload)
+        self._handshake = None
+        self._deframer.limit = MAX_FRAME
+        self._server.strangers.discard(self)
+        self._server.connections.add(self)
+        self._handler.stats.connections = len(self._server.connections)
+        if self._timer is not None:
+            self._timer.cancel()
+        return welcome
+
+    def push(self, reply: Reply) -> None:
+        """Sends a reply that was not due at once."""
+        if self._transport is not None:
+            self._transport.write(frame(encode(reply)))
+
+    def pause_writing(self) -> None:
+        self._turn_away("a requester doesn't read its replies")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._server.strangers.discard(self)
+        if self in self._server.connections:
+            self._server.connections.discard(self)
+            self._handler.stats.connections = len(self._server.connections)
+            self._handler.close(self)
+
+    def _turn_away(self, why: str) -> None:
+        self._handler.stats.refused += 1
+        if why:
+            peer = self._transport.get_extra_info("peername") if self._transport else None
+            self._server.report(f"closed a connection from {_readable(peer)}: {why}")
+        self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _readable(peer: object) -> str:
+    return str(TcpAddress(*peer[:2])) if isinstance(peer, tuple) else "the unix socket"
+
+
+def _bind_unix(address: UnixAddress) -> socket.socket:
+    """A socket that only our user can open, in a folder where nobody else can put one in its place."""
+    path = Path(address.path)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise NodeError(
+            f"the folder for the socket {path} can't be made: {error}. Choose another with --socket."
+        ) from error
+    folder = path.parent.stat()
+    if folder.st_uid not in (os.geteuid(), 0) or (folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX):
+        raise NodeError(
+            f"others can write to {path.parent}, so the socket isn't safe there. Choose another with --socket."
+        )
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o177)
+    try:
+        sock.bind(address.path)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Takes away the socket of a node that was killed; a running one keeps it."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise NodeError(f"{path} exists and is no socket. Choose another with --socket.")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            raise NodeError(f"{path} can't be taken over: {error}. Choose another with --socket.") from error
+        else:
+            raise NodeError(f"{path} is taken: a node serves it already. Stop it, or choose another with --socket.")

@@ -1,0 +1,177 @@
+"""One asyncio connection to a node: many requests at once, answered in order."""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import msgspec
+
+from ..exceptions import ProtocolError, Unavailable
+from .address import Address, UnixAddress
+from .blocking import check_unix_peer
+from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
+from .handshake import RequesterHandshake
+from .messages import Reply, decode_reply
+
+MAX_OUTPUT = 8 * 1024 * 1024
+
+
+class AsyncConnection(asyncio.Protocol):
+    """Made by `connect()`. Belongs to the event loop that made it.
+
+    `deadline` is seconds for each call. A call that gets no answer in time closes the connection, with all that
+    wait behind it, so a late answer can't be taken for another's.
+    """
+
+    def __init__(self, keys: Sequence[bytes], deadline: float, on_close: Callable[[], None] | None) -> None:
+        self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._deadline = deadline
+        self._on_close = on_close
+        self._handshake: RequesterHandshake | None = RequesterHandshake(keys)
+        self._challenged = False
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._deframer = Deframer(HANDSHAKE_LIMIT)
+        self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def request(self, data: bytes) -> "asyncio.Future[Reply]":
+        """Sends one framed request; the future brings its reply, or `Unavailable` or `ProtocolError`."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        if self.closed or self._transport is None:
+            future.set_exception(Unavailable("the connection is closed"))
+            return future
+        self._transport.write(data)
+        self._waiting.append((future, self._loop.time() + self._deadline))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._deadline, self._check_deadlines)
+        return future
+
+    def cast(self, data: bytes) -> bool:
+        """Sends one framed message that has no reply. False when the connection is closed, or too slow."""
+        if self.closed or self._transport is None:
+            return False
+        if self._transport.get_write_buffer_size() + len(data) > MAX_OUTPUT:
+            return False
+        self._transport.write(data)
+        return True
+
+    def set_option(self, level: int, option: int, value: int) -> None:
+        """Sets an option of the socket."""
+        if self._transport is not None:
+            self._transport.get_extra_info("socket").setsockopt(level, option, value)
+
+    def close(self) -> None:
+        self._fail(Unavailable("the connection was closed"))
+
+    def _check_deadlines(self) -> None:
+        # One timer a connection, not one a call: the oldest request is always the first in the queue.
+        self._timer = None
+        if not self._waiting:
+            return
+        remaining = self._waiting[0][1] - self._loop.time()
+        if remaining <= 0:
+            self._fail(Unavailable("no answer within the deadline"))
+        else:
+            self._timer = self._loop.call_later(remaining, self._check_deadlines)
+
+    # -- asyncio.Protocol -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._deframer.feed(data):
+                if self._handshake is not None:
+                    self._shake_hands(payload)
+                    continue
+                future, _ = self._waiting.popleft()
+                reply = decode_reply(payload)
+                if not future.done():  # it may have been cancelled
+                    future.set_result(reply)
+        except (ProtocolError, msgspec.DecodeError, IndexError) as error:
+            self._fail(ProtocolError(f"a reply that can't be read: {error}" if self._ready.done() else str(error)))
+
+    def _shake_hands(self, payload: memoryview) -> None:
+        assert self._handshake is not None
+        assert self._transport is not None
+        if not self._challenged:
+            self._challenged = True
+            self._transport.write(frame(self._handshake.receive_challenge(payload)))
+        else:
+            self._handshake.receive_welcome(payload)
+            self._handshake = None
+            self._deframer.limit = MAX_FRAME
+            if not self._ready.done():
+                self._ready.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(Unavailable("the node closed the connection"))
+
+    def _fail(self, error: Exception) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        while self._waiting:
+            future, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(error)
+        if self._on_close is not None:
+            self._on_close()
+
+    async def ready(self) -> None:
+        await self._ready
+
+
+async def connect(
+    address: Address,
+    keys: Sequence[bytes],
+    deadline: float,
+    on_close: Callable[[], None] | None = None,
+) -> AsyncConnection:
+    """Dials a node and shakes hands, within the deadline.
+
+    Raises `Unavailable` when nobody answers (its `__cause__` says how), `ProtocolError` when the other side isn't
+    one of ours.
+    """
+    loop = asyncio.get_running_loop()
+    connection: AsyncConnection | None = None
+    try:
+        async with asyncio.timeout(deadline):
+            if isinstance(address, UnixAddress):
+                transport, connection = await loop.create_unix_connection(
+                    lambda: AsyncConnection((), deadline, on_close), address.path
+                )
+                if not check_unix_peer(transport.get_extra_info("socket")):
+                    raise PermissionError("the socket belongs to another user")
+            else:
+                _, connection = await loop.create_connection(
+                    lambda: AsyncConnection(keys, deadline, on_close), address.host, address.port
+                )
+                connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await connection.ready()
+    except ProtocolError as error:
+        raise ProtocolError(f"node at {address}: {error}") from error
+    except Unavailable as error:
+        raise Unavailable(f"no node at {address}: {error}") from error
+    except (OSError, TimeoutError) as error:
+        if connection is not None:
+            connection.close()
+        raise Unavailable(f"no node at {address}: {error or 'no answer within the deadline'}") from error
+    except BaseException:
+        if connection is not None:
+            connection.close()
+        raise
+    return connection

@@ -1,0 +1,45 @@
+"""Frames: a length of four bytes, big-endian, and as many bytes. Pure: bytes in, frames out."""
+
+from ..exceptions import ProtocolError
+
+HEADER = 4
+MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message around it
+HANDSHAKE_LIMIT = 512  # no message of the handshake is longer: a stranger can't make us hold more
+
+
+def frame(payload: bytes) -> bytes:
+    """The payload with its length before it. Raises `ValueError` when it is longer than a frame may be."""
+    size = len(payload)
+    if size > MAX_FRAME:
+        raise ValueError(f"a message of {size:,} bytes is longer than a frame may be ({MAX_FRAME:,})")
+    return size.to_bytes(HEADER, "big") + payload
+
+
+class Deframer:
+    """Cuts a stream of bytes into payloads. Holds at most one frame of `limit` bytes and what came with it."""
+
+    __slots__ = ("_rest", "limit")
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self.limit = limit
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[memoryview]:
+        """The payloads that are complete now. Raises `ProtocolError` on a length above the limit, before its
+        bytes are waited for."""
+        if self._rest:
+            data = self._rest + data
+        view = memoryview(data)
+        payloads = []
+        start, end = 0, len(data)
+        while end - start >= HEADER:
+            size = int.from_bytes(view[start : start + HEADER], "big")
+            if size > self.limit:
+                raise ProtocolError(f"a frame of {size:,} bytes, more than {self.limit:,}")
+            stop = start + HEADER + size
+            if stop > end:
+                break
+            payloads.append(view[start + HEADER : stop])
+            start = stop
+        self._rest = data[start:]
+        return payloads

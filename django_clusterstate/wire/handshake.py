@@ -1,0 +1,125 @@
+"""How the two ends of a connection agree on a version and prove to each other that they know the secret. Pure.
+
+    node       -> requester   Challenge(magic, versions, nonce)
+    requester  -> node        Proof(version, nonce, one MAC for each secret it knows)
+    node       -> requester   Welcome(MAC)
+
+A MAC is HMAC-SHA-256 over the role that makes it, the versions and both nonces: a proof sent back to its maker is
+worthless, and so is a recorded one. Each side proves itself before the other decodes anything else. The requester
+offers a proof for every secret it knows (the newest first), so that a rotation of the secret splits nothing.
+
+On a unix socket the kernel has already said who the other is, and the MACs are left out.
+"""
+
+import hmac
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from ..exceptions import ProtocolError
+
+MAGIC = "clusterstate"
+VERSIONS = (1, 1)  # the oldest and the newest protocol version understood
+MAX_SECRETS = 4
+
+_NONCE = 32
+
+T = TypeVar("T")
+
+
+class Challenge(msgspec.Struct, frozen=True, array_like=True):
+    magic: str
+    oldest: int
+    newest: int
+    nonce: bytes
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+    nonce: bytes
+    macs: tuple[bytes, ...]
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    mac: bytes
+
+
+def derive_keys(secrets: Sequence[str], cluster: str, purpose: str) -> tuple[bytes, ...]:
+    """Keys for one purpose, one for each secret: HKDF-SHA-256 (RFC 5869) with the cluster and purpose as info,
+    so that neither clusters nor purposes can use each other's."""
+    info = f"clusterstate|{purpose}|{cluster}".encode()
+    keys = []
+    for secret in secrets[:MAX_SECRETS]:
+        extracted = hmac.digest(b"django-clusterstate", secret.encode(), "sha256")
+        keys.append(hmac.digest(extracted, info + b"\x01", "sha256"))
+    return tuple(keys)
+
+
+def _mac(key: bytes, role: bytes, challenge: Challenge, version: int, nonce: bytes) -> bytes:
+    versions = bytes((challenge.oldest & 255, challenge.newest & 255, version & 255))
+    return hmac.digest(key, role + versions + challenge.nonce + nonce, "sha256")
+
+
+def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except msgspec.DecodeError as error:
+        raise ProtocolError("the other side doesn't speak our protocol") from error
+
+
+class NodeHandshake:
+    """The node's side. `keys` empty: the connection is trusted already."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = keys
+        self._challenge = Challenge(MAGIC, *VERSIONS, os.urandom(_NONCE))
+
+    def challenge(self) -> bytes:
+        return msgspec.msgpack.encode(self._challenge)
+
+    def receive(self, payload: bytes | memoryview) -> bytes:
+        """Takes the proof, gives the welcome. Raises `ProtocolError` when it proves nothing."""
+        proof = _decode(payload, Proof)
+        if not self._challenge.oldest <= proof.version <= self._challenge.newest:
+            raise ProtocolError(f"protocol version {proof.version} was chosen, which was not offered")
+        if not self._keys:
+            return msgspec.msgpack.encode(Welcome(b""))
+        if len(proof.nonce) == _NONCE:
+            for key in self._keys:
+                expected = _mac(key, b"requester", self._challenge, proof.version, proof.nonce)
+                if any(hmac.compare_digest(expected, mac) for mac in proof.macs[:MAX_SECRETS]):
+                    mac = _mac(key, b"node", self._challenge, proof.version, proof.nonce)
+                    return msgspec.msgpack.encode(Welcome(mac))
+        raise ProtocolError("wrong secret")
+
+
+class RequesterHandshake:
+    """The side that dialled. `keys` empty: the connection is trusted already."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self._keys = keys
+        self._nonce = os.urandom(_NONCE)
+        self._expected: list[bytes] = []
+
+    def receive_challenge(self, payload: bytes | memoryview) -> bytes:
+        """Takes the challenge, gives the proof. Raises `ProtocolError` when there is no common version."""
+        challenge = _decode(payload, Challenge)
+        if challenge.magic != MAGIC:
+            raise ProtocolError("what answers there is no node")
+        version = min(challenge.newest, VERSIONS[1])
+        if version < max(challenge.oldest, VERSIONS[0]):
+            raise ProtocolError(
+                f"it speaks protocol versions {challenge.oldest} to {challenge.newest}, this side "
+                f"{VERSIONS[0]} to {VERSIONS[1]}: upgrade the older one"
+            )
+        self._expected = [_mac(key, b"node", challenge, version, self._nonce) for key in self._keys]
+        macs = tuple(_mac(key, b"requester", challenge, version, self._nonce) for key in self._keys)
+        return msgspec.msgpack.encode(Proof(version, self._nonce, macs))
+
+    def receive_welcome(self, payload: bytes | memoryview) -> None:
+        """Raises `ProtocolError` when the node can't prove that it knows one of the secrets."""
+        welcome = _decode(payload, Welcome)
+        if self._keys and not any(hmac.compare_digest(mac, welcome.mac) for mac in self._expected):
+            raise ProtocolError("wrong secret")

@@ -1,0 +1,304 @@
+"""Every message between a requester and a node, and between nodes.
+
+A connection carries requests one way and one reply for each the other way, in the same order; `Deliver` and `Forward`
+have no reply, and the replies to `Receive` come when there is something to receive. Each reply carries the epoch of
+the answering node's view, by which a requester notices that its own is old.
+
+Keys are `namespace`, a zero byte, and the rest. Values are opaque to the node, except integers, which it can add to.
+Durations are seconds; no timestamp crosses the wire, since hosts' clocks differ.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import mmh3
+import msgspec
+from msgspec import Meta
+
+from ..core.limiter import Decision, Rule
+from ..core.messages import Identity, State
+
+MAX_KEY_BYTES = 1024
+
+Key = Annotated[bytes, Meta(max_length=MAX_KEY_BYTES)]
+Namespace = Annotated[bytes, Meta(max_length=256)]
+ChannelName = Annotated[str, Meta(max_length=100)]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Value = bytes | Integer
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
+    """The base of all. Encoded as an array whose first item is the tag; unknown further items are ignored."""
+
+
+# -- cache ------------------------------------------------------------------------------------------------------
+
+
+class Get(Message, frozen=True, tag=1):
+    """The values of some keys. Answer: `Values`."""
+
+    keys: list[Key]
+
+
+class Set(Message, frozen=True, tag=2):
+    """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Answer: `Flags`."""
+
+    items: list[tuple[Key, Value]]
+    ttl: Seconds | None
+    absent: bool = False
+
+
+class Touch(Message, frozen=True, tag=3):
+    """Gives keys a new ttl. Answer: `Flags`, false for an absent key."""
+
+    keys: list[Key]
+    ttl: Seconds | None
+
+
+class Delete(Message, frozen=True, tag=4):
+    """Removes keys. Answer: `Flags`, false for an absent key."""
+
+    keys: list[Key]
+
+
+class Incr(Message, frozen=True, tag=5):
+    """Adds to an integer, keeping its ttl. Answer: `Number`, None for an absent key, or `Failed`."""
+
+    key: Key
+    delta: Integer
+
+
+class Clear(Message, frozen=True, tag=6):
+    """Empties a namespace of this node's cache. Answer: `Done`."""
+
+    namespace: Namespace
+
+
+# -- limits -----------------------------------------------------------------------------------------------------
+
+
+class Hit(Message, frozen=True, tag=7):
+    """Counts `cost` against every rule of a key, or against none if one denies. Answer: `Decided`.
+
+    A cost of 0 only looks.
+    """
+
+    key: Key
+    rules: Annotated[list[Rule], Meta(min_length=1, max_length=16)]
+    cost: Annotated[int, Meta(ge=0, le=2**31)] = 1
+
+
+# -- the cluster ------------------------------------------------------------------------------------------------
+
+
+class GetView(Message, frozen=True, tag=9):
+    """Who serves. Answer: `Viewed`."""
+
+
+class Ping(Message, frozen=True, tag=10):
+    """Answer: `Pong`."""
+
+
+class GetStatus(Message, frozen=True, tag=11):
+    """All that this node can tell of itself and of its members. Answer: `Status`."""
+
+
+# -- channels (the embedded layer) ------------------------------------------------------------------------------
+
+
+class Send(Message, frozen=True, tag=12):
+    """Puts a message on a channel of this node. Answer: `Done`, or `Failed` when the channel is full."""
+
+    channel: ChannelName
+    payload: bytes
+    expiry: Seconds
+    capacity: int
+
+
+class Receive(Message, frozen=True, tag=13):
+    """Asks for one message of a queue: a channel, or all channels of a process by what they share, up to the `!`.
+
+    Answer: `Received`, whenever there is one; without one after `wait`. On a connection for this queue alone.
+    """
+
+    queue: ChannelName
+    wait: Seconds
+
+
+class GroupAdd(Message, frozen=True, tag=14):
+    """Makes a channel hear a group for `expiry` seconds. Answer: `Done`."""
+
+    group: ChannelName
+    channel: ChannelName
+    expiry: Seconds
+
+
+class GroupDiscard(Message, frozen=True, tag=15):
+    """Ends that. Answer: `Done`."""
+
+    group: ChannelName
+    channel: ChannelName
+
+
+class GroupSend(Message, frozen=True, tag=16):
+    """Puts a message on every channel of the group, on every node. Answer: `Done`."""
+
+    group: ChannelName
+    payload: bytes
+    expiry: Seconds
+    capacity: int
+
+
+class Deliver(Message, frozen=True, tag=17):
+    """From a node to its peers: the same, for the channels that you have. No answer."""
+
+    group: ChannelName
+    payload: bytes
+    expiry: Seconds
+    capacity: int
+
+
+class Forward(Message, frozen=True, tag=19):
+    """From a node to the peer where a channel lives. No answer."""
+
+    channel: ChannelName
+    payload: bytes
+    expiry: Seconds
+    capacity: int
+
+
+class Flush(Message, frozen=True, tag=18):
+    """Drops all channels and groups of this node. Answer: `Done`."""
+
+
+def channel_tag(node_name: str) -> str:
+    """How a channel name says on which node it lives: `specific.<tag>.<process>!<channel>`."""
+    return f"{mmh3.hash64(node_name, signed=False)[0]:016x}"
+
+
+def tag_of(channel: str) -> str:
+    """The tag in the name of a process's channel; empty in any other name."""
+    local, mark, _ = channel.partition("!")
+    parts = local.split(".")
+    return parts[-2] if mark and len(parts) > 2 else ""
+
+
+Request = (
+    Get | Set | Touch | Delete | Incr | Clear | Hit | GetView | Ping | GetStatus
+    | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
+)  # fmt: skip
+
+
+# -- replies ----------------------------------------------------------------------------------------------------
+
+
+class Values(Message, frozen=True, tag=33):
+    epoch: int
+    values: list[Value | None]
+
+
+class Flags(Message, frozen=True, tag=34):
+    epoch: int
+    flags: list[bool]
+
+
+class Number(Message, frozen=True, tag=35):
+    epoch: int
+    value: int | None
+
+
+class Decided(Message, frozen=True, tag=36):
+    """One decision a rule, in the rules' order; the hit passed if all allow it."""
+
+    epoch: int
+    decisions: list[Decision]
+
+
+class Done(Message, frozen=True, tag=37):
+    epoch: int
+
+
+class Failed(Message, frozen=True, tag=38):
+    """The node understood, and won't: `reason` is `NOT_AN_INTEGER` or `CHANNEL_FULL`."""
+
+    epoch: int
+    reason: str
+
+
+NOT_AN_INTEGER = "not an integer"
+CHANNEL_FULL = "channel full"
+
+
+class Viewed(Message, frozen=True, tag=39):
+    """The serving members, and the name of the node that says so."""
+
+    epoch: int
+    members: tuple[Identity, ...]
+    name: str
+
+
+class Pong(Message, frozen=True, tag=40):
+    epoch: int
+    identity: Identity
+
+
+class Received(Message, frozen=True, tag=41):
+    epoch: int
+    channel: str
+    payload: bytes | None
+
+
+class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
+    """One member as the answering node sees it; seconds since it was last heard, and in this state."""
+
+    identity: Identity
+    state: State
+    incarnation: int
+    heard_ago: float
+    state_for: float
+    epoch: int
+
+
+class Stats(msgspec.Struct, array_like=True):
+    """What one node counts. Numbers since its start, unless they say otherwise."""
+
+    requests: int = 0  #: requests answered
+    failures: int = 0  #: requests answered with an error
+    connections: int = 0  #: connections open now
+    refused: int = 0  #: connections closed for a failed handshake, a wrong user, a bad frame or a full table
+    hits: int = 0  #: cache keys asked for and found
+    misses: int = 0  #: cache keys asked for and not found
+    allowed: int = 0  #: limit decisions that allowed
+    denied: int = 0  #: limit decisions that denied
+    cache_entries: int = 0  #: cache entries held now
+    cache_bytes: int = 0  #: memory held by them, about
+    cache_evictions: int = 0  #: live cache entries dropped for room
+    limit_entries: int = 0  #: limit keys held now
+    limit_bytes: int = 0  #: memory held by them, about
+    limit_evictions: int = 0  #: live limits dropped for room: each is a bypass, so raise LIMITS_MAX_BYTES
+    channel_messages: int = 0  #: channel messages taken in
+    channel_dropped: int = 0  #: channel messages dropped: channel full, link gone or too slow
+    heartbeats_heard: int = 0  #: heartbeats of peers taken in
+    heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, repeated, or of a retired start
+
+
+class Status(Message, frozen=True, tag=42):
+    """A node's own account: who it is, for how long, whom it knows and what it counted."""
+
+    epoch: int
+    identity: Identity
+    state: State
+    uptime: float
+    isolated: bool
+    version: str
+    memory: int  #: resident bytes of the process
+    members: tuple[MemberStatus, ...]
+    stats: Stats
+
+
+Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status
+
+encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
+decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode
+decode_reply: Callable[[memoryview | bytes], Reply] = msgspec.msgpack.Decoder(Reply).decode

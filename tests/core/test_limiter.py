@@ -1,0 +1,368 @@
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TypeAlias
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.core.limiter import (
+    TOLERANCE,
+    Algorithm,
+    Decision,
+    Rule,
+    State,
+    decide,
+    decide_all,
+    parse_rate,
+    rebase,
+)
+
+FIXED, SLIDING, BUCKET = Algorithm
+START = 12_345.678
+
+every_algorithm = pytest.mark.parametrize("algorithm", list(Algorithm))
+
+
+class Key:
+    """A key at its owner: keeps the state as a node's store would."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.state: State | None = None
+        self.until = 0.0
+
+    def hit(self, now: float, cost: int = 1) -> Decision:
+        known = self.state if now < self.until else None
+        decision, state, ttl = decide(self.rule, known, cost, now)
+        if decision.allowed:
+            self.state, self.until = state, now + ttl
+        else:
+            assert state == known
+        return decision
+
+
+# Times are multiples of 1/64 s and periods whole seconds: exact in doubles, so the models needn't know of
+# tolerance.
+Hits: TypeAlias = list[tuple[int, int]]
+hits: st.SearchStrategy[Hits] = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 4)), max_size=60)
+limits = st.integers(1, 12)
+periods = st.integers(1, 10)
+
+
+def admitted_by(rule: Rule, some: Hits) -> list[bool]:
+    key, now, answers = Key(rule), 1000.0, []
+    for ticks, cost in some:
+        now += ticks / 64
+        answers.append(key.hit(now, cost).allowed)
+    return answers
+
+
+def fixed_model(limit: int, period: int) -> Callable[[Fraction, int], bool]:
+    log: list[tuple[Fraction, int]] = []
+    opened = [Fraction(-period)]
+
+    def hit(now: Fraction, cost: int) -> bool:
+        start = opened[0] if now < opened[0] + period else now
+        if sum(c for t, c in log if t >= start) + cost > limit:
+            return False
+        opened[0] = start
+        log.append((now, cost))
+        return True
+
+    return hit
+
+
+def sliding_model(limit: int, period: int) -> Callable[[Fraction, int], bool]:
+    log: list[tuple[Fraction, int]] = []
+    anchor = [Fraction(0)]
+
+    def bucket(t: Fraction) -> int:
+        return (t - anchor[0]) // period
+
+    def hit(now: Fraction, cost: int) -> bool:
+        if not log or bucket(now) > bucket(log[-1][0]) + 1:
+            log.clear()
+            anchor[0] = now
+        current = sum(c for t, c in log if bucket(t) == bucket(now))
+        previous = sum(c for t, c in log if bucket(t) == bucket(now) - 1)
+        elapsed = (now - anchor[0]) % period
+        if previous * (1 - elapsed / period) + current + cost > limit:
+            return False
+        log.append((now, cost))
+        return True
+
+    return hit
+
+
+def bucket_model(limit: int, period: int) -> Callable[[Fraction, int], bool]:
+    tokens, last = [Fraction(limit)], [Fraction(0)]
+
+    def hit(now: Fraction, cost: int) -> bool:
+        tokens[0] = min(Fraction(limit), tokens[0] + (now - last[0]) * limit / period)
+        last[0] = now
+        if cost > tokens[0]:
+            return False
+        tokens[0] -= cost
+        return True
+
+    return hit
+
+
+MODELS = {FIXED: fixed_model, SLIDING: sliding_model, BUCKET: bucket_model}
+
+
+@every_algorithm
+@given(limit=limits, period=periods, some=hits)
+def test_admits_exactly_what_the_slow_model_admits(algorithm: Algorithm, limit: int, period: int, some: Hits) -> None:
+    model, now, expected = MODELS[algorithm](limit, period), Fraction(1000), []
+    for ticks, cost in some:
+        now += Fraction(ticks, 64)
+        expected.append(model(now, cost))
+    assert admitted_by(Rule(algorithm, limit, float(period)), some) == expected
+
+
+@given(limits, st.floats(0.1, 100), st.lists(st.tuples(st.floats(0, 30), st.integers(1, 4)), max_size=40))
+def test_bucket_admits_at_most_a_burst_and_the_refill_in_any_interval(
+    limit: int, period: float, some: list[tuple[float, int]]
+) -> None:
+    key, now = Key(Rule(BUCKET, limit, period)), START
+    admitted: list[tuple[float, int]] = []
+    for wait, cost in some:
+        now += wait
+        if key.hit(now, cost).allowed:
+            admitted.append((now, cost))
+    for i, (first, _) in enumerate(admitted):
+        spent = 0
+        for last, cost in admitted[i:]:
+            spent += cost
+            assert spent <= limit + (last - first + 2 * TOLERANCE) * limit / period
+
+
+@every_algorithm
+@given(
+    limit=st.integers(1, 50),
+    period=st.floats(0.1, 1000),
+    some=st.lists(st.tuples(st.floats(0, 1.5), st.integers(0, 9)), max_size=30),
+    part=st.floats(0, 1),
+)
+def test_retry_after_is_the_earliest_time_the_same_cost_passes(
+    algorithm: Algorithm, limit: int, period: float, some: list[tuple[float, int]], part: float
+) -> None:
+    key, now = Key(Rule(algorithm, limit, period)), START
+    for wait, other in some:
+        now += wait * period
+        key.hit(now, other)
+    remaining = key.hit(now, 1).remaining
+    cost = remaining + 1 + round(part * (limit - remaining - 1))
+    denied = key.hit(now, cost)
+    assert not denied.allowed
+    assert denied.retry_after > 0
+    assert decide(key.rule, key.state, cost, now + denied.retry_after)[0].allowed
+    slightly = 1e-4 * max(period, 1)
+    if denied.retry_after > slightly:
+        assert not decide(key.rule, key.state, cost, now + denied.retry_after - slightly)[0].allowed
+
+
+@every_algorithm
+@given(
+    limit=st.integers(1, 50),
+    period=st.floats(0.1, 1000),
+    some=st.lists(st.tuples(st.floats(0, 1.5), st.integers(0, 9)), max_size=30),
+    offset=st.floats(-1e4, 1e6),
+)
+def test_remaining_reset_and_ttl_are_true(
+    algorithm: Algorithm, limit: int, period: float, some: list[tuple[float, int]], offset: float
+) -> None:
+    key, now = Key(Rule(algorithm, limit, period)), START
+    for wait, cost in some:
+        now += wait * period
+        key.hit(now, cost)
+    peek, state, ttl = decide(key.rule, key.state, 0, now)
+    assert peek.allowed
+    assert state == key.state
+    assert 0 <= peek.remaining <= limit
+    assert ttl == peek.reset_after <= 2 * period
+    if peek.remaining:
+        after = decide(key.rule, state, peek.remaining, now)[0]
+        assert after.allowed
+        assert after.remaining == 0
+    assert not decide(key.rule, state, peek.remaining + 1, now)[0].allowed
+    assert decide(key.rule, state, 0, now + peek.reset_after)[0].remaining == limit
+    if state is not None:
+        moved = decide(key.rule, rebase(state, offset), 0, now + offset)[0]
+        assert moved.reset_after == pytest.approx(peek.reset_after, abs=1e-6)
+
+
+@every_algorithm
+@pytest.mark.parametrize(("limit", "period"), [(1, 1.0), (3, 0.7), (7, 60.0), (10, 1 / 3), (1000, 1.0)])
+@pytest.mark.parametrize("now", [0.0, 0.1, START, 1e8 + 1 / 3])
+def test_exactly_the_limit_passes_at_once_and_again_when_all_is_reset(
+    algorithm: Algorithm, limit: int, period: float, now: float
+) -> None:
+    key = Key(Rule(algorithm, limit, period))
+    for _ in range(4):
+        decisions = [key.hit(now) for _ in range(limit + 3)]
+        assert [d.allowed for d in decisions] == [True] * limit + [False] * 3
+        assert [d.remaining for d in decisions[:limit]] == list(range(limit))[::-1]
+        now += decisions[-1].reset_after
+
+
+def test_bucket_is_full_again_a_period_after_it_was_emptied() -> None:
+    key = Key(Rule(BUCKET, 10, 0.3))
+    now = START
+    for _ in range(1000):
+        assert [key.hit(now).allowed for _ in range(11)] == [True] * 10 + [False]
+        now += 0.3
+
+
+def test_bucket_under_lasting_load_does_not_drift() -> None:
+    key = Key(Rule(BUCKET, 3, 0.1))
+    admitted = sum(key.hit(START + i / 100).allowed for i in range(100_000))
+    assert admitted == pytest.approx(30_000 + 3, abs=1)
+
+
+def test_bucket_refills_one_hit_each_emission_interval() -> None:
+    key = Key(Rule(BUCKET, 5, 10.0))
+    for _ in range(5):
+        key.hit(START)
+    denied = key.hit(START)
+    assert denied.retry_after == pytest.approx(2.0)
+    assert denied.reset_after == pytest.approx(10.0)
+    assert key.hit(START + 2).allowed
+    assert not key.hit(START + 2).allowed
+
+
+def test_fixed_window_opens_at_the_first_hit() -> None:
+    key = Key(Rule(FIXED, 2, 10.0))
+    assert key.hit(3.0) == Decision(True, 2, 1, 10.0, 0.0)
+    assert key.hit(9.0) == Decision(True, 2, 0, 4.0, 0.0)
+    assert key.hit(10.0) == Decision(False, 2, 0, 3.0, 3.0)
+    assert key.hit(13.0) == Decision(True, 2, 1, 10.0, 0.0)
+
+
+def test_sliding_window_weighs_the_previous_bucket_by_what_the_window_still_covers() -> None:
+    key = Key(Rule(SLIDING, 10, 10.0))
+    assert key.hit(100.0, 10).remaining == 0
+    assert key.hit(109.0, 1) == Decision(False, 10, 0, 11.0, 2.0)
+    assert key.hit(115.0, 0).remaining == 5
+    assert key.hit(115.0, 5) == Decision(True, 10, 0, 15.0, 0.0)
+    # 10 * (1 - x) + 5 + 1 <= 10 at x = 0.6, 1 s on.
+    assert key.hit(115.0, 1).retry_after == pytest.approx(1.0)
+
+
+@every_algorithm
+def test_limit_of_zero_denies_everything(algorithm: Algorithm) -> None:
+    for cost in (0, 1):
+        assert decide(Rule(algorithm, 0, 5.0), None, cost, START) == (
+            Decision(False, 0, 0, 0.0, 5.0),
+            None,
+            0.0,
+        )
+
+
+@every_algorithm
+def test_cost_above_the_limit_never_passes_and_costs_nothing(algorithm: Algorithm) -> None:
+    rule = Rule(algorithm, 5, 7.0)
+    assert decide(rule, None, 6, START) == (Decision(False, 5, 5, 0.0, 7.0), None, 0.0)
+    key = Key(rule)
+    key.hit(START, 2)
+    denied = key.hit(START, 6)
+    assert (denied.allowed, denied.remaining, denied.retry_after) == (False, 3, 7.0)
+
+
+@every_algorithm
+def test_denied_hits_consume_nothing(algorithm: Algorithm) -> None:
+    quiet, noisy = Key(Rule(algorithm, 5, 10.0)), Key(Rule(algorithm, 5, 10.0))
+    quiet.hit(START, 4)
+    noisy.hit(START, 4)
+    for i in range(100):
+        assert not noisy.hit(START + i / 1000, 3).allowed
+    assert noisy.hit(START + 0.1, 0) == quiet.hit(START + 0.1, 0)
+
+
+@every_algorithm
+def test_peek_changes_nothing_and_passes_even_when_exhausted(algorithm: Algorithm) -> None:
+    key = Key(Rule(algorithm, 2, 10.0))
+    assert decide(key.rule, None, 0, START) == (Decision(True, 2, 2, 0.0, 0.0), None, 0.0)
+    key.hit(START, 2)
+    assert key.hit(START + 1, 0).allowed
+    assert key.hit(START + 1, 0).remaining == 0
+
+
+@every_algorithm
+def test_state_of_an_older_larger_limit_leaves_nothing_remaining(algorithm: Algorithm) -> None:
+    _, state, _ = decide(Rule(algorithm, 100, 10.0), None, 100, START)
+    decision, _, _ = decide(Rule(algorithm, 5, 10.0), state, 1, START)
+    assert (decision.allowed, decision.remaining) == (False, 0)
+
+
+@every_algorithm
+def test_rate_above_the_clocks_resolution_still_admits_the_limit_only(algorithm: Algorithm) -> None:
+    key = Key(Rule(algorithm, 10**9, 1.0))
+    assert key.hit(START, 10**9).allowed
+    assert not key.hit(START).allowed
+
+
+rules = st.lists(st.builds(Rule, st.sampled_from(Algorithm), st.integers(0, 6), st.floats(0.5, 5)), max_size=4)
+
+
+@given(rules, st.lists(st.tuples(st.floats(0, 2), st.integers(0, 3)), max_size=20))
+def test_hit_counts_in_all_rules_or_in_none(some: list[Rule], attempts: list[tuple[float, int]]) -> None:
+    states: list[State | None] = [None] * len(some)
+    now = START
+    for wait, cost in attempts:
+        now += wait
+        single = [decide(rule, state, cost, now) for rule, state in zip(some, states, strict=True)]
+        decisions, counted = decide_all(some, states, cost, now)
+        assert [d.allowed for d in decisions] == [d.allowed for d, _, _ in single]
+        if all(d.allowed for d in decisions):
+            assert counted == [(state, ttl) for _, state, ttl in single]
+            states = [state for state, _ in counted]
+        else:
+            assert counted is None
+            for rule, state, decision in zip(some, states, decisions, strict=True):
+                assert decision.remaining == decide(rule, state, 0, now)[0].remaining
+
+
+def test_rule_that_would_have_allowed_shows_what_remains_uncounted() -> None:
+    decisions, counted = decide_all([Rule(FIXED, 5, 10.0), Rule(BUCKET, 0, 10.0)], [None, None], 1, START)
+    assert counted is None
+    assert decisions == [Decision(True, 5, 5, 0.0, 0.0), Decision(False, 0, 0, 0.0, 10.0)]
+
+
+def test_one_state_per_rule_is_required() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        decide_all([Rule(FIXED, 5, 10.0)], [], 1, START)
+
+
+def test_rules_and_decisions_travel_as_arrays() -> None:
+    assert msgspec.json.encode(Rule(SLIDING, 5, 60.0)) == b"[1,5,60.0]"
+    assert msgspec.json.decode(b"[true,5,4,60.0,0.0]", type=Decision) == Decision(True, 5, 4, 60.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("10/s", (10, 1.0)),
+        ("5/m", (5, 60.0)),
+        ("100/h", (100, 3600.0)),
+        ("1/d", (1, 86400.0)),
+        ("10/30s", (10, 30.0)),
+        ("10/2m", (10, 120.0)),
+        ("0/s", (0, 1.0)),
+        ("5/M", (5, 60.0)),
+    ],
+)
+def test_rate_is_hits_per_optional_number_of_units(text: str, rate: tuple[int, float]) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "10", "10/", "/s", "10/w", "10/0s", "-1/s", "1.5/s", "10/s ", "10 / s", "10/1.5s", "٣/s", "9" * 16 + "/s"],
+)
+def test_anything_else_is_refused_with_what_a_rate_looks_like(text: str) -> None:
+    with pytest.raises(ValueError, match="a rate is hits/period"):
+        parse_rate(text)

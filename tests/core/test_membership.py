@@ -1,0 +1,480 @@
+"""Every move of the table in `membership`, one node's side only. Whole clusters are in `test_simulation`."""
+
+import pytest
+
+from django_clusterstate.core import membership as rules
+from django_clusterstate.core.membership import Change, Membership, Outcome, Timings
+from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State, View
+
+ME = Identity("me", b"m" * 16, "me:4370")
+A = Identity("a", b"a" * 16, "a:4370")
+A2 = Identity("a", b"A" * 16, "a:4370")
+B = Identity("b", b"b" * 16, "b:4370")
+C = Identity("c", b"c" * 16, "c:4370")
+
+
+class Clock:
+    """One node under test, its time, and what it was told; heartbeats number themselves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.node = Membership(ME, Timings(), self.now)
+        self.sequences: dict[bytes, int] = {}
+
+    def hear(
+        self,
+        who: Identity = A,
+        state: State = State.ALIVE,
+        incarnation: int = 0,
+        sightings: tuple[Sighting, ...] = (),
+        sequence: int | None = None,
+    ) -> Outcome:
+        if sequence is None:
+            sequence = self.sequences[who.boot] = self.sequences.get(who.boot, 0) + 1
+        return self.node.heard(Heartbeat(who, incarnation, sequence, state, 0, sightings), self.now)
+
+    def wait(self, seconds: float, *heard: Identity) -> list[Change]:
+        """Ticks each tenth of a second, and hears `heard` just before each."""
+        changes: list[Change] = []
+        for _ in range(round(seconds * 10)):
+            self.now += 0.1
+            for who in heard:
+                changes += self.hear(who).changes
+            changes += self.node.tick(self.now).changes
+        return changes
+
+    def state(self, who: Identity = A) -> State:
+        return self.node.members[who.name].state
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A node that has joined a cluster in which nobody else is known."""
+    clock = Clock()
+    clock.wait(1.1)
+    return clock
+
+
+def sighting(of: Identity, state: State, incarnation: int = 0) -> Sighting:
+    return Sighting(of.name, of.boot, of.address, state, incarnation, 0.0)
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.JOINING, State.ALIVE, State.LEAVING])
+def test_unknown_node_becomes_what_it_says(clock: Clock, state: State) -> None:
+    outcome = clock.hear(A, state)
+    assert outcome == Outcome([Change(A, None, state)], answer=True)
+    assert (A in clock.node.view.members) is (state is State.ALIVE)
+
+
+def test_joining_node_is_alive_once_it_says_so(clock: Clock) -> None:
+    clock.hear(A, State.JOINING)
+    assert clock.hear(A, State.ALIVE).changes == [Change(A, State.JOINING, State.ALIVE)]
+    assert A in clock.node.view.members
+
+
+def test_alive_node_is_suspect_after_silence_and_keeps_its_place_in_the_view(clock: Clock) -> None:
+    clock.hear(A)
+    view = clock.node.view
+    assert clock.wait(1.4) == []
+    assert clock.wait(0.2) == [Change(A, State.ALIVE, State.SUSPECT)]
+    assert clock.node.view == view
+
+
+def test_suspect_node_is_alive_as_soon_as_it_is_heard(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(1.6)
+    assert clock.hear(A).changes == [Change(A, State.SUSPECT, State.ALIVE)]
+
+
+def test_suspect_node_is_down_after_longer_silence(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(2.9)
+    assert clock.state() is State.SUSPECT
+    assert clock.wait(0.2) == [Change(A, State.SUSPECT, State.DOWN)]
+    assert clock.node.view.members == (ME,)
+
+
+def test_joining_node_that_falls_silent_is_down_and_never_suspect(clock: Clock) -> None:
+    clock.hear(A, State.JOINING)
+    assert clock.wait(3.1) == [Change(A, State.JOINING, State.DOWN)]
+
+
+@pytest.mark.parametrize("before", [State.JOINING, State.ALIVE])
+def test_leaving_node_owns_nothing_at_once(clock: Clock, before: State) -> None:
+    clock.hear(A, before)
+    assert clock.hear(A, State.LEAVING).changes == [Change(A, before, State.LEAVING)]
+    assert A not in clock.node.view.members
+
+
+def test_leaving_node_has_left_when_it_says_so(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    assert clock.hear(A, State.LEFT).changes == [Change(A, State.LEAVING, State.LEFT)]
+
+
+def test_leaving_node_that_falls_silent_has_left_and_is_not_down(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    assert clock.wait(3.1) == [Change(A, State.LEAVING, State.LEFT)]
+
+
+def test_leaving_node_does_not_come_back(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    assert clock.hear(A, State.ALIVE).changes == []
+    assert clock.state() is State.LEAVING
+
+
+def test_left_node_stays_left_whatever_its_boot_says(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    clock.hear(A, State.LEFT)
+    assert clock.hear(A, State.ALIVE, incarnation=9) == Outcome()
+    assert clock.state() is State.LEFT
+    assert clock.node.dropped == 1
+
+
+def test_left_node_comes_back_with_a_new_boot(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    clock.hear(A, State.LEFT)
+    assert clock.hear(A2).changes == [Change(A2, None, State.ALIVE)]
+
+
+def test_down_node_stays_down_until_it_has_refuted_and_is_told_so(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(3.1)
+    assert clock.hear(A) == Outcome(answer=True)
+    assert clock.state() is State.DOWN
+    assert clock.hear(A, incarnation=1).changes == [Change(A, State.DOWN, State.ALIVE)]
+
+
+def test_down_node_that_refutes_is_what_it_says(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(3.1)
+    assert clock.hear(A, State.LEAVING, incarnation=1).changes == [Change(A, State.DOWN, State.LEAVING)]
+
+
+def test_farewell_of_an_unknown_node_is_no_member(clock: Clock) -> None:
+    assert clock.hear(A, State.LEFT) == Outcome()
+    assert clock.node.members == {}
+
+
+def test_late_message_after_an_unknown_farewell_brings_nobody_in(clock: Clock) -> None:
+    clock.hear(A, State.LEFT, sequence=9)
+    assert clock.hear(A, State.ALIVE, sequence=8) == Outcome()
+    assert clock.node.members == {}
+
+
+# -- starts -------------------------------------------------------------------------------------------------
+
+
+def test_new_boot_under_a_known_name_is_a_restart(clock: Clock) -> None:
+    clock.hear(A)
+    epoch = clock.node.view.epoch
+    outcome = clock.hear(A2)
+    assert outcome.changes == [Change(A, State.ALIVE, State.DOWN), Change(A2, None, State.ALIVE)]
+    assert outcome.answer
+    assert clock.node.view.epoch != epoch
+
+
+def test_restart_of_a_leaving_node_ends_its_leave(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    assert clock.hear(A2).changes == [Change(A, State.LEAVING, State.LEFT), Change(A2, None, State.ALIVE)]
+
+
+def test_replaced_boot_never_returns(clock: Clock) -> None:
+    clock.hear(A)
+    clock.hear(A2)
+    assert clock.hear(A, incarnation=9) == Outcome()
+    assert clock.node.members["a"].identity == A2
+
+
+def test_late_message_of_a_start_never_met_does_not_replace_the_newer(clock: Clock) -> None:
+    clock.hear(A2)
+    assert clock.hear(A, sequence=500) == Outcome()
+    assert clock.hear(A2).changes == []
+    assert clock.node.members["a"].identity == A2
+
+
+def test_start_that_has_said_more_replaces_one_that_is_silent(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(1.6)
+    assert clock.hear(A2, sequence=500).changes == [
+        Change(A, State.SUSPECT, State.DOWN),
+        Change(A2, None, State.ALIVE),
+    ]
+
+
+def test_namesake_is_named_once_after_three_of_its_heartbeats(clock: Clock) -> None:
+    other = Identity("me", b"x" * 16, "elsewhere:4370")
+    assert [clock.hear(other).namesake for _ in range(5)] == ["", "", "elsewhere:4370", "", ""]
+    assert clock.node.members == {}
+
+
+def test_repeated_late_message_of_our_former_start_is_no_namesake(clock: Clock) -> None:
+    former = Identity("me", b"x" * 16, "me:4370")
+    assert {clock.hear(former, sequence=7).namesake for _ in range(5)} == {""}
+
+
+def test_own_heartbeat_is_no_namesake_and_no_member(clock: Clock) -> None:
+    assert [clock.hear(ME) for _ in range(5)] == [Outcome()] * 5
+    assert clock.node.members == {}
+
+
+# -- refutation and replays ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.SUSPECT, State.DOWN])
+def test_doubted_node_raises_its_incarnation_once_and_answers(clock: Clock, state: State) -> None:
+    clock.hear(B)
+    assert clock.hear(B, sightings=(sighting(ME, state),)).answer
+    assert clock.node.incarnation == 1
+    assert not clock.hear(B, sightings=(sighting(ME, state),)).answer
+    assert clock.node.incarnation == 1
+    assert clock.node.heartbeat(clock.now).incarnation == 1
+
+
+def test_doubt_about_another_or_a_former_start_is_not_refuted(clock: Clock) -> None:
+    former = Identity("me", b"x" * 16, "me:4370")
+    clock.hear(B)
+    seen = (sighting(A, State.DOWN), sighting(former, State.DOWN), sighting(ME, State.ALIVE))
+    assert clock.hear(B, sightings=seen) == Outcome()
+    assert clock.node.incarnation == 0
+
+
+def test_others_are_met_by_their_own_heartbeats_only(clock: Clock) -> None:
+    clock.hear(B, sightings=(sighting(A, State.ALIVE),))
+    assert set(clock.node.members) == {"b"}
+
+
+def test_repeated_and_overtaken_heartbeats_are_ignored(clock: Clock) -> None:
+    clock.hear(A, sequence=5)
+    clock.wait(1.6)
+    assert clock.hear(A, sequence=5) == Outcome()
+    assert clock.hear(A, State.JOINING, sequence=4) == Outcome()
+    assert clock.state() is State.SUSPECT
+    assert clock.node.dropped == 2
+
+
+def test_incarnation_of_a_member_never_falls(clock: Clock) -> None:
+    clock.hear(A, incarnation=3)
+    clock.hear(A, incarnation=2)
+    assert clock.node.members["a"].incarnation == 3
+
+
+# -- own stall, isolation, refusal --------------------------------------------------------------------------
+
+
+def test_node_that_stalled_convicts_nobody_on_waking(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(1.0)
+    clock.now += 60
+    outcome = clock.node.tick(clock.now)
+    assert outcome.stalled == pytest.approx(60)
+    assert outcome.changes == []
+    assert clock.wait(1.4) == []
+    assert clock.wait(1.8)[-1] == Change(A, State.SUSPECT, State.DOWN)
+
+
+def test_punctual_tick_is_no_stall(clock: Clock) -> None:
+    assert clock.node.tick(clock.now + 0.1).stalled == 0
+
+
+def test_most_peers_silent_at_once_holds_the_verdicts_for_one_period(clock: Clock) -> None:
+    for who in (A, B, C):
+        clock.hear(who)
+    clock.wait(1.6, C)
+    assert clock.node.isolated
+    clock.wait(2.8, C)
+    assert (clock.state(A), clock.state(B)) == (State.SUSPECT, State.SUSPECT)
+    clock.wait(0.2, C)
+    assert (clock.state(A), clock.state(B)) == (State.DOWN, State.DOWN)
+    clock.wait(0.1, C)
+    assert not clock.node.isolated
+
+
+def test_peers_that_fall_silent_one_after_the_other_are_judged_without_delay(clock: Clock) -> None:
+    clock.hear(A)
+    clock.hear(B)
+    clock.wait(1.2, B)
+    changes = clock.wait(2.0)
+    assert Change(A, State.SUSPECT, State.DOWN) in changes
+    assert not clock.node.isolated
+
+
+def test_refused_node_is_down_at_once(clock: Clock) -> None:
+    clock.hear(A)
+    assert clock.node.refused("a", A.boot, clock.now).changes == [Change(A, State.ALIVE, State.DOWN)]
+    assert A not in clock.node.view.members
+
+
+def test_refused_leaving_node_has_left(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    assert clock.node.refused("a", A.boot, clock.now).changes == [Change(A, State.LEAVING, State.LEFT)]
+
+
+def test_refusal_of_an_unknown_another_or_a_gone_start_changes_nothing(clock: Clock) -> None:
+    clock.hear(A2)
+    assert clock.node.refused("a", A.boot, clock.now) == Outcome()
+    assert clock.node.refused("b", B.boot, clock.now) == Outcome()
+    clock.node.refused("a", A2.boot, clock.now)
+    assert clock.node.refused("a", A2.boot, clock.now) == Outcome()
+
+
+# -- this node itself ---------------------------------------------------------------------------------------
+
+
+def test_node_joins_after_two_heartbeats_and_owns_nothing_before() -> None:
+    clock = Clock()
+    assert clock.wait(0.9) == []
+    assert ME not in clock.node.view.members
+    assert clock.wait(0.2) == [Change(ME, State.JOINING, State.ALIVE)]
+    assert ME in clock.node.view.members
+
+
+def test_leaving_node_says_so_and_leaves_the_view(clock: Clock) -> None:
+    assert clock.node.leave().changes == [Change(ME, State.ALIVE, State.LEAVING)]
+    assert clock.node.view.members == ()
+    assert clock.node.heartbeat(clock.now).state is State.LEAVING
+    assert clock.node.leave_done().changes == [Change(ME, State.LEAVING, State.LEFT)]
+    assert clock.node.heartbeat(clock.now).state is State.LEFT
+
+
+def test_node_that_leaves_while_joining_never_serves() -> None:
+    clock = Clock()
+    clock.node.leave()
+    assert clock.wait(2) == []
+    assert clock.node.view.members == ()
+
+
+def test_heartbeats_number_themselves_and_carry_the_view(clock: Clock) -> None:
+    first, second = clock.node.heartbeat(clock.now), clock.node.heartbeat(clock.now, "answer-here")
+    assert second.sequence == first.sequence + 1
+    assert (second.identity, second.epoch, second.channel) == (ME, clock.node.view.epoch, "answer-here")
+
+
+def test_equal_views_have_equal_epochs_in_whatever_order_members_came() -> None:
+    views = []
+    for order in ([A, B, C], [C, A, B]):
+        clock = Clock()
+        for who in order:
+            clock.hear(who)
+        clock.wait(1.1, A, B, C)
+        views.append(clock.node.view)
+    assert views[0] == views[1] == View.of([C, ME, B, A])
+
+
+def test_other_boot_address_or_weight_is_another_epoch() -> None:
+    others = [A2, Identity("a", A.boot, "other:4370"), Identity("a", A.boot, A.address, 2.0)]
+    assert len({View.of([who]).epoch for who in [A, *others]}) == 4
+
+
+# -- bounds -------------------------------------------------------------------------------------------------
+
+
+def crowd(clock: Clock, size: int, state: State = State.ALIVE) -> list[Identity]:
+    members = [Identity(f"n{i}", f"boot-{i:011}".encode(), f"n{i}:4370") for i in range(size)]
+    for who in members:
+        clock.hear(who, state)
+    return members
+
+
+def test_gone_members_are_bounded_and_the_newest_stay(clock: Clock) -> None:
+    for who in crowd(clock, rules.TOMBSTONES + 5):
+        clock.now += 0.001
+        clock.node.refused(who.name, who.boot, clock.now)
+    clock.wait(0.1)
+    assert len(clock.node.members) == rules.TOMBSTONES
+    assert "n4" not in clock.node.members
+    assert "n5" in clock.node.members
+
+
+def test_gone_member_is_forgotten_after_an_hour(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(3.1)
+    clock.now += rules.TOMBSTONE_SECONDS + 1
+    clock.node.tick(clock.now)
+    assert clock.node.members == {}
+
+
+def test_left_boot_stays_away_after_it_is_forgotten(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    clock.hear(A, State.LEFT)
+    clock.now += rules.TOMBSTONE_SECONDS + 1
+    clock.node.tick(clock.now)
+    assert clock.hear(A) == Outcome()
+    assert clock.node.members == {}
+
+
+def test_down_boot_may_return_after_it_is_forgotten(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(3.1)
+    clock.now += rules.TOMBSTONE_SECONDS + 1
+    clock.node.tick(clock.now)
+    assert clock.hear(A).changes == [Change(A, None, State.ALIVE)]
+
+
+def test_replaced_boots_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "RETIRED_BOOTS", 3)
+    for number in range(10):
+        clock.hear(Identity("a", bytes([number] * 16), "a:4370"))
+    assert list(clock.node._retired) == [bytes([number] * 16) for number in (6, 7, 8)]
+
+
+def test_sightings_are_bounded_and_name_everybody_in_turn(clock: Clock) -> None:
+    crowd(clock, 50)
+    named: list[str] = []
+    for _ in range(4):
+        seen = clock.node.heartbeat(clock.now).sightings
+        assert len(seen) == rules.SIGHTINGS
+        named += [one.name for one in seen]
+    assert len(set(named)) == 50
+
+
+def test_small_cluster_is_named_once_each(clock: Clock) -> None:
+    crowd(clock, 3)
+    clock.now += 0.25
+    seen = clock.node.heartbeat(clock.now).sightings
+    assert sorted(one.name for one in seen) == ["n0", "n1", "n2"]
+    assert [one.age for one in seen] == pytest.approx([0.25] * 3)
+
+
+def test_doubted_are_named_first_and_take_half_of_the_room(clock: Clock) -> None:
+    members = crowd(clock, 50)
+    clock.wait(1.6, *members[20:])
+    states = [one.state for one in clock.node.heartbeat(clock.now).sightings]
+    half = rules.SIGHTINGS // 2
+    assert states == [State.SUSPECT] * half + [State.ALIVE] * half
+
+
+def test_down_node_that_talks_is_named_before_those_that_are_silent(clock: Clock) -> None:
+    clock.hear(A)
+    clock.wait(3.1)
+    for who in crowd(clock, 20):
+        clock.node.refused(who.name, who.boot, clock.now)
+    clock.wait(0.1)
+    assert clock.hear(A).answer
+    assert clock.node.heartbeat(clock.now).sightings[0].name == "a"
+
+
+def test_left_members_are_not_named(clock: Clock) -> None:
+    clock.hear(A, State.LEAVING)
+    assert [one.state for one in clock.node.heartbeat(clock.now).sightings] == [State.LEAVING]
+    clock.hear(A, State.LEFT)
+    assert clock.node.heartbeat(clock.now).sightings == ()
+
+
+@pytest.mark.parametrize(
+    ("timings", "message"),
+    [
+        ((0.0, 1.5, 3.0), "the heartbeat interval must be above 0 seconds, not 0"),
+        ((0.5, 0.9, 3.0), r"suspect after \(0.9 s\) must be at least two heartbeats \(1 s\)"),
+        ((0.5, 1.5, 1.5), r"down after \(1.5 s\) must be more than suspect after \(1.5 s\)"),
+    ],
+)
+def test_timings_that_cannot_work_are_refused(timings: tuple[float, float, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Timings(*timings)
+
+
+def test_least_timings_that_work_are_taken() -> None:
+    assert Timings(0.5, 1.0, 1.1).down_after == 1.1

@@ -1,0 +1,404 @@
+"""Clusters of 2 to 50 simulated nodes under faults. The invariants themselves stand in `simulation`."""
+
+import pytest
+
+from django_clusterstate.core.hrw import Rendezvous
+from django_clusterstate.core.membership import RETIRED_BOOTS, Member, Membership, Outcome
+from django_clusterstate.core.messages import Heartbeat, State, View
+from tests.core.simulation import Bus, Simulation, Violation
+
+ROUGH = (0.0, 0.5)  # delays between these seconds also reorder, since heartbeats are half a second apart
+
+
+def cluster(seed: int, size: int, bus: Bus | None = None, membership: type[Membership] = Membership) -> Simulation:
+    """`size` nodes, started at the same instant, three seconds ago."""
+    sim = Simulation(seed, bus, membership=membership)
+    sim.start(*(f"n{number}" for number in range(size)))
+    sim.run(3)
+    return sim
+
+
+def said(sim: Simulation, state: State, of: str) -> dict[str, float]:
+    """Who said so of whom, and when first."""
+    found: dict[str, float] = {}
+    for when, by, change in sim.changes:
+        if change.new is state and change.identity.name == of and by != of:
+            found.setdefault(by, when)
+    return found
+
+
+def swarm(seed: int, size: int, steps: int = 60, membership: type[Membership] = Membership) -> Simulation:
+    """Every fault there is, at random, a fault each half second; then two quiet seconds."""
+    sim = Simulation(seed, membership=membership)
+    names = [f"n{number}" for number in range(size)]
+    sim.start(*names)
+    for _ in range(steps):
+        stir(sim, names)
+        sim.run(sim.random.uniform(0.0, 1.0))
+    for node in sim.running:
+        sim.wake(node)
+    sim.run(2)
+    return sim
+
+
+def stir(sim: Simulation, names: list[str]) -> None:
+    random, bus = sim.random, sim.bus
+    name = random.choice(names)
+    # Younger than a message may be late, a start can't be ordered with the next one, by whatever it sends.
+    up = sim.nodes[name].running and sim.now - sim.nodes[name].membership.started > 1
+    spare = len(sim.running) > (2 * len(names)) // 3
+    match random.choice(
+        ["end", "end", "start", "start", "leave", "restart", "pause", "split", "drop", "weather", "mend"]
+    ):
+        case "end" if up and spare:
+            sim.crash(name, refused=random.random() < 0.5)
+        case "start" if not sim.nodes[name].running:
+            sim.start(name)
+        case "leave" if up and spare:
+            sim.leave(name)
+        case "restart" if up:
+            sim.crash(name, refused=random.random() < 0.5)
+            sim.at(random.uniform(0.0, 1.0), lambda: None if sim.nodes[name].running else sim.start(name))
+        case "pause" if up:
+            sim.pause(name, random.uniform(0.1, 5.0))
+        case "split":
+            side = random.sample(names, len(names) // 2)
+            bus.split(side, [other for other in names if other not in side])
+        case "drop":
+            bus.cut.add((name, random.choice(names)))
+        case "weather":
+            bus.loss, bus.duplicates = random.uniform(0, 0.3), random.uniform(0, 0.3)
+            bus.delay = random.choice([(0.001, 0.005), (0.1, 0.5), ROUGH])
+        case "mend":
+            bus.cut.clear()
+        case _:
+            pass
+
+
+# -- scenarios ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 10, 20, 50])
+def test_nodes_started_in_the_same_instant_become_one_cluster(size: int) -> None:
+    sim = Simulation(size)
+    sim.start(*(f"n{number}" for number in range(size)))
+    sim.run(1.7)  # two heartbeats of joining, and one more to tell
+    assert {len(node.membership.view.members) for node in sim.running} == {size}
+    assert len({node.membership.view.epoch for node in sim.running}) == 1
+
+
+@pytest.mark.parametrize("size", [3, 10, 30])
+def test_joiner_knows_everybody_within_a_round_trip(size: int) -> None:
+    sim = cluster(size, size)
+    sim.start("joiner")
+    sim.run(0.02)
+    assert len(sim.nodes["joiner"].membership.members) == size
+    assert sim.converge() < 1.7
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_crash_is_seen_within_four_seconds(seed: int, size: int) -> None:
+    sim = cluster(seed, size)
+    sim.crash("n0")
+    sim.run(4)
+    assert set(said(sim, State.DOWN, "n0")) == {node.name for node in sim.running}
+    assert not sim.false_downs
+
+
+@pytest.mark.parametrize("size", [2, 5, 50])
+def test_crash_with_refusal_is_seen_at_once(size: int) -> None:
+    sim = cluster(size, size)
+    sim.crash("n0", refused=True)
+    sim.run(0.1)
+    assert len(said(sim, State.DOWN, "n0")) == size - 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_loss_delay_and_duplicates_make_no_false_down(seed: int, size: int) -> None:
+    sim = cluster(seed, size, Bus(loss=0.05, delay=(0.1, 0.5), duplicates=0.2))
+    sim.run(60)
+    assert not sim.false_downs
+    sim.converge()
+
+
+@pytest.mark.parametrize("delay", [(0.001, 0.005), (0.1, 0.5)])
+@pytest.mark.parametrize("seed", range(10))
+def test_pauses_up_to_two_seconds_make_no_false_down(seed: int, delay: tuple[float, float]) -> None:
+    sim = cluster(seed, 5, Bus(delay=delay))
+    for _ in range(40):
+        sim.pause(sim.random.choice(list(sim.nodes)), sim.random.uniform(0, 2))
+        sim.run(1)
+    assert not sim.false_downs
+    sim.converge()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_false_down_under_loss_delay_and_pauses_is_rare_and_taken_back(seed: int) -> None:
+    """Two seconds of pause and a lost heartbeat before it are three of silence: here it can happen."""
+    sim = cluster(seed, 5, Bus(loss=0.2, delay=(0.1, 0.5), duplicates=0.1))
+    for _ in range(40):
+        sim.pause(sim.random.choice(list(sim.nodes)), sim.random.uniform(0, 2))
+        sim.run(1)
+    assert len(sim.false_downs) <= 10  # of 800 spans between two members, a second each
+    assert sim.converge() < 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("size", "minority"), [(2, 1), (5, 2), (20, 8)])
+def test_partition_has_a_view_on_each_side_and_heals_to_one(seed: int, size: int, minority: int) -> None:
+    sim = cluster(seed, size)
+    names = list(sim.nodes)
+    sim.bus.split(names[:minority], names[minority:])
+    sim.run(sim.random.uniform(6, 8))
+    for side in (names[:minority], names[minority:]):
+        views = [[who.name for who in sim.nodes[name].membership.view.members] for name in side]
+        assert views == [sorted(side)] * len(side)
+    assert sim.converge(within=2.0) < 3
+
+
+def test_node_thought_down_comes_back_though_many_others_are_down_for_good() -> None:
+    sim = cluster(1, 30)
+    names = list(sim.nodes)
+    sim.bus.split(names[:1], names[1:])
+    sim.run(6)
+    for name in names[1:25]:
+        sim.crash(name, refused=True)
+    sim.run(6)
+    sim.converge()
+
+
+def test_one_way_drop_is_the_affair_of_the_deaf_one_only() -> None:
+    sim = cluster(1, 4)
+    sim.bus.cut.add(("n0", "n1"))
+    sim.run(20)
+    assert set(said(sim, State.DOWN, "n0")) == {"n1"}
+    assert sim.nodes["n0"].membership.incarnation <= 2
+    assert sim.converge() < 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rolling_restart_loses_no_name_and_says_no_down(seed: int) -> None:
+    sim = cluster(seed, 5)
+    for name in list(sim.nodes):
+        sim.leave(name)
+        sim.run(2.5)
+        assert len(said(sim, State.LEAVING, name)) == 4
+        sim.start(name)
+        sim.run(3)
+    assert not [change for _, _, change in sim.changes if change.new is State.DOWN]
+    assert sim.converge() == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_late_messages_of_a_crashed_start_never_evict_the_next_one(seed: int) -> None:
+    sim = cluster(seed, 3, Bus(delay=ROUGH))
+    sim.crash("n0")
+    sim.crash("n1")
+    sim.start("n1", "newcomer")  # neither of them knows the former start of n0
+    sim.run(sim.random.uniform(0, 0.1))
+    sim.start("n0")
+    sim.run(1.5)
+    sim.converge()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_leave_is_known_at_once_and_is_never_a_down(seed: int) -> None:
+    sim = cluster(seed, 5, Bus(delay=(0.001, 0.05), loss=0.1 * (seed % 2), duplicates=0.2))
+    left = sim.now
+    sim.leave("n0")
+    sim.run(8)
+    assert not said(sim, State.DOWN, "n0")
+    assert len(said(sim, State.LEFT, "n0")) == 4
+    if not sim.bus.loss:
+        assert max(said(sim, State.LEAVING, "n0").values()) - left < 0.1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_long_stop_convicts_nobody_on_waking_and_rejoins(seed: int) -> None:
+    sim = cluster(seed, 5)
+    sim.pause("n0", 60)
+    sim.run(30)
+    sim.crash("n1")  # in its sleep: n0 may not know better than the others
+    sim.run(31)
+    assert sim.converge() < 3.5
+    assert set(said(sim, State.DOWN, "n1")) == {"n0", "n2", "n3", "n4"}
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_everything_at_once_breaks_no_invariant_and_ends_in_one_view(seed: int, size: int) -> None:
+    swarm(seed, size).converge()
+
+
+def test_everything_at_once_among_fifty() -> None:
+    swarm(1, 50, steps=10).converge()
+
+
+# -- owners -------------------------------------------------------------------------------------------------
+
+KEYS = [f"key-{number}".encode() for number in range(5000)]
+
+
+def owners(sim: Simulation, name: str) -> list[str | None]:
+    view = sim.nodes[name].membership.view
+    ring = Rendezvous({who.name: who.weight for who in view.members})
+    return [ring.owner(key) for key in KEYS]
+
+
+@pytest.mark.parametrize("size", [2, 5, 20])
+def test_equal_views_have_equal_owners_and_a_join_moves_keys_to_the_joiner_only(size: int) -> None:
+    sim = cluster(size, size)
+    before = owners(sim, "n0")
+    assert owners(sim, "n1") == before
+    sim.start("joiner")
+    sim.run(2)
+    after = owners(sim, "joiner")
+    assert owners(sim, "n0") == after
+    moved = [now for was, now in zip(before, after, strict=True) if was != now]
+    assert set(moved) == {"joiner"}
+    assert len(moved) / len(KEYS) == pytest.approx(1 / (size + 1), rel=0.25)
+
+
+def test_leave_moves_only_the_keys_of_the_leaver_and_a_restart_brings_them_back() -> None:
+    sim = cluster(1, 5)
+    before = owners(sim, "n1")
+    sim.leave("n0")
+    sim.run(3)
+    moved = [was for was, now in zip(before, owners(sim, "n1"), strict=True) if was != now]
+    assert set(moved) == {"n0"}
+    sim.start("n0")
+    sim.run(2)
+    assert owners(sim, "n1") == before
+
+
+def test_suspect_keeps_its_keys() -> None:
+    sim = cluster(1, 3)
+    before = owners(sim, "n1")
+    sim.crash("n0")
+    sim.run(2.2)
+    assert sim.nodes["n1"].membership.members["n0"].state is State.SUSPECT
+    assert owners(sim, "n1") == before
+
+
+# -- the simulator itself -----------------------------------------------------------------------------------
+
+
+def test_same_seed_gives_the_same_trace() -> None:
+    first, again, other = (swarm(seed, 5).trace.hexdigest() for seed in (7, 7, 8))
+    assert first == again != other
+
+
+class RemembersNoBoot(Membership):
+    def heard(self, beat: Heartbeat, now: float) -> Outcome:
+        self._retired.clear()
+        known = self.members.get(beat.identity.name)
+        if known and known.identity.boot != beat.identity.boot:
+            del self.members[beat.identity.name]
+        return super().heard(beat, now)
+
+
+class ForgetsWhoLeft(Membership):
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+        if member.state is State.LEFT:
+            self._move(member, beat.state, now, outcome)
+        else:
+            super()._hear_again(member, beat, now, outcome)
+
+
+class JudgesOnWaking(Membership):
+    def _restart_clocks(self, now: float) -> None:
+        pass
+
+
+class Hasty(Membership):
+    def _judge(self, now: float, outcome: Outcome) -> None:
+        for member in self.members.values():
+            if member.state is State.ALIVE and now - member.heard > 0.45:
+                self._move(member, State.DOWN, now, outcome)
+
+
+class BlamesAnother(Membership):
+    def heard(self, beat: Heartbeat, now: float) -> Outcome:
+        outcome = super().heard(beat, now)
+        for member in self.members.values():
+            if member.identity.name != beat.identity.name and member.state is State.ALIVE:
+                self._move(member, State.DOWN, now, outcome)
+        return outcome
+
+
+class RaisesOthers(Membership):
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+        super()._hear_again(member, beat, now, outcome)
+        member.incarnation += 1
+
+
+class FallsBack(Membership):
+    def tick(self, now: float) -> Outcome:
+        self.incarnation = max(0, self.incarnation - 1)
+        return super().tick(now)
+
+
+class OwnEpoch(Membership):
+    def _settle(self, outcome: Outcome) -> None:
+        super()._settle(outcome)
+        if outcome.changes:
+            self._view = View(self._view.members, self._view.epoch ^ self.me.boot[0])
+
+
+class NeverRefutes(Membership):
+    def _must_refute(self, beat: Heartbeat) -> bool:
+        return False
+
+
+class AnswersAll(Membership):
+    def heard(self, beat: Heartbeat, now: float) -> Outcome:
+        outcome = super().heard(beat, now)
+        outcome.answer = True
+        return outcome
+
+
+class NamesAll(Membership):
+    def heartbeat(self, now: float, channel: str = "") -> Heartbeat:
+        beat = super().heartbeat(now, channel)
+        return Heartbeat(self.me, 0, beat.sequence, self.state, 0, beat.sightings * 20)
+
+
+class KeepsEveryBoot(Membership):
+    def tick(self, now: float) -> Outcome:
+        self._retired.update((number.to_bytes(16), None) for number in range(RETIRED_BOOTS + 1))
+        return super().tick(now)
+
+
+class BearsAGrudge(Membership):
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+        if member.state is not State.DOWN or now - member.since > 10:
+            super()._hear_again(member, beat, now, outcome)
+
+
+@pytest.mark.parametrize(
+    ("broken", "caught"),
+    [
+        (RemembersNoBoot, "replaced start"),
+        (ForgetsWhoLeft, "whoever left stays away"),
+        (JudgesOnWaking, "it woke .* ago itself"),
+        (Hasty, "it was heard .* ago"),
+        (BlamesAnother, "that was about another"),
+        (RaisesOthers, "raises the incarnation"),
+        (FallsBack, "incarnation of .* falls"),
+        (OwnEpoch, "another epoch for an equal view"),
+        (NeverRefutes, "floods|has another view"),
+        (BearsAGrudge, "one view only|has another view"),
+        (AnswersAll, "floods"),
+        (NamesAll, "names .* members"),
+        (KeepsEveryBoot, "grows without bound"),
+    ],
+)
+def test_broken_node_is_caught_and_the_seed_is_named(broken: type[Membership], caught: str) -> None:
+    def search() -> None:
+        for seed in range(30):
+            swarm(seed, 5, membership=broken).converge()
+
+    with pytest.raises(Violation, match=rf"({caught}).*\(seed \d+, at [\d.]+ s\)"):
+        search()

@@ -1,0 +1,367 @@
+import gc
+import math
+import sys
+import tracemalloc
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from django_clusterstate.core.store import ENTRY_OVERHEAD, Store
+
+NOW = 1000.25
+AMPLE = 1 << 30
+
+
+def store_of(max_bytes: int = AMPLE) -> Store[bytes]:
+    return Store(max_bytes, size_of=len)
+
+
+def room_for(entries: int, key: bytes = b"ns\0a", value: bytes = b"v") -> int:
+    return entries * (len(key) + len(value) + ENTRY_OVERHEAD)
+
+
+def fill(store: Store[bytes], keys: str, ttl: float | None = None, now: float = NOW) -> None:
+    for key in keys:
+        assert store.set(b"ns\0" + key.encode(), b"v", ttl, now)
+
+
+def present(store: Store[bytes], keys: str, now: float = NOW) -> str:
+    return "".join(key for key in keys if store.peek(b"ns\0" + key.encode(), now))
+
+
+def check_structure(store: Store[bytes]) -> None:
+    assert store.bytes <= store.max_bytes
+    assert store.bytes == sum(entry.size for entry in store._entries.values())
+    spaces = [*store._spaces.values(), *store._cleared.values()]
+    buckets = [(due, space.serial, bucket) for space in spaces for due, bucket in space.buckets.items()]
+    assert sorted(buckets) == store._due
+    assert all(space.buckets for space in spaces)
+    filed = [key for _, _, bucket in buckets for key in bucket.keys]
+    assert sorted(filed) == sorted(store._entries)
+    for key, entry in store._entries.items():
+        assert key is entry.key
+        assert key in entry.bucket.keys
+        assert entry.bucket is entry.space.buckets[entry.bucket.due]
+        assert entry.bucket.due == entry.expires == math.inf or entry.bucket.due > entry.expires
+    assert all(keys for _, _, bucket in buckets for keys in [bucket.keys])
+
+
+def assert_empty(store: Store[bytes]) -> None:
+    assert (store.entries, store.bytes) == (0, 0)
+    assert not any((store._entries, store._spaces, store._cleared, store._due))
+
+
+def test_value_is_present_until_its_ttl_is_over() -> None:
+    store = store_of()
+    store.set(b"ns\0a", b"v", 10, NOW)
+    assert store.get(b"ns\0a", NOW + 9.99) == b"v"
+    assert store.peek(b"ns\0a", NOW + 4) == (b"v", 6.0)
+    assert store.get(b"ns\0a", NOW + 10) is None
+    assert_empty(store)
+    assert store.expirations == 1
+
+
+def test_value_without_ttl_stays() -> None:
+    store = store_of()
+    store.set(b"ns\0a", b"v", None, NOW)
+    assert store.peek(b"ns\0a", NOW + 1e9) == (b"v", None)
+    assert store.expire(NOW + 1e9) == 0
+
+
+@pytest.mark.parametrize("ttl", [0, -1])
+def test_ttl_that_is_over_deletes(ttl: float) -> None:
+    store = store_of()
+    fill(store, "ab")
+    assert store.set(b"ns\0a", b"w", ttl, NOW)
+    assert store.touch(b"ns\0b", ttl, NOW)
+    assert store.add(b"ns\0c", b"w", ttl, NOW)
+    assert_empty(store)
+
+
+def test_value_too_large_is_refused_and_the_older_one_dropped() -> None:
+    store = store_of(room_for(2))
+    fill(store, "ab")
+    large = bytes(2 * room_for(1))
+    assert not store.set(b"ns\0a", large, None, NOW)
+    assert not store.replace(b"ns\0b", large, NOW)
+    assert not store.add(b"ns\0c", large, None, NOW)
+    assert_empty(store)
+    assert store.evictions == 0
+
+
+def test_add_stores_only_where_nothing_is_present() -> None:
+    store = store_of()
+    assert store.add(b"ns\0a", b"v", 5, NOW)
+    assert not store.add(b"ns\0a", b"w", 5, NOW + 4)
+    assert store.add(b"ns\0a", b"w", 5, NOW + 5)
+    assert store.get(b"ns\0a", NOW + 9) == b"w"
+
+
+def test_replace_keeps_the_ttl() -> None:
+    store = store_of()
+    assert not store.replace(b"ns\0a", b"v", NOW)
+    store.set(b"ns\0a", b"v", 10, NOW)
+    assert store.replace(b"ns\0a", b"longer", NOW + 4)
+    assert store.peek(b"ns\0a", NOW + 4) == (b"longer", 6.0)
+    assert not store.replace(b"ns\0a", b"v", NOW + 10)
+
+
+def test_touch_gives_another_ttl() -> None:
+    store = store_of()
+    assert not store.touch(b"ns\0a", 5, NOW)
+    store.set(b"ns\0a", b"v", 1, NOW)
+    assert store.touch(b"ns\0a", 500, NOW)
+    assert store.expire(NOW + 400) == 0
+    assert store.touch(b"ns\0a", None, NOW + 400)
+    assert store.peek(b"ns\0a", NOW + 501) == (b"v", None)
+    check_structure(store)
+
+
+def test_delete_tells_whether_the_key_was_present() -> None:
+    store = store_of()
+    fill(store, "ab", ttl=5)
+    assert store.delete(b"ns\0a", NOW)
+    assert not store.delete(b"ns\0a", NOW)
+    assert not store.delete(b"ns\0b", NOW + 5)
+    assert_empty(store)
+
+
+def test_least_recently_used_goes_first() -> None:
+    store = store_of(room_for(4))
+    fill(store, "abcd")
+    store.get(b"ns\0a", NOW)
+    store.peek(b"ns\0b", NOW)
+    store.replace(b"ns\0c", b"w", NOW)
+    store.touch(b"ns\0d", None, NOW)
+    fill(store, "e")
+    assert present(store, "abcde") == "acde"
+    fill(store, "fg")
+    assert present(store, "acdefg") == "defg"
+    assert store.evictions == 3
+
+
+def test_growing_value_pushes_out_others_not_itself() -> None:
+    store = store_of(room_for(3))
+    fill(store, "abc")
+    assert store.replace(b"ns\0a", bytes(room_for(1)), NOW)
+    assert present(store, "abc") == "ac"
+    assert store.set(b"ns\0a", bytes(room_for(3) - ENTRY_OVERHEAD - 4), None, NOW)
+    assert present(store, "abc") == "a"
+    assert store.bytes == store.max_bytes
+
+
+def test_dead_entries_make_room_before_live_ones() -> None:
+    store = store_of(room_for(4))
+    fill(store, "a")
+    store.set(b"nt\0b", b"v", None, NOW)
+    fill(store, "c", ttl=5)
+    fill(store, "d")
+    store.clear(b"nt", NOW)
+    fill(store, "e")
+    assert (store.evictions, store.expirations) == (0, 0)
+    fill(store, "f", now=NOW + 6)
+    assert (store.evictions, store.expirations) == (0, 1)
+    fill(store, "g", now=NOW + 6)
+    assert (store.evictions, store.expirations) == (1, 1)
+    assert present(store, "acdefg", NOW + 6) == "defg"
+
+
+def test_expire_keeps_to_its_budget() -> None:
+    store = store_of()
+    for i in range(100):
+        store.set(b"ns\0%d" % i, b"v", 1 + i / 20, NOW)
+    assert store.expire(NOW + 60, 0) == 0
+    assert store.expire(NOW + 60, 30) == 30
+    check_structure(store)
+    assert store.expire(NOW + 60) == 70
+    assert store.expirations == 100
+    assert_empty(store)
+
+
+@pytest.mark.parametrize("ttl", [1, 59, 300, 86_400, 31_536_000, 1e12, 1e300])
+def test_due_entry_is_reclaimed_within_a_second_or_2_percent_of_its_ttl(ttl: float) -> None:
+    store = store_of()
+    store.set(b"ns\0a", b"v", ttl, NOW)
+    assert store.expire(NOW + ttl * 0.999) == 0
+    assert store.expire(NOW + ttl * 1.02 + 1) == 1
+    assert_empty(store)
+
+
+def test_buckets_are_few_however_many_ttls_there_are() -> None:
+    store = store_of()
+    for i in range(20_000):
+        store.set(b"ns\0%d" % i, b"v", i * 1567 % 31_536_000 + 1, NOW + i / 100)
+    assert len(store._due) < 2500
+
+
+def test_clear_empties_one_namespace_only() -> None:
+    store = store_of()
+    for key in (b"ns\0a", b"ns\0b", b"nt\0a", b"n\0a", b"ns2\0a"):
+        store.set(key, b"v", 60, NOW)
+    store.clear(b"ns", NOW)
+    store.clear(b"unknown", NOW)
+    assert present(store, "ab") == ""
+    assert all(store.get(key, NOW) for key in (b"nt\0a", b"n\0a", b"ns2\0a"))
+    assert store.expirations == 0
+
+
+def test_cleared_entries_hold_memory_until_reclaimed() -> None:
+    store = store_of()
+    fill(store, "abc")
+    fill(store, "def", ttl=60)
+    store.clear(b"ns", NOW)
+    assert store.entries == 6
+    assert store.expire(NOW, 4) == 4
+    assert store.expire(NOW) == 2
+    assert_empty(store)
+    assert (store.evictions, store.expirations) == (0, 0)
+
+
+def test_cleared_namespace_is_filled_anew() -> None:
+    store = store_of()
+    fill(store, "abc", ttl=60)
+    store.clear(b"ns", NOW)
+    fill(store, "ad", ttl=60)
+    check_structure(store)
+    assert store.expire(NOW) == 2
+    assert present(store, "abcd") == "ad"
+
+
+def test_clearing_again_and_again_leaves_nothing_behind() -> None:
+    store = store_of()
+    for _ in range(100):
+        fill(store, "a", ttl=60)
+        store.clear(b"ns", NOW)
+    assert store.entries == len(store._cleared) == len(store._due) == 1
+    assert store.expire(NOW) == 1
+    assert_empty(store)
+
+
+@pytest.mark.parametrize("ttl", [None, 300])
+@pytest.mark.parametrize("count", [5_000, 30_000])
+def test_entry_overhead_is_real_memory(ttl: float | None, count: int) -> None:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        store: Store[bytes] = Store(AMPLE, size_of=sys.getsizeof)
+        for i in range(count):
+            store.set(b"namespace\0%08d" % i, bytes(50), ttl, i / 1000)
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    overhead = used / count - (store.bytes / count - ENTRY_OVERHEAD)
+    assert overhead == pytest.approx(ENTRY_OVERHEAD, rel=0.3)
+
+
+keys = st.builds(lambda ns, rest: ns + b"\0" + rest, st.sampled_from([b"x", b"y"]), st.sampled_from([b"1", b"2", b"3"]))
+values = st.binary(max_size=200)
+ttls = st.one_of(st.none(), st.sampled_from([-1.0, 0.0, 0.5, 1.0, 60.0, 200.0, 5000.0]))
+
+
+class AgainstPlainDict(RuleBasedStateMachine):
+    """The store against a dict. A small store may have evicted a key: then, and only then, a miss is right
+    too."""
+
+    model: dict[bytes, tuple[bytes, float]]
+
+    @initialize(small=st.booleans())
+    def start(self, small: bool) -> None:
+        self.small = small
+        self.store = store_of(3 * ENTRY_OVERHEAD + 300 if small else AMPLE)
+        self.model = {}
+        self.now = NOW
+
+    def expected(self, key: bytes) -> tuple[bytes, float] | None:
+        """What the model holds, after forgetting what a small store has evicted."""
+        held = self.model.get(key)
+        if held is None or held[1] <= self.now:
+            self.model.pop(key, None)
+            return None
+        if self.small and key not in self.store._entries:
+            assert self.store.evictions
+            del self.model[key]
+            return None
+        return held
+
+    def put(self, key: bytes, value: bytes, ttl: float | None) -> None:
+        expires = math.inf if ttl is None else self.now + ttl
+        self.model[key] = (value, expires)
+
+    @rule(key=keys)
+    def get(self, key: bytes) -> None:
+        held = self.expected(key)
+        assert self.store.get(key, self.now) == (held[0] if held else None)
+
+    @rule(key=keys)
+    def peek(self, key: bytes) -> None:
+        held = self.expected(key)
+        ttl = None if held is None or held[1] == math.inf else held[1] - self.now
+        assert self.store.peek(key, self.now) == ((held[0], ttl) if held else None)
+
+    @rule(key=keys, value=values, ttl=ttls)
+    def set(self, key: bytes, value: bytes, ttl: float | None) -> None:
+        assert self.store.set(key, value, ttl, self.now)
+        self.put(key, value, ttl)
+
+    @rule(key=keys, value=values, ttl=ttls)
+    def add(self, key: bytes, value: bytes, ttl: float | None) -> None:
+        absent = self.expected(key) is None
+        assert self.store.add(key, value, ttl, self.now) is absent
+        if absent:
+            self.put(key, value, ttl)
+
+    @rule(key=keys, value=values)
+    def replace(self, key: bytes, value: bytes) -> None:
+        held = self.expected(key)
+        assert self.store.replace(key, value, self.now) is (held is not None)
+        if held:
+            self.model[key] = (value, held[1])
+
+    @rule(key=keys, ttl=ttls)
+    def touch(self, key: bytes, ttl: float | None) -> None:
+        held = self.expected(key)
+        assert self.store.touch(key, ttl, self.now) is (held is not None)
+        if held:
+            self.put(key, held[0], ttl)
+
+    @rule(key=keys)
+    def delete(self, key: bytes) -> None:
+        held = self.expected(key)
+        assert self.store.delete(key, self.now) is (held is not None)
+        self.model.pop(key, None)
+
+    @rule(namespace=st.sampled_from([b"x", b"y"]))
+    def clear(self, namespace: bytes) -> None:
+        self.store.clear(namespace, self.now)
+        self.model = {k: v for k, v in self.model.items() if not k.startswith(namespace)}
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 50.0, 1e4]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(budget=st.integers(0, 4))
+    def expire(self, budget: int) -> None:
+        before = self.store.entries
+        dropped = self.store.expire(self.now, budget)
+        assert dropped == before - self.store.entries <= budget
+
+    @precondition(lambda self: not self.small)
+    @invariant()
+    def nothing_is_evicted_without_need(self) -> None:
+        assert self.store.evictions == 0
+
+    @invariant()
+    def structure_holds(self) -> None:
+        check_structure(self.store)
+
+    def teardown(self) -> None:
+        for namespace in (b"x", b"y"):
+            self.store.clear(namespace, self.now)
+        self.store.expire(self.now)
+        assert_empty(self.store)
+
+
+AgainstPlainDict.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestStoreBehavesAsADict = AgainstPlainDict.TestCase
