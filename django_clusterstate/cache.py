@@ -61,7 +61,8 @@ class ClusterCache(BaseCache):
 
     # -- shared by both faces: keys, values, requests, answers ------------------------------------------------
 
-    def _key(self, key: Any, version: int | None) -> bytes:
+    def routing_key(self, key: Any, version: int | None = None) -> bytes:
+        """What the node knows the key by, and what decides who owns it."""
         whole = self._prefix + self.make_and_validate_key(key, version=version).encode()
         if len(whole) > wire.MAX_KEY_BYTES:
             whole = self._prefix + hashlib.blake2b(whole, digest_size=32).hexdigest().encode()
@@ -118,7 +119,7 @@ class ClusterCache(BaseCache):
     def _set_requests(
         self, data: Mapping[Any, Any], timeout: Any, version: int | None
     ) -> tuple[dict[bytes, Any], MakeRequest]:
-        names = {self._key(name, version): name for name in data}
+        names = {self.routing_key(name, version): name for name in data}
         values = {key: self._dump(data[name]) for key, name in names.items()}
         ttl = self._ttl(timeout)
         return names, lambda keys: wire.Set([(key, values[key]) for key in keys], ttl)
@@ -149,36 +150,36 @@ class ClusterCache(BaseCache):
         return self._answers(groups, replies)
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         request = wire.Set([(wire_key, self._dump(value))], self._ttl(timeout), absent=True)
         return _flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return self._loaded(self._call(wire_key, wire.Get([wire_key])), default)
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         self._call(wire_key, wire.Set([(wire_key, self._dump(value))], self._ttl(timeout)))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return _flag(self._call(wire_key, wire.Touch([wire_key], self._ttl(timeout))))
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return _flag(self._call(wire_key, wire.Delete([wire_key])))
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return _present(self._call(wire_key, wire.Get([wire_key])))
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return self._number(self._call(wire_key, wire.Incr(wire_key, delta)), key)
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        wanted = {self._key(key, version): key for key in keys}
+        wanted = {self.routing_key(key, version): key for key in keys}
         return self._collect(wanted, self._call_owners(wanted, wire.Get))
 
     def set_many(
@@ -188,7 +189,7 @@ class ClusterCache(BaseCache):
         return self._unstored(names, self._call_owners(names, make))
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        self._call_owners([self._key(key, version) for key in keys], wire.Delete)
+        self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
 
     def clear(self) -> None:
         """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
@@ -213,36 +214,36 @@ class ClusterCache(BaseCache):
         return self._answers(groups, replies)
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         request = wire.Set([(wire_key, self._dump(value))], self._ttl(timeout), absent=True)
         return _flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return self._loaded(await self._acall(wire_key, wire.Get([wire_key])), default)
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         await self._acall(wire_key, wire.Set([(wire_key, self._dump(value))], self._ttl(timeout)))
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return _flag(await self._acall(wire_key, wire.Touch([wire_key], self._ttl(timeout))))
 
     async def adelete(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return _flag(await self._acall(wire_key, wire.Delete([wire_key])))
 
     async def ahas_key(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return _present(await self._acall(wire_key, wire.Get([wire_key])))
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        wire_key = self._key(key, version)
+        wire_key = self.routing_key(key, version)
         return self._number(await self._acall(wire_key, wire.Incr(wire_key, delta)), key)
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        wanted = {self._key(key, version): key for key in keys}
+        wanted = {self.routing_key(key, version): key for key in keys}
         return self._collect(wanted, await self._acall_owners(wanted, wire.Get))
 
     async def aset_many(
@@ -252,7 +253,7 @@ class ClusterCache(BaseCache):
         return self._unstored(names, await self._acall_owners(names, make))
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        await self._acall_owners([self._key(key, version) for key in keys], wire.Delete)
+        await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)
 
     async def aclear(self) -> None:
         client = conf.get_async_client()

@@ -214,7 +214,7 @@ def use_options(options: Mapping[str, Any]) -> Settings:
     """Puts a command's options over the settings, for the rest of this process. Raises `ImproperlyConfigured`."""
     for entry, value in options.items():
         os.environ[f"CLUSTERSTATE_{entry}"] = str(value)
-    _forget()
+    forget()
     return get_settings()
 
 
@@ -232,7 +232,8 @@ def get_async_client() -> AsyncClient:
     return AsyncClient(settings.socket, settings.link_keys, settings.deadline)
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Reads the settings anew when they are next needed, and closes the connections made by the old ones."""
     if get_client.cache_info().currsize:
         get_client().close()
     for cached in (get_settings, get_client, get_async_client):
@@ -241,7 +242,7 @@ def _forget() -> None:
 
 def _setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting in ("CLUSTERSTATE", "SECRET_KEY", "SECRET_KEY_FALLBACKS"):
-        _forget()
+        forget()
 
 
 setting_changed.connect(_setting_changed)

@@ -10,7 +10,7 @@ lets no extra hit through; above, it is held to half a hit.
 import enum
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -20,10 +20,13 @@ __all__ = [
     "Decision",
     "Rule",
     "State",
+    "StateStore",
     "decide",
     "decide_all",
+    "hit",
     "parse_rate",
     "rebase",
+    "state_bytes",
 ]
 
 # Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
@@ -102,6 +105,32 @@ def decide_all(
         if decision.allowed:
             decisions[i] = decide(rules[i], states[i], 0, now)[0]
     return decisions, None
+
+
+def state_bytes(state: State) -> int:
+    """The memory that a state takes: a tuple of three at the most, with a float and integers of its own."""
+    return 152
+
+
+class StateStore(Protocol):
+    """Where the states of keys are kept: `store.Store`, or whatever has these two."""
+
+    def get(self, key: bytes, now: float) -> State | None: ...
+    def set(self, key: bytes, value: State, ttl: float | None, now: float) -> bool: ...
+
+
+def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> tuple[list[Decision], bool]:
+    """`decide_all` for a key whose states are in `store`. Returns the decisions, and whether all allow."""
+    keys = [b"%b\0%d/%d/%r" % (key, rule.algorithm, rule.limit, rule.period) for rule in rules]
+    states = [store.get(state_key, now) for state_key in keys]
+    decisions, counted = decide_all(rules, states, cost, now)
+    if counted is None:
+        return decisions, False
+    if cost:
+        for state_key, (state, ttl) in zip(keys, counted, strict=True):
+            if state is not None:
+                store.set(state_key, state, ttl, now)
+    return decisions, True
 
 
 def rebase(state: State, seconds: float) -> State:

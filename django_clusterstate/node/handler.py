@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .. import __version__
 from ..core.hrw import Rendezvous
-from ..core.limiter import State, decide_all
+from ..core.limiter import State, hit, state_bytes
 from ..core.membership import Membership
 from ..core.store import Store
 from ..wire import messages as wire
@@ -16,13 +16,8 @@ from .config import NodeConfig
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _INT64 = range(-(2**63), 2**63)
-_STATE_BYTES = 144  # a limit's state: a tuple of an instant and one or two counts
 
 Push = Callable[[wire.Reply], None]
-
-
-def _state_bytes(state: State) -> int:
-    return _STATE_BYTES
 
 
 def resident_bytes() -> int:
@@ -52,7 +47,7 @@ class Handler:
         self.membership = membership
         self.channels = Channels()
         self.cache: Store[wire.Value] = Store(config.cache_max_bytes, size_of=sys.getsizeof)
-        self.limits: Store[State] = Store(config.limits_max_bytes, size_of=_state_bytes)
+        self.limits: Store[State] = Store(config.limits_max_bytes, size_of=state_bytes)
         self._config = config
         self._clock = clock
         self._peers = peers
@@ -148,17 +143,11 @@ class Handler:
     # -- limits ---------------------------------------------------------------------------------------------
 
     def _hit(self, request: wire.Hit) -> wire.Reply:
-        now = self._clock()
-        keys = [b"%b\0%d/%d/%r" % (request.key, r.algorithm, r.limit, r.period) for r in request.rules]
-        states = [self.limits.get(key, now) for key in keys]
-        decisions, counted = decide_all(request.rules, states, request.cost, now)
-        if counted is None:
-            self.stats.denied += 1
-        else:
+        decisions, allowed = hit(self.limits, request.key, request.rules, request.cost, self._clock())
+        if allowed:
             self.stats.allowed += 1
-            for key, (state, ttl) in zip(keys, counted, strict=True):
-                if state is not None:
-                    self.limits.set(key, state, ttl, now)
+        else:
+            self.stats.denied += 1
         return wire.Decided(self.epoch, decisions)
 
     # -- the cluster ----------------------------------------------------------------------------------------

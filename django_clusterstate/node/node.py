@@ -177,6 +177,8 @@ class Node:
             self._log(change)
             if change.new is State.DOWN:
                 self.links.reset(change.identity.address)
+            elif change.identity is self.membership.me:
+                self.heartbeats.beat_soon()
             self._on_change(change)
 
     def _log(self, change: Change) -> None:

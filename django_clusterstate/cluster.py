@@ -1,0 +1,145 @@
+"""The cluster as any process sees it: what distributed Erlang knows as `Node.list`, `Node.self` and `Node.ping`.
+
+Each function has an `a…` twin for asynchronous code. They raise `Unavailable` when no node answers, but `ping` and
+`status`, which say it in their answers.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from asgiref.sync import async_to_sync
+
+from . import conf
+from .client.routing import Table, Target
+from .core.messages import Identity
+from .exceptions import ClusterStateError, Unavailable
+from .wire import messages as wire
+from .wire.framing import frame
+
+_PING = frame(wire.encode(wire.Ping()))
+_GET_STATUS = frame(wire.encode(wire.GetStatus()))
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """What each node says of itself and of its members.
+
+    `asked` is this host's node, empty if it doesn't answer; `silent` says of each node that didn't answer, why.
+    """
+
+    asked: str = ""
+    nodes: dict[str, wire.Status] = field(default_factory=dict)
+    silent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def agree(self) -> bool:
+        """Whether all nodes answered, and all have the same view."""
+        return bool(self.nodes) and not self.silent and len({status.epoch for status in self.nodes.values()}) == 1
+
+
+def members() -> list[Identity]:
+    """The members that serve, by name."""
+    return list(_known(conf.get_client().table()).view.members)
+
+
+async def amembers() -> list[Identity]:
+    return list(_known(await conf.get_async_client().table()).view.members)
+
+
+def local_node() -> str:
+    """The name of this host's node."""
+    return _local_name(conf.get_client().table())
+
+
+async def alocal_node() -> str:
+    return _local_name(await conf.get_async_client().table())
+
+
+def owner(key: str | bytes) -> str:
+    """The name of the node that owns a key.
+
+    The key is text of your own, or what `ClusterCache.routing_key()` and `ratelimit.routing_key()` return.
+    """
+    return ranking(key)[0]
+
+
+async def aowner(key: str | bytes) -> str:
+    return (await aranking(key))[0]
+
+
+def ranking(key: str | bytes) -> list[str]:
+    """The names of all members that serve, in the order in which they would own the key."""
+    return _ranking(conf.get_client().table(), key)
+
+
+async def aranking(key: str | bytes) -> list[str]:
+    return _ranking(await conf.get_async_client().table(), key)
+
+
+def ping(node: str) -> float | None:
+    """Seconds to the node and back; None when it doesn't answer or isn't a member."""
+    client = conf.get_client()
+    target = client.table().targets.get(node)
+    if target is None:
+        return None
+    start = time.perf_counter()
+    try:
+        client.call_node(target, _PING)
+    except ClusterStateError:
+        return None
+    return time.perf_counter() - start
+
+
+async def aping(node: str) -> float | None:
+    client = conf.get_async_client()
+    target = (await client.table()).targets.get(node)
+    if target is None:
+        return None
+    start = time.perf_counter()
+    try:
+        await client.call_node(target, _PING)
+    except ClusterStateError:
+        return None
+    return time.perf_counter() - start
+
+
+async def astatus() -> ClusterStatus:
+    """Asks every node, all at once: what doesn't answer costs one deadline."""
+    client = conf.get_async_client()
+    local = client.routing.local
+    table = await client.table()
+    targets: list[Target] = list({local, *table.targets.values()})
+    replies = await client.call_each([(target, _GET_STATUS) for target in targets])
+    nodes, silent = {}, {}
+    for target, reply in zip(targets, replies, strict=True):
+        if isinstance(reply, wire.Status):
+            nodes[reply.identity.name] = reply
+        else:
+            silent[target.name or str(target.address)] = str(reply)
+    asked = table.local_name if table.local_name in nodes else ""
+    return ClusterStatus(asked, dict(sorted(nodes.items())), dict(sorted(silent.items())))
+
+
+def status() -> ClusterStatus:
+    """As `astatus`."""
+    return async_to_sync(astatus)()
+
+
+def _known(table: Table) -> Table:
+    if not table.targets:
+        raise Unavailable(
+            f"no node answers at {conf.get_settings().socket}, or none has joined yet. "
+            "Start one with: manage.py clusternode"
+        )
+    return table
+
+
+def _local_name(table: Table) -> str:
+    if not table.local_name:
+        raise Unavailable(f"this host's node doesn't answer at {conf.get_settings().socket}")
+    return table.local_name
+
+
+def _ranking(table: Table, key: str | bytes) -> list[str]:
+    whole = key.encode() if isinstance(key, str) else key
+    return [target.name for target in _known(table).ranking(whole)]

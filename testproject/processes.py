@@ -1,0 +1,181 @@
+"""Nodes and sites as real processes on this machine: for the demonstration, the tests and the benchmark."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from django_clusterstate.client.sync import Client
+from django_clusterstate.exceptions import ClusterStateError
+from django_clusterstate.wire.address import UnixAddress
+from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.messages import GetStatus, Status, encode
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 20.0
+
+_GET_STATUS = frame(encode(GetStatus()))
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Returns the seconds it took. Raises `TimeoutError`, naming `what`, when it doesn't come true in time."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+class Process:
+    """One child process with its output in a file. Ended by its own id, nobody else's."""
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self._popen = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT, env=dict(env)
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        return self._popen.wait(seconds)
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """SIGTERM, and SIGKILL if that doesn't do."""
+        if self.running:
+            self._popen.terminate()
+            try:
+                self._popen.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+class LocalCluster:
+    """Nodes by name, each with a unix socket and a log file in `folder`. A context manager that stops them all."""
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        ports: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
+        discovery: str = "",
+    ) -> None:
+        self.folder = folder
+        self.names = list(names)
+        self.ports = dict(zip(self.names, ports or [free_port() for _ in names], strict=True))
+        # Without a database: each node is told of the first few.
+        self.discovery = discovery or ",".join(f"127.0.0.1:{port}" for port in list(self.ports.values())[:3])
+        self.processes: dict[str, Process] = {}
+        self._env = {**os.environ, **(env or {})}
+        self._clients: dict[str, Client] = {}
+
+    def socket(self, name: str) -> Path:
+        return self.folder / f"{name}.sock"
+
+    def env(self, name: str) -> dict[str, str]:
+        """What a process needs in its environment to use this node as its host's."""
+        return {
+            **self._env,
+            "CLUSTERSTATE_NODE_NAME": name,
+            "CLUSTERSTATE_BIND": f"127.0.0.1:{self.ports[name]}",
+            "CLUSTERSTATE_SOCKET": str(self.socket(name)),
+            "CLUSTERSTATE_DISCOVERY": self.discovery,
+        }
+
+    def start(self, *names: str) -> None:
+        """Starts the named nodes, or all."""
+        for name in names or self.names:
+            command = [sys.executable, str(ROOT / "manage.py"), "clusternode"]
+            self.processes[name] = Process(command, self.folder / f"{name}.log", self.env(name))
+
+    def status(self, name: str) -> Status | None:
+        """What the node says of itself and the others; None when it doesn't answer."""
+        client = self._clients.setdefault(name, Client(UnixAddress(str(self.socket(name))), (), 1.0))
+        client.routing.local.failures = 0  # we look again and again, and want no breaker to stop us
+        try:
+            reply = client.call_node(client.routing.local, _GET_STATUS)
+        except ClusterStateError:
+            return None
+        return reply if isinstance(reply, Status) else None
+
+    def agreed(self, names: Sequence[str]) -> bool:
+        """Whether these nodes, and no others, serve, and all have the same view."""
+        statuses = [self.status(name) for name in names]
+        return len({status.epoch for status in statuses if status is not None}) == 1 and all(
+            status is not None and status.state == "alive" and _serving(status) == len(names) for status in statuses
+        )
+
+    def wait_for(self, *names: str, seconds: float = START_SECONDS) -> float:
+        """Waits until the named nodes, or all, are one cluster. Raises `TimeoutError` with the end of their logs."""
+        wanted = names or tuple(self.names)
+        try:
+            return wait_until(lambda: self.agreed(wanted), seconds, f"a cluster of {', '.join(wanted)}")
+        except TimeoutError as error:
+            logs = "\n".join(f"--- {name}\n{self.processes[name].output()[-2000:]}" for name in self.processes)
+            raise TimeoutError(f"{error}\n{logs}") from None
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+
+    def stop(self) -> None:
+        """All at once, since each serves on for a while after it was told."""
+        for process in self.processes.values():
+            if process.running:
+                process.signal(signal.SIGTERM)
+        for process in self.processes.values():
+            process.stop()
+        for client in self._clients.values():
+            client.close()
+
+    def __enter__(self) -> "LocalCluster":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+
+def _serving(status: Status) -> int:
+    others = sum(member.state in ("alive", "suspect") for member in status.members)
+    return others + (status.state == "alive")

@@ -1,0 +1,49 @@
+"""A real cluster of three nodes for the tests that need one, started once for a whole run."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from django_clusterstate import conf
+from testproject.processes import LocalCluster
+
+NODES = ("alpha", "beta", "gamma")
+
+
+@pytest.fixture(scope="session")
+def running_cluster() -> Iterator[LocalCluster]:
+    """Three nodes, one view. Not to be harmed: tests that kill nodes start their own."""
+    with tempfile.TemporaryDirectory(prefix="clusterstate-") as folder, LocalCluster(Path(folder), NODES) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running_cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """The same; this process uses the first node as its host's."""
+    with using(running_cluster, NODES[0]):
+        yield running_cluster
+
+
+class using:  # noqa: N801 - reads as a word in `with using(cluster, "alpha"):`
+    """This process is on the host of that node."""
+
+    def __init__(self, cluster: LocalCluster, name: str) -> None:
+        self._wanted = {key: value for key, value in cluster.env(name).items() if key.startswith("CLUSTERSTATE_")}
+
+    def __enter__(self) -> None:
+        self._before = {key: os.environ.get(key) for key in self._wanted}
+        os.environ.update(self._wanted)
+        conf.forget()
+
+    def __exit__(self, *exc_info: object) -> None:
+        for key, value in self._before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+        conf.forget()
