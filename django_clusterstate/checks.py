@@ -1,1 +1,62 @@
+"""System checks. Each id stands in `docs/settings.md`, with what to do."""
 
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+
+from . import conf
+
+SLOW_DEADLINE = 1.0
+IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
+
+
+@register("clusterstate")
+def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Everything that can be said without asking a node."""
+    try:
+        settings = conf.get_settings()
+    except ImproperlyConfigured as error:
+        return [Error(str(error), id="clusterstate.E001")]
+    found = _check_channel_layer(settings.channel_layer)
+    if settings.secret_problem and not settings.bind.is_loopback:
+        found.append(
+            Warning(
+                f"The secret is too weak for {settings.bind}, which other hosts can reach: {settings.secret_problem}.",
+                hint="Set CLUSTERSTATE['SECRET'] to a long random string; until then clusternode won't start.",
+                id="clusterstate.W001",
+            )
+        )
+    if settings.deadline > SLOW_DEADLINE:
+        found.append(
+            Warning(
+                f"With a DEADLINE of {settings.deadline:g} s, a lost node holds up requests for as long.",
+                hint="The default of 0.1 s is a thousand times what an answer takes.",
+                id="clusterstate.W002",
+            )
+        )
+    return found
+
+
+def _check_channel_layer(alias: str | None) -> list[CheckMessage]:
+    if alias is None:
+        return []
+    layers = getattr(django_settings, "CHANNEL_LAYERS", {})
+    if alias not in layers:
+        return [
+            Error(
+                f"CLUSTERSTATE['CHANNEL_LAYER'] is {alias!r}, which CHANNEL_LAYERS doesn't have.",
+                hint="Leave it out to use the embedded layer.",
+                id="clusterstate.E002",
+            )
+        ]
+    if layers[alias].get("BACKEND") == IN_MEMORY_LAYER:
+        return [
+            Error(
+                f"The channel layer {alias!r} lives within one process, so it can't carry heartbeats between nodes.",
+                hint="Leave CHANNEL_LAYER out to use the embedded layer, or use channels_redis.",
+                id="clusterstate.E003",
+            )
+        ]
+    return []

@@ -1,0 +1,51 @@
+# `make demo` shows the cluster, `make test` proves it. Needs Python 3.11 or newer with venv; all else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN = $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo smoke test unit lint bench docs screenshot clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# One stamp for each set of dependencies; made again when pyproject.toml changes.
+$(VENV)/demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "This needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable . --group demo
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/pip install --quiet --editable '.[redis]' --group dev --group bench --group docs
+	$(RUN) -m tests.django_suite.fetch
+	@touch $@
+
+demo: $(VENV)/demo  ## three nodes and three sites as one cluster, with a tour; runs until Ctrl-C
+	@$(RUN) -m testproject.demo
+
+smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
+	@$(RUN) -m testproject.demo --check
+
+test: $(VENV)/dev  ## all tests, in under five minutes
+	$(BIN)/pytest
+
+unit: $(VENV)/dev  ## the tests that need no process, in seconds
+	$(BIN)/pytest tests/core tests/wire tests/node
+
+lint: $(VENV)/dev  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev  ## side by side with Redis, Memcached and others
+	$(RUN) -m bench
+
+docs: $(VENV)/dev  ## the documentation, into docs/_build
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
+
+clean:  ## takes away what the other targets made
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build run
