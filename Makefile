@@ -5,10 +5,10 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit lint bench docs screenshot clean
+.PHONY: help demo smoke test unit compat lint bench docs screenshot clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # One stamp for each set of dependencies; made again when pyproject.toml changes.
 $(VENV)/demo: pyproject.toml
@@ -35,6 +35,10 @@ test: $(VENV)/dev  ## all tests, in under five minutes
 
 unit: $(VENV)/dev  ## the tests that need no process, in seconds
 	$(BIN)/pytest tests/core tests/wire tests/node
+
+compat: $(VENV)/dev  ## the unit and cache suites, for another Python and Django: PYTHON=python3.13 VENV=.venv-3.13
+	$(RUN) -c 'import django, sys; print("Python", sys.version.split()[0], "Django", django.__version__)'
+	$(BIN)/pytest tests/core tests/wire tests/node tests/client tests/django_suite tests/test_cache.py
 
 lint: $(VENV)/dev  ## style and types
 	$(BIN)/ruff format --check .

@@ -1,9 +1,10 @@
 from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
 
 
 class ClusterStateConfig(AppConfig):
     name = "django_clusterstate"
-    verbose_name = "Cluster"
+    verbose_name = _("Cluster")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -91,7 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="end after the tour; exit code 1 if a claim fails")
     arguments = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     node_port = int(os.environ.get("DEMO_NODE_PORT", "4371"))
     site_port = int(os.environ.get("DEMO_SITE_PORT", "8001"))
@@ -161,6 +161,7 @@ def started(run: Path, node_port: int, site_port: int) -> Iterator[tuple[LocalCl
         log.unlink()
     with ExitStack() as stack:
         nodes = stack.enter_context(LocalCluster(run, NODES, ports=ports, discovery="database"))
+        stack.callback(nodes.stop)
         nodes.start()
         for site in sites:
             env = {**nodes.env(site.node), "DEMO_SITE": site.name, "DEMO_ASYNC": "1" * (site.server == "uvicorn")}

@@ -97,7 +97,7 @@ class Process:
 
 
 class LocalCluster:
-    """Nodes by name, each with a unix socket and a log file in `folder`. A context manager that stops them all."""
+    """Nodes by name, each with a unix socket and a log file in `folder`. A context manager that kills what is left."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class LocalCluster:
         # Without a database: each node is told of the first few.
         self.discovery = discovery or ",".join(f"127.0.0.1:{port}" for port in list(self.ports.values())[:3])
         self.processes: dict[str, Process] = {}
-        self._env = {**os.environ, **(env or {})}
+        self._env = {**os.environ, "DJANGO_SETTINGS_MODULE": "testproject.settings", **(env or {})}
         self._clients: dict[str, Client] = {}
 
     def socket(self, name: str) -> Path:
@@ -166,20 +166,21 @@ class LocalCluster:
         self.processes[name].kill()
 
     def stop(self) -> None:
-        """All at once, since each serves on for a while after it was told."""
+        """Lets them leave, all at once, since each serves on for a while after it was told."""
         for process in self.processes.values():
             if process.running:
                 process.signal(signal.SIGTERM)
         for process in self.processes.values():
             process.stop()
-        for client in self._clients.values():
-            client.close()
 
     def __enter__(self) -> "LocalCluster":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+        for process in self.processes.values():
+            process.kill()
+        for client in self._clients.values():
+            client.close()
 
 
 def _serving(status: Status) -> int:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import environ
 
@@ -56,4 +57,6 @@ DATABASES = {
     }
 }
 CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache"}}  # cluster: 2
-CHANNEL_LAYERS = {"default": {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}}  # cluster: 3, if you use it
+CHANNEL_LAYERS: dict[str, dict[str, Any]] = {
+    "default": {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}
+}  # cluster: 3, if you use it

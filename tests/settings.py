@@ -2,8 +2,8 @@
 
 import sys
 
-from tests.django_suite.fetch import TESTS
 from testproject.settings import *  # noqa: F403
+from tests.django_suite.fetch import TESTS
 
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -16,5 +16,5 @@ from django.test import TestCase, override_settings
         exclude=redis_excluded_caches,
     )
 )
-class ClusterCacheTests(BaseCacheTests, TestCase):
+class ClusterCacheTests(BaseCacheTests, TestCase):  # type: ignore[misc] # Django's tests have no types
     pass

@@ -1,0 +1,353 @@
+"""The admin page "Cluster"."""
+
+import html.parser
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import Permission, User
+from django.contrib.staticfiles import finders
+from django.core.cache import caches
+from django.test import AsyncClient, Client, override_settings
+from django.urls import reverse
+from django.utils import translation
+
+from django_clusterstate import admin, conf, ratelimit
+from django_clusterstate import cluster as functions
+from django_clusterstate.cache import ClusterCache
+from django_clusterstate.cluster import ClusterStatus
+from django_clusterstate.core.messages import Identity, State
+from django_clusterstate.wire.messages import MemberStatus, Stats, Status
+from tests.conftest import NODES
+
+PAGE = "/admin/django_clusterstate/cluster/"
+CACHE = "django_clusterstate.cache.ClusterCache"
+VOID = {"br", "hr", "img", "input", "link", "meta", "path", "col", "wbr"}
+
+pytestmark = pytest.mark.django_db
+
+
+def staff(name: str, *permissions: str) -> User:
+    user = User.objects.create_user(name, is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return user
+
+
+@pytest.fixture
+def client() -> Client:
+    """A browser in which a superuser is logged in."""
+    client = Client()
+    client.force_login(User.objects.create_superuser("root"))
+    return client
+
+
+@pytest.fixture
+def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    path = str(tmp_path / "none.sock")
+    monkeypatch.setenv("CLUSTERSTATE_SOCKET", path)
+    conf.forget()
+    yield path
+    conf.forget()
+
+
+class Page(html.parser.HTMLParser):
+    """A page's text and elements. Refuses what is not nested well, ids that repeat, and inline script or style."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__()
+        assert response.status_code == 200
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+        self._text: list[str] = []
+        self.feed(response.content.decode())
+        self.close()
+        assert self._open == []
+        ids = [attrs["id"] for _, attrs in self.tags if "id" in attrs]
+        assert len(ids) == len(set(ids))
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self._text))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        assert len(found) == len(attrs)
+        assert "style" not in found
+        assert not any(name.startswith("on") for name in found)
+        assert tag != "style"
+        assert tag != "script" or "src" in found
+        self.tags.append((tag, found))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self._text.append(data)
+
+
+def node(name: str, epoch: int = 1, *, state: State = State.ALIVE, members: tuple[MemberStatus, ...] = ()) -> Status:
+    stats = Stats(requests=1234, cache_entries=2, cache_bytes=2048, limit_entries=3)
+    return Status(epoch, identity(name), state, 3700.0, False, "1", 50 * 2**20, members, stats)
+
+
+def member(name: str, state: State = State.ALIVE, heard_ago: float = 0.25) -> MemberStatus:
+    return MemberStatus(identity(name), state, 0, heard_ago, 10.0, 1)
+
+
+def identity(name: str) -> Identity:
+    return Identity(name, bytes(16), f"{name}.example:4370")
+
+
+def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus) -> Page:
+    monkeypatch.setattr(functions, "status", lambda: status)
+    return Page(client.get(PAGE))
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRealCluster:
+    def test_all_nodes_the_one_asked_and_agreement_are_shown(self, client: Client) -> None:
+        response = client.get(PAGE)
+        page = Page(response)
+        assert [row.name for row in response.context["rows"]] == list(NODES)
+        assert all(row.told is not None and row.state == State.ALIVE for row in response.context["rows"])
+        assert [row.heard_ago is None for row in response.context["rows"]] == [True, False, False]
+        assert all(name in page.text for name in NODES)
+        assert "This page asked alpha , the node of this host." in page.text
+        assert "All 3 nodes have the same view." in page.text
+        assert page.text.count(f"{functions.status().nodes['alpha'].epoch:016x}"[:8]) == 3
+
+    def test_page_works_under_asgi(self) -> None:
+        user = User.objects.create_superuser("root")
+
+        async def view() -> Any:
+            browser = AsyncClient()
+            await browser.aforce_login(user)
+            return await browser.get(PAGE, {"kind": "plain", "key": "k"})
+
+        page = Page(async_to_sync(view)())
+        assert "All 3 nodes have the same view." in page.text
+        assert "next in this order" in page.text
+
+    @pytest.mark.parametrize("key", ["user:1", "user:2", "clé", "a&b=c/d?e"])
+    def test_owner_of_a_key_is_what_the_cluster_says(self, client: Client, key: str) -> None:
+        cache = caches["default"]
+        assert isinstance(cache, ClusterCache)
+        for kind, group, expected in [
+            ("cache:default", "", functions.ranking(cache.routing_key(key))),
+            ("limit", "login", functions.ranking(ratelimit.routing_key("login", key))),
+            ("limit", "", functions.ranking(ratelimit.routing_key("", key))),
+            ("plain", "", functions.ranking(key)),
+        ]:
+            response = client.get(PAGE, {"kind": kind, "group": group, "key": key})
+            assert response.context["ranking"] == expected
+            text = re.sub(r"\s+", " ", Page(response).text)
+            assert f"{expected[0]} owns {key} ." in text
+            assert " ".join([f"{expected[0]} (owner)", *expected[1:]]) in text
+
+    @override_settings(
+        CACHES={
+            "default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
+            "one": {"BACKEND": CACHE},
+            "two": {"BACKEND": CACHE, "LOCATION": "other", "KEY_PREFIX": "p"},
+        }
+    )
+    def test_form_offers_the_caches_that_live_in_the_cluster(self, client: Client) -> None:
+        options = [option["value"] for option in Page(client.get(PAGE)).all("option")]
+        assert [value for value in options if value in ("cache:one", "cache:two", "limit", "plain")] == options
+        assert len(options) == 4
+        two = caches["two"]
+        assert isinstance(two, ClusterCache)
+        assert any(
+            functions.ranking(two.routing_key(key))
+            == client.get(PAGE, {"kind": "cache:two", "key": key}).context["ranking"]
+            != client.get(PAGE, {"kind": "cache:one", "key": key}).context["ranking"]
+            for key in map(str, range(20))
+        )
+
+    @pytest.mark.parametrize("query", [{"kind": "cache:none", "key": "k"}, {"kind": "plain", "key": ""}, {"key": "k"}])
+    def test_form_says_what_is_wrong(self, client: Client, query: dict[str, str]) -> None:
+        response = client.get(PAGE, query)
+        assert "ranking" not in response.context
+        assert [attrs for attrs in Page(response).all("ul") if attrs.get("class") == "errorlist"]
+
+    def test_key_is_escaped(self, client: Client) -> None:
+        key = "\"'><script>alert(1)</script>"
+        content = client.get(PAGE, {"kind": "plain", "group": key, "key": key}).content.decode()
+        assert "<script>alert" not in content
+        assert content.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3  # two fields and the answer
+
+    def test_every_field_has_a_label_and_every_table_a_caption(self, client: Client) -> None:
+        page = Page(client.get(PAGE))
+        labels = {attrs["for"] for attrs in page.all("label") if "for" in attrs}
+        fields = [attrs for tag in ("input", "select") for attrs in page.all(tag) if attrs.get("id", "") != ""]
+        assert {attrs["id"] for attrs in fields if str(attrs.get("id")).startswith("id_")} <= labels
+        assert {"id_kind", "id_group", "id_key"} <= labels
+        region = next(attrs for _, attrs in page.tags if attrs.get("role") == "region")
+        assert region["aria-labelledby"] == "clusterstate-members"
+        assert [attrs for attrs in page.all("caption") if attrs.get("id") == "clusterstate-members"]
+        assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th") if "id" not in attrs)
+
+    def test_stylesheet_is_a_static_file(self, client: Client) -> None:
+        links = [str(attrs["href"]) for attrs in Page(client.get(PAGE)).all("link")]
+        assert any(link.endswith("django_clusterstate/admin.css") for link in links)
+        assert finders.find("django_clusterstate/admin.css")
+
+    def test_page_reads_from_right_to_left(self, client: Client) -> None:
+        with translation.override("ar"):
+            page = Page(client.get(PAGE))
+        assert page.all("html")[0]["dir"] == "rtl"
+        assert "alpha" in page.text
+
+
+class TestPermissions:
+    def test_anonymous_is_sent_to_the_login(self) -> None:
+        response = Client().get(PAGE)
+        assert response.status_code == 302
+        assert response["Location"] == f"{reverse('admin:login')}?next={PAGE}"
+
+    def test_staff_without_the_permission_is_refused(self) -> None:
+        browser = Client()
+        browser.force_login(staff("clerk", "view_user"))
+        assert browser.get(PAGE).status_code == 403
+        assert PAGE not in browser.get(reverse("admin:index")).content.decode()
+
+    @pytest.mark.usefixtures("cluster")
+    def test_staff_with_the_permission_finds_the_page_in_the_index(self) -> None:
+        browser = Client()
+        browser.force_login(staff("operator", "view_cluster"))
+        index = Page(browser.get(reverse("admin:index")))
+        assert PAGE in [attrs.get("href") for attrs in index.all("a")]
+        assert f"{PAGE}add/" not in [attrs.get("href") for attrs in index.all("a")]
+        assert "All 3 nodes have the same view." in Page(browser.get(PAGE)).text
+
+    def test_user_who_is_no_staff_is_sent_to_the_login(self) -> None:
+        user = User.objects.create_user("visitor")
+        user.user_permissions.set(Permission.objects.filter(codename="view_cluster"))
+        browser = Client()
+        browser.force_login(user)
+        assert browser.get(PAGE).status_code == 302
+
+    @pytest.mark.parametrize("path", ["add/", "1/", "1/change/", "1/delete/", "1/history/"])
+    def test_nothing_can_be_added_changed_or_deleted(self, client: Client, path: str) -> None:
+        assert client.get(PAGE + path).status_code == 404
+
+    def test_link_is_where_the_admin_looks_for_it(self) -> None:
+        assert reverse("admin:django_clusterstate_cluster_changelist") == PAGE
+
+
+class TestTrouble:
+    def test_without_a_node_it_says_how_to_start_one(self, client: Client, no_node: str) -> None:
+        response = client.get(PAGE, {"kind": "plain", "key": "k"})
+        page = Page(response)
+        assert "No node answers." in page.text
+        assert "manage.py clusternode" in page.text
+        assert no_node in page.text
+        assert "ranking" not in response.context
+
+    @override_settings(CLUSTERSTATE={"DEADLINE": -1})
+    def test_wrong_settings_are_a_message(self, client: Client) -> None:
+        assert "CLUSTERSTATE['DEADLINE'] must be" in Page(client.get(PAGE)).text
+
+    @pytest.mark.usefixtures("cluster")
+    @override_settings(CACHES={"default": {"BACKEND": CACHE, "OPTIONS": {"ON_UNAVAILABLE": "guess"}}})
+    def test_wrong_options_of_a_cache_are_a_message(self, client: Client) -> None:
+        assert "ON_UNAVAILABLE must be" in Page(client.get(PAGE)).text
+
+    def test_views_that_differ_are_shown_with_who_has_them(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nodes = {"one": node("one", 1), "three": node("three", 1), "two": node("two", 2)}
+        page = shown(client, monkeypatch, ClusterStatus("one", nodes))
+        assert "The views differ." in page.text
+        assert "0000000000000001 : one, three" in page.text
+        assert "0000000000000002 : two" in page.text
+        assert "have the same view" not in page.text
+
+    def test_silent_node_is_shown_with_its_state_and_the_reason(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nodes = {"one": node("one", members=(member("two", State.SUSPECT, 2.0),))}
+        page = shown(client, monkeypatch, ClusterStatus("one", nodes, {"two": "node two at a: too late"}))
+        assert "1 node doesn't answer." in page.text
+        assert "node two at a: too late" in page.text
+        assert "suspect doesn't answer two.example:4370 - 2.0 s ago" in page.text
+
+    def test_other_nodes_are_shown_when_this_hosts_is_gone(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page = shown(client, monkeypatch, ClusterStatus("", {"two": node("two")}, {"/a.sock": "the local node: gone"}))
+        assert "This host's node doesn't answer." in page.text
+        assert "manage.py clusternode" in page.text
+        assert "What you see is what two knows." in page.text
+
+    def test_dropped_limits_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        full = node("one")
+        full.stats.limit_evictions = 7
+        page = shown(client, monkeypatch, ClusterStatus("one", {"one": full}))
+        assert "7 live limits dropped for room: raise LIMITS_MAX_BYTES" in page.text
+
+
+class TestRows:
+    def test_members_that_do_not_answer_are_listed_with_their_state(self) -> None:
+        states = (State.SUSPECT, State.DOWN, State.LEAVING, State.LEFT, State.JOINING)
+        one = node("one", members=tuple(member(f"is-{state}", state, 5.0) for state in states))
+        rows = admin.rows(ClusterStatus("one", {"one": one}, {"is-suspect": "too late"}))
+        assert [(row.name, row.state, row.silent) for row in rows] == [
+            ("is-joining", State.JOINING, ""),
+            ("is-leaving", State.LEAVING, ""),
+            ("is-suspect", State.SUSPECT, "too late"),
+            ("one", State.ALIVE, ""),
+            ("is-down", State.DOWN, ""),
+            ("is-left", State.LEFT, ""),
+        ]
+        assert [row.told is None for row in rows] == [True, True, True, False, True, True]
+        assert [row.address for row in rows] == [f"{row.name}.example:4370" for row in rows]
+        assert [row.heard for row in rows] == ["5.0 s", "5.0 s", "5.0 s", "", "5.0 s", "5.0 s"]
+
+    def test_row_has_what_the_node_tells_of_itself(self) -> None:
+        (row,) = admin.rows(ClusterStatus("one", {"one": node("one", 255)}))
+        assert (row.entries, row.epoch, row.is_observer) == (5, "00000000000000ff", True)
+        assert row.uptime.replace("\xa0", " ") == "1 hour, 1 minute"
+
+    def test_heartbeats_are_those_heard_by_the_asked_node(self) -> None:
+        nodes = {
+            "one": node("one", members=(member("two", heard_ago=0.1),)),
+            "two": node("two", members=(member("one", heard_ago=0.2),)),
+        }
+        assert [row.heard_ago for row in admin.rows(ClusterStatus("one", nodes))] == [None, 0.1]
+        assert [row.heard_ago for row in admin.rows(ClusterStatus("two", nodes))] == [0.2, None]
+        assert [row.heard_ago for row in admin.rows(ClusterStatus("", nodes))] == [None, 0.1]
+
+    def test_node_that_the_asked_one_sees_in_another_state_says_so(self) -> None:
+        nodes = {"one": node("one", members=(member("two", State.SUSPECT),)), "two": node("two")}
+        one, two = admin.rows(ClusterStatus("one", nodes))
+        assert (one.seen_as, two.seen_as) == (None, State.SUSPECT)
+        assert two.state == State.ALIVE
+
+    def test_every_state_has_a_label(self) -> None:
+        assert set(admin.STATE_LABELS) == set(State)
+
+    def test_no_rows_when_no_node_answers(self) -> None:
+        assert admin.rows(ClusterStatus(silent={"/a.sock": "gone"})) == []
+        assert admin.views(ClusterStatus()) == []
+
+    def test_most_common_view_is_first(self) -> None:
+        nodes = {"a": node("a", 7), "b": node("b", 8), "c": node("c", 8)}
+        assert [names for _, names in admin.views(ClusterStatus("a", nodes))] == [["b", "c"], ["a"]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 minute"), (7200, "2 hours"), (90000, "1 day, 1 hour")],
+)
+def test_duration_in_words(seconds: float, text: str) -> None:
+    assert admin.duration(seconds).replace("\xa0", " ") == text

@@ -1,0 +1,312 @@
+"""Nodes as real processes: how they find each other, leave, are killed, come back, and refuse to start."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from django_clusterstate.client.sync import Client
+from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.exceptions import ClusterStateError
+from django_clusterstate.wire.address import UnixAddress
+from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.handshake import derive_keys
+from django_clusterstate.wire.messages import Get, Hit, encode
+from testproject import settings as demo_settings
+from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
+
+NODE_SETTINGS = "tests.node_settings"
+PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
+SECONDS = 10.0
+KEYS = derive_keys([demo_settings.SECRET_KEY], "default", "link")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for the path of a unix socket, which pytest's own isn't."""
+    with tempfile.TemporaryDirectory(prefix="cs-") as path:
+        yield Path(path)
+
+
+def sees(cluster: LocalCluster, observer: str, name: str, *states: str) -> bool:
+    status = cluster.status(observer)
+    return status is not None and any(m.identity.name == name and m.state in states for m in status.members)
+
+
+def client_of(cluster: LocalCluster, name: str) -> Client:
+    return Client(UnixAddress(str(cluster.socket(name))), KEYS, 0.1)
+
+
+# -- becoming a cluster -------------------------------------------------------------------------------------------
+
+
+def test_nodes_started_in_the_same_instant_become_one_cluster_by_a_list(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b", "c", "d", "e")) as cluster:
+        cluster.start()
+        cluster.wait_for()
+
+
+def test_nodes_started_in_the_same_instant_become_one_cluster_by_the_database(folder: Path) -> None:
+    env = {"DEMO_RUN_DIR": str(folder)}
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=os.environ | PROJECT | env, check=True
+    )
+    with LocalCluster(folder, ("a", "b", "c"), env=env, discovery="database") as cluster:
+        cluster.start()
+        cluster.wait_for()
+
+
+def test_a_node_finds_another_by_dns(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b"), ports=[port := free_port(), free_port()]) as cluster:
+        cluster.discovery = f"dns://localhost:{port}"
+        cluster.start()
+        cluster.wait_for()
+
+
+def test_one_known_address_is_enough_to_meet_all(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b", "c", "d")) as cluster:
+        cluster.discovery = f"127.0.0.1:{cluster.ports['a']}"
+        cluster.start()
+        cluster.wait_for()
+
+
+def test_heartbeats_pass_through_any_other_channel_layer(folder: Path) -> None:
+    redis = shutil.which("redis-server")
+    if redis is None:
+        pytest.skip("needs redis-server (Debian: apt-get install redis-server)")
+    port = free_port()
+    server = Process([redis, "--port", str(port), "--save", "", "--dir", str(folder)], folder / "redis", os.environ)
+    env = {"DJANGO_SETTINGS_MODULE": NODE_SETTINGS, "REDIS_PORT": str(port)}
+    try:
+        with LocalCluster(folder, ("a", "b", "c"), env=env) as cluster:
+            cluster.discovery = "database"  # which is never asked: the layer brings the heartbeats to all
+            cluster.start()
+            cluster.wait_for()
+            cluster.kill("b")
+            assert wait_until(lambda: sees(cluster, "a", "b", "down"), SECONDS, "b down") < SECONDS
+    finally:
+        server.stop()
+
+
+def test_two_clusters_on_one_host_ignore_each_other(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start("a")
+        other = Process(
+            [sys.executable, "manage.py", "clusternode"], folder / "b.log",
+            cluster.env("b") | {"CLUSTERSTATE_CLUSTER": "another"},
+        )  # fmt: skip
+        cluster.processes["b"] = other
+        cluster.wait_for("a")
+        cluster.wait_for("b")
+        assert "wrong secret" in other.output()
+
+
+# -- leaving, dying, coming back ----------------------------------------------------------------------------------
+
+
+def test_a_killed_node_is_down_within_half_a_second_and_no_requester_gets_an_error(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b", "c")) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        errors: list[Exception] = []
+        asked = [0]
+        over = threading.Event()
+        threads = [
+            threading.Thread(target=_hit_until, args=(cluster, name, over, errors, asked)) for name in ("a", "b")
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: asked[0] > 200, SECONDS, "requests under way")
+        killed = time.monotonic()
+        cluster.kill("c")
+        wait_until(lambda: all(sees(cluster, n, "c", "down") for n in ("a", "b")), SECONDS, "c down")
+        seconds = time.monotonic() - killed
+        before = asked[0]
+        wait_until(lambda: asked[0] > before + 200, SECONDS, "requests go on")
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert seconds < 0.5
+
+
+def _hit_until(
+    cluster: LocalCluster, name: str, over: threading.Event, errors: list[Exception], asked: list[int]
+) -> None:
+    """Hits many keys, of all owners; an owner that doesn't answer is replaced by this host's node."""
+    client = client_of(cluster, name)
+    rules = [Rule(Algorithm.FIXED_WINDOW, 10**6, 3600.0)]
+    while not over.is_set():
+        key = b"\0key %d" % (asked[0] % 100)
+        request = frame(encode(Hit(key, rules)))
+        try:
+            try:
+                client.call(key, request)
+            except ClusterStateError:
+                client.call_node(client.routing.local, request)
+        except Exception as error:  # what a view would see
+            errors.append(error)
+        asked[0] += 1
+    client.close()
+
+
+def test_a_node_that_is_told_to_stop_leaves_first_and_serves_on(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        cluster.processes["b"].signal(signal.SIGTERM)
+        wait_until(lambda: sees(cluster, "a", "b", "leaving"), SECONDS, "b leaving")
+        assert cluster.processes["b"].running
+        client = client_of(cluster, "b")
+        client.call_node(client.routing.local, frame(encode(Get([b"default\0key"]))))
+        client.close()
+        wait_until(lambda: sees(cluster, "a", "b", "left"), SECONDS, "b left")
+        assert cluster.processes["b"].wait(SECONDS) == 0
+        assert not cluster.socket("b").exists()
+        assert "down" not in cluster.processes["a"].output()
+
+
+def test_a_second_signal_stops_a_node_at_once(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        process = cluster.processes["b"]
+        process.signal(signal.SIGTERM)
+        wait_until(lambda: sees(cluster, "a", "b", "leaving"), SECONDS, "b leaving")
+        process.signal(signal.SIGINT)
+        assert process.wait(1.0) == 1
+
+
+def test_a_node_that_was_killed_comes_back_under_its_name_and_takes_its_socket_again(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b", "c")) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        before = cluster.status("a")
+        cluster.kill("b")
+        cluster.start("b")
+        cluster.wait_for()
+        after = cluster.status("a")
+        assert before is not None
+        assert after is not None
+        assert _boots(before.members)["b"] != _boots(after.members)["b"]
+        assert _boots(before.members)["c"] == _boots(after.members)["c"]
+
+
+def _boots(members: object) -> dict[str, bytes]:
+    return {member.identity.name: member.identity.boot for member in members}  # type: ignore[attr-defined]
+
+
+def test_the_log_has_a_line_for_each_state_change_and_nothing_else(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        beats = _heard(cluster)
+        wait_until(lambda: _heard(cluster) > beats + 4, SECONDS, "more heartbeats")
+        lines = cluster.processes["a"].output().splitlines()
+        assert "serves" in lines[0]
+        assert all(" -> " in line for line in lines[1:])
+        assert len(lines) <= 5, lines
+
+
+def _heard(cluster: LocalCluster) -> int:
+    status = cluster.status("a")
+    assert status is not None
+    return status.stats.heartbeats_heard
+
+
+def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(folder: Path) -> None:
+    file = folder / "signals"
+    env = {"DJANGO_SETTINGS_MODULE": NODE_SETTINGS, "SIGNALS_FILE": str(file)}
+    with LocalCluster(folder, ("a", "b", "c"), env=env) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        cluster.kill("b")
+        cluster.processes["c"].signal(signal.SIGTERM)
+        wait_until(lambda: sees(cluster, "a", "c", "left"), SECONDS, "c left")
+        cluster.start("b")
+        cluster.wait_for("a", "b")
+        wanted = {"member_up a", "member_up b", "member_up c", "member_down b", "member_left c"}
+        wait_until(lambda: wanted <= set(file.read_text().splitlines()), SECONDS, "all signals")
+        assert "a receiver of the user's that fails" in cluster.processes["a"].output()
+
+
+# -- refusing to start --------------------------------------------------------------------------------------------
+
+
+def start_and_fail(folder: Path, *options: str, **env: str) -> str:
+    """What a node says that can't start: one message on stderr, exit code 1, no traceback."""
+    command = [sys.executable, "manage.py", "clusternode", "--socket", str(folder / "x.sock"), *options]
+    whole = (
+        os.environ | PROJECT | {"CLUSTERSTATE_BIND": f"127.0.0.1:{free_port()}", "CLUSTERSTATE_NODE_NAME": "x"} | env
+    )
+    done = subprocess.run(command, cwd=ROOT, env=whole, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_taken_port_is_said(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = start_and_fail(folder, "--bind", where, "--discovery", where)
+    assert where in said
+    assert "taken" in said
+    assert "--bind" in said
+
+
+def test_a_taken_socket_is_said(folder: Path) -> None:
+    with LocalCluster(folder, ("x",)) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        said = start_and_fail(folder, "--discovery", "127.0.0.1:1")
+    assert "x.sock is taken" in said
+    assert "--socket" in said
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:notaport", "127.0.0.1:99999", ":"])
+def test_a_bad_address_is_said(folder: Path, address: str) -> None:
+    said = start_and_fail(folder, "--bind", address, "--discovery", "127.0.0.1:1")
+    assert repr(address) in said
+    assert "HOST:PORT" in said
+
+
+def test_an_address_that_this_host_does_not_have_is_said(folder: Path) -> None:
+    assert "192.0.2.1:4370" in start_and_fail(folder, "--bind", "192.0.2.1:4370", "--discovery", "127.0.0.1:1")
+
+
+@pytest.mark.parametrize("secret", ["short", "django-insecure-" + 50 * "x"])
+def test_a_weak_secret_is_refused_where_other_hosts_reach_the_node(folder: Path, secret: str) -> None:
+    bind = f"0.0.0.0:{free_port()}"
+    said = start_and_fail(folder, "--bind", bind, "--discovery", "127.0.0.1:1", CLUSTERSTATE_SECRET=secret)
+    assert "CLUSTERSTATE_SECRET" in said
+    assert secret not in said
+
+
+def test_a_database_without_the_migration_is_said(folder: Path) -> None:
+    said = start_and_fail(folder, DEMO_RUN_DIR=str(folder))
+    assert "manage.py migrate" in said
+
+
+def test_impossible_timings_are_said(folder: Path) -> None:
+    said = start_and_fail(folder, CLUSTERSTATE_SUSPECT_AFTER="5", CLUSTERSTATE_DOWN_AFTER="4")
+    assert "DOWN_AFTER" in said
+    assert "4 s" in said
+
+
+def test_an_unknown_discovery_is_said(folder: Path) -> None:
+    assert "dns://NAME:PORT" in start_and_fail(folder, "--discovery", "carrier pigeons")
+
+
+def test_a_channel_layer_that_does_not_exist_is_said(folder: Path) -> None:
+    assert "'nowhere'" in start_and_fail(folder, CLUSTERSTATE_CHANNEL_LAYER="nowhere")

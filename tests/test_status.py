@@ -1,0 +1,127 @@
+"""`manage.py clusterstatus`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+
+from django_clusterstate import cluster as functions
+from django_clusterstate import conf
+from django_clusterstate.cluster import ClusterStatus
+from django_clusterstate.core.messages import Identity, State
+from django_clusterstate.wire.messages import Stats, Status
+from testproject.processes import ROOT, LocalCluster
+from tests.conftest import NODES
+
+
+def run(env: Mapping[str, str], *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "manage.py"), "clusterstatus", *options]
+    return subprocess.run(command, capture_output=True, text=True, env=dict(env), timeout=30, check=False)
+
+
+def called(*options: str) -> str:
+    output = StringIO()
+    call_command("clusterstatus", *options, stdout=output, no_color=True)
+    return output.getvalue()
+
+
+def node(name: str, epoch: int) -> Status:
+    identity = Identity(name, bytes(16), f"{name}:4370")
+    return Status(epoch, identity, State.ALIVE, 60.0, False, "1", 2**20, (), Stats())
+
+
+class TestExitCodes:
+    def test_nodes_that_agree_are_0(self, cluster: LocalCluster) -> None:
+        done = run(cluster.env("alpha"))
+        assert done.returncode == 0, done.stderr
+        assert "all agree" in done.stdout
+
+    def test_json_of_nodes_that_agree_is_0(self, cluster: LocalCluster) -> None:
+        done = run(cluster.env("beta"), "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["asked"] == "beta"
+
+    def test_no_node_is_1_and_says_how_to_start_one(self, tmp_path: Path) -> None:
+        socket = str(tmp_path / "none.sock")
+        done = run({**os.environ, "CLUSTERSTATE_SOCKET": socket})
+        assert done.returncode == 1
+        assert "manage.py clusternode" in done.stderr
+        assert socket in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    @pytest.mark.parametrize(
+        "status",
+        [
+            ClusterStatus("one", {"one": node("one", 1), "two": node("two", 2)}),
+            ClusterStatus("one", {"one": node("one", 1)}, {"two": "node two: no answer"}),
+        ],
+        ids=["views differ", "one is silent"],
+    )
+    def test_disagreement_is_1(
+        self, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus, options: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setattr(functions, "status", lambda: status)
+        with pytest.raises(SystemExit) as caught:
+            called(*options)
+        assert caught.value.code == 1
+
+
+@pytest.mark.usefixtures("cluster")
+class TestRealNodes:
+    def test_each_node_has_a_line(self) -> None:
+        lines = called().splitlines()
+        assert [line.split()[0] for line in lines[1:4]] == list(NODES)
+        assert all("alive" in line for line in lines[1:4])
+        assert lines[-1] == "asked: alpha; all agree"
+
+    def test_json_has_all_fields_by_name(self) -> None:
+        shown = json.loads(called("--json"))
+        assert shown["agree"] is True
+        assert shown["asked"] == "alpha"
+        assert shown["silent"] == {}
+        assert list(shown["nodes"]) == list(NODES)
+        alpha = shown["nodes"]["alpha"]
+        assert set(alpha) == set(Status.__struct_fields__)
+        assert set(alpha["stats"]) == set(Stats.__struct_fields__)
+        assert len(bytes.fromhex(alpha["identity"]["boot"])) == 16
+        assert sorted(member["identity"]["name"] for member in alpha["members"]) == ["beta", "gamma"]
+
+
+class TestTrouble:
+    def test_views_that_differ_and_silent_nodes_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        nodes = {"one": node("one", 1), "two": node("two", 2)}
+        monkeypatch.setattr(functions, "status", lambda: ClusterStatus("", nodes, {"three": "too late"}))
+        output = StringIO()
+        with pytest.raises(SystemExit):
+            call_command("clusterstatus", stdout=output, no_color=True)
+        assert "three                silent    too late" in output.getvalue()
+        assert "(this host has no node); 2 different views, 1 silent" in output.getvalue()
+
+    def test_json_is_printed_though_no_node_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(functions, "status", lambda: ClusterStatus(silent={"/a.sock": "nobody"}))
+        output = StringIO()
+        with pytest.raises(CommandError, match=r"manage\.py clusternode"):
+            call_command("clusterstatus", "--json", stdout=output)
+        assert json.loads(output.getvalue()) == {
+            "agree": False,
+            "asked": "",
+            "nodes": {},
+            "silent": {"/a.sock": "nobody"},
+        }
+
+    def test_wrong_settings_are_an_error_of_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CLUSTERSTATE_DEADLINE", "-1")
+        conf.forget()
+        try:
+            with pytest.raises(CommandError, match="DEADLINE"):
+                called()
+        finally:
+            conf.forget()
