@@ -9,15 +9,20 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from . import conf
-from .client.routing import Target
-from .exceptions import ClusterStateError
+from .client.routing import Table, Target
+from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
-from .wire.framing import frame
+from .wire.framing import MAX_REQUEST, frame
+
+_ROOM = MAX_REQUEST - 64  # for the keys and values in one message
+MAX_VALUE_BYTES = _ROOM - wire.MAX_KEY_BYTES
+_MAX_NAMESPACE = 256  # bytes, by the wire
+_ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
 _OPTIONS = {"SERIALIZER", "ON_UNAVAILABLE"}
@@ -25,6 +30,7 @@ _OPTIONS = {"SERIALIZER", "ON_UNAVAILABLE"}
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
+SizeOf = Callable[[bytes], int]
 
 
 class PickleSerializer:
@@ -53,7 +59,7 @@ class ClusterCache(BaseCache):
         unknown = set(options) - _OPTIONS - {"MAX_ENTRIES", "CULL_FREQUENCY"}
         if unknown:
             raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(_OPTIONS)}.")
-        self._namespace = (location or "default").encode()
+        self._namespace = _namespace(location)
         self._prefix = self._namespace + b"\0"
         self._raise = _reads_raise(options.get("ON_UNAVAILABLE", "miss"))
         serializer = options.get("SERIALIZER", PickleSerializer)
@@ -68,16 +74,25 @@ class ClusterCache(BaseCache):
             whole = self._prefix + hashlib.blake2b(whole, digest_size=32).hexdigest().encode()
         return whole
 
+    def validate_key(self, key: str) -> None:
+        # Django looks at each character in turn, which takes longer than all else here: only where it may warn.
+        if len(key) > MEMCACHE_MAX_KEY_LENGTH or " " in key or not key.isprintable():
+            super().validate_key(key)
+
     def _ttl(self, timeout: Any) -> float | None:
         if timeout is DEFAULT_TIMEOUT:
             timeout = self.default_timeout
         return None if timeout is None else max(0.0, float(timeout))
 
-    def _dump(self, value: Any) -> wire.Value:
+    def _dump(self, key: Any, value: Any) -> wire.Value:
         # Integers stay such, so that the owner can add to them; a bool is to come back as a bool.
         if type(value) is int and value in _INT64:
             return value
-        data: bytes = self._serializer.dumps(value)
+        data = self._serializer.dumps(value)
+        if not isinstance(data, bytes):
+            raise TypeError(f"{type(self._serializer).__name__}.dumps must return bytes, not {type(data).__name__}")
+        if len(data) > MAX_VALUE_BYTES:
+            raise ValueError(f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most")
         return data
 
     def _load(self, value: wire.Value) -> Any:
@@ -92,6 +107,11 @@ class ClusterCache(BaseCache):
         if isinstance(reply, wire.Values) and reply.values[0] is not None:
             return self._load(reply.values[0])
         return default
+
+    def _incr_request(self, key: bytes, delta: int) -> wire.Incr:
+        if type(delta) is not int or delta not in _INT64:
+            raise TypeError(f"an integer of 64 bits can be added to a value, not {delta!r}")
+        return wire.Incr(key, delta)
 
     def _number(self, reply: wire.Reply | None, key: Any) -> int:
         if isinstance(reply, wire.Failed):
@@ -118,20 +138,50 @@ class ClusterCache(BaseCache):
 
     def _set_requests(
         self, data: Mapping[Any, Any], timeout: Any, version: int | None
-    ) -> tuple[dict[bytes, Any], MakeRequest]:
+    ) -> tuple[dict[bytes, Any], MakeRequest, SizeOf]:
         names = {self.routing_key(name, version): name for name in data}
-        values = {key: self._dump(data[name]) for key, name in names.items()}
+        values = {key: self._dump(name, data[name]) for key, name in names.items()}
         ttl = self._ttl(timeout)
-        return names, lambda keys: wire.Set([(key, values[key]) for key in keys], ttl)
 
-    def _answers(self, groups: Groups, replies: list[wire.Reply | ClusterStateError]) -> Answers:
-        answers: Answers = []
-        for (_, keys), reply in zip(groups, replies, strict=True):
+        def make(keys: list[bytes]) -> wire.Request:
+            return wire.Set([(key, values[key]) for key in keys], ttl)
+
+        def size_of(key: bytes) -> int:
+            value = values[key]
+            return len(key) + (len(value) if isinstance(value, bytes) else 0)
+
+        return names, make, size_of
+
+    def _groups(self, table: Table, keys: Iterable[bytes]) -> Groups:
+        wanted = list(keys)
+        groups = table.group(wanted)
+        if wanted and not groups:
+            self._failed(_no_owner())
+        return groups
+
+    def _everywhere(self, table: Table) -> list[Target]:
+        if not table.targets:
+            self._failed(_no_owner())
+        return list(table.targets.values())
+
+    def _take(self, answers: Answers, groups: Groups, replies: list[wire.Reply | ClusterStateError]) -> Groups:
+        """Adds what was answered to `answers`. Returns the keys that are to be asked for again."""
+        again: Groups = []
+        for (target, keys), reply in zip(groups, replies, strict=True):
             if isinstance(reply, ClusterStateError):
                 self._failed(reply)
+            elif isinstance(reply, wire.Values) and 0 < len(reply.values) < len(keys):
+                count = len(reply.values)  # no more had room in one reply
+                answers.append((keys[:count], reply))
+                again.append((target, keys[count:]))
             else:
                 answers.append((keys, reply))
-        return answers
+        return again
+
+    def _cleared(self, replies: list[wire.Reply | ClusterStateError]) -> None:
+        for reply in replies:
+            if isinstance(reply, ClusterStateError):
+                self._failed(reply)
 
     # -- the blocking face ----------------------------------------------------------------------------------
 
@@ -142,16 +192,20 @@ class ClusterCache(BaseCache):
             self._failed(error)
             return None
 
-    def _call_owners(self, keys: Iterable[bytes], make: MakeRequest) -> Answers:
-        """One round trip for each owner, the owners in parallel."""
+    def _call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
+        """One round trip for each owner, the owners in parallel; another one for what had no room in the first."""
         client = conf.get_client()
-        groups = client.table().group(list(keys))
-        replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-        return self._answers(groups, replies)
+        answers: Answers = []
+        later = self._groups(client.table(), keys)
+        while later:
+            groups, later = _first_round(later, size_of)
+            replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
+            later = self._take(answers, groups, replies) + _without_failed(later, groups, replies)
+        return answers
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = wire.Set([(wire_key, self._dump(value))], self._ttl(timeout), absent=True)
+        request = wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout), absent=True)
         return _flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
@@ -160,7 +214,7 @@ class ClusterCache(BaseCache):
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        self._call(wire_key, wire.Set([(wire_key, self._dump(value))], self._ttl(timeout)))
+        self._call(wire_key, wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout)))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -176,7 +230,7 @@ class ClusterCache(BaseCache):
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
-        return self._number(self._call(wire_key, wire.Incr(wire_key, delta)), key)
+        return self._number(self._call(wire_key, self._incr_request(wire_key, delta)), key)
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
@@ -185,8 +239,8 @@ class ClusterCache(BaseCache):
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        names, make = self._set_requests(data, timeout, version)
-        return self._unstored(names, self._call_owners(names, make))
+        names, make, size_of = self._set_requests(data, timeout, version)
+        return self._unstored(names, self._call_owners(names, make, size_of))
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -195,8 +249,7 @@ class ClusterCache(BaseCache):
         """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
         client = conf.get_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
-        groups = [(target, [self._namespace]) for target in client.table().targets.values()]
-        self._answers(groups, client.call_each([(target, request) for target, _ in groups]))
+        self._cleared(client.call_each([(target, request) for target in self._everywhere(client.table())]))
 
     # -- the asyncio face, method by method the same ----------------------------------------------------------
 
@@ -207,15 +260,19 @@ class ClusterCache(BaseCache):
             self._failed(error)
             return None
 
-    async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest) -> Answers:
+    async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
         client = conf.get_async_client()
-        groups = (await client.table()).group(list(keys))
-        replies = await client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-        return self._answers(groups, replies)
+        answers: Answers = []
+        later = self._groups(await client.table(), keys)
+        while later:
+            groups, later = _first_round(later, size_of)
+            replies = await client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
+            later = self._take(answers, groups, replies) + _without_failed(later, groups, replies)
+        return answers
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = wire.Set([(wire_key, self._dump(value))], self._ttl(timeout), absent=True)
+        request = wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout), absent=True)
         return _flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
@@ -224,7 +281,7 @@ class ClusterCache(BaseCache):
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        await self._acall(wire_key, wire.Set([(wire_key, self._dump(value))], self._ttl(timeout)))
+        await self._acall(wire_key, wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout)))
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -240,7 +297,7 @@ class ClusterCache(BaseCache):
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
-        return self._number(await self._acall(wire_key, wire.Incr(wire_key, delta)), key)
+        return self._number(await self._acall(wire_key, self._incr_request(wire_key, delta)), key)
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
@@ -249,8 +306,8 @@ class ClusterCache(BaseCache):
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        names, make = self._set_requests(data, timeout, version)
-        return self._unstored(names, await self._acall_owners(names, make))
+        names, make, size_of = self._set_requests(data, timeout, version)
+        return self._unstored(names, await self._acall_owners(names, make, size_of))
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -258,8 +315,8 @@ class ClusterCache(BaseCache):
     async def aclear(self) -> None:
         client = conf.get_async_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
-        groups = [(target, [self._namespace]) for target in (await client.table()).targets.values()]
-        self._answers(groups, await client.call_each([(target, request) for target, _ in groups]))
+        targets = self._everywhere(await client.table())
+        self._cleared(await client.call_each([(target, request) for target in targets]))
 
     async def aclose(self, **kwargs: Any) -> None:
         """Nothing: the connections outlive the request."""
@@ -271,6 +328,43 @@ def _flag(reply: wire.Reply | None) -> bool:
 
 def _present(reply: wire.Reply | None) -> bool:
     return isinstance(reply, wire.Values) and reply.values[0] is not None
+
+
+def _first_round(groups: Groups, size_of: SizeOf) -> tuple[Groups, Groups]:
+    """What fits into one request to each owner, and the rest."""
+    first, rest = [], []
+    for target, keys in groups:
+        count, room = 0, _ROOM
+        for key in keys:
+            room -= size_of(key) + _ITEM
+            if room < 0 and count:
+                break
+            count += 1
+        first.append((target, keys[:count]))
+        if count < len(keys):
+            rest.append((target, keys[count:]))
+    return first, rest
+
+
+def _without_failed(later: Groups, groups: Groups, replies: list[wire.Reply | ClusterStateError]) -> Groups:
+    """An owner that failed isn't asked for the rest: it would cost another deadline."""
+    failed = {
+        target for (target, _), reply in zip(groups, replies, strict=True) if isinstance(reply, ClusterStateError)
+    }
+    return [group for group in later if group[0] not in failed]
+
+
+def _no_owner() -> Unavailable:
+    return Unavailable("no node has been reached, or none has joined yet")
+
+
+def _namespace(location: object) -> bytes:
+    if not isinstance(location, str):
+        raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name, not {location!r}.")
+    namespace = (location or "default").encode()
+    if len(namespace) > _MAX_NAMESPACE or b"\0" in namespace:
+        raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name of 1 to {_MAX_NAMESPACE} bytes.")
+    return namespace
 
 
 def _reads_raise(policy: str) -> bool:

@@ -7,6 +7,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from . import conf
+from .discovery import make_discovery
 
 SLOW_DEADLINE = 1.0
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
@@ -18,8 +19,13 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     try:
         settings = conf.get_settings()
     except ImproperlyConfigured as error:
-        return [Error(str(error), id="clusterstate.E001")]
-    found = _check_channel_layer(settings.channel_layer)
+        hint = "docs/settings.md describes each entry, and how the environment sets it."
+        return [Error(str(error), hint=hint, id="clusterstate.E001")]
+    found = check_channel_layer(settings.channel_layer)
+    try:
+        make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.advertise))
+    except ValueError as error:
+        found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
     if settings.secret_problem and not settings.bind.is_loopback:
         found.append(
             Warning(
@@ -39,7 +45,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return found
 
 
-def _check_channel_layer(alias: str | None) -> list[CheckMessage]:
+def check_channel_layer(alias: str | None) -> list[CheckMessage]:
     if alias is None:
         return []
     layers = getattr(django_settings, "CHANNEL_LAYERS", {})

@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync
 
 from . import conf
 from .client.routing import Table, Target
-from .core.messages import Identity
+from .core.messages import Identity, State
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.framing import frame
@@ -33,8 +33,14 @@ class ClusterStatus:
 
     @property
     def agree(self) -> bool:
-        """Whether all nodes answered, and all have the same view."""
-        return bool(self.nodes) and not self.silent and len({status.epoch for status in self.nodes.values()}) == 1
+        """Whether all nodes answered, all have the same view, and none is still joining."""
+        settled = all(status.state is not State.JOINING for status in self.nodes.values())
+        return bool(self.nodes) and not self.silent and settled and len(self.epochs) == 1
+
+    @property
+    def epochs(self) -> set[int]:
+        """Those of the views of all nodes that answered."""
+        return {status.epoch for status in self.nodes.values()}
 
 
 def members() -> list[Identity]:

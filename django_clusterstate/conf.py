@@ -6,11 +6,13 @@ and settings.py doesn't.
 
 import functools
 import hashlib
+import math
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from django.core.signals import setting_changed
 from .client.aio import AsyncClient
 from .client.sync import Client
 from .core.membership import Timings
-from .wire.address import Address, TcpAddress, parse_address, parse_tcp
+from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
 from .wire.handshake import derive_keys
 
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
+MAX_SOCKET_PATH = 107  # bytes, by Linux: 108 with the zero at the end
 MIN_SECRET = 32  # characters; Django's own check asks for 50
 
 _MIB = 1024 * 1024
@@ -49,6 +52,8 @@ _READ = {
     "LIMITS_MAX_BYTES": int,
     "WEIGHT": float,
 }
+_WORDS = {str: "text", list: "a list of text", float: "a number", int: "a whole number"}
+_PREFIX = "CLUSTERSTATE_"
 _DEFAULTS: dict[str, Any] = {
     "CLUSTER": "default",
     "BIND": f"127.0.0.1:{DEFAULT_PORT}",
@@ -73,7 +78,7 @@ class Settings:
     bind: TcpAddress
     advertise: TcpAddress
     socket: Address
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     discovery: str
     channel_layer: str | None
     timings: Timings
@@ -112,7 +117,8 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
         raise ImproperlyConfigured(
             f"CLUSTERSTATE has no entry {unknown[0]!r}. The entries are: {', '.join(sorted(_READ))}."
         )
-    values = {**_DEFAULTS, **options, **_from_environment(environment)}
+    given = {entry: _typed(entry, value) for entry, value in options.items() if value is not None}
+    values = {**_DEFAULTS, **given, **_from_environment(environment)}
     name = values.get("NODE_NAME") or socket.gethostname()
     cluster = values["CLUSTER"]
     bind = _parsed("BIND", parse_tcp, values["BIND"])
@@ -123,7 +129,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
         cluster=_checked("CLUSTER", cluster, _is_channel_name(cluster), "1 to 60 letters, digits, dots, - and _"),
         bind=bind,
         advertise=_parsed("ADVERTISE", parse_tcp, advertise) if advertise else _reachable(bind),
-        socket=_parsed("SOCKET", parse_address, values.get("SOCKET") or default_socket),
+        socket=_parsed("SOCKET", _parse_socket, values.get("SOCKET") or default_socket),
         secrets=_secrets(values),
         discovery=values["DISCOVERY"],
         channel_layer=values.get("CHANNEL_LAYER") or None,
@@ -142,16 +148,36 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     env = environ.Env()
-    env.ENVIRON = environment
+    # A value that begins with a dollar sign is a value, as a secret may well do, not the name of another variable.
+    env.escape_proxy = True
+    env.ENVIRON = {name: text.replace("$", r"\$") for name, text in environment.items() if name.startswith(_PREFIX)}
     found = {}
     for entry, kind in _READ.items():
-        variable = f"CLUSTERSTATE_{entry}"
+        variable = f"{_PREFIX}{entry}"
         if environment.get(variable):
             try:
-                found[entry] = env.get_value(variable, cast=kind)
+                # Not its cast to float, by which "100ms" is 100.0.
+                text = env.get_value(variable, cast=list if kind is list else str)
+                found[entry] = _typed(entry, kind(text))
             except ValueError as error:
                 raise ImproperlyConfigured(f"{variable} must be a number, not {environment[variable]!r}.") from error
     return found
+
+
+def _typed(entry: str, value: Any) -> Any:
+    """The value, if it is of the entry's type. Says nothing of the value, which may be a secret."""
+    kind = _READ[entry]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if kind is list:
+        good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    elif kind is float:
+        good = type(value) in (int, float) and math.isfinite(value)
+    else:
+        good = type(value) is kind if kind is int else isinstance(value, kind)
+    if not good:
+        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}] must be {_WORDS[kind]}.")
+    return value
 
 
 def _checked(entry: str, value: Any, good: bool, expected: str) -> Any:
@@ -165,6 +191,13 @@ def _parsed(entry: str, parse: Any, text: str) -> Any:
         return parse(text)
     except ValueError as error:
         raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}]: {error}") from error
+
+
+def _parse_socket(text: str) -> Address:
+    address = parse_address(text)
+    if isinstance(address, UnixAddress) and len(os.fsencode(address.path)) > MAX_SOCKET_PATH:
+        raise ValueError(f"{text!r} is too long for the path of a socket, which has {MAX_SOCKET_PATH} bytes at most")
+    return address
 
 
 def _timings(values: Mapping[str, Any]) -> Timings:
@@ -213,7 +246,7 @@ def get_settings() -> Settings:
 def use_options(options: Mapping[str, Any]) -> Settings:
     """Puts a command's options over the settings, for the rest of this process. Raises `ImproperlyConfigured`."""
     for entry, value in options.items():
-        os.environ[f"CLUSTERSTATE_{entry}"] = str(value)
+        os.environ[f"{_PREFIX}{entry}"] = str(value)
     forget()
     return get_settings()
 
@@ -221,13 +254,29 @@ def use_options(options: Mapping[str, Any]) -> Settings:
 @functools.cache
 def get_client() -> Client:
     """This process's blocking requester."""
-    settings = get_settings()
-    return Client(settings.socket, settings.link_keys, settings.deadline)
+    with _making:
+        return _made_client()
 
 
 @functools.cache
 def get_async_client() -> AsyncClient:
     """This process's asyncio requester."""
+    with _making:
+        return _made_async_client()
+
+
+# `functools.cache` lets threads that come at the same moment each make one; behind the lock they get the same.
+_making = threading.Lock()
+
+
+@functools.cache
+def _made_client() -> Client:
+    settings = get_settings()
+    return Client(settings.socket, settings.link_keys, settings.deadline)
+
+
+@functools.cache
+def _made_async_client() -> AsyncClient:
     settings = get_settings()
     return AsyncClient(settings.socket, settings.link_keys, settings.deadline)
 
@@ -236,7 +285,7 @@ def forget() -> None:
     """Reads the settings anew when they are next needed, and closes the connections made by the old ones."""
     if get_client.cache_info().currsize:
         get_client().close()
-    for cached in (get_settings, get_client, get_async_client):
+    for cached in (get_settings, get_client, get_async_client, _made_client, _made_async_client):
         cached.cache_clear()
 
 

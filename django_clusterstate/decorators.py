@@ -8,20 +8,19 @@ import functools
 import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from inspect import iscoroutinefunction
 from typing import Any, TypeVar, cast
 
-from asgiref.sync import markcoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.utils.functional import LazyObject
 from django.utils.module_loading import import_string
 
-from .ratelimit import Decision, Limit, ahit, hit
+from .ratelimit import MAX_COST, Decision, Limit, ahit, hit
 
 ALL = None
 UNSAFE = ("DELETE", "PATCH", "POST", "PUT")
 
-IPV4_MASK = 32
 IPV6_MASK = 64  # what one customer is given, as a rule
 
 Key = str | Callable[[str, HttpRequest], Any]
@@ -43,7 +42,8 @@ def cluster_ratelimit(
     """Limits how often a view, synchronous or asynchronous, is called. One round trip to the key's owner a request.
 
     `group`: what is counted together; by default each view by itself.
-    `key`: "ip", "user", "user_or_ip", "get:x", "post:x", "header:x", a callable `(group, request)` or its dotted path.
+    `key`: what tells clients apart: "ip", "user", "user_or_ip", "get:x", "post:x", "header:x", a callable
+    `(group, request)` or its dotted path.
     `rate`: "10/m", several (`["10/s", "100/h"]`: a hit counts against all or none), a callable `(group, request)` that
     returns one, or its dotted path; "0/s" blocks all, None limits nothing.
     `method`: which requests count: ALL, UNSAFE, one, or several.
@@ -55,12 +55,14 @@ def cluster_ratelimit(
     A blocked request is answered with 429, `Retry-After` and RateLimit headers. `request.limited` says whether the
     limit was exceeded, `request.ratelimit` has the `Decision`.
     """
-    fixed = None if rate is None or callable(rate) or _is_path(rate) else Limit.parse(rate, algorithm, on_unavailable)
-    methods = (method.upper(),) if isinstance(method, str) else None if method is None else tuple(method)
+    find_key, find_rate, methods = _key_function(key), _rate_function(rate), _methods(method)
+    _check_cost(cost)
+    # What is known now is checked now, also when the rate comes with the request.
+    parsed = Limit.parse("1/s" if rate is None or find_rate is not None else cast(Any, rate), algorithm, on_unavailable)
+    fixed = None if rate is None or find_rate is not None else parsed
 
     def decorate(view: View) -> View:
-        name = group or f"{view.__module__}.{view.__qualname__}"
-        find_key, find_rate = _key_function(key), _function(rate)
+        name = group or _name_of(view)
 
         def question(request: HttpRequest) -> tuple[Limit, str, int] | None:
             """What is to be asked for this request, or None when it isn't limited."""
@@ -76,10 +78,12 @@ def cluster_ratelimit(
                 limit = Limit.parse(found, algorithm, on_unavailable)
             return limit, find_key(name, request), cost(name, request) if callable(cost) else cost
 
-        if iscoroutinefunction(view):
+        if iscoroutinefunction(view) or getattr(_instance_of(view), "view_is_async", False):
 
             @functools.wraps(view)
             async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+                if key in _USER_KEYS:
+                    await _load_user(request)
                 asked = question(request)
                 if asked is None:
                     return await cast(Awaitable[HttpResponseBase], view(request, *args, **kwargs))
@@ -122,42 +126,106 @@ def _blocked(request: HttpRequest, decision: Decision, *, block: bool) -> HttpRe
 
 
 def _with_headers(response: HttpResponseBase, limit: Limit, decision: Decision) -> HttpResponseBase:
-    """The fields of draft-ietf-httpapi-ratelimit-headers. Those of an inner limit that blocked stay."""
-    if not response.has_header("RateLimit"):
-        policies = (f'"{rule.limit}/{rule.period:g}s";q={rule.limit};w={rule.period:g}' for rule in limit.rules)
+    """The fields of draft-ietf-httpapi-ratelimit-headers. Those of an inner limit that blocked stay.
+
+    What is no response yet, as frameworks let views return, goes without.
+    """
+    if isinstance(response, HttpResponseBase) and not response.has_header("RateLimit"):
+        policies = (
+            f'"{_policy_name(rule.limit, rule.period)}";q={rule.limit};w={math.ceil(rule.period)}'
+            for rule in limit.rules
+        )
         response["RateLimit-Policy"] = ", ".join(policies)
-        name = next((f"{r.limit}/{r.period:g}s" for r in limit.rules if r.limit == decision.limit), "limit")
+        name = _policy_name(decision.limit, decision.period)
         response["RateLimit"] = f'"{name}";r={decision.remaining};t={math.ceil(decision.reset_after)}'
     return response
+
+
+def _policy_name(limit: int, period: float) -> str:
+    return f"{limit}/{math.ceil(period)}s"
 
 
 # -- keys and rates -----------------------------------------------------------------------------------------------
 
 
-def _is_path(rate: object) -> bool:
-    return isinstance(rate, str) and "/" not in rate
+def _name_of(view: Callable[..., Any]) -> str:
+    """What is counted together by default. Class-based views go by their class: they share View's own functions."""
+    view_class = getattr(view, "view_class", None)
+    if view_class is not None:
+        return f"{view_class.__module__}.{view_class.__qualname__}"
+    instance = _instance_of(view)
+    if instance is not None:
+        return f"{type(instance).__module__}.{type(instance).__qualname__}.{view.__name__}"
+    if not hasattr(view, "__qualname__"):
+        raise ImproperlyConfigured(f"{view!r} has no name to count it under: give cluster_ratelimit a group.")
+    return f"{view.__module__}.{view.__qualname__}"
 
 
-def _function(given: Any) -> Callable[[str, HttpRequest], Any] | None:
-    """The callable itself, or that at a dotted path, imported when it is first needed."""
-    if callable(given):
-        return cast(Callable[[str, HttpRequest], Any], given)
-    if _is_path(given):
-        return lambda group, request: import_string(given)(group, request)  # noqa: PLW0108 - imported when first used
-    return None
+def _instance_of(view: Callable[..., Any]) -> Any:
+    """Whose method it is, if any: `method_decorator` hands us a partial of one."""
+    return getattr(getattr(view, "func", view), "__self__", None)
+
+
+def _methods(method: str | Iterable[str] | None) -> frozenset[str] | None:
+    if method is None:
+        return None
+    given = [method] if isinstance(method, str) else list(method)
+    if not given or not all(isinstance(one, str) and one.isalpha() and one not in ("ALL", "UNSAFE") for one in given):
+        raise ImproperlyConfigured(
+            f"method is 'GET' or another, several of them, or ALL or UNSAFE of {__name__}, not {method!r}."
+        )
+    return frozenset(one.upper() for one in given)
+
+
+def _check_cost(cost: Cost) -> None:
+    if callable(cost):
+        _check_synchronous("cost", cost)
+    elif type(cost) is not int or not 0 <= cost <= MAX_COST:
+        raise ImproperlyConfigured(f"cost is an integer from 0 to {MAX_COST}, or a callable, not {cost!r}.")
+
+
+def _check_synchronous(what: str, function: Callable[..., Any]) -> None:
+    if iscoroutinefunction(function):
+        raise ImproperlyConfigured(f"a callable {what} must be an ordinary function, not a coroutine function.")
+
+
+def _rate_function(rate: Rate) -> Callable[[str, HttpRequest], Any] | None:
+    """The callable itself, or that at a dotted path; None for a rate that is given as such."""
+    if callable(rate):
+        _check_synchronous("rate", rate)
+        return rate
+    return _at_path("rate", rate) if _is_path(rate) else None
+
+
+def _is_path(given: object) -> bool:
+    return isinstance(given, str) and "." in given and all(part.isidentifier() for part in given.split("."))
+
+
+def _at_path(what: str, path: Any) -> Callable[[str, HttpRequest], Any]:
+    """The callable at a dotted path, imported when it is first needed: views are often what it imports itself."""
+
+    def function(group: str, request: HttpRequest) -> Any:
+        found = import_string(path)
+        _check_synchronous(what, found)
+        return found(group, request)
+
+    return function
 
 
 def _key_function(key: Key) -> Callable[[str, HttpRequest], str]:
     if callable(key):
+        _check_synchronous("key", key)
         return lambda group, request: str(key(group, request))
-    if key in _KEYS:
-        return _KEYS[key]
-    kind, colon, name = key.partition(":")
-    if colon and kind in _VALUES and name:
-        value = _VALUES[kind]
-        return lambda _, request: value(request, name)
-    if "." in key:
-        return lambda group, request: str(import_string(key)(group, request))
+    if isinstance(key, str):
+        if key in _KEYS:
+            return _KEYS[key]
+        kind, _, name = key.partition(":")
+        if kind in _VALUES and name:
+            value = _VALUES[kind]
+            return lambda _, request: f"{key}:{value(request, name)}"
+        if _is_path(key):
+            found = _at_path("key", key)
+            return lambda group, request: str(found(group, request))
     raise ImproperlyConfigured(
         f"{key!r} is no key: use 'ip', 'user', 'user_or_ip', 'get:NAME', 'post:NAME', 'header:NAME', a callable "
         "(group, request) or its dotted path."
@@ -181,7 +249,7 @@ def network_of(address: str) -> str:
 def _ip(group: str, request: HttpRequest) -> str:
     address = request.META.get("REMOTE_ADDR", "")
     try:
-        return network_of(address)
+        return f"ip:{network_of(address)}"
     except ValueError:
         raise ImproperlyConfigured(
             f"REMOTE_ADDR is {address!r}, no IP address, so clients can't be told apart by it. Behind a unix socket, "
@@ -189,16 +257,24 @@ def _ip(group: str, request: HttpRequest) -> str:
         ) from None
 
 
+async def _load_user(request: HttpRequest) -> None:
+    """`request.user` asks the database when it is first used, which must not happen on the event loop."""
+    user = getattr(request, "user", None)
+    if isinstance(user, LazyObject):
+        await sync_to_async(bool)(user)
+
+
 def _user(group: str, request: HttpRequest) -> str:
-    return str(getattr(request, "user", None) and request.user.pk)
+    return f"user:{getattr(request, 'user', None) and request.user.pk}"
 
 
 def _user_or_ip(group: str, request: HttpRequest) -> str:
     user = getattr(request, "user", None)
-    return f"user:{user.pk}" if user is not None and user.is_authenticated else f"ip:{_ip(group, request)}"
+    return f"user:{user.pk}" if user is not None and user.is_authenticated else _ip(group, request)
 
 
 _KEYS: dict[str, Callable[[str, HttpRequest], str]] = {"ip": _ip, "user": _user, "user_or_ip": _user_or_ip}
+_USER_KEYS = ("user", "user_or_ip")
 _VALUES: dict[str, Callable[[HttpRequest, str], str]] = {
     "get": lambda request, name: request.GET.get(name, ""),
     "post": lambda request, name: request.POST.get(name, ""),

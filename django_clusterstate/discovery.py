@@ -1,6 +1,7 @@
 """What `DISCOVERY` may say, and the source that needs Django: the project's own database."""
 
 import datetime
+import logging
 from collections.abc import Sequence
 
 from asgiref.sync import sync_to_async
@@ -11,8 +12,11 @@ from .models import NodeAddress
 from .node.discovery import Discovery, DnsDiscovery, ListDiscovery
 from .wire.address import parse_tcp
 
+logger = logging.getLogger("django_clusterstate.node")
+
 ANNOUNCE_EVERY = 30.0
 FIRST_LOOKS = (0.2, 1.0, 3.0)  # seconds: nodes that start at the same moment look again soon
+FRESH = datetime.timedelta(seconds=2 * ANNOUNCE_EVERY)
 FORGET_AFTER = datetime.timedelta(days=1)
 
 
@@ -27,6 +31,7 @@ class DatabaseDiscovery:
         self._cluster = cluster
         self._address = address
         self._looks = list(FIRST_LOOKS)
+        self._warned = False
 
     @property
     def interval(self) -> float:
@@ -44,9 +49,25 @@ class DatabaseDiscovery:
             )
             rows = NodeAddress.objects.filter(cluster=self._cluster)
             rows.filter(seen__lt=now - FORGET_AFTER).delete()
-            return list(rows.exclude(name=self._name).values_list("address", flat=True))
+            others = dict(rows.exclude(name=self._name).values_list("name", "address"))
+            fresh = rows.exclude(name=self._name).filter(seen__gt=now - FRESH)
+            self._warn_of_unreachable(dict(fresh.values_list("name", "address")))
+            return list(others.values())
         finally:
             close_old_connections()
+
+    def _warn_of_unreachable(self, others: dict[str, str]) -> None:
+        """Two hosts that keep the default address are two clusters: each would dial itself."""
+        ours = parse_tcp(self._address)
+        strangers = [n for n, a in others.items() if a == self._address or not parse_tcp(a).is_loopback]
+        if ours.is_loopback and strangers and not self._warned:
+            self._warned = True
+            logger.warning(
+                "node %s can't reach us: we advertise %s, which is only this host. Set CLUSTERSTATE_BIND to an address "
+                "of this host that the others can reach",
+                min(strangers),
+                self._address,
+            )
 
     async def withdraw(self) -> None:
         await sync_to_async(self._withdraw, thread_sensitive=False)()

@@ -16,13 +16,14 @@ from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
 from . import conf
+from .client.aio import AsyncClient
 from .client.routing import Target
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.aio import AsyncConnection, connect
 from .wire.framing import frame
 
-WAIT = 2.0  # seconds that the node holds one request to receive; then the layer asks again
+WAIT = 2.0  # seconds that the node holds one request to receive; then the layer looks around, and asks again
 RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach a node that is gone, from the first to the last
 MAX_BUFFERS = 10_000  # channels of a process with messages that nobody has taken yet
 
@@ -54,7 +55,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         self.require_valid_channel_name(channel)
         capacity = self.get_capacity(channel)
         data = _request(wire.Send(channel, _encode(message), self.expiry, capacity))
-        client = conf.get_async_client()
+        client = self.client()
         if "!" in channel:
             reply = await client.call_node(client.routing.local, data)
         else:
@@ -73,23 +74,24 @@ class ClusterChannelLayer(BaseChannelLayer):
     async def group_add(self, group: str, channel: str) -> None:
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        self._inbox().groups.add((group, channel))
-        await self._ask_local(wire.GroupAdd(group, channel, self.group_expiry))
+        self._inbox().groups[group, channel] = asyncio.get_running_loop().time() + self.group_expiry
+        await self._ask(await self.home(channel), wire.GroupAdd(group, channel, self.group_expiry))
 
     async def group_discard(self, group: str, channel: str) -> None:
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        self._inbox().groups.discard((group, channel))
-        await self._ask_local(wire.GroupDiscard(group, channel))
+        self._inbox().groups.pop((group, channel), None)
+        await self._ask(await self.home(channel), wire.GroupDiscard(group, channel))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Channels that are full miss it."""
         self.require_valid_group_name(group)
-        await self._ask_local(wire.GroupSend(group, _encode(message), self.expiry, self.capacity))
+        local = self.client().routing.local
+        await self._ask(local, wire.GroupSend(group, _encode(message), self.expiry, self.capacity))
 
     async def flush(self) -> None:
         """Drops every channel and group, on every node."""
-        client = conf.get_async_client()
+        client = self.client()
         table = await client.table()
         data = _request(wire.Flush())
         await client.call_each([(target, data) for target in table.targets.values()])
@@ -106,16 +108,33 @@ class ClusterChannelLayer(BaseChannelLayer):
 
     # -- inside ---------------------------------------------------------------------------------------------
 
-    async def _ask_local(self, request: wire.Request) -> wire.Reply:
-        client = conf.get_async_client()
-        return await client.call_node(client.routing.local, _request(request))
+    def client(self) -> AsyncClient:
+        return conf.get_async_client()
+
+    async def home(self, channel: str) -> Target:
+        """The node where a channel lives: the one that a process's channel names, else the owner of the name."""
+        client = self.client()
+        table = await client.table()
+        if "!" not in channel:
+            return client.routing.owner(channel.encode())
+        tag = wire.tag_of(channel)
+        local = client.routing.local
+        if not tag or tag == wire.channel_tag(local.name):
+            return local
+        for target in table.targets.values():
+            if wire.channel_tag(target.name) == tag:
+                return target
+        raise Unavailable(f"the node where {channel} lives is no member")
+
+    async def _ask(self, node: Target, request: wire.Request) -> wire.Reply:
+        return await self.client().call_node(node, _request(request))
 
     def _inbox(self) -> "Inbox":
         loop = asyncio.get_running_loop()
         inbox = self._inboxes.get(loop)
         if inbox is None:
-            for other in [other for other in self._inboxes if other.is_closed()]:
-                del self._inboxes[other]
+            for other in [other for other in list(self._inboxes) if other.is_closed()]:
+                self._inboxes.pop(other, None)
             inbox = self._inboxes[loop] = Inbox(self)
         return inbox
 
@@ -125,103 +144,146 @@ class Inbox:
 
     def __init__(self, layer: ClusterChannelLayer) -> None:
         self.layer = layer
-        self.groups: set[tuple[str, str]] = set()
-        self._buffers: dict[str, deque[bytes]] = {}
+        self.groups: dict[tuple[str, str], float] = {}  # until when, by the loop's clock
+        self._loop = asyncio.get_running_loop()
+        self._buffers: dict[str, deque[tuple[float, bytes]]] = {}
         self._waiting: dict[str, deque[asyncio.Future[bytes]]] = {}
-        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._streams: dict[str, Stream] = {}
         self._id = secrets.token_hex(6)
 
     async def prefix(self, prefix: str) -> str:
-        client = conf.get_async_client()
+        client = self.layer.client()
         table = await client.table()
         if not table.local_name:
             raise Unavailable(f"this host's node doesn't answer at {client.routing.local.address}")
         return f"{prefix}{wire.channel_tag(table.local_name)}.{self._id}!"
 
     async def take(self, channel: str) -> bytes:
-        buffer = self._buffers.get(channel)
-        if buffer:
-            payload = buffer.popleft()
-            if not buffer:
-                del self._buffers[channel]
+        payload = self._take_buffered(channel)
+        if payload is not None:
             return payload
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting.setdefault(channel, deque()).append(future)
         queue = self.layer.non_local_name(channel)
-        if queue not in self._streams or self._streams[queue].done():
-            self._streams[queue] = asyncio.create_task(self._stream(queue), name=f"receiving {queue}")
+        stream = self._streams.get(queue)
+        if stream is None or stream.task.done():
+            stream = self._streams[queue] = Stream(self, queue)
+        stream.wanted.set()
         try:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self._put(channel, future.result(), first=True)  # it came at the same moment: the next one gets it
+                self.put(channel, future.result(), first=True)  # it came at the same moment: the next one gets it
             raise
         finally:
             self._stop_waiting(channel, future)
 
+    def put(self, channel: str, payload: bytes, *, first: bool = False) -> None:
+        """Hands a message to who waits for it, else keeps it for the next."""
+        for future in self._waiting.get(channel, ()):
+            if not future.done():
+                future.set_result(payload)
+                return
+        until = self._loop.time() + self.layer.expiry
+        buffer = self._buffers.setdefault(channel, deque(maxlen=self.layer.get_capacity(channel)))
+        buffer.appendleft((until, payload)) if first else buffer.append((until, payload))
+        oldest = next(iter(self._buffers))
+        if len(self._buffers) > MAX_BUFFERS or self._buffers[oldest][-1][0] <= self._loop.time():
+            del self._buffers[oldest]
+
+    def waits_for(self, queue: str) -> bool:
+        """Whether somebody waits for a message of this queue."""
+        # Nearly always the first says it: what a process waits for is of one queue.
+        return any(
+            self.layer.non_local_name(channel) == queue and any(not future.done() for future in waiting)
+            for channel, waiting in self._waiting.items()
+        )
+
+    def groups_of(self, queue: str) -> list[wire.GroupAdd]:
+        """The places in groups that the queue's channels have, to be taken anew."""
+        now = self._loop.time()
+        self.groups = {place: until for place, until in self.groups.items() if until > now}
+        return [
+            wire.GroupAdd(group, channel, until - now)
+            for (group, channel), until in self.groups.items()
+            if self.layer.non_local_name(channel) == queue
+        ]
+
     async def close(self) -> None:
-        tasks = list(self._streams.values())
+        tasks = [stream.task for stream in self._streams.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _take_buffered(self, channel: str) -> bytes | None:
+        buffer = self._buffers.pop(channel, None)
+        while buffer:
+            until, payload = buffer.popleft()
+            if until > self._loop.time():
+                if buffer:
+                    self._buffers[channel] = buffer
+                return payload
+        return None
+
     def _stop_waiting(self, channel: str, future: "asyncio.Future[bytes]") -> None:
         waiting = self._waiting.get(channel)
         if waiting is not None:
-            if future in waiting:
-                waiting.remove(future)
+            waiting.remove(future)
             if not waiting:
                 del self._waiting[channel]
 
-    def _wanted(self, queue: str) -> bool:
-        return any(channel == queue or channel.startswith(queue) for channel in self._waiting)
 
-    async def _stream(self, queue: str) -> None:
-        """Fetches the queue's messages one after another, as long as somebody waits for any."""
-        connection: AsyncConnection | None = None
+class Stream:
+    """Fetches one queue's messages, one after another, as long as somebody waits for any."""
+
+    def __init__(self, inbox: Inbox, queue: str) -> None:
+        self.wanted = asyncio.Event()
+        self._inbox = inbox
+        self._queue = queue
+        self._connection: AsyncConnection | None = None
+        self._node: Target | None = None
+        self.task = asyncio.create_task(self._run(), name=f"receiving {queue}")
+
+    async def _run(self) -> None:
         pause = RETRY_AFTER[0]
         try:
-            while self._wanted(queue):
+            while await self._is_wanted():
                 try:
-                    if connection is None or connection.closed:
-                        connection = await self._connect(queue)
-                    reply = await connection.request(_request(wire.Receive(queue, WAIT)))
-                    pause = RETRY_AFTER[0]
+                    connection = await self._connected()
+                    reply = await connection.request(_request(wire.Receive(self._queue, WAIT)))
                 except ClusterStateError:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRY_AFTER[1])
                     continue
+                pause = RETRY_AFTER[0]
                 if isinstance(reply, wire.Received) and reply.payload is not None:
-                    self._put(reply.channel, reply.payload)
+                    self._inbox.put(reply.channel, reply.payload)
         finally:
-            if connection is not None:
-                connection.close()
+            if self._connection is not None:
+                self._connection.close()
 
-    async def _connect(self, queue: str) -> AsyncConnection:
-        """To the node that holds the queue. Our places in groups are taken anew: the node may have been restarted."""
-        target = await self._home(queue)
-        connection = await connect(target.address, conf.get_settings().link_keys, 2 * WAIT)
-        for group, channel in list(self.groups):
-            if channel.startswith(queue):
-                await connection.request(_request(wire.GroupAdd(group, channel, self.layer.group_expiry)))
-        return connection
+    async def _is_wanted(self) -> bool:
+        """Nothing is fetched in advance, but who has just taken a message will soon want the next."""
+        self.wanted.clear()
+        if not self._inbox.waits_for(self._queue):
+            try:
+                async with asyncio.timeout(WAIT):
+                    await self.wanted.wait()
+            except TimeoutError:
+                return self._inbox.waits_for(self._queue)
+        return True
 
-    async def _home(self, queue: str) -> Target:
-        client = conf.get_async_client()
-        await client.table()
-        return client.routing.local if queue.endswith("!") else client.routing.owner(queue.encode())
-
-    def _put(self, channel: str, payload: bytes, *, first: bool = False) -> None:
-        waiting = self._waiting.get(channel)
-        while waiting:
-            future = waiting.popleft()
-            if not future.done():
-                future.set_result(payload)
-                return
-        buffer = self._buffers.setdefault(channel, deque(maxlen=self.layer.get_capacity(channel)))
-        buffer.appendleft(payload) if first else buffer.append(payload)
-        if len(self._buffers) > MAX_BUFFERS:
-            del self._buffers[next(iter(self._buffers))]
+    async def _connected(self) -> AsyncConnection:
+        """To the node where the queue lives now. There our places in groups are taken anew: it may have forgotten."""
+        node = await self._inbox.layer.home(self._queue)
+        if self._connection is None or self._connection.closed or node is not self._node:
+            if self._connection is not None:
+                self._connection.close()
+            self._node = node
+            self._connection = await connect(node.address, conf.get_settings().link_keys, 2 * WAIT)
+            for place in self._inbox.groups_of(self._queue):
+                await self._connection.request(_request(place))
+        return self._connection
 
 
 def _request(request: wire.Request) -> bytes:

@@ -20,6 +20,8 @@ from .exceptions import ClusterStateError
 from .wire import messages as wire
 from .wire.framing import frame
 
+MAX_RATES = 16  # of one limit, by the wire
+MAX_COST = 2**31
 PROCESS_MAX_BYTES = 8 * 1024 * 1024  # for what a process counts by itself when no node answers
 
 ALGORITHMS = {
@@ -34,11 +36,11 @@ class Limit:
     """One or several rates that a key must keep, all of them.
 
     `on_unavailable` answers when the key's owner can't be reached: "local" (counted at this host's node, else in this
-    process), "allow" or "deny".
+    process), "allow" or "deny"; None: as the setting ON_UNAVAILABLE says at that moment.
     """
 
     rules: tuple[Rule, ...]
-    on_unavailable: str = "local"
+    on_unavailable: str | None = None
 
     @classmethod
     def parse(
@@ -47,30 +49,33 @@ class Limit:
         """From rates such as "10/m" or ["10/s", "100/h"]. Raises `ImproperlyConfigured`, which says what is wrong."""
         if algorithm not in ALGORITHMS:
             raise ImproperlyConfigured(f"{algorithm!r} is no algorithm; there are: {', '.join(ALGORITHMS)}.")
-        policy = conf.get_settings().on_unavailable if on_unavailable is None else on_unavailable
-        if policy not in conf.POLICIES:
-            raise ImproperlyConfigured(f"on_unavailable is one of {', '.join(conf.POLICIES)}, not {policy!r}.")
-        texts = [rates] if isinstance(rates, str) else list(rates)
+        if on_unavailable is not None and on_unavailable not in conf.POLICIES:
+            raise ImproperlyConfigured(f"on_unavailable is one of {', '.join(conf.POLICIES)}, not {on_unavailable!r}.")
         try:
+            texts = [rates] if isinstance(rates, str) else list(rates)
             rules = tuple(Rule(ALGORITHMS[algorithm], *parse_rate(text)) for text in texts)
         except ValueError as error:
-            raise ImproperlyConfigured(str(error)) from error
-        if not rules:
-            raise ImproperlyConfigured("a limit needs at least one rate, such as '10/m'.")
-        return cls(rules, policy)
+            raise ImproperlyConfigured(f"{error}.") from error
+        except TypeError as error:
+            raise ImproperlyConfigured(f"{rates!r} is no rate; write '10/m', or ['10/s', '100/h'].") from error
+        if not 0 < len(rules) <= MAX_RATES:
+            raise ImproperlyConfigured(f"a limit needs a rate, such as '10/m', or up to {MAX_RATES} of them.")
+        return cls(rules, on_unavailable)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The answer to a hit. Times are seconds.
 
-    `limit`, `remaining` and `reset_after` are those of the rate that denies, or else of the one with the least left.
+    `limit`, `period`, `remaining` and `reset_after` are those of the rate that denies, or else of the one with the
+    least left.
     `retry_after` is 0 when allowed. `owner` names the node that counted; `fallback` is empty if that was the key's
     owner, else what answered in its place: "node" (this host's), "process", "allow" or "deny".
     """
 
     allowed: bool
     limit: int
+    period: float
     remaining: int
     reset_after: float
     retry_after: float
@@ -83,15 +88,15 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
     wire_key, request = _request(limit, group, key, cost)
     client = conf.get_client()
     try:
-        return _decision(client.call(wire_key, request), client.routing.owner(wire_key).name)
+        return _decision(limit, client.call(wire_key, request), client.routing.owner(wire_key).name)
     except ClusterStateError:
-        if limit.on_unavailable == "local":
+        policy, local = _policy(limit), client.routing.local
+        if policy == "local" and client.routing.table.owner(wire_key) is not local:
             try:
-                reply = client.call_node(client.routing.local, request)
-                return _decision(reply, client.routing.local.name, "node")
+                return _decision(limit, client.call_node(local, request), local.name, "node")
             except ClusterStateError:
                 pass
-        return _without_nodes(limit, wire_key, cost)
+        return _without_nodes(limit, policy, wire_key, cost)
 
 
 async def ahit(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
@@ -99,15 +104,15 @@ async def ahit(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
     wire_key, request = _request(limit, group, key, cost)
     client = conf.get_async_client()
     try:
-        return _decision(await client.call(wire_key, request), client.routing.owner(wire_key).name)
+        return _decision(limit, await client.call(wire_key, request), client.routing.owner(wire_key).name)
     except ClusterStateError:
-        if limit.on_unavailable == "local":
+        policy, local = _policy(limit), client.routing.local
+        if policy == "local" and client.routing.table.owner(wire_key) is not local:
             try:
-                reply = await client.call_node(client.routing.local, request)
-                return _decision(reply, client.routing.local.name, "node")
+                return _decision(limit, await client.call_node(local, request), local.name, "node")
             except ClusterStateError:
                 pass
-        return _without_nodes(limit, wire_key, cost)
+        return _without_nodes(limit, policy, wire_key, cost)
 
 
 def routing_key(group: str, key: str) -> bytes:
@@ -119,40 +124,44 @@ def routing_key(group: str, key: str) -> bytes:
 
 
 def _request(limit: Limit, group: str, key: str, cost: int) -> tuple[bytes, bytes]:
-    if cost < 0:
-        raise ValueError(f"the cost of a hit can't be below 0, as {cost} is")
+    if type(cost) is not int or not 0 <= cost <= MAX_COST:
+        raise ValueError(f"the cost of a hit is an integer from 0 to {MAX_COST}, not {cost!r}")
     whole = routing_key(group, key)
     return whole, frame(wire.encode(wire.Hit(whole, list(limit.rules), cost)))
 
 
-def _decision(reply: wire.Reply, owner: str, fallback: str = "") -> Decision:
-    if not isinstance(reply, wire.Decided):
+def _policy(limit: Limit) -> str:
+    return limit.on_unavailable or conf.get_settings().on_unavailable
+
+
+def _decision(limit: Limit, reply: wire.Reply, owner: str, fallback: str = "") -> Decision:
+    if not isinstance(reply, wire.Decided) or len(reply.decisions) != len(limit.rules):
         raise ClusterStateError(f"{owner} answered a hit with {type(reply).__name__}")
-    return _binding(reply.decisions, owner, fallback)
+    return _binding(limit.rules, reply.decisions, owner, fallback)
 
 
-def _binding(decisions: Sequence[limiter.Decision], owner: str, fallback: str) -> Decision:
+def _binding(rules: Sequence[Rule], decisions: Sequence[limiter.Decision], owner: str, fallback: str) -> Decision:
     """The one that matters to the caller: the longest denial, else the least that remains."""
-    if len(decisions) == 1:
-        one = decisions[0]
-    else:
-        denials = [decision for decision in decisions if not decision.allowed]
-        one = (
-            max(denials, key=lambda decision: decision.retry_after)
-            if denials
-            else min(decisions, key=lambda decision: decision.remaining)
-        )
-    return Decision(one.allowed, one.limit, one.remaining, one.reset_after, one.retry_after, owner, fallback)
+    at = 0
+    if len(decisions) > 1:
+        order = range(len(decisions))
+        denials = [i for i in order if not decisions[i].allowed]
+        if denials:
+            at = max(denials, key=lambda i: decisions[i].retry_after)
+        else:
+            at = min(order, key=lambda i: decisions[i].remaining)
+    one, period = decisions[at], rules[at].period
+    return Decision(one.allowed, one.limit, period, one.remaining, one.reset_after, one.retry_after, owner, fallback)
 
 
-def _without_nodes(limit: Limit, key: bytes, cost: int) -> Decision:
-    if limit.on_unavailable == "local":
-        return _binding(_process.hit(key, limit.rules, cost), "", "process")
+def _without_nodes(limit: Limit, policy: str, key: bytes, cost: int) -> Decision:
+    if policy == "local":
+        return _binding(limit.rules, _process.hit(key, limit.rules, cost), "", "process")
     rule = min(limit.rules, key=lambda rule: rule.limit)
-    if limit.on_unavailable == "allow":
-        return Decision(True, rule.limit, rule.limit, 0.0, 0.0, "", "allow")
-    # Until when is unknown; a second is when the next attempt may well succeed.
-    return Decision(False, rule.limit, 0, 1.0, 1.0, "", "deny")
+    if policy == "deny" or not rule.limit:  # a limit of 0 needs no counting
+        # Until when is unknown; a second is when the next attempt may well succeed.
+        return Decision(False, rule.limit, rule.period, 0, 1.0, 1.0, "", policy)
+    return Decision(True, rule.limit, rule.period, rule.limit, 0.0, 0.0, "", policy)
 
 
 class ProcessLimits:

@@ -284,7 +284,7 @@ def _owner(nodes: LocalCluster, client: str, asked: str = "") -> str:
     """The owner of the client's limit, as the site at this node sees it."""
     code = (
         "import django; django.setup(); from django_clusterstate import cluster, ratelimit; "
-        f"print(cluster.owner(ratelimit.routing_key('limited', {client!r})))"
+        f"print(cluster.owner(ratelimit.routing_key('limited', 'ip:{client}')))"
     )
     env = nodes.env(asked or nodes.names[0])
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import derive_keys
-from django_clusterstate.wire.messages import Get, Hit, encode
+from django_clusterstate.wire.messages import Get, Hit, Set, Values, encode
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
 
@@ -237,6 +237,51 @@ def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(fold
         wanted = {"member_up a", "member_up b", "member_up c", "member_down b", "member_left c"}
         wait_until(lambda: wanted <= set(file.read_text().splitlines()), SECONDS, "all signals")
         assert "a receiver of the user's that fails" in cluster.processes["a"].output()
+
+
+def test_a_value_from_before_another_node_owned_the_key_is_never_read_again(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start("a")
+        cluster.wait_for("a")
+        client = client_of(cluster, "a")
+        keys = [b"default\0key %d" % number for number in range(100)]
+        for key in keys:
+            client.call(key, frame(encode(Set([(key, b"old")], None))))
+        cluster.start("b")
+        cluster.wait_for()
+        wait_until(lambda: len(client.table().targets) == 2, SECONDS, "the client knows b")
+        for key in keys:
+            client.call(key, frame(encode(Set([(key, b"new")], None))))
+        cluster.processes["b"].stop()
+        wait_until(lambda: len(client.table().targets) == 1, SECONDS, "the client knows that b left")
+        replies = [client.call(key, frame(encode(Get([key])))) for key in keys]
+        client.close()
+        values = [reply.values[0] for reply in replies if isinstance(reply, Values)]
+        assert set(values) == {b"new", None}
+        assert len(values) == len(keys)
+
+
+def test_a_secret_is_rotated_in_a_rolling_deploy_without_splitting_the_cluster(folder: Path) -> None:
+    old, new = "the old secret " + 30 * "x", "the new secret " + 30 * "y"
+    with LocalCluster(folder, ("a", "b"), env={"CLUSTERSTATE_SECRET": old}) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        cluster.processes["b"].stop()
+        rotated = cluster.env("b") | {"CLUSTERSTATE_SECRET": new, "CLUSTERSTATE_SECRET_FALLBACKS": old}
+        cluster.processes["b"] = Process([sys.executable, "manage.py", "clusternode"], folder / "b2.log", rotated)
+        cluster.wait_for()
+
+
+def test_a_foreign_secret_on_the_same_channel_layer_is_said_once(folder: Path) -> None:
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start("a")
+        cluster.wait_for("a")
+        foreign = cluster.env("b") | {"CLUSTERSTATE_SECRET": 50 * "z"}
+        cluster.processes["b"] = Process([sys.executable, "manage.py", "clusternode"], folder / "b.log", foreign)
+        cluster.wait_for("b")
+        wait_until(lambda: "wrong secret" in cluster.processes["a"].output(), SECONDS, "a says so")
+        cluster.wait_for("a")
+        assert cluster.processes["a"].output().count("wrong secret") <= 2
 
 
 # -- refusing to start --------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ class LoopConnections:
             yield
         finally:
             at_end()
+            for dial in self.dialling.values():
+                dial.cancel()
             for connection in list(self.open.values()):
                 connection.close()
             await asyncio.sleep(0)  # lets the transports finish
@@ -70,6 +72,7 @@ class AsyncClient:
         now = self._clock()
         if now >= self.routing.refresh_at:
             await self._refresh(now)
+            now = self._clock()
         return await self.call_node(self.routing.owner(key), request, now)
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
@@ -82,9 +85,14 @@ class AsyncClient:
             connections = self._loops.get(asyncio.get_running_loop())
             connection = connections.open.get(target) if connections is not None else None
             if connection is None or connection.closed:
-                reply = await self._call_afresh(target, request)
+                reply = await self._call_afresh(target, request, now)
             else:
-                reply = await connection.request(request)
+                try:
+                    reply = await connection.request(request)
+                except Unavailable as error:
+                    if isinstance(error.__cause__, TimeoutError):
+                        raise
+                    reply = await self._call_afresh(target, request, now)  # the node may have been restarted
         except ClusterStateError as error:
             failure = named(target, error)
             if target.failed(now):
@@ -118,9 +126,9 @@ class AsyncClient:
 
     # -- connections ----------------------------------------------------------------------------------------
 
-    async def _call_afresh(self, target: Target, request: bytes) -> Reply:
+    async def _call_afresh(self, target: Target, request: bytes, now: float) -> Reply:
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(now + self._deadline - self._clock()):
                 connection = await self._dial(target)
                 return await connection.request(request)
         except TimeoutError as error:
@@ -140,7 +148,7 @@ class AsyncClient:
         return await asyncio.shield(dial)
 
     async def _start_loop(self, loop: Loop) -> LoopConnections:
-        for other in [other for other in self._loops if other.is_closed()]:
+        for other in [other for other in list(self._loops) if other.is_closed()]:  # others may add theirs meanwhile
             self._loops.pop(other, None)  # it ended without shutting down its generators
         connections = self._loops[loop] = LoopConnections(at_end=lambda: self._loops.pop(loop, None))
         await connections.start()
@@ -158,7 +166,7 @@ class AsyncClient:
         """Asks for the view. When nobody answers, the old one stays."""
         for source in self.routing.sources(now):
             try:
-                viewed = await self.call_node(source, _GET_VIEW, now)
+                viewed = await self.call_node(source, _GET_VIEW)
             except ClusterStateError:
                 continue
             if isinstance(viewed, Viewed):

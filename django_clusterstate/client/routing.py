@@ -3,6 +3,7 @@
 Times are monotonic seconds given by the caller.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody a deadline
 
 
 class Target:
-    """A node to talk to, and its circuit breaker. `pool` is the client's: its connections to this node."""
+    """A node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client."""
 
     __slots__ = ("address", "failures", "name", "pool", "retry_at")
 
@@ -28,7 +29,7 @@ class Target:
         self.address = address
         self.failures = 0
         self.retry_at = 0.0
-        self.pool: Any = None
+        self.pool: deque[Any] = deque()
 
     def check(self, now: float) -> None:
         """Raises `Unavailable` while the breaker is open. When it half-opens, the first to come tries for all."""

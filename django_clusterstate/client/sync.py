@@ -2,10 +2,10 @@
 
 import logging
 import os
+import select
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
@@ -15,6 +15,7 @@ from ..wire.messages import GetView, Reply, Viewed, encode
 from .routing import Routing, Table, Target, named
 
 MAX_IDLE = 64  # connections kept for each node
+READ_ON = 0.02  # seconds for the rest of an answer whose beginning came in time
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -52,6 +53,7 @@ class Client:
         now = self._clock()
         if now >= self.routing.refresh_at:
             self._refresh(now)
+            now = self._clock()
         return self.call_node(self.routing.owner(key), request, now)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
@@ -61,18 +63,7 @@ class Client:
         if target.failures:
             target.check(now)
         try:
-            pool = target.pool
-            if pool:
-                try:
-                    connection = pool.pop()
-                    connection.send(request)
-                    reply: Reply = connection.receive()
-                except (IndexError, Unavailable) as error:
-                    if isinstance(error.__cause__, BlockingIOError):
-                        raise  # too late is too late; any other failure may be that the node was restarted
-                    connection, reply = self._call_afresh(target, request, now)
-            else:
-                connection, reply = self._call_afresh(target, request, now)
+            connection, reply = self._call_idle(target, request) or self._call_afresh(target, request, now)
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
         self._succeeded(target, connection, reply, now)
@@ -83,20 +74,25 @@ class Client:
         now = self._clock()
         if len(requests) == 1:
             return [self._call_or_error(*requests[0], now)]
-        sent = [self._send(target, request, now) for target, request in requests]
-        until = now + self._deadline
-        results: list[Reply | ClusterStateError] = []
-        for (target, request), connection in zip(requests, sent, strict=True):
-            if connection is None:
-                results.append(self._call_or_error(target, request, now))
-                continue
+        until = time.monotonic() + self._deadline
+        sent = [self._send(target, request) for target, request in requests]
+        # Where no idle connection is at hand one is made, while the others' answers are under way.
+        results = [
+            self._call_in_time(target, request, now, until) if connection is None else None
+            for (target, request), connection in zip(requests, sent, strict=True)
+        ]
+        for index, connection, patience in _as_they_answer(sent, until):
+            target, request = requests[index]
             try:
-                reply = connection.receive(until)
-                self._succeeded(target, connection, reply, now)
-                results.append(reply)
+                results[index] = reply = connection.receive(patience)
             except ClusterStateError as error:
-                results.append(self._failed(target, error, now))
-        return results
+                if _is_late(error):
+                    results[index] = self._failed(target, error, now)
+                else:
+                    results[index] = self._call_in_time(target, request, now, until)
+            else:
+                self._succeeded(target, connection, reply, now)
+        return [result for result in results if result is not None]
 
     def table(self) -> Table:
         """The current view and what follows from it, asked for if it is old."""
@@ -112,18 +108,32 @@ class Client:
 
     # -- one exchange ---------------------------------------------------------------------------------------
 
-    def _call_afresh(self, target: Target, request: bytes, now: float) -> tuple[BlockingConnection, Reply]:
-        _drop_pool(target)
-        connection = BlockingConnection(target.address, self._keys, self._deadline)
-        connection.send(request)
-        return connection, connection.receive(now + self._deadline)
-
-    def _send(self, target: Target, request: bytes, now: float) -> BlockingConnection | None:
-        """A connection on which the request is under way, or None when it is to be tried by itself."""
+    def _call_idle(self, target: Target, request: bytes) -> tuple[BlockingConnection, Reply] | None:
+        """By an idle connection. None when there is none that still works: the node may have been restarted."""
         try:
             connection: BlockingConnection = target.pool.pop()
             connection.send(request)
-        except (AttributeError, IndexError, Unavailable):
+            return connection, connection.receive()
+        except IndexError:
+            return None
+        except Unavailable as error:
+            if _is_late(error):
+                raise
+            _drop_pool(target)
+            return None
+
+    def _call_afresh(self, target: Target, request: bytes, now: float) -> tuple[BlockingConnection, Reply]:
+        until = time.monotonic() + now + self._deadline - self._clock()
+        connection = BlockingConnection(target.address, self._keys, self._deadline, until)
+        connection.send(request)
+        return connection, connection.receive(until)
+
+    def _send(self, target: Target, request: bytes) -> BlockingConnection | None:
+        """An idle connection on which the request is under way now, or None."""
+        try:
+            connection: BlockingConnection = target.pool.pop()
+            connection.send(request)
+        except (IndexError, Unavailable):
             return None
         return connection
 
@@ -133,12 +143,15 @@ class Client:
         except ClusterStateError as error:
             return error
 
+    def _call_in_time(self, target: Target, request: bytes, now: float, until: float) -> Reply | ClusterStateError:
+        """The same, but a node isn't asked, and so not blamed, when others have used up the time."""
+        if time.monotonic() >= until:
+            return Unavailable(f"{target} wasn't asked: no time was left")
+        return self._call_or_error(target, request, now)
+
     def _succeeded(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
-        pool = target.pool
-        if pool is None:
-            pool = target.pool = deque()
-        if len(pool) < MAX_IDLE:
-            pool.append(connection)
+        if len(target.pool) < MAX_IDLE:
+            target.pool.append(connection)
         else:
             connection.close()
         if target.failures and target.answered():
@@ -159,13 +172,33 @@ class Client:
         """Asks for the view. When nobody answers, the old one stays."""
         for source in self.routing.sources(now):
             try:
-                viewed = self.call_node(source, _GET_VIEW, now)
+                viewed = self.call_node(source, _GET_VIEW)
             except ClusterStateError:
                 continue
             if isinstance(viewed, Viewed):
                 for target in self.routing.learn(viewed, source, now):
                     _drop_pool(target)
                 return
+
+
+def _as_they_answer(
+    sent: Sequence[BlockingConnection | None], until: float
+) -> Iterator[tuple[int, BlockingConnection, float]]:
+    """(index, connection, until when to receive) of each connection as its answer comes; last, those without one."""
+    waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
+    poll = select.poll()
+    for fileno in waiting:
+        poll.register(fileno, select.POLLIN)
+    while waiting:
+        ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        for fileno in [fileno for fileno, _ in ready] or list(waiting):
+            poll.unregister(fileno)
+            # What has come in time is read, even if others took until now.
+            yield *waiting.pop(fileno), max(until, time.monotonic() + READ_ON) if ready else until
+
+
+def _is_late(error: ClusterStateError) -> bool:
+    return isinstance(error.__cause__, BlockingIOError)
 
 
 def _drop_pool(target: Target) -> None:

@@ -10,12 +10,13 @@ the order of the input, on Python's own (randomised) hash, or on the machine's b
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import mmh3
 
-__all__ = ["SLOTS", "Rendezvous"]
+__all__ = ["SLOTS", "Rendezvous", "Tenure"]
 
 # A contest among n nodes costs n hashes, too much for each key. So keys fall into slots, the contest is held
 # once per slot, and its winner remembered: a look-up costs one hash and one list access whatever n is.
@@ -25,6 +26,7 @@ __all__ = ["SLOTS", "Rendezvous"]
 # Part of the protocol: hosts that disagree on it disagree on owners.
 SLOTS: Final = 1 << 16
 _MASK: Final = SLOTS - 1
+REMEMBERED_VIEWS: Final = 8  # each with a memo of its own, so few; entries older than that count as lost
 _DRAWS: Final = 1 << 32
 
 
@@ -94,3 +96,32 @@ class Rendezvous:
         # are that close, about 1 in 10**13, and then a key has two owners: an inaccuracy of the kind we
         # accept.
         return [weight / -math.log((draw + 0.5) / _DRAWS) for weight, draw in zip(self._weights, draws, strict=True)]
+
+
+class Tenure:
+    """Whether a node has owned a key all the time, over the last views.
+
+    Ownership goes to and fro: a node joins, takes a key, leaves, and the key is its former owner's again, whose value
+    is old by then. `serial` counts the views; whoever stores something notes it, and asks `unbroken` later.
+    """
+
+    __slots__ = ("_name", "_views", "serial")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._views: deque[tuple[int, Rendezvous]] = deque(maxlen=REMEMBERED_VIEWS)
+        self.serial = 0
+
+    def change(self, weights: Mapping[str, float]) -> Rendezvous:
+        """Another view, of these nodes."""
+        rendezvous = Rendezvous(weights)
+        self.serial += 1
+        self._views.append((self.serial, rendezvous))
+        return rendezvous
+
+    def unbroken(self, key: bytes, since: int) -> bool:
+        """Whether the node has owned the key in every view from the one numbered `since`; False when that is too
+        long ago to know."""
+        if not self._views or since < self._views[0][0]:
+            return False
+        return all(view.owner(key) == self._name for serial, view in self._views if serial >= since)

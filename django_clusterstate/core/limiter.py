@@ -10,7 +10,7 @@ lets no extra hit through; above, it is held to half a hit.
 import enum
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Annotated, Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -51,11 +51,11 @@ class Algorithm(enum.IntEnum):
 
 
 class Rule(msgspec.Struct, frozen=True, array_like=True):
-    """`limit` hits (>= 0; 0 denies all) per `period` seconds (> 0). Validated by whoever makes it."""
+    """`limit` hits (0 denies all) per `period` seconds. Validated by whoever makes it, and by whoever decodes it."""
 
     algorithm: Algorithm
-    limit: int
-    period: float
+    limit: Annotated[int, msgspec.Meta(ge=0)]
+    period: Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Decision(msgspec.Struct, frozen=True, array_like=True):

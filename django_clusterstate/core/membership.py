@@ -84,12 +84,14 @@ class Change:
 class Outcome:
     """What one call brought about.
 
-    `answer`: send the one who was heard a heartbeat now. `stalled`: seconds that this node was stopped.
-    `namesake`: another running node uses our name, at this address.
+    `answer`: send the one who was heard a heartbeat now. `given_up`: others held this node for down, and have served
+    its keys. `stalled`: seconds that this node was stopped. `namesake`: another running node uses our name, at this
+    address.
     """
 
     changes: list[Change] = field(default_factory=list)
     answer: bool = False
+    given_up: bool = False
     stalled: float = 0.0
     namesake: str = ""
 
@@ -144,9 +146,10 @@ class Membership:
             self._meet(beat, now, outcome)
         else:
             self._hear_again(member, beat, now, outcome)
-        if self._must_refute(beat):
+        if doubts := self._doubts_to_refute(beat):
             self.incarnation += 1
             outcome.answer = True
+            outcome.given_up = State.DOWN in doubts
         self._settle(outcome)
         return outcome
 
@@ -202,13 +205,15 @@ class Membership:
             return
         self._move(member, beat.state, now, outcome)
 
-    def _must_refute(self, beat: Heartbeat) -> bool:
-        return any(
-            sighting.boot == self.me.boot
+    def _doubts_to_refute(self, beat: Heartbeat) -> set[State]:
+        """As what the sender holds us wrongly, not knowing our present incarnation."""
+        return {
+            sighting.state
+            for sighting in beat.sightings
+            if sighting.boot == self.me.boot
             and sighting.state in (State.SUSPECT, State.DOWN)
             and sighting.incarnation >= self.incarnation
-            for sighting in beat.sightings
-        )
+        }
 
     # -- what is not heard ----------------------------------------------------------------------------------
 

@@ -53,9 +53,9 @@ class _Bucket:
 
 
 class _Entry(Generic[V]):
-    __slots__ = ("bucket", "expires", "key", "size", "space", "value")
+    __slots__ = ("bucket", "expires", "key", "size", "space", "stamp", "value")
 
-    def __init__(self, key: bytes, value: V, size: int, expires: float, bucket: _Bucket) -> None:
+    def __init__(self, key: bytes, value: V, size: int, expires: float, bucket: _Bucket, stamp: int) -> None:
         # The very object that the ordered dict holds: moving to another bucket with a caller's equal copy
         # would keep both in memory.
         self.key = key
@@ -64,6 +64,11 @@ class _Entry(Generic[V]):
         self.expires = expires
         self.bucket = bucket
         self.space = bucket.space
+        self.stamp = stamp
+
+
+def _always(key: bytes, stamp: int) -> bool:
+    return True
 
 
 class Store(Generic[V]):
@@ -77,6 +82,9 @@ class Store(Generic[V]):
     cleared or expired entry is absent at once, but counts in `entries` and `bytes` until it is reclaimed: by
     `expire`, by the bound, or by the next operation on its key.
 
+    `stamp` is noted with each value that is written; when it has been changed since, `still_good(key, the stamp noted)`
+    is asked before the value is given out, and an entry that isn't good any more is absent.
+
     `bytes`: what the entries take. `evictions`: live entries lost to the bound. `expirations`: entries
     dropped because their time was over.
     """
@@ -88,13 +96,23 @@ class Store(Generic[V]):
         "_serial",
         "_size_of",
         "_spaces",
+        "_still_good",
         "bytes",
         "evictions",
         "expirations",
         "max_bytes",
+        "stamp",
     )
 
-    def __init__(self, max_bytes: int, *, size_of: Callable[[V], int]) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        size_of: Callable[[V], int],
+        still_good: Callable[[bytes, int], bool] = _always,
+    ) -> None:
+        self.stamp = 0
+        self._still_good = still_good
         self.max_bytes = max_bytes
         self.bytes = 0
         self.evictions = 0
@@ -118,7 +136,7 @@ class Store(Generic[V]):
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.expires <= now or entry.space.cleared:
+        if entry.expires <= now or entry.space.cleared or (entry.stamp != self.stamp and self._is_stale(entry)):
             self._drop_dead(entry)
             return None
         self._entries.move_to_end(key)
@@ -151,7 +169,7 @@ class Store(Generic[V]):
         if entry is None:
             bucket = self._bucket(self._space(key), expires, now)
             bucket.keys.add(key)
-            self._entries[key] = _Entry(key, value, size, expires, bucket)
+            self._entries[key] = _Entry(key, value, size, expires, bucket, self.stamp)
             self.bytes += size
         else:
             self._entries.move_to_end(key)
@@ -230,15 +248,25 @@ class Store(Generic[V]):
 
     def _live(self, key: bytes, now: float) -> _Entry[V] | None:
         entry = self._entries.get(key)
-        if entry is not None and (entry.expires <= now or entry.space.cleared):
+        if entry is not None and (
+            entry.expires <= now or entry.space.cleared or (entry.stamp != self.stamp and self._is_stale(entry))
+        ):
             self._drop_dead(entry)
             return None
         return entry
+
+    def _is_stale(self, entry: _Entry[V]) -> bool:
+        """Asks once for each stamp whether an entry from before it is still good."""
+        if not self._still_good(entry.key, entry.stamp):
+            return True
+        entry.stamp = self.stamp
+        return False
 
     def _assign(self, entry: _Entry[V], value: V, size: int) -> None:
         self.bytes += size - entry.size
         entry.value = value
         entry.size = size
+        entry.stamp = self.stamp
 
     def _drop(self, entry: _Entry[V]) -> None:
         del self._entries[entry.key]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable
 Deliver = Callable[[str, bytes | None], None]
 
 MAX_BYTES = 64 * 1024 * 1024  # of messages that wait, over all queues
+OVERHEAD = 256  # bytes that a message takes besides, or else empty ones could pile up for ever
+NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: heartbeats survive a flush
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
 
@@ -46,11 +48,12 @@ class Channels:
             deliver(name, None)
         self._expire_queue(name, now)
         queue = self._queues.get(name, ())
-        if len(queue) >= capacity or self._bytes + len(payload) > MAX_BYTES:
+        size = len(payload) + OVERHEAD
+        if len(queue) >= capacity or self._bytes + size > MAX_BYTES:
             self.dropped += 1
             return False
         self._queues.setdefault(name, deque()).append((now + expiry, channel, payload))
-        self._bytes += len(payload)
+        self._bytes += size
         self.taken += 1
         return True
 
@@ -70,13 +73,12 @@ class Channels:
             self._waiting[owner] += 1
 
     def group_add(self, group: str, channel: str, expiry: float, now: float) -> None:
-        members = self._groups.setdefault(group, {})
-        if channel not in members:
+        if channel not in self._groups.get(group, ()):
             if self._memberships >= MAX_MEMBERSHIPS:
                 self.dropped += 1
                 return
             self._memberships += 1
-        members[channel] = now + expiry
+        self._groups.setdefault(group, {})[channel] = now + expiry
 
     def group_discard(self, group: str, channel: str) -> None:
         members = self._groups.get(group)
@@ -102,8 +104,9 @@ class Channels:
 
     def flush(self) -> None:
         self._queues.clear()
-        self._groups.clear()
-        self._bytes = self._memberships = 0
+        self._bytes = 0
+        self._groups = {name: members for name, members in self._groups.items() if name.startswith(NODES_OWN)}
+        self._memberships = sum(map(len, self._groups.values()))
 
     def tick(self, now: float) -> None:
         """Drops what has expired. Costs the number of queues: to be called about once a second."""
@@ -131,7 +134,7 @@ class Channels:
     def _pop(self, queue: str) -> tuple[float, str, bytes]:
         messages = self._queues[queue]
         message = messages.popleft()
-        self._bytes -= len(message[2])
+        self._bytes -= len(message[2]) + OVERHEAD
         if not messages:
             del self._queues[queue]
         return message

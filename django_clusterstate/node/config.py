@@ -1,6 +1,6 @@
 """What a node is told at its start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.membership import Timings
 from ..wire.address import TcpAddress, UnixAddress
@@ -23,8 +23,8 @@ class NodeConfig:
     bind: TcpAddress
     advertise: TcpAddress
     socket: UnixAddress | TcpAddress
-    link_keys: tuple[bytes, ...]
-    channel_keys: tuple[bytes, ...]
+    link_keys: tuple[bytes, ...] = field(repr=False)
+    channel_keys: tuple[bytes, ...] = field(repr=False)
     timings: Timings
     weight: float = 1.0
     cache_max_bytes: int = 256 * 1024 * 1024

@@ -13,6 +13,8 @@ import msgspec
 
 from ..core.membership import Membership
 from ..core.messages import Heartbeat
+from ..wire.handshake import MAX_SECRETS
+from ..wire.messages import DECODE_ERRORS
 
 JITTER = 0.1
 RENEW_EVERY = 20.0  # seconds between renewals of our place in the group: a layer that restarted has forgotten it
@@ -33,30 +35,31 @@ class ChannelLayer(Protocol):
     async def group_send(self, group: str, message: dict[str, Any]) -> None: ...
 
 
-def seal(beat: Heartbeat, key: bytes) -> dict[str, Any]:
-    """The channel message for a heartbeat, signed."""
+def seal(beat: Heartbeat, keys: Sequence[bytes]) -> dict[str, Any]:
+    """The channel message for a heartbeat, signed with every secret: some may know only the one before the newest."""
     body = msgspec.msgpack.encode(beat)
-    return {"type": "clusterstate.heartbeat", "body": body, "mac": hmac.digest(key, body, "sha256")}
+    return {"type": "clusterstate.heartbeat", "body": body, "macs": [hmac.digest(key, body, "sha256") for key in keys]}
 
 
 def unseal(message: dict[str, Any], keys: Sequence[bytes]) -> Heartbeat | None:
     """The heartbeat, or None when it wasn't signed with one of our secrets; then nothing of it is decoded."""
-    body, mac = message.get("body"), message.get("mac")
-    if not isinstance(body, bytes) or not isinstance(mac, bytes):
+    body, macs = message.get("body"), message.get("macs")
+    if not isinstance(body, bytes) or not isinstance(macs, list) or len(macs) > MAX_SECRETS:
         return None
-    if not any(hmac.compare_digest(hmac.digest(key, body, "sha256"), mac) for key in keys):
+    expected = [hmac.digest(key, body, "sha256") for key in keys]
+    if not any(isinstance(mac, bytes) and hmac.compare_digest(mac, ours) for mac in macs for ours in expected):
         return None
     try:
         return _decode(body)
-    except msgspec.DecodeError:
+    except DECODE_ERRORS:
         return None
 
 
 class Heartbeats:
     """Runs until cancelled.
 
-    `on_heard(beat)` is called for each authentic heartbeat; `report` is told once when the layer fails and once when
-    it works again.
+    `on_heard(beat)` is called for each authentic heartbeat, `on_forged()` for each other; `report` is told once when
+    the layer fails and once when it works again.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Heartbeats:
         keys: Sequence[bytes],
         clock: Callable[[], float],
         on_heard: Callable[[Heartbeat], None],
+        on_forged: Callable[[], None],
         report: Callable[[str], None],
     ) -> None:
         self.forged = 0  # messages that weren't signed with our secret
@@ -76,6 +80,7 @@ class Heartbeats:
         self._keys = keys
         self._clock = clock
         self._on_heard = on_heard
+        self._on_forged = on_forged
         self._report = report
         self._failure = ""
         self._channel = ""
@@ -93,12 +98,12 @@ class Heartbeats:
     async def beat(self) -> None:
         """One heartbeat to everybody, now. A failing layer is reported, not raised."""
         beat = self._membership.heartbeat(self._clock(), self._channel)
-        await self._attempt(self._layer.group_send(self._group, seal(beat, self._keys[0])))
+        await self._attempt(self._layer.group_send(self._group, seal(beat, self._keys)))
 
     async def answer(self, channel: str) -> None:
         """One heartbeat to a single node, by the channel that its own heartbeat named."""
         beat = self._membership.heartbeat(self._clock(), self._channel)
-        await self._attempt(self._layer.send(channel, seal(beat, self._keys[0])))
+        await self._attempt(self._layer.send(channel, seal(beat, self._keys)))
 
     async def _send_forever(self) -> None:
         interval = self._membership.timings.heartbeat
@@ -134,6 +139,7 @@ class Heartbeats:
         beat = unseal(message, self._keys)
         if beat is None:
             self.forged += 1
+            self._on_forged()
         else:
             self._on_heard(beat)
 

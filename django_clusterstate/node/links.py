@@ -1,6 +1,7 @@
 """The links of a node: one outgoing connection to each peer, dialled again for ever."""
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -55,7 +56,17 @@ class Links:
             if link is not None:
                 link.wanted = now
             elif address not in self._ours and len(self._links) < MAX_LINKS:
-                self._links[address] = Link(self, parse_tcp(address), now)
+                try:
+                    self._links[address] = Link(self, parse_tcp(address), now)
+                except ValueError as error:
+                    self.report(f"a peer can't be reached: {error}")
+
+    def heard(self, address: str) -> None:
+        """A heartbeat came from there, so a dial is worth while now, however often it was refused before."""
+        self.want([address])
+        link = self._links.get(address)
+        if link is not None and link.connection is None:
+            link.retry.set()
 
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
@@ -105,6 +116,7 @@ class Link:
         self.wanted = now
         self.identity: Identity | None = None
         self.connection: AsyncConnection | None = None
+        self.retry = asyncio.Event()
         self._links = links
         self._address = address
         self._complaint = ""
@@ -122,7 +134,10 @@ class Link:
                     await lost.wait()
                     self.connection = None
                     continue
-                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+                self.retry.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
+                        await self.retry.wait()
                 pause = min(pause * 2, REDIAL[1])
         finally:
             if self.connection is not None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine
 
 from ..core.membership import Change, Membership, Outcome
 from ..core.messages import Heartbeat, Identity, State
-from .config import NodeConfig
+from .channels import NODES_OWN
+from .config import NodeConfig, NodeError
 from .discovery import Discovery
 from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
@@ -50,20 +51,24 @@ class Node:
         self.heartbeats = Heartbeats(
             self.membership,
             layer,
-            f"clusterstate.{config.cluster}",
+            NODES_OWN + config.cluster,
             config.channel_keys,
             clock,
             on_heard=self._heard,
+            on_forged=self._heard_forged,
             report=logger.warning,
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
         self._isolated = False
         self._discovery_failure = ""
         self._reported = -REPORT_EVERY
         self._unreported = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serves until `stop` is set, then leaves. Raises `NodeError` when a socket can't be had."""
+        """Serves until `stop` is set, then leaves. Raises `NodeError` when a socket can't be had, or on a bug."""
+        self._stop = stop
         try:
             await self.server.listen(self.config.socket)
             await self.server.listen(self.config.bind)
@@ -72,6 +77,8 @@ class Node:
                 self._spawn(work)
             await stop.wait()
             await self._leave()
+            if self._failure is not None:
+                raise NodeError(f"the node has stopped, since a part of it failed: {self._failure!r}")
         finally:
             for task in list(self._tasks):
                 task.cancel()
@@ -98,19 +105,27 @@ class Node:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a task of the node failed", exc_info=error)
+            # A node that only seems to live is worse than one that is started again.
+            logger.critical("a part of the node failed, so it leaves", exc_info=error)
+            self._failure = error
+            self._stop.set()
 
     # -- what happens ---------------------------------------------------------------------------------------
 
     def _heard(self, beat: Heartbeat) -> None:
         if beat.identity.boot != self.membership.me.boot:
             self.handler.stats.heartbeats_heard += 1
-            self.links.want([beat.identity.address])
+            self.links.heard(beat.identity.address)
             self.links.want(s.address for s in beat.sightings if s.state not in (State.DOWN, State.LEFT))
         outcome = self.membership.heard(beat, self._clock())
         self._act(outcome)
         if outcome.answer and beat.channel:
             self._spawn(self.heartbeats.answer(beat.channel))
+
+    def _heard_forged(self) -> None:
+        self._report_stranger(
+            "a heartbeat on our channel isn't signed with our secret: another cluster, or another SECRET"
+        )
 
     def _link_opened(self, peer: Identity) -> None:
         member = self.membership.members.get(peer.name)
@@ -125,6 +140,7 @@ class Node:
         while True:
             await asyncio.sleep(TICK)
             self._act(self.membership.tick(self._clock()))
+            self.handler.reclaim()
             slow = (slow + 1) % 10
             if not slow:
                 self.handler.tick()
@@ -134,9 +150,7 @@ class Node:
                 stats.channel_dropped = self.handler.channels.dropped + self.links.dropped
 
     async def _discover_forever(self) -> None:
-        if self._discovery is None:
-            return
-        while True:
+        while self._discovery is not None:
             try:
                 async with asyncio.timeout(DISCOVERY_TIMEOUT):
                     self.links.want(await self._discovery.addresses())
@@ -173,6 +187,11 @@ class Node:
         if self.membership.isolated != self._isolated:
             self._isolated = self.membership.isolated
             logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
+        if outcome.given_up:
+            logger.warning("others had given this node up and served its keys, so its cache starts empty")
+            self.handler.forget_cache()
+        if outcome.changes:
+            self.handler.view_changed()
         for change in outcome.changes:
             self._log(change)
             if change.new is State.DOWN:

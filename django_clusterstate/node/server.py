@@ -6,25 +6,28 @@ import errno
 import os
 import socket
 import stat
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
-
-import msgspec
 
 from ..exceptions import ProtocolError
 from ..wire.address import Address, TcpAddress, UnixAddress
 from ..wire.blocking import check_unix_peer
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from ..wire.handshake import NodeHandshake
-from ..wire.messages import Reply, decode_request, encode
+from ..wire.messages import DECODE_ERRORS, Reply, decode_request, encode
 from .config import NodeError
 from .handler import Handler
 
 MAX_CONNECTIONS = 4096
-MAX_STRANGERS = 64  # connections that haven't proved themselves yet
+MAX_STRANGERS = 256  # connections that haven't proved themselves yet: as many as may dial at once after a restart
 AUTHENTICATE_WITHIN = 5.0  # seconds
-MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that the other side doesn't read
+MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that wait for the other side to read; meanwhile it isn't served
+WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
+READ_WITHIN = 5.0  # seconds that it has for that
+NOT_READ = "a requester doesn't read its replies"
+BACKLOG = 1024  # connections that the kernel keeps until we accept them
 
 
 class Server:
@@ -38,7 +41,7 @@ class Server:
         self.keys = keys
         self.report = report
         self.connections: set[Connection] = set()
-        self.strangers: set[Connection] = set()
+        self.strangers: dict[Connection, None] = {}  # the oldest first
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
 
@@ -47,11 +50,17 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             if isinstance(address, UnixAddress):
-                server = await loop.create_unix_server(lambda: Connection(self, ()), sock=_bind_unix(address))
+                server = await loop.create_unix_server(
+                    lambda: Connection(self, ()), sock=_bind_unix(address), backlog=BACKLOG
+                )
                 self._socket_path = Path(address.path)
             else:
                 server = await loop.create_server(
-                    lambda: Connection(self, self.keys), address.host or None, address.port, reuse_address=True
+                    lambda: Connection(self, self.keys),
+                    address.host or None,
+                    address.port,
+                    reuse_address=True,
+                    backlog=BACKLOG,
                 )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
@@ -62,7 +71,7 @@ class Server:
     def close(self) -> None:
         for server in self._servers:
             server.close()
-        for connection in list(self.connections | self.strangers):
+        for connection in [*self.connections, *self.strangers]:
             connection.abort()
         if self._socket_path is not None:
             with contextlib.suppress(OSError):
@@ -80,11 +89,13 @@ class Connection(asyncio.Protocol):
         self._deframer = Deframer(HANDSHAKE_LIMIT)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._unserved: deque[memoryview] = deque()
+        self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         server = self._server
-        if len(server.strangers) >= MAX_STRANGERS or len(server.connections) >= MAX_CONNECTIONS:
+        if len(server.connections) >= MAX_CONNECTIONS:
             self._turn_away("")
             return
         sock = self._transport.get_extra_info("socket")
@@ -93,7 +104,10 @@ class Connection(asyncio.Protocol):
             return
         if not self._trusted:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server.strangers.add(self)
+        if len(server.strangers) >= MAX_STRANGERS:
+            # Who has said nothing for longest goes: silent strangers can't keep those out who have something to say.
+            next(iter(server.strangers))._turn_away("")
+        server.strangers[self] = None
         self._timer = asyncio.get_running_loop().call_later(AUTHENTICATE_WITHIN, self._turn_away, "")
         # From this size on `pause_writing` is called.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
@@ -101,19 +115,27 @@ class Connection(asyncio.Protocol):
         self._transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
-        out = []
         try:
-            for payload in self._deframer.feed(data):
-                if self._handshake is not None:
-                    out.append(frame(self._shake_hands(payload)))
-                    continue
-                reply = self._handler.handle(decode_request(payload), self, self.push)
-                if reply is not None:
-                    out.append(frame(encode(reply)))
-        except (ProtocolError, msgspec.DecodeError) as error:
+            self._unserved.extend(self._deframer.feed(data))
+            self._serve()
+        except (ProtocolError, *DECODE_ERRORS) as error:
             # To the peer's address, once: it is either a stranger or a bug, and both want to be seen.
             self._turn_away(str(error))
-            return
+
+    def _serve(self) -> None:
+        """Answers what has come, as far as the other side reads the answers."""
+        out: list[bytes] = []
+        size = 0
+        while self._unserved and not self._paused and self._transport is not None:
+            payload = self._unserved.popleft()
+            if self._handshake is not None:
+                out.append(frame(self._shake_hands(payload)))
+            elif reply := self._handler.handle(decode_request(payload), self, self.push):
+                out.append(frame(encode(reply), MAX_FRAME))
+                size += len(out[-1])
+            if size > WRITE_AT_ONCE:
+                self._transport.write(b"".join(out))  # may pause us
+                out, size = [], 0
         if out and self._transport is not None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
@@ -122,7 +144,7 @@ class Connection(asyncio.Protocol):
         welcome = self._handshake.receive(payload)
         self._handshake = None
         self._deframer.limit = MAX_FRAME
-        self._server.strangers.discard(self)
+        self._server.strangers.pop(self, None)
         self._server.connections.add(self)
         self._handler.stats.connections = len(self._server.connections)
         if self._timer is not None:
@@ -131,17 +153,31 @@ class Connection(asyncio.Protocol):
 
     def push(self, reply: Reply) -> None:
         """Sends a reply that was not due at once."""
-        if self._transport is not None:
-            self._transport.write(frame(encode(reply)))
+        if self._paused:
+            self._turn_away(NOT_READ)
+        elif self._transport is not None:
+            self._transport.write(frame(encode(reply), MAX_FRAME))
 
     def pause_writing(self) -> None:
-        self._turn_away("a requester doesn't read its replies")
+        """More than `MAX_OUTPUT` waits: until the other side has read some of it, nothing more is read from it."""
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+            self._timer = asyncio.get_running_loop().call_later(READ_WITHIN, self._turn_away, NOT_READ)
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self.data_received(b"")
+        if self._transport is not None and not self._paused:
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
-        self._server.strangers.discard(self)
+        self._server.strangers.pop(self, None)
         if self in self._server.connections:
             self._server.connections.discard(self)
             self._handler.stats.connections = len(self._server.connections)
@@ -155,8 +191,11 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        """Closes at once; `connection_lost` follows."""
+        self._server.strangers.pop(self, None)
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
 
 
 def _readable(peer: object) -> str:

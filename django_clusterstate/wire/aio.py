@@ -6,14 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
-import msgspec
-
 from ..exceptions import ProtocolError, Unavailable
 from .address import Address, UnixAddress
 from .blocking import check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import RequesterHandshake
-from .messages import Reply, decode_reply
+from .messages import DECODE_ERRORS, Reply, decode_reply
 
 MAX_OUTPUT = 8 * 1024 * 1024
 
@@ -76,7 +74,7 @@ class AsyncConnection(asyncio.Protocol):
             return
         remaining = self._waiting[0][1] - self._loop.time()
         if remaining <= 0:
-            self._fail(Unavailable("no answer within the deadline"))
+            self._fail(_too_late())
         else:
             self._timer = self._loop.call_later(remaining, self._check_deadlines)
 
@@ -91,11 +89,11 @@ class AsyncConnection(asyncio.Protocol):
                 if self._handshake is not None:
                     self._shake_hands(payload)
                     continue
+                reply = decode_reply(payload)  # before the future is taken: if it can't be read, all that wait fail
                 future, _ = self._waiting.popleft()
-                reply = decode_reply(payload)
                 if not future.done():  # it may have been cancelled
                     future.set_result(reply)
-        except (ProtocolError, msgspec.DecodeError, IndexError) as error:
+        except (ProtocolError, IndexError, *DECODE_ERRORS) as error:
             self._fail(ProtocolError(f"a reply that can't be read: {error}" if self._ready.done() else str(error)))
 
     def _shake_hands(self, payload: memoryview) -> None:
@@ -124,6 +122,7 @@ class AsyncConnection(asyncio.Protocol):
             self._transport.abort()
         if not self._ready.done():
             self._ready.set_exception(error)
+            self._ready.exception()  # nobody need be waiting for it
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():
@@ -133,6 +132,12 @@ class AsyncConnection(asyncio.Protocol):
 
     async def ready(self) -> None:
         await self._ready
+
+
+def _too_late() -> Unavailable:
+    error = Unavailable("no answer within the deadline")
+    error.__cause__ = TimeoutError()  # which tells it from failures after which one may try again
+    return error
 
 
 async def connect(
@@ -169,7 +174,7 @@ async def connect(
     except (OSError, TimeoutError) as error:
         if connection is not None:
             connection.close()
-        raise Unavailable(f"no node at {address}: {error or 'no answer within the deadline'}") from error
+        raise Unavailable(f"no node at {address}: {str(error) or 'no answer within the deadline'}") from error
     except BaseException:
         if connection is not None:
             connection.close()

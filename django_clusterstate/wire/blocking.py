@@ -7,15 +7,14 @@ import struct
 import time
 from collections.abc import Sequence
 
-import msgspec
-
 from ..exceptions import ProtocolError, Unavailable
 from .address import Address, UnixAddress
 from .framing import HEADER, MAX_FRAME, frame
 from .handshake import RequesterHandshake
-from .messages import Reply, decode_reply
+from .messages import DECODE_ERRORS, Reply, decode_reply
 
 _RECEIVE = 64 * 1024
+_SHORTEST = 0.001  # seconds; a timeout of 0 would mean something else
 
 
 def check_unix_peer(sock: socket.socket) -> bool:
@@ -26,51 +25,54 @@ def check_unix_peer(sock: socket.socket) -> bool:
 
 
 def _unavailable(error: OSError) -> Unavailable:
-    return Unavailable("no answer within the deadline" if isinstance(error, BlockingIOError) else str(error))
+    late = isinstance(error, BlockingIOError | TimeoutError)
+    return Unavailable("no answer within the deadline" if late else str(error))
 
 
 class BlockingConnection:
     """Connected and authenticated once constructed; one request at a time.
 
-    `deadline` is seconds for each call, and for the connecting. Any error closes the connection, so a late answer
-    can't be taken for that to the next request.
+    `deadline` is seconds for each call. The connecting may take as long, or until a moment of the monotonic clock.
+    Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
-    __slots__ = ("_buffer", "_deadline", "_socket", "_view")
+    __slots__ = ("_deadline", "_socket", "_timeout", "_until", "_view")
 
-    def __init__(self, address: Address, keys: Sequence[bytes], deadline: float) -> None:
+    def __init__(self, address: Address, keys: Sequence[bytes], deadline: float, until: float | None = None) -> None:
         self._deadline = deadline
-        self._buffer = bytearray(_RECEIVE)
-        self._view = memoryview(self._buffer)
-        until = time.monotonic() + deadline
+        self._timeout = self._until = 0.0
+        self._view = memoryview(bytearray(_RECEIVE))
+        now = time.monotonic()
+        if until is None:
+            until = now + deadline
         try:
-            self._socket = self._connect(address, deadline)
+            self._connect(address, max(until - now, _SHORTEST))
             self._shake_hands(() if isinstance(address, UnixAddress) else keys, until)
         except OSError as error:
-            raise Unavailable(f"no node at {address}: {error}") from error
+            raise Unavailable(f"no node at {address}: {_unavailable(error)}") from error
         except ProtocolError as error:
             raise ProtocolError(f"node at {address}: {error}") from error
         self._set_timeout(deadline)
 
-    def _connect(self, address: Address, deadline: float) -> socket.socket:
+    def _connect(self, address: Address, seconds: float) -> None:
         if not isinstance(address, UnixAddress):
-            sock = socket.create_connection(address, deadline)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(deadline)
-            try:
-                sock.connect(address.path)
-                if not check_unix_peer(sock):
-                    raise PermissionError("the socket belongs to another user")
-            except OSError:
-                sock.close()
-                raise
-        # Timeouts by the kernel: Python's own cost a poll() before every send and receive.
-        sock.settimeout(None)
-        return sock
+            self._socket = socket.create_connection(address, seconds)
+            self._socket.settimeout(None)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._set_timeout(seconds)  # so that a node with many to accept is waited for
+        try:
+            self._socket.connect(address.path)
+            if not check_unix_peer(self._socket):
+                raise PermissionError("the socket belongs to another user")
+        except OSError:
+            self.close()
+            raise
 
     def _set_timeout(self, seconds: float) -> None:
+        # Timeouts by the kernel: Python's own cost a poll() before every send and receive.
+        self._timeout = seconds
         whole = int(seconds)
         value = struct.pack("ll", whole, max(1, int((seconds - whole) * 1_000_000)))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
@@ -82,6 +84,7 @@ class BlockingConnection:
             self._wait_at_most(until)
             proof = handshake.receive_challenge(self._receive(until))
             self._socket.sendall(frame(proof))
+            self._wait_at_most(until)
             handshake.receive_welcome(self._receive(until))
         except BaseException:
             self.close()
@@ -89,27 +92,33 @@ class BlockingConnection:
 
     def send(self, request: bytes) -> None:
         """Sends one framed request. Raises `Unavailable`."""
+        self._until = time.monotonic() + self._deadline
         try:
-            self._socket.sendall(request)
+            sent = self._socket.send(request)
+            while sent < len(request):
+                self._wait_at_most(self._until)
+                sent += self._socket.send(memoryview(request)[sent:])
         except OSError as error:
             self.close()
             raise _unavailable(error) from error
 
     def receive(self, until: float | None = None) -> Reply:
-        """The reply to it: within the deadline, or until a moment of the monotonic clock.
+        """The reply to it: within the deadline from its sending, or until a moment of the monotonic clock.
 
         Raises `Unavailable` when none comes in time, `ProtocolError` when it makes no sense.
         """
         try:
             if until is None:
-                return decode_reply(self._receive(time.monotonic() + self._deadline))
-            self._wait_at_most(until)
+                until = self._until
+            else:
+                self._wait_at_most(until)
             reply = decode_reply(self._receive(until))
-            self._set_timeout(self._deadline)
+            if self._timeout != self._deadline:
+                self._set_timeout(self._deadline)
         except OSError as error:
             self.close()
             raise _unavailable(error) from error
-        except (ProtocolError, msgspec.DecodeError) as error:
+        except (ProtocolError, *DECODE_ERRORS) as error:
             self.close()
             raise ProtocolError(f"a reply that can't be read: {error}") from error
         except BaseException:
@@ -137,7 +146,6 @@ class BlockingConnection:
         while received < size:
             self._wait_at_most(until)
             received += self._receive_some(whole[received:size])
-        self._set_timeout(self._deadline)
         return whole[HEADER:size]
 
     def _receive_some(self, into: memoryview) -> int:
@@ -149,8 +157,11 @@ class BlockingConnection:
     def _wait_at_most(self, until: float) -> None:
         remaining = until - time.monotonic()
         if remaining <= 0:
-            raise BlockingIOError
+            raise BlockingIOError  # as the kernel says it
         self._set_timeout(remaining)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -1,17 +1,22 @@
 """Frames: a length of four bytes, big-endian, and as many bytes. Pure: bytes in, frames out."""
 
+import struct
+
 from ..exceptions import ProtocolError
 
 HEADER = 4
 MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message around it
+MAX_REQUEST = MAX_FRAME - 512  # a node passes a request on, or answers it, with another name or an epoch more
 HANDSHAKE_LIMIT = 512  # no message of the handshake is longer: a stranger can't make us hold more
 
+_size_at = struct.Struct(">I").unpack_from
 
-def frame(payload: bytes) -> bytes:
-    """The payload with its length before it. Raises `ValueError` when it is longer than a frame may be."""
+
+def frame(payload: bytes, limit: int = MAX_REQUEST) -> bytes:
+    """The payload with its length before it. Raises `ValueError` when it is longer than it may be."""
     size = len(payload)
-    if size > MAX_FRAME:
-        raise ValueError(f"a message of {size:,} bytes is longer than a frame may be ({MAX_FRAME:,})")
+    if size > limit:
+        raise ValueError(f"a message of {size:,} bytes is longer than it may be ({limit:,})")
     return size.to_bytes(HEADER, "big") + payload
 
 
@@ -33,7 +38,7 @@ class Deframer:
         payloads = []
         start, end = 0, len(data)
         while end - start >= HEADER:
-            size = int.from_bytes(view[start : start + HEADER], "big")
+            size = _size_at(data, start)[0]
             if size > self.limit:
                 raise ProtocolError(f"a frame of {size:,} bytes, more than {self.limit:,}")
             stop = start + HEADER + size

@@ -19,6 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from ..exceptions import ProtocolError
+from .messages import DECODE_ERRORS
 
 MAGIC = "clusterstate"
 VERSIONS = (1, 1)  # the oldest and the newest protocol version understood
@@ -65,7 +66,7 @@ def _mac(key: bytes, role: bytes, challenge: Challenge, version: int, nonce: byt
 def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
-    except msgspec.DecodeError as error:
+    except DECODE_ERRORS as error:
         raise ProtocolError("the other side doesn't speak our protocol") from error
 
 

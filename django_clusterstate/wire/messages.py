@@ -20,6 +20,9 @@ from ..core.messages import Identity, State
 
 MAX_KEY_BYTES = 1024
 
+# All that decoding raises: the last two are not wrapped by msgspec.
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 Key = Annotated[bytes, Meta(max_length=MAX_KEY_BYTES)]
 Namespace = Annotated[bytes, Meta(max_length=256)]
 ChannelName = Annotated[str, Meta(max_length=100)]
@@ -36,7 +39,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
 
 
 class Get(Message, frozen=True, tag=1):
-    """The values of some keys. Answer: `Values`."""
+    """The values of some keys. Answer: `Values`, of the first few keys where all together are too long for a reply."""
 
     keys: list[Key]
 
@@ -169,7 +172,7 @@ class Forward(Message, frozen=True, tag=19):
 
 
 class Flush(Message, frozen=True, tag=18):
-    """Drops all channels and groups of this node. Answer: `Done`."""
+    """Drops all channels and groups of this node, but the nodes' own. Answer: `Done`."""
 
 
 def channel_tag(node_name: str) -> str:
@@ -263,8 +266,8 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
 class Stats(msgspec.Struct, array_like=True):
     """What one node counts. Numbers since its start, unless they say otherwise."""
 
-    requests: int = 0  #: requests answered
-    failures: int = 0  #: requests answered with an error
+    requests: int = 0  #: cache and limit requests answered
+    failures: int = 0  #: additions to a value that is no integer
     connections: int = 0  #: connections open now
     refused: int = 0  #: connections closed for a failed handshake, a wrong user, a bad frame or a full table
     hits: int = 0  #: cache keys asked for and found

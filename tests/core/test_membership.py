@@ -478,3 +478,10 @@ def test_timings_that_cannot_work_are_refused(timings: tuple[float, float, float
 
 def test_least_timings_that_work_are_taken() -> None:
     assert Timings(0.5, 1.0, 1.1).down_after == 1.1
+
+
+def test_node_learns_that_others_had_given_it_up(clock: Clock) -> None:
+    clock.hear(B)
+    assert not clock.hear(B, sightings=(sighting(ME, State.SUSPECT),)).given_up
+    assert clock.hear(B, sightings=(sighting(ME, State.DOWN, 1),)).given_up
+    assert not clock.hear(B, sightings=(sighting(ME, State.DOWN, 1),)).given_up

@@ -348,8 +348,8 @@ class OwnEpoch(Membership):
 
 
 class NeverRefutes(Membership):
-    def _must_refute(self, beat: Heartbeat) -> bool:
-        return False
+    def _doubts_to_refute(self, beat: Heartbeat) -> set[State]:
+        return set()
 
 
 class AnswersAll(Membership):

@@ -365,3 +365,43 @@ class AgainstPlainDict(RuleBasedStateMachine):
 
 AgainstPlainDict.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestStoreBehavesAsADict = AgainstPlainDict.TestCase
+
+
+# -- entries from before a change ---------------------------------------------------------------------------------
+
+
+def test_entry_from_before_a_change_is_asked_for_once_and_absent_if_it_is_not_good() -> None:
+    asked: list[tuple[bytes, int]] = []
+
+    def still_good(key: bytes, stamp: int) -> bool:
+        asked.append((key, stamp))
+        return key == b"ns\0good"
+
+    store = Store[bytes](AMPLE, size_of=len, still_good=still_good)
+    store.set(b"ns\0good", b"v", None, NOW)
+    store.set(b"ns\0old", b"v", None, NOW)
+    store.set(b"ns\0new", b"v", None, NOW)
+    assert not asked
+    store.stamp = 7
+    store.set(b"ns\0new", b"v", None, NOW)
+    for _ in range(2):
+        assert store.get(b"ns\0good", NOW) == b"v"
+        assert store.get(b"ns\0old", NOW) is None
+        assert store.get(b"ns\0new", NOW) == b"v"
+    assert asked == [(b"ns\0good", 0), (b"ns\0old", 0)]
+    check_structure(store)
+
+
+@pytest.mark.parametrize("operation", ["add", "replace", "touch", "delete", "peek"])
+def test_no_operation_finds_an_entry_that_is_not_good_any_more(operation: str) -> None:
+    store = Store[bytes](AMPLE, size_of=len, still_good=lambda key, stamp: False)
+    store.set(b"ns\0a", b"old", None, NOW)
+    store.stamp += 1
+    results = {
+        "add": lambda: store.add(b"ns\0a", b"new", None, NOW),
+        "replace": lambda: not store.replace(b"ns\0a", b"new", NOW),
+        "touch": lambda: not store.touch(b"ns\0a", None, NOW),
+        "delete": lambda: not store.delete(b"ns\0a", NOW),
+        "peek": lambda: store.peek(b"ns\0a", NOW) is None,
+    }
+    assert results[operation]()

@@ -1,7 +1,6 @@
 """`manage.py clusternode`: runs this host's node."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from django.db import DatabaseError
 from django.dispatch import Signal
 
 from ... import conf, signals
+from ...checks import check_channel_layer
 from ...core.membership import Change, Membership
 from ...core.messages import State
 from ...discovery import make_discovery
@@ -24,6 +24,7 @@ from ...layers import ClusterChannelLayer
 from ...models import NodeAddress
 from ...node.config import NodeConfig, NodeError
 from ...node.node import Node
+from ...wire.address import TcpAddress
 
 OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
     "name": "NODE_NAME",
@@ -37,7 +38,9 @@ _SIGNALS: dict[State, Signal] = {
     State.SUSPECT: signals.member_suspect,
     State.DOWN: signals.member_down,
     State.LEAVING: signals.member_left,
+    State.LEFT: signals.member_left,
 }
+_NOT_NEWS = {(State.SUSPECT, State.ALIVE), (State.LEAVING, State.LEFT)}
 _QUEUED_CHANGES = 10_000
 
 logger = logging.getLogger("django_clusterstate.node")
@@ -51,7 +54,7 @@ class Command(BaseCommand):
         parser.add_argument("--name", help="the node's name, unique in the cluster (default: the host name)")
         parser.add_argument("--bind", metavar="HOST:PORT", help="where peers and other hosts connect")
         parser.add_argument("--advertise", metavar="HOST:PORT", help="where they reach us, if it isn't --bind")
-        parser.add_argument("--socket", metavar="PATH", help="where the processes of this host connect")
+        parser.add_argument("--socket", metavar="PATH", help="where this host's processes connect")
         parser.add_argument(
             "--discovery", metavar="WHERE", help="'database', 'dns://NAME:PORT' or 'HOST:PORT,HOST:PORT'"
         )
@@ -70,11 +73,12 @@ class Command(BaseCommand):
 
 
 def _refuse_weak_secret(settings: conf.Settings) -> None:
-    if settings.secret_problem and not settings.bind.is_loopback:
-        raise NodeError(
-            f"The secret is too weak for {settings.bind}, which other hosts can reach: {settings.secret_problem}. "
-            "Set CLUSTERSTATE_SECRET to a long random string, the same on each host."
-        )
+    for address in (settings.bind, settings.socket):
+        if settings.secret_problem and isinstance(address, TcpAddress) and not address.is_loopback:
+            raise NodeError(
+                f"The secret is too weak for {address}, which other hosts can reach: {settings.secret_problem}. "
+                "Set CLUSTERSTATE_SECRET to a long random string, the same on each host."
+            )
 
 
 def _make_node(settings: conf.Settings) -> Node:
@@ -112,10 +116,12 @@ def _check_migrated() -> None:
 def _channel_layer(settings: conf.Settings) -> Any:
     if settings.channel_layer is None:
         return ClusterChannelLayer()
+    for problem in check_channel_layer(settings.channel_layer):
+        raise NodeError(f"{problem.msg} {problem.hint}")
     try:
         return channel_layers[settings.channel_layer]
     except Exception as error:
-        raise NodeError(f"CLUSTERSTATE['CHANNEL_LAYER'] is {settings.channel_layer!r}: {error}") from error
+        raise NodeError(f"The channel layer {settings.channel_layer!r} can't be made: {error}") from error
 
 
 class ChangeSignals:
@@ -128,7 +134,9 @@ class ChangeSignals:
     def __call__(self, change: Change) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
-        with contextlib.suppress(asyncio.QueueFull):
+        if self._queue.full():
+            logger.error("the receivers of the cluster's signals are too slow, so they aren't told of %s", change)
+        else:
             self._queue.put_nowait(change)
 
     async def _run(self) -> None:
@@ -139,7 +147,7 @@ class ChangeSignals:
 
 def _send_signal(change: Change) -> None:
     sent = _SIGNALS.get(change.new)
-    if sent is None or (change.old, change.new) == (State.SUSPECT, State.ALIVE):
+    if sent is None or (change.old, change.new) in _NOT_NEWS:
         return
     for receiver, result in sent.send_robust(sender=Membership, identity=change.identity, old=change.old):
         if isinstance(result, Exception):

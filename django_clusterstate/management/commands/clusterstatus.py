@@ -47,11 +47,10 @@ class Command(BaseCommand):
             self.stdout.write(self._row(status, name, node))
         for name, why in status.silent.items():
             self.stdout.write(self.style.ERROR(f"{name:<20} silent    {why}"))
-        views = len({node.epoch for node in status.nodes.values()})
-        self.stdout.write(
-            f"asked: {status.asked or '(this host has no node)'}; "
-            + ("all agree" if status.agree else f"{views} different views, {len(status.silent)} silent")
-        )
+        verdict = "all agree"
+        if not status.agree:
+            verdict = f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent"
+        self.stdout.write(f"asked: {status.asked or '(this host has no node)'}; {verdict}")
 
     def _row(self, status: cluster.ClusterStatus, name: str, node: Status) -> str:
         return _COLUMNS.format(

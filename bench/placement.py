@@ -1,0 +1,45 @@
+"""On which processors the two sides of an exchange run.
+
+Waking a process on another processor costs tens of microseconds on some machines, virtual ones above all, and next to
+nothing on others; left to itself, the scheduler places each pair as it happens to. So a run measures two placements,
+and says for each which it is: on one processor a figure is the work of both sides and nothing else; on two it is
+that and two wake-ups, as between two hosts, which every row pays alike.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The processors of this process, and of the servers; none: wherever the system puts them."""
+
+    name: str
+    ours: frozenset[int] = frozenset()
+    theirs: frozenset[int] = frozenset()
+
+    def apply(self, servers: Iterable[int]) -> None:
+        """Moves this process and the servers, given by their process ids, with all their threads."""
+        if self.ours:
+            _pin(os.getpid(), self.ours)
+            for pid in servers:
+                _pin(pid, self.theirs)
+
+
+def placements() -> Sequence[Placement]:
+    """What this machine allows."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [Placement("unpinned")]
+    cpus = sorted(os.sched_getaffinity(0))
+    first = frozenset(cpus[:1])
+    one = Placement("one CPU", first, first)
+    return [one, Placement("two CPUs", first, frozenset(cpus[1:2]))] if len(cpus) > 1 else [one]
+
+
+def _pin(pid: int, cpus: frozenset[int]) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+            os.sched_setaffinity(int(thread.name), cpus)

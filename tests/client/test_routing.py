@@ -1,0 +1,236 @@
+"""What a requester decides, with the clock in the test's hand and nobody to talk to."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.client.routing import (
+    FAILURES_TO_OPEN,
+    HALF_OPEN_AFTER,
+    VIEW_MAX_AGE,
+    VIEW_MIN_AGE,
+    Routing,
+    Table,
+    Target,
+    named,
+)
+from django_clusterstate.core.hrw import Rendezvous
+from django_clusterstate.core.messages import Identity, View
+from django_clusterstate.exceptions import ProtocolError, Unavailable
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
+from django_clusterstate.wire.messages import Viewed
+
+NOW = 1000.0
+LOCAL = UnixAddress("/run/node.sock")
+
+
+def member(name: str, *, boot: bytes = b"1", address: str = "", weight: float = 1.0) -> Identity:
+    return Identity(name, boot, address or f"10.0.0.{ord(name[0])}:4370", weight)
+
+
+def viewed(*members: Identity, by: str = "a") -> Viewed:
+    view = View.of(members)
+    return Viewed(view.epoch, view.members, by)
+
+
+def routing_of(*names: str, by: str = "a") -> Routing:
+    routing = Routing(LOCAL)
+    routing.learn(viewed(*map(member, names), by=by), routing.local, NOW)
+    return routing
+
+
+# -- the view -------------------------------------------------------------------------------------------------
+
+
+def test_without_a_view_there_is_no_owner() -> None:
+    routing = Routing(LOCAL)
+    assert routing.refresh_at <= NOW
+    with pytest.raises(Unavailable, match=r"no cluster: .* Start one with: manage\.py clusternode"):
+        routing.owner(b"key")
+
+
+def test_local_node_is_reached_by_its_own_socket_and_the_others_by_theirs() -> None:
+    routing = routing_of("a", "b")
+    assert routing.table.targets["a"] is routing.local
+    assert routing.local.address == LOCAL
+    assert routing.table.targets["b"].address == TcpAddress("10.0.0.98", 4370)
+    assert routing.table.local_name == "a"
+    assert str(routing.local) == "node a at /run/node.sock"
+
+
+def test_view_from_another_node_does_not_make_it_the_local_one() -> None:
+    routing = Routing(LOCAL)
+    other = Target("b", TcpAddress("10.0.0.98", 4370))
+    routing.learn(viewed(member("a"), member("b"), by="b"), other, NOW)
+    assert routing.table.local_name == ""
+    assert routing.local not in routing.table.targets.values()
+    assert str(routing.local) == "the local node at /run/node.sock"
+
+
+def test_view_grows_old() -> None:
+    routing = routing_of("a", "b")
+    assert routing.refresh_at == NOW + VIEW_MAX_AGE
+
+
+def test_empty_view_is_asked_for_again_soon() -> None:
+    routing = Routing(LOCAL)
+    routing.learn(viewed(), routing.local, NOW)
+    assert routing.refresh_at == NOW + VIEW_MIN_AGE
+
+
+def test_same_view_keeps_the_table() -> None:
+    routing = routing_of("a", "b")
+    table = routing.table
+    assert routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 1) == []
+    assert routing.table is table
+    assert routing.refresh_at == NOW + 1 + VIEW_MAX_AGE
+
+
+def test_targets_that_stay_are_kept_with_their_breakers_and_those_that_go_are_returned() -> None:
+    routing = routing_of("a", "b", "c")
+    b, c = routing.table.targets["b"], routing.table.targets["c"]
+    b.failed(NOW)
+    assert routing.learn(viewed(member("a"), member("b"), member("d")), routing.local, NOW) == [c]
+    assert routing.table.targets["b"] is b
+    assert list(routing.table.targets) == ["a", "b", "d"]
+
+
+def test_node_that_moved_is_another_target() -> None:
+    routing = routing_of("a", "b")
+    old = routing.table.targets["b"]
+    assert routing.learn(viewed(member("a"), member("b", boot=b"2", address="10.9.9.9:1")), routing.local, NOW) == [old]
+    assert routing.table.targets["b"].address == TcpAddress("10.9.9.9", 1)
+
+
+def test_local_node_that_leaves_the_view_stays_the_one_to_ask() -> None:
+    routing = routing_of("a", "b")
+    assert routing.learn(viewed(member("b")), routing.local, NOW) == []
+    assert routing.sources(NOW)[0] is routing.local
+    assert list(routing.table.targets) == ["b"]
+
+
+def test_other_epoch_in_a_reply_makes_the_view_old() -> None:
+    routing = routing_of("a", "b")
+    routing.noticed(routing.epoch, NOW + 0.5)
+    assert routing.refresh_at == NOW + VIEW_MAX_AGE
+    routing.noticed(routing.epoch + 1, NOW + 0.5)
+    assert routing.refresh_at == NOW + 0.5
+
+
+def test_view_is_not_asked_for_all_the_time_while_views_differ() -> None:
+    routing = routing_of("a", "b")
+    routing.sources(NOW + 0.5)
+    routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 0.5)
+    routing.noticed(routing.epoch + 1, NOW + 0.51)
+    assert routing.refresh_at == NOW + 0.5 + VIEW_MIN_AGE
+
+
+def test_noticing_never_puts_the_question_off() -> None:
+    routing = routing_of("a", "b")
+    routing.noticed(routing.epoch + 1, NOW + VIEW_MAX_AGE + 5)
+    assert routing.refresh_at == NOW + VIEW_MAX_AGE
+
+
+def test_local_node_is_asked_first_then_two_that_fail_least() -> None:
+    routing = routing_of("a", "b", "c", "d", "e")
+    targets = routing.table.targets
+    for name, failures in (("b", 2), ("c", 1), ("d", 3)):
+        targets[name].failures = failures
+    assert routing.sources(NOW) == [routing.local, targets["e"], targets["c"]]
+
+
+def test_while_one_asks_the_others_go_on_with_the_old_view() -> None:
+    routing = routing_of("a", "b")
+    routing.sources(NOW + 1)
+    assert routing.refresh_at == NOW + 1 + HALF_OPEN_AFTER
+
+
+def test_without_a_view_all_ask() -> None:
+    routing = Routing(LOCAL)
+    routing.sources(NOW)
+    assert routing.refresh_at <= NOW
+
+
+# -- owners ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=20), max_size=30))
+def test_keys_are_grouped_by_the_owner_that_each_has(keys: list[bytes]) -> None:
+    members = [member("a"), member("b", weight=2.0), member("c")]
+    targets = {each.name: Target(each.name, LOCAL) for each in members}
+    table = Table(View.of(members), "a", targets)
+    ring = Rendezvous({each.name: each.weight for each in members})
+    groups = table.group(keys)
+    assert sorted(key for _, group in groups for key in group) == sorted(keys)
+    assert len({target for target, _ in groups}) == len(groups)
+    for target, group in groups:
+        for key in group:
+            assert target is table.owner(key) is targets[str(ring.owner(key))]
+            assert [each.name for each in table.ranking(key)] == ring.ranking(key)
+
+
+def test_without_members_there_are_no_groups() -> None:
+    table = Table(View.of(()), "", {})
+    assert table.group([b"a"]) == []
+    assert table.owner(b"a") is None
+    assert table.ranking(b"a") == []
+
+
+# -- breakers -------------------------------------------------------------------------------------------------
+
+
+def open_target() -> Target:
+    target = Target("b", TcpAddress("10.0.0.2", 4370))
+    for _ in range(FAILURES_TO_OPEN):
+        target.failed(NOW)
+    return target
+
+
+def test_breaker_opens_after_failures_in_a_row() -> None:
+    target = Target("b", TcpAddress("10.0.0.2", 4370))
+    assert [target.failed(NOW) for _ in range(FAILURES_TO_OPEN + 1)] == [False, False, True, False]
+    with pytest.raises(Unavailable, match=r"node b at 10\.0\.0\.2:4370 has failed 4 times in a row"):
+        target.check(NOW + 0.01)
+
+
+def test_answer_in_between_starts_the_count_anew() -> None:
+    target = Target("b", LOCAL)
+    target.failed(NOW)
+    target.failed(NOW)
+    assert target.answered() is False
+    target.failed(NOW)
+    target.failed(NOW)
+    target.check(NOW)
+
+
+def test_open_breaker_lets_one_try_in_each_interval() -> None:
+    target = open_target()
+    with pytest.raises(Unavailable):
+        target.check(NOW + HALF_OPEN_AFTER - 0.01)
+    target.check(NOW + HALF_OPEN_AFTER)
+    with pytest.raises(Unavailable):
+        target.check(NOW + HALF_OPEN_AFTER + 0.01)
+    target.check(NOW + 2 * HALF_OPEN_AFTER)
+
+
+def test_failed_try_keeps_the_breaker_open_without_opening_it_again() -> None:
+    target = open_target()
+    target.check(NOW + 1)
+    assert target.failed(NOW + 1) is False
+    with pytest.raises(Unavailable):
+        target.check(NOW + 1 + HALF_OPEN_AFTER - 0.01)
+
+
+def test_answer_closes_the_breaker_once() -> None:
+    target = open_target()
+    target.check(NOW + 1)
+    assert [target.answered(), target.answered()] == [True, False]
+    target.check(NOW + 1)
+
+
+def test_error_gets_the_name_of_its_node_and_keeps_its_kind() -> None:
+    target = Target("b", TcpAddress("10.0.0.2", 4370))
+    for kind in (Unavailable, ProtocolError):
+        error = named(target, kind("why"))
+        assert type(error) is kind
+        assert str(error) == "node b at 10.0.0.2:4370: why"

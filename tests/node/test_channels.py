@@ -1,0 +1,269 @@
+"""The memory of the embedded channel layer, with the clock in the test's hand."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.node import channels as module
+from django_clusterstate.node.channels import OVERHEAD, Channels, queue_name
+
+NOW = 1000.0
+
+
+class Ear:
+    """A connection that receives, and what it has heard."""
+
+    def __init__(self, channels: Channels) -> None:
+        self.heard: list[tuple[str, bytes | None]] = []
+        self._channels = channels
+
+    def listen(self, queue: str, wait: float = 5, now: float = NOW) -> None:
+        self._channels.receive(self, queue, lambda channel, payload: self.heard.append((channel, payload)), wait, now)
+
+
+def send(channels: Channels, channel: str, payload: bytes, now: float = NOW, *, capacity: int = 100) -> bool:
+    return channels.send(channel, payload, 60, capacity, now)
+
+
+def drained(channels: Channels, queue: str, now: float = NOW) -> list[bytes]:
+    """What waits in a queue."""
+    ear = Ear(channels)
+    while not ear.heard or ear.heard[-1][1] is not None:
+        channels.tick(now)
+        ear.listen(queue, 0, now)
+        channels.tick(now)
+    return [payload for _, payload in ear.heard if payload is not None]
+
+
+def assert_empty(channels: Channels) -> None:
+    held = (channels._queues, channels._waiters, channels._waiting, channels._groups)
+    assert not any(held)
+    assert (channels._bytes, channels._memberships) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("channel", "queue"), [("plain", "plain"), ("specific.x!y", "specific.x!"), ("specific.x!y!z", "specific.x!")]
+)
+def test_channels_of_a_process_share_a_queue(channel: str, queue: str) -> None:
+    assert queue_name(channel) == queue
+
+
+def test_messages_come_in_the_order_in_which_they_were_sent() -> None:
+    channels = Channels()
+    ear = Ear(channels)
+    for number in range(3):
+        assert send(channels, f"specific.x!{number % 2}", b"%d" % number)
+    for _ in range(3):
+        ear.listen("specific.x!")
+    assert ear.heard == [("specific.x!0", b"0"), ("specific.x!1", b"1"), ("specific.x!0", b"2")]
+    assert_empty(channels)
+
+
+def test_who_waits_gets_the_next_message_at_once() -> None:
+    channels = Channels()
+    first, second = Ear(channels), Ear(channels)
+    first.listen("a")
+    second.listen("a")
+    send(channels, "a", b"1", NOW + 1)
+    send(channels, "a", b"2", NOW + 2)
+    assert (first.heard, second.heard) == ([("a", b"1")], [("a", b"2")])
+    assert channels.taken == 2
+    assert_empty(channels)
+
+
+def test_who_has_waited_in_vain_is_told_and_misses_nothing() -> None:
+    channels = Channels()
+    late, patient = Ear(channels), Ear(channels)
+    late.listen("a", wait=1)
+    patient.listen("a", wait=9)
+    send(channels, "a", b"1", NOW + 2)
+    assert (late.heard, patient.heard) == ([("a", None)], [("a", b"1")])
+    late.listen("a", wait=1, now=NOW + 2)
+    channels.tick(NOW + 2.9)
+    assert len(late.heard) == 1
+    channels.tick(NOW + 3)
+    assert late.heard[1:] == [("a", None)]
+    assert_empty(channels)
+
+
+def test_capacity_counts_all_channels_of_a_process_together() -> None:
+    channels = Channels()
+    assert send(channels, "specific.x!1", b"", capacity=2)
+    assert send(channels, "specific.x!2", b"", capacity=2)
+    assert not send(channels, "specific.x!3", b"", capacity=2)
+    assert send(channels, "specific.y!1", b"", capacity=2)
+    assert send(channels, "plain", b"", capacity=1)
+    assert not send(channels, "plain", b"", capacity=1)
+    assert (channels.taken, channels.dropped) == (4, 2)
+
+
+def test_expired_messages_are_never_heard_and_leave_room() -> None:
+    channels = Channels()
+    channels.send("a", b"short", 1, 2, NOW)
+    channels.send("a", b"long", 10, 2, NOW)
+    assert channels.send("a", b"new", 10, 2, NOW + 1)
+    assert drained(channels, "a", NOW + 2) == [b"long", b"new"]
+    assert channels.dropped == 1
+
+
+def test_message_behind_one_that_lives_longer_expires_as_well() -> None:
+    channels = Channels()
+    channels.send("a", b"long", 10, 9, NOW)
+    channels.send("a", b"short", 1, 9, NOW)
+    assert drained(channels, "a", NOW + 2) == [b"long"]
+    assert_empty(channels)
+
+
+def test_tick_frees_what_has_expired() -> None:
+    channels = Channels()
+    for number in range(20):
+        channels.send(f"c{number}", b"x", 1, 9, NOW)
+        channels.group_add(f"g{number}", "c", 1, NOW)
+    channels.tick(NOW + 0.9)
+    assert len(channels._queues) == len(channels._groups) == 20
+    channels.tick(NOW + 1)
+    assert_empty(channels)
+    assert channels.dropped == 20
+
+
+def test_closed_connection_is_forgotten_and_no_message_goes_to_it() -> None:
+    channels = Channels()
+    gone, other = Ear(channels), Ear(channels)
+    gone.listen("a")
+    other.listen("a")
+    gone.listen("b")
+    channels.forget(gone)
+    channels.forget(gone)
+    send(channels, "a", b"1")
+    send(channels, "b", b"2")
+    assert (gone.heard, other.heard) == ([], [("a", b"1")])
+    assert drained(channels, "b") == [b"2"]
+    assert_empty(channels)
+
+
+def test_channel_hears_a_group_from_its_joining_to_its_leaving() -> None:
+    channels = Channels()
+    channels.group_add("chat", "a", 60, NOW)
+    channels.group_add("chat", "b", 60, NOW)
+    channels.group_add("chat", "a", 60, NOW)
+    assert channels.group("chat", NOW) == ["a", "b"]
+    channels.group_discard("chat", "a")
+    channels.group_discard("chat", "a")
+    channels.group_discard("none", "a")
+    assert channels.group("chat", NOW) == ["b"]
+    channels.group_discard("chat", "b")
+    assert channels.group("chat", NOW) == []
+    assert_empty(channels)
+
+
+def test_place_in_a_group_expires_unless_it_is_taken_anew() -> None:
+    channels = Channels()
+    channels.group_add("chat", "a", 10, NOW)
+    channels.group_add("chat", "b", 10, NOW)
+    channels.group_add("chat", "a", 10, NOW + 5)
+    assert channels.group("chat", NOW + 9.9) == ["a", "b"]
+    assert channels.group("chat", NOW + 10) == ["a"]
+    assert channels.group("chat", NOW + 15) == []
+
+
+def test_flush_drops_messages_and_groups_but_not_those_who_wait() -> None:
+    channels = Channels()
+    ear = Ear(channels)
+    send(channels, "a", b"1")
+    channels.group_add("chat", "a", 60, NOW)
+    ear.listen("b")
+    channels.flush()
+    assert drained(channels, "a") == []
+    assert channels.group("chat", NOW) == []
+    send(channels, "b", b"2")
+    assert ear.heard == [("b", b"2")]
+    assert_empty(channels)
+
+
+def test_bytes_that_wait_are_bounded_over_all_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 10 * (OVERHEAD + 10))
+    channels = Channels()
+    assert [send(channels, f"c{number}", b"x" * 10) for number in range(12)] == 10 * [True] + 2 * [False]
+    assert drained(channels, "c0") == [b"x" * 10]
+    assert send(channels, "c11", b"x" * 10)
+
+
+def test_empty_messages_are_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 10 * OVERHEAD)
+    channels = Channels()
+    assert sum(send(channels, f"c{number}", b"") for number in range(50)) == 10
+
+
+def test_places_in_groups_are_bounded_and_a_refused_one_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MEMBERSHIPS", 3)
+    channels = Channels()
+    for number in range(5):
+        channels.group_add(f"g{number}", "a", 60, NOW)
+    assert len(channels._groups) == 3
+    assert channels.dropped == 2
+    channels.group_add("g0", "a", 90, NOW)
+    assert channels.group("g0", NOW + 80) == ["a"]
+    channels.group_discard("g0", "a")
+    channels.group_add("g4", "a", 60, NOW)
+    assert channels.group("g4", NOW) == ["a"]
+
+
+def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITERS", 2)
+    channels = Channels()
+    ear = Ear(channels)
+    for queue in "abc":
+        ear.listen(queue)
+    assert ear.heard == [("c", None)]
+
+
+operation = st.tuples(
+    st.sampled_from(["send", "send", "receive", "join", "leave", "tick", "forget"]),
+    st.sampled_from(["a", "specific.x!1", "specific.x!2", "specific.y!1"]),
+    st.sampled_from([0.0, 0.5, 3.0]),
+)
+
+
+@given(st.lists(operation, max_size=60))
+def test_nothing_is_heard_twice_or_late_and_the_books_balance(
+    operations: list[tuple[str, str, float]],
+) -> None:
+    channels, now, number = Channels(), NOW, 0
+    ears = deque([Ear(channels), Ear(channels)])
+    sent: dict[bytes, tuple[str, float]] = {}
+    for what, channel, step in operations:
+        now += step
+        ears.rotate()
+        queue = queue_name(channel)
+        if what == "send":
+            number += 1
+            payload = b"%05d" % number
+            if channels.send(channel, payload, 2, 3, now):
+                sent[payload] = (channel, now + 2)
+        elif what == "receive":
+            before = len(ears[0].heard)
+            ears[0].listen(queue, 1, now)
+            for where, message in ears[0].heard[before:]:
+                if message is not None:
+                    on, until = sent[message]
+                    assert on == where
+                    assert now < until
+        elif what == "join":
+            channels.group_add("chat", channel, 2, now)
+        elif what == "leave":
+            channels.group_discard("chat", channel)
+        elif what == "tick":
+            channels.tick(now)
+        else:
+            channels.forget(ears[0])
+        kept = [entry for messages in channels._queues.values() for entry in messages]
+        assert channels._bytes == sum(len(payload) + OVERHEAD for _, _, payload in kept)
+        assert channels._memberships == sum(map(len, channels._groups.values()))
+        assert channels._waiting.total() == sum(map(len, channels._waiters.values()))
+        assert all(len(messages) <= 3 for messages in channels._queues.values())
+        assert all([*channels._queues.values(), *channels._waiters.values(), *channels._groups.values()])
+        assert not channels._queues.keys() & channels._waiters.keys()
+    heard = [payload for ear in ears for _, payload in ear.heard if payload is not None]
+    assert len(heard) == len(set(heard))

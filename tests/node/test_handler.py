@@ -1,0 +1,366 @@
+"""What a node answers to each request, with the clock in the test's hand and no socket anywhere."""
+
+import math
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.core.membership import Membership, Timings
+from django_clusterstate.core.messages import Heartbeat, Identity, State
+from django_clusterstate.node.channels import queue_name
+from django_clusterstate.node.config import NodeConfig
+from django_clusterstate.node.handler import Handler
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
+from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
+
+NAME = "alpha"
+CONFIG = NodeConfig(
+    name=NAME,
+    cluster="default",
+    bind=TcpAddress("127.0.0.1", 4370),
+    advertise=TcpAddress("127.0.0.1", 4370),
+    socket=UnixAddress("/nowhere"),
+    link_keys=(b"k",),
+    channel_keys=(b"k",),
+    timings=Timings(),
+    cache_max_bytes=8 * 1024 * 1024,
+    limits_max_bytes=1024 * 1024,
+)
+HERE = f"specific.{wire.channel_tag(NAME)}.p1!"
+THERE = f"specific.{wire.channel_tag('beta')}.p2!"
+
+
+class Peers:
+    """The links of the node, as far as it sees them."""
+
+    def __init__(self) -> None:
+        self.fanned_out: list[wire.Deliver] = []
+        self.forwarded: list[tuple[str, wire.Forward]] = []
+
+    def fan_out(self, message: wire.Deliver) -> None:
+        self.fanned_out.append(message)
+
+    def forward(self, tag: str, message: wire.Forward) -> None:
+        self.forwarded.append((tag, message))
+
+
+class Bench:
+    """A handler with all that it needs."""
+
+    def __init__(self, *, others: tuple[str, ...] = (), config: NodeConfig = CONFIG) -> None:
+        self.now = 1000.0
+        self.membership = Membership(Identity(NAME, b"boot", "127.0.0.1:4370"), Timings(), self.now)
+        for name in others:
+            identity = Identity(name, name.encode(), f"10.0.0.{len(name)}:4370")
+            self.membership.heard(Heartbeat(identity, 0, 1, State.ALIVE, 0), self.now)
+        self.now += 2
+        self.membership.tick(self.now)
+        self.peers = Peers()
+        self.pushed: list[wire.Reply] = []
+        self.handler = Handler(config, self.membership, lambda: self.now, self.peers)
+
+    def ask(self, request: wire.Request, connection: object = "connection") -> Any:
+        return self.handler.handle(request, connection, self.pushed.append)
+
+    def received(self, queue: str) -> list[tuple[str, bytes | None]]:
+        """All that waits in a queue."""
+        self.pushed.clear()
+        while not self.pushed or (isinstance(reply := self.pushed[-1], wire.Received) and reply.payload is not None):
+            self.ask(wire.Receive(queue, 0))
+            self.handler.tick()
+        return [(reply.channel, reply.payload) for reply in self.pushed[:-1] if isinstance(reply, wire.Received)]
+
+    @property
+    def epoch(self) -> int:
+        return self.membership.view.epoch
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+# -- cache ----------------------------------------------------------------------------------------------------
+
+
+def test_values_come_back_in_the_order_of_their_keys(bench: Bench) -> None:
+    assert bench.ask(wire.Set([(b"a", b"x"), (b"b", 7)], None)) == wire.Flags(bench.epoch, [True, True])
+    assert bench.ask(wire.Get([b"b", b"none", b"a"])) == wire.Values(bench.epoch, [7, None, b"x"])
+    assert (bench.handler.stats.hits, bench.handler.stats.misses) == (2, 1)
+
+
+def test_value_is_gone_when_its_ttl_is_over(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], 10))
+    bench.now += 9.9
+    assert bench.ask(wire.Get([b"a"])).values == [b"x"]
+    bench.now += 0.1
+    assert bench.ask(wire.Get([b"a"])).values == [None]
+
+
+def test_only_absent_keys_are_added(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], 10))
+    assert bench.ask(wire.Set([(b"a", b"y"), (b"b", b"y")], 10, absent=True)).flags == [False, True]
+    assert bench.ask(wire.Get([b"a", b"b"])).values == [b"x", b"y"]
+
+
+def test_touch_gives_a_new_ttl_and_tells_absent_keys(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], 10))
+    assert bench.ask(wire.Touch([b"a", b"b"], 100)).flags == [True, False]
+    bench.now += 99
+    assert bench.ask(wire.Get([b"a"])).values == [b"x"]
+
+
+def test_delete_tells_absent_keys(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], None))
+    assert bench.ask(wire.Delete([b"a", b"b"])).flags == [True, False]
+    assert bench.ask(wire.Get([b"a"])).values == [None]
+
+
+def test_clear_empties_one_namespace(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"one\0a", b"x"), (b"two\0a", b"y")], None))
+    assert bench.ask(wire.Clear(b"one")) == wire.Done(bench.epoch)
+    assert bench.ask(wire.Get([b"one\0a", b"two\0a"])).values == [None, b"y"]
+
+
+def test_incr_adds_and_keeps_the_ttl(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", 40)], 10))
+    bench.now += 5
+    assert bench.ask(wire.Incr(b"a", 2)) == wire.Number(bench.epoch, 42)
+    assert bench.ask(wire.Incr(b"a", -50)) == wire.Number(bench.epoch, -8)
+    bench.now += 5
+    assert bench.ask(wire.Incr(b"a", 1)) == wire.Number(bench.epoch, None)
+
+
+@pytest.mark.parametrize(("value", "delta"), [(b"x", 1), (2**63 - 1, 1), (-(2**63), -1)])
+def test_incr_of_what_is_no_integer_of_64_bits_fails(bench: Bench, value: wire.Value, delta: int) -> None:
+    bench.ask(wire.Set([(b"a", value)], None))
+    assert bench.ask(wire.Incr(b"a", delta)) == wire.Failed(bench.epoch, wire.NOT_AN_INTEGER)
+    assert bench.ask(wire.Get([b"a"])).values == [value]
+    assert bench.handler.stats.failures == 1
+
+
+def test_reply_holds_the_values_of_as_many_keys_as_fit_in_a_frame(bench: Bench) -> None:
+    for key in (b"a", b"b", b"c"):
+        bench.ask(wire.Set([(key, key * 500_000)], None))
+    reply = bench.ask(wire.Get([b"a", b"b", b"c"]))
+    assert reply.values == [b"a" * 500_000, b"b" * 500_000]
+    assert len(wire.encode(reply)) <= MAX_FRAME
+    assert bench.ask(wire.Get([b"c", b"none"])).values == [b"c" * 500_000, None]
+
+
+def test_many_small_values_fit_in_a_frame_however_often_they_are_asked_for(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x" * 300), (b"b", 2**63 - 1)], None))
+    reply = bench.ask(wire.Get([b"a", b"b", b"none"] * 100_000))
+    assert 9_000 < len(reply.values) < 300_000
+    assert len(wire.encode(reply)) <= MAX_FRAME
+
+
+def test_longest_value_that_can_be_stored_can_be_fetched(bench: Bench) -> None:
+    overhead = len(wire.encode(wire.Set([(b"a", b"x" * 70_000)], None))) - 70_000
+    value = b"x" * (MAX_REQUEST - overhead)
+    bench.ask(wire.Set([(b"a", value)], None))
+    assert len(wire.encode(bench.ask(wire.Get([b"a"])))) <= MAX_FRAME
+
+
+def test_cache_is_forgotten_where_it_may_be_old_but_limits_are_kept(bench: Bench) -> None:
+    hit = wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)])
+    bench.ask(hit)
+    bench.ask(wire.Set([(b"a", b"x")], None))
+    bench.handler.forget_cache()
+    assert bench.ask(wire.Get([b"a"])).values == [None]
+    assert not bench.ask(hit).decisions[0].allowed
+
+
+# -- limits ---------------------------------------------------------------------------------------------------
+
+
+def test_hit_is_decided_and_counted(bench: Bench) -> None:
+    hit = wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 2, 60.0)])
+    assert [bench.ask(hit).decisions[0].remaining for _ in range(2)] == [1, 0]
+    denied = bench.ask(hit)
+    assert denied.epoch == bench.epoch
+    assert (denied.decisions[0].allowed, denied.decisions[0].retry_after) == (False, 60.0)
+    assert (bench.handler.stats.allowed, bench.handler.stats.denied) == (2, 1)
+    bench.now += 60
+    assert bench.ask(hit).decisions[0].allowed
+
+
+def test_hit_counts_in_all_rules_or_in_none(bench: Bench) -> None:
+    wide, narrow = Rule(Algorithm.TOKEN_BUCKET, 10, 60.0), Rule(Algorithm.FIXED_WINDOW, 1, 60.0)
+    bench.ask(wire.Hit(b"k", [wide, narrow]))
+    assert [decision.allowed for decision in bench.ask(wire.Hit(b"k", [wide, narrow])).decisions] == [True, False]
+    assert bench.ask(wire.Hit(b"k", [wide], 0)).decisions[0].remaining == 9
+
+
+def test_full_cache_evicts_no_limit(bench: Bench) -> None:
+    hit = wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)])
+    bench.ask(hit)
+    for number in range(20):
+        bench.ask(wire.Set([(b"%d" % number, b"x" * 1_000_000)], None))
+    assert bench.handler.cache.evictions > 0
+    assert not bench.ask(hit).decisions[0].allowed
+
+
+# -- the cluster ----------------------------------------------------------------------------------------------
+
+
+def test_view_names_who_serves_and_who_says_so() -> None:
+    bench = Bench(others=("beta", "gamma"))
+    viewed = bench.ask(wire.GetView())
+    assert [member.name for member in viewed.members] == ["alpha", "beta", "gamma"]
+    assert (viewed.name, viewed.epoch) == ("alpha", bench.epoch)
+
+
+def test_node_that_leaves_is_not_in_its_own_view_but_answers() -> None:
+    bench = Bench(others=("beta",))
+    bench.membership.leave()
+    viewed = bench.ask(wire.GetView())
+    assert [member.name for member in viewed.members] == ["beta"]
+    assert bench.ask(wire.Ping()) == wire.Pong(bench.epoch, bench.membership.me)
+
+
+def test_status_tells_what_the_node_knows_and_counts() -> None:
+    bench = Bench(others=("beta",))
+    bench.ask(wire.Set([(b"a", b"x")], None))
+    bench.ask(wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)]))
+    bench.ask(wire.Send("a", b"x", 60, 1))
+    bench.now += 3
+    status = bench.ask(wire.GetStatus())
+    assert (status.identity, status.state, status.uptime) == (bench.membership.me, State.ALIVE, 5.0)
+    (beta,) = status.members
+    assert (beta.identity.name, beta.state, beta.heard_ago, beta.state_for) == ("beta", State.ALIVE, 3.0, 5.0)
+    assert status.memory > 1_000_000
+    stats = status.stats
+    assert (stats.requests, stats.cache_entries, stats.limit_entries, stats.channel_messages) == (2, 1, 1, 1)
+    assert stats.cache_bytes > 0
+    assert stats.limit_bytes > 0
+    assert wire.decode_reply(wire.encode(status)) == status
+
+
+# -- channels -------------------------------------------------------------------------------------------------
+
+
+def test_message_to_a_process_of_this_node_waits_here(bench: Bench) -> None:
+    assert bench.ask(wire.Send(HERE + "a", b"x", 60, 1)) == wire.Done(bench.epoch)
+    assert bench.ask(wire.Send(HERE + "b", b"y", 60, 1)) == wire.Failed(bench.epoch, wire.CHANNEL_FULL)
+    assert bench.received(HERE) == [(HERE + "a", b"x")]
+    assert bench.peers.forwarded == []
+
+
+def test_message_to_a_process_of_another_node_is_passed_on(bench: Bench) -> None:
+    assert bench.ask(wire.Send(THERE + "a", b"x", 60, 1)) == wire.Done(bench.epoch)
+    assert bench.peers.forwarded == [(wire.channel_tag("beta"), wire.Forward(THERE + "a", b"x", 60, 1))]
+    assert bench.received(THERE) == []
+
+
+@pytest.mark.parametrize("channel", ["plain", "specific.x!y"])
+def test_other_channels_are_where_they_are_sent_to(channel: str) -> None:
+    bench = Bench(others=("beta", "gamma"))
+    bench.ask(wire.Send(channel, b"x", 60, 1))
+    assert bench.received(queue_name(channel)) == [(channel, b"x")]
+
+
+def test_message_that_was_passed_on_is_never_passed_on_again(bench: Bench) -> None:
+    assert bench.ask(wire.Forward(THERE + "a", b"x", 60, 1)) is None
+    assert bench.peers.forwarded == []
+
+
+def test_receive_is_answered_when_there_is_something(bench: Bench) -> None:
+    assert bench.ask(wire.Receive(HERE, 5)) is None
+    assert bench.pushed == []
+    bench.ask(wire.Send(HERE + "a", b"x", 60, 1))
+    assert bench.pushed == [wire.Received(bench.epoch, HERE + "a", b"x")]
+
+
+def test_receive_is_answered_without_a_message_in_the_end(bench: Bench) -> None:
+    bench.ask(wire.Receive(HERE, 5))
+    bench.now += 5
+    bench.handler.tick()
+    assert bench.pushed == [wire.Received(bench.epoch, HERE, None)]
+
+
+def test_closed_connection_receives_nothing(bench: Bench) -> None:
+    bench.ask(wire.Receive(HERE, 5), connection="gone")
+    bench.handler.close("gone")
+    bench.ask(wire.Send(HERE + "a", b"x", 60, 1))
+    assert bench.pushed == []
+    assert bench.received(HERE) == [(HERE + "a", b"x")]
+
+
+def test_group_message_goes_to_the_channels_here_and_once_to_all_peers(bench: Bench) -> None:
+    for channel in ("a", "b"):
+        assert bench.ask(wire.GroupAdd("chat", HERE + channel, 60)) == wire.Done(bench.epoch)
+    assert bench.ask(wire.GroupSend("chat", b"x", 60, 9)) == wire.Done(bench.epoch)
+    assert bench.peers.fanned_out == [wire.Deliver("chat", b"x", 60, 9)]
+    assert bench.received(HERE) == [(HERE + "a", b"x"), (HERE + "b", b"x")]
+    bench.ask(wire.GroupDiscard("chat", HERE + "a"))
+    assert bench.ask(wire.Deliver("chat", b"y", 60, 9)) is None
+    assert bench.received(HERE) == [(HERE + "b", b"y")]
+    assert len(bench.peers.fanned_out) == 1
+
+
+def test_group_message_is_not_heard_twice_by_a_channel_whose_owner_has_changed() -> None:
+    bench = Bench()
+    channels = [f"channel-{number}" for number in range(20)]
+    for channel in channels:
+        bench.ask(wire.GroupAdd("chat", channel, 60))
+    beta = Identity("beta", b"beta", "10.0.0.2:4370")
+    bench.membership.heard(Heartbeat(beta, 0, 1, State.ALIVE, 0), bench.now)
+    bench.handler.view_changed()
+    bench.ask(wire.GroupSend("chat", b"x", 60, 9))
+    here = [channel for channel in channels if bench.received(channel)]
+    assert 0 < len(here) < 20
+    assert bench.peers.forwarded == []
+
+
+def test_flush_drops_channels_and_groups(bench: Bench) -> None:
+    bench.ask(wire.GroupAdd("chat", HERE + "a", 60))
+    bench.ask(wire.Send(HERE + "a", b"x", 60, 9))
+    assert bench.ask(wire.Flush()) == wire.Done(bench.epoch)
+    bench.ask(wire.GroupSend("chat", b"y", 60, 9))
+    assert bench.received(HERE) == []
+
+
+# -- any ------------------------------------------------------------------------------------------------------
+
+keys = st.sampled_from([b"", b"a", b"ns\0a", b"ns\0b"])
+channels = st.sampled_from(["", "a", "!", HERE + "a", THERE + "b", "specific.x!y"])
+seconds = st.sampled_from([0, 0.5, 60.0, 1e308, math.inf])
+values = st.binary(max_size=9) | st.integers(-(2**63), 2**63 - 1)
+rules = st.builds(Rule, st.sampled_from(Algorithm), st.integers(0, 2**62), st.floats(5e-324, math.inf, width=64))
+requests = st.one_of(
+    st.builds(wire.Get, st.lists(keys)),
+    st.builds(wire.Set, st.lists(st.tuples(keys, values)), st.none() | seconds, st.booleans()),
+    st.builds(wire.Touch, st.lists(keys), st.none() | seconds),
+    st.builds(wire.Delete, st.lists(keys)),
+    st.builds(wire.Incr, keys, st.integers(-(2**63), 2**63 - 1)),
+    st.builds(wire.Clear, keys),
+    st.builds(wire.Hit, keys, st.lists(rules, min_size=1, max_size=3), st.integers(0, 2**31)),
+    st.sampled_from([wire.GetView(), wire.Ping(), wire.GetStatus(), wire.Flush()]),
+    st.builds(wire.Send, channels, st.binary(), seconds, st.integers()),
+    st.builds(wire.Forward, channels, st.binary(), seconds, st.integers()),
+    st.builds(wire.Receive, channels, seconds),
+    st.builds(wire.GroupAdd, channels, channels, seconds),
+    st.builds(wire.GroupDiscard, channels, channels),
+    st.builds(wire.GroupSend, channels, st.binary(), seconds, st.integers()),
+    st.builds(wire.Deliver, channels, st.binary(), seconds, st.integers()),
+)
+
+
+@given(st.lists(st.tuples(requests, st.sampled_from([0.0, 0.1, 100.0]))))
+def test_whatever_can_be_decoded_is_answered_in_kind(asked: list[tuple[wire.Request, float]]) -> None:
+    bench = Bench(others=("beta",))
+    for request, step in asked:
+        reply = bench.ask(request)
+        silent = isinstance(request, wire.Receive | wire.Forward | wire.Deliver)
+        assert (reply is None) is silent
+        if reply is not None:
+            assert isinstance(reply, get_args(wire.Reply))
+            wire.decode_reply(wire.encode(reply))
+        bench.now += step
+        bench.handler.tick()
+    assert all(isinstance(reply, wire.Received) for reply in bench.pushed)

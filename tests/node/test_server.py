@@ -1,0 +1,418 @@
+"""Real sockets, hostile peers: they cost a constant, and the others are served as if they weren't there."""
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from django_clusterstate.core.membership import Membership, Timings
+from django_clusterstate.core.messages import Identity
+from django_clusterstate.node import server as module
+from django_clusterstate.node.config import NodeConfig, NodeError
+from django_clusterstate.node.handler import Handler, resident_bytes
+from django_clusterstate.node.server import Server
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
+from django_clusterstate.wire.aio import AsyncConnection, connect
+from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame
+from testproject.processes import free_port
+
+KEYS = (b"k" * 32,)
+PING = frame(wire.encode(wire.Ping()))
+MIB = 1024 * 1024
+
+
+class NoPeers:
+    def fan_out(self, message: wire.Deliver) -> None: ...
+    def forward(self, tag: str, message: wire.Forward) -> None: ...
+
+
+class Running:
+    """A server on both kinds of sockets, with a handler behind it and no cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        self.unix = UnixAddress(str(folder / "node.sock"))
+        self.tcp = TcpAddress("127.0.0.1", free_port())
+        config = NodeConfig("alpha", "default", self.tcp, self.tcp, self.unix, KEYS, KEYS, Timings())
+        membership = Membership(Identity("alpha", b"boot", str(self.tcp)), Timings(), time.monotonic())
+        self.handler = Handler(config, membership, time.monotonic, NoPeers())
+        self.reports: list[str] = []
+        self.server = Server(self.handler, KEYS, self.reports.append)
+
+    async def start(self) -> None:
+        await self.server.listen(self.unix)
+        await self.server.listen(self.tcp)
+
+    @property
+    def refused(self) -> int:
+        return self.handler.stats.refused
+
+    async def friend(self) -> AsyncConnection:
+        return await connect(self.tcp, KEYS, 2)
+
+    async def stranger(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connected, and challenged."""
+        reader, writer = await asyncio.open_connection(*self.tcp)
+        size = int.from_bytes(await reader.readexactly(HEADER), "big")
+        await reader.readexactly(size)
+        return reader, writer
+
+    async def serves(self) -> bool:
+        """Whether somebody new is served on both sockets."""
+        for address in (self.tcp, self.unix):
+            connection = await connect(address, KEYS, 2)
+            reply = await connection.request(PING)
+            connection.close()
+            assert isinstance(reply, wire.Pong)
+        return True
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="cs-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def running(folder: Path) -> AsyncIterator[Running]:
+    running = Running(folder)
+    await running.start()
+    yield running
+    running.server.close()
+    await asyncio.sleep(0.01)  # the transports end in the loop's next turns
+    assert not running.server.connections
+    assert not running.server.strangers
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def closed(reader: asyncio.StreamReader, seconds: float = 5) -> bool:
+    """Whether the node closes the connection in time; what it says before doesn't matter."""
+    async with asyncio.timeout(seconds):
+        with contextlib.suppress(ConnectionResetError):
+            while await reader.read(65536):
+                pass
+    return True
+
+
+# -- strangers ------------------------------------------------------------------------------------------------
+
+
+async def test_connections_that_say_nothing_are_closed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AUTHENTICATE_WITHIN", 0.2)
+    strangers = [await running.stranger() for _ in range(50)]
+    assert len(running.server.strangers) == 50
+    assert await running.serves()
+    assert all([await closed(reader) for reader, _ in strangers])
+    assert not running.server.strangers
+    assert running.refused == 50
+    for _, writer in strangers:
+        writer.close()
+
+
+async def test_connection_that_says_a_byte_now_and_then_is_closed_as_well(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AUTHENTICATE_WITHIN", 0.2)
+    reader, writer = await running.stranger()
+    end = asyncio.create_task(closed(reader))
+    for byte in frame(b"x" * 100):
+        if end.done():
+            break
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.02)
+    assert await end
+    assert await running.serves()
+    writer.close()
+
+
+async def test_silent_strangers_keep_nobody_out(running: Running) -> None:
+    before = resident_bytes()
+    strangers = [await running.stranger() for _ in range(module.MAX_STRANGERS + 40)]
+    assert len(running.server.strangers) == module.MAX_STRANGERS
+    assert await running.serves()
+    assert all([await closed(reader) for reader, _ in strangers[:40]])  # those who had been silent for longest
+    assert not strangers[-1][0].at_eof()
+    assert resident_bytes() - before < len(strangers) * 256 * 1024  # the test's own side of them included
+    for _, writer in strangers:
+        writer.close()
+
+
+async def test_herd_that_dials_at_once_is_served(running: Running) -> None:
+    connections = await asyncio.gather(*(running.friend() for _ in range(200)))
+    replies = await asyncio.gather(*(connection.request(PING) for connection in connections))
+    assert all(isinstance(reply, wire.Pong) for reply in replies)
+    assert running.handler.stats.connections == 200
+    assert running.refused == 0
+    for connection in connections:
+        connection.close()
+    await until(lambda: running.handler.stats.connections == 0)
+
+
+async def test_no_more_connections_than_the_limit(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+    friends = [await running.friend(), await running.friend()]
+    reader, writer = await asyncio.open_connection(*running.tcp)
+    assert await closed(reader)
+    writer.close()
+    friends.pop().close()
+    await until(lambda: running.handler.stats.connections == 1)
+    friends.append(await running.friend())
+    for friend in friends:
+        assert isinstance(await friend.request(PING), wire.Pong)
+        friend.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: node\r\n\r\n",
+        b"\xff\xff\xff\xff",
+        (HANDSHAKE_LIMIT + 1).to_bytes(HEADER, "big"),
+        frame(b""),
+        frame(b"\x91" * HANDSHAKE_LIMIT),
+        frame(b"\x93\x01\xc4\x01n\xdd\xff\xff\xff\xff"),
+        PING,
+        frame(wire.encode(wire.Set([(b"a", b"x")], None))),
+    ],
+)
+async def test_stranger_that_says_anything_but_a_proof_is_closed_at_once(running: Running, said: bytes) -> None:
+    reader, writer = await running.stranger()
+    writer.write(said)
+    assert await closed(reader)
+    assert running.refused == 1
+    assert running.reports[0].startswith("closed a connection from 127.0.0.1:")
+    assert running.handler.stats.requests == 0
+    assert await running.serves()
+    writer.close()
+
+
+async def test_random_bytes_from_strangers_do_no_harm(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    source = random.Random(1)
+    for _ in range(100):
+        reader, writer = await running.stranger()
+        writer.write(source.randbytes(source.randint(4, 2000)))
+        writer.write_eof()
+        assert await closed(reader)
+        writer.close()
+    assert await running.serves()
+    assert running.handler.stats.requests == 0
+    assert not caplog.records  # no traceback either
+
+
+async def test_wrong_secret_is_refused_counted_and_reported(running: Running) -> None:
+    with pytest.raises(ConnectionError, match="closed the connection"):
+        await connect(running.tcp, (b"other" * 8,), 2)
+    assert running.refused == 1
+    assert running.reports[0].endswith(": wrong secret")
+    assert await running.serves()
+
+
+async def test_recorded_session_admits_nobody(running: Running) -> None:
+    record = bytearray()
+
+    async def tap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        node_reader, node_writer = await asyncio.open_connection(*running.tcp)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, keep: bytearray) -> None:
+            while data := await source.read(65536):
+                keep += data
+                target.write(data)
+            target.close()
+
+        await asyncio.gather(pump(reader, node_writer, record), pump(node_reader, writer, bytearray()))
+
+    proxy = await asyncio.start_server(tap, "127.0.0.1", 0)
+    connection = await connect(TcpAddress(*proxy.sockets[0].getsockname()), KEYS, 2)
+    await connection.request(frame(wire.encode(wire.Get([b"ns\0key"]))))
+    connection.close()
+    await until(lambda: not running.server.connections)
+    proxy.close()
+
+    reader, writer = await running.stranger()
+    writer.write(record)
+    assert await closed(reader)
+    assert running.handler.stats.requests == 1
+    assert running.reports[0].endswith(": wrong secret")
+    writer.close()
+
+
+# -- those who know the secret --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (MAX_FRAME + 1).to_bytes(HEADER, "big"),
+        frame(b"\x92\x0a" + b"\x91" * MIB),  # deep nesting
+        frame(b"\x93\x0d\xa2\xff\xff\x01"),  # a channel that is no UTF-8
+        frame(wire.encode(wire.Get([b"k" * 1025]))),
+        frame(wire.encode(wire.Done(1))),
+        frame(b"\x91\xcc\x63"),  # a request that we don't know
+    ],
+)
+async def test_message_that_cannot_be_read_closes_the_connection_only(
+    running: Running, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    victim, witness = await running.friend(), await running.friend()
+    assert victim.cast(said)
+    await until(lambda: victim.closed)
+    assert isinstance(await witness.request(PING), wire.Pong)
+    assert running.refused == 1
+    assert len(running.reports) == 1
+    assert not caplog.records
+    witness.close()
+
+
+async def test_requests_before_the_broken_one_take_effect(running: Running) -> None:
+    friend = await running.friend()
+    friend.cast(frame(wire.encode(wire.Set([(b"a", 1)], None))) + frame(b""))
+    await until(lambda: friend.closed)
+    assert running.handler.cache.get(b"a", time.monotonic()) == 1
+
+
+async def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
+    friend = await running.friend()
+    await friend.request(frame(wire.encode(wire.Set([(b"a", 0)], None))))
+    replies = await asyncio.gather(*(friend.request(frame(wire.encode(wire.Incr(b"a", 1)))) for _ in range(1000)))
+    assert [reply.value for reply in replies if isinstance(reply, wire.Number)] == list(range(1, 1001))
+    friend.close()
+
+
+async def give_value(running: Running, size: int) -> bytes:
+    """Stores one value. Returns the request for it."""
+    friend = await running.friend()
+    await friend.request(frame(wire.encode(wire.Set([(b"big", b"x" * size)], None))))
+    friend.close()
+    return frame(wire.encode(wire.Get([b"big"])))
+
+
+async def test_many_long_replies_reach_who_reads_them(running: Running) -> None:
+    get = await give_value(running, MIB)
+    friend = await connect(running.tcp, KEYS, 10)
+    replies = await asyncio.gather(*(friend.request(get) for _ in range(64)))
+    assert all(isinstance(reply, wire.Values) and reply.values == [b"x" * MIB] for reply in replies)
+    assert running.refused == 0
+    friend.close()
+
+
+async def test_peer_that_does_not_read_its_replies_costs_a_constant_and_is_closed(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "READ_WITHIN", 0.3)
+    get = await give_value(running, MIB)
+    before = resident_bytes()
+    friend = await running.friend()
+    assert friend._transport is not None
+    friend._transport.pause_reading()
+    handled = running.handler.stats.requests
+    friend.cast(get * 5000)  # 5 GB of replies, had they been made
+    await until(lambda: any(connection._paused for connection in running.server.connections))
+    assert resident_bytes() - before < 8 * module.MAX_OUTPUT
+    assert running.handler.stats.requests - handled < 50
+    assert await running.serves()
+    await until(lambda: running.refused == 1)
+    assert running.reports[0].endswith("doesn't read its replies")
+    friend.close()
+
+
+async def test_peer_that_does_not_read_its_channel_messages_is_closed(running: Running) -> None:
+    friend, sender = await running.friend(), await running.friend()
+    assert friend._transport is not None
+    friend._transport.pause_reading()
+    for _ in range(40):
+        friend.cast(frame(wire.encode(wire.Receive("deaf", 60))))
+    await until(lambda: running.handler.channels._waiting.total() == 40)
+    send = frame(wire.encode(wire.Send("deaf", b"x" * MIB, 60, 100)))
+    for _ in range(40):
+        assert isinstance(await sender.request(send), wire.Done)
+    await until(lambda: running.refused == 1)
+    assert running.reports[0].endswith("doesn't read its replies")
+    assert running.handler.channels._waiting.total() == 0
+    assert await running.serves()
+    friend.close()
+    sender.close()
+
+
+# -- the sockets themselves -----------------------------------------------------------------------------------
+
+
+def listening(folder: Path) -> Callable[[UnixAddress | TcpAddress], Awaitable[None]]:
+    return Running(folder).server.listen
+
+
+async def test_socket_can_be_used_by_our_user_only(running: Running) -> None:
+    assert stat.S_IMODE(os.stat(running.unix.path).st_mode) == 0o600
+
+
+async def test_folder_is_made_for_our_user_only(folder: Path) -> None:
+    running = Running(folder / "made" / "here")
+    await running.start()
+    assert stat.S_IMODE((folder / "made" / "here").stat().st_mode) == 0o700
+    running.server.close()
+    assert not Path(running.unix.path).exists()
+
+
+async def test_socket_of_a_killed_node_is_taken_over(folder: Path) -> None:
+    running = Running(folder)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(running.unix.path)
+    await running.start()
+    assert await running.serves()
+    running.server.close()
+
+
+async def test_socket_of_a_running_node_is_left_to_it(running: Running) -> None:
+    second = Running(Path(running.unix.path).parent)
+    with pytest.raises(NodeError, match="is taken: a node serves it already"):
+        await second.server.listen(running.unix)
+    with pytest.raises(NodeError, match="is taken: another node or program listens there"):
+        await second.server.listen(running.tcp)
+    second.server.close()
+    assert await running.serves()
+
+
+async def test_file_that_is_no_socket_is_left_alone(folder: Path) -> None:
+    path = folder / "node.sock"
+    path.write_text("precious")
+    with pytest.raises(NodeError, match="exists and is no socket"):
+        await listening(folder)(UnixAddress(str(path)))
+    assert path.read_text() == "precious"
+
+
+async def test_folder_that_others_can_write_to_is_refused(folder: Path) -> None:
+    folder.chmod(0o777)
+    with pytest.raises(NodeError, match="others can write to"):
+        await listening(folder)(UnixAddress(str(folder / "node.sock")))
+    folder.chmod(0o1777)  # as /tmp is: nobody can replace what isn't theirs
+    running = Running(folder)
+    await running.start()
+    running.server.close()
+
+
+async def test_folder_that_cannot_be_made_is_refused(folder: Path) -> None:
+    (folder / "file").write_text("")
+    with pytest.raises(NodeError, match="can't be made"):
+        await listening(folder)(UnixAddress(str(folder / "file" / "node.sock")))
+
+
+async def test_path_too_long_for_a_socket_is_refused(folder: Path) -> None:
+    with pytest.raises(NodeError, match="too long"):
+        await listening(folder)(UnixAddress(str(folder / ("x" * 120))))
+
+
+async def test_address_that_is_not_ours_is_refused(folder: Path) -> None:
+    with pytest.raises(NodeError, match=r"192\.0\.2\.1:4370 can't be had"):
+        await listening(folder)(TcpAddress("192.0.2.1", 4370))

@@ -1,0 +1,114 @@
+"""A node that misbehaves on purpose: a small server in a thread, which follows a script for each connection."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from django_clusterstate.wire.address import TcpAddress
+from django_clusterstate.wire.framing import HEADER, frame
+from django_clusterstate.wire.handshake import NodeHandshake
+from django_clusterstate.wire.messages import Done, encode
+
+Script = Callable[[socket.socket], None]
+
+KEYS = (b"k" * 32,)
+
+
+class ScriptedNode:
+    """Listens while its context is entered. Each connection gets a thread, and is closed when `script` returns."""
+
+    def __init__(self, script: Script) -> None:
+        self.accepted = 0
+        self._script = script
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+
+    @property
+    def address(self) -> TcpAddress:
+        return TcpAddress(*self._listener.getsockname())
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                self.accepted += 1
+                self._sockets.append(sock)
+                self._threads.append(threading.Thread(target=self._follow, args=[sock]))
+                self._threads[-1].start()
+
+    def _follow(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            self._script(sock)
+
+    def __enter__(self) -> "ScriptedNode":
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _wake(self._listener)
+        self._threads[0].join()
+        for sock in self._sockets:
+            _wake(sock)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+
+def _wake(sock: socket.socket) -> None:
+    """Ends the waiting of the thread that uses it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def read_frame(sock: socket.socket) -> bytes:
+    """Raises `ConnectionResetError` when the other side has gone."""
+    size = int.from_bytes(_read_exactly(sock, HEADER), "big")
+    return _read_exactly(sock, size)
+
+
+def _read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = sock.recv(size, socket.MSG_WAITALL) if size else b""
+    if len(data) < size:
+        raise ConnectionResetError
+    return data
+
+
+def shake_hands(sock: socket.socket) -> None:
+    handshake = NodeHandshake(KEYS)
+    sock.sendall(frame(handshake.challenge()))
+    sock.sendall(frame(handshake.receive(read_frame(sock))))
+
+
+def wait_for_the_end(sock: socket.socket) -> None:
+    """Until the other side closes; what it says is ignored."""
+    while sock.recv(65536):
+        pass
+
+
+def dribble(sock: socket.socket, data: bytes, seconds: float) -> None:
+    """Byte by byte, with so many seconds after each."""
+    for byte in data:
+        sock.sendall(bytes([byte]))
+        time.sleep(seconds)
+
+
+def answering(reply: Callable[[int], bytes] | None = None) -> Script:
+    """A node that answers the n-th request of a connection with `reply(n)`, or with `Done(n)`."""
+
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        number = 0
+        while True:
+            read_frame(sock)
+            number += 1
+            sock.sendall(reply(number) if reply is not None else frame(encode(Done(number))))
+
+    return script
+
+
+def take_time(seconds: float) -> None:
+    """What a slow peer does before it goes on."""
+    time.sleep(seconds)

@@ -1,0 +1,963 @@
+"""What a Django cache promises, held by both faces of `ClusterCache` alike: each test of the contract runs twice.
+
+The blocking face also passes Django's own suite, in `tests/django_suite`; this one covers the same ground for the
+asynchronous face, on which no method may leave the event loop's thread, and adds what only this backend promises.
+"""
+
+import asyncio
+import json
+import logging
+import pickle
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from asgiref.sync import SyncToAsync
+from django.contrib.sessions.backends.cache import SessionStore
+from django.core.cache import CacheKeyWarning, caches
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest, HttpResponse
+from django.template import Context, Template
+from django.test import RequestFactory
+from django.views.decorators.cache import cache_page
+
+from django_clusterstate import cluster as cluster_state
+from django_clusterstate import conf
+from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
+from django_clusterstate.exceptions import Unavailable
+from django_clusterstate.wire import messages as wire
+from testproject.processes import LocalCluster, wait_until
+from tests.counting import watch_requests
+
+BACKEND = "django_clusterstate.cache.ClusterCache"
+MIB = 1024 * 1024
+
+
+def custom_key(key: object, key_prefix: str, version: int) -> str:
+    return f"CUSTOM-{key_prefix}-{version}-{key}"
+
+
+def bare_key(key: object, key_prefix: str, version: int) -> str:
+    return str(key)
+
+
+class JsonSerializer:
+    def dumps(self, value: Any) -> bytes:
+        return json.dumps(value).encode()
+
+    def loads(self, data: bytes) -> Any:
+        return json.loads(data)
+
+
+class TextSerializer(JsonSerializer):
+    def dumps(self, value: Any) -> Any:
+        return json.dumps(value)
+
+
+class Unpicklable:
+    def __getstate__(self) -> Any:
+        raise pickle.PickleError
+
+
+def _caches(**options: Any) -> dict[str, dict[str, Any]]:
+    base = {"BACKEND": BACKEND, "LOCATION": "cache-tests", **options}
+    return {
+        "default": base,
+        "other": {**base, "LOCATION": "cache-tests-other"},
+        "twin": base,
+        "prefix": {**base, "KEY_PREFIX": "prefix"},
+        "v2": {**base, "VERSION": 2},
+        "custom_key": {**base, "KEY_FUNCTION": custom_key},
+        "custom_key_path": {**base, "KEY_FUNCTION": "tests.test_cache.custom_key"},
+        "bare_key": {**base, "KEY_FUNCTION": bare_key},
+        "json": {**base, "LOCATION": "cache-tests-json", "OPTIONS": {"SERIALIZER": "tests.test_cache.JsonSerializer"}},
+        "short": {**base, "TIMEOUT": 1},
+        "for_ever": {**base, "TIMEOUT": None},
+        "djangos": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+        "raise": {**base, "OPTIONS": {"ON_UNAVAILABLE": "raise"}},
+    }
+
+
+class Face:
+    """One cache through one of its faces; the methods go by their blocking names."""
+
+    def __init__(self, alias: str, runner: asyncio.Runner | None) -> None:
+        self.alias = alias
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self.call(name, *args, **kwargs)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if self._runner is None:
+            return getattr(caches[self.alias], name)(*args, **kwargs)
+        return self._runner.run(getattr(caches[self.alias], f"a{name}")(*args, **kwargs))
+
+    def at_once(self, name: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The calls from 16 threads, or from as many tasks as there are calls."""
+        if self._runner is None:
+            with ThreadPoolExecutor(16) as threads:
+                return list(threads.map(lambda args: self.call(name, *args), calls))
+
+        async def gather() -> list[Any]:
+            method = getattr(caches[self.alias], f"a{name}")
+            return await asyncio.gather(*(method(*args) for args in calls))
+
+        return self._runner.run(gather())
+
+
+class Faces:
+    def __init__(self, runner: asyncio.Runner | None) -> None:
+        self.runner = runner
+
+    def __getitem__(self, alias: str) -> Face:
+        return Face(alias, self.runner)
+
+
+def _no_thread(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("an asynchronous method left the event loop's thread")
+
+
+@pytest.fixture(params=["sync", "async"])
+def unconnected(request: pytest.FixtureRequest, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faces]:
+    """The caches by alias, through one face, wherever this process may find its node."""
+    settings.CACHES = _caches()
+    if request.param == "sync":
+        yield Faces(None)
+        return
+    monkeypatch.setattr(SyncToAsync, "__call__", _no_thread)
+    with asyncio.Runner() as runner:
+        monkeypatch.setattr(runner.get_loop(), "run_in_executor", _no_thread)
+        yield Faces(runner)
+        monkeypatch.undo()
+
+
+@pytest.fixture
+def faces(cluster: LocalCluster, unconnected: Faces) -> Iterator[Faces]:
+    yield unconnected
+    for alias in ("default", "other", "json"):
+        unconnected[alias].clear()
+
+
+@pytest.fixture
+def cache(faces: Faces) -> Face:
+    return faces["default"]
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[wire.Message]:
+    return watch_requests(monkeypatch)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No node answers this process."""
+    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
+    conf.forget()
+    yield
+    monkeypatch.undo()
+    conf.forget()
+
+
+def wait_until_gone(cache: Face, *keys: str, seconds: float = 5.0) -> None:
+    wait_until(lambda: not cache.get_many(keys), seconds, f"{keys} expired")
+
+
+# -- one key ----------------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_was_set_is_read(cache: Face) -> None:
+    assert cache.set("key", "value") is None
+    assert cache.get("key") == "value"
+
+
+def test_a_value_that_was_set_is_read_at_every_node(cluster: LocalCluster, cache: Face) -> None:
+    for number in range(20):
+        cache.set(f"key{number}", number)
+    assert {cluster_state.owner(caches["default"].routing_key(f"key{n}")) for n in range(20)} == set(cluster.names)  # type: ignore[attr-defined]
+    assert [cache.get(f"key{number}") for number in range(20)] == list(range(20))
+
+
+def test_get_of_an_absent_key_returns_none_or_the_default(cache: Face) -> None:
+    assert cache.get("absent") is None
+    assert cache.get("absent", "bang!") == "bang!"
+    assert cache.get("absent", default="bang!") == "bang!"
+
+
+def test_a_cached_none_is_returned_instead_of_the_default(cache: Face) -> None:
+    cache.set("none", None)
+    assert cache.get("none", default="default") is None
+
+
+def test_set_replaces_a_value_of_another_type(cache: Face) -> None:
+    for value in (1, "text", None, 2, [3]):
+        cache.set("key", value)
+        assert cache.get("key", "default") == value
+
+
+def test_add_stores_only_where_there_is_nothing(cache: Face) -> None:
+    assert cache.add("key", "value") is True
+    assert cache.add("key", "newvalue") is False
+    assert cache.get("key") == "value"
+
+
+def test_add_leaves_a_cached_none_alone(cache: Face) -> None:
+    cache.set("none", None)
+    assert cache.add("none", 1) is False
+
+
+def test_delete_says_whether_there_was_something(cache: Face) -> None:
+    cache.set_many({"key1": "spam", "key2": "eggs"})
+    assert cache.delete("key1") is True
+    assert cache.get("key1") is None
+    assert cache.get("key2") == "eggs"
+    assert cache.delete("key1") is False
+
+
+def test_has_key_sees_values_that_are_falsy_or_never_expire(cache: Face) -> None:
+    cache.set("here", "value")
+    cache.set("no_expiry", "here", None)
+    cache.set("none", None)
+    cache.set("zero", 0)
+    assert [cache.has_key(key) for key in ("here", "no_expiry", "none", "zero", "absent")] == [True] * 4 + [False]
+
+
+@pytest.mark.usefixtures("faces")
+def test_in_is_has_key() -> None:
+    caches["default"].set("none", None)
+    assert "none" in caches["default"]
+    assert "absent" not in caches["default"]
+
+
+def test_close_leaves_the_cache_usable(cache: Face) -> None:
+    cache.set("key", 1)
+    assert cache.close() is None
+    assert cache.get("key") == 1
+
+
+# -- counting ---------------------------------------------------------------------------------------------------
+
+
+def test_incr_adds_and_returns_the_sum(cache: Face) -> None:
+    cache.set("answer", 41)
+    assert cache.incr("answer") == 42
+    assert cache.get("answer") == 42
+    assert cache.incr("answer", 10) == 52
+    assert cache.incr("answer", delta=-10) == 42
+    assert cache.incr("answer", 0) == 42
+
+
+def test_decr_subtracts_and_returns_the_difference(cache: Face) -> None:
+    cache.set("answer", 43)
+    assert cache.decr("answer") == 42
+    assert cache.decr("answer", 10) == 32
+    assert cache.decr("answer", -10) == 42
+    assert cache.decr("answer", 50) == -8
+    assert cache.get("answer") == -8
+
+
+@pytest.mark.parametrize("name", ["incr", "decr"])
+def test_counting_an_absent_key_raises_value_error_that_names_it(cache: Face, name: str) -> None:
+    with pytest.raises(ValueError, match="'absent' not found"):
+        cache.call(name, "absent")
+    with pytest.raises(ValueError, match="'absent' not found"):
+        cache.call(name, "absent", -1)
+    assert cache.has_key("absent") is False
+
+
+@pytest.mark.parametrize("name", ["incr", "decr"])
+@pytest.mark.parametrize("value", [None, "1", 1.5, True, 2**63])
+def test_counting_what_is_no_64_bit_integer_raises_type_error(cache: Face, name: str, value: object) -> None:
+    cache.set("key", value)
+    with pytest.raises(TypeError, match="'key'"):
+        cache.call(name, "key")
+    assert cache.get("key") == value
+
+
+def test_counting_beyond_64_bits_raises_and_leaves_the_value(cache: Face) -> None:
+    cache.set("most", 2**63 - 1)
+    with pytest.raises(TypeError, match="64 bits"):
+        cache.incr("most")
+    assert cache.get("most") == 2**63 - 1
+    cache.set("least", -(2**63))
+    with pytest.raises(TypeError, match="64 bits"):
+        cache.decr("least")
+
+
+@pytest.mark.parametrize("delta", [1.5, "1", None, 2**63])
+def test_a_delta_that_is_no_64_bit_integer_is_refused_before_it_is_sent(
+    cache: Face, requests: list[wire.Message], delta: object
+) -> None:
+    cache.set("key", 1)
+    requests.clear()
+    with pytest.raises(TypeError):
+        cache.incr("key", delta)
+    assert requests == []
+
+
+def test_incr_keeps_the_ttl(cache: Face) -> None:
+    cache.set("short", 1, 0.4)
+    cache.set("for_ever", 1, None)
+    assert cache.incr("short") == 2
+    assert cache.incr("for_ever") == 2
+    assert cache.decr("for_ever") == 1
+    wait_until_gone(cache, "short")
+    assert cache.get("for_ever") == 1
+
+
+def test_incr_counts_each_of_many_concurrent_calls_once(cache: Face) -> None:
+    cache.set("count", 0)
+    sums = cache.at_once("incr", [("count", 3)] * 200)
+    assert sorted(sums) == list(range(3, 603, 3))
+    assert cache.get("count") == 600
+
+
+def test_add_lets_exactly_one_of_many_concurrent_calls_win(cache: Face) -> None:
+    for attempt in range(10):
+        won = cache.at_once("add", [(f"key{attempt}", number) for number in range(16)])
+        assert won.count(True) == 1
+        assert cache.get(f"key{attempt}") == won.index(True)
+
+
+# -- many keys --------------------------------------------------------------------------------------------------
+
+
+def test_get_many_returns_what_there_is(cache: Face) -> None:
+    cache.set_many({"a": "a", "b": "b", "c": "c", "d": "d"})
+    assert cache.get_many(["a", "c", "d"]) == {"a": "a", "c": "c", "d": "d"}
+    assert cache.get_many(["a", "b", "e"]) == {"a": "a", "b": "b"}
+    assert cache.get_many(iter(["a", "b", "e"])) == {"a": "a", "b": "b"}
+    assert cache.get_many({"a": 1}.keys()) == {"a": "a"}
+    cache.set_many({"x": None, "y": 1})
+    assert cache.get_many(["x", "y"]) == {"x": None, "y": 1}
+
+
+def test_get_many_leaves_out_what_has_expired(cache: Face) -> None:
+    cache.set("lasts", 1)
+    cache.set("expires", 1, 0.05)
+    wait_until_gone(cache, "expires")
+    assert cache.get_many(["lasts", "expires"]) == {"lasts": 1}
+
+
+def test_get_many_keeps_the_keys_as_they_were_given(cache: Face) -> None:
+    cache.set_many({1: "one", 2: "two"})
+    assert cache.get_many([1, 2]) == {1: "one", 2: "two"}
+
+
+def test_set_many_returns_no_key_when_all_are_stored(cache: Face) -> None:
+    assert cache.set_many({"key1": "spam", "key2": "eggs"}) == []
+    assert cache.get("key1") == "spam"
+    assert cache.get("key2") == "eggs"
+
+
+def test_set_many_takes_a_timeout(cache: Face) -> None:
+    cache.set_many({"key1": "spam", "key2": "eggs"}, 0.1)
+    cache.set_many({"key3": "ham"}, timeout=100.5)
+    wait_until_gone(cache, "key1", "key2")
+    assert cache.get("key3") == "ham"
+
+
+def test_delete_many_deletes_those_and_no_others(cache: Face) -> None:
+    cache.set_many({"key1": "spam", "key2": "eggs", "key3": "ham"})
+    assert cache.delete_many(["key1", "key2", "absent"]) is None
+    assert cache.get_many(["key1", "key2", "key3"]) == {"key3": "ham"}
+    cache.delete_many(key for key in ["key3"])
+    assert cache.has_key("key3") is False
+
+
+def test_many_of_nothing_asks_nobody(cache: Face, requests: list[wire.Message]) -> None:
+    cache.get("any")
+    requests.clear()
+    assert cache.set_many({}) == []
+    assert cache.get_many([]) == {}
+    assert cache.get_many(iter([])) == {}
+    assert cache.delete_many([]) is None
+    assert requests == []
+
+
+@pytest.mark.parametrize("name", ["set_many", "get_many", "delete_many"])
+def test_many_keys_take_one_request_for_each_owner(
+    cluster: LocalCluster, cache: Face, requests: list[wire.Message], name: str
+) -> None:
+    data = {f"key{number}": f"value{number}" for number in range(300)}
+    if name == "set_many":
+        assert cache.set_many(data) == []
+    else:
+        cache.set_many(data)
+        requests.clear()
+        result = cache.call(name, data)
+        assert result == (data if name == "get_many" else None)
+    assert len(requests) == len(cluster.names)
+
+
+def test_many_keys_that_are_too_much_for_one_request_are_stored_and_read_all_the_same(cache: Face) -> None:
+    data = {f"key{number}": bytes([number]) * 200_000 for number in range(40)}  # 8 MB, by three owners
+    assert cache.set_many(data) == []
+    assert cache.get_many(data) == data
+    cache.delete_many(data)
+    assert cache.get_many(data) == {}
+
+
+def test_large_values_may_be_read_and_written_many_at_once(cache: Face) -> None:
+    value = b"x" * MIB
+    cache.at_once("set", [(f"key{number}", value) for number in range(24)])
+    assert cache.at_once("get", [(f"key{number}",) for number in range(24)]) == [value] * 24
+
+
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+def test_a_multitude_of_long_keys_is_split_into_several_requests(cache: Face) -> None:
+    data = {f"{number:0950}": number for number in range(5000)}  # keys of 5 MB
+    assert cache.set_many(data) == []
+    assert cache.get_many(data) == data
+    cache.delete_many(data)
+    assert cache.get_many(data) == {}
+
+
+# -- timeouts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_value_expires(cache: Face) -> None:
+    cache.set("expire1", "very quickly", 0.1)
+    cache.set("expire2", "very quickly", timeout=0.1)
+    cache.add("expire3", "very quickly", 0.1)
+    wait_until_gone(cache, "expire1", "expire2", "expire3")
+    assert cache.add("expire2", "newvalue") is True
+    assert cache.get("expire2") == "newvalue"
+    assert cache.has_key("expire3") is False
+
+
+def test_the_default_timeout_is_the_settings(faces: Faces) -> None:
+    faces["short"].set("short", 1)
+    faces["for_ever"].set("for_ever", 1)
+    faces["short"].add("added", 1)
+    faces["short"].set_many({"many": 1})
+    faces["default"].set("touched", 1, None)
+    assert faces["short"].touch("touched") is True
+    wait_until_gone(faces["default"], "short", "added", "many", "touched")
+    assert faces["default"].get("for_ever") == 1
+
+
+def test_touch_replaces_the_timeout(cache: Face) -> None:
+    cache.set_many({"longer": 1, "for_ever": 1, "default": 1}, 0.3)
+    cache.set("shorter", 1, 100)
+    assert cache.touch("longer", timeout=100) is True
+    assert cache.touch("for_ever", timeout=None) is True
+    assert cache.touch("default") is True
+    assert cache.touch("shorter", 0.1) is True
+    assert cache.touch("absent") is False
+    cache.set("witness", 1, 0.35)
+    wait_until_gone(cache, "witness", "shorter")
+    assert cache.get_many(["longer", "for_ever", "default"]) == {"longer": 1, "for_ever": 1, "default": 1}
+
+
+@pytest.mark.parametrize("timeout", [60 * 60 * 24 * 30 + 1, 10**10, 1e300, 100.2, None])
+def test_a_long_timeout_is_kept(cache: Face, timeout: float | None) -> None:
+    cache.set("key1", "eggs", timeout)
+    assert cache.add("key2", "ham", timeout) is True
+    assert cache.add("key1", "new eggs", timeout) is False
+    assert cache.set_many({"key3": "sausage", "key4": "lobster bisque"}, timeout) == []
+    cache.set("key5", "belgian fries", timeout=1)
+    assert cache.touch("key5", timeout=timeout) is True
+    wanted = {"key1": "eggs", "key2": "ham", "key3": "sausage", "key4": "lobster bisque", "key5": "belgian fries"}
+    assert cache.get_many(wanted) == wanted
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 0.0, -100.5])
+def test_a_timeout_of_zero_or_less_stores_nothing(cache: Face, timeout: float) -> None:
+    cache.set("key1", "older")
+    cache.set("key1", "eggs", timeout)
+    assert cache.get("key1") is None
+    assert cache.add("key2", "ham", timeout) is True
+    assert cache.get("key2") is None
+    assert cache.set_many({"key3": "sausage", "key4": "lobster bisque"}, timeout) == []
+    assert cache.get_many(["key3", "key4"]) == {}
+    cache.set("key5", "belgian fries", timeout=5)
+    assert cache.touch("key5", timeout=timeout) is True
+    assert cache.get("key5") is None
+
+
+# -- values -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a string", "", "Iñtërnâtiônàlizætiøn \0 \U0001f40d", b"", b"\0\xff", zlib.compress(b"value"), 42, 0, -1, 1.5,
+     [1, 2, 3], (1, 2), {"A": 1, "B": [2]}, {1, 2}, None, custom_key, JsonSerializer, 2**63 - 1, -(2**63)],
+    ids=repr,
+)  # fmt: skip
+def test_a_value_comes_back_equal_and_of_its_type(cache: Face, value: object) -> None:
+    cache.set("set", value)
+    cache.add("add", value)
+    cache.set_many({"many": value})
+    for key in ("set", "add", "many"):
+        found = cache.get(key, "default")
+        assert found == value
+        assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_bool_stays_a_bool(cache: Face, value: bool) -> None:
+    cache.set("key", value)
+    assert cache.get("key") is value
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**100])
+def test_an_integer_of_any_size_is_kept(cache: Face, value: int) -> None:
+    cache.set("key", value)
+    assert cache.get("key") == value
+
+
+@pytest.mark.parametrize("name", ["set", "add"])
+def test_a_value_that_cant_be_pickled_raises(cache: Face, name: str) -> None:
+    with pytest.raises(pickle.PickleError):
+        cache.call(name, "key", Unpicklable())
+    with pytest.raises(pickle.PickleError):
+        cache.set_many({"key": Unpicklable()})
+
+
+def test_a_value_of_a_mebibyte_is_kept(cache: Face) -> None:
+    value = "x" * MIB
+    assert cache.set_many({"many1": value, "many2": value, "many3": value}) == []
+    cache.set("set", value)
+    assert cache.add("add", value) is True
+    assert [cache.get(key) == value for key in ("set", "add", "many1", "many2", "many3")] == [True] * 5
+    assert set(cache.get_many(["set", "add", "many1", "many2", "many3"]).values()) == {value}
+
+
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+def test_the_largest_value_is_kept_under_the_longest_key(faces: Faces) -> None:
+    overhead = len(pickle.dumps(b"x" * MIB, pickle.HIGHEST_PROTOCOL)) - MIB
+    value = b"x" * (MAX_VALUE_BYTES - overhead)
+    cache = faces["bare_key"]
+    longest = "k" * (wire.MAX_KEY_BYTES - len("cache-tests") - 1)
+    for key in (longest, longest + "k", "k"):
+        cache.set(key, value)
+        assert cache.get(key) == value
+        assert cache.get_many([key]) == {key: value}
+        cache.delete(key)
+
+
+@pytest.mark.parametrize("name", ["set", "add", "set_many"])
+def test_a_value_that_is_too_large_raises_an_error_that_says_so(
+    cache: Face, requests: list[wire.Message], name: str
+) -> None:
+    value = b"x" * (MAX_VALUE_BYTES + 1)
+    args: tuple[Any, ...] = ({"small": 1, "big": value},) if name == "set_many" else ("big", value)
+    with pytest.raises(ValueError, match=rf"the value of 'big' takes 1,\d\d\d,\d\d\d bytes, and {MAX_VALUE_BYTES:,}"):
+        cache.call(name, *args)
+    assert requests == []
+
+
+def test_another_serializer_may_be_named(faces: Faces) -> None:
+    cache = faces["json"]
+    for value in ({"a": [1, None, True]}, "text", True, None, 1, 2**70):
+        cache.set("key", value)
+        assert cache.get("key", "default") == value
+        assert type(cache.get("key")) is type(value)
+    assert cache.set_many({"tuple": (1, 2)}) == []
+    assert cache.get_many(["tuple"]) == {"tuple": [1, 2]}
+    with pytest.raises(TypeError, match="JSON"):
+        cache.set("key", object())
+
+
+# -- keys, versions, prefixes -----------------------------------------------------------------------------------
+
+
+def test_unicode_keys_are_kept_apart(cache: Face) -> None:
+    stuff = {"ascii": 1, "Iñtërnâtiônàlizætiøn": "ø", "\U0001f40d": "snake", "\u00e9": "one", "e\u0301": "two"}
+    assert cache.set_many(stuff) == []
+    assert cache.get_many(stuff) == stuff
+    for key, value in stuff.items():
+        assert cache.get(key) == value
+        assert cache.delete(key) is True
+        assert cache.add(key, value) is True
+
+
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+@pytest.mark.parametrize("length", [251, 1000, 1024, 1025, 5000, 100_000])
+def test_long_keys_are_kept_apart(cache: Face, length: int) -> None:
+    key, other = "k" * length + "a", "k" * length + "b"
+    cache.set_many({key: 1, other: 2})
+    assert cache.get(key) == 1
+    assert cache.incr(other) == 3
+    assert cache.get_many([key, other]) == {key: 1, other: 3}
+    assert cache.add(key, 3) is False
+    assert cache.touch(key) is True
+    assert cache.has_key(other) is True
+    cache.delete_many([other])
+    assert cache.delete(other) is False
+    assert cache.delete(key) is True
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("add", (1,)), ("get", ()), ("set", (1,)), ("incr", ()), ("decr", ()), ("touch", ()), ("delete", ()),
+        ("has_key", ()), ("get_or_set", (1,)), ("incr_version", ()), ("decr_version", ()),
+        ("get_many", None), ("delete_many", None), ("set_many", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["key with spaces and 清", "control\x01", "l" * 251])
+def test_a_key_that_memcached_would_refuse_is_warned_of(
+    cache: Face, name: str, args: tuple[Any, ...] | None, key: str
+) -> None:
+    if args is not None:
+        given: tuple[Any, ...] = (key, *args)
+    else:
+        given = ({key: 1, "b": 2},) if name == "set_many" else ([key, "b"],)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cache.set(key, 1)
+    with pytest.warns(CacheKeyWarning, match="Cache key"):
+        cache.call(name, *given)
+
+
+def test_a_prefix_keeps_keys_apart(faces: Faces) -> None:
+    faces["default"].set("key", "value")
+    assert faces["prefix"].has_key("key") is False
+    faces["prefix"].set("key", "value2")
+    assert faces["default"].get("key") == "value"
+    assert faces["prefix"].get("key") == "value2"
+
+
+def test_a_key_function_keeps_keys_apart(faces: Faces) -> None:
+    faces["default"].set("answer1", 42)
+    assert faces["custom_key"].get("answer1") is None
+    faces["custom_key"].set_many({"answer2": 42})
+    assert faces["default"].get("answer2") is None
+    assert faces["custom_key_path"].get_many(["answer2"]) == {"answer2": 42}
+
+
+def test_a_version_is_a_key_of_its_own_in_get_and_set(faces: Faces) -> None:
+    one, two = faces["default"], faces["v2"]
+    one.set("a", 1)
+    two.set("b", 2)
+    one.set("c", 3, version=2)
+    two.set("d", 4, version=1)
+    for cache, default in ((one, 1), (two, 2)):
+        for key, value, stored in (("a", 1, 1), ("b", 2, 2), ("c", 3, 2), ("d", 4, 1)):
+            for version in (1, 2, 3):
+                assert cache.get(key, version=version) == (value if version == stored else None)
+            assert cache.get(key, "default") == (value if default == stored else "default")
+
+
+def test_a_version_is_a_key_of_its_own_in_add(faces: Faces) -> None:
+    one, two = faces["default"], faces["v2"]
+    assert one.add("a", 42, version=2) is True
+    assert one.get("a", version=1) is None
+    assert one.add("a", 37, version=2) is False
+    assert two.add("a", 37) is False
+    assert two.add("a", 37, version=1) is True
+    assert one.get("a") == 37
+    assert two.get("a") == 42
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "after"),
+    [("delete", (), None), ("incr", (), 38), ("decr", (), 36), ("touch", (0,), None), ("delete_many", (), None)],
+)
+def test_a_version_is_a_key_of_its_own_in_what_changes_a_value(
+    faces: Faces, name: str, args: tuple[Any, ...], after: object
+) -> None:
+    for alias, version, changed in (("default", {}, 1), ("default", {"version": 2}, 2), ("v2", {}, 2),
+                                    ("v2", {"version": 1}, 1)):  # fmt: skip
+        cache = faces[alias]
+        cache.set("key", 37, version=1)
+        cache.set("key", 37, version=2)
+        cache.call(name, ["key"] if name == "delete_many" else "key", *args, **version)
+        assert cache.get("key", version=changed) == after
+        assert cache.get("key", version=3 - changed) == 37
+
+
+def test_a_version_is_a_key_of_its_own_in_has_key(faces: Faces) -> None:
+    faces["default"].set("key", 1)
+    assert faces["default"].has_key("key") is True
+    assert faces["default"].has_key("key", version=1) is True
+    assert faces["default"].has_key("key", version=2) is False
+    assert faces["v2"].has_key("key") is False
+    assert faces["v2"].has_key("key", version=1) is True
+
+
+def test_a_version_is_a_key_of_its_own_in_many(faces: Faces) -> None:
+    one, two = faces["default"], faces["v2"]
+    one.set_many({"a": 1, "b": 2})
+    two.set_many({"c": 3, "d": 4})
+    one.set_many({"e": 5}, version=2)
+    two.set_many({"f": 6}, version=1)
+    first, second, keys = {"a": 1, "b": 2, "f": 6}, {"c": 3, "d": 4, "e": 5}, list("abcdef")
+    assert one.get_many(keys) == two.get_many(keys, version=1) == first
+    assert two.get_many(keys) == one.get_many(keys, version=2) == second
+    one.delete_many(keys, version=2)
+    assert one.get_many(keys) == first
+    assert two.get_many(keys) == {}
+
+
+def test_incr_version_moves_a_value_to_the_next_version(faces: Faces) -> None:
+    one, two = faces["default"], faces["v2"]
+    one.set("answer", 42, version=2)
+    assert one.incr_version("answer", version=2) == 3
+    assert [one.get("answer", version=version) for version in (None, 1, 2, 3)] == [None, None, None, 42]
+    two.set("answer2", 42)
+    assert two.incr_version("answer2", 2) == 4
+    assert [two.get("answer2", version=version) for version in (None, 3, 4)] == [None, None, 42]
+    one.set("none", None)
+    assert one.incr_version("none") == 2
+    assert one.get("none", "default", version=2) is None
+    with pytest.raises(ValueError, match="not found"):
+        one.incr_version("absent")
+
+
+def test_decr_version_moves_a_value_to_the_version_before(faces: Faces) -> None:
+    one, two = faces["default"], faces["v2"]
+    one.set("answer", 42, version=2)
+    assert one.decr_version("answer", version=2) == 1
+    assert [one.get("answer", version=version) for version in (None, 1, 2)] == [42, 42, None]
+    two.set("answer2", 42)
+    assert two.decr_version("answer2") == 1
+    assert [two.get("answer2", version=version) for version in (None, 1, 2)] == [None, 42, None]
+    with pytest.raises(ValueError, match="not found"):
+        one.decr_version("absent", version=2)
+
+
+# -- get_or_set -------------------------------------------------------------------------------------------------
+
+
+def test_get_or_set_stores_the_default_and_returns_what_is_stored(cache: Face) -> None:
+    assert cache.get_or_set("key", 42) == 42
+    assert cache.get("key") == 42
+    assert cache.get_or_set("key", 43) == 42
+    assert cache.get_or_set("none", None) is None
+    assert cache.get("none", "default") is None
+    assert cache.get_or_set("none", 1) is None
+
+
+def test_get_or_set_calls_a_default_only_when_it_is_needed(cache: Face) -> None:
+    default = mock.Mock(return_value="value")
+    assert cache.get_or_set("key", default) == "value"
+    assert cache.get_or_set("key", default) == "value"
+    assert default.call_count == 1
+    assert cache.get_or_set("none", lambda: None) is None
+    assert cache.get("none", "default") is None
+
+
+def test_get_or_set_takes_a_version_and_a_timeout(cache: Face) -> None:
+    assert cache.get_or_set("brian", 1979, version=2) == 1979
+    assert cache.get("brian", version=1) is None
+    assert cache.get_or_set("brian", 42, version=1) == 42
+    assert cache.get_or_set("brian", 1, version=2) == 1979
+    assert cache.get_or_set("short", 1, 0.1) == 1
+    wait_until_gone(cache, "short")
+    with pytest.raises(TypeError, match="default"):
+        cache.get_or_set("brian")
+
+
+def test_get_or_set_returns_what_another_was_faster_to_store(cache: Face) -> None:
+    def slow_default() -> str:
+        # Another process, while this one makes its value.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: caches["default"].set("key", "theirs")).result()
+        return "ours"
+
+    assert cache.get_or_set("key", slow_default) == "theirs"
+
+
+# -- aliases and clear ------------------------------------------------------------------------------------------
+
+
+def test_locations_dont_see_each_other_and_equal_ones_do(faces: Faces) -> None:
+    faces["default"].set("key", 1)
+    assert faces["other"].get("key") is None
+    assert faces["twin"].get("key") == 1
+    faces["other"].set("key", 2)
+    assert faces["default"].get("key") == 1
+
+
+def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, faces: Faces) -> None:
+    data = {f"key{number}": number for number in range(100)}
+    for alias in ("default", "other", "prefix", "v2"):
+        faces[alias].set_many(data)
+    assert faces["default"].clear() is None
+    assert [faces[alias].get_many(data) for alias in ("default", "prefix", "v2")] == [{}, {}, {}]
+    assert faces["other"].get_many(data) == data
+    faces["default"].set("key1", "new")
+    assert faces["default"].get("key1") == "new"
+
+
+# -- in use by Django -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("faces")
+def test_cache_page_serves_a_page_from_the_cache() -> None:
+    calls = []
+
+    @cache_page(60)
+    def view(request: HttpRequest) -> HttpResponse:
+        calls.append(request)
+        response = HttpResponse(f"page {len(calls)}", headers={"X-Number": str(len(calls))})
+        response.set_cookie("foo", "bar")
+        return response
+
+    first, second = view(RequestFactory().get("/page/")), view(RequestFactory().get("/page/"))
+    assert second.content == b"page 1"
+    assert second.headers["X-Number"] == "1"
+    assert second.cookies == first.cookies
+    assert view(RequestFactory().get("/other/")).content == b"page 2"
+
+
+def test_sessions_live_in_the_cache(faces: Faces) -> None:
+    def call(session: SessionStore, name: str, *args: Any) -> Any:
+        if faces.runner is None:
+            return getattr(session, name)(*args)
+        return faces.runner.run(getattr(session, f"a{name}")(*args))
+
+    session = SessionStore()
+    call(session, "set", "user", 7) if faces.runner else session.__setitem__("user", 7)
+    call(session, "save")
+    again = SessionStore(session.session_key)
+    assert call(again, "get", "user") == 7
+    assert call(again, "exists", session.session_key) is True
+    call(again, "flush")
+    assert call(SessionStore(session.session_key), "get", "user") is None
+
+
+@pytest.mark.usefixtures("faces")
+def test_a_template_fragment_is_cached() -> None:
+    template = Template("{% load cache %}{% cache 60 fragment user %}{{ text }}{% endcache %}")
+    assert template.render(Context({"user": 1, "text": "first"})) == "first"
+    assert template.render(Context({"user": 1, "text": "second"})) == "first"
+    assert template.render(Context({"user": 2, "text": "third"})) == "third"
+
+
+# -- options ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("location", "options", "words"),
+    [
+        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['ON_UNAVAILABLE', 'SERIALIZER']"),
+        ("", {"ON_UNAVAILABLE": "explode"}, "must be 'miss' or 'raise', not 'explode'"),
+        ("n" * 257, {}, "LOCATION must be a name of 1 to 256 bytes"),
+        ("a\0b", {}, "LOCATION must be a name"),
+        (["a", "b"], {}, "LOCATION must be a name, not ['a', 'b']"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_it_may_be(location: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        ClusterCache(location, {"OPTIONS": options})
+    assert words in str(raised.value)
+
+
+def test_options_of_djangos_local_backends_are_let_through() -> None:
+    ClusterCache("", {"OPTIONS": {"MAX_ENTRIES": 10, "CULL_FREQUENCY": 2}})
+
+
+def test_a_serializer_that_cant_be_imported_is_named() -> None:
+    with pytest.raises(ImportError, match=r"no\.such\.Serializer|No module named 'no'"):
+        ClusterCache("", {"OPTIONS": {"SERIALIZER": "no.such.Serializer"}})
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_serializer_that_returns_text_is_refused() -> None:
+    cache = ClusterCache("cache-tests", {"OPTIONS": {"SERIALIZER": TextSerializer}})
+    with pytest.raises(TypeError, match=r"TextSerializer\.dumps must return bytes, not str"):
+        cache.set("key", "value")
+
+
+def test_a_method_that_leaves_the_thread_would_be_noticed(unconnected: Faces) -> None:
+    if unconnected.runner is None:
+        pytest.skip("the blocking face has no loop to leave")
+    with pytest.raises(AssertionError, match="left the event loop's thread"):
+        unconnected["djangos"].get("key")
+
+
+def test_each_asynchronous_method_is_a_coroutine_function_and_none_is_inherited_that_would_leave_the_thread() -> None:
+    hopping = {"aadd", "aget", "aset", "atouch", "adelete", "aclear"}
+    racing = {"aincr"}  # Django's own is a get and a set
+    one_by_one = {"aget_many", "aset_many", "adelete_many"}
+    assert hopping | racing | one_by_one <= set(vars(ClusterCache))
+
+
+# -- without a node ---------------------------------------------------------------------------------------------
+
+CALLS: list[tuple[str, tuple[Any, ...], Any]] = [
+    ("get", ("key",), None),
+    ("get", ("key", "default"), "default"),
+    ("set", ("key", 1), None),
+    ("add", ("key", 1), False),
+    ("touch", ("key",), False),
+    ("delete", ("key",), False),
+    ("has_key", ("key",), False),
+    ("get_many", (["a", "b"],), {}),
+    ("set_many", ({"a": 1, "b": 2},), ["a", "b"]),
+    ("delete_many", (["a", "b"],), None),
+    ("get_or_set", ("key", "default"), "default"),
+    ("clear", (), None),
+    ("close", (), None),
+]
+CALLS_THAT_NEED_A_VALUE = ["incr", "decr", "incr_version", "decr_version"]
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize(("name", "args", "miss"), CALLS)
+def test_without_a_node_every_call_is_a_quick_miss(
+    unconnected: Faces, name: str, args: tuple[Any, ...], miss: object
+) -> None:
+    for _ in range(5):
+        start = time.perf_counter()
+        assert unconnected["default"].call(name, *args) == miss
+        assert time.perf_counter() - start < 0.05
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("name", CALLS_THAT_NEED_A_VALUE)
+def test_without_a_node_there_is_nothing_to_count(unconnected: Faces, name: str) -> None:
+    for _ in range(5):
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match="not found"):
+            unconnected["default"].call(name, "key")
+        assert time.perf_counter() - start < 0.05
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [call[:2] for call in CALLS if call[0] != "close"] + [(name, ("key",)) for name in CALLS_THAT_NEED_A_VALUE],
+)
+def test_without_a_node_every_call_raises_if_that_is_wanted(
+    unconnected: Faces, name: str, args: tuple[Any, ...]
+) -> None:
+    for _ in range(5):
+        with pytest.raises(Unavailable) as raised:
+            unconnected["raise"].call(name, *args)
+        assert isinstance(raised.value, ConnectionError)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_many_of_nothing_needs_no_node(unconnected: Faces) -> None:
+    assert unconnected["raise"].get_many([]) == {}
+    assert unconnected["raise"].set_many({}) == []
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_an_outage_makes_one_line_in_the_log(unconnected: Faces, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "django_clusterstate"):
+        for _ in range(20):
+            for name, args, _ in CALLS:
+                unconnected["default"].call(name, *args)
+    lines = [record for record in caplog.records if record.name.startswith("django_clusterstate")]
+    assert [record.levelname for record in lines] == ["WARNING"]
+    assert "nowhere.sock" in lines[0].getMessage()
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_programming_errors_are_raised_without_a_node_as_well(unconnected: Faces) -> None:
+    with pytest.raises(pickle.PickleError):
+        unconnected["default"].set("key", Unpicklable())
+    with pytest.raises(TypeError):
+        unconnected["default"].incr("key", 1.5)

@@ -1,0 +1,76 @@
+"""Each system check: when it speaks, and that it says what to do."""
+
+from typing import Any
+
+import pytest
+from django.core.checks import CheckMessage, run_checks
+from django.test import override_settings
+
+from django_clusterstate.checks import check_settings
+
+IN_MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+EMBEDDED = {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}
+REDIS = {"BACKEND": "channels_redis.core.RedisChannelLayer"}
+STRONG = "s" * 50
+
+
+def checked(options: dict[str, Any], **settings: Any) -> list[CheckMessage]:
+    with override_settings(CLUSTERSTATE={"SECRET": STRONG, **options}, **settings):
+        return check_settings(None)
+
+
+@pytest.mark.parametrize(
+    ("id", "options", "words"),
+    [
+        ("E001", {"DEADLINE": -1}, "CLUSTERSTATE['DEADLINE'] must be seconds above 0"),
+        ("E001", {"NODENAME": "web-1"}, "no entry 'NODENAME'"),
+        ("E001", {"SUSPECT_AFTER": 0.1}, "don't go together"),
+        ("E002", {"CHANNEL_LAYER": "absent"}, "'absent', which CHANNEL_LAYERS doesn't have"),
+        ("E003", {"CHANNEL_LAYER": "memory"}, "'memory' lives within one process"),
+        ("W001", {"BIND": "0.0.0.0:4370", "SECRET": "short"}, "too weak for 0.0.0.0:4370"),
+        ("W001", {"BIND": "10.0.0.1:4370", "SECRET": "django-insecure-" + STRONG}, "startproject made"),
+        ("W002", {"DEADLINE": 1.5}, "With a DEADLINE of 1.5 s"),
+    ],
+)
+def test_a_check_says_what_is_wrong_and_what_to_do(id: str, options: dict[str, Any], words: str) -> None:
+    (message,) = checked(options, CHANNEL_LAYERS={"default": EMBEDDED, "memory": IN_MEMORY})
+    assert message.id == f"clusterstate.{id}"
+    assert message.is_serious() == id.startswith("E")
+    assert words in message.msg
+    assert message.hint
+    assert STRONG not in f"{message.msg} {message.hint}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"BIND": "0.0.0.0:4370"},
+        {"SECRET": "short"},
+        {"SECRET": "short", "BIND": "[::1]:4370"},
+        {"SECRET": "short", "BIND": "localhost:4370"},
+        {"DEADLINE": 1},
+        {"CHANNEL_LAYER": "default"},
+        {"CHANNEL_LAYER": "redis"},
+        {"CHANNEL_LAYER": None},
+    ],
+)
+def test_what_is_well_is_not_spoken_of(options: dict[str, Any]) -> None:
+    layers = {"default": EMBEDDED, "redis": REDIS, "memory": IN_MEMORY}
+    assert checked(options, CHANNEL_LAYERS=layers) == []
+
+
+def test_several_problems_are_all_told() -> None:
+    options = {"CHANNEL_LAYER": "absent", "DEADLINE": 5, "BIND": "0.0.0.0:1", "SECRET": "short"}
+    ids = [message.id for message in checked(options)]
+    assert ids == ["clusterstate.E002", "clusterstate.W001", "clusterstate.W002"]
+
+
+def test_a_layer_in_memory_that_the_cluster_doesnt_use_is_fine() -> None:
+    assert checked({}, CHANNEL_LAYERS={"default": IN_MEMORY}) == []
+
+
+def test_the_checks_run_with_djangos() -> None:
+    with override_settings(CLUSTERSTATE={"DEADLINE": -1}):
+        assert [m.id for m in run_checks(tags=["clusterstate"])] == ["clusterstate.E001"]
+        assert "clusterstate.E001" in [message.id for message in run_checks()]

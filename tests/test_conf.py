@@ -1,0 +1,291 @@
+"""Settings from a dict and an environment, and the errors that they make."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_clusterstate import conf
+from django_clusterstate.conf import MAX_SOCKET_PATH, default_socket_path, read_settings
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
+
+SECRET = "not-to-be-seen-by-anybody-" + "s" * 32
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    conf.forget()
+    yield
+    conf.forget()
+
+
+def read(options: dict[str, Any] | None = None, /, **environment: str) -> conf.Settings:
+    return read_settings(options or {}, {f"CLUSTERSTATE_{entry}": text for entry, text in environment.items()})
+
+
+# (entry, value in the dict, text in the environment, what is read from each, of which attribute)
+ENTRIES: list[tuple[str, Any, str, str, Any, Any]] = [
+    ("NODE_NAME", "web-1", "web-2", "node_name", "web-1", "web-2"),
+    ("CLUSTER", "shop", "shop.2_b", "cluster", "shop", "shop.2_b"),
+    ("BIND", "10.0.0.1:1", "[::1]:2", "bind", TcpAddress("10.0.0.1", 1), TcpAddress("::1", 2)),
+    ("ADVERTISE", "web-1:1", "web-2:2", "advertise", TcpAddress("web-1", 1), TcpAddress("web-2", 2)),
+    ("SOCKET", "/run/a.sock", "localhost:4371", "socket", UnixAddress("/run/a.sock"), TcpAddress("localhost", 4371)),
+    ("SECRET", "a" * 40, "b" * 40, "secrets", ("a" * 40,), ("b" * 40,)),
+    ("DISCOVERY", "dns://web:1", "10.0.0.1:1,10.0.0.2:1", "discovery", "dns://web:1", "10.0.0.1:1,10.0.0.2:1"),
+    ("CHANNEL_LAYER", "default", "redis", "channel_layer", "default", "redis"),
+    ("DEADLINE", 0.5, "0.25", "deadline", 0.5, 0.25),
+    ("DEADLINE", 1, "2", "deadline", 1, 2.0),
+    ("ON_UNAVAILABLE", "allow", "deny", "on_unavailable", "allow", "deny"),
+    ("CACHE_MAX_BYTES", 1000, "2000", "cache_max_bytes", 1000, 2000),
+    ("LIMITS_MAX_BYTES", 1000, "2000", "limits_max_bytes", 1000, 2000),
+    ("WEIGHT", 2, "0.5", "weight", 2, 0.5),
+]
+TIMINGS: list[tuple[str, float, str, str]] = [
+    ("HEARTBEAT_INTERVAL", 0.25, "0.7", "heartbeat"),
+    ("SUSPECT_AFTER", 2.0, "2.5", "suspect_after"),
+    ("DOWN_AFTER", 4.0, "5", "down_after"),
+]
+
+
+@pytest.mark.parametrize(("entry", "given", "text", "attribute", "from_dict", "from_environment"), ENTRIES)
+def test_an_entry_comes_from_the_dict_or_the_environment_which_wins(
+    entry: str, given: Any, text: str, attribute: str, from_dict: Any, from_environment: Any
+) -> None:
+    assert getattr(read({entry: given}), attribute) == from_dict
+    assert getattr(read(**{entry: text}), attribute) == from_environment
+    assert getattr(read({entry: given}, **{entry: text}), attribute) == from_environment
+    assert getattr(read({entry: given}, **{entry: ""}), attribute) == from_dict
+
+
+@pytest.mark.parametrize(("entry", "given", "text", "attribute"), TIMINGS)
+def test_a_timing_comes_from_the_dict_or_the_environment_which_wins(
+    entry: str, given: float, text: str, attribute: str
+) -> None:
+    assert getattr(read({entry: given}).timings, attribute) == given
+    assert getattr(read({entry: given}, **{entry: text}).timings, attribute) == float(text)
+
+
+def test_older_secrets_come_from_the_dict_or_the_environment() -> None:
+    assert read({"SECRET": "new", "SECRET_FALLBACKS": ["old", "older"]}).secrets == ("new", "old", "older")
+    assert read({"SECRET": "new"}, SECRET_FALLBACKS="old,older").secrets == ("new", "old", "older")
+
+
+def test_every_entry_is_tested() -> None:
+    assert {entry for entry, *_ in ENTRIES} | {entry for entry, *_ in TIMINGS} | {"SECRET_FALLBACKS"} == set(conf._READ)
+
+
+def test_everything_has_a_default() -> None:
+    settings = read()
+    assert settings.bind == settings.advertise == TcpAddress("127.0.0.1", 4370)
+    assert settings.node_name
+    assert (settings.cluster, settings.discovery, settings.channel_layer) == ("default", "database", None)
+    assert (settings.deadline, settings.on_unavailable, settings.weight) == (0.1, "local", 1.0)
+    assert read({"ADVERTISE": None, "CHANNEL_LAYER": None, "SOCKET": None, "NODE_NAME": None}) == settings
+
+
+def test_a_path_may_be_a_path(tmp_path: Path) -> None:
+    assert read({"SOCKET": tmp_path / "a.sock"}).socket == UnixAddress(str(tmp_path / "a.sock"))
+
+
+@pytest.mark.parametrize("secret", ["$HOME", "$" * 40, "a$b$c", r"\$escaped", r"\\$", "$CLUSTERSTATE_CLUSTER"])
+def test_a_dollar_sign_in_the_environment_is_a_dollar_sign(secret: str) -> None:
+    assert read(SECRET=secret, CLUSTER="shop").secrets == (secret,)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "words"),
+    [
+        ("NODE_NAME", "n" * 101, "must be 1 to 100 characters"),
+        ("NODE_NAME", "a\nb", "must be 1 to 100 characters"),
+        ("NODE_NAME", 5, "must be text"),
+        ("CLUSTER", "a b", "must be 1 to 60 letters, digits, dots, - and _, not 'a b'"),
+        ("CLUSTER", "", "must be 1 to 60"),
+        ("CLUSTER", "c" * 61, "must be 1 to 60"),
+        ("BIND", "127.0.0.1", "write HOST:PORT, for example 10.0.0.5:4370"),
+        ("BIND", "127.0.0.1:70000", "write HOST:PORT"),
+        ("BIND", 4370, "must be text"),
+        ("ADVERTISE", "web", "write HOST:PORT"),
+        ("SOCKET", "clusterstate", "write HOST:PORT"),
+        ("SOCKET", "/" + "s" * 107, "is too long for the path of a socket, which has 107 bytes at most"),
+        ("SECRET", b"bytes", "must be text"),
+        ("SECRET_FALLBACKS", "old", "must be a list of text"),
+        ("SECRET_FALLBACKS", [1], "must be a list of text"),
+        ("CHANNEL_LAYER", ["default"], "must be text"),
+        ("DISCOVERY", ["10.0.0.1:1"], "must be text"),
+        ("DEADLINE", 0, "must be seconds above 0, not 0"),
+        ("DEADLINE", "0.1", "must be a number"),
+        ("DEADLINE", float("inf"), "must be a number"),
+        ("DEADLINE", float("nan"), "must be a number"),
+        ("DEADLINE", True, "must be a number"),
+        ("ON_UNAVAILABLE", "explode", "must be local, allow or deny, not 'explode'"),
+        ("CACHE_MAX_BYTES", 0, "must be bytes, not 0"),
+        ("CACHE_MAX_BYTES", "256M", "must be a whole number"),
+        ("CACHE_MAX_BYTES", 1.5, "must be a whole number"),
+        ("LIMITS_MAX_BYTES", -1, "must be bytes"),
+        ("WEIGHT", 0, "must be a number above 0, up to 1000"),
+        ("WEIGHT", 1001, "up to 1000"),
+        ("HEARTBEAT_INTERVAL", 0, "HEARTBEAT_INTERVAL, SUSPECT_AFTER and DOWN_AFTER don't go together"),
+        ("SUSPECT_AFTER", 0.6, "must be at least two heartbeats"),
+        ("DOWN_AFTER", 1.0, "must be more than suspect after"),
+        ("DOWN_AFTER", "3", "must be a number"),
+    ],
+)
+def test_an_error_names_the_entry_and_what_it_may_be(entry: str, value: Any, words: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        read({entry: value})
+    assert entry in str(raised.value)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("entry", ["DEADLINE", "WEIGHT", "CACHE_MAX_BYTES", "DOWN_AFTER"])
+@pytest.mark.parametrize("text", ["soon", "0,5", "100ms", "nan", "1e400"])
+def test_an_error_names_the_variable_of_the_environment(entry: str, text: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=entry):
+        read(**{entry: text})
+
+
+def test_an_unknown_entry_is_named_with_those_there_are() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"no entry 'NODENAME'.*: ADVERTISE, BIND, .*WEIGHT\."):
+        read({"NODENAME": "web-1"})
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_is_in_what_settings_show() -> None:
+    settings = read({"SECRET": SECRET, "SECRET_FALLBACKS": [SECRET + "2"]})
+    for shown in (repr(settings), str(settings), f"{settings}", settings.secret_problem):
+        assert SECRET not in shown
+    assert settings.secrets == (SECRET, SECRET + "2")
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        ({"SECRET": SECRET, "BIND": "junk"}, {}),
+        ({"SECRET": SECRET.encode()}, {}),
+        ({"SECRET": [SECRET]}, {}),
+        ({"SECRET": "new", "SECRET_FALLBACKS": SECRET}, {}),
+        ({"SECRET": "new", "SECRET_FALLBACKS": [SECRET, 1]}, {}),
+        ({"SECRET": SECRET, "UNKNOWN": 1}, {}),
+        ({}, {"SECRET": SECRET, "DEADLINE": "soon"}),
+        ({}, {"SECRET": "$" + SECRET, "DEADLINE": "-1"}),
+    ],
+)
+def test_no_secret_is_in_an_error(options: dict[str, Any], environment: dict[str, str]) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        read(options, **environment)
+    error: BaseException | None = raised.value
+    while error is not None:
+        assert SECRET not in f"{error!r} {error}"
+        error = error.__cause__ or error.__context__
+
+
+@override_settings(SECRET_KEY="k" * 50, SECRET_KEY_FALLBACKS=["older"])
+def test_djangos_secret_key_is_used_if_there_is_no_secret() -> None:
+    assert read().secrets == ("k" * 50, "older")
+    assert read({"SECRET": "s" * 40}).secrets == ("s" * 40,)
+
+
+@override_settings(SECRET_KEY="")
+def test_no_secret_at_all_is_an_error_that_says_what_to_set() -> None:
+    with pytest.raises(ImproperlyConfigured, match="SECRET_KEY"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("secret", "problem"),
+    [("django-insecure-" + "x" * 50, "startproject"), ("short", "5 characters, fewer than 32"), ("x" * 32, "")],
+)
+def test_a_weak_secret_says_why(secret: str, problem: str) -> None:
+    found = read({"SECRET": secret}).secret_problem
+    assert problem in found
+    assert bool(problem) == bool(found)
+
+
+def test_keys_differ_by_purpose_secret_and_cluster() -> None:
+    base, cluster = read({"SECRET": SECRET}), read({"SECRET": SECRET, "CLUSTER": "shop"})
+    other = read({"SECRET": SECRET + "2", "SECRET_FALLBACKS": [SECRET]})
+    keys = [*base.link_keys, *base.channel_keys, *cluster.link_keys, *cluster.channel_keys, other.link_keys[0]]
+    assert len(set(keys)) == len(keys)
+    assert other.link_keys[1:] == base.link_keys
+
+
+# -- addresses --------------------------------------------------------------------------------------------------
+
+
+def test_the_default_socket_is_the_same_for_all_processes_of_a_node_and_another_for_others() -> None:
+    assert read({"NODE_NAME": "web-1"}).socket == UnixAddress(str(default_socket_path("default", "web-1")))
+    assert default_socket_path("shop", "web-1") == default_socket_path("shop", "web-1")
+    paths = {default_socket_path(*names) for names in (("a", "b"), ("a", "c"), ("b", "b"))}
+    assert len(paths) == 3
+    assert str(os.geteuid()) in str(paths.pop().parent)
+
+
+def test_the_default_socket_is_short_enough_for_the_kernel() -> None:
+    path = default_socket_path("c" * 60, "n" * 100)
+    assert len(os.fsencode(path)) <= MAX_SOCKET_PATH
+
+
+def test_a_folder_for_temporary_files_that_is_too_deep_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/t" * 60)
+    with pytest.raises(ImproperlyConfigured, match=r"CLUSTERSTATE\['SOCKET'\].*too long"):
+        read()
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:4400", "[::]:4400", ":4400"])
+def test_a_node_that_listens_everywhere_advertises_an_address_of_this_host(
+    monkeypatch: pytest.MonkeyPatch, bind: str
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "web-1")
+    monkeypatch.setattr("socket.gethostbyname", lambda name: {"web-1": "10.0.0.7"}[name])
+    assert read({"BIND": bind}).advertise == TcpAddress("10.0.0.7", 4400)
+    assert read({"BIND": bind, "ADVERTISE": "web-1.lan:1"}).advertise == TcpAddress("web-1.lan", 1)
+
+
+def test_a_host_that_doesnt_know_its_address_advertises_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise OSError
+
+    monkeypatch.setattr("socket.gethostname", lambda: "web-1")
+    monkeypatch.setattr("socket.gethostbyname", unknown)
+    assert read({"BIND": "0.0.0.0:4400"}).advertise == TcpAddress("web-1", 4400)
+
+
+# -- this process's -------------------------------------------------------------------------------------------
+
+
+def test_overridden_settings_are_read_anew() -> None:
+    before, client, async_client = conf.get_settings(), conf.get_client(), conf.get_async_client()
+    with override_settings(CLUSTERSTATE={"CLUSTER": "shop"}):
+        assert conf.get_settings().cluster == "shop"
+        assert conf.get_client() is not client
+        assert conf.get_async_client() is not async_client
+    assert conf.get_settings() == before
+    with override_settings(SECRET_KEY="k" * 50):
+        assert conf.get_settings().secrets[0] == "k" * 50
+    assert conf.get_settings() == before
+
+
+def test_a_commands_options_win_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTERSTATE_CLUSTER", "by-environment")
+    monkeypatch.setenv("CLUSTERSTATE_WEIGHT", "1")
+    assert conf.get_settings().cluster == "by-environment"
+    settings = conf.use_options({"CLUSTER": "by-option", "WEIGHT": 2.5})
+    assert (settings.cluster, settings.weight) == ("by-option", 2.5)
+    assert conf.get_settings() is settings
+
+
+@pytest.mark.parametrize("get", [conf.get_client, conf.get_async_client])
+def test_threads_that_ask_at_the_same_moment_get_the_same_client(get: Any) -> None:
+    for _ in range(50):
+        conf.forget()
+        with ThreadPoolExecutor(8) as threads:
+            clients = list(threads.map(lambda _: get(), range(8)))
+        assert len(set(map(id, clients))) == 1

@@ -1,0 +1,214 @@
+"""The documents name what there is, and nothing else. Sphinx checks their links: `make docs`."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.core.management.base import BaseCommand, CommandParser
+from django.dispatch import Signal
+
+from django_clusterstate import __version__, cache, checks, cluster, conf, decorators, layers, ratelimit, signals
+from django_clusterstate.management.commands import clusternode, clusterstatus
+from django_clusterstate.wire import messages as wire
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+ALL = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+HEADING = re.compile(r"^(#+) (.+?)\n(.*?)(?=^#+ |\Z)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def sections(name: str, level: int, within: str = "") -> dict[str, str]:
+    """The headings of a level and what stands under each, up to the next heading; below one of higher level, or all."""
+    found: dict[str, str] = {}
+    above = ""
+    # A comment in a code block begins as a heading does.
+    for hashes, title, body in HEADING.findall(CODE.sub("", read(name))):
+        if len(hashes) < level:
+            above = title
+        elif len(hashes) == level and within in ("", above):
+            found[title] = body
+    return found
+
+
+def rows(name: str) -> dict[str, str]:
+    """The rows of all tables, by the code in their first cell."""
+    return dict(re.findall(r"^\| `([^`]+)` \|(.*)\|$", read(name), re.MULTILINE))
+
+
+def described() -> str:
+    """All there is to read, as one text."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in ALL)
+
+
+# -- settings -------------------------------------------------------------------------------------------------
+
+
+def test_settings_have_a_heading_each_and_no_others_do() -> None:
+    assert set(sections("docs/settings.md", 3, "CLUSTERSTATE")) == set(conf._READ)
+
+
+@pytest.mark.parametrize("entry", conf._READ)
+def test_setting_is_described_with_type_default_and_variable(entry: str) -> None:
+    text = sections("docs/settings.md", 3, "CLUSTERSTATE")[entry]
+    assert re.search(rf"^{conf._READ[entry].__name__}( or None)?, default: ", text, re.MULTILINE)
+    assert f"Environment: `CLUSTERSTATE_{entry}`" in text
+    if entry in conf._DEFAULTS:
+        default = conf._DEFAULTS[entry]
+        shown = f'"{default}"' if isinstance(default, str) else str(default)
+        assert f"default: `{shown}`" in text
+
+
+def test_no_setting_is_mentioned_that_does_not_exist() -> None:
+    named = re.findall(r"CLUSTERSTATE(?:_|\[[\"'])([A-Z][A-Z_]*)", described())
+    assert named
+    assert set(named) <= set(conf._READ)
+
+
+def test_links_to_settings_have_an_entry() -> None:
+    linked = re.findall(r"\[`([A-Z_]+)`\]\((?:settings\.md)?#([a-z_]+)\)", described())
+    assert linked
+    assert [(name, anchor) for name, anchor in linked if name.lower() != anchor] == []
+    assert {name for name, _ in linked} <= {*conf._READ, *cache._OPTIONS}
+
+
+def test_cache_options_have_a_heading() -> None:
+    headings = {title.partition(":")[0] for title in sections("docs/settings.md", 3, "The cache backend")}
+    assert headings == cache._OPTIONS
+
+
+def test_channel_layer_options_are_described_with_their_defaults() -> None:
+    table = rows("docs/settings.md")
+    for name, parameter in inspect.signature(layers.ClusterChannelLayer.__init__).parameters.items():
+        if name != "self":
+            default = parameter.default
+            assert table[name].startswith(" none " if default is None else f" `{default}` ")
+
+
+def test_check_ids_have_a_heading_each_and_no_others_do() -> None:
+    ids = set(re.findall(r'id="(clusterstate\.[A-Z]\d+)"', inspect.getsource(checks)))
+    assert ids
+    assert set(sections("docs/settings.md", 3, "System checks")) == ids
+
+
+# -- commands -------------------------------------------------------------------------------------------------
+
+
+def own_options(command: BaseCommand) -> set[str]:
+    """The options that a command adds to Django's."""
+    parser = CommandParser(add_help=False)
+    command.add_arguments(parser)
+    return {max(action.option_strings, key=len) for action in parser._actions}
+
+
+@pytest.mark.parametrize("module", [clusternode, clusterstatus], ids=["clusternode", "clusterstatus"])
+def test_command_options_have_a_heading_each_and_no_others_do(module: Any) -> None:
+    name = module.__name__.rpartition(".")[2]
+    _, _, chapter = read("docs/commands.md").partition(f"\n## {name}\n")
+    chapter = chapter.partition("\n## ")[0]
+    assert set(re.findall(r"^#### (--[a-z-]+)$", chapter, re.MULTILINE)) == own_options(module.Command())
+
+
+def test_exit_codes_of_both_commands_are_described() -> None:
+    assert read("docs/commands.md").count("\n### Exit codes\n") == 2
+
+
+# -- protocol -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", wire.Message.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_message_is_described_with_tag_and_fields(kind: type[wire.Message]) -> None:
+    row = rows("docs/protocol.md")[kind.__name__]
+    assert row.startswith(f" {kind.__struct_config__.tag} |")
+    fields = {field for field in kind.__struct_fields__ if field != "epoch"}
+    assert [field for field in fields if f"`{field}`" not in row] == []
+
+
+def test_no_message_is_described_that_does_not_exist() -> None:
+    real = {kind.__name__ for kind in wire.Message.__subclasses__()} | {"Challenge", "Proof", "Welcome"}
+    tagged = {name for name, row in rows("docs/protocol.md").items() if re.match(r" \d+ \|", row)}
+    assert tagged <= real
+
+
+@pytest.mark.parametrize("counter", wire.Stats.__struct_fields__)
+def test_counter_is_described(counter: str) -> None:
+    assert counter in rows("docs/operations.md")
+
+
+# -- API ------------------------------------------------------------------------------------------------------
+
+
+def public_functions(module: ModuleType) -> set[str]:
+    return {
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("module", [cluster, ratelimit], ids=["cluster", "ratelimit"])
+def test_public_functions_have_a_heading_each_and_no_others_do(module: ModuleType) -> None:
+    headings = " ".join(sections("docs/api.md", 3, module.__name__.rpartition(".")[2]))
+    assert set(re.findall(r"(\w+)\(\)", headings)) == public_functions(module)
+
+
+def test_signals_are_described() -> None:
+    named = {name for name, value in vars(signals).items() if isinstance(value, Signal)}
+    assert named
+    assert named <= set(rows("docs/api.md"))
+
+
+def test_arguments_of_the_decorator_are_described() -> None:
+    assert set(inspect.signature(decorators.cluster_ratelimit).parameters) <= set(rows("docs/api.md"))
+
+
+# -- the whole ------------------------------------------------------------------------------------------------
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+
+
+def test_make_commands_exist() -> None:
+    named = re.findall(r"(?:^\$ |`)make ([a-z]+)", described(), re.MULTILINE)
+    assert {"demo", "test"} <= set(named)
+    assert set(named) <= make_targets()
+
+
+def test_first_commands_of_the_readme_are_demo_and_test() -> None:
+    assert re.findall(r"^\$ (.+)$", read("README.md"), re.MULTILINE)[:2] == ["make demo", "make test"]
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    entries = [entry for tree in re.findall(r"```\{toctree\}(.*?)```", read("docs/index.md"), re.DOTALL)
+               for entry in tree.split() if not entry.startswith(":")]  # fmt: skip
+    assert {page.stem for page in PAGES} - {"index"} <= set(entries)
+
+
+def relative_links(path: Path) -> Iterator[Path]:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            yield path.parent / target
+
+
+def test_links_of_the_readme_lead_to_files() -> None:
+    links = list(relative_links(ROOT / "README.md"))
+    assert links
+    assert [str(link) for link in links if not link.exists()] == []
+
+
+def test_no_placeholder_is_left() -> None:
+    assert re.findall(r"\{\{[^}]*\}\}", described()) == []
+
+
+def test_changelog_knows_the_current_version() -> None:
+    assert __version__ in read("CHANGELOG.md")

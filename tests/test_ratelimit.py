@@ -1,0 +1,457 @@
+"""Limits that hold across nodes, processes, threads and tasks, and what answers when no node does."""
+
+import asyncio
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate import cluster as cluster_state
+from django_clusterstate import conf, ratelimit
+from django_clusterstate.client.aio import AsyncClient
+from django_clusterstate.client.sync import Client
+from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.core.messages import Identity, View
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, ProcessLimits, routing_key
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import UnixAddress
+from testproject.processes import ROOT, LocalCluster, free_port, wait_until
+from tests.counting import watch_requests
+
+Hit = Callable[..., Decision]
+DEAD = "dead"
+
+
+@pytest.fixture(params=["sync", "async"])
+def hit(request: pytest.FixtureRequest) -> Iterator[Hit]:
+    """`hit()` itself, or `ahit()` in an event loop."""
+    if request.param == "sync":
+        yield ratelimit.hit
+        return
+    with asyncio.Runner() as runner:
+        yield lambda *args, **kwargs: runner.run(ratelimit.ahit(*args, **kwargs))
+
+
+@pytest.fixture
+def group() -> str:
+    """One that no other test counts in."""
+    return uuid4().hex
+
+
+@pytest.fixture(autouse=True)
+def process_limits(monkeypatch: pytest.MonkeyPatch) -> ProcessLimits:
+    limits = ProcessLimits()
+    monkeypatch.setattr(ratelimit, "_process", limits)
+    return limits
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No node answers this process."""
+    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
+    conf.forget()
+    yield
+    monkeypatch.undo()
+    conf.forget()
+
+
+@pytest.fixture
+def dead_owner(cluster: LocalCluster, group: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A key whose owner doesn't answer, while this host's node does."""
+    status = cluster.status("alpha")
+    assert status is not None
+    dead = Identity(DEAD, b"\0" * 16, f"127.0.0.1:{free_port()}")
+    _fix_view(monkeypatch, View.of([status.identity, dead]), "alpha")
+    return next(key for key in map(str, range(1000)) if cluster_state.owner(routing_key(group, key)) == DEAD)
+
+
+def _fix_view(monkeypatch: pytest.MonkeyPatch, view: View, local: str) -> None:
+    """Both requesters of this process have this view from now on."""
+
+    async def aforget(self: AsyncClient, now: float) -> None:
+        pass
+
+    monkeypatch.setattr(Client, "_refresh", lambda self, now: None)
+    monkeypatch.setattr(AsyncClient, "_refresh", aforget)
+    viewed = wire.Viewed(view.epoch, view.members, local)
+    for routing in (conf.get_client().routing, conf.get_async_client().routing):
+        routing.learn(viewed, routing.local, time.monotonic())
+
+
+# -- Limit ------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_is_parsed_from_one_rate_or_several() -> None:
+    assert Limit.parse("10/m") == Limit((Rule(Algorithm.FIXED_WINDOW, 10, 60.0),))
+    assert Limit.parse(["10/s", "100/2h"], "token_bucket", "deny") == Limit(
+        (Rule(Algorithm.TOKEN_BUCKET, 10, 1.0), Rule(Algorithm.TOKEN_BUCKET, 100, 7200.0)), "deny"
+    )
+    assert Limit.parse((rate for rate in ["1/s"]), "sliding_window").rules[0].algorithm is Algorithm.SLIDING_WINDOW
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("10",), "'10' is not a rate; a rate is hits/period"),
+        (("10/x",), "'10/x' is not a rate"),
+        (("-1/s",), "'-1/s' is not a rate"),
+        (("1/0s",), "'1/0s' is not a rate"),
+        (("",), "'' is not a rate"),
+        ((["1/s", "junk"],), "'junk' is not a rate"),
+        (([],), "needs a rate, such as '10/m', or up to 16"),
+        (([f"{n}/s" for n in range(17)],), "up to 16"),
+        ((10,), "10 is no rate; write '10/m', or ['10/s', '100/h']"),
+        (([10],), "[10] is no rate"),
+        ((None,), "None is no rate"),
+        (("1/s", "leaky"), "'leaky' is no algorithm; there are: fixed_window, sliding_window, token_bucket"),
+        (("1/s", "fixed_window", "explode"), "on_unavailable is one of local, allow, deny, not 'explode'"),
+    ],
+)
+def test_a_wrong_limit_is_refused_with_what_it_may_be(args: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        Limit.parse(*args)
+    assert words in str(raised.value)
+
+
+def test_parsing_a_limit_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unready() -> None:
+        raise ImproperlyConfigured
+
+    monkeypatch.setattr(conf, "get_settings", unready)
+    Limit.parse("10/m")
+
+
+# -- hits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_as_many_hits_pass_as_the_limit_says(hit: Hit, group: str, algorithm: str) -> None:
+    limit = Limit.parse("3/d", algorithm)
+    decisions = [hit(limit, group, "key") for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
+    assert [decision.remaining for decision in decisions] == [2, 1, 0, 0, 0]
+    assert {decision.limit for decision in decisions} == {3}
+    assert {decision.period for decision in decisions} == {86400.0}
+    assert {decision.fallback for decision in decisions} == {""}
+    assert {decision.owner for decision in decisions} == {cluster_state.owner(routing_key(group, "key"))}
+    assert all(decision.retry_after == 0 for decision in decisions[:3])
+    assert all(0 < decision.retry_after <= 2 * 86400 for decision in decisions[3:])
+    assert all(0 < decision.reset_after <= 2 * 86400 for decision in decisions)
+    assert hit(limit, group, "other key").allowed
+    assert hit(limit, group + "other", "key").allowed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> None:
+    limit = Limit.parse("1/s")
+    assert hit(limit, group, "key").allowed
+    retry_after = hit(limit, group, "key").retry_after
+    seconds = wait_until(lambda: hit(limit, group, "key").allowed, 5, "allowed again")
+    assert 0 < retry_after <= 1
+    assert seconds == pytest.approx(retry_after, abs=0.3)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_both_faces_count_in_the_same_place(group: str) -> None:
+    limit = Limit.parse("2/d")
+    assert ratelimit.hit(limit, group, "key").remaining == 1
+    assert asyncio.run(ratelimit.ahit(limit, group, "key")).remaining == 0
+    assert not ratelimit.hit(limit, group, "key").allowed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hit_counts_against_all_rates_or_none(hit: Hit, group: str) -> None:
+    limit = Limit.parse(["2/h", "5/d"])
+    assert [hit(limit, group, "key").allowed for _ in range(4)] == [True, True, False, False]
+    assert hit(Limit.parse("5/d"), group, "key", 0).remaining == 3
+    assert hit(Limit.parse("2/h"), group, "key", 0).remaining == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_decision_is_that_of_the_rate_with_the_least_left_or_the_longest_denial(hit: Hit, group: str) -> None:
+    limit = Limit.parse(["3/h", "2/d"])
+    allowed = hit(limit, group, "key")
+    assert (allowed.limit, allowed.period, allowed.remaining) == (2, 86400, 1)
+    hit(limit, group, "key")
+    denied = hit(limit, group, "key")
+    assert (denied.allowed, denied.limit, denied.period) == (False, 2, 86400)
+    same_number = Limit.parse(["2/s", "2/d"])
+    hit(same_number, group, "same", 2)
+    denied = hit(same_number, group, "same")
+    assert denied.period == 86400
+    assert denied.retry_after == pytest.approx(86400, abs=10)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_hit_may_cost_more_than_one(hit: Hit, group: str, algorithm: str) -> None:
+    limit = Limit.parse("10/d", algorithm)
+    assert hit(limit, group, "key", 7).remaining == 3
+    denied = hit(limit, group, "key", cost=4)
+    assert (denied.allowed, denied.remaining) == (False, 3)
+    assert hit(limit, group, "key", 3).remaining == 0
+    assert not hit(limit, group, "fresh", 11).allowed
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_cost_of_zero_only_looks(hit: Hit, group: str, algorithm: str) -> None:
+    limit = Limit.parse("2/d", algorithm)
+    for _ in range(3):
+        looked = hit(limit, group, "key", 0)
+        assert (looked.allowed, looked.remaining) == (True, 2)
+    hit(limit, group, "key", 2)
+    assert hit(limit, group, "key", 0).remaining == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_limit_of_zero_blocks_all(hit: Hit, group: str) -> None:
+    decision = hit(Limit.parse("0/s"), group, "key")
+    assert (decision.allowed, decision.remaining, decision.retry_after) == (False, 0, 1.0)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("cost", [-1, 1.5, "1", None, True, MAX_COST + 1])
+def test_a_wrong_cost_is_refused_before_it_is_sent(
+    hit: Hit, group: str, cost: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = watch_requests(monkeypatch)
+    with pytest.raises(ValueError, match=rf"an integer from 0 to {MAX_COST}, not"):
+        hit(Limit.parse("1/s"), group, "key", cost)
+    assert requests == []
+    assert hit(Limit.parse("1/s"), group, "key", MAX_COST).fallback == ""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hit_is_one_request_however_many_rates(hit: Hit, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit.parse([f"100/{seconds}s" for seconds in range(1, 17)])
+    requests = watch_requests(monkeypatch)
+    for _ in range(5):
+        hit(limit, group, "key")
+    assert [type(request) for request in requests] == [wire.Hit] * 5
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("key", ["", "\0", "\ud800", "ø" * 5000, "k" * 100_000])
+def test_any_text_is_a_key(hit: Hit, group: str, key: str) -> None:
+    limit = Limit.parse("1/d")
+    assert hit(limit, group, key).allowed
+    assert not hit(limit, group, key).allowed
+    assert hit(limit, group, key + "x").allowed
+
+
+# -- exact under concurrency ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_exactly_the_limit_passes_for_64_concurrent_clients_of_three_nodes(
+    cluster: LocalCluster, group: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = conf.get_settings().link_keys
+    clients = [Client(UnixAddress(str(cluster.socket(cluster.names[n % 3]))), keys, 5.0) for n in range(64)]
+    mine = threading.local()
+    limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64)
+
+    def ask(client: Client) -> int:
+        mine.client = client
+        start.wait(10)
+        return sum(ratelimit.hit(limit, group, "key").allowed for _ in range(5))
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(64) as threads:
+        patch.setattr(conf, "get_client", lambda: mine.client)
+        allowed = list(threads.map(ask, clients))
+    for client in clients:
+        client.close()
+    assert sum(allowed) == 100
+
+
+SCRIPT = """
+import asyncio, json, sys
+from concurrent.futures import ThreadPoolExecutor
+import django
+django.setup()
+from django_clusterstate.ratelimit import ALGORITHMS, Limit, ahit, hit
+
+async def tasks(limit, key):
+    return await asyncio.gather(*(ahit(limit, sys.argv[1], key) for _ in range(40)))
+
+with ThreadPoolExecutor(16) as threads:
+    said = {}
+    for name in ALGORITHMS:
+        limit = Limit.parse("100/d", name)
+        decisions = list(threads.map(lambda _: hit(limit, sys.argv[1], name), range(160)))
+        decisions += asyncio.run(tasks(limit, name))
+        said[name] = [sum(d.allowed for d in decisions), sum(bool(d.fallback) for d in decisions)]
+print(json.dumps(said))
+"""
+
+
+def test_exactly_the_limit_passes_for_three_processes_of_16_threads_and_40_tasks(
+    cluster: LocalCluster, group: str
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, group],
+            env={**cluster.env(name), "DJANGO_SETTINGS_MODULE": "tests.settings", "CLUSTERSTATE_DEADLINE": "5"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in cluster.names
+    ]
+    said = [json.loads(process.communicate(timeout=30)[0]) for process in processes]
+    for name in ALGORITHMS:
+        assert sum(process[name][0] for process in said) == 100
+        assert sum(process[name][1] for process in said) == 0
+
+
+# -- the key that is counted ------------------------------------------------------------------------------------
+
+TEXT = st.text() | st.text(alphabet="0123456789:\0a") | st.text(alphabet="ø1:", min_size=500, max_size=600)
+
+
+@given(TEXT, TEXT, TEXT, TEXT)
+def test_no_two_pairs_of_group_and_key_are_counted_as_one(group1: str, key1: str, group2: str, key2: str) -> None:
+    assert (routing_key(group1, key1) == routing_key(group2, key2)) == ((group1, key1) == (group2, key2))
+    assert len(routing_key(group1, key1)) <= wire.MAX_KEY_BYTES
+
+
+@given(TEXT, st.integers(0, 10), st.integers(0, 10))
+def test_where_the_group_ends_makes_a_difference(text: str, cut1: int, cut2: int) -> None:
+    pair1, pair2 = (text[:cut1], text[cut1:]), (text[:cut2], text[cut2:])
+    assert (routing_key(*pair1) == routing_key(*pair2)) == (pair1 == pair2)
+
+
+# -- when the owner doesn't answer ------------------------------------------------------------------------------
+
+
+def test_this_hosts_node_counts_for_an_owner_that_doesnt_answer(hit: Hit, group: str, dead_owner: str) -> None:
+    limit = Limit.parse("3/d", on_unavailable="local")
+    decisions = [hit(limit, group, dead_owner) for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
+    assert {(decision.fallback, decision.owner) for decision in decisions} == {("node", "alpha")}
+
+
+@pytest.mark.parametrize(("policy", "allowed"), [("allow", True), ("deny", False)])
+def test_the_policy_answers_for_an_owner_that_doesnt_answer(
+    hit: Hit, group: str, dead_owner: str, policy: str, allowed: bool
+) -> None:
+    for _ in range(5):
+        decision = hit(Limit.parse(["3/h", "9/d"], on_unavailable=policy), group, dead_owner)
+        assert (decision.allowed, decision.fallback, decision.owner) == (allowed, policy, "")
+        assert (decision.limit, decision.period, decision.remaining) == (3, 3600, 3 if allowed else 0)
+        assert decision.retry_after == (0 if allowed else 1)
+
+
+def test_the_setting_at_that_moment_is_the_policy_of_a_limit_without_one(
+    hit: Hit, group: str, dead_owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = Limit.parse("1000000/d")
+    for policy, fallback in (("local", "node"), ("allow", "allow"), ("deny", "deny")):
+        monkeypatch.setenv("CLUSTERSTATE_ON_UNAVAILABLE", policy)
+        conf.get_settings.cache_clear()
+        assert hit(limit, group, dead_owner).fallback == fallback
+
+
+def test_an_owner_that_answers_nonsense_is_as_good_as_none(
+    hit: Hit, group: str, dead_owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = wire.Decided(0, [])
+
+    async def areply(*args: object) -> wire.Reply:
+        return reply
+
+    monkeypatch.setattr(Client, "call_node", lambda *args: reply)
+    monkeypatch.setattr(AsyncClient, "call_node", areply)
+    assert hit(Limit.parse("3/d"), group, dead_owner).fallback == "process"
+
+
+def test_a_local_node_that_hangs_is_waited_for_once(hit: Hit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hangs.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(path))
+        monkeypatch.setenv("CLUSTERSTATE_DEADLINE", "0.05")
+        conf.forget()
+        _fix_view(monkeypatch, View.of([Identity("here", b"\0" * 16, "127.0.0.1:1")]), "here")
+        assert hit(Limit.parse("3/d"), "group", "key").fallback == "process"
+        listener.setblocking(False)
+        listener.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    monkeypatch.undo()
+    conf.forget()
+
+
+# -- when no node answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_without_a_node_this_process_counts(hit: Hit, algorithm: str) -> None:
+    limit = Limit.parse(["3/h", "5/d"], algorithm)
+    decisions = [hit(limit, "group", "key") for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
+    assert {(decision.fallback, decision.owner) for decision in decisions} == {("process", "")}
+    assert hit(limit, "group", "other").allowed
+    assert hit(limit, "group", "other", 0).remaining == 2
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize(("policy", "allowed"), [("allow", True), ("deny", False)])
+def test_without_a_node_the_policy_answers(hit: Hit, policy: str, allowed: bool) -> None:
+    decision = hit(Limit.parse("3/h", on_unavailable=policy), "group", "key", 5)
+    assert (decision.allowed, decision.fallback) == (allowed, policy)
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("policy", conf.POLICIES)
+def test_a_limit_of_zero_blocks_all_without_a_node_as_well(hit: Hit, policy: str) -> None:
+    assert not hit(Limit.parse(["0/s", "3/m"], on_unavailable=policy), "group", "key").allowed
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_an_outage_costs_no_deadline_and_one_line_in_the_log(hit: Hit, caplog: pytest.LogCaptureFixture) -> None:
+    limit = Limit.parse("3/h")
+    with caplog.at_level(logging.DEBUG, "django_clusterstate"):
+        for _ in range(50):
+            start = time.perf_counter()
+            hit(limit, "group", "key")
+            assert time.perf_counter() - start < 0.05
+    lines = [record for record in caplog.records if record.name.startswith("django_clusterstate")]
+    assert [record.levelname for record in lines] == ["WARNING"]
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
+    limit = Limit.parse("100/d")
+    with ThreadPoolExecutor(16) as threads:
+        decisions = list(threads.map(lambda _: ratelimit.hit(limit, "group", "key"), range(320)))
+    assert sum(decision.allowed for decision in decisions) == 100
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ratelimit, "PROCESS_MAX_BYTES", 100_000)
+    limits = ProcessLimits()
+    monkeypatch.setattr(ratelimit, "_process", limits)
+    limit = Limit.parse("3/d")
+    for number in range(1000):
+        assert hit(limit, "group", str(number)).allowed
+    assert limits._store.bytes <= 100_000
+    assert limits._store.evictions > 0

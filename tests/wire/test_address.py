@@ -1,0 +1,61 @@
+"""Addresses as users write them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.wire.address import TcpAddress, UnixAddress, parse_address, parse_tcp
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.0.0.5:4370", TcpAddress("10.0.0.5", 4370)),
+        (" web-1.internal:1 ", TcpAddress("web-1.internal", 1)),
+        ("[::1]:65535", TcpAddress("::1", 65535)),
+        ("::1:4370", TcpAddress("::1", 4370)),
+        (":4370", TcpAddress("", 4370)),
+    ],
+)
+def test_host_and_port_are_read(text: str, address: TcpAddress) -> None:
+    assert parse_tcp(text) == address
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "host", "host:", "host:0", "host:65536", "host:-1", "host:4e3", "host:٤٣٧٠", "4370"]
+)
+def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write HOST:PORT, for example 10\.0\.0\.5:4370"):
+        parse_tcp(text)
+
+
+def test_a_slash_makes_a_path() -> None:
+    assert parse_address("/run/node.sock") == UnixAddress("/run/node.sock")
+    assert parse_address("./node:1.sock") == UnixAddress("./node:1.sock")
+    assert str(UnixAddress("/run/node.sock")) == "/run/node.sock"
+
+
+@given(st.ip_addresses().map(str), st.integers(1, 65535))
+def test_what_an_address_is_written_as_is_read_as_that_address(host: str, port: int) -> None:
+    address = TcpAddress(host, port)
+    assert parse_tcp(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback", "wildcard"),
+    [
+        ("127.0.0.1", True, False),
+        ("127.8.8.8", True, False),
+        ("::1", True, False),
+        ("localhost", True, False),
+        ("0.0.0.0", False, True),
+        ("::", False, True),
+        ("", False, True),
+        ("10.0.0.5", False, False),
+        ("localhost.example.org", False, False),
+    ],
+)
+def test_addresses_that_others_cannot_dial_are_known(host: str, loopback: bool, wildcard: bool) -> None:
+    address = TcpAddress(host, 4370)
+    assert (address.is_loopback, address.is_wildcard) == (loopback, wildcard)

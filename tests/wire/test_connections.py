@@ -1,0 +1,387 @@
+"""One contract for both connections, the blocking and the asyncio one: against a real node, and against false ones."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import pytest
+
+from django_clusterstate import conf
+from django_clusterstate.exceptions import ProtocolError, Unavailable
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
+from django_clusterstate.wire.aio import AsyncConnection, connect
+from django_clusterstate.wire.blocking import BlockingConnection
+from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.handshake import NodeHandshake, Welcome
+from testproject.processes import LocalCluster, free_port
+from tests.peers import (
+    KEYS,
+    Script,
+    ScriptedNode,
+    answering,
+    dribble,
+    read_frame,
+    shake_hands,
+    take_time,
+    wait_for_the_end,
+)
+
+DEADLINE = 0.25
+AT_LATEST = DEADLINE + 0.1  # a machine that runs tests is busy
+PING = frame(wire.encode(wire.Ping()))
+DONE = frame(wire.encode(wire.Done(1)))
+CHALLENGE = frame(NodeHandshake(KEYS).challenge())
+
+
+class Caller(Protocol):
+    """What both can do."""
+
+    def call(self, request: bytes) -> wire.Reply: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+
+
+class Blocking:
+    def __init__(self, address: Address, keys: Sequence[bytes], deadline: float) -> None:
+        self._connection = BlockingConnection(address, keys, deadline)
+
+    def call(self, request: bytes) -> wire.Reply:
+        self._connection.send(request)
+        return self._connection.receive()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._connection.fileno() == -1
+
+
+class Asyncio:
+    def __init__(self, address: Address, keys: Sequence[bytes], deadline: float) -> None:
+        self._runner = asyncio.Runner()
+        try:
+            self._connection: AsyncConnection = self._runner.run(connect(address, keys, deadline))
+        except BaseException:
+            self._runner.close()
+            raise
+
+    def call(self, request: bytes) -> wire.Reply:
+        async def call() -> wire.Reply:
+            return await self._connection.request(request)
+
+        return self._runner.run(call())
+
+    def close(self) -> None:
+        async def close() -> None:
+            self._connection.close()
+            await asyncio.sleep(0)
+
+        self._runner.run(close())
+        self._runner.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._connection.closed
+
+
+Dial = Callable[..., Caller]
+
+
+@pytest.fixture(params=[Blocking, Asyncio], ids=["blocking", "asyncio"])
+def dial(request: pytest.FixtureRequest) -> Iterator[Dial]:
+    """Makes connections that are closed in the end."""
+    made: list[Caller] = []
+
+    def dial(address: Address, keys: Sequence[bytes] = KEYS, deadline: float = DEADLINE) -> Caller:
+        made.append(request.param(address, keys, deadline))
+        return made[-1]
+
+    yield dial
+    for caller in made:
+        caller.close()
+
+
+def refused_in_time(call: Callable[[], object], error: type[Exception] = Unavailable, match: str | None = None) -> None:
+    start = time.monotonic()
+    with pytest.raises(error, match=match):
+        call()
+    assert time.monotonic() - start < AT_LATEST
+
+
+# -- a real node ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def node(request: pytest.FixtureRequest, cluster: LocalCluster) -> Address:
+    if request.param == "unix":
+        return UnixAddress(str(cluster.socket("alpha")))
+    return TcpAddress("127.0.0.1", cluster.ports["alpha"])
+
+
+@pytest.fixture
+def known(dial: Dial, node: Address) -> Caller:
+    return dial(node, conf.get_settings().link_keys, 2.0)
+
+
+def test_call_brings_the_reply(known: Caller) -> None:
+    for _ in range(3):
+        reply = known.call(PING)
+        assert isinstance(reply, wire.Pong)
+        assert reply.identity.name == "alpha"
+
+
+@pytest.mark.parametrize("size", [1, 64 * 1024 - 4, 64 * 1024, 1024 * 1024])
+def test_value_of_any_size_comes_back_as_it_was(known: Caller, size: int) -> None:
+    value = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    key = b"connections\0" + b"k" * 1000
+    assert isinstance(known.call(frame(wire.encode(wire.Set([(key, value)], 10.0)))), wire.Flags)
+    reply = known.call(frame(wire.encode(wire.Get([key]))))
+    assert isinstance(reply, wire.Values)
+    assert reply.values == [value]
+    assert isinstance(known.call(PING), wire.Pong)
+
+
+def test_message_that_the_node_cannot_read_closes_the_connection(known: Caller) -> None:
+    with pytest.raises(Unavailable):
+        known.call(frame(b"nonsense"))
+    assert known.closed
+    with pytest.raises(Unavailable):
+        known.call(PING)
+
+
+def test_wrong_secret_is_refused(dial: Dial, cluster: LocalCluster) -> None:
+    with pytest.raises(Unavailable, match=r"no node at 127\.0\.0\.1:\d+: the node closed the connection"):
+        dial(TcpAddress("127.0.0.1", cluster.ports["alpha"]), (b"another secret",), 2.0)
+
+
+# -- nobody, or somebody else ---------------------------------------------------------------------------------
+
+
+def test_refusal_is_told_from_silence(dial: Dial, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable) as refusal:
+        dial(TcpAddress("127.0.0.1", free_port()))
+    assert isinstance(refusal.value.__cause__, ConnectionRefusedError)
+    with pytest.raises(Unavailable, match="No such file") as missing:
+        dial(UnixAddress(str(tmp_path / "none.sock")))
+    assert isinstance(missing.value.__cause__, FileNotFoundError)
+
+
+def say(text: bytes) -> Script:
+    def script(sock: socket.socket) -> None:
+        sock.sendall(text)
+        wait_for_the_end(sock)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"\0\0\0\0", frame(b"\x90")],
+)
+def test_what_is_no_node_is_refused(dial: Dial, greeting: bytes) -> None:
+    with ScriptedNode(say(greeting)) as other:
+        refused_in_time(lambda: dial(other.address), ProtocolError, r"node at 127\.0\.0\.1:\d+: ")
+
+
+def test_node_of_another_secret_is_refused(dial: Dial) -> None:
+    def script(sock: socket.socket) -> None:
+        sock.sendall(CHALLENGE)
+        read_frame(sock)
+        sock.sendall(frame(msgspec.msgpack.encode(Welcome(b"\0" * 32))))
+        wait_for_the_end(sock)
+
+    with ScriptedNode(script) as other:
+        refused_in_time(lambda: dial(other.address), ProtocolError, "wrong secret")
+
+
+def test_silence_ends_with_the_deadline(dial: Dial) -> None:
+    with ScriptedNode(wait_for_the_end) as other:
+        refused_in_time(lambda: dial(other.address), match="no answer within the deadline")
+
+
+def test_handshake_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
+    def late(sock: socket.socket) -> None:
+        take_time(0.8 * DEADLINE)
+        sock.sendall(CHALLENGE)
+        wait_for_the_end(sock)
+
+    with ScriptedNode(late) as other:
+        refused_in_time(lambda: dial(other.address))
+    with ScriptedNode(lambda sock: dribble(sock, CHALLENGE, DEADLINE / 10)) as other:
+        refused_in_time(lambda: dial(other.address))
+
+
+# -- a node that misbehaves -----------------------------------------------------------------------------------
+
+
+def mute(sock: socket.socket) -> None:
+    shake_hands(sock)
+    wait_for_the_end(sock)
+
+
+def test_call_without_an_answer_ends_with_the_deadline_and_closes(dial: Dial) -> None:
+    with ScriptedNode(mute) as node:
+        caller = dial(node.address)
+        refused_in_time(lambda: caller.call(PING), match="no answer within the deadline")
+        assert caller.closed
+
+
+def test_long_request_that_is_not_read_ends_with_the_deadline(dial: Dial) -> None:
+    end = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        shake_hands(sock)
+        for _ in range(100):  # reads a little now and then, so that sending makes progress
+            if end.wait(DEADLINE / 10):
+                return
+            sock.recv(4096)
+
+    with ScriptedNode(script) as node:
+        caller = dial(node.address)
+        refused_in_time(lambda: caller.call(frame(b"x" * 1024 * 1024)))
+        assert caller.closed
+        end.set()
+
+
+def test_reply_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        read_frame(sock)
+        dribble(sock, frame(wire.encode(wire.Values(1, [b"x" * 1000]))), DEADLINE / 20)
+
+    with ScriptedNode(script) as node:
+        caller = dial(node.address)
+        refused_in_time(lambda: caller.call(PING))
+        assert caller.closed
+
+
+def test_late_reply_never_reaches_the_next_request(dial: Dial) -> None:
+    late = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        read_frame(sock)
+        late.wait(5)
+        sock.sendall(DONE)
+        wait_for_the_end(sock)
+
+    with ScriptedNode(script) as node:
+        caller = dial(node.address)
+        refused_in_time(lambda: caller.call(PING))
+        late.set()
+        with pytest.raises(Unavailable):
+            caller.call(PING)
+
+
+def test_reply_in_pieces_costs_the_next_call_nothing_of_its_time(dial: Dial) -> None:
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        while True:
+            read_frame(sock)
+            take_time(0.4 * DEADLINE)
+            sock.sendall(DONE[:2])
+            take_time(0.4 * DEADLINE)
+            sock.sendall(DONE[2:])
+
+    with ScriptedNode(script) as node:
+        caller = dial(node.address)
+        for _ in range(3):
+            assert caller.call(PING) == wire.Done(1)
+
+
+@pytest.mark.parametrize("length", [0, 2, 5])
+def test_node_that_ends_in_the_middle_of_a_reply_is_unavailable(dial: Dial, length: int) -> None:
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        read_frame(sock)
+        sock.sendall(DONE[:length])
+
+    with ScriptedNode(script) as node:
+        caller = dial(node.address)
+        refused_in_time(lambda: caller.call(PING), match="closed the connection")
+        assert caller.closed
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"\xff\xff\xff\xff",
+        frame(b""),
+        frame(b"\x91\x0a"),  # a request
+        frame(b"\x92\xcc\xff\x01"),  # a reply that we don't know
+        frame(b"\x92\x25" + b"\x91" * 100_000),
+        frame(b"\x93\x26\x01\xa2\xff\xff"),
+    ],
+)
+def test_reply_that_makes_no_sense_is_a_protocol_error_and_closes(dial: Dial, reply: bytes) -> None:
+    with ScriptedNode(answering(lambda number: reply)) as node:
+        caller = dial(node.address)
+        refused_in_time(lambda: caller.call(PING), ProtocolError, "a reply that can't be read")
+        assert caller.closed
+
+
+def test_surplus_reply_never_reaches_the_next_request(dial: Dial) -> None:
+    with ScriptedNode(answering(lambda number: DONE + DONE)) as node:
+        caller = dial(node.address)
+        with contextlib.suppress(ProtocolError):
+            assert caller.call(PING) == wire.Done(1)
+        assert caller.closed
+        with pytest.raises(Unavailable):
+            caller.call(PING)
+
+
+# -- the asyncio connection only ------------------------------------------------------------------------------
+
+
+async def test_requests_under_way_at_once_get_their_own_replies() -> None:
+    with ScriptedNode(answering()) as node:
+        connection = await connect(node.address, KEYS, 2)
+        first, second = connection.request(PING), connection.request(PING)
+        assert (await second, await first) == (wire.Done(2), wire.Done(1))
+        connection.close()
+
+
+async def test_cancelled_request_leaves_the_others_their_replies() -> None:
+    with ScriptedNode(answering()) as node:
+        connection = await connect(node.address, KEYS, 2)
+        cancelled, other = connection.request(PING), connection.request(PING)
+        cancelled.cancel()
+        assert await other == wire.Done(2)
+        assert await connection.request(PING) == wire.Done(3)
+        connection.close()
+
+
+async def test_all_that_wait_fail_with_the_connection_and_its_owner_is_told() -> None:
+    told = asyncio.Event()
+    with ScriptedNode(mute) as node:
+        connection = await connect(node.address, KEYS, DEADLINE, on_close=told.set)
+        replies = await asyncio.gather(*(connection.request(PING) for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(reply, Unavailable) for reply in replies)
+        assert told.is_set()
+
+
+async def test_connection_takes_no_more_casts_than_it_can_hold() -> None:
+    end = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        end.wait(5)
+
+    with ScriptedNode(script) as node:
+        connection = await connect(node.address, KEYS, 2)
+        message = frame(b"x" * 1024 * 1024)
+        sent = [connection.cast(message) for _ in range(64)]
+        assert sent.count(True) < 16
+        connection.close()
+        assert not connection.cast(message)
+        end.set()

@@ -1,0 +1,219 @@
+"""What crosses the wire comes out as it went in, or is refused, quickly and with one of three errors."""
+
+import contextlib
+import time
+from collections import Counter
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.core.limiter import Algorithm, Decision, Rule
+from django_clusterstate.core.messages import Identity, State
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.framing import MAX_REQUEST
+
+REQUESTS = get_args(wire.Request)
+REPLIES = get_args(wire.Reply)
+
+alpha = Identity("alpha", b"b" * 16, "10.0.0.1:4370", 2.0)
+stats = wire.Stats(requests=7, limit_evictions=1)
+member = wire.MemberStatus(alpha, State.SUSPECT, 3, 1.5, 20.25, 2**64 - 1)
+EXAMPLES: list[wire.Message] = [
+    wire.Get([b"ns\0a", b"ns\0b"]),
+    wire.Set([(b"ns\0a", b"v"), (b"ns\0b", -(2**63))], 30.5, absent=True),
+    wire.Set([(b"ns\0a", 2**63 - 1)], None),
+    wire.Touch([b"ns\0a"], None),
+    wire.Delete([b"ns\0a"]),
+    wire.Incr(b"ns\0a", -1),
+    wire.Clear(b"ns"),
+    wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0), Rule(Algorithm.TOKEN_BUCKET, 0, 0.5)], 3),
+    wire.GetView(),
+    wire.Ping(),
+    wire.GetStatus(),
+    wire.Send("specific.a.b!c", b"payload", 60.0, 100),
+    wire.Receive("specific.a.b!", 2.0),
+    wire.GroupAdd("chat", "specific.a.b!c", 86400.0),
+    wire.GroupDiscard("chat", "specific.a.b!c"),
+    wire.GroupSend("chat", b"payload", 60.0, 100),
+    wire.Deliver("chat", b"payload", 60.0, 100),
+    wire.Forward("specific.a.b!c", b"payload", 60.0, 100),
+    wire.Flush(),
+    wire.Values(2**64 - 1, [b"v", 5, None, -(2**63)]),
+    wire.Flags(1, [True, False]),
+    wire.Number(1, None),
+    wire.Number(1, 2**63 - 1),
+    wire.Decided(1, [Decision(False, 10, 0, 4.5, 0.25)]),
+    wire.Done(1),
+    wire.Failed(1, wire.CHANNEL_FULL),
+    wire.Viewed(1, (alpha, alpha), "alpha"),
+    wire.Pong(1, alpha),
+    wire.Received(1, "specific.a.b!c", b"payload"),
+    wire.Received(1, "specific.a.b!", None),
+    wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats),
+]
+
+
+def decoder(message: wire.Message) -> Any:
+    return wire.decode_request if isinstance(message, REQUESTS) else wire.decode_reply
+
+
+def array(*items: Any) -> bytes:
+    return msgspec.msgpack.encode(items)
+
+
+def refused(data: bytes) -> None:
+    for decode in (wire.decode_request, wire.decode_reply):
+        with pytest.raises(wire.DECODE_ERRORS):
+            decode(data)
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_message_comes_out_as_it_went_in(message: wire.Message) -> None:
+    decoded = decoder(message)(wire.encode(message))
+    assert decoded == message
+    assert type(decoded) is type(message)
+
+
+def test_there_is_an_example_of_every_message() -> None:
+    assert {type(message) for message in EXAMPLES} == {*REQUESTS, *REPLIES}
+
+
+def test_every_message_is_a_request_or_a_reply() -> None:
+    assert set(wire.Message.__subclasses__()) == {*REQUESTS, *REPLIES}
+
+
+def test_tags_are_unique() -> None:
+    tags = Counter(kind.__struct_config__.tag for kind in (*REQUESTS, *REPLIES))
+    assert tags.most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("surplus", [[None], [[[{"a": 1}]], b"", 2.5, msgspec.msgpack.Ext(5, b"e")]])
+def test_fields_of_a_later_version_are_ignored(message: wire.Message, surplus: list[Any]) -> None:
+    items = msgspec.msgpack.decode(wire.encode(message))
+    if isinstance(message, wire.Status):  # what stands last in it has grown as well
+        items[-1] += surplus
+        items[-2][0] += surplus
+    assert decoder(message)(array(*items, *surplus)) == message
+
+
+def test_left_out_fields_get_their_defaults() -> None:
+    assert wire.decode_request(array(2, [], None)) == wire.Set([], None, absent=False)
+    assert wire.decode_request(array(7, b"k", [[0, 1, 1.0]])) == wire.Hit(b"k", [Rule(Algorithm(0), 1, 1.0)], 1)
+
+
+def test_key_may_be_as_long_as_the_limit_and_no_longer() -> None:
+    longest = b"k" * wire.MAX_KEY_BYTES
+    assert wire.decode_request(wire.encode(wire.Get([longest]))) == wire.Get([longest])
+    for message in (
+        wire.Get([longest + b"k"]),
+        wire.Set([(longest + b"k", b"")], None),
+        wire.Touch([longest + b"k"], None),
+        wire.Delete([longest + b"k"]),
+        wire.Incr(longest + b"k", 1),
+        wire.Hit(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
+        wire.Clear(b"n" * 257),
+        wire.Receive("c" * 101, 1.0),
+        wire.GroupAdd("g" * 101, "c", 1.0),
+    ):
+        refused(wire.encode(message))
+
+
+@pytest.mark.parametrize("seconds", [-1, -0.001, float("nan"), float("-inf")])
+def test_negative_and_senseless_durations_are_refused(seconds: float) -> None:
+    refused(wire.encode(wire.Set([], seconds)))
+    refused(wire.encode(wire.Touch([], seconds)))
+    refused(wire.encode(wire.Send("c", b"", seconds, 1)))
+    refused(wire.encode(wire.Receive("c", seconds)))
+    refused(wire.encode(wire.GroupAdd("g", "c", seconds)))
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64 - 1])
+def test_integers_are_of_64_bits(number: int) -> None:
+    try:
+        data = wire.encode(wire.Incr(b"k", number)), wire.encode(wire.Set([(b"k", number)], None))
+    except OverflowError:
+        return  # not even msgpack has it
+    for each in data:
+        refused(each)
+
+
+@pytest.mark.parametrize(
+    "rule", [(0, -1, 1.0), (0, 1, 0.0), (0, 1, -1.0), (0, 1, float("nan")), (3, 1, 1.0), (0, 1.5, 1.0)]
+)
+def test_rule_that_makes_no_sense_is_refused(rule: tuple[Any, ...]) -> None:
+    refused(array(7, b"k", [rule], 1))
+
+
+@pytest.mark.parametrize(("rules", "cost"), [(0, 1), (17, 1), (1, -1), (1, 2**31 + 1)])
+def test_hit_has_one_to_sixteen_rules_and_a_sane_cost(rules: int, cost: int) -> None:
+    refused(array(7, b"k", [(0, 1, 1.0)] * rules, cost))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        array(),
+        array(0),
+        array(99),
+        array("ping"),
+        array(10) + b"more",
+        b"\xc1",
+        b"\x92\x01\xdd\xff\xff\xff\xff",  # a list of four billion, and nothing more
+        b"\x92\x0a\xdf\xff\xff\xff\xff",
+        b"\x92\x01\xc6\xff\xff\xff\xff",
+        b"\x93\x0d\xa2\xff\xff\x01",  # a channel name that is no UTF-8
+    ],
+)
+def test_broken_messages_are_refused(data: bytes) -> None:
+    refused(data)
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\x01", b"\xdd\x00\x00\x00\x01"])
+def test_deep_nesting_is_refused_cheaply(opening: bytes) -> None:
+    depth = MAX_REQUEST // len(opening)
+    start = time.perf_counter()
+    refused(opening * depth)
+    refused(b"\x92\x0a" + opening * depth)  # where a later version might have put something
+    assert time.perf_counter() - start < 0.1
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_never_raise_anything_else(data: bytes) -> None:
+    for decode in (wire.decode_request, wire.decode_reply):
+        with contextlib.suppress(wire.DECODE_ERRORS):
+            decode(data)
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary() | st.text()
+trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3))
+
+
+@given(st.sampled_from([*range(1, 20), *range(33, 43)]), st.lists(trees, max_size=6), st.data())
+def test_well_formed_nonsense_never_raises_anything_else(tag: int, items: list[Any], draw: st.DataObject) -> None:
+    data = bytearray(array(tag, *items))
+    if draw.draw(st.booleans()):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    for decode in (wire.decode_request, wire.decode_reply):
+        try:
+            message = decode(bytes(data))
+        except wire.DECODE_ERRORS:
+            continue
+        assert decode(wire.encode(message)) == message or "nan" in repr(message)
+
+
+@given(st.text(max_size=100))
+def test_channel_of_a_process_names_its_node(node: str) -> None:
+    tag = wire.channel_tag(node)
+    assert len(tag) == 16
+    assert wire.tag_of(f"specific.{tag}.a1b2c3!d4e5") == tag
+    assert wire.tag_of(f"specific.inner.{tag}.a1b2c3!d4.e5") == tag
+
+
+@pytest.mark.parametrize("channel", ["", "plain", "a.b.c", "a.b!c", "!", "specific.a1b2c3!d"])
+def test_other_channels_name_no_node(channel: str) -> None:
+    assert wire.tag_of(channel) == ""
