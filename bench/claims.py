@@ -56,13 +56,17 @@ class Ratio:
 
 
 HIT, GET, AGET = f"{FIXED}: {REMOTE}", f"cache.get: {REMOTE}", f"cache.aget: {REMOTE}"
-LOCAL_GET = f"cache.get: {LOCAL}"
+LOCAL_GET, LOCAL_AGET = f"cache.get: {LOCAL}", f"cache.aget: {LOCAL}"
 
 CLAIMS = (
     Ratio("a limit on another node: django-ratelimit on Redis takes", f"{FIXED}: {DJANGO_RATELIMIT}", HIT, at_least=6),
+    Ratio("a get from this host's node: Django's Redis cache takes", f"cache.get: {REDIS}", LOCAL_GET, at_least=3),
     Ratio("a get from another node: Django's Redis cache takes", f"cache.get: {REDIS}", GET, at_least=3),
-    Ratio("a get from another node: Django's Memcached cache takes", f"cache.get: {MEMCACHED}", GET, at_least=1.3),
+    Ratio("a get from this host's node: Django's Memcached takes", f"cache.get: {MEMCACHED}", LOCAL_GET, at_least=1.3),
+    Ratio("a get from another node: Django's Memcached takes", f"cache.get: {MEMCACHED}", GET, at_least=1.3),
+    Ratio("a bare ping-pong by unix socket: a get from this host's node", LOCAL_GET, f"floor: {PING_UNIX}", at_most=3),
     Ratio("a bare ping-pong by TCP: a get from another node takes", GET, f"floor: {PING_TCP}", at_most=3),
+    Ratio("an aget from this host's node: Django's Redis cache takes", f"cache.aget: {REDIS}", LOCAL_AGET, at_least=5),
     Ratio("an aget from another node: Django's Redis cache takes", f"cache.aget: {REDIS}", AGET, at_least=5),
     Ratio(
         f"an owner among {nodes(10)}: one among {nodes(1000)} takes",
@@ -71,7 +75,6 @@ CLAIMS = (
 )  # fmt: skip
 
 ASIDES = (
-    Ratio("a bare ping-pong by unix socket: a get from this host's node takes", LOCAL_GET, f"floor: {PING_UNIX}"),
     Ratio("a bare ping-pong by unix socket: a get from another node takes", GET, f"floor: {PING_UNIX}"),
     Ratio("a get from another node: Redis with hiredis takes", f"cache.get: {REDIS_HIREDIS}", GET),
     Ratio("a get from this host's node: Redis by unix socket takes", f"cache.get: {REDIS_UNIX}", LOCAL_GET),

@@ -12,7 +12,7 @@ NOTES = (
     "Batches of all rows take turns in random order. On one CPU a figure is the work of both sides and nothing else;",
     "on two it is that and two wake-ups, which all rows but LocMemCache pay alike. A network comes on top.",
     "The rows `Redis` are redis-py as `pip install redis` leaves it, and django-ratelimit goes through that.",
-    "Asynchronous rows run in one event loop of plain asyncio. The nodes use uvloop where it is installed.",
+    "Asynchronous rows run in one event loop of uvloop, as uvicorn does where it is installed; so do nodes.",
     "Django's own asynchronous cache methods are its synchronous ones in a thread.",
 )
 _WHO = 40

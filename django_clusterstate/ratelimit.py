@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 from django.core.exceptions import ImproperlyConfigured
 
 from . import conf
@@ -63,8 +64,7 @@ class Limit:
         return cls(rules, on_unavailable)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times as fast as a frozen dataclass
     """The answer to a hit. Times are seconds.
 
     `limit`, `period`, `remaining` and `reset_after` are those of the rate that denies, or else of the one with the

@@ -168,6 +168,8 @@ class AsyncClient:
             try:
                 viewed = await self.call_node(source, _GET_VIEW)
             except ClusterStateError:
+                if self._clock() - now >= self._deadline:
+                    return  # a caller waits
                 continue
             if isinstance(viewed, Viewed):
                 for target in self.routing.learn(viewed, source, now):

@@ -174,6 +174,8 @@ class Client:
             try:
                 viewed = self.call_node(source, _GET_VIEW)
             except ClusterStateError:
+                if self._clock() - now >= self._deadline:
+                    return  # a caller waits
                 continue
             if isinstance(viewed, Viewed):
                 for target in self.routing.learn(viewed, source, now):

@@ -121,9 +121,14 @@ class StateStore(Protocol):
 
 def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> tuple[list[Decision], bool]:
     """`decide_all` for a key whose states are in `store`. Returns the decisions, and whether all allow."""
-    keys = [b"%b\0%d/%d/%r" % (key, rule.algorithm, rule.limit, rule.period) for rule in rules]
-    states = [store.get(state_key, now) for state_key in keys]
-    decisions, counted = decide_all(rules, states, cost, now)
+    if len(rules) == 1:  # nearly always
+        state_key = _state_key(key, rules[0])
+        decision, state, ttl = decide(rules[0], store.get(state_key, now), cost, now)
+        if decision.allowed and cost and state is not None:
+            store.set(state_key, state, ttl, now)
+        return [decision], decision.allowed
+    keys = [_state_key(key, rule) for rule in rules]
+    decisions, counted = decide_all(rules, [store.get(state_key, now) for state_key in keys], cost, now)
     if counted is None:
         return decisions, False
     if cost:
@@ -131,6 +136,10 @@ def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: fl
             if state is not None:
                 store.set(state_key, state, ttl, now)
     return decisions, True
+
+
+def _state_key(key: bytes, rule: Rule) -> bytes:
+    return b"%b\0%d/%d/%r" % (key, rule.algorithm, rule.limit, rule.period)
 
 
 def rebase(state: State, seconds: float) -> State:

@@ -24,8 +24,8 @@ MAX_CONNECTIONS = 4096
 MAX_STRANGERS = 256  # connections that haven't proved themselves yet: as many as may dial at once after a restart
 AUTHENTICATE_WITHIN = 5.0  # seconds
 MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that wait for the other side to read; meanwhile it isn't served
-WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
 READ_WITHIN = 5.0  # seconds that it has for that
+WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
 NOT_READ = "a requester doesn't read its replies"
 BACKLOG = 1024  # connections that the kernel keeps until we accept them
 

@@ -1,0 +1,76 @@
+"""The benchmark runs and reports everything. Its figures are judged by nobody here: they are a machine's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testproject.processes import ROOT
+
+GROUPS = {
+    "floor",
+    "cache.get",
+    "cache.set",
+    "cache.incr",
+    "cache.get_many(100)",
+    "limit, fixed window",
+    "limit, sliding window",
+    "limit, token bucket",
+    "limit, decorated view",
+    "cache.aget",
+    "cache.aset",
+    "cache.aincr",
+    "cache.aget_many(100)",
+    "ahit, fixed window",
+    "owner look-up",
+}
+
+
+def run(report: Path, **environment: str) -> tuple[str, dict[str, Any]]:
+    """What a quick run prints, and what it writes."""
+    command = [sys.executable, "-m", "bench", "--quick", "--json", str(report)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(report.read_text())
+
+
+def test_every_case_is_measured_or_says_why_not(tmp_path: Path) -> None:
+    printed, report = run(tmp_path / "bench.json")
+    cases = report["cases"].values()
+    assert {case["group"] for case in cases} == GROUPS
+    for case in cases:
+        assert case["microseconds"] or case["not_measured"], case
+        assert case["group"] in printed
+        assert case["who"] in printed
+        for figures in case["microseconds"].values():
+            assert 0 < figures["median"] <= figures["p99"]
+    assert all(case["microseconds"] for case in cases if case["who"].startswith("this, "))
+    assert len(report["claims"]) == 6
+    for claim in report["claims"]:
+        assert claim["text"] in printed
+        assert (claim["held"] is None) == (None in claim["times"].values())
+
+
+def test_peers_that_are_not_installed_are_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    printed, report = run(tmp_path / "bench.json", PATH=str(tmp_path / "empty"))
+    reasons = {case["who"]: case["not_measured"] for case in report["cases"].values()}
+    assert reasons["Redis (TCP)"] == "no redis-server"
+    assert reasons["Memcached (TCP)"] == "no memcached"
+    assert "not measured" in printed
+    claims = {claim["text"]: claim["held"] for claim in report["claims"]}
+    assert list(claims.values()).count(None) == 4
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--check", "--quick", "--json"])
+def test_option_is_explained(option: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert option in done.stdout

@@ -1,0 +1,440 @@
+"""The contract of a channel layer, kept by three real nodes: messages and groups between hosts, at most once."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.exceptions import ChannelFull
+
+from django_clusterstate import conf, layers
+from django_clusterstate.client.aio import AsyncClient
+from django_clusterstate.exceptions import ClusterStateError
+from django_clusterstate.layers import ClusterChannelLayer
+from django_clusterstate.wire.address import UnixAddress
+from testproject.processes import LocalCluster, wait_until
+from tests.conftest import NODES, using
+
+Layers = dict[str, ClusterChannelLayer]
+
+
+class LayerOf(ClusterChannelLayer):
+    """The layer as a process on that node's host has it."""
+
+    def __init__(self, cluster: LocalCluster, node: str, **options: Any) -> None:
+        super().__init__(**options)
+        settings = conf.get_settings()
+        self._client = AsyncClient(UnixAddress(str(cluster.socket(node))), settings.link_keys, settings.deadline)
+
+    def client(self) -> AsyncClient:
+        return self._client
+
+    async def close(self) -> None:
+        await super().close()
+        await self._client.close()
+
+
+@pytest.fixture
+async def hosts(cluster: LocalCluster) -> AsyncIterator[Layers]:
+    """A layer on each host."""
+    layers = {name: LayerOf(cluster, name) for name in NODES}
+    yield {**layers}
+    await layers["alpha"].flush()
+    for layer in layers.values():
+        await layer.close()
+
+
+@pytest.fixture
+async def layer(hosts: Layers) -> ClusterChannelLayer:
+    return hosts["alpha"]
+
+
+async def soon(awaitable: Any, seconds: float = 5) -> Any:
+    async with asyncio.timeout(seconds):
+        return await awaitable
+
+
+async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
+    """Whether none of these channels has anything more to receive: what was sent before has come by now."""
+    for layer, channel in receivers:
+        await layer.send(channel, {"type": "end"})
+    return [await soon(layer.receive(channel)) for layer, channel in receivers] == [{"type": "end"}] * len(receivers)
+
+
+# -- channels -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sender", NODES)
+async def test_message_reaches_a_process_on_any_host(hosts: Layers, sender: str) -> None:
+    channel = await hosts["beta"].new_channel()
+    await hosts[sender].send(channel, {"type": "hello", "from": sender})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "hello", "from": sender}
+
+
+@pytest.mark.parametrize("channel", ["jobs", "a-named_channel.1", "thumbnails", "x"])
+async def test_channel_with_a_plain_name_is_the_same_on_every_host(hosts: Layers, channel: str) -> None:
+    for number, sender in enumerate(NODES):
+        await hosts[sender].send(channel, {"type": "job", "number": number})
+    for number, receiver in enumerate(reversed(NODES)):
+        assert await soon(hosts[receiver].receive(channel)) == {"type": "job", "number": number}
+        await hosts[receiver].close()
+
+
+async def test_message_with_a_plain_name_goes_to_one_receiver_only(hosts: Layers) -> None:
+    receiving = [asyncio.create_task(layer.receive("jobs")) for layer in hosts.values()]
+    for number in range(3):
+        await hosts["alpha"].send("jobs", {"type": "job", "number": number})
+    received = await soon(asyncio.gather(*receiving))
+    assert sorted(message["number"] for message in received) == [0, 1, 2]
+
+
+async def test_message_comes_as_it_was_sent(layer: ClusterChannelLayer) -> None:
+    message = {
+        "type": "websocket.receive",
+        "bytes": bytes(range(256)),
+        "text": None,
+        "nested": {"list": [1, -(2**63), 2**64 - 1, 2.5, True, False, None], "empty": [{}, [], "", b""]},
+        "unicode": "Grüße, 世界 \N{SNOWMAN}",
+        "": 0,
+    }
+    channel = await layer.new_channel()
+    await layer.send(channel, message)
+    assert await soon(layer.receive(channel)) == message
+
+
+async def test_long_message_comes_whole_and_a_longer_one_is_refused(layer: ClusterChannelLayer) -> None:
+    channel = await layer.new_channel()
+    await layer.send(channel, {"type": "long", "bytes": b"x" * 1024 * 1024})
+    assert len((await soon(layer.receive(channel)))["bytes"]) == 1024 * 1024
+    with pytest.raises(ValueError, match="longer than it may be"):
+        await layer.send(channel, {"type": "longer", "bytes": b"x" * 1024 * 1024 * 2})
+    assert await silent((layer, channel))
+
+
+@pytest.mark.parametrize("message", ["text", [1], None, {"type": "x", "what": object()}])
+async def test_what_is_no_message_is_refused(layer: ClusterChannelLayer, message: Any) -> None:
+    with pytest.raises(TypeError):
+        await layer.send("jobs", message)
+
+
+@pytest.mark.parametrize("name", ["", "with space", "x" * 100, "ümlaut", "slash/", 5, None])
+async def test_invalid_names_are_refused(layer: ClusterChannelLayer, name: Any) -> None:
+    for call in (
+        layer.send(name, {"type": "x"}),
+        layer.receive(name),
+        layer.group_add(name, "channel"),
+        layer.group_add("group", name),
+        layer.group_discard(name, "channel"),
+        layer.group_discard("group", name),
+        layer.group_send(name, {"type": "x"}),
+    ):
+        with pytest.raises(TypeError):
+            await call
+
+
+async def test_new_channels_are_valid_different_and_keep_their_prefix(layer: ClusterChannelLayer) -> None:
+    channels = [await layer.new_channel() for _ in range(20)] + [await layer.new_channel("inner.one")]
+    assert len(set(channels)) == 21
+    assert all(layer.require_valid_channel_name(channel) for channel in channels)
+    assert channels[0].startswith("specific.")
+    assert channels[-1].startswith("inner.one")
+    assert len({layer.non_local_name(channel) for channel in channels[:20]}) == 1
+
+
+async def test_messages_come_in_order(hosts: Layers) -> None:
+    channel = await hosts["beta"].new_channel()
+    for number in range(50):
+        await hosts["alpha"].send(channel, {"type": "x", "number": number})
+    received = [await soon(hosts["beta"].receive(channel)) for _ in range(50)]
+    assert [message["number"] for message in received] == list(range(50))
+
+
+async def test_many_channels_of_a_process_each_get_their_own(hosts: Layers) -> None:
+    channels = [await hosts["beta"].new_channel() for _ in range(60)]
+    receiving = [asyncio.create_task(hosts["beta"].receive(channel)) for channel in channels]
+    for number, channel in enumerate(channels):
+        await hosts[NODES[number % 3]].send(channel, {"type": "x", "number": number})
+    received = await soon(asyncio.gather(*receiving))
+    assert [message["number"] for message in received] == list(range(60))
+
+
+async def test_message_for_another_channel_of_the_process_is_kept_for_it(layer: ClusterChannelLayer) -> None:
+    first, second = await layer.new_channel(), await layer.new_channel()
+    await layer.send(second, {"type": "second"})
+    await layer.send(first, {"type": "first"})
+    assert await soon(layer.receive(first)) == {"type": "first"}
+    assert await soon(layer.receive(second)) == {"type": "second"}
+
+
+async def test_full_channel_says_so(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha", capacity=3, channel_capacity={"wide*": 5})
+    own = await layer.new_channel()
+    for channel, capacity in ((own, 3), ("narrow", 3), ("wide.one", 5)):
+        for _ in range(capacity):
+            await layer.send(channel, {"type": "x"})
+        with pytest.raises(ChannelFull):
+            await layer.send(channel, {"type": "x"})
+        await soon(layer.receive(channel))
+        await layer.flush()
+    await layer.close()
+
+
+async def test_expired_messages_are_never_received(cluster: LocalCluster) -> None:
+    brief, lasting = LayerOf(cluster, "alpha", expiry=1), LayerOf(cluster, "alpha")
+    at_node = await brief.new_channel()
+    await brief.send(at_node, {"type": "expires at the node"})
+    in_process, other = await lasting.new_channel(), await lasting.new_channel()
+    lasting.expiry = 1  # from here on, for what this process keeps
+    await lasting.send(in_process, {"type": "expires here"})
+    await lasting.send(other, {"type": "x"})
+    await soon(lasting.receive(other))  # brings the other channel's message along
+    await asyncio.sleep(1.1)
+    assert await silent((brief, at_node), (lasting, in_process))
+    await brief.close()
+    await lasting.close()
+
+
+# -- receiving ------------------------------------------------------------------------------------------------
+
+
+async def test_cancelled_receive_loses_nothing(hosts: Layers) -> None:
+    layer = hosts["alpha"]
+    for channel in (await layer.new_channel(), "jobs"):
+        for number in range(5):
+            waiting = asyncio.create_task(layer.receive(channel))
+            await asyncio.sleep(0.01 * (number % 2))
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await hosts["beta"].send(channel, {"type": "x", "number": number})
+            assert (await soon(layer.receive(channel)))["number"] == number
+
+
+async def test_receive_cancelled_as_its_message_comes_leaves_it_to_the_next(layer: ClusterChannelLayer) -> None:
+    channel = await layer.new_channel()
+    waiting = asyncio.create_task(layer.receive(channel))
+    await asyncio.sleep(0.02)
+    inbox = layer._inbox()
+    inbox.put(channel, layers._encode({"type": "first"}))
+    inbox.put(channel, layers._encode({"type": "second"}))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert [(await soon(layer.receive(channel)))["type"] for _ in range(2)] == ["first", "second"]
+
+
+async def test_several_may_receive_from_one_channel(layer: ClusterChannelLayer) -> None:
+    channel = await layer.new_channel()
+    receiving = [asyncio.create_task(layer.receive(channel)) for _ in range(3)]
+    for number in range(3):
+        await layer.send(channel, {"type": "x", "number": number})
+    received = await soon(asyncio.gather(*receiving))
+    assert [message["number"] for message in received] == [0, 1, 2]
+
+
+async def test_channel_that_nobody_waits_on_any_more_is_left_to_others(
+    hosts: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "WAIT", 0.1)
+    alpha = hosts["alpha"]
+    both = [asyncio.create_task(alpha.receive(name)) for name in ("thumb", "thumbs")]
+    await asyncio.sleep(0.02)
+    both[0].cancel()
+    stream = alpha._inbox()._streams["thumb"]
+    await soon(stream.task)  # it ends, though somebody waits on a name that begins with this one
+    await hosts["beta"].send("thumb", {"type": "x"})
+    assert await soon(hosts["gamma"].receive("thumb")) == {"type": "x"}
+    both[1].cancel()
+    await asyncio.gather(*both, return_exceptions=True)
+
+
+def test_nothing_is_fetched_for_an_event_loop_that_ends(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha")
+    for number in range(3):
+        async_to_sync(layer.send)("jobs", {"type": "x", "number": number})
+    received = [async_to_sync(soon)(layer.receive("jobs")) for _ in range(3)]
+    assert [message["number"] for message in received] == [0, 1, 2]
+
+
+def test_event_loops_in_a_row_leave_no_socket_open(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha")
+
+    async def talk() -> None:
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_send("chat", {"type": "x"})
+        await soon(layer.receive(channel))
+        await layer.group_discard("chat", channel)
+
+    async_to_sync(talk)()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        async_to_sync(talk)()
+        asyncio.run(talk())
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(layer._inboxes) == 1
+
+
+# -- groups ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sender", NODES)
+async def test_group_message_is_heard_once_on_every_host(hosts: Layers, sender: str) -> None:
+    channels = {name: [await layer.new_channel(), await layer.new_channel()] for name, layer in hosts.items()}
+    for name, layer in hosts.items():
+        for channel in channels[name]:
+            await layer.group_add("chat", channel)
+            await layer.group_add("chat", channel)
+    await hosts[sender].group_send("chat", {"type": "hello"})
+    for name, layer in hosts.items():
+        for channel in channels[name]:
+            assert await soon(layer.receive(channel)) == {"type": "hello"}
+    assert await silent(*((layer, channel) for name, layer in hosts.items() for channel in channels[name]))
+
+
+async def test_channel_that_left_the_group_hears_nothing(hosts: Layers) -> None:
+    channels = {name: await layer.new_channel() for name, layer in hosts.items()}
+    for name, layer in hosts.items():
+        await layer.group_add("chat", channels[name])
+    await hosts["beta"].group_discard("chat", channels["beta"])
+    await hosts["beta"].group_discard("none", channels["beta"])
+    await hosts["alpha"].group_send("chat", {"type": "hello"})
+    assert await soon(hosts["gamma"].receive(channels["gamma"])) == {"type": "hello"}
+    assert await silent((hosts["beta"], channels["beta"]))
+
+
+async def test_channel_may_be_put_in_a_group_and_out_of_it_from_another_host(hosts: Layers) -> None:
+    channel = await hosts["beta"].new_channel()
+    await hosts["beta"].group_add("chat", channel)
+    await hosts["alpha"].group_add("chat", channel)
+    await hosts["gamma"].group_send("chat", {"type": "hello"})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "hello"}
+    assert await silent((hosts["beta"], channel))
+    await hosts["alpha"].group_discard("chat", channel)
+    await hosts["gamma"].group_send("chat", {"type": "hello"})
+    assert await silent((hosts["beta"], channel))
+
+
+@pytest.mark.parametrize("channel", ["jobs", "thumbnails", "x", "y"])
+async def test_channel_with_a_plain_name_hears_a_group_once(hosts: Layers, channel: str) -> None:
+    for layer in hosts.values():
+        await layer.group_add("chat", channel)
+    waiting = asyncio.create_task(hosts["beta"].receive(channel))
+    await asyncio.sleep(0.02)
+    await hosts["gamma"].group_send("chat", {"type": "hello"})
+    assert await soon(waiting) == {"type": "hello"}
+    assert await silent((hosts["beta"], channel))
+
+
+async def test_full_channel_misses_a_group_message_and_the_others_hear_it(cluster: LocalCluster) -> None:
+    narrow, wide = LayerOf(cluster, "alpha", capacity=1), LayerOf(cluster, "beta")
+    full, free = await narrow.new_channel(), await wide.new_channel()
+    await narrow.group_add("chat", full)
+    await wide.group_add("chat", free)
+    await narrow.send(full, {"type": "first"})
+    await narrow.group_send("chat", {"type": "hello"})
+    assert await soon(wide.receive(free)) == {"type": "hello"}
+    assert await soon(narrow.receive(full)) == {"type": "first"}
+    assert await silent((narrow, full))
+    await narrow.flush()
+    await narrow.close()
+    await wide.close()
+
+
+async def test_flush_empties_channels_and_groups_everywhere_but_leaves_the_cluster_alone(
+    hosts: Layers, cluster: LocalCluster
+) -> None:
+    channels = {name: await layer.new_channel() for name, layer in hosts.items()}
+    for name, layer in hosts.items():
+        await layer.group_add("chat", channels[name])
+        await layer.send(channels[name], {"type": "x"})
+    await hosts["alpha"].flush()
+    await hosts["beta"].group_send("chat", {"type": "hello"})
+    assert await silent(*((layer, channels[name]) for name, layer in hosts.items()))
+
+    def heard() -> list[int]:
+        return [status.stats.heartbeats_heard for name in NODES if (status := cluster.status(name)) is not None]
+
+    before = heard()
+    await asyncio.to_thread(
+        wait_until, lambda: all(now >= then + 3 for then, now in zip(before, heard(), strict=True)), 3, "heartbeats"
+    )
+    assert cluster.agreed(NODES)
+
+
+# -- what happens to the nodes --------------------------------------------------------------------------------
+
+
+async def eventually(call: Callable[[], Any], seconds: float = 10) -> None:
+    """Until the call passes: nodes and requesters need a moment to learn who is there."""
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                await call()
+            except ClusterStateError:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+@pytest.fixture
+async def own_cluster() -> AsyncIterator[LocalCluster]:
+    with (
+        tempfile.TemporaryDirectory(prefix="cs-") as folder,
+        LocalCluster(Path(folder), ["alpha", "beta"]) as cluster,
+        using(cluster, "alpha"),
+    ):
+        cluster.start("alpha")
+        cluster.wait_for("alpha")
+        yield cluster
+
+
+async def test_receivers_and_groups_outlive_their_node_and_follow_their_channels(own_cluster: LocalCluster) -> None:
+    layer, other = LayerOf(own_cluster, "alpha"), LayerOf(own_cluster, "beta")
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    plain = [f"jobs-{number}" for number in range(6)]
+    waiting = {name: asyncio.create_task(layer.receive(name)) for name in (channel, *plain)}
+    await asyncio.sleep(0.1)
+
+    own_cluster.start("beta")
+    await asyncio.to_thread(own_cluster.wait_for)
+    table = await other.client().table()
+    owners = {owner.name for name in plain if (owner := table.owner(name.encode()))}
+    assert owners == {"alpha", "beta"}  # some of the channels have moved to the new node
+    for name in plain:
+        await other.send(name, {"type": name})
+    assert [(await soon(waiting[name]))["type"] for name in plain] == plain
+
+    own_cluster.kill("alpha")
+    await asyncio.to_thread(own_cluster.wait_for, "beta")
+    assert not waiting[channel].done()
+    own_cluster.start("alpha")
+    await asyncio.to_thread(own_cluster.wait_for)
+    await eventually(lambda: layer.send(channel, {"type": "direct"}))
+    assert await soon(waiting[channel]) == {"type": "direct"}
+    await eventually(lambda: other.group_send("chat", {"type": "hello"}))
+    assert await soon(layer.receive(channel)) == {"type": "hello"}
+    await layer.close()
+    await other.close()
+
+
+async def test_without_a_node_sending_fails_at_once_and_receiving_waits(tmp_path: Path, cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha")
+    channel = await layer.new_channel()
+    await layer.client().close()
+    layer.client().routing.local.address = UnixAddress(str(tmp_path / "none.sock"))
+    for call in (
+        layer.send(channel, {"type": "x"}),
+        layer.group_add("chat", channel),
+        layer.group_send("chat", {"type": "x"}),
+    ):
+        with pytest.raises(ClusterStateError):
+            await call
+    with pytest.raises(TimeoutError):
+        await soon(layer.receive(channel), 0.2)
+    await layer.close()
