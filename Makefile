@@ -48,6 +48,9 @@ lint: $(VENV)/dev  ## style and types
 bench: $(VENV)/dev  ## side by side with Redis, Memcached and others
 	$(RUN) -m bench
 
+screenshot: $(VENV)/dev  ## the picture of the admin page, with Chromium
+	$(RUN) -m docs.screenshot
+
 docs: $(VENV)/dev  ## the documentation, into docs/_build
 	$(BIN)/sphinx-build --fail-on-warning --quiet docs docs/_build
 
