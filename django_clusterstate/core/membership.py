@@ -6,27 +6,33 @@
 | joining     | says that it is alive                                     | alive                              |
 | alive       | is silent for `suspect_after`                             | suspect                            |
 | suspect     | is heard                                                  | alive                              |
-| any serving | is silent for `down_after`, or refuses a fresh link       | down                               |
+| any serving | is silent for `down_after`, to us and to all who tell us  | down                               |
+| any serving | refuses a fresh link                                      | down                               |
 | any serving | says that it leaves                                       | leaving                            |
 | leaving     | says that it is gone, is silent for `down_after`, or refuses | left                               |
 | down        | is heard with a higher incarnation: it has refuted        | what it says                       |
 | any         | its name is heard with a new boot id                      | down, and the new boot is unknown  |
 | left        | -                                                         | stays left                         |
 
-The terms are those of SWIM (Das, Gupta, Motivala 2002) and memberlist. Nobody gossips verdicts: each node
-judges by what it heard itself, since every heartbeat reaches every node.
+A joining member falls silent and leaves as a serving one does.
+
+The terms are those of SWIM (Das, Gupta, Motivala 2002) and memberlist. Nobody gossips verdicts: each node judges for
+itself. But heartbeats say how long ago their sender heard others, and whoever is heard by anyone that we hear isn't
+down: it is suspect, and flagged as unreachable if it should be down by our ears alone. So nodes that can't hear one
+of them have the same view as those that can.
 
 Times are monotonic seconds of this node, given by the caller. Methods return what changed; the caller logs,
 notifies and sends.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View
 
-STALL = 0.2  # a tick later than this says that we ourselves were stopped: a busy loop stays well below
+STALL = 0.3  # seconds between two ticks that say that we ourselves were stopped: they are due every tenth
 TOGETHER = 1.0  # peers that fell silent within so many seconds of each other did so for one reason
 SIGHTINGS = 16  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
 TOMBSTONES = 256  # members that are gone stay visible, at most so many
@@ -69,6 +75,8 @@ class Member:
     heard: float
     since: float
     epoch: int = 0
+    told: float = -math.inf  # when others heard it, as far as they have told us
+    unreachable: bool = False  # it should be down, but others hear it
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,7 @@ class Outcome:
 
     `answer`: send the one who was heard a heartbeat now. `given_up`: others held this node for down, and have served
     its keys. `stalled`: seconds that this node was stopped. `namesake`: another running node uses our name, at this
-    address.
+    address. `unreachable`: others hear these, and we don't any more.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -94,6 +102,7 @@ class Outcome:
     given_up: bool = False
     stalled: float = 0.0
     namesake: str = ""
+    unreachable: list[Identity] = field(default_factory=list)
 
 
 class Membership:
@@ -116,6 +125,7 @@ class Membership:
         self._namesake_beats = 0
         self._namesake_sequence = 0
         self._view = View.of(())
+        self._asked: dict[str, None] = {}  # members that others doubt and we have heard
 
     @property
     def view(self) -> View:
@@ -146,10 +156,11 @@ class Membership:
             self._meet(beat, now, outcome)
         else:
             self._hear_again(member, beat, now, outcome)
-        if doubts := self._doubts_to_refute(beat):
-            self.incarnation += 1
-            outcome.answer = True
-            outcome.given_up = State.DOWN in doubts
+        for sighting in beat.sightings:
+            if sighting.boot == self.me.boot:
+                self._refute(sighting, outcome)
+            else:
+                self._learn(sighting, now)
         self._settle(outcome)
         return outcome
 
@@ -205,15 +216,21 @@ class Membership:
             return
         self._move(member, beat.state, now, outcome)
 
-    def _doubts_to_refute(self, beat: Heartbeat) -> set[State]:
-        """As what the sender holds us wrongly, not knowing our present incarnation."""
-        return {
-            sighting.state
-            for sighting in beat.sightings
-            if sighting.boot == self.me.boot
-            and sighting.state in (State.SUSPECT, State.DOWN)
-            and sighting.incarnation >= self.incarnation
-        }
+    def _refute(self, sighting: Sighting, outcome: Outcome) -> None:
+        """Raises our incarnation if we are doubted by someone who doesn't know the present one."""
+        if sighting.state in (State.SUSPECT, State.DOWN) and sighting.incarnation >= self.incarnation:
+            self.incarnation += 1
+            outcome.answer = True
+            outcome.given_up = sighting.state is State.DOWN
+
+    def _learn(self, sighting: Sighting, now: float) -> None:
+        """Takes in when the sender heard another member, and whether it wants to know when we did."""
+        member = self.members.get(sighting.name)
+        if member is None or member.identity.boot != sighting.boot or sighting.state in GONE:
+            return
+        member.told = max(member.told, now - sighting.age)
+        if sighting.state is State.SUSPECT and now - member.heard < self.timings.suspect_after:
+            self._asked[sighting.name] = None
 
     # -- what is not heard ----------------------------------------------------------------------------------
 
@@ -222,9 +239,9 @@ class Membership:
         outcome = Outcome()
         late = now - self._ticked
         self._ticked = now
-        if late > STALL + self.timings.heartbeat:
+        if late > STALL:
             outcome.stalled = late
-            self._restart_clocks(now)
+            self._discount(late, now)
         if self.state is State.JOINING and now - self.started >= 2 * self.timings.heartbeat:
             # By now whoever discovery found has answered, so we don't own keys that belong to others.
             self.state = State.ALIVE
@@ -234,11 +251,16 @@ class Membership:
         self._settle(outcome)
         return outcome
 
-    def _restart_clocks(self, now: float) -> None:
-        # The silence was ours: what they sent meanwhile is still unread.
+    def _discount(self, late: float, now: float) -> None:
+        """The silence was ours, and what they sent meanwhile is still unread.
+
+        After a long stop every clock starts anew. A short one isn't counted, and leaves time to read; more isn't
+        given, or a node that is short of time again and again would never find anyone down.
+        """
+        patience = self.timings.suspect_after
         for member in self.members.values():
             if member.state not in GONE:
-                member.heard = now
+                member.heard = now if late >= patience else max(member.heard + late, now - patience)
 
     def _judge(self, now: float, outcome: Outcome) -> None:
         self.isolated = self._silent_together(now)
@@ -246,11 +268,16 @@ class Membership:
         for member in self.members.values():
             silence = now - member.heard
             if member.state in GONE or silence < self.timings.suspect_after:
+                member.unreachable = False
                 continue
-            if silence >= self.timings.down_after + patience:
-                self._move(member, State.LEFT if member.state is State.LEAVING else State.DOWN, now, outcome)
-            elif member.state is State.ALIVE:
+            if member.state is State.ALIVE:
                 self._move(member, State.SUSPECT, now, outcome)
+            if silence >= self.timings.down_after + patience:
+                if now - member.told >= self.timings.down_after + patience:
+                    self._move(member, State.LEFT if member.state is State.LEAVING else State.DOWN, now, outcome)
+                elif not member.unreachable:
+                    member.unreachable = True
+                    outcome.unreachable.append(member.identity)
 
     def _silent_together(self, now: float) -> bool:
         """Whether most peers fell silent at once: then it is us, or the layer, and verdicts wait."""
@@ -288,11 +315,15 @@ class Membership:
         return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self._view.epoch, sightings, channel)
 
     def _sightings(self, now: float) -> Iterator[Sighting]:
-        """The doubted first, the latest heard of them before all: only they can refute. Then the others in turn."""
+        """The doubted first, the latest heard of them before all, since only they can refute; then those that others
+        doubt and we have heard; then the others in turn."""
         doubted = [m for m in self.members.values() if m.state in (State.SUSPECT, State.DOWN)]
         doubted.sort(key=lambda member: member.heard, reverse=True)
         others = [m for m in self.members.values() if m.state not in GONE and m.state is not State.SUSPECT]
         chosen = doubted[: SIGHTINGS // 2]
+        asked = [self.members[name] for name in self._asked if name in self.members]
+        chosen += [m for m in asked if m.state is not State.SUSPECT][: SIGHTINGS // 4]
+        self._asked.clear()
         room = min(SIGHTINGS - len(chosen), len(others))
         chosen += [others[(self._turn + step) % len(others)] for step in range(room)]
         self._turn += room

@@ -55,7 +55,7 @@ class Node:
     inbox: list[Heartbeat] = field(default_factory=list)
     held: list[Callable[["Node"], None]] = field(default_factory=list)  # timers that fired in a pause
     ticked: float = 0.0
-    woke: float = float("-inf")
+    judges_from: float = float("-inf")  # it was stopped, and until then what was sent meanwhile may be unread
     view: View | None = None
     view_since: float = 0.0
     evidence: dict[bytes, float] = field(default_factory=dict)
@@ -154,8 +154,10 @@ class Simulation:
         if self._stopped(node, self._ticks):
             return
         self.at(self._about(TICK), lambda: self._ticks(node))
-        if self.now - node.ticked > rules.STALL + self.timings.heartbeat:
-            node.woke = self.now
+        late = self.now - node.ticked
+        if late > rules.STALL:
+            patience = self.timings.suspect_after
+            node.judges_from = self.now + (self.timings.down_after if late >= patience else patience)
         node.ticked = self.now
         self._check(node, "tick", node.membership.tick(self.now), None)
 
@@ -262,9 +264,9 @@ class Simulation:
         if change.new not in GONE:
             return
         if call == "tick":
-            silence, awake = self.now - node.evidence[who.boot], self.now - node.woke
+            silence = self.now - node.evidence[who.boot]
             self._hold(silence >= self.timings.suspect_after, f"{story}: it was heard {silence:.3f} s ago")
-            self._hold(awake >= self.timings.down_after, f"{story}: it woke {awake:.3f} s ago itself")
+            self._hold(self.now >= node.judges_from, f"{story}: it has just woken itself")
         else:
             self._hold(about is not None and about.name == who.name, f"{story}: that was about another")
         if change.new is State.DOWN and call != "heard":
