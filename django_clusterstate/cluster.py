@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync
 
 from . import conf
 from .client.routing import Table, Target
-from .core.messages import Identity, State
+from .core.messages import SERVING, Identity, State
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.framing import frame
@@ -36,6 +36,21 @@ class ClusterStatus:
         """Whether all nodes answered, all have the same view, and none is still joining."""
         settled = all(status.state is not State.JOINING for status in self.nodes.values())
         return bool(self.nodes) and not self.silent and settled and len(self.epochs) == 1
+
+    @property
+    def serving(self) -> int:
+        """How many nodes that answered own keys."""
+        return sum(status.state in SERVING for status in self.nodes.values())
+
+    @property
+    def unreachable(self) -> list[tuple[str, str]]:
+        """(from, to) of members whose heartbeats don't reach a node, while others hear them."""
+        return [
+            (member.identity.name, name)
+            for name, status in self.nodes.items()
+            for member in status.members
+            if member.unreachable
+        ]
 
     @property
     def epochs(self) -> set[int]:

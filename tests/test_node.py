@@ -234,7 +234,7 @@ def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(fold
         wait_until(lambda: sees(cluster, "a", "c", "left"), SECONDS, "c left")
         cluster.start("b")
         cluster.wait_for("a", "b")
-        wanted = {"member_up a", "member_up b", "member_up c", "member_down b", "member_left c"}
+        wanted = {"member_up a", "member_up b", "member_up c", "member_down b", "member_left c", "view a,b,c -> a,c"}
         wait_until(lambda: wanted <= set(file.read_text().splitlines()), SECONDS, "all signals")
         assert "a receiver of the user's that fails" in cluster.processes["a"].output()
 

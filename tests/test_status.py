@@ -16,7 +16,7 @@ from django_clusterstate import cluster as functions
 from django_clusterstate import conf
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.messages import Identity, State
-from django_clusterstate.wire.messages import Stats, Status
+from django_clusterstate.wire.messages import MemberStatus, Stats, Status
 from testproject.processes import ROOT, LocalCluster
 from tests.conftest import NODES
 
@@ -32,9 +32,9 @@ def called(*options: str) -> str:
     return output.getvalue()
 
 
-def node(name: str, epoch: int) -> Status:
+def node(name: str, epoch: int, members: tuple[MemberStatus, ...] = ()) -> Status:
     identity = Identity(name, bytes(16), f"{name}:4370")
-    return Status(epoch, identity, State.ALIVE, 60.0, False, "1", 2**20, (), Stats())
+    return Status(epoch, identity, State.ALIVE, 60.0, False, "1", 2**20, members, Stats())
 
 
 class TestExitCodes:
@@ -82,6 +82,15 @@ class TestRealNodes:
         assert all("alive" in line for line in lines[1:4])
         assert lines[-1] == "asked: alpha; all agree"
 
+    def test_waiting_for_as_many_as_there_are_returns_at_once(self) -> None:
+        assert called("--wait-for", "3").splitlines()[-1] == "asked: alpha; all agree"
+
+    @pytest.mark.parametrize("number", ["2", "4"])
+    def test_waiting_for_another_number_ends_with_the_time_and_1(self, number: str) -> None:
+        with pytest.raises(SystemExit) as caught:
+            called("--wait-for", number, "--timeout", "0.3")
+        assert caught.value.code == 1
+
     def test_json_has_all_fields_by_name(self) -> None:
         shown = json.loads(called("--json"))
         assert shown["agree"] is True
@@ -96,6 +105,12 @@ class TestRealNodes:
 
 
 class TestTrouble:
+    def test_member_that_a_node_alone_does_not_hear_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        member = MemberStatus(Identity("two", b"2", "10.0.0.2:4370"), State.SUSPECT, 0, 9.0, 8.0, 1, unreachable=True)
+        status = ClusterStatus("one", {"one": node("one", 1, members=(member,)), "two": node("two", 1)})
+        monkeypatch.setattr(functions, "status", lambda: status)
+        assert "two cannot reach one\n" in called()
+
     def test_views_that_differ_and_silent_nodes_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         nodes = {"one": node("one", 1), "two": node("two", 2)}
         monkeypatch.setattr(functions, "status", lambda: ClusterStatus("", nodes, {"three": "too late"}))

@@ -8,13 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect
-from ..wire.framing import frame
-from ..wire.messages import GetView, Reply, Viewed, encode
+from ..wire.messages import Reply, Viewed
 from .routing import Routing, Table, Target, named
 
 logger = logging.getLogger("django_clusterstate.client")
 
-_GET_VIEW = frame(encode(GetView()))
 
 Loop = asyncio.AbstractEventLoop
 
@@ -95,7 +93,7 @@ class AsyncClient:
                     reply = await self._call_afresh(target, request, now)  # the node may have been restarted
         except ClusterStateError as error:
             failure = named(target, error)
-            if target.failed(now):
+            if self.routing.failed(target, now):
                 logger.warning("%s; it is left alone until it answers again", failure)
             raise failure from error
         if target.failures and target.answered():
@@ -164,9 +162,10 @@ class AsyncClient:
 
     async def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
+        request = self.routing.view_request()
         for source in self.routing.sources(now):
             try:
-                viewed = await self.call_node(source, _GET_VIEW)
+                viewed = await self.call_node(source, request)
             except ClusterStateError:
                 if self._clock() - now >= self._deadline:
                     return  # a caller waits

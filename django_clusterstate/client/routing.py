@@ -11,12 +11,16 @@ from ..core.hrw import Rendezvous
 from ..core.messages import NO_VIEW, Identity, View
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from ..wire.address import Address, parse_tcp
-from ..wire.messages import Viewed
+from ..wire.framing import frame
+from ..wire.messages import GetView, Viewed, encode
 
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
 VIEW_MIN_AGE = 0.05  # but not more often than this while the nodes' views differ
 FAILURES_TO_OPEN = 3
 HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody a deadline; then one may try
+
+MAX_DOUBTS = 64
+_GET_VIEW = frame(encode(GetView()))
 
 
 class Target:
@@ -33,10 +37,15 @@ class Target:
 
     def check(self, now: float) -> None:
         """Raises `Unavailable` while the breaker is open. When it half-opens, the first to come tries for all."""
-        if self.failures >= FAILURES_TO_OPEN:
+        if self.is_open:
             if now < self.retry_at:
                 raise Unavailable(f"{self} has failed {self.failures} times in a row and is left alone for now")
             self.retry_at = now + HALF_OPEN_AFTER
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has failed so often that it is left alone."""
+        return self.failures >= FAILURES_TO_OPEN
 
     def failed(self, now: float) -> bool:
         """Counts a failure. True when it is the one that opens the breaker."""
@@ -46,7 +55,7 @@ class Target:
 
     def answered(self) -> bool:
         """Forgets the failures. True when that closes the breaker."""
-        was_open = self.failures >= FAILURES_TO_OPEN
+        was_open = self.is_open
         self.failures = 0
         return was_open
 
@@ -111,6 +120,18 @@ class Routing:
         """A reply came with another epoch than ours: the view is to be asked for before long."""
         if epoch != self.epoch:
             self.refresh_at = min(self.refresh_at, max(now, self._asked_at + VIEW_MIN_AGE))
+
+    def failed(self, target: Target, now: float) -> bool:
+        """Counts a failure of a call. True when it opens the breaker; then the local node is told before long."""
+        opened = target.failed(now)
+        if opened and target is not self.local:
+            self.refresh_at = min(self.refresh_at, now)
+        return opened
+
+    def view_request(self) -> bytes:
+        """The request for the view, with the members that fail us."""
+        doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
+        return frame(encode(GetView(doubts[:MAX_DOUBTS]))) if doubts else _GET_VIEW
 
     def sources(self, now: float) -> list[Target]:
         """Whom to ask for the view, in this order: the local node, then others of the last view."""

@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import BlockingConnection
-from ..wire.framing import frame
-from ..wire.messages import GetView, Reply, Viewed, encode
+from ..wire.messages import Reply, Viewed
 from .routing import Routing, Table, Target, named
 
 MAX_IDLE = 64  # connections kept for each node
 READ_ON = 0.02  # seconds for the rest of an answer whose beginning came in time
 
 logger = logging.getLogger("django_clusterstate.client")
-
-_GET_VIEW = frame(encode(GetView()))
 
 
 class Client:
@@ -162,7 +159,7 @@ class Client:
     def _failed(self, target: Target, error: ClusterStateError, now: float) -> ClusterStateError:
         _drop_pool(target)
         error = named(target, error)
-        if target.failed(now):
+        if self.routing.failed(target, now):
             logger.warning("%s; it is left alone until it answers again", error)
         return error
 
@@ -170,9 +167,10 @@ class Client:
 
     def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
+        request = self.routing.view_request()
         for source in self.routing.sources(now):
             try:
-                viewed = self.call_node(source, _GET_VIEW)
+                viewed = self.call_node(source, request)
             except ClusterStateError:
                 if self._clock() - now >= self._deadline:
                     return  # a caller waits

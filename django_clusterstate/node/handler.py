@@ -38,6 +38,7 @@ class Peers(Protocol):
 
     def fan_out(self, message: wire.Deliver) -> None: ...
     def forward(self, tag: str, message: wire.Forward) -> None: ...
+    def doubt(self, name: str) -> None: ...
 
 
 class Handler:
@@ -180,6 +181,8 @@ class Handler:
     # -- the cluster ----------------------------------------------------------------------------------------
 
     def _get_view(self, request: wire.GetView) -> wire.Reply:
+        for name in request.doubts:
+            self._peers.doubt(name)
         view = self.membership.view
         return wire.Viewed(view.epoch, view.members, self.membership.me.name)
 
@@ -194,7 +197,7 @@ class Handler:
         stats.limit_evictions = self.limits.evictions
         stats.channel_messages = self.channels.taken
         members = tuple(
-            wire.MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch)
+            wire.MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)
             for m in membership.members.values()
         )
         return wire.Status(

@@ -13,7 +13,8 @@ import msgspec
 
 from ..core.membership import Membership
 from ..core.messages import Heartbeat
-from ..wire.handshake import MAX_SECRETS
+from ..exceptions import ProtocolError
+from ..wire.handshake import MAX_SECRETS, VERSIONS, common_version, incompatible
 from ..wire.messages import DECODE_ERRORS
 
 JITTER = 0.1
@@ -37,29 +38,32 @@ class ChannelLayer(Protocol):
 
 def seal(beat: Heartbeat, keys: Sequence[bytes]) -> dict[str, Any]:
     """The channel message for a heartbeat, signed with every secret: some may know only the one before the newest."""
-    body = msgspec.msgpack.encode(beat)
+    body = bytes(VERSIONS) + msgspec.msgpack.encode(beat)
     return {"type": "clusterstate.heartbeat", "body": body, "macs": [hmac.digest(key, body, "sha256") for key in keys]}
 
 
-def unseal(message: dict[str, Any], keys: Sequence[bytes]) -> Heartbeat | None:
-    """The heartbeat, or None when it wasn't signed with one of our secrets; then nothing of it is decoded."""
+def unseal(message: dict[str, Any], keys: Sequence[bytes]) -> Heartbeat:
+    """The heartbeat. Raises `ProtocolError` when it isn't signed with one of our secrets, before anything of it is
+    decoded, and when we have no protocol version in common with its sender."""
     body, macs = message.get("body"), message.get("macs")
-    if not isinstance(body, bytes) or not isinstance(macs, list) or len(macs) > MAX_SECRETS:
-        return None
+    if not isinstance(body, bytes) or not isinstance(macs, list) or len(body) < 2 or len(macs) > MAX_SECRETS:
+        raise ProtocolError("a message on the nodes' channel is no heartbeat")
     expected = [hmac.digest(key, body, "sha256") for key in keys]
     if not any(isinstance(mac, bytes) and hmac.compare_digest(mac, ours) for mac in macs for ours in expected):
-        return None
+        raise ProtocolError("a heartbeat isn't signed with our secret: another cluster, or another SECRET")
+    if not common_version(body[0], body[1]):
+        raise ProtocolError(f"a node sends heartbeats that can't be understood: {incompatible(body[0], body[1])}")
     try:
-        return _decode(body)
-    except DECODE_ERRORS:
-        return None
+        return _decode(body[2:])
+    except DECODE_ERRORS as error:
+        raise ProtocolError(f"a heartbeat can't be read: {error}") from error
 
 
 class Heartbeats:
     """Runs until cancelled.
 
-    `on_heard(beat)` is called for each authentic heartbeat, `on_forged()` for each other; `report` is told once when
-    the layer fails and once when it works again.
+    `on_heard(beat)` is called for each authentic heartbeat, `on_rejected(why)` for each other; `report` is told once
+    when the layer fails and once when it works again.
     """
 
     def __init__(
@@ -70,17 +74,17 @@ class Heartbeats:
         keys: Sequence[bytes],
         clock: Callable[[], float],
         on_heard: Callable[[Heartbeat], None],
-        on_forged: Callable[[], None],
+        on_rejected: Callable[[str], None],
         report: Callable[[str], None],
     ) -> None:
-        self.forged = 0  # messages that weren't signed with our secret
+        self.rejected = 0  # messages that weren't signed with our secret, or couldn't be understood
         self._membership = membership
         self._layer = layer
         self._group = group
         self._keys = keys
         self._clock = clock
         self._on_heard = on_heard
-        self._on_forged = on_forged
+        self._on_rejected = on_rejected
         self._report = report
         self._failure = ""
         self._channel = ""
@@ -136,10 +140,11 @@ class Heartbeats:
                 await asyncio.sleep(RETRY_AFTER)
 
     def _take_in(self, message: dict[str, Any]) -> None:
-        beat = unseal(message, self._keys)
-        if beat is None:
-            self.forged += 1
-            self._on_forged()
+        try:
+            beat = unseal(message, self._keys)
+        except ProtocolError as error:
+            self.rejected += 1
+            self._on_rejected(str(error))
         else:
             self._on_heard(beat)
 

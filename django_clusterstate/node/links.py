@@ -16,6 +16,7 @@ from ..wire.messages import Deliver, Forward, Ping, Pong, channel_tag, encode
 DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
+DOUBT_EVERY = 1.0  # seconds: a link that is fresher than this isn't tried again
 UNWANTED_AFTER = 60.0  # an address that nobody has named for so long, and that doesn't answer, is dropped
 USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for so long has lost us: dial afresh
 
@@ -47,6 +48,9 @@ class Links:
         self._clock = clock
         self._links: dict[str, Link] = {}
         self._ours: set[str] = {me.address}
+
+    def now(self) -> float:
+        return self._clock()
 
     def want(self, addresses: Iterable[str]) -> None:
         """Links to these addresses too; those known already are kept for longer."""
@@ -84,6 +88,13 @@ class Links:
                 break
         self.dropped += 1
 
+    def doubt(self, name: str) -> None:
+        """A requester says that this peer fails: a fresh dial tells whether its process is gone, and harms nothing."""
+        now = self._clock()
+        for address, link in self._links.items():
+            if link.identity is not None and link.identity.name == name and now - link.opened > DOUBT_EVERY:
+                self.reset(address)
+
     def reset(self, address: str) -> None:
         """Closes the link and dials afresh: what waits in a connection to a lost host may wait for long."""
         link = self._links.get(address)
@@ -116,6 +127,7 @@ class Link:
         self.wanted = now
         self.identity: Identity | None = None
         self.connection: AsyncConnection | None = None
+        self.opened = now
         self.retry = asyncio.Event()
         self._links = links
         self._address = address
@@ -165,7 +177,7 @@ class Link:
             self.identity = None
             connection.close()
             return True
-        self.identity, self.connection = pong.identity, connection
+        self.identity, self.connection, self.opened = pong.identity, connection, links.now()
         links.on_open(pong.identity)
         return True
 

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 
 from ..core.membership import Change, Membership, Outcome
-from ..core.messages import Heartbeat, Identity, State
+from ..core.messages import Heartbeat, Identity, State, View
 from .channels import NODES_OWN
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
@@ -17,15 +18,33 @@ from .server import Server
 
 TICK = 0.1
 DISCOVERY_TIMEOUT = 10.0
-REPORT_EVERY = 10.0  # seconds between two log lines about strangers, however many there are
+REPORT_EVERY = 1.0  # seconds between two log lines about strangers, however many there are
+REPORT_AGAIN = 600.0  # seconds until the same is said again
 
 logger = logging.getLogger("django_clusterstate.node")
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    """The serving members are others than before."""
+
+    old: View
+    new: View
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """Most peers fell silent at once: it is probably this node that is cut off."""
+
+
+Event = Change | ViewChanged | Isolated
 
 
 class Node:
     """Serves its sockets, keeps its links, and its membership by heartbeats over `layer`.
 
-    `on_change(change)` is told of every state change of a member, this node's own included, in order.
+    `notify(event)` is told, in order, of each state change of a member, this node's own included, of each view after
+    the changes that made it, and of isolation.
     """
 
     def __init__(
@@ -34,13 +53,13 @@ class Node:
         boot: bytes,
         layer: ChannelLayer,
         discovery: Discovery | None,
-        on_change: Callable[[Change], None],
+        notify: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self._clock = clock
         self._discovery = discovery
-        self._on_change = on_change
+        self._notify = notify
         me = Identity(config.name, boot, str(config.advertise), config.weight)
         self.membership = Membership(me, config.timings, clock())
         self.links = Links(
@@ -55,15 +74,16 @@ class Node:
             config.channel_keys,
             clock,
             on_heard=self._heard,
-            on_forged=self._heard_forged,
+            on_rejected=self._report_stranger,
             report=logger.warning,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._isolated = False
+        self._view = self.membership.view
         self._discovery_failure = ""
-        self._reported = -REPORT_EVERY
+        self._reports: dict[str, float] = {}
         self._unreported = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -122,11 +142,6 @@ class Node:
         if outcome.answer and beat.channel:
             self._spawn(self.heartbeats.answer(beat.channel))
 
-    def _heard_forged(self) -> None:
-        self._report_stranger(
-            "a heartbeat on our channel isn't signed with our secret: another cluster, or another SECRET"
-        )
-
     def _link_opened(self, peer: Identity) -> None:
         member = self.membership.members.get(peer.name)
         if member is None or member.identity.boot != peer.boot or member.state is State.DOWN:
@@ -146,7 +161,7 @@ class Node:
                 self.handler.tick()
                 self.links.tick()
                 stats = self.handler.stats
-                stats.heartbeats_dropped = self.membership.dropped + self.heartbeats.forged
+                stats.heartbeats_dropped = self.membership.dropped + self.heartbeats.rejected
                 stats.channel_dropped = self.handler.channels.dropped + self.links.dropped
 
     async def _discover_forever(self) -> None:
@@ -174,7 +189,7 @@ class Node:
     # -- what comes of it -----------------------------------------------------------------------------------
 
     def _act(self, outcome: Outcome) -> None:
-        if outcome.stalled:
+        if outcome.stalled > self.config.timings.suspect_after:
             logger.warning("this node was stopped for %.1f s; nobody is judged by that silence", outcome.stalled)
             if outcome.stalled > self.config.timings.down_after:
                 self.handler.forget_cache()
@@ -187,10 +202,16 @@ class Node:
         if self.membership.isolated != self._isolated:
             self._isolated = self.membership.isolated
             logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
+            if self._isolated:
+                self._notify(Isolated())
         if outcome.given_up:
             logger.warning("others had given this node up and served its keys, so its cache starts empty")
             self.handler.forget_cache()
-        if outcome.changes:
+        for identity in outcome.unreachable:
+            logger.warning("%s cannot reach this node: others hear it, so it stays a member", identity.name)
+        old, new = self._view, self.membership.view
+        if new.epoch != old.epoch:
+            self._view = new
             self.handler.view_changed()
         for change in outcome.changes:
             self._log(change)
@@ -198,7 +219,9 @@ class Node:
                 self.links.reset(change.identity.address)
             elif change.identity is self.membership.me:
                 self.heartbeats.beat_soon()
-            self._on_change(change)
+            self._notify(change)
+        if new.epoch != old.epoch:
+            self._notify(ViewChanged(old, new))
 
     def _log(self, change: Change) -> None:
         view = self.membership.view
@@ -214,11 +237,12 @@ class Node:
         )
 
     def _report_stranger(self, text: str) -> None:
-        """Log lines about strangers are rationed: a flood of them must not flood the log."""
+        """Log lines about strangers are rationed, of one kind and of all: a flood of them must not flood the log."""
         now = self._clock()
-        if now - self._reported < REPORT_EVERY:
+        self._reports = {said: when for said, when in self._reports.items() if now - when < REPORT_AGAIN}
+        if text in self._reports or now - max(self._reports.values(), default=-REPORT_EVERY) < REPORT_EVERY:
             self._unreported += 1
             return
-        more = f" (and {self._unreported} others)" if self._unreported else ""
+        more = f" (and {self._unreported} more since the last such line)" if self._unreported else ""
         logger.warning("%s%s", text, more)
-        self._reported, self._unreported = now, 0
+        self._reports[text], self._unreported = now, 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from ..exceptions import ProtocolError
-from ..wire.address import Address, TcpAddress, UnixAddress
+from ..wire.address import Address, UnixAddress
 from ..wire.blocking import check_unix_peer
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from ..wire.handshake import NodeHandshake
@@ -199,7 +199,7 @@ class Connection(asyncio.Protocol):
 
 
 def _readable(peer: object) -> str:
-    return str(TcpAddress(*peer[:2])) if isinstance(peer, tuple) else "the unix socket"
+    return str(peer[0]) if isinstance(peer, tuple) else "the unix socket"
 
 
 def _bind_unix(address: UnixAddress) -> socket.socket:

@@ -101,7 +101,13 @@ class AsyncConnection(asyncio.Protocol):
         assert self._transport is not None
         if not self._challenged:
             self._challenged = True
-            self._transport.write(frame(self._handshake.receive_challenge(payload)))
+            try:
+                answer = self._handshake.receive_challenge(payload)
+            except ProtocolError:
+                if self._handshake.farewell:
+                    self._transport.write(frame(self._handshake.farewell))
+                raise
+            self._transport.write(frame(answer))
         else:
             self._handshake.receive_welcome(payload)
             self._handshake = None

@@ -87,6 +87,8 @@ class BlockingConnection:
             self._wait_at_most(until)
             handshake.receive_welcome(self._receive(until))
         except BaseException:
+            if handshake.farewell:
+                self._socket.sendall(frame(handshake.farewell))
             self.close()
             raise
 

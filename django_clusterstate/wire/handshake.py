@@ -38,13 +38,30 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True):
+    """`version` 0 says that there is none in common; then `oldest` and `newest` say what the requester speaks."""
+
     version: int
     nonce: bytes
     macs: tuple[bytes, ...]
+    oldest: int = VERSIONS[0]
+    newest: int = VERSIONS[1]
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
     mac: bytes
+
+
+def common_version(oldest: int, newest: int) -> int:
+    """The newest protocol version that we and someone who speaks these understand; 0 when there is none."""
+    version = min(newest, VERSIONS[1])
+    return version if version >= max(oldest, VERSIONS[0]) else 0
+
+
+def incompatible(oldest: int, newest: int) -> str:
+    return (
+        f"it speaks protocol versions {oldest} to {newest}, this side {VERSIONS[0]} to {VERSIONS[1]}: "
+        "upgrade the older one"
+    )
 
 
 def derive_keys(secrets: Sequence[str], cluster: str, purpose: str) -> tuple[bytes, ...]:
@@ -83,6 +100,8 @@ class NodeHandshake:
     def receive(self, payload: bytes | memoryview) -> bytes:
         """Takes the proof, gives the welcome. Raises `ProtocolError` when it proves nothing."""
         proof = _decode(payload, Proof)
+        if not proof.version:
+            raise ProtocolError(incompatible(proof.oldest, proof.newest))
         if not self._challenge.oldest <= proof.version <= self._challenge.newest:
             raise ProtocolError(f"protocol version {proof.version} was chosen, which was not offered")
         if not self._keys:
@@ -103,18 +122,17 @@ class RequesterHandshake:
         self._keys = keys
         self._nonce = os.urandom(_NONCE)
         self._expected: list[bytes] = []
+        self.farewell = b""  # after an error: what is to be sent before closing, so that the other side can say why
 
     def receive_challenge(self, payload: bytes | memoryview) -> bytes:
         """Takes the challenge, gives the proof. Raises `ProtocolError` when there is no common version."""
         challenge = _decode(payload, Challenge)
         if challenge.magic != MAGIC:
             raise ProtocolError("what answers there is no node")
-        version = min(challenge.newest, VERSIONS[1])
-        if version < max(challenge.oldest, VERSIONS[0]):
-            raise ProtocolError(
-                f"it speaks protocol versions {challenge.oldest} to {challenge.newest}, this side "
-                f"{VERSIONS[0]} to {VERSIONS[1]}: upgrade the older one"
-            )
+        version = common_version(challenge.oldest, challenge.newest)
+        if not version:
+            self.farewell = msgspec.msgpack.encode(Proof(0, b"", (), *VERSIONS))
+            raise ProtocolError(incompatible(challenge.oldest, challenge.newest))
         self._expected = [_mac(key, b"node", challenge, version, self._nonce) for key in self._keys]
         macs = tuple(_mac(key, b"requester", challenge, version, self._nonce) for key in self._keys)
         return msgspec.msgpack.encode(Proof(version, self._nonce, macs))

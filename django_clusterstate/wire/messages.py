@@ -96,7 +96,12 @@ class Hit(Message, frozen=True, tag=7):
 
 
 class GetView(Message, frozen=True, tag=9):
-    """Who serves. Answer: `Viewed`."""
+    """Who serves. Answer: `Viewed`.
+
+    `doubts` are the members that fail the requester again and again: the node tries its links to them anew.
+    """
+
+    doubts: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=64)] = []
 
 
 class Ping(Message, frozen=True, tag=10):
@@ -261,6 +266,7 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     heard_ago: float
     state_for: float
     epoch: int
+    unreachable: bool = False  #: others hear it, and this node doesn't any more
 
 
 class Stats(msgspec.Struct, array_like=True):

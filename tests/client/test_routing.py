@@ -18,7 +18,8 @@ from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.messages import Identity, View
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
-from django_clusterstate.wire.messages import Viewed
+from django_clusterstate.wire.framing import HEADER
+from django_clusterstate.wire.messages import GetView, Viewed, decode_request
 
 NOW = 1000.0
 LOCAL = UnixAddress("/run/node.sock")
@@ -234,3 +235,15 @@ def test_error_gets_the_name_of_its_node_and_keeps_its_kind() -> None:
         error = named(target, kind("why"))
         assert type(error) is kind
         assert str(error) == "node b at 10.0.0.2:4370: why"
+
+
+def test_member_that_fails_again_and_again_is_named_to_the_local_node_at_once() -> None:
+    routing = routing_of("a", "b")
+    target = routing.table.targets["b"]
+    for _ in range(FAILURES_TO_OPEN):
+        assert routing.refresh_at > NOW
+        routing.failed(target, NOW)
+    assert routing.refresh_at == NOW
+    assert decode_request(routing.view_request()[HEADER:]) == GetView(["b"])
+    target.answered()
+    assert decode_request(routing.view_request()[HEADER:]) == GetView()

@@ -40,12 +40,16 @@ class Peers:
     def __init__(self) -> None:
         self.fanned_out: list[wire.Deliver] = []
         self.forwarded: list[tuple[str, wire.Forward]] = []
+        self.doubted: list[str] = []
 
     def fan_out(self, message: wire.Deliver) -> None:
         self.fanned_out.append(message)
 
     def forward(self, tag: str, message: wire.Forward) -> None:
         self.forwarded.append((tag, message))
+
+    def doubt(self, name: str) -> None:
+        self.doubted.append(name)
 
 
 class Bench:
@@ -213,6 +217,12 @@ def test_view_names_who_serves_and_who_says_so() -> None:
     viewed = bench.ask(wire.GetView())
     assert [member.name for member in viewed.members] == ["alpha", "beta", "gamma"]
     assert (viewed.name, viewed.epoch) == ("alpha", bench.epoch)
+
+
+def test_doubts_of_a_requester_are_passed_to_the_links() -> None:
+    bench = Bench(others=("beta",))
+    bench.ask(wire.GetView(["beta"]))
+    assert bench.peers.doubted == ["beta"]
 
 
 def test_node_that_leaves_is_not_in_its_own_view_but_answers() -> None:

@@ -23,7 +23,7 @@ from ...discovery import make_discovery
 from ...layers import ClusterChannelLayer
 from ...models import NodeAddress
 from ...node.config import NodeConfig, NodeError
-from ...node.node import Node
+from ...node.node import Event, Isolated, Node, ViewChanged
 from ...wire.address import TcpAddress
 
 OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
@@ -41,7 +41,7 @@ _SIGNALS: dict[State, Signal] = {
     State.LEFT: signals.member_left,
 }
 _NOT_NEWS = {(State.SUSPECT, State.ALIVE), (State.LEAVING, State.LEFT)}
-_QUEUED_CHANGES = 10_000
+_QUEUED_EVENTS = 10_000
 
 logger = logging.getLogger("django_clusterstate.node")
 
@@ -100,7 +100,7 @@ def _make_node(settings: conf.Settings) -> Node:
         if settings.discovery == "database":
             _check_migrated()
         discovery = make_discovery(settings.discovery, config.name, config.cluster, str(config.advertise))
-    return Node(config, os.urandom(16), _channel_layer(settings), discovery, ChangeSignals())
+    return Node(config, os.urandom(16), _channel_layer(settings), discovery, Announcer())
 
 
 def _check_migrated() -> None:
@@ -124,32 +124,38 @@ def _channel_layer(settings: conf.Settings) -> Any:
         raise NodeError(f"The channel layer {settings.channel_layer!r} can't be made: {error}") from error
 
 
-class ChangeSignals:
+class Announcer:
     """Sends the signals, in order, from a thread: a receiver that blocks holds up no heartbeat."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Change] = asyncio.Queue(_QUEUED_CHANGES)
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUED_EVENTS)
         self._task: asyncio.Task[None] | None = None
 
-    def __call__(self, change: Change) -> None:
+    def __call__(self, event: Event) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         if self._queue.full():
-            logger.error("the receivers of the cluster's signals are too slow, so they aren't told of %s", change)
+            logger.error("the receivers of the cluster's signals are too slow, so they aren't told of %s", event)
         else:
-            self._queue.put_nowait(change)
+            self._queue.put_nowait(event)
 
     async def _run(self) -> None:
         while True:
-            change = await self._queue.get()
-            await asyncio.to_thread(_send_signal, change)
+            event = await self._queue.get()
+            await asyncio.to_thread(_send_signal, event)
 
 
-def _send_signal(change: Change) -> None:
-    sent = _SIGNALS.get(change.new)
-    if sent is None or (change.old, change.new) in _NOT_NEWS:
-        return
-    for receiver, result in sent.send_robust(sender=Membership, identity=change.identity, old=change.old):
+def _send_signal(event: Event) -> None:
+    match event:
+        case ViewChanged(old, new):
+            results = signals.view_changed.send_robust(Membership, old=old, new=new)
+        case Isolated():
+            results = signals.cluster_isolated.send_robust(Membership)
+        case Change(identity, before, after) if after in _SIGNALS and (before, after) not in _NOT_NEWS:
+            results = _SIGNALS[after].send_robust(Membership, identity=identity, old=before)
+        case _:
+            return
+    for receiver, result in results:
         if isinstance(result, Exception):
             logger.error("receiver %r of a cluster signal failed", receiver, exc_info=result)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from argparse import ArgumentParser
 from typing import Any
 
@@ -13,6 +14,8 @@ from django.template.defaultfilters import filesizeformat
 from ... import cluster, conf
 from ...wire.messages import Status
 
+ASK_EVERY = 0.1
+
 _COLUMNS = "{:<20} {:<9} {:<22} {:>9} {:>9} {:>10} {:>10} {:>12}  {}"
 
 
@@ -22,10 +25,14 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="print everything that the nodes say, as JSON")
+        parser.add_argument("--wait-for", type=int, metavar="N", help="return when N members serve and agree")
+        parser.add_argument(
+            "--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait (default: %(default)g)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            status = cluster.status()
+            status = cluster.status() if options["wait_for"] is None else _wait_for(options)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
         if options["json"]:
@@ -36,7 +43,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"no node answers at {conf.get_settings().socket}. Start one with: manage.py clusternode"
             )
-        if not status.agree:
+        if not status.agree or options["wait_for"] not in (None, status.serving):
             sys.exit(1)
 
     def _print(self, status: cluster.ClusterStatus) -> None:
@@ -47,6 +54,8 @@ class Command(BaseCommand):
             self.stdout.write(self._row(status, name, node))
         for name, why in status.silent.items():
             self.stdout.write(self.style.ERROR(f"{name:<20} silent    {why}"))
+        for sender, receiver in status.unreachable:
+            self.stdout.write(self.style.WARNING(f"{sender} cannot reach {receiver}"))
         verdict = "all agree"
         if not status.agree:
             verdict = f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent"
@@ -64,6 +73,16 @@ class Command(BaseCommand):
             node.stats.requests,
             f"{node.epoch:016x}",
         )
+
+
+def _wait_for(options: dict[str, Any]) -> cluster.ClusterStatus:
+    """Asks until as many serve as are wanted and agree, or the time is up."""
+    until = time.monotonic() + options["timeout"]
+    while True:
+        status = cluster.status()
+        if (status.agree and status.serving == options["wait_for"]) or time.monotonic() >= until:
+            return status
+        time.sleep(ASK_EVERY)
 
 
 def _heard(status: cluster.ClusterStatus, name: str) -> str:
