@@ -24,6 +24,7 @@ from .wire.aio import AsyncConnection, connect
 from .wire.framing import frame
 
 WAIT = 2.0  # seconds that the node holds one request to receive; then the layer looks around, and asks again
+AT_ONCE = 50  # messages fetched together
 RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach a node that is gone, from the first to the last
 MAX_BUFFERS = 10_000  # channels of a process with messages that nobody has taken yet
 
@@ -240,6 +241,8 @@ class Stream:
         self.wanted = asyncio.Event()
         self._inbox = inbox
         self._queue = queue
+        # Nobody else can receive what a process's own channels have, so it may be fetched together.
+        self._request = _request(wire.Receive(queue, WAIT, AT_ONCE if queue.endswith("!") else 1))
         self._connection: AsyncConnection | None = None
         self._node: Target | None = None
         self.task = asyncio.create_task(self._run(), name=f"receiving {queue}")
@@ -250,7 +253,7 @@ class Stream:
             while await self._is_wanted():
                 try:
                     connection = await self._connected()
-                    reply = await connection.request(_request(wire.Receive(self._queue, WAIT)))
+                    reply = await connection.request(self._request)
                 except ClusterStateError:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRY_AFTER[1])
@@ -258,6 +261,8 @@ class Stream:
                 pause = RETRY_AFTER[0]
                 if isinstance(reply, wire.Received) and reply.payload is not None:
                     self._inbox.put(reply.channel, reply.payload)
+                    for channel, payload in reply.more:
+                        self._inbox.put(channel, payload)
         finally:
             if self._connection is not None:
                 self._connection.close()

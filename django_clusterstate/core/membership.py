@@ -34,7 +34,7 @@ from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View
 
 STALL = 0.3  # seconds between two ticks that say that we ourselves were stopped: they are due every tenth
 TOGETHER = 1.0  # peers that fell silent within so many seconds of each other did so for one reason
-SIGHTINGS = 16  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
+SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
 TOMBSTONES = 256  # members that are gone stay visible, at most so many
 TOMBSTONE_SECONDS = 3600.0
 RETIRED_BOOTS = 4096  # a boot that was replaced is remembered, so that its late messages are ignored

@@ -15,6 +15,7 @@ OVERHEAD = 256  # bytes that a message takes besides, or else empty ones could p
 NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: heartbeats survive a flush
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
+MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
 
 
 def queue_name(channel: str) -> str:
@@ -71,6 +72,15 @@ class Channels:
         else:
             self._waiters.setdefault(queue, deque()).append((owner, deliver, now + wait))
             self._waiting[owner] += 1
+
+    def take(self, queue: str, most: int, now: float) -> list[tuple[str, bytes]]:
+        """The next messages of a queue, at most so many and so long, without waiting for any."""
+        self._expire_queue(queue, now)
+        taken: list[tuple[str, bytes]] = []
+        room = MAX_TAKEN
+        while queue in self._queues and len(taken) < most and (room := room - len(self._queues[queue][0][2])) >= 0:
+            taken.append(self._pop(queue)[1:])
+        return taken
 
     def group_add(self, group: str, channel: str, expiry: float, now: float) -> None:
         if channel not in self._groups.get(group, ()):

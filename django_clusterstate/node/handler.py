@@ -235,7 +235,10 @@ class Handler:
 
     def _receive(self, request: wire.Receive, connection: object, push: Push) -> None:
         def deliver(channel: str, payload: bytes | None) -> None:
-            push(wire.Received(self.epoch, channel, payload))
+            more = []
+            if payload is not None and request.most > 1:
+                more = self.channels.take(request.queue, request.most - 1, self._clock())
+            push(wire.Received(self.epoch, channel, payload, more))
 
         self.channels.receive(connection, request.queue, deliver, request.wait, self._clock())
 

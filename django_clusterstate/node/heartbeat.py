@@ -19,6 +19,7 @@ from ..wire.messages import DECODE_ERRORS
 
 JITTER = 0.1
 RENEW_EVERY = 20.0  # seconds between renewals of our place in the group: a layer that restarted has forgotten it
+GATHER = 0.03  # seconds
 RETRY_AFTER = 0.5  # seconds, when the layer fails
 LAYER_TIMEOUT = 2.0  # seconds that one call of the layer may take
 
@@ -111,7 +112,11 @@ class Heartbeats:
 
     async def _send_forever(self) -> None:
         interval = self._membership.timings.heartbeat
+        renewed = self._clock()
         while True:
+            if self._channel and self._clock() - renewed > RENEW_EVERY:
+                renewed = self._clock()
+                await self._attempt(self._layer.group_add(self._group, self._channel))
             await self.beat()
             self._soon.clear()
             try:
@@ -122,21 +127,23 @@ class Heartbeats:
                 pass
 
     async def _receive_forever(self) -> None:
-        renewed = 0.0
+        joined = False
+        rested = self._clock()
         while True:
             try:
-                if not self._channel or self._clock() - renewed > RENEW_EVERY:
+                if not joined:
                     async with asyncio.timeout(LAYER_TIMEOUT):
                         self._channel = self._channel or await self._layer.new_channel()
                         await self._layer.group_add(self._group, self._channel)
-                    renewed = self._clock()
-                async with asyncio.timeout(RENEW_EVERY):
-                    self._take_in(await self._layer.receive(self._channel))
-            except TimeoutError:
-                continue
+                    joined = True
+                self._take_in(await self._layer.receive(self._channel))
+                if self._clock() - rested > GATHER:
+                    # In a large cluster heartbeats come one by one all the time. Fetched together they cost less.
+                    await asyncio.sleep(GATHER)
+                    rested = self._clock()
             except Exception as error:  # a layer may raise anything; none of it may end the node
                 self._note(error)
-                renewed = 0.0
+                joined = False
                 await asyncio.sleep(RETRY_AFTER)
 
     def _take_in(self, message: dict[str, Any]) -> None:

@@ -65,11 +65,17 @@ class Links:
                 except ValueError as error:
                     self.report(f"a peer can't be reached: {error}")
 
+    def knows(self, address: str) -> bool:
+        return address in self._links or address in self._ours
+
     def heard(self, address: str) -> None:
         """A heartbeat came from there, so a dial is worth while now, however often it was refused before."""
-        self.want([address])
         link = self._links.get(address)
-        if link is not None and link.connection is None:
+        if link is None:
+            self.want([address])
+            return
+        link.wanted = self._clock()
+        if link.connection is None:
             link.retry.set()
 
     def fan_out(self, message: Deliver) -> None:

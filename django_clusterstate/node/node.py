@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from ..core.membership import Change, Membership, Outcome
-from ..core.messages import Heartbeat, Identity, State, View
+from ..core.messages import GONE, Heartbeat, Identity, State, View
 from .channels import NODES_OWN
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
@@ -136,7 +136,10 @@ class Node:
         if beat.identity.boot != self.membership.me.boot:
             self.handler.stats.heartbeats_heard += 1
             self.links.heard(beat.identity.address)
-            self.links.want(s.address for s in beat.sightings if s.state not in (State.DOWN, State.LEFT))
+            if unknown := [
+                s.address for s in beat.sightings if s.state not in GONE and not self.links.knows(s.address)
+            ]:
+                self.links.want(unknown)
         outcome = self.membership.heard(beat, self._clock())
         self._act(outcome)
         if outcome.answer and beat.channel:

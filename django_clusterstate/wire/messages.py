@@ -125,13 +125,15 @@ class Send(Message, frozen=True, tag=12):
 
 
 class Receive(Message, frozen=True, tag=13):
-    """Asks for one message of a queue: a channel, or all channels of a process by what they share, up to the `!`.
+    """Asks for the next messages of a queue, at most so many, of those that are there.
 
+    A queue is a channel, or all channels of a process by what they share, up to the `!`.
     Answer: `Received`, whenever there is one; without one after `wait`. On a connection for this queue alone.
     """
 
     queue: ChannelName
     wait: Seconds
+    most: Annotated[int, Meta(ge=1, le=100)] = 1
 
 
 class GroupAdd(Message, frozen=True, tag=14):
@@ -255,6 +257,7 @@ class Received(Message, frozen=True, tag=41):
     epoch: int
     channel: str
     payload: bytes | None
+    more: list[tuple[str, bytes]] = []
 
 
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):

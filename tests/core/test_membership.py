@@ -1,5 +1,7 @@
 """Every move of the table in `membership`, one node's side only. Whole clusters are in `test_simulation`."""
 
+import math
+
 import pytest
 
 from django_clusterstate.core import membership as rules
@@ -423,7 +425,7 @@ def test_replaced_boots_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatc
 def test_sightings_are_bounded_and_name_everybody_in_turn(clock: Clock) -> None:
     crowd(clock, 50)
     named: list[str] = []
-    for _ in range(4):
+    for _ in range(math.ceil(50 / rules.SIGHTINGS)):
         seen = clock.node.heartbeat(clock.now).sightings
         assert len(seen) == rules.SIGHTINGS
         named += [one.name for one in seen]

@@ -277,3 +277,17 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         assert not channels._queues.keys() & channels._waiters.keys()
     heard = [payload for ear in ears for _, payload in ear.heard if payload is not None]
     assert len(heard) == len(set(heard))
+
+
+def test_messages_are_taken_together_as_far_as_they_are_there_and_small() -> None:
+    channels = Channels()
+    for number in range(5):
+        send(channels, f"x!{number}", b"%d" % number)
+    assert channels.take("x!", 3, NOW) == [("x!0", b"0"), ("x!1", b"1"), ("x!2", b"2")]
+    assert channels.take("x!", 3, NOW) == [("x!3", b"3"), ("x!4", b"4")]
+    assert channels.take("x!", 3, NOW) == []
+    assert_empty(channels)
+    for _ in range(3):
+        send(channels, "x!y", bytes(module.MAX_TAKEN // 2))
+    assert len(channels.take("x!", 3, NOW)) == 2
+    assert channels.take("x!", 3, NOW + 60) == []

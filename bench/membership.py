@@ -1,0 +1,147 @@
+"""`python -m bench.membership`: what membership costs a node, against the number of members.
+
+One real node, and a crowd of others played by this process with real messages: each listens, is dialled by the node and
+answers, dials it, and sends a signed heartbeat every half second. The node's CPU time is the kernel's.
+"""
+
+import argparse
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from django_clusterstate.core.membership import SIGHTINGS
+from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State
+from django_clusterstate.node.heartbeat import seal
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import parse_tcp
+from django_clusterstate.wire.aio import AsyncConnection, connect
+from django_clusterstate.wire.framing import MAX_FRAME, Deframer, frame
+from django_clusterstate.wire.handshake import NodeHandshake, derive_keys
+from testproject.processes import LocalCluster, wait_until
+
+SECRET = "what the benchmark and its node know " * 2
+LINK_KEYS = derive_keys([SECRET], "default", "link")
+CHANNEL_KEYS = derive_keys([SECRET], "default", "channel")
+GROUP = "clusterstate.default"
+INTERVAL = 0.5
+NODE = "real"
+
+
+class Pretender(asyncio.Protocol):
+    """The listening side of a played member: shakes hands, and answers each ping."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._pong = frame(wire.encode(wire.Pong(1, identity)))
+        self._handshake: NodeHandshake | None = NodeHandshake(LINK_KEYS)
+        self._deframer = Deframer(MAX_FRAME)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        assert self._handshake is not None
+        self._transport = transport
+        transport.write(frame(self._handshake.challenge()))
+
+    def data_received(self, data: bytes) -> None:
+        for payload in self._deframer.feed(data):
+            if self._handshake is not None:
+                self._transport.write(frame(self._handshake.receive(payload)))
+                self._handshake = None
+            elif isinstance(wire.decode_request(payload), wire.Ping):
+                self._transport.write(self._pong)
+
+
+class Member:
+    """A played member. `others` are sighted in its heartbeats, as a real one's are."""
+
+    def __init__(self, number: int, node_address: str) -> None:
+        self._number = number
+        self._node = parse_tcp(node_address)
+        self._sequence = 0
+        self._link: AsyncConnection | None = None
+        self.identity = Identity("", b"", "")
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Pretender(self.identity), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        self.identity = Identity(f"played-{self._number:04}", os.urandom(16), f"127.0.0.1:{port}")
+        self._link = await connect(self._node, LINK_KEYS, 5.0)
+
+    def beat(self, others: list[Identity]) -> None:
+        self._sequence += 1
+        first = self._sequence * SIGHTINGS
+        sighted = [others[(first + step) % len(others)] for step in range(min(SIGHTINGS, len(others)))]
+        sightings = tuple(Sighting(o.name, o.boot, o.address, State.ALIVE, 0, 0.1) for o in sighted)
+        beat = Heartbeat(self.identity, 0, self._sequence, State.ALIVE, 1, sightings, "")
+        payload = msgspec.msgpack.encode(seal(beat, CHANNEL_KEYS))
+        assert self._link is not None
+        self._link.cast(frame(wire.encode(wire.Deliver(GROUP, payload, 60, 100))))
+
+
+async def crowd(
+    size: int, node_address: str, seconds: float, cpu: list[float], pid: int, cluster: LocalCluster
+) -> None:
+    """Plays the others, and notes the node's CPU seconds at the start and the end of the time measured."""
+    members = [Member(number, node_address) for number in range(size - 1)]
+    for member in members:
+        await member.start()
+    identities = [member.identity for member in members]
+    until = 0.0
+    while not until or time.monotonic() < until:
+        begun = time.monotonic()
+        for number, member in enumerate(members):
+            member.beat(identities)
+            due = begun + INTERVAL * (number + 1) / len(members)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        if not until:
+            status = await asyncio.to_thread(cluster.status, NODE)
+            if status is not None and sum(m.state is State.ALIVE for m in status.members) == size - 1:
+                cpu.append(cpu_seconds(pid))
+                until = time.monotonic() + seconds
+    cpu.append(cpu_seconds(pid))
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, by the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(size: int, seconds: float) -> float:
+    """The share of a core that a node among `size` members spends when nobody asks it for anything."""
+    env = {"CLUSTERSTATE_SECRET": SECRET}
+    with tempfile.TemporaryDirectory(prefix="cs-") as folder, LocalCluster(Path(folder), [NODE], env=env) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        pid = cluster.processes[NODE].pid
+        cpu: list[float] = []
+        if size == 1:
+            cpu.append(cpu_seconds(pid))
+            time.sleep(seconds)
+            cpu.append(cpu_seconds(pid))
+        else:
+            asyncio.run(crowd(size, f"127.0.0.1:{cluster.ports[NODE]}", seconds, cpu, pid, cluster))
+        wait_until(lambda: cluster.status(NODE) is not None, 5, "the node still answers")
+        return (cpu[1] - cpu[0]) / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.membership", description=__doc__)
+    parser.add_argument("--sizes", default="1,3,10,30,100", help="numbers of members; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each; default: %(default)g")
+    options = parser.parse_args()
+    print(f"{'members':>8}{'% of a core':>14}{'us a heartbeat heard':>23}")
+    base = 0.0
+    for size in map(int, options.sizes.split(",")):
+        share = measure(size, options.seconds)
+        base = share if size == 1 else base
+        per_beat = (share - base) / (size - 1) * INTERVAL * 1e6 if size > 1 else 0.0
+        print(f"{size:8}{share * 100:14.2f}{per_beat:23.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
