@@ -1,11 +1,12 @@
 # `make demo` shows the cluster, `make test` proves it. Needs Python 3.11 or newer with venv; all else goes into .venv.
 PYTHON ?= python3
 VENV ?= .venv
+SEEDS ?= 1000
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit compat lint bench docs screenshot clean
+.PHONY: help demo smoke test unit simulate compat lint bench docs screenshot clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +36,9 @@ test: $(VENV)/dev  ## all tests, in under five minutes
 
 unit: $(VENV)/dev  ## the tests that need no process, in seconds
 	$(BIN)/pytest tests/core tests/wire tests/node
+
+simulate: $(VENV)/dev  ## membership over SEEDS=1000 simulated clusters of each kind, every invariant checked
+	$(RUN) -m tests.core.judge --seeds $(SEEDS)
 
 compat: $(VENV)/dev  ## the unit and cache suites, for another Python and Django: PYTHON=python3.13 VENV=.venv-3.13
 	$(RUN) -c 'import django, sys; print("Python", sys.version.split()[0], "Django", django.__version__)'

@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import environ
 import pytest
+from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from django_clusterstate import conf
+from django_clusterstate.cache import ClusterCache
 from django_clusterstate.conf import MAX_SOCKET_PATH, default_socket_path, read_settings
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 
@@ -289,3 +292,18 @@ def test_threads_that_ask_at_the_same_moment_get_the_same_client(get: Any) -> No
         with ThreadPoolExecutor(8) as threads:
             clients = list(threads.map(lambda _: get(), range(8)))
         assert len(set(map(id, clients))) == 1
+
+
+def test_cache_url_of_django_environ_is_a_cluster_cache_once_the_scheme_is_registered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(environ.Env.CACHE_SCHEMES, "clustercache", "django_clusterstate.cache.ClusterCache")
+    monkeypatch.setenv("CACHE_URL", "clustercache://sessions?timeout=3600&on_unavailable=raise")
+    config = environ.Env().cache_url()
+    assert config["BACKEND"] == "django_clusterstate.cache.ClusterCache"
+    assert config["LOCATION"] == "sessions"
+    with override_settings(CACHES={"default": config}):
+        cache = caches["default"]
+        assert isinstance(cache, ClusterCache)
+        assert cache.default_timeout == 3600
+        assert cache.routing_key("key").startswith(b"sessions\0")
