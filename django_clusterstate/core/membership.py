@@ -217,7 +217,9 @@ class Membership:
         self._move(member, beat.state, now, outcome)
 
     def _refute(self, sighting: Sighting, outcome: Outcome) -> None:
-        """Raises our incarnation if we are doubted by someone who doesn't know the present one."""
+        """Answers whoever doubts us, with a higher incarnation if that doesn't know the present one."""
+        if sighting.state is State.SUSPECT:
+            outcome.answer = True  # each time, since answers are lost too; any that arrives ends the doubt
         if sighting.state in (State.SUSPECT, State.DOWN) and sighting.incarnation >= self.incarnation:
             self.incarnation += 1
             outcome.answer = True

@@ -403,7 +403,7 @@ class BearsAGrudge(Membership):
 )
 def test_broken_node_is_caught_and_the_seed_is_named(broken: type[Membership], caught: str) -> None:
     def search() -> None:
-        for seed in range(30):
+        for seed in range(200):
             swarm(seed, 5, membership=broken).converge()
 
     with pytest.raises(Violation, match=rf"({caught}).*\(seed \d+, at [\d.]+ s\)"):
