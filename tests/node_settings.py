@@ -9,7 +9,7 @@ if os.environ.get("SIGNALS_FILE"):
 if os.environ.get("REDIS_PORT"):
     CHANNEL_LAYERS = {
         "redis": {
-            "BACKEND": "channels_redis.core.RedisChannelLayer",
+            "BACKEND": os.environ.get("REDIS_LAYER", "channels_redis.core.RedisChannelLayer"),
             "CONFIG": {"hosts": [("127.0.0.1", int(os.environ["REDIS_PORT"]))]},
         }
     }

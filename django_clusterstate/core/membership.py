@@ -114,6 +114,7 @@ class Membership:
         self.state = State.JOINING
         self.incarnation = 0
         self.isolated = False
+        self.deaf = False  # set by the caller while the channel layer fails: then silence says nothing
         self.started = now
         self.members: dict[str, Member] = {}
         self.dropped = 0  # heartbeats ignored: repeated, of a retired boot, or of one that is down
@@ -244,6 +245,8 @@ class Membership:
         if late > STALL:
             outcome.stalled = late
             self._discount(late, now)
+        if self.deaf:
+            self._discount(self.timings.suspect_after, now)
         if self.state is State.JOINING and now - self.started >= 2 * self.timings.heartbeat:
             # By now whoever discovery found has answered, so we don't own keys that belong to others.
             self.state = State.ALIVE

@@ -19,6 +19,7 @@ from ..wire.messages import DECODE_ERRORS
 
 JITTER = 0.1
 RENEW_EVERY = 20.0  # seconds between renewals of our place in the group: a layer that restarted has forgotten it
+SETTLED_AFTER = 1.0  # seconds without a failure
 GATHER = 0.03  # seconds
 RETRY_AFTER = 0.5  # seconds, when the layer fails
 LAYER_TIMEOUT = 2.0  # seconds that one call of the layer may take
@@ -87,7 +88,8 @@ class Heartbeats:
         self._on_heard = on_heard
         self._on_rejected = on_rejected
         self._report = report
-        self._failure = ""
+        self.failing = False  # the layer, so that nobody can be heard
+        self._failed_at = 0.0
         self._channel = ""
         self._soon = asyncio.Event()
 
@@ -165,11 +167,12 @@ class Heartbeats:
             self._note(None)
 
     def _note(self, error: Exception | None) -> None:
-        failure = f"{type(error).__name__}: {error}" if error is not None else ""
-        if bool(failure) != bool(self._failure):
-            self._report(
-                f"the channel layer fails, so no heartbeats pass: {failure}"
-                if failure
-                else "the channel layer works again"
-            )
-        self._failure = failure
+        """Reports that the layer fails, and that it works again once it has for a while: both ways may fail in turn."""
+        now = self._clock()
+        if error is not None:
+            if not self.failing:
+                self._report(f"the channel layer fails, so no heartbeats pass: {type(error).__name__}: {error}")
+            self.failing, self._failed_at = True, now
+        elif self.failing and now - self._failed_at > SETTLED_AFTER:
+            self.failing = False
+            self._report("the channel layer works again")

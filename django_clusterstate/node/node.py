@@ -157,6 +157,7 @@ class Node:
         slow = 0
         while True:
             await asyncio.sleep(TICK)
+            self.membership.deaf = self.heartbeats.failing
             self._act(self.membership.tick(self._clock()))
             self.handler.reclaim()
             slow = (slow + 1) % 10

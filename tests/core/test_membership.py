@@ -487,3 +487,19 @@ def test_node_learns_that_others_had_given_it_up(clock: Clock) -> None:
     assert not clock.hear(B, sightings=(sighting(ME, State.SUSPECT),)).given_up
     assert clock.hear(B, sightings=(sighting(ME, State.DOWN, 1),)).given_up
     assert not clock.hear(B, sightings=(sighting(ME, State.DOWN, 1),)).given_up
+
+
+def test_node_that_can_hear_nobody_judges_nobody_by_silence(clock: Clock) -> None:
+    clock.hear(A)
+    clock.node.deaf = True
+    assert clock.wait(60) == []
+    assert clock.node.refused("a", A.boot, clock.now).changes == [Change(A, State.ALIVE, State.DOWN)]
+
+
+def test_silence_counts_from_when_others_can_be_heard_again(clock: Clock) -> None:
+    clock.hear(A)
+    clock.node.deaf = True
+    clock.wait(60)
+    clock.node.deaf = False
+    assert clock.wait(1.3) == []
+    assert clock.wait(0.3) == [Change(A, State.ALIVE, State.SUSPECT)]
