@@ -31,7 +31,7 @@ demo: $(VENV)/demo  ## three nodes and three sites as one cluster, with a tour; 
 smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
 	@$(RUN) -m testproject.demo --check
 
-test: $(VENV)/dev  ## all tests, in under five minutes
+test: $(VENV)/dev  ## all tests but the real faults, in under five minutes
 	$(BIN)/pytest
 
 unit: $(VENV)/dev  ## the tests that need no process, in seconds

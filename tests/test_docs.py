@@ -184,6 +184,16 @@ def test_make_commands_exist() -> None:
     assert set(named) <= make_targets()
 
 
+def test_make_targets_are_described() -> None:
+    assert {f"make {target}" for target in make_targets() - {"help"}} <= set(rows("docs/contributing.md"))
+
+
+def test_options_of_the_benchmark_are_described() -> None:
+    options = set(re.findall(r'add_argument\("(--[a-z-]+)"', read("bench/__main__.py")))
+    assert options
+    assert options == {name for name in rows("docs/contributing.md") if name.startswith("--")}
+
+
 def test_first_commands_of_the_readme_are_demo_and_test() -> None:
     assert re.findall(r"^\$ (.+)$", read("README.md"), re.MULTILINE)[:2] == ["make demo", "make test"]
 

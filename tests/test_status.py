@@ -118,7 +118,7 @@ class TestTrouble:
         with pytest.raises(SystemExit):
             call_command("clusterstatus", stdout=output, no_color=True)
         assert "three                silent    too late" in output.getvalue()
-        assert "(this host has no node); no agreement: 2 different views, 1 silent" in output.getvalue()
+        assert "(this host has no node); no agreement: 2 different views, 1 silent, 0 joining" in output.getvalue()
 
     def test_json_is_printed_though_no_node_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(functions, "status", lambda: ClusterStatus(silent={"/a.sock": "nobody"}))

@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.template.defaultfilters import filesizeformat
 
 from ... import cluster, conf
+from ...core.messages import State
 from ...wire.messages import Status
 
 ASK_EVERY = 0.1
@@ -58,7 +59,10 @@ class Command(BaseCommand):
             self.stdout.write(self.style.WARNING(f"{sender} cannot reach {receiver}"))
         verdict = "all agree"
         if not status.agree:
-            verdict = f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent"
+            joining = sum(node.state is State.JOINING for node in status.nodes.values())
+            verdict = (
+                f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent, {joining} joining"
+            )
         self.stdout.write(f"asked: {status.asked or '(this host has no node)'}; {verdict}")
 
     def _row(self, status: cluster.ClusterStatus, name: str, node: Status) -> str:
