@@ -230,6 +230,7 @@ def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(fold
         cluster.start()
         cluster.wait_for()
         cluster.kill("b")
+        wait_until(lambda: sees(cluster, "a", "b", "down"), SECONDS, "b down")
         cluster.processes["c"].signal(signal.SIGTERM)
         wait_until(lambda: sees(cluster, "a", "c", "left"), SECONDS, "c left")
         cluster.start("b")
