@@ -115,7 +115,7 @@ class Heartbeats:
     async def _send_forever(self) -> None:
         interval = self._membership.timings.heartbeat
         renewed = self._clock()
-        while True:
+        while not _is_cancelled():
             if self._channel and self._clock() - renewed > RENEW_EVERY:
                 renewed = self._clock()
                 await self._attempt(self._layer.group_add(self._group, self._channel))
@@ -131,7 +131,7 @@ class Heartbeats:
     async def _receive_forever(self) -> None:
         joined = False
         rested = self._clock()
-        while True:
+        while not _is_cancelled():
             try:
                 if not joined:
                     async with asyncio.timeout(LAYER_TIMEOUT):
@@ -176,3 +176,9 @@ class Heartbeats:
         elif self.failing and now - self._failed_at > SETTLED_AFTER:
             self.failing = False
             self._report("the channel layer works again")
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task was asked to end: a layer may lose a cancellation that comes together with a message."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
