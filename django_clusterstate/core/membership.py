@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View
 
 STALL = 0.3  # seconds between two ticks that say that we ourselves were stopped: they are due every tenth
-MISSED = 1.5  # heartbeats of silence that say that one was lost: they come every one, give or take a tenth
 TOGETHER = 1.0  # peers that fell silent within so many seconds of each other did so for one reason
 SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
 TOMBSTONES = 256  # members that are gone stay visible, at most so many
@@ -67,7 +66,7 @@ class Timings:
 
 @dataclass(slots=True)
 class Member:
-    """One other node as this node sees it. `heard`, `silent` and `since` are times of this node."""
+    """One other node as this node sees it. `heard` and `since` are times of this node."""
 
     identity: Identity
     state: State
@@ -75,7 +74,6 @@ class Member:
     sequence: int
     heard: float
     since: float
-    silent: float = -math.inf  # where its silence begins, if not at `heard`: our own stops aren't counted
     epoch: int = 0
     told: float = -math.inf  # when others heard it, as far as they have told us
     unreachable: bool = False  # it should be down, but others hear it
@@ -157,9 +155,6 @@ class Membership:
             member = None
         if member is None:
             self._meet(beat, now, outcome)
-        elif beat.sequence <= member.sequence or member.state is State.LEFT:
-            self.dropped += 1  # repeated or overtaken: what it tells of others is old too
-            return outcome
         else:
             self._hear_again(member, beat, now, outcome)
         for sighting in beat.sightings:
@@ -205,6 +200,9 @@ class Membership:
         outcome.answer = True
 
     def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+        if beat.sequence <= member.sequence or member.state is State.LEFT:
+            self.dropped += 1
+            return
         if member.state is State.DOWN and beat.incarnation <= member.incarnation:
             self.dropped += 1
             member.sequence = beat.sequence
@@ -220,9 +218,8 @@ class Membership:
         self._move(member, beat.state, now, outcome)
 
     def _refute(self, sighting: Sighting, outcome: Outcome) -> None:
-        """Answers whoever doubts or misses us, with a higher incarnation if a doubter doesn't know the present one."""
-        missed = sighting.state not in GONE and sighting.age > MISSED * self.timings.heartbeat
-        if missed or sighting.state is State.SUSPECT:
+        """Answers whoever doubts us, with a higher incarnation if that doesn't know the present one."""
+        if sighting.state is State.SUSPECT:
             outcome.answer = True  # each time, since answers are lost too; any that arrives ends the doubt
         if sighting.state in (State.SUSPECT, State.DOWN) and sighting.incarnation >= self.incarnation:
             self.incarnation += 1
@@ -262,22 +259,19 @@ class Membership:
     def _discount(self, late: float, now: float) -> None:
         """The silence was ours, and what they sent meanwhile is still unread.
 
-        After a long stop every clock starts anew. A short one isn't counted, and leaves a heartbeat's time to read;
-        more isn't given, or a node that is short of time again and again would never find anyone down. What we tell
-        others isn't changed by it: they weren't stopped.
+        After a long stop every clock starts anew. A short one isn't counted, and leaves time to read; more isn't
+        given, or a node that is short of time again and again would never find anyone down.
         """
-        long = late >= self.timings.suspect_after
-        earliest = now - self.timings.down_after + self.timings.heartbeat
+        patience = self.timings.suspect_after
         for member in self.members.values():
             if member.state not in GONE:
-                begin = max(member.heard, member.silent)
-                member.silent = now if long else min(now, max(begin + late, earliest))
+                member.heard = now if late >= patience else max(member.heard + late, now - patience)
 
     def _judge(self, now: float, outcome: Outcome) -> None:
         self.isolated = self._silent_together(now)
         patience = self.timings.suspect_after if self.isolated else 0.0
         for member in self.members.values():
-            silence = now - max(member.heard, member.silent)
+            silence = now - member.heard
             if member.state in GONE or silence < self.timings.suspect_after:
                 member.unreachable = False
                 continue
@@ -293,8 +287,7 @@ class Membership:
     def _silent_together(self, now: float) -> bool:
         """Whether most peers fell silent at once: then it is us, or the layer, and verdicts wait."""
         peers = [member for member in self.members.values() if member.state in SERVING]
-        begins = [max(member.heard, member.silent) for member in peers]
-        silent = [begin for begin in begins if now - begin >= self.timings.suspect_after]
+        silent = [member.heard for member in peers if now - member.heard >= self.timings.suspect_after]
         return len(silent) >= 2 and 2 * len(silent) > len(peers) and max(silent) - min(silent) <= TOGETHER
 
     def _forget(self, now: float) -> None:
@@ -367,8 +360,8 @@ class Membership:
             member.since = now
 
     def _settle(self, outcome: Outcome) -> None:
-        """Makes the view anew if who serves has changed."""
-        if any((change.old in SERVING) is not (change.new in SERVING) for change in outcome.changes):
+        """Makes the view anew if who serves may have changed."""
+        if outcome.changes:
             serving = [member.identity for member in self.members.values() if member.state in SERVING]
             if self.state in SERVING:
                 serving.append(self.me)
