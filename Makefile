@@ -6,10 +6,10 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit faults simulate compat lint bench docs screenshot clean
+.PHONY: help demo smoke test unit faults slow-faults simulate compat lint bench docs screenshot clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # One stamp for each set of dependencies; made again when pyproject.toml changes.
 $(VENV)/demo: pyproject.toml
@@ -38,7 +38,10 @@ unit: $(VENV)/dev  ## the tests that need no process, in seconds
 	$(BIN)/pytest tests/core tests/wire tests/node
 
 faults: $(VENV)/dev  ## real faults: processes killed and stopped, hosts and networks cut (needs root, iproute2, iptables)
-	$(BIN)/pytest -m fault -s tests/faults
+	$(BIN)/pytest -m 'fault and not slow' -s tests/faults
+
+slow-faults: $(VENV)/dev  ## those of them that take over a minute each: half an hour
+	$(BIN)/pytest -m 'fault and slow' -s tests/faults
 
 simulate: $(VENV)/dev  ## membership over SEEDS=1000 simulated clusters of each kind, every invariant checked
 	$(RUN) -m tests.core.judge --seeds $(SEEDS)

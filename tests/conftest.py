@@ -1,6 +1,7 @@
 """A real cluster of three nodes for the tests that need one, started once for a whole run."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,31 @@ import pytest
 
 from django_clusterstate import conf
 from testproject.processes import LocalCluster
+from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
 
 NODES = ("alpha", "beta", "gamma")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for the path of a unix socket, which pytest's own isn't."""
+    with tempfile.TemporaryDirectory(prefix="cs-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(params=LAYERS, ids=lambda path: path.rpartition(".")[2])
+def layer(request: pytest.FixtureRequest, folder: Path) -> Iterator[Layer]:
+    """Each layer that heartbeats may take, with its Redis on the loopback interface."""
+    if request.param == EMBEDDED:
+        yield Layer({}, None)
+        return
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt-get install redis-server)")
+    redis = Redis(folder)
+    try:
+        yield Layer(layer_env(request.param, redis.address), redis)
+    finally:
+        redis.process.stop()
 
 
 @pytest.fixture(scope="session")

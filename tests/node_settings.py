@@ -1,16 +1,28 @@
 """Settings for node processes that tests start: the demonstration's, with what the environment asks for."""
 
 import os
+import signal
+import time
+from typing import Any
 
 from testproject.settings import *  # noqa: F403
 
 if os.environ.get("SIGNALS_FILE"):
     INSTALLED_APPS = [*INSTALLED_APPS, "tests.signals_app"]  # noqa: F405
-if os.environ.get("REDIS_PORT"):
-    CHANNEL_LAYERS = {
-        "redis": {
-            "BACKEND": os.environ.get("REDIS_LAYER", "channels_redis.core.RedisChannelLayer"),
-            "CONFIG": {"hosts": [("127.0.0.1", int(os.environ["REDIS_PORT"]))]},
-        }
-    }
-    CLUSTERSTATE = {"CHANNEL_LAYER": "redis"}
+
+if os.environ.get("TEST_LAYER"):
+    _layer: dict[str, Any] = {"BACKEND": os.environ["TEST_LAYER"]}
+    if os.environ.get("TEST_REDIS"):
+        _layer["CONFIG"] = {"hosts": [f"redis://{os.environ['TEST_REDIS']}"]}
+    CHANNEL_LAYERS = {"tested": _layer}
+    CLUSTERSTATE = {"CHANNEL_LAYER": "tested"}
+
+if os.environ.get("TEST_BLOCK"):
+    # Python runs it between two instructions of the event loop's thread, which does nothing else meanwhile.
+    signal.signal(signal.SIGUSR1, lambda *_: time.sleep(float(os.environ["TEST_BLOCK"])))
+
+if os.environ.get("TEST_VERSIONS"):
+    from django_clusterstate.wire import handshake
+
+    # Before anything else imports it: a node of another release.
+    handshake.VERSIONS = tuple(map(int, os.environ["TEST_VERSIONS"].split("-")))  # type: ignore[assignment]

@@ -1,15 +1,12 @@
 """Nodes as real processes: how they find each other, leave, are killed, come back, and refuse to start."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +20,11 @@ from django_clusterstate.wire.handshake import derive_keys
 from django_clusterstate.wire.messages import Get, Hit, Set, Values, encode
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
+from tests.layers import LAYERS, SETTINGS, Layer
 
-NODE_SETTINGS = "tests.node_settings"
 PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
 SECONDS = 10.0
 KEYS = derive_keys([demo_settings.SECRET_KEY], "default", "link")
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for the path of a unix socket, which pytest's own isn't."""
-    with tempfile.TemporaryDirectory(prefix="cs-") as path:
-        yield Path(path)
 
 
 def sees(cluster: LocalCluster, observer: str, name: str, *states: str) -> bool:
@@ -49,8 +39,8 @@ def client_of(cluster: LocalCluster, name: str) -> Client:
 # -- becoming a cluster -------------------------------------------------------------------------------------------
 
 
-def test_nodes_started_in_the_same_instant_become_one_cluster_by_a_list(folder: Path) -> None:
-    with LocalCluster(folder, ("a", "b", "c", "d", "e")) as cluster:
+def test_nodes_started_in_the_same_instant_become_one_cluster(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b", "c", "d", "e"), env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
 
@@ -79,26 +69,15 @@ def test_one_known_address_is_enough_to_meet_all(folder: Path) -> None:
         cluster.wait_for()
 
 
-def test_heartbeats_pass_through_any_other_channel_layer(folder: Path) -> None:
-    redis = shutil.which("redis-server")
-    if redis is None:
-        pytest.skip("needs redis-server (Debian: apt-get install redis-server)")
-    port = free_port()
-    server = Process([redis, "--port", str(port), "--save", "", "--dir", str(folder)], folder / "redis", os.environ)
-    env = {"DJANGO_SETTINGS_MODULE": NODE_SETTINGS, "REDIS_PORT": str(port)}
-    try:
-        with LocalCluster(folder, ("a", "b", "c"), env=env) as cluster:
-            cluster.discovery = "database"  # which is never asked: the layer brings the heartbeats to all
-            cluster.start()
-            cluster.wait_for()
-            cluster.kill("b")
-            assert wait_until(lambda: sees(cluster, "a", "b", "down"), SECONDS, "b down") < SECONDS
-    finally:
-        server.stop()
+@pytest.mark.parametrize("layer", LAYERS[1:], indirect=True)
+def test_no_discovery_is_needed_where_the_layer_brings_the_heartbeats_to_all(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b"), env=layer.env, discovery="database") as cluster:  # which doesn't exist
+        cluster.start()
+        cluster.wait_for()
 
 
-def test_two_clusters_on_one_host_ignore_each_other(folder: Path) -> None:
-    with LocalCluster(folder, ("a", "b")) as cluster:
+def test_two_clusters_on_one_host_ignore_each_other(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b"), env=layer.env) as cluster:
         cluster.start("a")
         other = Process(
             [sys.executable, "manage.py", "clusternode"], folder / "b.log",
@@ -113,8 +92,8 @@ def test_two_clusters_on_one_host_ignore_each_other(folder: Path) -> None:
 # -- leaving, dying, coming back ----------------------------------------------------------------------------------
 
 
-def test_a_killed_node_is_down_within_half_a_second_and_no_requester_gets_an_error(folder: Path) -> None:
-    with LocalCluster(folder, ("a", "b", "c")) as cluster:
+def test_a_killed_node_is_down_within_half_a_second_and_no_requester_gets_an_error(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b", "c"), env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
         errors: list[Exception] = []
@@ -159,8 +138,8 @@ def _hit_until(
     client.close()
 
 
-def test_a_node_that_is_told_to_stop_leaves_first_and_serves_on(folder: Path) -> None:
-    with LocalCluster(folder, ("a", "b")) as cluster:
+def test_a_node_that_is_told_to_stop_leaves_first_and_serves_on(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b"), env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
         cluster.processes["b"].signal(signal.SIGTERM)
@@ -186,8 +165,8 @@ def test_a_second_signal_stops_a_node_at_once(folder: Path) -> None:
         assert process.wait(1.0) == 1
 
 
-def test_a_node_that_was_killed_comes_back_under_its_name_and_takes_its_socket_again(folder: Path) -> None:
-    with LocalCluster(folder, ("a", "b", "c")) as cluster:
+def test_a_killed_node_comes_back_under_its_name_and_takes_its_socket_again(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b", "c"), env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
         before = cluster.status("a")
@@ -205,8 +184,8 @@ def _boots(members: object) -> dict[str, bytes]:
     return {member.identity.name: member.identity.boot for member in members}  # type: ignore[attr-defined]
 
 
-def test_the_log_has_a_line_for_each_state_change_and_nothing_else(folder: Path) -> None:
-    with LocalCluster(folder, ("a", "b")) as cluster:
+def test_the_log_has_a_line_for_each_state_change_and_nothing_else(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b"), env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
         beats = _heard(cluster)
@@ -223,9 +202,9 @@ def _heard(cluster: LocalCluster) -> int:
     return status.stats.heartbeats_heard
 
 
-def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(folder: Path) -> None:
+def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(folder: Path, layer: Layer) -> None:
     file = folder / "signals"
-    env = {"DJANGO_SETTINGS_MODULE": NODE_SETTINGS, "SIGNALS_FILE": str(file)}
+    env = layer.env | {"DJANGO_SETTINGS_MODULE": SETTINGS, "SIGNALS_FILE": str(file)}
     with LocalCluster(folder, ("a", "b", "c"), env=env) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -262,9 +241,9 @@ def test_a_value_from_before_another_node_owned_the_key_is_never_read_again(fold
         assert len(values) == len(keys)
 
 
-def test_a_secret_is_rotated_in_a_rolling_deploy_without_splitting_the_cluster(folder: Path) -> None:
+def test_a_secret_is_rotated_in_a_rolling_deploy_without_splitting_the_cluster(folder: Path, layer: Layer) -> None:
     old, new = "the old secret " + 30 * "x", "the new secret " + 30 * "y"
-    with LocalCluster(folder, ("a", "b"), env={"CLUSTERSTATE_SECRET": old}) as cluster:
+    with LocalCluster(folder, ("a", "b"), env=layer.env | {"CLUSTERSTATE_SECRET": old}) as cluster:
         cluster.start()
         cluster.wait_for()
         cluster.processes["b"].stop()
@@ -273,8 +252,8 @@ def test_a_secret_is_rotated_in_a_rolling_deploy_without_splitting_the_cluster(f
         cluster.wait_for()
 
 
-def test_a_foreign_secret_on_the_same_channel_layer_is_said_once(folder: Path) -> None:
-    with LocalCluster(folder, ("a", "b")) as cluster:
+def test_a_foreign_secret_on_the_same_channel_layer_is_said_once(folder: Path, layer: Layer) -> None:
+    with LocalCluster(folder, ("a", "b"), env=layer.env) as cluster:
         cluster.start("a")
         cluster.wait_for("a")
         foreign = cluster.env("b") | {"CLUSTERSTATE_SECRET": 50 * "z"}

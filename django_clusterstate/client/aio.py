@@ -77,20 +77,19 @@ class AsyncClient:
         """As `Client.call_node`."""
         if now is None:
             now = self._clock()
-        if target.failures:
-            target.check(now)
+        deadline = self._deadline * target.check(now) if target.failures else self._deadline
         try:
             connections = self._loops.get(asyncio.get_running_loop())
             connection = connections.open.get(target) if connections is not None else None
             if connection is None or connection.closed:
-                reply = await self._call_afresh(target, request, now)
+                reply = await self._call_afresh(target, request, now + deadline)
             else:
                 try:
                     reply = await connection.request(request)
                 except Unavailable as error:
                     if isinstance(error.__cause__, TimeoutError):
                         raise
-                    reply = await self._call_afresh(target, request, now)  # the node may have been restarted
+                    reply = await self._call_afresh(target, request, now + deadline)  # the node may have been restarted
         except ClusterStateError as error:
             failure = named(target, error)
             if self.routing.failed(target, now):
@@ -124,9 +123,9 @@ class AsyncClient:
 
     # -- connections ----------------------------------------------------------------------------------------
 
-    async def _call_afresh(self, target: Target, request: bytes, now: float) -> Reply:
+    async def _call_afresh(self, target: Target, request: bytes, until: float) -> Reply:
         try:
-            async with asyncio.timeout(now + self._deadline - self._clock()):
+            async with asyncio.timeout(until - self._clock()):
                 connection = await self._dial(target)
                 return await connection.request(request)
         except TimeoutError as error:

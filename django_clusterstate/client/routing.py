@@ -17,7 +17,8 @@ from ..wire.messages import GetView, Viewed, encode
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
 VIEW_MIN_AGE = 0.05  # but not more often than this while the nodes' views differ
 FAILURES_TO_OPEN = 3
-HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody a deadline; then one may try
+HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody any time; then one may try
+FIRST_TRY = 32  # the first such try may take this part of a deadline, each further one twice as long
 
 MAX_DOUBTS = 64
 _GET_VIEW = frame(encode(GetView()))
@@ -26,21 +27,29 @@ _GET_VIEW = frame(encode(GetView()))
 class Target:
     """A node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client."""
 
-    __slots__ = ("address", "failures", "name", "pool", "retry_at")
+    __slots__ = ("address", "failures", "name", "pool", "retry_at", "tries")
 
     def __init__(self, name: str, address: Address) -> None:
         self.name = name
         self.address = address
         self.failures = 0
         self.retry_at = 0.0
+        self.tries = 0  # since the breaker opened
         self.pool: deque[Any] = deque()
 
-    def check(self, now: float) -> None:
-        """Raises `Unavailable` while the breaker is open. When it half-opens, the first to come tries for all."""
-        if self.is_open:
-            if now < self.retry_at:
-                raise Unavailable(f"{self} has failed {self.failures} times in a row and is left alone for now")
-            self.retry_at = now + HALF_OPEN_AFTER
+    def check(self, now: float) -> float:
+        """The share of a deadline that a call may take.
+
+        Raises `Unavailable` while the breaker is open. When it half-opens, the first to come tries for all, and isn't
+        made to wait long: a node that is near answers at once or not at all, and one that is far after a few tries.
+        """
+        if not self.is_open:
+            return 1.0
+        if now < self.retry_at:
+            raise Unavailable(f"{self} has failed {self.failures} times in a row and is left alone for now")
+        self.retry_at = now + HALF_OPEN_AFTER
+        self.tries += 1
+        return 1 / max(1, FIRST_TRY >> (self.tries - 1))
 
     @property
     def is_open(self) -> bool:
@@ -56,7 +65,7 @@ class Target:
     def answered(self) -> bool:
         """Forgets the failures. True when that closes the breaker."""
         was_open = self.is_open
-        self.failures = 0
+        self.failures = self.tries = 0
         return was_open
 
     def __str__(self) -> str:

@@ -57,10 +57,9 @@ class Client:
         """One request to one node. Raises as `call`."""
         if now is None:
             now = self._clock()
-        if target.failures:
-            target.check(now)
+        deadline = self._deadline * target.check(now) if target.failures else self._deadline
         try:
-            connection, reply = self._call_idle(target, request) or self._call_afresh(target, request, now)
+            connection, reply = self._call_idle(target, request) or self._call_afresh(target, request, now + deadline)
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
         self._succeeded(target, connection, reply, now)
@@ -119,8 +118,8 @@ class Client:
             _drop_pool(target)
             return None
 
-    def _call_afresh(self, target: Target, request: bytes, now: float) -> tuple[BlockingConnection, Reply]:
-        until = time.monotonic() + now + self._deadline - self._clock()
+    def _call_afresh(self, target: Target, request: bytes, until: float) -> tuple[BlockingConnection, Reply]:
+        until += time.monotonic() - self._clock()
         connection = BlockingConnection(target.address, self._keys, self._deadline, until)
         connection.send(request)
         return connection, connection.receive(until)

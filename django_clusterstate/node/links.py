@@ -11,6 +11,7 @@ from ..exceptions import ProtocolError, Unavailable
 from ..wire.address import TcpAddress, parse_tcp
 from ..wire.aio import AsyncConnection, connect
 from ..wire.framing import frame
+from ..wire.handshake import OwnChallenge
 from ..wire.messages import Deliver, Forward, Ping, Pong, channel_tag, encode
 
 DIAL_TIMEOUT = 1.0
@@ -115,7 +116,7 @@ class Links:
                 del self._links[address]
 
     def is_ours(self, address: TcpAddress) -> None:
-        """It was ourselves who answered there."""
+        """It was ourselves who answered there, or somebody who passes on what we say: not to be dialled again."""
         self._ours.add(str(address))
 
     async def close(self) -> None:
@@ -146,8 +147,6 @@ class Link:
             while True:
                 lost = asyncio.Event()
                 if await self._dial(lost):
-                    if self.identity is None:
-                        return
                     pause = REDIAL[0]
                     await lost.wait()
                     self.connection = None
@@ -157,18 +156,22 @@ class Link:
                     async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
                         await self.retry.wait()
                 pause = min(pause * 2, REDIAL[1])
+        except OwnChallenge:
+            self._links.is_ours(self._address)
         finally:
             if self.connection is not None:
                 self.connection.close()
 
     async def _dial(self, lost: asyncio.Event) -> bool:
-        """Whether somebody answered; `identity` stays None if it was ourselves."""
+        """Whether a peer answered. Raises `OwnChallenge` if it was ourselves."""
         links = self._links
         try:
-            connection = await connect(self._address, links.keys, DIAL_TIMEOUT, on_close=lost.set)
+            connection = await connect(self._address, links.keys, DIAL_TIMEOUT, lost.set, links.me.boot)
             connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
             pong = await connection.request(_PING)
         except ProtocolError as error:
+            if isinstance(error.__cause__, OwnChallenge):
+                raise error.__cause__ from None
             self._complain(str(error))
             return False
         except Unavailable as error:
@@ -178,11 +181,6 @@ class Link:
             return False
         assert isinstance(pong, Pong)
         self._complaint = ""
-        if pong.identity.boot == links.me.boot:
-            links.is_ours(self._address)
-            self.identity = None
-            connection.close()
-            return True
         self.identity, self.connection, self.opened = pong.identity, connection, links.now()
         links.on_open(pong.identity)
         return True

@@ -39,6 +39,7 @@ class Server:
     def __init__(self, handler: Handler, keys: Sequence[bytes], report: Callable[[str], None]) -> None:
         self.handler = handler
         self.keys = keys
+        self.boot = handler.membership.me.boot
         self.report = report
         self.connections: set[Connection] = set()
         self.strangers: dict[Connection, None] = {}  # the oldest first
@@ -85,7 +86,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._handler = server.handler
         self._trusted = not keys
-        self._handshake: NodeHandshake | None = NodeHandshake(keys)
+        self._handshake: NodeHandshake | None = NodeHandshake(keys, server.boot)
         self._deframer = Deframer(HANDSHAKE_LIMIT)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -23,12 +23,14 @@ class AsyncConnection(asyncio.Protocol):
     wait behind it, so a late answer can't be taken for another's.
     """
 
-    def __init__(self, keys: Sequence[bytes], deadline: float, on_close: Callable[[], None] | None) -> None:
+    def __init__(
+        self, keys: Sequence[bytes], deadline: float, on_close: Callable[[], None] | None = None, boot: bytes = b""
+    ) -> None:
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._on_close = on_close
-        self._handshake: RequesterHandshake | None = RequesterHandshake(keys)
+        self._handshake: RequesterHandshake | None = RequesterHandshake(keys, boot)
         self._challenged = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._deframer = Deframer(HANDSHAKE_LIMIT)
@@ -94,7 +96,9 @@ class AsyncConnection(asyncio.Protocol):
                 if not future.done():  # it may have been cancelled
                     future.set_result(reply)
         except (ProtocolError, IndexError, *DECODE_ERRORS) as error:
-            self._fail(ProtocolError(f"a reply that can't be read: {error}" if self._ready.done() else str(error)))
+            if self._ready.done():
+                error = ProtocolError(f"a reply that can't be read: {error}")
+            self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
     def _shake_hands(self, payload: memoryview) -> None:
         assert self._handshake is not None
@@ -151,11 +155,12 @@ async def connect(
     keys: Sequence[bytes],
     deadline: float,
     on_close: Callable[[], None] | None = None,
+    boot: bytes = b"",
 ) -> AsyncConnection:
-    """Dials a node and shakes hands, within the deadline.
+    """Dials a node and shakes hands, within the deadline. `boot` is our own if we are a node.
 
-    Raises `Unavailable` when nobody answers (its `__cause__` says how), `ProtocolError` when the other side isn't
-    one of ours.
+    Raises `Unavailable` when nobody answers, `ProtocolError` when the other side isn't one of ours. The `__cause__` of
+    either says more.
     """
     loop = asyncio.get_running_loop()
     connection: AsyncConnection | None = None
@@ -169,7 +174,7 @@ async def connect(
                     raise PermissionError("the socket belongs to another user")
             else:
                 _, connection = await loop.create_connection(
-                    lambda: AsyncConnection(keys, deadline, on_close), address.host, address.port
+                    lambda: AsyncConnection(keys, deadline, on_close, boot), address.host, address.port
                 )
                 connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await connection.ready()

@@ -1,11 +1,12 @@
 """How the two ends of a connection agree on a version and prove to each other that they know the secret. Pure.
 
-    node       -> requester   Challenge(magic, versions, nonce)
+    node       -> requester   Challenge(magic, versions, nonce, boot id)
     requester  -> node        Proof(version, nonce, one MAC for each secret it knows)
     node       -> requester   Welcome(MAC)
 
-A MAC is HMAC-SHA-256 over the role that makes it, the versions and both nonces: a proof sent back to its maker is
-worthless, and so is a recorded one. Each side proves itself before the other decodes anything else. The requester
+A MAC is HMAC-SHA-256 over the role that makes it, the versions, both nonces and the node's boot id: a proof sent back
+to its maker is worthless, and so is a recorded one. A node that dials knows its own challenge by the boot id, and
+proves nothing to whoever passes it on. Each side proves itself before the other decodes anything else. The requester
 offers a proof for every secret it knows (the newest first), so that a rotation of the secret splits nothing.
 
 On a unix socket the kernel has already said who the other is, and the MACs are left out.
@@ -30,11 +31,16 @@ _NONCE = 32
 T = TypeVar("T")
 
 
+class OwnChallenge(ProtocolError):
+    """Whoever answers there is ourselves, or passes on what we say."""
+
+
 class Challenge(msgspec.Struct, frozen=True, array_like=True):
     magic: str
     oldest: int
     newest: int
     nonce: bytes
+    boot: bytes = b""
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True):
@@ -77,7 +83,7 @@ def derive_keys(secrets: Sequence[str], cluster: str, purpose: str) -> tuple[byt
 
 def _mac(key: bytes, role: bytes, challenge: Challenge, version: int, nonce: bytes) -> bytes:
     versions = bytes((challenge.oldest & 255, challenge.newest & 255, version & 255))
-    return hmac.digest(key, role + versions + challenge.nonce + nonce, "sha256")
+    return hmac.digest(key, role + versions + challenge.nonce + nonce + challenge.boot, "sha256")
 
 
 def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
@@ -88,11 +94,11 @@ def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
 
 
 class NodeHandshake:
-    """The node's side. `keys` empty: the connection is trusted already."""
+    """The node's side. `keys` empty: the connection is trusted already. `boot` is that of the node."""
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes], boot: bytes = b"") -> None:
         self._keys = keys
-        self._challenge = Challenge(MAGIC, *VERSIONS, os.urandom(_NONCE))
+        self._challenge = Challenge(MAGIC, *VERSIONS, os.urandom(_NONCE), boot)
 
     def challenge(self) -> bytes:
         return msgspec.msgpack.encode(self._challenge)
@@ -116,19 +122,23 @@ class NodeHandshake:
 
 
 class RequesterHandshake:
-    """The side that dialled. `keys` empty: the connection is trusted already."""
+    """The side that dialled. `keys` empty: the connection is trusted already. `boot` is its own if it is a node."""
 
-    def __init__(self, keys: Sequence[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes], boot: bytes = b"") -> None:
         self._keys = keys
+        self._boot = boot
         self._nonce = os.urandom(_NONCE)
         self._expected: list[bytes] = []
         self.farewell = b""  # after an error: what is to be sent before closing, so that the other side can say why
 
     def receive_challenge(self, payload: bytes | memoryview) -> bytes:
-        """Takes the challenge, gives the proof. Raises `ProtocolError` when there is no common version."""
+        """Takes the challenge, gives the proof. Raises `ProtocolError` when there is no common version, `OwnChallenge`
+        when it is our own."""
         challenge = _decode(payload, Challenge)
-        if challenge.magic != MAGIC:
+        if challenge.magic != MAGIC or len(challenge.nonce) != _NONCE:
             raise ProtocolError("what answers there is no node")
+        if self._boot and challenge.boot == self._boot:
+            raise OwnChallenge("it is this node itself")
         version = common_version(challenge.oldest, challenge.newest)
         if not version:
             self.farewell = msgspec.msgpack.encode(Proof(0, b"", (), *VERSIONS))

@@ -222,6 +222,16 @@ def test_failed_try_keeps_the_breaker_open_without_opening_it_again() -> None:
         target.check(NOW + 1 + HALF_OPEN_AFTER - 0.01)
 
 
+def test_first_try_may_take_little_of_a_deadline_and_each_further_one_twice_as_long() -> None:
+    target = open_target()
+    for _ in range(100):
+        target.failed(NOW)  # calls that were under way
+    tries = [target.check(NOW + turn * HALF_OPEN_AFTER) for turn in range(1, 9)]
+    assert tries == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 1, 1]
+    target.answered()
+    assert target.check(NOW + 5) == 1
+
+
 def test_answer_closes_the_breaker_once() -> None:
     target = open_target()
     target.check(NOW + 1)

@@ -54,11 +54,23 @@ class HostCluster(LocalCluster):
         """The name of the network namespace."""
         return f"{self._tag}-{name}"
 
+    def on(self, name: str) -> tuple[str, ...]:
+        """What stands before a command that is to run there."""
+        return ("ip", "netns", "exec", self.host(name))
+
     def _outside(self, name: str) -> str:
         """The bridge's end of the host's cable. A name of a link has 15 characters at most."""
         return f"{self._tag}v{self.names.index(name)}"
 
     def __enter__(self) -> "HostCluster":
+        try:
+            self._make()
+        except BaseException:
+            self.__exit__(None, None, None)  # what there is of it
+            raise
+        return self
+
+    def _make(self) -> None:
         run("ip", "link", "add", self._bridge, "type", "bridge")
         run("ip", "link", "set", self._bridge, "up")
         for name, address in self.addresses.items():
@@ -69,7 +81,6 @@ class HostCluster(LocalCluster):
             run("ip", "-n", host, "addr", "add", f"{address}/24", "dev", "eth0")
             run("ip", "-n", host, "link", "set", "eth0", "up")
             run("ip", "-n", host, "link", "set", "lo", "up")
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         super().__exit__(*exc_info)
@@ -83,7 +94,7 @@ class HostCluster(LocalCluster):
 
     def start(self, *names: str) -> None:
         for name in names or self.names:
-            command = ["ip", "netns", "exec", self.host(name), sys.executable, str(ROOT / "manage.py"), "clusternode"]
+            command = [*self.on(name), sys.executable, str(ROOT / "manage.py"), "clusternode"]
             self.processes[name] = Process(command, self.folder / f"{name}.log", self.env(name))
 
     # -- faults -----------------------------------------------------------------------------------------------
@@ -92,17 +103,23 @@ class HostCluster(LocalCluster):
         """What comes from these hosts doesn't arrive at this one any more."""
         for source in sources:
             rule = ("INPUT", "-s", self.addresses[source], "-j", "DROP")
-            run("ip", "netns", "exec", self.host(name), "iptables", "-A" if add else "-D", *rule)
+            run(*self.on(name), "iptables", "-A" if add else "-D", *rule)
 
     def lose(self, probability: float) -> None:
         """Each packet that arrives anywhere is lost with this probability."""
         rule = ("-A", "INPUT", "-i", "eth0", "-m", "statistic", "--mode", "random", "--probability", str(probability))
         for name in self.names:
-            run("ip", "netns", "exec", self.host(name), "iptables", *rule, "-j", "DROP")
+            run(*self.on(name), "iptables", *rule, "-j", "DROP")
 
-    def cut(self, name: str) -> None:
-        """The host is lost: its cable is pulled."""
-        run("ip", "-n", self.host(name), "link", "set", "eth0", "down")
+    def silence(self, name: str, *, over: bool = False) -> None:
+        """The host is lost, or back: no packet comes from it or reaches it."""
+        for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
+            run(*self.on(name), "iptables", "-D" if over else "-A", chain, way, "eth0", "-j", "DROP")
+
+    def cut_link(self, one: str, other: str, *, restore: bool = False) -> None:
+        """Neither of the two hears the other."""
+        self.drop(one, other, add=not restore)
+        self.drop(other, one, add=not restore)
 
     def split(self, *sides: Iterable[str]) -> None:
         """A partition: each side hears only itself."""
@@ -114,4 +131,4 @@ class HostCluster(LocalCluster):
 
     def heal(self) -> None:
         for name in self.names:
-            run("ip", "netns", "exec", self.host(name), "iptables", "-F", "INPUT")
+            run(*self.on(name), "iptables", "-F", "INPUT")

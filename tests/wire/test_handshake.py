@@ -15,6 +15,7 @@ from django_clusterstate.wire.handshake import (
     VERSIONS,
     Challenge,
     NodeHandshake,
+    OwnChallenge,
     Proof,
     RequesterHandshake,
     Welcome,
@@ -66,6 +67,23 @@ def test_challenge_reflected_to_a_node_of_the_same_secret_does_not_admit() -> No
     proof = Proof(VERSIONS[1], challenge.nonce, (hmac.digest(b"", challenge.nonce, "sha256"),))
     with pytest.raises(ProtocolError, match="wrong secret"):
         node.receive(msgspec.msgpack.encode(proof))
+
+
+def test_node_proves_nothing_to_whoever_passes_its_own_challenge_on() -> None:
+    # The attacker is dialled by a node, and dials it back at the same time.
+    node, dialler = NodeHandshake([NEW], b"boot"), RequesterHandshake([NEW], b"boot")
+    with pytest.raises(OwnChallenge):
+        dialler.receive_challenge(node.challenge())
+
+
+@pytest.mark.parametrize(("cut", "boot"), [(0, b""), (0, b"other"), (0, b"boot\0"), (1, b"boot"), (-1, b"oot")])
+def test_own_challenge_in_disguise_is_worthless(cut: int, boot: bytes) -> None:
+    node, dialler = NodeHandshake([NEW], b"boot"), RequesterHandshake([NEW], b"boot")
+    challenge = msgspec.msgpack.decode(node.challenge(), type=Challenge)
+    nonce = challenge.nonce[cut:] if cut >= 0 else challenge.nonce + b"b"
+    disguised = msgspec.structs.replace(challenge, nonce=nonce, boot=boot)
+    with pytest.raises(ProtocolError, match=r"wrong secret|no node"):
+        node.receive(dialler.receive_challenge(msgspec.msgpack.encode(disguised)))
 
 
 def test_recorded_proof_is_worthless_to_another_connection() -> None:

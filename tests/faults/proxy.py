@@ -1,0 +1,89 @@
+"""A TCP proxy that delays each direction, or records what passes. Bytes stay in order, as TCP's do."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+
+from testproject.processes import free_port
+
+Delay = Callable[[], float]
+
+
+class Proxy:
+    """Listens on `port` of the loopback interface and passes on to another port while its context is entered."""
+
+    def __init__(self, target: int, delay: Delay = lambda: 0.0) -> None:
+        self.port = free_port()
+        self.connections = 0
+        self.sent: list[list[bytes]] = []  # by connection, what its maker said
+        self._target = target
+        self._delay = delay
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", self.port)
+
+    async def _stop(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        said: list[bytes] = []
+        self.sent.append(said)
+        with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            with contextlib.closing(back):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._pump(reader, back, said))
+                    tasks.create_task(self._pump(there, writer, None))
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: list[bytes] | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def deliver() -> None:
+            while True:
+                when, data = await due.get()
+                await asyncio.sleep(when - loop.time())
+                if not data:
+                    break
+                writer.write(data)
+            with contextlib.suppress(OSError):
+                writer.write_eof()
+
+        last = 0.0
+        delivery = asyncio.create_task(deliver())
+        try:
+            while True:
+                try:
+                    data = await reader.read(65536)
+                except OSError:
+                    data = b""
+                if record is not None and data:
+                    record.append(data)
+                last = max(last, loop.time() + self._delay())
+                due.put_nowait((last, data))
+                if not data:
+                    break
+            await delivery
+        finally:
+            delivery.cancel()

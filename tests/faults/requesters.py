@@ -1,0 +1,163 @@
+"""Requesters under faults: threads that ask as web workers do, and note how they fared."""
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from django_clusterstate.client.sync import Client
+from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.exceptions import ClusterStateError
+from django_clusterstate.wire.address import UnixAddress
+from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.handshake import derive_keys
+from django_clusterstate.wire.messages import Hit, Reply, encode
+from testproject import settings as demo_settings
+from testproject.processes import LocalCluster, wait_until
+from tests.faults.hosts import HostCluster
+
+DEADLINE = 0.1  # the default
+PAUSE = 0.002  # seconds between two requests: the machine has other things to do
+
+_CLONE_NEWNET = 0x40000000
+
+Work = Callable[[int], tuple[bytes, bytes]]  # the key and the request of the n-th
+Hear = Callable[[float, str, bytes, Reply], None]  # when a host asked, the host, its request, and the reply
+
+
+@dataclass(slots=True)
+class Tally:
+    """How one requester fared."""
+
+    host: str
+    asked: int = 0
+    unanswered: int = 0  # by the key's owner; then this host's node is asked
+    deadlines: int = 0  # of these, those that cost a whole deadline
+    alone: int = 0  # nor by this host's node: the process decides alone
+    slowest: float = 0.0
+    refused: list[str] = field(default_factory=list)  # failures that were not a deadline
+    errors: list[Exception] = field(default_factory=list)  # what a view would see
+
+
+def link_keys(cluster: LocalCluster, host: str) -> tuple[bytes, ...]:
+    secret = cluster.env(host).get("CLUSTERSTATE_SECRET") or demo_settings.SECRET_KEY
+    return derive_keys([secret], "default", "link")
+
+
+def client_on(cluster: LocalCluster, host: str, deadline: float = DEADLINE) -> Client:
+    return Client(UnixAddress(str(cluster.socket(host))), link_keys(cluster, host), deadline)
+
+
+def enter(namespace: str) -> None:
+    """This thread, and no other, is on that host from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{namespace}", "rb") as file:
+        if libc.setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"can't enter {namespace}")
+
+
+def hits() -> Work:
+    """Hits of many keys, of all owners."""
+    rules = [Rule(Algorithm.FIXED_WINDOW, 10**6, 3600.0)]
+
+    def work(number: int) -> tuple[bytes, bytes]:
+        key = b"\0key %d" % (number % 100)
+        return key, frame(encode(Hit(key, rules)))
+
+    return work
+
+
+class Requesters:
+    """One requester on each of these hosts, from entering to leaving the context."""
+
+    def __init__(self, cluster: LocalCluster, hosts: Iterable[str], work: Work, hear: Hear | None = None) -> None:
+        self.tallies = [Tally(host) for host in hosts]
+        self._cluster = cluster
+        self._work = work
+        self._hear = hear
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=[tally]) for tally in self.tallies]
+
+    def of(self, host: str) -> Tally:
+        return next(tally for tally in self.tallies if tally.host == host)
+
+    def go_on(self, requests: int = 50, seconds: float = 15.0) -> None:
+        """Until each has asked so many times more."""
+        goals = [tally.asked + requests for tally in self.tallies]
+        wait_until(
+            lambda: all(tally.asked >= goal for tally, goal in zip(self.tallies, goals, strict=True)),
+            seconds,
+            "requests go on",
+        )
+
+    def reset(self) -> None:
+        """Forgets what came before the fault."""
+        for tally in self.tallies:
+            tally.unanswered = tally.deadlines = tally.alone = 0
+            tally.slowest = 0.0
+            tally.refused.clear()
+
+    @property
+    def errors(self) -> list[Exception]:
+        return [error for tally in self.tallies for error in tally.errors]
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"on {t.host} {t.asked} asked, {t.unanswered} unanswered by the owner ({t.deadlines} whole deadlines), "
+            f"{t.alone} by this host's node too, slowest {t.slowest * 1000:.0f} ms"
+            for t in self.tallies
+        )
+
+    def __enter__(self) -> "Requesters":
+        for thread in self._threads:
+            thread.start()
+        self.go_on()
+        self.reset()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, tally: Tally) -> None:
+        if isinstance(self._cluster, HostCluster):
+            enter(self._cluster.host(tally.host))
+        client = client_on(self._cluster, tally.host)
+        while not self._over.wait(PAUSE):
+            start = time.monotonic()
+            try:
+                self._ask(client, tally, start)
+            except Exception as error:  # what a view would see
+                tally.errors.append(error)
+            tally.slowest = max(tally.slowest, time.monotonic() - start)
+            tally.asked += 1
+        client.close()
+
+    def _ask(self, client: Client, tally: Tally, start: float) -> None:
+        key, request = self._work(tally.asked)
+        try:
+            reply = client.call(key, request)
+        except ClusterStateError as error:
+            tally.unanswered += 1
+            if time.monotonic() - start >= 0.8 * DEADLINE:
+                tally.deadlines += 1
+            else:
+                tally.refused.append(str(error))
+            local = client.routing.local
+            try:
+                if client.routing.table.owner(key) is local:
+                    raise
+                reply = client.call_node(local, request)
+            except ClusterStateError:
+                tally.alone += 1
+                return
+        if self._hear is not None:
+            self._hear(start, tally.host, request, reply)
+
+
+def open_files(pid: int) -> int:
+    """How many file descriptors a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -1,0 +1,152 @@
+"""Rows 1, 2 and 6: processes and hosts that go, told and untold, while requesters ask. Figures are printed (-s)."""
+
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from django_clusterstate.core.messages import State
+from testproject.processes import LocalCluster, wait_until
+from tests.faults.hosts import HostCluster, needs_hosts
+from tests.faults.observing import SECONDS, changes, moves
+from tests.faults.requesters import Requesters, hits
+from tests.layers import Layer
+
+pytestmark = pytest.mark.fault
+
+Figure = Callable[[str, object], None]
+
+
+def seconds_of(values: list[float]) -> str:
+    return f"median {statistics.median(values):.3f} s, worst {max(values):.3f} s of {len(values)}"
+
+
+def logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: State, since: float) -> list[float]:
+    """How long after `since` each of the peers logged that change; empty until all have."""
+    found = []
+    for peer in peers:
+        times = [
+            when - since
+            for when, member, _, new in changes(cluster.folder / f"{peer}.log")
+            if member == of and new == to and when >= since - 0.001
+        ]
+        if not times:
+            return []
+        found.append(times[0])
+    return found
+
+
+def until_logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: State, since: float) -> list[float]:
+    wait_until(lambda: bool(logged(cluster, peers, of, to, since)), SECONDS, f"all log that {of} is {to}")
+    return logged(cluster, peers, of, to, since)
+
+
+def test_row_1_a_killed_node_is_down_for_all_in_half_a_second_and_no_request_raises(
+    folder: Path, layer: Layer, figure: Figure
+) -> None:
+    times = []
+    with LocalCluster(folder, ("a", "b", "c", "d"), env=layer.env) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with Requesters(cluster, ("a", "b", "c"), hits()) as requesters:
+            for _ in range(5):
+                since = time.time()
+                cluster.kill("d")
+                times += until_logged(cluster, ("a", "b", "c"), "d", State.DOWN, since)
+                requesters.go_on()
+                cluster.start("d")
+                cluster.wait_for()
+                requesters.go_on()
+    figure("down for each peer after", seconds_of(times))
+    figure("requesters", requesters)
+    assert not requesters.errors
+    assert not any(tally.alone for tally in requesters.tallies)
+    assert max(times) < 0.5
+
+
+def leave_times(cluster: LocalCluster, staying: tuple[str, ...], leaving: tuple[str, ...]) -> list[float]:
+    """How long each peer took to hear of each leave."""
+    times = []
+    for name in leaving:
+        since = time.time()
+        cluster.processes[name].signal(signal.SIGTERM)
+        times += until_logged(cluster, staying, name, State.LEAVING, since)
+        time.sleep(random.uniform(0.1, 0.4))
+    for name in leaving:
+        assert cluster.processes[name].wait(SECONDS) == 0
+    return times
+
+
+def leaves(folder: Path, layer: Layer, figure: Figure, rounds: int) -> None:
+    staying, leaving = ("a", "b", "c"), ("d", "e", "f", "g")
+    times: list[float] = []
+    with LocalCluster(folder, staying + leaving, env=layer.env) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with Requesters(cluster, staying, hits()) as requesters:
+            for number in range(rounds):
+                if number:
+                    cluster.start(*leaving)
+                    cluster.wait_for()
+                requesters.reset()
+                times += leave_times(cluster, staying, leaving)
+                requesters.go_on()
+                refused = [reason for tally in requesters.tallies for reason in tally.refused]
+                assert not refused  # a node that leaves serves on until all requesters know
+        assert not moves(cluster, State.DOWN)
+    times.sort()
+    figure("leave heard by each peer after", seconds_of(times))
+    figure("p99", f"{times[int(0.99 * len(times))]:.3f} s")
+    figure("requesters", requesters)
+    assert not requesters.errors
+    assert not any(tally.alone for tally in requesters.tallies)
+    assert times[int(0.99 * len(times))] < 0.1
+
+
+def test_row_6_peers_hear_of_a_leave_in_a_tenth_of_a_second_and_requesters_notice_nothing(
+    folder: Path, layer: Layer, figure: Figure
+) -> None:
+    leaves(folder, layer, figure, rounds=2)
+
+
+@pytest.mark.slow
+def test_row_6_of_many_leaves(folder: Path, layer: Layer, figure: Figure) -> None:
+    leaves(folder, layer, figure, rounds=12)
+
+
+def lose_hosts(folder: Path, figure: Figure, runs: int) -> None:
+    names = ("a", "b", "c", "d")
+    times = []
+    with HostCluster(folder, names) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with Requesters(cluster, ("a", "b"), hits()) as requesters:
+            for number in range(runs):
+                lost = ("c", "d")[number % 2]
+                time.sleep(random.uniform(0, 0.5))  # at any moment between two heartbeats
+                since = time.time()
+                cluster.silence(lost)
+                peers = tuple(name for name in names if name != lost)
+                times.append(max(until_logged(cluster, peers, lost, State.DOWN, since)))
+                cluster.silence(lost, over=True)
+                cluster.wait_for()
+        figure("down for all after", seconds_of(times))
+        figure("requesters", requesters)
+        assert not requesters.errors
+        assert not any(tally.alone for tally in requesters.tallies)
+        assert max(times) < 4
+
+
+@needs_hosts
+def test_row_2_a_lost_host_is_down_in_four_seconds_and_no_request_raises(folder: Path, figure: Figure) -> None:
+    lose_hosts(folder, figure, runs=2)
+
+
+@needs_hosts
+@pytest.mark.slow
+def test_row_2_twenty_times_of_twenty(folder: Path, figure: Figure) -> None:
+    lose_hosts(folder, figure, runs=20)

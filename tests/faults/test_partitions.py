@@ -1,0 +1,172 @@
+"""Rows 8 to 10 and 18: hosts that lose each other, or some of the packets. Figures are printed (-s)."""
+
+import itertools
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.core.messages import State
+from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.messages import Decided, Hit, Reply, encode
+from testproject.processes import wait_until
+from tests.faults.hosts import HostCluster, needs_hosts
+from tests.faults.observing import SECONDS, moves, unreachable
+from tests.faults.requesters import Requesters, hits
+from tests.layers import EMBEDDED, LAYERS, Redis, layer_env
+
+pytestmark = [pytest.mark.fault, needs_hosts]
+
+Figure = Callable[[str, object], None]
+FIVE = ("a", "b", "c", "d", "e")
+LIMIT = 50
+REDIS = "10.89.0.6:6379"  # on the sixth host
+# This layer keeps its connection through a cut, and TCP tries again after at most as long as it was lost.
+WAITS_FOR_TCP = {"channels_redis.pubsub.RedisPubSubChannelLayer"}
+
+
+def split_and_heal(folder: Path, layer: str, figure: Figure, seconds: float) -> None:
+    if layer != EMBEDDED and shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server (Debian: apt-get install redis-server)")
+    with HostCluster(folder, (*FIVE, "r"), {} if layer == EMBEDDED else layer_env(layer, REDIS)) as cluster:
+        if layer != EMBEDDED:
+            assert REDIS.startswith(cluster.addresses["r"])
+            cluster.processes["r"] = Redis(folder, REDIS, cluster.on("r")).process  # ended with the nodes
+        cluster.start(*FIVE)
+        cluster.wait_for(*FIVE)
+        with Requesters(cluster, FIVE, hits()) as requesters:
+            split = time.monotonic()
+            cluster.split(("a", "b", "c", "r"), ("d", "e"))
+            if layer == EMBEDDED:
+                wait_until(lambda: cluster.agreed(FIVE[:3]) and cluster.agreed(FIVE[3:]), SECONDS, "two clusters")
+                figure("two clusters after", f"{time.monotonic() - split:.2f} s")
+            time.sleep(max(0.0, split + seconds - time.monotonic()))
+            requesters.go_on()
+            cluster.heal()
+            healed = time.monotonic()
+            cluster.wait_for(*FIVE, seconds=90)
+            took = time.monotonic() - healed
+            requesters.go_on()
+        figure(f"one view after the heal of {seconds:g} s", f"{took:.2f} s")
+        figure("requesters", requesters)
+        assert not requesters.errors
+        assert not any(tally.alone for tally in requesters.tallies)
+        assert took < 3 + (seconds if layer in WAITS_FOR_TCP else 0)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda path: path.rpartition(".")[2])
+def test_row_8_both_sides_of_a_partition_serve_and_become_one_again(folder: Path, layer: str, figure: Figure) -> None:
+    split_and_heal(folder, layer, figure, 10.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda path: path.rpartition(".")[2])
+def test_row_8_after_a_minute(folder: Path, layer: str, figure: Figure) -> None:
+    """TCP waits longer and longer before it tries again what was lost."""
+    split_and_heal(folder, layer, figure, 60.0)
+
+
+def test_row_8_a_partition_in_two_admits_at_most_twice_a_limit_once_it_is_known(folder: Path, figure: Figure) -> None:
+    with HostCluster(folder, FIVE) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        allowed = [Counter[str](), Counter[str](), Counter[str]()]  # before the cut, until it is known, after that
+        work = [one_limit(number) for number in range(3)]
+        phase = 0
+
+        def ask(number: int) -> tuple[bytes, bytes]:
+            return work[phase]
+
+        def hear(_: float, host: str, request: bytes, reply: Reply) -> None:
+            assert isinstance(reply, Decided)
+            allowed[[asked for _, asked in work].index(request)][host] += reply.decisions[0].allowed
+
+        with Requesters(cluster, FIVE, ask, hear) as requesters:
+            phase = 1
+            cluster.split(FIVE[:3], FIVE[3:])
+            wait_until(lambda: cluster.agreed(FIVE[:3]) and cluster.agreed(FIVE[3:]), SECONDS, "two clusters")
+            time.sleep(1.5)  # requesters ask for the view each second
+            phase = 2
+            requesters.go_on(200)
+        for when, passed in zip(("before the cut", "until it is known", "after that"), allowed, strict=True):
+            figure(f"hits that passed a limit of {LIMIT}, {when}", f"{passed.total()}: {dict(passed)}")
+        assert not requesters.errors
+        assert allowed[0].total() == LIMIT
+        # Until then each host that can't reach the owner counts alone.
+        assert allowed[1].total() <= 4 * LIMIT
+        assert allowed[2].total() <= 2 * LIMIT
+
+
+def one_limit(number: int) -> tuple[bytes, bytes]:
+    """A key, and a hit of it against `LIMIT`."""
+    key = b"\0limit %d" % number
+    return key, frame(encode(Hit(key, [Rule(Algorithm.FIXED_WINDOW, LIMIT, 3600.0)])))
+
+
+def test_row_9_one_lost_direction_is_seen_as_such_and_changes_no_view(folder: Path, figure: Figure) -> None:
+    names = FIVE[:3]
+    with HostCluster(folder, names) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        cluster.drop("b", "a")
+        seconds = wait_until(lambda: ("a", "b") in unreachable(cluster), SECONDS, "a cannot reach b")
+        figure("`a cannot reach b` is shown after", f"{seconds:.2f} s")
+        time.sleep(3)
+        assert cluster.agreed(names)
+        assert not moves(cluster, State.DOWN)
+        cluster.heal()
+        wait_until(lambda: not unreachable(cluster), SECONDS, "all reach all")
+
+
+def lose_packets(folder: Path, figure: Figure, seconds: float) -> None:
+    names = FIVE[:3]
+    with HostCluster(folder, names) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with Requesters(cluster, names, hits()) as requesters:
+            cluster.lose(0.05)
+            time.sleep(seconds)
+            cluster.heal()
+            cluster.wait_for()
+        figure(f"suspect in {seconds:g} s, times", len(moves(cluster, State.SUSPECT)))
+        figure("down, times", len(moves(cluster, State.DOWN)))
+        figure("requesters", requesters)
+        assert not requesters.errors
+        assert not moves(cluster, State.DOWN)
+
+
+def test_row_10_the_loss_of_a_twentieth_makes_nobody_down(folder: Path, figure: Figure) -> None:
+    lose_packets(folder, figure, 20.0)
+
+
+@pytest.mark.slow
+def test_row_10_for_ten_minutes(folder: Path, figure: Figure) -> None:
+    lose_packets(folder, figure, 600.0)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_row_18_links_stopped_one_by_one_and_restored_in_any_order_end_in_one_view(
+    folder: Path, figure: Figure, seed: int
+) -> None:
+    chance = random.Random(seed)
+    pairs = list(itertools.combinations(FIVE, 2))
+    with HostCluster(folder, FIVE) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        chance.shuffle(pairs)
+        for one, other in pairs:
+            cluster.cut_link(one, other)
+            time.sleep(chance.uniform(0, 1))
+        time.sleep(chance.uniform(0, 5))
+        chance.shuffle(pairs)
+        for one, other in pairs:
+            cluster.cut_link(one, other, restore=True)
+            time.sleep(chance.uniform(0, 0.3))
+        seconds = cluster.wait_for()
+        figure("one view after the last", f"{seconds:.2f} s")
+        assert seconds < 3
