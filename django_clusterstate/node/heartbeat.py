@@ -20,7 +20,6 @@ from ..wire.messages import DECODE_ERRORS
 JITTER = 0.1
 RENEW_EVERY = 20.0  # seconds between renewals of our place in the group: a layer that restarted has forgotten it
 SETTLED_AFTER = 1.0  # seconds without a failure
-GATHER = 0.03  # seconds
 RETRY_AFTER = 0.5  # seconds, when the layer fails
 LAYER_TIMEOUT = 2.0  # seconds that one call of the layer may take
 
@@ -130,7 +129,6 @@ class Heartbeats:
 
     async def _receive_forever(self) -> None:
         joined = False
-        rested = self._clock()
         while not _is_cancelled():
             try:
                 if not joined:
@@ -139,10 +137,6 @@ class Heartbeats:
                         await self._layer.group_add(self._group, self._channel)
                     joined = True
                 self._take_in(await self._layer.receive(self._channel))
-                if self._clock() - rested > GATHER:
-                    # In a large cluster heartbeats come one by one all the time. Fetched together they cost less.
-                    await asyncio.sleep(GATHER)
-                    rested = self._clock()
             except Exception as error:  # a layer may raise anything; none of it may end the node
                 self._note(error)
                 joined = False

@@ -13,6 +13,7 @@ from .config import NodeConfig, NodeError
 from .discovery import Discovery
 from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
+from .layer import OwnLayer
 from .links import Links
 from .server import Server
 
@@ -41,7 +42,7 @@ Event = Change | ViewChanged | Isolated
 
 
 class Node:
-    """Serves its sockets, keeps its links, and its membership by heartbeats over `layer`.
+    """Serves its sockets, keeps its links, and its membership by heartbeats over `layer`; None is the embedded one.
 
     `notify(event)` is told, in order, of each state change of a member, this node's own included, of each view after
     the changes that made it, and of isolation.
@@ -51,7 +52,7 @@ class Node:
         self,
         config: NodeConfig,
         boot: bytes,
-        layer: ChannelLayer,
+        layer: ChannelLayer | None,
         discovery: Discovery | None,
         notify: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
@@ -69,7 +70,7 @@ class Node:
         self.server = Server(self.handler, config.link_keys, report=self._report_stranger)
         self.heartbeats = Heartbeats(
             self.membership,
-            layer,
+            layer or OwnLayer(self.handler, clock),
             NODES_OWN + config.cluster,
             config.channel_keys,
             clock,

@@ -16,7 +16,9 @@ from ..wire.address import Address, UnixAddress
 from ..wire.blocking import check_unix_peer
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from ..wire.handshake import NodeHandshake
-from ..wire.messages import DECODE_ERRORS, Reply, decode_request, encode
+from ..wire.messages import DECODE_ERRORS, Deliver, Reply, decode_request, encode
+from .channels import NODES_OWN
+from .coalescing import Coalescer
 from .config import NodeError
 from .handler import Handler
 
@@ -25,6 +27,7 @@ MAX_STRANGERS = 256  # connections that haven't proved themselves yet: as many a
 AUTHENTICATE_WITHIN = 5.0  # seconds
 MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that wait for the other side to read; meanwhile it isn't served
 READ_WITHIN = 5.0  # seconds that it has for that
+READ_AT_ONCE = 256 * 1024  # bytes of a peer's link
 WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
 NOT_READ = "a requester doesn't read its replies"
 BACKLOG = 1024  # connections that the kernel keeps until we accept them
@@ -43,12 +46,14 @@ class Server:
         self.report = report
         self.connections: set[Connection] = set()
         self.strangers: dict[Connection, None] = {}  # the oldest first
+        self.coalescer: Coalescer | None = None
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
 
     async def listen(self, address: Address) -> None:
         """Raises `NodeError` when the address can't be had."""
         loop = asyncio.get_running_loop()
+        self.coalescer = self.coalescer or Coalescer()
         try:
             if isinstance(address, UnixAddress):
                 server = await loop.create_unix_server(
@@ -74,6 +79,8 @@ class Server:
             server.close()
         for connection in [*self.connections, *self.strangers]:
             connection.abort()
+        if self.coalescer is not None:
+            self.coalescer.close()
         if self._socket_path is not None:
             with contextlib.suppress(OSError):
                 self._socket_path.unlink()
@@ -92,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unserved: deque[memoryview] = deque()
         self._paused = False
+        self._coalesced = -1  # the number of our socket while it is read together with others
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -131,14 +139,46 @@ class Connection(asyncio.Protocol):
             payload = self._unserved.popleft()
             if self._handshake is not None:
                 out.append(frame(self._shake_hands(payload)))
-            elif reply := self._handler.handle(decode_request(payload), self, self.push):
+            elif reply := self._handler.handle(request := decode_request(payload), self, self.push):
                 out.append(frame(encode(reply), MAX_FRAME))
                 size += len(out[-1])
+            elif isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
+                self._read_with_others()  # a heartbeat, so this is a peer's link
+            elif self._coalesced >= 0:
+                self._read_alone()  # what follows a user's message mustn't wait
             if size > WRITE_AT_ONCE:
                 self._transport.write(b"".join(out))  # may pause us
                 out, size = [], 0
         if out and self._transport is not None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _read_with_others(self) -> None:
+        coalescer = self._server.coalescer
+        if self._coalesced < 0 and coalescer is not None and self._transport is not None:
+            self._transport.pause_reading()
+            self._coalesced = self._transport.get_extra_info("socket").fileno()
+            coalescer.add(self._coalesced, self._read)
+
+    def _read_alone(self) -> None:
+        if self._coalesced < 0:
+            return
+        if self._server.coalescer is not None:
+            self._server.coalescer.remove(self._coalesced, self._read)
+        self._coalesced = -1
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._coalesced, READ_AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.data_received(data)
+        else:
+            self._read_alone()  # so that the transport finds out for itself that it is closed
 
     def _shake_hands(self, payload: memoryview) -> bytes:
         assert self._handshake is not None
@@ -162,6 +202,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """More than `MAX_OUTPUT` waits: until the other side has read some of it, nothing more is read from it."""
         self._paused = True
+        self._read_alone()
         if self._transport is not None:
             self._transport.pause_reading()
             self._timer = asyncio.get_running_loop().call_later(READ_WITHIN, self._turn_away, NOT_READ)
@@ -178,6 +219,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
+        self._read_alone()
         self._server.strangers.pop(self, None)
         if self in self._server.connections:
             self._server.connections.discard(self)
@@ -195,6 +237,7 @@ class Connection(asyncio.Protocol):
         """Closes at once; `connection_lost` follows."""
         self._server.strangers.pop(self, None)
         transport, self._transport = self._transport, None
+        self._read_alone()
         if transport is not None:
             transport.abort()
 

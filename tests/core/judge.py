@@ -2,16 +2,17 @@
 
 --seeds 1000      as many runs of each scenario, from seed 0 on; exit code 1 if any invariant is broken
 --seed 17         one run of each scenario, with the hash of its trace: the same seed gives the same
---report          detection times, messages and sightings, from 3 members to 1,000
+--report          detection times, messages and false `down`, from 3 members to 1,000 (takes a quarter of an hour)
 """
 
 import argparse
+import gc
 import itertools
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from django_clusterstate.core.messages import State
@@ -19,6 +20,7 @@ from tests.core.simulation import Bus, Simulation, Violation
 
 JOIN = 3.0  # seconds in which nodes started together become one cluster
 LOSS = 0.2
+LOSSES = (0.0, 0.05, 0.1, 0.2, 0.3)  # at which the report counts false downs
 EPOCH = 1000.0  # where a simulation's clock begins
 PAUSE = 2.0
 
@@ -78,12 +80,83 @@ def one_way(seed: int, sim: Simulation) -> None:
     sim.converge()
 
 
+def swarm(seed: int, sim: Simulation) -> None:
+    """Every fault there is, at random, and one view in the end."""
+    storm(sim, max(10, 60 - len(sim.nodes)))
+    sim.converge()
+
+
+def storm(sim: Simulation, steps: int) -> None:
+    """A fault each half second, then two quiet seconds: what was stopped or ended last is noticed."""
+    for _ in range(steps):
+        stir(sim)
+        sim.run(sim.random.uniform(0.0, 1.0))
+    for node in sim.running:
+        sim.wake(node)
+    sim.run(2)
+
+
+def stir(sim: Simulation) -> None:
+    """One fault, or the end of some."""
+    fault = sim.random.choice(FAULTS)
+    if fault in NETWORK:
+        _stir_network(sim, fault)
+    else:
+        _stir_node(sim, fault, sim.random.choice(list(sim.nodes)))
+
+
+def _stir_network(sim: Simulation, fault: str) -> None:
+    random, bus, names = sim.random, sim.bus, list(sim.nodes)
+    match fault:
+        case "split":
+            side = random.sample(names, len(names) // 2)
+            bus.split(side, set(names).difference(side))
+        case "drop":
+            bus.cut.add((random.choice(names), random.choice(names)))
+        case "weather":
+            bus.loss, bus.duplicates = random.uniform(0, 0.3), random.uniform(0, 0.3)
+            bus.delay = random.choice([(0.001, 0.005), (0.1, 0.5), ROUGH])
+        case "mend":
+            bus.cut.clear()
+            sim.slow.clear()
+
+
+def _stir_node(sim: Simulation, fault: str, name: str) -> None:
+    random, node = sim.random, sim.nodes[name]
+    # Younger than a message may be late, a start can't be ordered with the next one, by whatever it sends.
+    up = node.running and sim.now - node.membership.started > ROUGH[1] + 2 * SLOW
+    spare = len(sim.running) > (2 * len(sim.nodes)) // 3
+    match fault:
+        case "join":
+            sim.start(f"n{len(sim.nodes)}")
+        case "start" if not node.running:
+            sim.start(name)
+        case "end" if up and spare:
+            sim.crash(name, refused=random.random() < 0.5)
+        case "leave" if up and spare:
+            sim.leave(name)
+        case "restart" if up:
+            sim.crash(name, refused=random.random() < 0.5)
+            sim.at(random.uniform(0.0, 1.0), lambda: None if sim.nodes[name].running else sim.start(name))
+        case "pause" if up:
+            sim.pause(name, random.uniform(0.1, 5.0))
+        case "slow":
+            sim.slow[name] = random.uniform(0, SLOW)
+
+
+NETWORK = ("split", "drop", "weather", "mend")
+FAULTS = ("end", "end", "start", "start", "leave", "restart", "join", "pause", "slow", *NETWORK)
+ROUGH = (0.0, 0.5)  # delays between these seconds also reorder, since heartbeats are half a second apart
+SLOW = 0.25  # seconds by which all that a slow node sends and hears is later, at most
+SIZES = (*(2, 3, 4, 5, 6, 8, 12, 20) * 12, 50, 50, 100, 200)  # of a swarm: the large ones take half a minute each
+
 Scenario = Callable[[int, Simulation], None]
-SCENARIOS: dict[str, tuple[Scenario, Callable[[int], Bus], range]] = {
+SCENARIOS: dict[str, tuple[Scenario, Callable[[int], Bus], Sequence[int]]] = {
     "lossy": (lossy, lambda seed: Bus(loss=LOSS * (seed % 5) / 4, delay=(0.001, 0.2), duplicates=0.1), range(3, 10)),
     "host crash": (host_crash, lambda seed: Bus(loss=0.02 * (seed % 3), delay=(0.001, 0.05)), range(2, 30)),
     "partition": (partition, lambda seed: Bus(delay=(0.001, 0.05)), range(2, 20)),
     "one way": (one_way, lambda seed: Bus(delay=(0.001, 0.02)), range(4, 12)),
+    "swarm": (swarm, lambda seed: Bus(), SIZES),
 }
 
 
@@ -98,22 +171,22 @@ def judge(name: str, seed: int) -> Verdict:
         scenario(seed, sim)
     except Violation as violation:
         verdict.broken = str(violation)
-    verdict.downs = 0 if scenario is partition else len(sim.false_downs)  # there each side rightly loses the other
-    verdict.detections = list(sim.detections)
+    if scenario not in (partition, swarm):  # there each side of a cut rightly loses the other
+        verdict.downs = len(sim.false_downs)
+        verdict.detections = list(sim.detections)
     verdict.node_hours = (sim.now - EPOCH) * len(sim.nodes) / 3600
     verdict.trace = sim.trace.hexdigest()
     return verdict
 
 
-def judge_all(names: Iterable[str], seeds: Iterable[int]) -> list[Verdict]:
-    work = list(itertools.product(names, seeds))
-    with multiprocessing.Pool() as pool:
-        return pool.starmap(judge, work, chunksize=8)
+def judge_all(names: Iterable[str], seeds: Iterable[int], processes: int | None = None) -> list[Verdict]:
+    with multiprocessing.Pool(processes) as pool:
+        return pool.starmap(judge, itertools.product(names, seeds), chunksize=1)
 
 
 def summary(verdicts: list[Verdict], seconds: float) -> str:
     lines = [f"{'scenario':<12}{'runs':>6}{'broken':>8}{'false down':>12}{'node-hours':>12}{'down p50':>10}{'p99':>7}"]
-    for name in SCENARIOS:
+    for name in dict.fromkeys(verdict.scenario for verdict in verdicts):
         of = [verdict for verdict in verdicts if verdict.scenario == name]
         found = [when for verdict in of for when in verdict.detections]
         lines.append(
@@ -128,47 +201,108 @@ def _quantile(values: list[float], percent: int) -> str:
     return f"{statistics.quantiles(values, n=100)[percent - 1]:.2f}" if len(values) > 1 else "-"
 
 
-def report(sizes: Iterable[int]) -> str:
-    """Against the number of members: what a node sends and hears, and how soon a lost host is down."""
-    lines = [f"{'members':>8}{'heard/s':>10}{'sightings':>11}{'one view':>10}{'down p50':>10}{'p99':>7}"]
-    for size in sizes:
-        sim = Simulation(size, Bus(delay=(0.001, 0.02)))
-        sim.start(*(f"n{number}" for number in range(size)))
-        together = _until_one_view(sim)
-        sim.crash("n0")
-        sim.run(4)
-        member = sim.nodes[f"n{size - 1}"].membership
-        interval = member.timings.heartbeat
-        lines.append(
-            f"{size:8}{(size - 1) / interval:10.0f}{len(member.heartbeat(sim.now).sightings):11}{together:10.2f}"
-            f"{_quantile(sim.detections, 50):>10}{_quantile(sim.detections, 99):>7}"
-        )
-    return "\n".join(lines)
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How much is measured in a cluster of so many members: what a large one costs in a second is a minute's work."""
+
+    size: int
+    hours: float  # node-hours for each rate of false downs
+    losses: tuple[float, ...] = LOSSES
+
+
+SAMPLES = (Sample(3, 50), Sample(10, 20), Sample(30, 5), Sample(100, 2), Sample(300, 1), Sample(1000, 1, LOSSES[-1:]))
+DETECTIONS = 200  # a lost host is found by each of the others
+GRAIN = 0.01
+
+
+def report(samples: Sequence[Sample], processes: int | None = None) -> str:
+    """A table against the number of members. The largest cluster, which takes longest, is begun first."""
+    head = f"{'members':>8}{'sent/s':>8}{'heard/s':>9}{'named':>7}{'one view':>10}{'down p50':>10}{'p99':>7}{'of':>6}"
+    head += "".join(f"{loss:>8.0%}" for loss in LOSSES) + f"{'node-hours':>12}{'took':>7}"
+    with multiprocessing.Pool(processes, initializer=gc.disable, maxtasksperchild=1) as pool:
+        rows = pool.map(measure, reversed(samples), chunksize=1)
+    return "\n".join(
+        [head, *reversed(rows), "false down a node-hour at each loss, of so many node-hours; all times in s"]
+    )
+
+
+def measure(sample: Sample) -> str:
+    """A row of the report."""
+    begun = time.monotonic()
+    sim = Simulation(sample.size, Bus(delay=(0.001, 0.02), grain=GRAIN))
+    sim.start(*(f"n{number}" for number in range(sample.size)))
+    together = _until_one_view(sim)
+    sent, heard, named = _traffic(sim)
+    found = _detections(sim)
+    rates = {loss: _false_downs(sim, loss, sample.hours) for loss in sample.losses}
+    return (
+        f"{sample.size:8}{sent:8.1f}{heard:9.0f}{named:7.1f}{together:10.2f}"
+        f"{_quantile(found, 50):>10}{_quantile(found, 99):>7}{len(found):6}"
+        + "".join(f"{rates[loss]:8.2f}" if loss in rates else f"{'-':>8}" for loss in LOSSES)
+        + f"{sample.hours:12.0f}{time.monotonic() - begun:7.0f}"
+    )
 
 
 def _until_one_view(sim: Simulation) -> float:
-    while len({node.membership.view.epoch for node in sim.running}) > 1 or not sim.running[0].membership.view.members:
+    """Seconds since all started."""
+    while any(len(node.membership.view.members) < len(sim.nodes) for node in sim.running):
         sim.run(0.05)
         if sim.now - EPOCH > 30:
             raise Violation("no one view within 30 s of the start")
     return sim.now - EPOCH
 
 
+def _traffic(sim: Simulation, seconds: float = 2.0) -> tuple[float, float, float]:
+    """Messages a node sends and hears in a second, and members named in each."""
+    sent, heard, named = sim.sent, sim.heard, sim.named
+    sim.run(seconds)
+    spent = seconds * len(sim.nodes)
+    return (sim.sent - sent) / spent, (sim.heard - heard) / spent, (sim.named - named) / (sim.sent - sent)
+
+
+def _detections(sim: Simulation) -> list[float]:
+    """Seconds until each of the others says down of a lost host."""
+    while True:
+        sim.crash("n0")
+        enough = len(sim.detections) + len(sim.running)
+        until = sim.now + 4
+        while len(sim.detections) < enough:
+            sim.run(0.1)
+            if sim.now > until:
+                raise Violation("a lost host isn't down everywhere after 4 s")
+        sim.start("n0")
+        if enough >= DETECTIONS:
+            return sim.detections
+        sim.run(sim.random.uniform(2, 3))
+
+
+def _false_downs(sim: Simulation, loss: float, hours: float) -> float:
+    """So many a node-hour, once the silence of before is over."""
+    sim.bus = Bus(loss=loss, delay=(0.001, 0.2), duplicates=0.1, grain=GRAIN)
+    sim.run(sim.timings.down_after)
+    before = len(sim.false_downs)
+    sim.run(hours * 3600 / len(sim.nodes))
+    return (len(sim.false_downs) - before) / hours
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.core.judge", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="runs of each scenario; default: %(default)s")
     parser.add_argument("--seed", type=int, help="only this one, with the hash of its trace")
+    parser.add_argument("--scenario", choices=SCENARIOS, action="append", help="only this one; may be repeated")
     parser.add_argument("--report", action="store_true", help="against the number of members")
+    parser.add_argument("--processes", type=int, help="how many at once; default: as many as there are cores")
     options = parser.parse_args()
     if options.report:
-        print(report((3, 10, 30, 100, 300)))
+        print(report(SAMPLES, options.processes))
         return 0
+    names = options.scenario or list(SCENARIOS)
     if options.seed is not None:
-        verdicts = [judge(name, options.seed) for name in SCENARIOS]
+        verdicts = [judge(name, options.seed) for name in names]
         print("\n".join(f"{v.scenario}: {v.trace} {v.broken or 'holds'}" for v in verdicts))
         return int(any(verdict.broken for verdict in verdicts))
     start = time.monotonic()
-    verdicts = judge_all(SCENARIOS, range(options.seeds))
+    verdicts = judge_all(names, range(options.seeds), options.processes)
     print(summary(verdicts, time.monotonic() - start))
     return int(any(verdict.broken for verdict in verdicts))
 

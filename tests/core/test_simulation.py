@@ -5,9 +5,8 @@ import pytest
 from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.membership import RETIRED_BOOTS, Member, Membership, Outcome
 from django_clusterstate.core.messages import Heartbeat, Sighting, State, View
+from tests.core.judge import ROUGH, storm
 from tests.core.simulation import Bus, Simulation, Violation
-
-ROUGH = (0.0, 0.5)  # delays between these seconds also reorder, since heartbeats are half a second apart
 
 
 def cluster(seed: int, size: int, bus: Bus | None = None, membership: type[Membership] = Membership) -> Simulation:
@@ -28,51 +27,11 @@ def said(sim: Simulation, state: State, of: str) -> dict[str, float]:
 
 
 def swarm(seed: int, size: int, steps: int = 60, membership: type[Membership] = Membership) -> Simulation:
-    """Every fault there is, at random, a fault each half second; then two quiet seconds."""
+    """The judge's storm, from the first instant on."""
     sim = Simulation(seed, membership=membership)
-    names = [f"n{number}" for number in range(size)]
-    sim.start(*names)
-    for _ in range(steps):
-        stir(sim, names)
-        sim.run(sim.random.uniform(0.0, 1.0))
-    for node in sim.running:
-        sim.wake(node)
-    sim.run(2)
+    sim.start(*(f"n{number}" for number in range(size)))
+    storm(sim, steps)
     return sim
-
-
-def stir(sim: Simulation, names: list[str]) -> None:
-    random, bus = sim.random, sim.bus
-    name = random.choice(names)
-    # Younger than a message may be late, a start can't be ordered with the next one, by whatever it sends.
-    up = sim.nodes[name].running and sim.now - sim.nodes[name].membership.started > 1
-    spare = len(sim.running) > (2 * len(names)) // 3
-    match random.choice(
-        ["end", "end", "start", "start", "leave", "restart", "pause", "split", "drop", "weather", "mend"]
-    ):
-        case "end" if up and spare:
-            sim.crash(name, refused=random.random() < 0.5)
-        case "start" if not sim.nodes[name].running:
-            sim.start(name)
-        case "leave" if up and spare:
-            sim.leave(name)
-        case "restart" if up:
-            sim.crash(name, refused=random.random() < 0.5)
-            sim.at(random.uniform(0.0, 1.0), lambda: None if sim.nodes[name].running else sim.start(name))
-        case "pause" if up:
-            sim.pause(name, random.uniform(0.1, 5.0))
-        case "split":
-            side = random.sample(names, len(names) // 2)
-            bus.split(side, [other for other in names if other not in side])
-        case "drop":
-            bus.cut.add((name, random.choice(names)))
-        case "weather":
-            bus.loss, bus.duplicates = random.uniform(0, 0.3), random.uniform(0, 0.3)
-            bus.delay = random.choice([(0.001, 0.005), (0.1, 0.5), ROUGH])
-        case "mend":
-            bus.cut.clear()
-        case _:
-            pass
 
 
 # -- scenarios ----------------------------------------------------------------------------------------------

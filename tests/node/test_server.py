@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -15,6 +16,7 @@ import pytest
 
 from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Identity
+from django_clusterstate.node import coalescing
 from django_clusterstate.node import server as module
 from django_clusterstate.node.config import NodeConfig, NodeError
 from django_clusterstate.node.handler import Handler, resident_bytes
@@ -352,6 +354,96 @@ async def test_peer_that_does_not_read_its_channel_messages_is_closed(running: R
 
 def listening(folder: Path) -> Callable[[UnixAddress | TcpAddress], Awaitable[None]]:
     return Running(folder).server.listen
+
+
+# -- links of peers -------------------------------------------------------------------------------------------
+
+GROUP = "clusterstate.default"
+
+
+def heartbeat(number: int, group: str = GROUP) -> bytes:
+    return frame(wire.encode(wire.Deliver(group, b"%d" % number, 60, 10_000)))
+
+
+def listen(running: Running) -> list[tuple[float, int]]:
+    """When each message to the groups is heard, and which."""
+    heard: list[tuple[float, int]] = []
+
+    def hear(request: wire.Deliver) -> None:
+        heard.append((time.monotonic(), int(request.payload)))
+
+    running.handler._methods[wire.Deliver] = hear
+    return heard
+
+
+async def until_heard(heard: list[tuple[float, int]], count: int) -> None:
+    await until(lambda: len(heard) == count)
+
+
+async def test_links_of_many_peers_are_read_together(running: Running) -> None:
+    heard = listen(running)
+    peers = [await running.friend() for _ in range(coalescing.MANY)]
+    for number, peer in enumerate(peers):
+        peer.cast(heartbeat(number))
+    await until_heard(heard, len(peers))
+    await asyncio.sleep(coalescing.REST)
+    heard.clear()
+    for number, peer in enumerate(peers):
+        peer.cast(heartbeat(number))
+        await asyncio.sleep(2 * coalescing.REST / len(peers))
+    await until_heard(heard, len(peers))
+    assert sorted(number for _, number in heard) == list(range(len(peers)))
+    times = sorted(when for when, _ in heard)
+    wakes = sum(after - before > coalescing.REST / 2 for before, after in itertools.pairwise(times)) + 1
+    assert wakes <= 4
+
+
+async def test_links_of_a_few_peers_are_read_at_once(running: Running) -> None:
+    heard = listen(running)
+    peers = [await running.friend() for _ in range(coalescing.MANY - 1)]
+    for number, peer in enumerate(peers * 3):
+        said = time.monotonic()
+        peer.cast(heartbeat(number))
+        await until_heard(heard, number + 1)
+        assert heard[-1][0] - said < coalescing.REST / 2
+        assert heard[-1][1] == number
+
+
+async def test_link_that_carries_messages_of_users_is_read_at_once(running: Running) -> None:
+    heard = listen(running)
+    peers = [await running.friend() for _ in range(coalescing.MANY)]
+    for number, peer in enumerate(peers):
+        peer.cast(heartbeat(number))
+    await until_heard(heard, len(peers))
+    heard.clear()
+    chatty = peers[0]
+    chatty.cast(heartbeat(0, "chat"))
+    await until_heard(heard, 1)
+    for number in range(1, 20):
+        said = time.monotonic()
+        chatty.cast(heartbeat(number, "chat"))
+        await until_heard(heard, number + 1)
+        assert heard[-1][0] - said < coalescing.REST / 2
+
+
+async def test_link_read_with_others_is_answered_and_closed_as_any(running: Running) -> None:
+    heard = listen(running)
+    peers = [await running.friend() for _ in range(coalescing.MANY + 4)]
+    for _ in range(2):
+        for number, peer in enumerate(peers):
+            peer.cast(heartbeat(number))
+        await until_heard(heard, len(peers))
+        heard.clear()
+        assert isinstance(await peers[0].request(PING), wire.Pong)
+    for peer in peers[1:]:
+        peer.close()
+    await until(lambda: len(running.server.connections) == 1)
+    peers[0].cast(frame(b"nonsense"))
+    await until(lambda: not running.server.connections)
+    assert len(running.reports) == 1
+    assert await running.serves()
+    assert running.server.coalescer is not None
+    assert not running.server.coalescer._reads
 
 
 async def test_socket_can_be_used_by_our_user_only(running: Running) -> None:

@@ -20,7 +20,6 @@ from ...checks import check_channel_layer
 from ...core.membership import Change, Membership
 from ...core.messages import State
 from ...discovery import make_discovery
-from ...layers import ClusterChannelLayer
 from ...models import NodeAddress
 from ...node.config import NodeConfig, NodeError
 from ...node.node import Event, Isolated, Node, ViewChanged
@@ -115,7 +114,7 @@ def _check_migrated() -> None:
 
 def _channel_layer(settings: conf.Settings) -> Any:
     if settings.channel_layer is None:
-        return ClusterChannelLayer()
+        return None
     for problem in check_channel_layer(settings.channel_layer):
         raise NodeError(f"{problem.msg} {problem.hint}")
     try:
