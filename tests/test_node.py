@@ -1,6 +1,7 @@
 """Nodes as real processes: how they find each other, leave, are killed, come back, and refuse to start."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -262,6 +263,18 @@ def test_a_foreign_secret_on_the_same_channel_layer_is_said_once(folder: Path, l
         wait_until(lambda: "wrong secret" in cluster.processes["a"].output(), SECONDS, "a says so")
         cluster.wait_for("a")
         assert cluster.processes["a"].output().count("wrong secret") <= 2
+
+
+def test_a_node_may_open_as_many_files_as_the_system_lets_it(folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        with LocalCluster(folder, ("a",)) as cluster:
+            cluster.start()
+            cluster.wait_for()
+            assert resource.prlimit(cluster.processes["a"].pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # -- refusing to start --------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ notifies and sends.
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View
@@ -157,11 +157,7 @@ class Membership:
             self._meet(beat, now, outcome)
         else:
             self._hear_again(member, beat, now, outcome)
-        for sighting in beat.sightings:
-            if sighting.boot == self.me.boot:
-                self._refute(sighting, outcome)
-            else:
-                self._learn(sighting, now)
+        self._take_in(beat.sightings, now, outcome)
         self._settle(outcome)
         return outcome
 
@@ -226,14 +222,20 @@ class Membership:
             outcome.answer = True
             outcome.given_up = sighting.state is State.DOWN
 
-    def _learn(self, sighting: Sighting, now: float) -> None:
-        """Takes in when the sender heard another member, and whether it wants to know when we did."""
-        member = self.members.get(sighting.name)
-        if member is None or member.identity.boot != sighting.boot or sighting.state in GONE:
-            return
-        member.told = max(member.told, now - sighting.age)
-        if sighting.state is State.SUSPECT and now - member.heard < self.timings.suspect_after:
-            self._asked[sighting.name] = None
+    def _take_in(self, sightings: Iterable[Sighting], now: float, outcome: Outcome) -> None:
+        """Takes in when the sender heard other members, and of whom it wants to know when we did. A node hears
+        thousands of sightings a second."""
+        members = self.members
+        for sighting in sightings:
+            member = members.get(sighting.name)
+            if member is None:
+                if sighting.boot == self.me.boot:
+                    self._refute(sighting, outcome)
+            elif member.identity.boot == sighting.boot and sighting.state not in GONE:
+                heard = now - sighting.age
+                member.told = max(member.told, heard)
+                if sighting.state is State.SUSPECT and now - member.heard < self.timings.suspect_after:
+                    self._asked[sighting.name] = None
 
     # -- what is not heard ----------------------------------------------------------------------------------
 

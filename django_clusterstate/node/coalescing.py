@@ -9,7 +9,7 @@ import select
 from collections.abc import Callable
 
 MANY = 16  # sockets: with fewer, news is read as it comes
-REST = 0.07  # seconds that it waits for more, with so many
+REST = 0.08  # seconds that it waits for more, with so many
 
 
 class Coalescer:
@@ -20,7 +20,15 @@ class Coalescer:
         self._epoll = select.epoll()
         self._reads: dict[int, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._looked = asyncio.Event()
         self._loop.add_reader(self._epoll.fileno(), self._wake)
+
+    async def rest(self, seconds: float) -> None:
+        """Sleeps, or until the sockets are looked at if that comes first: one wake-up does for both."""
+        if self._timer is None:
+            await asyncio.sleep(seconds)
+        else:
+            await self._looked.wait()
 
     def add(self, fileno: int, read: Callable[[], None]) -> None:
         self._reads[fileno] = read
@@ -36,6 +44,7 @@ class Coalescer:
         self._loop.remove_reader(self._epoll.fileno())
         if self._timer is not None:
             self._timer.cancel()
+        self._looked.set()
         self._epoll.close()
 
     def _wake(self) -> None:
@@ -46,6 +55,8 @@ class Coalescer:
 
     def _look(self) -> None:
         self._read()
+        self._looked.set()
+        self._looked.clear()
         if len(self._reads) >= MANY:
             self._timer = self._loop.call_later(REST, self._look)
         else:

@@ -134,13 +134,12 @@ class Node:
     # -- what happens ---------------------------------------------------------------------------------------
 
     def _heard(self, beat: Heartbeat) -> None:
+        known = self.membership.members
         if beat.identity.boot != self.membership.me.boot:
             self.handler.stats.heartbeats_heard += 1
             self.links.heard(beat.identity.address)
-            if unknown := [
-                s.address for s in beat.sightings if s.state not in GONE and not self.links.knows(s.address)
-            ]:
-                self.links.want(unknown)
+            if unknown := [s for s in beat.sightings if s.name not in known or known[s.name].state in GONE]:
+                self.links.want(s.address for s in unknown if s.state not in GONE and not self.links.knows(s.address))
         outcome = self.membership.heard(beat, self._clock())
         self._act(outcome)
         if outcome.answer and beat.channel:
@@ -156,8 +155,10 @@ class Node:
 
     async def _tick_forever(self) -> None:
         slow = 0
+        coalescer = self.server.coalescer
+        assert coalescer is not None  # the server listens
         while True:
-            await asyncio.sleep(TICK)
+            await coalescer.rest(TICK)
             self.membership.deaf = self.heartbeats.failing
             self._act(self.membership.tick(self._clock()))
             self.handler.reclaim()

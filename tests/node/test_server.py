@@ -398,6 +398,26 @@ async def test_links_of_many_peers_are_read_together(running: Running) -> None:
     assert wakes <= 4
 
 
+async def test_other_work_is_done_at_the_same_wake_up(running: Running) -> None:
+    heard = listen(running)
+    coalescer = running.server.coalescer
+    assert coalescer is not None
+    start = time.monotonic()
+    await coalescer.rest(0.01)
+    assert 0.005 < time.monotonic() - start < coalescing.REST  # there is nothing to wait for
+    peers = [await running.friend() for _ in range(coalescing.MANY)]
+    for turn in (1, 2):  # by the first it is seen that they are peers
+        for number, peer in enumerate(peers):
+            peer.cast(heartbeat(number))
+        await until_heard(heard, turn * len(peers))
+    async with asyncio.timeout(5):
+        await coalescer.rest(60)
+        for peer in peers:
+            peer.close()
+        await until(lambda: not running.server.connections)
+        await coalescer.rest(0.01)
+
+
 async def test_links_of_a_few_peers_are_read_at_once(running: Running) -> None:
     heard = listen(running)
     peers = [await running.friend() for _ in range(coalescing.MANY - 1)]

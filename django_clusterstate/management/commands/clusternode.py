@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from argparse import ArgumentParser
@@ -160,6 +161,8 @@ def _send_signal(event: Event) -> None:
 
 
 def _run(node: Node) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; many systems begin with 1,024
     factory = _loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_run_until_signalled(node))
