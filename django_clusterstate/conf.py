@@ -23,6 +23,7 @@ from django.core.signals import setting_changed
 
 from .client.aio import AsyncClient
 from .client.sync import Client
+from .clientip import Proxies
 from .core.membership import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
 from .wire.handshake import derive_keys
@@ -48,6 +49,7 @@ _READ = {
     "DOWN_AFTER": float,
     "DEADLINE": float,
     "ON_UNAVAILABLE": str,
+    "TRUSTED_PROXIES": list,
     "CACHE_MAX_BYTES": int,
     "LIMITS_MAX_BYTES": int,
     "WEIGHT": float,
@@ -84,6 +86,7 @@ class Settings:
     timings: Timings
     deadline: float
     on_unavailable: str
+    trusted_proxies: Proxies
     cache_max_bytes: int
     limits_max_bytes: int
     weight: float
@@ -138,6 +141,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
         on_unavailable=_checked(
             "ON_UNAVAILABLE", values["ON_UNAVAILABLE"], values["ON_UNAVAILABLE"] in POLICIES, "local, allow or deny"
         ),
+        trusted_proxies=_parsed("TRUSTED_PROXIES", Proxies.parse, values.get("TRUSTED_PROXIES", ())),
         cache_max_bytes=_checked("CACHE_MAX_BYTES", values["CACHE_MAX_BYTES"], values["CACHE_MAX_BYTES"] > 0, "bytes"),
         limits_max_bytes=_checked(
             "LIMITS_MAX_BYTES", values["LIMITS_MAX_BYTES"], values["LIMITS_MAX_BYTES"] > 0, "bytes"
@@ -167,6 +171,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _typed(entry: str, value: Any) -> Any:
     """The value, if it is of the entry's type. Says nothing of the value, which may be a secret."""
     kind = _READ[entry]
+    if entry == "TRUSTED_PROXIES" and type(value) is int:
+        value = [str(value)]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if kind is list:
@@ -186,9 +192,9 @@ def _checked(entry: str, value: Any, good: bool, expected: str) -> Any:
     return value
 
 
-def _parsed(entry: str, parse: Any, text: str) -> Any:
+def _parsed(entry: str, parse: Any, given: Any) -> Any:
     try:
-        return parse(text)
+        return parse(given)
     except ValueError as error:
         raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}]: {error}") from error
 

@@ -5,7 +5,6 @@ def login(request): ...
 """
 
 import functools
-import ipaddress
 import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar, cast
@@ -16,12 +15,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.utils.functional import LazyObject
 from django.utils.module_loading import import_string
 
+from . import conf
+from .clientip import client_ip, network_of
 from .ratelimit import MAX_COST, Decision, Limit, ahit, hit
 
 ALL = None
 UNSAFE = ("DELETE", "PATCH", "POST", "PUT")
-
-IPV6_MASK = 64  # what one customer is given, as a rule
 
 Key = str | Callable[[str, HttpRequest], Any]
 Rate = str | Iterable[str] | Callable[[str, HttpRequest], Any] | None
@@ -232,28 +231,17 @@ def _key_function(key: Key) -> Callable[[str, HttpRequest], str]:
     )
 
 
-@functools.lru_cache(maxsize=4096)
-def network_of(address: str) -> str:
-    """What is limited for a client's address: itself for IPv4, its /64 for IPv6; IPv4 mapped into IPv6 is IPv4.
-
-    Raises `ValueError` for what is no address.
-    """
-    parsed = ipaddress.ip_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is None:
-            return str(ipaddress.ip_network((int(parsed), IPV6_MASK), strict=False))
-        parsed = parsed.ipv4_mapped
-    return str(parsed)
-
-
 def _ip(group: str, request: HttpRequest) -> str:
     address = request.META.get("REMOTE_ADDR", "")
+    proxies = conf.get_settings().trusted_proxies
+    if proxies:
+        address = client_ip(address, request.META.get("HTTP_X_FORWARDED_FOR", ""), proxies)
     try:
         return f"ip:{network_of(address)}"
     except ValueError:
         raise ImproperlyConfigured(
-            f"REMOTE_ADDR is {address!r}, no IP address, so clients can't be told apart by it. Behind a unix socket, "
-            "have a middleware set it from the proxy's header, or use another key."
+            f"The client's address is {address!r}, no IP address, so clients can't be told apart by it. Behind a unix "
+            "socket, set CLUSTERSTATE['TRUSTED_PROXIES'], or use another key."
         ) from None
 
 

@@ -19,7 +19,8 @@ FLOORS = {
     "wire": {"core", "exceptions", "wire"},
     "node": {"core", "exceptions", "wire", "node"},
     "client": {"core", "exceptions", "wire", "client"},
-    "conf": {"core", "exceptions", "wire", "client"},
+    "clientip": {"clientip"},
+    "conf": {"clientip", "core", "exceptions", "wire", "client"},
 }
 FACES = {"cache", "ratelimit", "layers", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}

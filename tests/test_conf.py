@@ -15,6 +15,7 @@ from django.test import override_settings
 
 from django_clusterstate import conf
 from django_clusterstate.cache import ClusterCache
+from django_clusterstate.clientip import Proxies
 from django_clusterstate.conf import MAX_SOCKET_PATH, default_socket_path, read_settings
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 
@@ -45,6 +46,8 @@ ENTRIES: list[tuple[str, Any, str, str, Any, Any]] = [
     ("DEADLINE", 0.5, "0.25", "deadline", 0.5, 0.25),
     ("DEADLINE", 1, "2", "deadline", 1, 2.0),
     ("ON_UNAVAILABLE", "allow", "deny", "on_unavailable", "allow", "deny"),
+    ("TRUSTED_PROXIES", 2, "3", "trusted_proxies", Proxies(2), Proxies(3)),
+    ("TRUSTED_PROXIES", ["unix"], "::1,unix", "trusted_proxies", Proxies(unix=True), Proxies.parse(["::1", "unix"])),
     ("CACHE_MAX_BYTES", 1000, "2000", "cache_max_bytes", 1000, 2000),
     ("LIMITS_MAX_BYTES", 1000, "2000", "limits_max_bytes", 1000, 2000),
     ("WEIGHT", 2, "0.5", "weight", 2, 0.5),

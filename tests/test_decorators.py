@@ -15,7 +15,7 @@ from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ImproperlyConfigured
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
-from django.test import AsyncClient, Client, RequestFactory
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 from django.utils.asyncio import async_unsafe
 from django.utils.decorators import method_decorator
@@ -23,7 +23,7 @@ from django.utils.functional import SimpleLazyObject
 from django.views import View
 
 from django_clusterstate import conf, ratelimit
-from django_clusterstate.decorators import ALL, UNSAFE, cluster_ratelimit, network_of
+from django_clusterstate.decorators import ALL, UNSAFE, cluster_ratelimit
 from django_clusterstate.ratelimit import ALGORITHMS, ProcessLimits
 from django_clusterstate.wire import messages as wire
 from tests.counting import watch_requests
@@ -265,21 +265,21 @@ def test_clients_count_by_ipv4_address_or_ipv6_network(face: Face, first: str, s
     assert statuses(ask, from_ip(first), from_ip(second)) == [OK, DENIED if together else OK]
 
 
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [("10.1.2.3", "10.1.2.3"), ("::1", "::/64"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
-     ("::ffff:1.2.3.4", "1.2.3.4")],
-)  # fmt: skip
-def test_the_network_of_an_address(address: str, network: str) -> None:
-    assert network_of(address) == network
+@override_settings(CLUSTERSTATE={"TRUSTED_PROXIES": ["127.0.0.1", "10.0.0.0/8"]})
+def test_clients_behind_trusted_proxies_count_by_their_own_address(face: Face) -> None:
+    ask = face.limited(key="ip", rate="1/d")
+    through = [get(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR=said) for said in ("1.2.3.4", "9.9.9.9, 1.2.3.4")]
+    forged = get(REMOTE_ADDR="5.6.7.8", HTTP_X_FORWARDED_FOR="1.2.3.4")
+    other = get(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="1.2.3.4, 8.8.8.8, 10.1.1.1")
+    assert statuses(ask, *through, forged, other) == [OK, DENIED, OK, OK]
 
 
-@pytest.mark.parametrize("address", ["", "junk", "10.0.0.1:80", "1.2.3", "10.0.0.1, 10.0.0.2", "01.2.3.4"])
+@pytest.mark.parametrize("address", ["", "junk", "1.2.3", "10.0.0.1, 10.0.0.2", "01.2.3.4"])
 @pytest.mark.parametrize("key", ["ip", "user_or_ip"])
 def test_what_is_no_address_is_said_to_be_none(face: Face, key: str, address: str) -> None:
     respond = mock.Mock()
     ask = face.limited(respond, key=key, rate="1/d")
-    with pytest.raises(ImproperlyConfigured, match=r"REMOTE_ADDR is .*have a middleware set it"):
+    with pytest.raises(ImproperlyConfigured, match=r"address is .*TRUSTED_PROXIES"):
         ask(from_ip(address))
     respond.assert_not_called()
 

@@ -1,0 +1,92 @@
+"""Who the client of a request is, also behind reverse proxies. Pure.
+
+Anybody can send an `X-Forwarded-For`. Each proxy adds the address that it was asked from at its end, so the header is
+worth what its last entries are: those that proxies of ours have written.
+"""
+
+import functools
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+IPV6_MASK = 64  # what one customer is given, as a rule
+UNIX = "unix"  # names, among trusted proxies, whoever asks over a unix socket and so has no address
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """The proxies that are trusted: the last `count` of them, or those with an address in one of the `networks`."""
+
+    count: int = 0
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> "Proxies":
+        """From one number, or from addresses, networks and "unix". Raises `ValueError`."""
+        texts = list(texts)
+        if len(texts) == 1 and texts[0].isdecimal():
+            return cls(count=int(texts[0]))
+        networks = tuple(_unmapped(ipaddress.ip_network(text)) for text in texts if text != UNIX)
+        return cls(networks=networks, unix=UNIX in texts)
+
+    def __bool__(self) -> bool:
+        return bool(self.count or self.networks or self.unix)
+
+    def trusts(self, hop: str) -> bool:
+        address = parse_hop(hop)
+        if address is None:
+            return self.unix and not hop
+        return any(address in network for network in self.networks)
+
+
+def client_ip(remote: str, forwarded: str, proxies: Proxies) -> str:
+    """The address of the client, by `REMOTE_ADDR` and `X-Forwarded-For`; anything else where none is to be had.
+
+    With a count it is so many entries from the end, or the first if there are fewer. With networks it is the last entry
+    that isn't a trusted proxy's; what a trusted one wrote instead of an address stands for that proxy's own.
+    """
+    hops = [*(hop.strip() for hop in forwarded.split(",") if hop.strip()), remote]
+    if proxies.count:
+        return hops[-min(proxies.count + 1, len(hops))]
+    found = hops.pop()
+    while hops and proxies.trusts(found) and (parse_hop(hops[-1]) or not found):
+        found = hops.pop()
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_hop(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address, without the port and the zone that some proxies add; IPv4 mapped into IPv6 is IPv4."""
+    host = text.removeprefix("[").partition("]")[0] if text.startswith("[") else text
+    if host.count(":") == 1:
+        host = host.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@functools.lru_cache(maxsize=4096)
+def network_of(text: str) -> str:
+    """What is limited for a client's address: itself for IPv4, its /64 for IPv6.
+
+    Raises `ValueError` for what is no address.
+    """
+    address = parse_hop(text)
+    if address is None:
+        raise ValueError(f"{text!r} is no IP address")
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((int(address), IPV6_MASK), strict=False))
+    return str(address)
+
+
+def _unmapped(network: Network) -> Network:
+    """::ffff:10.0.0.0/104 is 10.0.0.0/8: addresses are compared after they are unwrapped."""
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    return (
+        ipaddress.ip_network((int(mapped), network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
+    )
