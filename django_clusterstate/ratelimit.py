@@ -1,7 +1,6 @@
 """Rate limits that hold across the cluster: each key is counted in one place, its owner's memory.
 
-`hit()` and `ahit()` never raise for a failure of the cluster: the policy `on_unavailable` then answers, and the
-decision says so.
+Nothing here raises for a failure of the cluster: the policy `on_unavailable` then answers, and the decision says so.
 """
 
 import hashlib
@@ -14,6 +13,7 @@ import msgspec
 from django.core.exceptions import ImproperlyConfigured
 
 from . import conf
+from .client.routing import Table, Target
 from .core import limiter
 from .core.limiter import Algorithm, Rule, parse_rate
 from .core.store import Store
@@ -85,34 +85,39 @@ class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times
 
 def hit(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
     """Counts a hit of `cost` (0 only looks) against a key of a group. One round trip to the key's owner."""
-    wire_key, request = _request(limit, group, key, cost)
-    client = conf.get_client()
-    try:
-        return _decision(limit, client.call(wire_key, request), client.routing.owner(wire_key).name)
-    except ClusterStateError:
-        policy, local = _policy(limit), client.routing.local
-        if policy == "local" and client.routing.table.owner(wire_key) is not local:
-            try:
-                return _decision(limit, client.call_node(local, request), local.name, "node")
-            except ClusterStateError:
-                pass
-        return _without_nodes(limit, policy, wire_key, cost)
+    return _ask(limit, routing_key(group, key), cost)
 
 
 async def ahit(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
     """As `hit`."""
-    wire_key, request = _request(limit, group, key, cost)
-    client = conf.get_async_client()
-    try:
-        return _decision(limit, await client.call(wire_key, request), client.routing.owner(wire_key).name)
-    except ClusterStateError:
-        policy, local = _policy(limit), client.routing.local
-        if policy == "local" and client.routing.table.owner(wire_key) is not local:
-            try:
-                return _decision(limit, await client.call_node(local, request), local.name, "node")
-            except ClusterStateError:
-                pass
-        return _without_nodes(limit, policy, wire_key, cost)
+    return await _ask_async(limit, routing_key(group, key), cost)
+
+
+def peek(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
+    """What a hit would be answered now, without counting it; `remaining` and `reset_after` are those without it."""
+    return _ask(limit, routing_key(group, key), cost, counts=False)
+
+
+async def apeek(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
+    """As `peek`."""
+    return await _ask_async(limit, routing_key(group, key), cost, counts=False)
+
+
+def reset(limit: Limit, group: str, key: str) -> bool:
+    """Forgets all hits of a key under this limit, and what was counted in the owner's place at this host's node and in
+    this process. False when the owner couldn't be reached."""
+    whole, client = routing_key(group, key), conf.get_client()
+    _process.reset(whole, limit.rules)
+    replies = client.call_each(_resets(client.table(), client.routing.local, whole, limit))
+    return bool(replies) and isinstance(replies[0], wire.Done)
+
+
+async def areset(limit: Limit, group: str, key: str) -> bool:
+    """As `reset`."""
+    whole, client = routing_key(group, key), conf.get_async_client()
+    _process.reset(whole, limit.rules)
+    replies = await client.call_each(_resets(await client.table(), client.routing.local, whole, limit))
+    return bool(replies) and isinstance(replies[0], wire.Done)
 
 
 def routing_key(group: str, key: str) -> bytes:
@@ -123,11 +128,45 @@ def routing_key(group: str, key: str) -> bytes:
     return whole
 
 
-def _request(limit: Limit, group: str, key: str, cost: int) -> tuple[bytes, bytes]:
+def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True) -> Decision:
+    request, client = _request(limit, key, cost, counts), conf.get_client()
+    try:
+        return _decision(limit, client.call(key, request), client.routing.owner(key).name)
+    except ClusterStateError:
+        policy, local = _policy(limit), client.routing.local
+        if policy == "local" and client.routing.table.owner(key) is not local:
+            try:
+                return _decision(limit, client.call_node(local, request), local.name, "node")
+            except ClusterStateError:
+                pass
+        return _without_nodes(limit, policy, key, cost, counts)
+
+
+async def _ask_async(limit: Limit, key: bytes, cost: int, *, counts: bool = True) -> Decision:
+    request, client = _request(limit, key, cost, counts), conf.get_async_client()
+    try:
+        return _decision(limit, await client.call(key, request), client.routing.owner(key).name)
+    except ClusterStateError:
+        policy, local = _policy(limit), client.routing.local
+        if policy == "local" and client.routing.table.owner(key) is not local:
+            try:
+                return _decision(limit, await client.call_node(local, request), local.name, "node")
+            except ClusterStateError:
+                pass
+        return _without_nodes(limit, policy, key, cost, counts)
+
+
+def _request(limit: Limit, key: bytes, cost: int, counts: bool) -> bytes:
     if type(cost) is not int or not 0 <= cost <= MAX_COST:
         raise ValueError(f"the cost of a hit is an integer from 0 to {MAX_COST}, not {cost!r}")
-    whole = routing_key(group, key)
-    return whole, frame(wire.encode(wire.Hit(whole, list(limit.rules), cost)))
+    kind = wire.Hit if counts else wire.Peek
+    return frame(wire.encode(kind(key, list(limit.rules), cost)))
+
+
+def _resets(table: Table, local: Target, key: bytes, limit: Limit) -> list[tuple[Target, bytes]]:
+    """To the owner first, and to this host's node if that is another."""
+    owner, request = table.owner(key), frame(wire.encode(wire.Reset(key, list(limit.rules))))
+    return [(node, request) for node in dict.fromkeys((owner, local)) if owner is not None and node is not None]
 
 
 def _policy(limit: Limit) -> str:
@@ -154,9 +193,9 @@ def _binding(rules: Sequence[Rule], decisions: Sequence[limiter.Decision], owner
     return Decision(one.allowed, one.limit, period, one.remaining, one.reset_after, one.retry_after, owner, fallback)
 
 
-def _without_nodes(limit: Limit, policy: str, key: bytes, cost: int) -> Decision:
+def _without_nodes(limit: Limit, policy: str, key: bytes, cost: int, counts: bool) -> Decision:
     if policy == "local":
-        return _binding(limit.rules, _process.hit(key, limit.rules, cost), "", "process")
+        return _binding(limit.rules, _process.decide(key, limit.rules, cost, counts=counts), "", "process")
     rule = min(limit.rules, key=lambda rule: rule.limit)
     if policy == "deny" or not rule.limit:  # a limit of 0 needs no counting
         # Until when is unknown; a second is when the next attempt may well succeed.
@@ -171,11 +210,17 @@ class ProcessLimits:
         self._lock = threading.Lock()
         self._store: Store[limiter.State] = Store(PROCESS_MAX_BYTES, size_of=limiter.state_bytes)
 
-    def hit(self, key: bytes, rules: Sequence[Rule], cost: int) -> list[limiter.Decision]:
+    def decide(self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True) -> list[limiter.Decision]:
         now = time.monotonic()
         with self._lock:
             self._store.expire(now)
+            if not counts:
+                return limiter.peek(self._store, key, rules, cost, now)
             return limiter.hit(self._store, key, rules, cost, now)[0]
+
+    def reset(self, key: bytes, rules: Sequence[Rule]) -> None:
+        with self._lock:
+            limiter.reset(self._store, key, rules, time.monotonic())
 
 
 _process = ProcessLimits()

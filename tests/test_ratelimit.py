@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,6 +44,28 @@ def hit(request: pytest.FixtureRequest) -> Iterator[Hit]:
         return
     with asyncio.Runner() as runner:
         yield lambda *args, **kwargs: runner.run(ratelimit.ahit(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Face:
+    """Both faces as one: the functions as they are, or their asynchronous twins in an event loop."""
+
+    hit: Hit
+    peek: Hit
+    reset: Callable[..., bool]
+
+
+@pytest.fixture(params=["sync", "async"])
+def face(request: pytest.FixtureRequest) -> Iterator[Face]:
+    if request.param == "sync":
+        yield Face(ratelimit.hit, ratelimit.peek, ratelimit.reset)
+        return
+    with asyncio.Runner() as runner:
+
+        def run(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args: runner.run(function(*args))
+
+        yield Face(run(ratelimit.ahit), run(ratelimit.apeek), run(ratelimit.areset))
 
 
 @pytest.fixture
@@ -163,6 +186,52 @@ def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> No
     seconds = wait_until(lambda: hit(limit, group, "key").allowed, 5, "allowed again")
     assert 0 < retry_after <= 1
     assert seconds == pytest.approx(retry_after, abs=0.3)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_look_counts_nothing_and_says_what_a_hit_would_be_told(face: Face, group: str, algorithm: str) -> None:
+    limit = Limit.parse(["2/h", "5/d"], algorithm)
+    looks = [(face.peek(limit, group, "key"), face.hit(limit, group, "key")) for _ in range(4)]
+    assert [(look.allowed, look.remaining) for look, _ in looks] == [(True, 2), (True, 1), (False, 0), (False, 0)]
+    assert [hit.allowed for _, hit in looks] == [True, True, False, False]
+    assert looks[3][0].retry_after == pytest.approx(looks[2][1].retry_after, abs=5)
+    assert not face.peek(limit, group, "key", 3).allowed
+    assert face.peek(limit, group, "other key", 2).remaining == 2
+    assert looks[0][0].owner == cluster_state.owner(routing_key(group, "key"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_reset_forgets_the_hits_of_a_key(face: Face, group: str) -> None:
+    limit, other = Limit.parse("1/d"), Limit.parse("2/d")
+    for key in map(str, range(9)):  # of all owners
+        assert [face.hit(limit, group, key).allowed for _ in range(2)] == [True, False]
+        face.hit(other, group, key)
+        assert face.reset(limit, group, key)
+        assert face.hit(limit, group, key).allowed
+        assert face.peek(other, group, key).remaining == 1
+    assert face.reset(limit, group, "never hit")
+
+
+def test_a_reset_says_when_the_owner_is_not_reached_and_forgets_what_was_counted_in_its_place(
+    face: Face, group: str, dead_owner: str
+) -> None:
+    limit = Limit.parse("1/d")
+    assert [face.hit(limit, group, dead_owner).allowed for _ in range(2)] == [True, False]
+    assert not face.peek(limit, group, dead_owner).allowed
+    assert not face.reset(limit, group, dead_owner)
+    assert face.peek(limit, group, dead_owner).allowed
+    assert face.hit(limit, group, dead_owner).fallback == "node"
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_process_without_nodes_looks_and_forgets_by_itself(face: Face, group: str) -> None:
+    limit = Limit.parse("1/d")
+    looks = [face.peek(limit, group, "key").allowed, face.hit(limit, group, "key").allowed]
+    assert [*looks, face.peek(limit, group, "key").allowed] == [True, True, False]
+    assert not face.reset(limit, group, "key")
+    assert face.peek(limit, group, "key").fallback == "process"
+    assert face.peek(limit, group, "key").allowed
 
 
 @pytest.mark.usefixtures("cluster")

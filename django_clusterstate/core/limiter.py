@@ -25,7 +25,9 @@ __all__ = [
     "decide_all",
     "hit",
     "parse_rate",
+    "peek",
     "rebase",
+    "reset",
     "state_bytes",
 ]
 
@@ -113,10 +115,11 @@ def state_bytes(state: State) -> int:
 
 
 class StateStore(Protocol):
-    """Where the states of keys are kept: `store.Store`, or whatever has these two."""
+    """Where the states of keys are kept: `store.Store`, or whatever has these three."""
 
     def get(self, key: bytes, now: float) -> State | None: ...
     def set(self, key: bytes, value: State, ttl: float | None, now: float) -> bool: ...
+    def delete(self, key: bytes, now: float) -> bool: ...
 
 
 def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> tuple[list[Decision], bool]:
@@ -136,6 +139,22 @@ def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: fl
             if state is not None:
                 store.set(state_key, state, ttl, now)
     return decisions, True
+
+
+def peek(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> list[Decision]:
+    """What `hit` would decide now. Nothing is counted, and `remaining` is what remains without this hit."""
+    states = [store.get(_state_key(key, rule), now) for rule in rules]
+    decisions, _ = decide_all(rules, states, cost, now)
+    return [
+        decide(rule, state, 0, now)[0] if decision.allowed else decision
+        for rule, state, decision in zip(rules, states, decisions, strict=True)
+    ]
+
+
+def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> None:
+    """Forgets all hits of a key under these rules."""
+    for rule in rules:
+        store.delete(_state_key(key, rule), now)
 
 
 def _state_key(key: bytes, rule: Rule) -> bytes:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import __version__
+from ..core import limiter
 from ..core.hrw import Rendezvous, Tenure
-from ..core.limiter import State, hit, state_bytes
 from ..core.membership import Membership
 from ..core.store import Store
 from ..wire import messages as wire
@@ -22,7 +22,9 @@ VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
 RECLAIM = 2000  # expired entries freed at once; at ten times a second that is 20,000 a second
 
 # What a user asks for; the cluster's own messages would drown it.
-_COUNTED = frozenset((wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Hit))
+_COUNTED = frozenset(
+    (wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Hit, wire.Peek, wire.Reset)
+)
 
 Push = Callable[[wire.Reply], None]
 
@@ -59,7 +61,7 @@ class Handler:
         self._tenure = Tenure(config.name)
         self.cache: Store[wire.Value]
         self.forget_cache()
-        self.limits: Store[State] = Store(config.limits_max_bytes, size_of=state_bytes)
+        self.limits: Store[limiter.State] = Store(config.limits_max_bytes, size_of=limiter.state_bytes)
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
         self._placed = Rendezvous({})
@@ -71,6 +73,8 @@ class Handler:
             wire.Incr: self._incr,
             wire.Clear: self._clear,
             wire.Hit: self._hit,
+            wire.Peek: self._peek,
+            wire.Reset: self._reset,
             wire.GetView: self._get_view,
             wire.Ping: self._ping,
             wire.GetStatus: self._get_status,
@@ -171,12 +175,20 @@ class Handler:
     # -- limits ---------------------------------------------------------------------------------------------
 
     def _hit(self, request: wire.Hit) -> wire.Reply:
-        decisions, allowed = hit(self.limits, request.key, request.rules, request.cost, self._clock())
+        decisions, allowed = limiter.hit(self.limits, request.key, request.rules, request.cost, self._clock())
         if allowed:
             self.stats.allowed += 1
         else:
             self.stats.denied += 1
         return wire.Decided(self.epoch, decisions)
+
+    def _peek(self, request: wire.Peek) -> wire.Reply:
+        decisions = limiter.peek(self.limits, request.key, request.rules, request.cost, self._clock())
+        return wire.Decided(self.epoch, decisions)
+
+    def _reset(self, request: wire.Reset) -> wire.Reply:
+        limiter.reset(self.limits, request.key, request.rules, self._clock())
+        return wire.Done(self.epoch)
 
     # -- the cluster ----------------------------------------------------------------------------------------
 

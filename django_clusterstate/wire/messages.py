@@ -92,6 +92,21 @@ class Hit(Message, frozen=True, tag=7):
     cost: Annotated[int, Meta(ge=0, le=2**31)] = 1
 
 
+class Peek(Message, frozen=True, tag=8):
+    """What a `Hit` would be answered now, without counting it. Answer: `Decided`."""
+
+    key: Key
+    rules: Annotated[list[Rule], Meta(min_length=1, max_length=16)]
+    cost: Annotated[int, Meta(ge=0, le=2**31)] = 1
+
+
+class Reset(Message, frozen=True, tag=20):
+    """Forgets what was counted against these rules of a key. Answer: `Done`."""
+
+    key: Key
+    rules: Annotated[list[Rule], Meta(min_length=1, max_length=16)]
+
+
 # -- the cluster ------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +210,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Hit | GetView | Ping | GetStatus
+    Get | Set | Touch | Delete | Incr | Clear | Hit | Peek | Reset | GetView | Ping | GetStatus
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
 

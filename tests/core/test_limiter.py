@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from fractions import Fraction
 from typing import TypeAlias
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core import limiter
 from django_clusterstate.core.limiter import (
     TOLERANCE,
     Algorithm,
@@ -306,6 +308,53 @@ def test_rate_above_the_clocks_resolution_still_admits_the_limit_only(algorithm:
 
 
 rules = st.lists(st.builds(Rule, st.sampled_from(Algorithm), st.integers(0, 6), st.floats(0.5, 5)), max_size=4)
+
+
+class Table(dict[bytes, State]):
+    """A store that forgets nothing."""
+
+    def get(self, key: bytes, now: float) -> State | None:  # type: ignore[override]
+        return super().get(key)
+
+    def set(self, key: bytes, value: State, ttl: float | None, now: float) -> bool:
+        self[key] = value
+        return True
+
+    def delete(self, key: bytes, now: float) -> bool:
+        return self.pop(key, None) is not None
+
+
+@given(
+    st.lists(st.builds(Rule, st.sampled_from(Algorithm), limits, periods.map(float)), min_size=1, max_size=3),
+    hits,
+    st.integers(1, 4),
+)
+def test_peek_says_what_a_hit_would_be_told_and_changes_nothing(rules: list[Rule], some: Hits, cost: int) -> None:
+    store, now = Table(), 1000.0
+    for ticks, weight in some:
+        now += ticks / 64
+        limiter.hit(store, b"key", rules, weight, now)
+    before = copy.deepcopy(store)
+    peeked = limiter.peek(store, b"key", rules, cost, now)
+    assert store == before
+    would, _ = limiter.hit(store, b"key", rules, cost, now)
+    assert [one.allowed for one in peeked] == [one.allowed for one in would]
+    assert [one.retry_after for one in peeked] == [one.retry_after for one in would]
+    if all(one.allowed for one in would):
+        assert all(then.remaining <= one.remaining - cost for one, then in zip(peeked, would, strict=True))
+
+
+@given(st.lists(st.builds(Rule, st.sampled_from(Algorithm), limits, periods.map(float)), min_size=1, max_size=3))
+def test_reset_forgets_a_key_under_these_rules_only(rules: list[Rule]) -> None:
+    store, other = Table(), Rule(FIXED, 13, 1.0)
+    for key in (b"key", b"another"):
+        limiter.hit(store, key, [*rules, other], 1, 1000.0)
+    full = limiter.peek(Table(), b"key", [*rules, other], 1, 1000.0)
+    limiter.reset(store, b"key", rules, 1000.0)
+    now = limiter.peek(store, b"key", [*rules, other], 1, 1000.0)
+    assert now[:-1] == full[:-1]
+    assert now[-1].remaining == 12
+    assert limiter.peek(store, b"another", rules, 1, 1000.0)[0].remaining < rules[0].limit
 
 
 @given(rules, st.lists(st.tuples(st.floats(0, 2), st.integers(0, 3)), max_size=20))
