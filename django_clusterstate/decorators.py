@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.template import TemplateDoesNotExist
+from django.template.loader import get_template
 from django.utils.functional import LazyObject
 from django.utils.module_loading import import_string
 
@@ -20,6 +22,7 @@ from .clientip import client_ip, network_of
 from .ratelimit import MAX_COST, Decision, Limit, ahit, hit
 
 ALL = None
+TEMPLATE = "429.html"
 UNSAFE = ("DELETE", "PATCH", "POST", "PUT")
 
 Key = str | Callable[[str, HttpRequest], Any]
@@ -51,7 +54,8 @@ def cluster_ratelimit(
     `cost`: what a request counts for, or a callable `(group, request)`.
     `on_unavailable`: "local", "allow" or "deny", when the key's owner can't be reached.
 
-    A blocked request is answered with 429, `Retry-After` and RateLimit headers. `request.limited` says whether the
+    A blocked request is answered with 429, `Retry-After` and RateLimit headers, in the form that its client prefers:
+    text, JSON, or HTML where the project has a template `429.html`. `request.limited` says whether the
     limit was exceeded, `request.ratelimit` has the `Decision`.
     """
     find_key, find_rate, methods = _key_function(key), _rate_function(rate), _methods(method)
@@ -119,9 +123,23 @@ def _blocked(request: HttpRequest, decision: Decision, *, block: bool) -> HttpRe
     if decision.allowed or not block:
         return None
     seconds = math.ceil(decision.retry_after)
-    response = HttpResponse(f"Too many requests. Try again in {seconds} s.\n", content_type="text/plain", status=429)
+    response = _refusal(request, decision, f"Too many requests. Try again in {seconds} s.")
     response["Retry-After"] = str(seconds)
     return response
+
+
+def _refusal(request: HttpRequest, decision: Decision, text: str) -> HttpResponse:
+    """In the form that the client prefers, text if it doesn't mind."""
+    form = request.get_preferred_type(("text/plain", "text/html", "application/json"))
+    if form == "application/json":
+        return JsonResponse({"detail": text, "retry_after": math.ceil(decision.retry_after)}, status=429)
+    if form == "text/html":
+        try:
+            # Without the request: its context processors may ask the database, which an asynchronous view must not.
+            return HttpResponse(get_template(TEMPLATE).render({"decision": decision, "text": text}), status=429)
+        except TemplateDoesNotExist:
+            pass
+    return HttpResponse(f"{text}\n", content_type="text/plain", status=429)
 
 
 def _with_headers(response: HttpResponseBase, limit: Limit, decision: Decision) -> HttpResponseBase:

@@ -1,6 +1,7 @@
 """`@cluster_ratelimit` on views of both kinds: the same parameters, the same answers."""
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -473,6 +474,35 @@ def test_a_denial_says_when_to_come_back(face: Face) -> None:
     assert denied.content.decode() == f"Too many requests. Try again in {denied['Retry-After']} s.\n"
     assert denied["Content-Type"].startswith("text/plain")
     assert re.fullmatch(r'"1/60s";r=0;t=\d+', denied["RateLimit"])
+
+
+DJANGO_TEMPLATES = "django.template.backends.django.DjangoTemplates"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+PAGE = {"429.html": "<h1>{{ text }}</h1> {{ decision.limit }} in {{ decision.period }} s"}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "kind"),
+    [("", "text/plain"), ("*/*", "text/plain"), ("image/png", "text/plain"), (BROWSER, "text/html"),
+     ("application/json, */*;q=0.1", "application/json")],
+)  # fmt: skip
+def test_a_blocked_client_is_answered_in_the_form_that_it_prefers(face: Face, accepted: str, kind: str) -> None:
+    pages = {"BACKEND": DJANGO_TEMPLATES, "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", PAGE)]}}
+    with override_settings(TEMPLATES=[pages]):
+        denied = face.limited(key="ip", rate="0/m")(get(**{"HTTP_ACCEPT": accepted} if accepted else {}))
+    assert denied.status_code == DENIED
+    assert denied["Content-Type"].partition(";")[0] == kind
+    text = "Too many requests. Try again in 60 s."
+    if kind == "application/json":
+        assert json.loads(denied.content) == {"detail": text, "retry_after": 60}
+    else:
+        page = f"<h1>{text}</h1> 0 in 60.0 s"
+        assert denied.content.decode() == (page if kind == "text/html" else f"{text}\n")
+
+
+def test_a_browser_is_answered_with_text_where_there_is_no_template(face: Face) -> None:
+    denied = face.limited(key="ip", rate="0/m")(get(HTTP_ACCEPT=BROWSER))
+    assert denied["Content-Type"] == "text/plain"
 
 
 def test_headers_that_the_view_has_set_stay(face: Face) -> None:
