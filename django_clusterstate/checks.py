@@ -10,6 +10,7 @@ from . import conf
 from .discovery import make_discovery
 
 SLOW_DEADLINE = 1.0
+PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
 
@@ -65,4 +66,19 @@ def check_channel_layer(alias: str | None) -> list[CheckMessage]:
                 id="clusterstate.E003",
             )
         ]
+    hosts = layers[alias].get("CONFIG", {}).get("hosts", [None])
+    if layers[alias].get("BACKEND") == PUBSUB_LAYER and any(_keeps_alive(host) for host in hosts):
+        return [
+            Warning(
+                f"The channel layer {alias!r} may stop a whole node when the network to Redis is cut for long.",
+                hint='Give each of its hosts "socket_keepalive": False, or use RedisChannelLayer.',
+                id="clusterstate.W003",
+            )
+        ]
     return []
+
+
+def _keeps_alive(host: object) -> bool:
+    """Whether redis-py lets the kernel end a dead connection, as it does by default. It takes the kernel's
+    `TimeoutError` for its own, that of a read without news, and reads again without end (seen with 8.1)."""
+    return not isinstance(host, dict) or host.get("socket_keepalive", True) is not False

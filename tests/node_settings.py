@@ -13,7 +13,8 @@ if os.environ.get("SIGNALS_FILE"):
 if os.environ.get("TEST_LAYER"):
     _layer: dict[str, Any] = {"BACKEND": os.environ["TEST_LAYER"]}
     if os.environ.get("TEST_REDIS"):
-        _layer["CONFIG"] = {"hosts": [f"redis://{os.environ['TEST_REDIS']}"]}
+        _host = {"address": f"redis://{os.environ['TEST_REDIS']}", "socket_keepalive": False}  # see check W003
+        _layer["CONFIG"] = {"hosts": [_host]}
     CHANNEL_LAYERS = {"tested": _layer}
     CLUSTERSTATE = {"CHANNEL_LAYER": "tested"}
 

@@ -10,8 +10,14 @@ from django_clusterstate.checks import check_settings
 
 IN_MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 EMBEDDED = {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}
+QUIET = {"address": "redis://10.0.0.1", "socket_keepalive": False}
 REDIS = {"BACKEND": "channels_redis.core.RedisChannelLayer"}
 STRONG = "s" * 50
+
+
+def pubsub(*hosts: Any) -> dict[str, Any]:
+    config = {"CONFIG": {"hosts": list(hosts)}} if hosts else {}
+    return {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer"} | config
 
 
 def checked(options: dict[str, Any], **settings: Any) -> list[CheckMessage]:
@@ -52,12 +58,22 @@ def test_a_check_says_what_is_wrong_and_what_to_do(id: str, options: dict[str, A
         {"DEADLINE": 1},
         {"CHANNEL_LAYER": "default"},
         {"CHANNEL_LAYER": "redis"},
+        {"CHANNEL_LAYER": "pubsub"},
         {"CHANNEL_LAYER": None},
     ],
 )
 def test_what_is_well_is_not_spoken_of(options: dict[str, Any]) -> None:
-    layers = {"default": EMBEDDED, "redis": REDIS, "memory": IN_MEMORY}
+    layers = {"default": EMBEDDED, "redis": REDIS, "memory": IN_MEMORY, "pubsub": pubsub(QUIET, QUIET)}
     assert checked(options, CHANNEL_LAYERS=layers) == []
+
+
+@pytest.mark.parametrize(
+    "hosts", [[], ["redis://10.0.0.1"], [("10.0.0.1", 6379)], [{"address": "redis://10.0.0.1"}], [QUIET, "redis://b"]]
+)
+def test_a_layer_that_may_stop_a_node_is_warned_of(hosts: list[Any]) -> None:
+    (message,) = checked({"CHANNEL_LAYER": "pubsub"}, CHANNEL_LAYERS={"pubsub": pubsub(*hosts)})
+    assert message.id == "clusterstate.W003"
+    assert "socket_keepalive" in str(message.hint)
 
 
 def test_several_problems_are_all_told() -> None:

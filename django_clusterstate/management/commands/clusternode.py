@@ -117,7 +117,9 @@ def _channel_layer(settings: conf.Settings) -> Any:
     if settings.channel_layer is None:
         return None
     for problem in check_channel_layer(settings.channel_layer):
-        raise NodeError(f"{problem.msg} {problem.hint}")
+        if problem.is_serious():
+            raise NodeError(f"{problem.msg} {problem.hint}")
+        logger.warning("%s %s", problem.msg, problem.hint)
     try:
         return channel_layers[settings.channel_layer]
     except Exception as error:
