@@ -1,0 +1,64 @@
+"""Throttles for Django REST framework, on limits that hold across the cluster.
+
+They take the place of those of the same names in `rest_framework.throttling`, with the same rates, scopes and settings.
+"""
+
+from typing import Any
+
+from rest_framework import throttling
+from rest_framework.settings import api_settings
+
+from .. import conf
+from ..clientip import client_ip, network_of
+from ..core.limiter import Rule
+from ..ratelimit import ALGORITHMS, Limit, hit
+
+GROUP = "rest_framework"
+
+
+class ClusterRateThrottle(throttling.SimpleRateThrottle):
+    """The base of the others, and of your own: give it a `scope`, and `get_cache_key(request, view)`.
+
+    `algorithm` and `on_unavailable` are those of a `Limit`. After a request `decision` has the `Decision`.
+    """
+
+    algorithm = "sliding_window"  # as the framework counts, in a few bytes instead of a list of times
+    on_unavailable: str | None = None
+
+    def allow_request(self, request: Any, view: Any) -> bool:
+        """Counts the request. True if it may pass."""
+        key = None if self.rate is None else self.get_cache_key(request, view)
+        if key is None:
+            return True
+        rule = Rule(ALGORITHMS[self.algorithm], self.num_requests, float(self.duration))
+        self.decision = hit(Limit((rule,), self.on_unavailable), GROUP, key)
+        return self.decision.allowed
+
+    def wait(self) -> float:
+        """Seconds until the next request may pass."""
+        return self.decision.retry_after
+
+    def get_ident(self, request: Any) -> str:
+        """The client: by TRUSTED_PROXIES, or as the framework says where its NUM_PROXIES is set. Unlike there, a header
+        that anybody can send counts for nothing where neither is."""
+        proxies = conf.get_settings().trusted_proxies
+        if api_settings.NUM_PROXIES is not None and not proxies:
+            return str(super().get_ident(request))
+        meta = request.META
+        address = client_ip(meta.get("REMOTE_ADDR", ""), meta.get("HTTP_X_FORWARDED_FOR", ""), proxies)
+        try:
+            return network_of(address)
+        except ValueError:
+            return address
+
+
+class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):
+    """Anonymous clients by address; scope `anon`."""
+
+
+class UserRateThrottle(throttling.UserRateThrottle, ClusterRateThrottle):
+    """Users, and anonymous clients by address; scope `user`."""
+
+
+class ScopedRateThrottle(throttling.ScopedRateThrottle, ClusterRateThrottle):
+    """By the `throttle_scope` of a view, for users and addresses."""
