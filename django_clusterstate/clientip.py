@@ -6,8 +6,9 @@ worth what its last entries are: those that proxies of ours have written.
 
 import functools
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 IPV6_MASK = 64  # what one customer is given, as a rule
 UNIX = "unix"  # names, among trusted proxies, whoever asks over a unix socket and so has no address
@@ -42,12 +43,17 @@ class Proxies:
         return any(address in network for network in self.networks)
 
 
-def client_ip(remote: str, forwarded: str, proxies: Proxies) -> str:
-    """The address of the client, by `REMOTE_ADDR` and `X-Forwarded-For`; anything else where none is to be had.
+def client_ip(meta: Mapping[str, Any], proxies: Proxies) -> str:
+    """The address of the client, by the `META` of its request; anything else where none is to be had.
 
-    With a count it is so many entries from the end, or the first if there are fewer. With networks it is the last entry
-    that isn't a trusted proxy's; what a trusted one wrote instead of an address stands for that proxy's own.
+    Without proxies it is `REMOTE_ADDR`. With a count it is so many entries of `X-Forwarded-For` from the end, or the
+    first if there are fewer. With networks it is the last entry that isn't a trusted proxy's; what a trusted one wrote
+    instead of an address stands for that proxy's own.
     """
+    remote: str = meta.get("REMOTE_ADDR", "")
+    if not proxies:
+        return remote
+    forwarded: str = meta.get("HTTP_X_FORWARDED_FOR", "")
     hops = [*(hop.strip() for hop in forwarded.split(",") if hop.strip()), remote]
     if proxies.count:
         return hops[-min(proxies.count + 1, len(hops))]

@@ -250,10 +250,7 @@ def _key_function(key: Key) -> Callable[[str, HttpRequest], str]:
 
 
 def _ip(group: str, request: HttpRequest) -> str:
-    address = request.META.get("REMOTE_ADDR", "")
-    proxies = conf.get_settings().trusted_proxies
-    if proxies:
-        address = client_ip(address, request.META.get("HTTP_X_FORWARDED_FOR", ""), proxies)
+    address = client_ip(request.META, conf.get_settings().trusted_proxies)
     try:
         return f"ip:{network_of(address)}"
     except ValueError:

@@ -166,7 +166,7 @@ def _request(limit: Limit, key: bytes, cost: int, counts: bool) -> bytes:
 def _resets(table: Table, local: Target, key: bytes, limit: Limit) -> list[tuple[Target, bytes]]:
     """To the owner first, and to this host's node if that is another."""
     owner, request = table.owner(key), frame(wire.encode(wire.Reset(key, list(limit.rules))))
-    return [(node, request) for node in dict.fromkeys((owner, local)) if owner is not None and node is not None]
+    return [] if owner is None else [(node, request) for node in dict.fromkeys((owner, local))]
 
 
 def _policy(limit: Limit) -> str:

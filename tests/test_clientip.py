@@ -13,6 +13,10 @@ TWO = Proxies.parse(["2"])
 SOCKET = Proxies.parse(["unix", "10.0.0.0/8"])
 
 
+def meta(remote: str, forwarded: str) -> dict[str, str]:
+    return {"REMOTE_ADDR": remote, "HTTP_X_FORWARDED_FOR": forwarded}
+
+
 @pytest.mark.parametrize(
     ("proxies", "remote", "forwarded", "client"),
     [
@@ -41,19 +45,21 @@ SOCKET = Proxies.parse(["unix", "10.0.0.0/8"])
 def test_the_client_is_the_last_that_no_proxy_of_ours_is(
     proxies: Proxies, remote: str, forwarded: str, client: str
 ) -> None:
-    assert client_ip(remote, forwarded, proxies) == client
+    assert client_ip(meta(remote, forwarded), proxies) == client
 
 
 @given(st.text(alphabet="0123456789.:,[]% af", max_size=40))
 def test_what_a_client_says_itself_changes_nothing(said: str) -> None:
-    assert client_ip("10.0.0.1", f"{said}, 1.2.3.4", OURS) == "1.2.3.4"
-    assert client_ip("127.0.0.1", f"{said}, 1.2.3.4, 5.6.7.8", TWO) == "1.2.3.4"
+    assert client_ip(meta("10.0.0.1", f"{said}, 1.2.3.4"), OURS) == "1.2.3.4"
+    assert client_ip(meta("127.0.0.1", f"{said}, 1.2.3.4, 5.6.7.8"), TWO) == "1.2.3.4"
+    assert client_ip(meta("1.2.3.4", said), Proxies()) == "1.2.3.4"
 
 
 @given(st.text(), st.text())
 def test_nothing_raises(remote: str, forwarded: str) -> None:
-    for proxies in (OURS, TWO, SOCKET):
-        client_ip(remote, forwarded, proxies)
+    for proxies in (OURS, TWO, SOCKET, Proxies()):
+        client_ip(meta(remote, forwarded), proxies)
+    assert client_ip({}, OURS) == ""
 
 
 @given(st.ip_addresses(), st.sampled_from(["{}", "[{}]", "[{}]:80", "{}%eth0"]))

@@ -44,8 +44,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         proxies = conf.get_settings().trusted_proxies
         if api_settings.NUM_PROXIES is not None and not proxies:
             return str(super().get_ident(request))
-        meta = request.META
-        address = client_ip(meta.get("REMOTE_ADDR", ""), meta.get("HTTP_X_FORWARDED_FOR", ""), proxies)
+        address = client_ip(request.META, proxies)
         try:
             return network_of(address)
         except ValueError:
