@@ -78,12 +78,12 @@ def test_links_to_settings_have_an_entry() -> None:
     linked = re.findall(r"\[`([A-Z_]+)`\]\((?:settings\.md)?#([a-z_]+)\)", described())
     assert linked
     assert [(name, anchor) for name, anchor in linked if name.lower() != anchor] == []
-    assert {name for name, _ in linked} <= {*conf._READ, *cache._OPTIONS}
+    assert {name for name, _ in linked} <= {*conf._READ, *cache.requests.OPTIONS}
 
 
 def test_cache_options_have_a_heading() -> None:
     headings = {title.partition(":")[0] for title in sections("docs/settings.md", 3, "The cache backend")}
-    assert headings == cache._OPTIONS
+    assert headings == cache.requests.OPTIONS
 
 
 def test_channel_layer_options_are_described_with_their_defaults() -> None:
