@@ -19,7 +19,7 @@ from django_clusterstate.core.messages import Identity, View
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import HEADER
-from django_clusterstate.wire.messages import GetView, Viewed, decode_request
+from django_clusterstate.wire.messages import GetView, Tally, Viewed, decode_request
 
 NOW = 1000.0
 LOCAL = UnixAddress("/run/node.sock")
@@ -257,3 +257,20 @@ def test_member_that_fails_again_and_again_is_named_to_the_local_node_at_once() 
     assert decode_request(routing.view_request()[HEADER:]) == GetView(["b"])
     target.answered()
     assert decode_request(routing.view_request()[HEADER:]) == GetView()
+
+
+def test_what_was_counted_is_told_until_it_has_arrived() -> None:
+    routing = Routing(LOCAL)
+
+    def told() -> Tally | None:
+        request = decode_request(routing.view_request()[HEADER:])
+        assert isinstance(request, GetView)
+        return request.tally
+
+    assert told() is None
+    routing.tally.remembered += 2
+    assert told() == Tally(remembered=2)
+    routing.tally.remembered += 1  # and nobody has answered
+    assert told() == Tally(remembered=3)
+    routing.learn(Viewed(1, (), "alpha"), routing.local, 0.0)
+    assert told() is None
