@@ -90,8 +90,9 @@ class Ratelimited(PermissionDenied):
     `ClusterRatelimitMiddleware` doesn't with 429."""
 
     def __init__(self, decision: Decision) -> None:
-        super().__init__(f"Too many requests. Try again in {math.ceil(decision.retry_after)} s.")
         self.decision = decision
+        self.seconds = math.ceil(decision.retry_after)
+        super().__init__(f"Too many requests. Try again in {self.seconds} s.")
 
 
 def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False, fresh: bool = False) -> Decision:
