@@ -54,9 +54,7 @@ def check_limits(settings: conf.Settings) -> list[CheckMessage]:
     try:
         read_limits(settings.limits)
     except ImproperlyConfigured as error:
-        return [
-            Error(str(error), hint="Each entry: a path, and the decorator's arguments.", id="clusterstate.E005")
-        ]
+        return [Error(str(error), hint="Each entry: a path, and the decorator's arguments.", id="clusterstate.E005")]
     try:
         if settings.limits_view:
             import_string(settings.limits_view)
