@@ -38,8 +38,8 @@ ALGORITHMS = {
 class Limit:
     """One or several rates that a key must keep, all of them.
 
-    `on_unavailable` answers when the key's owner can't be reached: "local" (counted at this host's node, else in this
-    process), "allow" or "deny"; None: as the setting ON_UNAVAILABLE says at that moment.
+    `on_unavailable` answers when the key's owner can't be reached: "local" (counted at the node that comes next for the
+    key, else at this host's, else in this process), "allow" or "deny"; None: as the setting ON_UNAVAILABLE says then.
     """
 
     rules: tuple[Rule, ...]
@@ -72,7 +72,7 @@ class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times
     `limit`, `period`, `remaining` and `reset_after` are those of the rate that denies, or else of the one with the
     least left.
     `retry_after` is 0 when allowed. `owner` names the node that counted; `fallback` is empty if that was the key's
-    owner, else what answered in its place: "node" (this host's), "process", "allow" or "deny".
+    owner, else what answered in its place: "node" (another), "process", "allow" or "deny".
     """
 
     allowed: bool
@@ -142,10 +142,9 @@ def refund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1
     request, done = _refund_request(limit, whole, cost, ago), _refunded_here(decision, limit, whole, cost, ago)
     if done is not None:
         return done
+    target = client.table().targets.get(decision.owner)
     try:
-        if decision.fallback == "node":
-            return isinstance(client.call_node(client.routing.local, request), wire.Done)
-        return isinstance(client.call(whole, request), wire.Done)
+        return target is not None and isinstance(client.call_node(target, request), wire.Done)
     except ClusterStateError:
         return False
 
@@ -156,17 +155,16 @@ async def arefund(decision: Decision, limit: Limit, group: str, key: str, cost: 
     request, done = _refund_request(limit, whole, cost, ago), _refunded_here(decision, limit, whole, cost, ago)
     if done is not None:
         return done
+    target = (await client.table()).targets.get(decision.owner)
     try:
-        if decision.fallback == "node":
-            return isinstance(await client.call_node(client.routing.local, request), wire.Done)
-        return isinstance(await client.call(whole, request), wire.Done)
+        return target is not None and isinstance(await client.call_node(target, request), wire.Done)
     except ClusterStateError:
         return False
 
 
 def reset(limit: Limit, group: str, key: str) -> bool:
-    """Forgets all hits of a key under this limit, and what was counted in the owner's place at this host's node and in
-    this process. False when the owner couldn't be reached."""
+    """Forgets all hits of a key under this limit, and what was counted in the owner's place, by other nodes and by this
+    process. False when the owner couldn't be reached."""
     whole, client = routing_key(group, key), conf.get_client()
     _process.reset(whole, limit.rules)
     replies = client.call_each(_resets(client.table(), client.routing.local, whole, limit))
@@ -196,42 +194,46 @@ def routing_key(group: str, key: str) -> bytes:
 
 def _ask(limit: Limit, key: bytes, request: bytes, cost: int, *, counts: bool = True) -> Decision:
     client = conf.get_client()
+    # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
+    table = client.table()
+    owner = table.owner(key)
     try:
-        return _decision(limit, client.call(key, request), client.routing.owner(key).name)
+        if owner is not None:
+            return _decision(limit, client.call_node(owner, request), owner.name)
     except ClusterStateError:
-        local = _substitute(limit, key, client.routing)
-    if local is not None:
+        pass
+    for node in _substitutes(limit, key, table, client.routing):
         try:
-            decision = _decision(limit, client.call_node(local, request), local.name, "node")
+            decision = _decision(limit, client.call_node(node, request), node.name, "node")
         except ClusterStateError:
-            pass
-        else:
-            client.routing.tally.fallback_node += counts
-            return decision
+            continue
+        client.routing.tally.fallback_node += counts
+        return decision
     return _without_nodes(limit, key, cost, client.routing, counts=counts)
 
 
 async def _ask_async(limit: Limit, key: bytes, request: bytes, cost: int, *, counts: bool = True) -> Decision:
     client = conf.get_async_client()
+    # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
+    table = await client.table()
+    owner = table.owner(key)
     try:
-        return _decision(limit, await client.call(key, request), client.routing.owner(key).name)
+        if owner is not None:
+            return _decision(limit, await client.call_node(owner, request), owner.name)
     except ClusterStateError:
-        local = _substitute(limit, key, client.routing)
-    if local is not None:
+        pass
+    for node in _substitutes(limit, key, table, client.routing):
         try:
-            decision = _decision(limit, await client.call_node(local, request), local.name, "node")
+            decision = _decision(limit, await client.call_node(node, request), node.name, "node")
         except ClusterStateError:
-            pass
-        else:
-            client.routing.tally.fallback_node += counts
-            return decision
+            continue
+        client.routing.tally.fallback_node += counts
+        return decision
     return _without_nodes(limit, key, cost, client.routing, counts=counts)
 
 
-def _substitute(limit: Limit, key: bytes, routing: Routing) -> Target | None:
-    """The node that counts while the owner can't be reached: this host's, unless it is the owner or not to count."""
-    is_owner = routing.table.owner(key) is routing.local
-    return routing.local if _policy(limit) == "local" and not is_owner else None
+def _substitutes(limit: Limit, key: bytes, table: Table, routing: Routing) -> list[Target]:
+    return table.substitutes(key, routing.local) if _policy(limit) == "local" else []
 
 
 def _hit_request(limit: Limit, key: bytes, cost: int, dry: bool) -> bytes:
@@ -253,9 +255,9 @@ def _checked(cost: int) -> int:
 
 
 def _resets(table: Table, local: Target, key: bytes, limit: Limit) -> list[tuple[Target, bytes]]:
-    """To the owner first, and to this host's node if that is another."""
+    """To the owner first, and to those who may have counted in its place."""
     owner, request = table.owner(key), frame(wire.encode(wire.Reset(key, list(limit.rules))))
-    return [] if owner is None else [(node, request) for node in dict.fromkeys((owner, local))]
+    return [] if owner is None else [(node, request) for node in (owner, *table.substitutes(key, local))]
 
 
 def _refunded_here(decision: Decision, limit: Limit, key: bytes, cost: int, ago: float) -> bool | None:

@@ -91,6 +91,16 @@ class Table:
         """All nodes in the order in which they would own the key."""
         return [self.targets[name] for name in self._rendezvous.ranking(key)]
 
+    def substitutes(self, key: bytes, local: Target) -> list[Target]:
+        """Who counts a limit while the key's owner can't be reached, in this order.
+
+        First the next in the ranking that hasn't failed us: so those who can't reach the owner count at one node, and
+        at the one that owns the key if the owner is down. Then the local node.
+        """
+        ranking = self.ranking(key)
+        heirs = [node for node in ranking[1:] if not node.failures]
+        return [node for node in dict.fromkeys((*heirs[:1], local)) if node not in ranking[:1]]
+
     def group(self, keys: Sequence[bytes]) -> list[tuple[Target, list[bytes]]]:
         """The keys by owner; none when there is no owner."""
         groups: dict[Target, list[bytes]] = {}

@@ -127,7 +127,7 @@ class Tally(msgspec.Struct, array_like=True):
     """What requesters count of what no node sees. They tell the node that they ask for the view, which adds it up."""
 
     remembered: Count = 0  #: hits denied from a requester's memory of an earlier denial
-    fallback_node: Count = 0  #: hits counted at this host's node in the owner's place
+    fallback_node: Count = 0  #: hits counted at another node in the owner's place
     fallback_process: Count = 0  #: hits counted in a process, since no node answered
     fallback_allow: Count = 0  #: hits allowed by policy, uncounted
     fallback_deny: Count = 0  #: hits denied by policy, uncounted

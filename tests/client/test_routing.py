@@ -274,3 +274,26 @@ def test_what_was_counted_is_told_until_it_has_arrived() -> None:
     assert told() == Tally(remembered=3)
     routing.learn(Viewed(1, (), "alpha"), routing.local, 0.0)
     assert told() is None
+
+
+def test_while_an_owner_fails_the_next_in_the_ranking_stands_in_then_the_local_node() -> None:
+    routing = Routing(LOCAL)
+    members = tuple(member(name) for name in "abcde")
+    routing.learn(Viewed(1, members, "a"), routing.local, NOW)
+    table, local = routing.table, routing.local
+    for key in (b"%d" % n for n in range(50)):
+        owner, *others = table.ranking(key)
+        assert table.substitutes(key, local) == list(
+            dict.fromkeys([others[0], *([local] if owner is not local else [])])
+        )
+    key = next(key for key in (b"%d" % n for n in range(50)) if local not in table.ranking(key)[:3])
+    table.ranking(key)[1].failed(NOW)
+    assert table.substitutes(key, local) == [table.ranking(key)[2], local]
+    for target in table.ranking(key):
+        target.failed(NOW)
+    assert table.substitutes(key, local) == [local]
+
+
+def test_without_a_view_the_local_node_stands_in() -> None:
+    routing = Routing(LOCAL)
+    assert routing.table.substitutes(b"k", routing.local) == [routing.local]
