@@ -789,6 +789,55 @@ def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, faces: F
     assert faces["default"].get("key1") == "new"
 
 
+# -- what is left of a timeout ----------------------------------------------------------------------------------
+
+
+def test_ttl_is_what_is_left_of_the_timeout(faces: Faces) -> None:
+    cache = faces["default"]
+    cache.set("key", 1, 100)
+    assert 99 < cache.ttl("key") <= 100
+    cache.set("for_ever", 1, None)
+    assert cache.ttl("for_ever") is None
+    assert cache.ttl("absent") == 0
+    cache.set("key", 1, 50, version=2)
+    assert 49 < cache.ttl("key", version=2) <= 50
+    assert 49 < faces["v2"].ttl("key") <= 50
+
+
+def test_expire_is_touch_and_persist_ends_the_timeout(cache: Face) -> None:
+    cache.set("key", 1, 100)
+    assert cache.expire("key", 50) is True
+    assert 49 < cache.ttl("key") <= 50
+    assert cache.persist("key") is True
+    assert cache.ttl("key") is None
+    assert cache.expire("key", timeout=0) is True
+    assert [cache.expire("key", 50), cache.persist("key"), cache.ttl("key")] == [False, False, 0]
+    cache.set("key", 1, 100, version=2)
+    assert cache.expire("key", 50, version=2) is cache.persist("key", version=2) is True
+    assert cache.ttl("key", version=2) is None
+
+
+@pytest.mark.parametrize(("name", "args"), [("ttl", ()), ("persist", ()), ("expire", (5,))])
+def test_what_is_left_of_a_timeout_takes_one_round_trip(
+    cache: Face, requests: list[wire.Message], name: str, args: tuple[Any, ...]
+) -> None:
+    cache.set("key", 1)
+    requests.clear()
+    cache.call(name, "key", *args)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("name", ["incr_version", "decr_version"])
+def test_what_is_left_of_the_timeout_goes_with_a_value_to_another_version(cache: Face, name: str) -> None:
+    cache.set("key", "value", 10_000, version=5)
+    cache.set("for_ever", 7, None, version=5)
+    moved = cache.call(name, "key", version=5)
+    assert cache.call(name, "for_ever", version=5) == moved
+    assert 9_990 < cache.ttl("key", version=moved) <= 10_000
+    assert cache.ttl("for_ever", version=moved) is None
+    assert [cache.get(key, version=moved) for key in ("key", "for_ever")] == ["value", 7]
+
+
 # -- in use by Django -------------------------------------------------------------------------------------------
 
 
@@ -878,7 +927,7 @@ def test_a_method_that_leaves_the_thread_would_be_noticed(unconnected: Faces) ->
 
 def test_each_asynchronous_method_is_a_coroutine_function_and_none_is_inherited_that_would_leave_the_thread() -> None:
     hopping = {"aadd", "aget", "aset", "atouch", "adelete", "aclear"}
-    racing = {"aincr"}  # Django's own is a get and a set
+    racing = {"aincr", "aincr_version"}  # Django's own are a get and a set
     one_by_one = {"aget_many", "aset_many", "adelete_many"}
     assert hopping | racing | one_by_one <= set(vars(ClusterCache))
 
@@ -897,6 +946,9 @@ CALLS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("set_many", ({"a": 1, "b": 2},), ["a", "b"]),
     ("delete_many", (["a", "b"],), None),
     ("get_or_set", ("key", "default"), "default"),
+    ("ttl", ("key",), 0),
+    ("expire", ("key", 5), False),
+    ("persist", ("key",), False),
     ("clear", (), None),
     ("close", (), None),
 ]

@@ -96,6 +96,14 @@ class Requests(BaseCache):
             raise ValueError(f"Key {key!r} not found")
         return reply.value
 
+    def _left(self, reply: wire.Reply | None) -> float | None:
+        return reply.ttl if isinstance(reply, wire.Looked) and reply.found else 0.0
+
+    def _movable(self, reply: wire.Reply | None, key: Any) -> tuple[wire.Value, float | None]:
+        if not isinstance(reply, wire.Looked) or reply.value is None:
+            raise ValueError(f"Key {key!r} not found")
+        return reply.value, reply.ttl
+
     def _collect(self, wanted: Mapping[bytes, Any], answers: Answers) -> dict[Any, Any]:
         found = {}
         for keys, reply in answers:

@@ -23,7 +23,7 @@ RECLAIM = 2000  # expired entries freed at once; at ten times a second that is 2
 
 # What a user asks for; the cluster's own messages would drown it.
 _COUNTED = frozenset(
-    (wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Hit, wire.Peek, wire.Reset)
+    (wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Hit, wire.Peek, wire.Reset)
 )
 
 Push = Callable[[wire.Reply], None]
@@ -72,6 +72,7 @@ class Handler:
             wire.Delete: self._delete,
             wire.Incr: self._incr,
             wire.Clear: self._clear,
+            wire.Look: self._look,
             wire.Hit: self._hit,
             wire.Peek: self._peek,
             wire.Reset: self._reset,
@@ -171,6 +172,13 @@ class Handler:
     def _clear(self, request: wire.Clear) -> wire.Reply:
         self.cache.clear(request.namespace, self._clock())
         return wire.Done(self.epoch)
+
+    def _look(self, request: wire.Look) -> wire.Reply:
+        held = self.cache.peek(request.key, self._clock())
+        if held is None:
+            return wire.Looked(self.epoch, found=False)
+        value, ttl = held
+        return wire.Looked(self.epoch, True, ttl, value if request.value else None)
 
     # -- limits ---------------------------------------------------------------------------------------------
 

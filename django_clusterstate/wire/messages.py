@@ -78,6 +78,16 @@ class Clear(Message, frozen=True, tag=6):
     namespace: Namespace
 
 
+class Look(Message, frozen=True, tag=23):
+    """How long a key has left, and with `value` what it holds. Its place among the least recently used stays.
+
+    Answer: `Looked`.
+    """
+
+    key: Key
+    value: bool = False
+
+
 # -- limits -----------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +220,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Hit | Peek | Reset | GetView | Ping | GetStatus
+    Get | Set | Touch | Delete | Incr | Clear | Look | Hit | Peek | Reset | GetView | Ping | GetStatus
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
 
@@ -275,6 +285,15 @@ class Received(Message, frozen=True, tag=41):
     more: list[tuple[str, bytes]] = []
 
 
+class Looked(Message, frozen=True, tag=43):
+    """Seconds left (None: for ever), and the value if it was asked for."""
+
+    epoch: int
+    found: bool
+    ttl: Seconds | None = None
+    value: Value | None = None
+
+
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     """One member as the answering node sees it; seconds since it was last heard, and in this state."""
 
@@ -324,7 +343,7 @@ class Status(Message, frozen=True, tag=42):
     stats: Stats
 
 
-Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status
+Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked
 
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -124,6 +124,17 @@ def test_delete_tells_absent_keys(bench: Bench) -> None:
     assert bench.ask(wire.Get([b"a"])).values == [None]
 
 
+def test_look_tells_what_is_left_and_the_value_where_it_is_wanted(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], 10))
+    bench.ask(wire.Set([(b"b", 7)], None))
+    bench.now += 4
+    assert bench.ask(wire.Look(b"a")) == wire.Looked(bench.epoch, True, 6.0)
+    assert bench.ask(wire.Look(b"a", value=True)) == wire.Looked(bench.epoch, True, 6.0, b"x")
+    assert bench.ask(wire.Look(b"b", value=True)) == wire.Looked(bench.epoch, True, None, 7)
+    assert bench.ask(wire.Look(b"none", value=True)) == wire.Looked(bench.epoch, False)
+    assert (bench.handler.stats.hits, bench.handler.stats.misses) == (0, 0)
+
+
 def test_clear_empties_one_namespace(bench: Bench) -> None:
     bench.ask(wire.Set([(b"one\0a", b"x"), (b"two\0a", b"y")], None))
     assert bench.ask(wire.Clear(b"one")) == wire.Done(bench.epoch)
@@ -168,6 +179,7 @@ def test_longest_value_that_can_be_stored_can_be_fetched(bench: Bench) -> None:
     value = b"x" * (MAX_REQUEST - overhead)
     bench.ask(wire.Set([(b"a", value)], None))
     assert len(wire.encode(bench.ask(wire.Get([b"a"])))) <= MAX_FRAME
+    assert len(wire.encode(bench.ask(wire.Look(b"a", value=True)))) <= MAX_FRAME
 
 
 def test_cache_is_forgotten_where_it_may_be_old_but_limits_are_kept(bench: Bench) -> None:
@@ -349,6 +361,7 @@ requests = st.one_of(
     st.builds(wire.Delete, st.lists(keys)),
     st.builds(wire.Incr, keys, st.integers(-(2**63), 2**63 - 1)),
     st.builds(wire.Clear, keys),
+    st.builds(wire.Look, keys, st.booleans()),
     st.builds(wire.Hit, keys, st.lists(rules, min_size=1, max_size=3), st.integers(0, 2**31)),
     st.sampled_from([wire.GetView(), wire.Ping(), wire.GetStatus(), wire.Flush()]),
     st.builds(wire.Send, channels, st.binary(), seconds, st.integers()),

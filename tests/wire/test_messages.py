@@ -29,6 +29,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Delete([b"ns\0a"]),
     wire.Incr(b"ns\0a", -1),
     wire.Clear(b"ns"),
+    wire.Look(b"ns\0a", value=True),
     wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0), Rule(Algorithm.TOKEN_BUCKET, 0, 0.5)], 3),
     wire.Peek(b"k", [Rule(Algorithm.SLIDING_WINDOW, 10, 60.0)], 2),
     wire.Reset(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)]),
@@ -54,6 +55,8 @@ EXAMPLES: list[wire.Message] = [
     wire.Pong(1, alpha),
     wire.Received(1, "specific.a.b!c", b"payload"),
     wire.Received(1, "specific.a.b!", None),
+    wire.Looked(1, True, 30.5, b"v"),
+    wire.Looked(1, False),
     wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats),
 ]
 
@@ -116,6 +119,7 @@ def test_key_may_be_as_long_as_the_limit_and_no_longer() -> None:
         wire.Touch([longest + b"k"], None),
         wire.Delete([longest + b"k"]),
         wire.Incr(longest + b"k", 1),
+        wire.Look(longest + b"k"),
         wire.Hit(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
         wire.Peek(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
         wire.Reset(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
@@ -197,7 +201,7 @@ scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floa
 trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3))
 
 
-@given(st.sampled_from([*range(1, 20), *range(33, 43)]), st.lists(trees, max_size=6), st.data())
+@given(st.sampled_from([*range(1, 30), *range(33, 46)]), st.lists(trees, max_size=6), st.data())
 def test_well_formed_nonsense_never_raises_anything_else(tag: int, items: list[Any], draw: st.DataObject) -> None:
     data = bytearray(array(tag, *items))
     if draw.draw(st.booleans()):
