@@ -5,13 +5,14 @@ asynchronous face, on which no method may leave the event loop's thread, and add
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import pickle
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ def bare_key(key: object, key_prefix: str, version: int) -> str:
     return str(key)
 
 
+def hashed_key(key: object, key_prefix: str, version: int) -> str:
+    return hashlib.blake2b(f"{key_prefix}{version}{key}".encode()).hexdigest()
+
+
 class JsonSerializer:
     def dumps(self, value: Any) -> bytes:
         return json.dumps(value).encode()
@@ -76,12 +81,17 @@ def _caches(**options: Any) -> dict[str, dict[str, Any]]:
         "custom_key": {**base, "KEY_FUNCTION": custom_key},
         "custom_key_path": {**base, "KEY_FUNCTION": "tests.test_cache.custom_key"},
         "bare_key": {**base, "KEY_FUNCTION": bare_key},
+        "hashed_key": {**base, "KEY_FUNCTION": hashed_key},
         "json": {**base, "LOCATION": "cache-tests-json", "OPTIONS": {"SERIALIZER": "tests.test_cache.JsonSerializer"}},
         "short": {**base, "TIMEOUT": 1},
         "for_ever": {**base, "TIMEOUT": None},
         "djangos": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
         "raise": {**base, "OPTIONS": {"ON_UNAVAILABLE": "raise"}},
     }
+
+
+async def _listed(iterator: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in iterator]
 
 
 class Face:
@@ -96,8 +106,10 @@ class Face:
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if self._runner is None:
-            return getattr(caches[self.alias], name)(*args, **kwargs)
-        return self._runner.run(getattr(caches[self.alias], f"a{name}")(*args, **kwargs))
+            result = getattr(caches[self.alias], name)(*args, **kwargs)
+            return list(result) if isinstance(result, Iterator) else result
+        result = getattr(caches[self.alias], f"a{name}")(*args, **kwargs)
+        return self._runner.run(_listed(result) if isinstance(result, AsyncIterator) else result)
 
     def at_once(self, name: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The calls from 16 threads, or from as many tasks as there are calls."""
@@ -838,6 +850,94 @@ def test_what_is_left_of_the_timeout_goes_with_a_value_to_another_version(cache:
     assert [cache.get(key, version=moved) for key in ("key", "for_ever")] == ["value", 7]
 
 
+# -- patterns ---------------------------------------------------------------------------------------------------
+
+
+def test_iter_keys_gives_the_keys_of_all_nodes_that_match_each_once(cluster: LocalCluster, cache: Face) -> None:
+    data = {f"user:{number}": number for number in range(2000)}
+    cache.set_many(data, 60)
+    cache.set_many({"group:1": 1, "User:1": 1})
+    assert sorted(cache.iter_keys("user:*")) == sorted(data)
+    assert sorted(cache.iter_keys("*")) == sorted([*data, "group:1", "User:1"])
+    assert cache.iter_keys("group:1") == ["group:1"]
+    assert cache.iter_keys("none*") == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("a?", ["a1", "a["]), ("a[0-9]", ["a1"]), ("a[!0-9]", ["a["]), ("a[[]", ["a["]), ("*b", ["ab b", "é*b"]),
+     ("é[*]b", ["é*b"]), ("a[", ["a["]), ("", []), ("a", []), ("A?", [])],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+def test_patterns_are_those_of_fnmatch(cache: Face, pattern: str, found: list[str]) -> None:
+    cache.set_many(dict.fromkeys(["a1", "a[", "ab b", "é*b"], 1))
+    assert sorted(cache.iter_keys(pattern)) == found
+
+
+def test_iter_keys_knows_namespaces_prefixes_and_versions(faces: Faces) -> None:
+    for alias in ("default", "other", "prefix", "v2", "custom_key"):
+        faces[alias].set(f"key-{alias}", 1)
+    faces["default"].set("key-three", 1, version=3)
+    for alias in ("default", "other", "prefix", "v2", "custom_key"):
+        assert faces[alias].iter_keys("key-*") == [f"key-{alias}"]
+    assert faces["default"].iter_keys("*", version=3) == ["key-three"]
+    assert faces["default"].iter_keys("*", version=2) == ["key-v2"]
+    assert faces["bare_key"].iter_keys("CUSTOM-*") == ["CUSTOM--1-key-custom_key"]
+
+
+def test_iter_keys_leaves_out_what_is_gone(cache: Face) -> None:
+    cache.set_many({"gone": 1, "stays": 1})
+    cache.set("expires", 1, 0.05)
+    cache.delete("gone")
+    wait_until_gone(cache, "expires")
+    assert cache.iter_keys("*") == ["stays"]
+    cache.clear()
+    assert cache.iter_keys("*") == []
+
+
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+def test_keys_too_long_to_be_stored_as_they_are_are_not_found(cache: Face) -> None:
+    cache.set_many({"k" * 500: 1, "k" * 2000: 1})
+    assert cache.iter_keys("k*") == ["k" * 500]
+    assert cache.iter_keys("k" * 2000 + "*") == []
+
+
+@pytest.mark.parametrize("name", ["iter_keys", "delete_pattern"])
+def test_a_key_function_that_hides_the_key_is_refused(faces: Faces, name: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="this KEY_FUNCTION does more than put something before the key"):
+        faces["hashed_key"].call(name, "*")
+
+
+def test_keys_are_asked_for_only_as_they_are_wanted(
+    unconnected: Faces, cluster: LocalCluster, requests: list[wire.Message]
+) -> None:
+    cache: Any = caches["default"]
+    cache.set_many({f"key{number}": 1 for number in range(3000)}, 60)
+    requests.clear()
+
+    async def first() -> str:
+        return await anext(aiter(cache.aiter_keys("key*")))
+
+    key = next(iter(cache.iter_keys("key*"))) if unconnected.runner is None else unconnected.runner.run(first())
+    assert key.startswith("key")
+    assert len([request for request in requests if isinstance(request, wire.Scan)]) == 1
+    cache.clear()
+
+
+def test_delete_pattern_deletes_what_matches_and_says_how_many(cluster: LocalCluster, faces: Faces) -> None:
+    cache = faces["default"]
+    data = {f"user:{number}": number for number in range(1500)}
+    cache.set_many(data, 60)
+    cache.set_many({"group:1": 1})
+    cache.set("user:1", 1, version=2)
+    faces["other"].set("user:1", 1)
+    assert cache.delete_pattern("user:*") == 1500
+    assert cache.get_many(data) == {}
+    assert cache.delete_pattern("user:*") == 0
+    assert [cache.get("group:1"), cache.get("user:1", version=2), faces["other"].get("user:1")] == [1, 1, 1]
+    assert cache.delete_pattern("*", version=2) == 1
+
+
 # -- in use by Django -------------------------------------------------------------------------------------------
 
 
@@ -949,6 +1049,8 @@ CALLS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("ttl", ("key",), 0),
     ("expire", ("key", 5), False),
     ("persist", ("key",), False),
+    ("iter_keys", ("*",), []),
+    ("delete_pattern", ("*",), 0),
     ("clear", (), None),
     ("close", (), None),
 ]

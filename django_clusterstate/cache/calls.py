@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from .. import conf
+from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
@@ -10,11 +11,18 @@ from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, witho
 
 
 class Calls(Requests):
-    """What goes to one owner is answered by None where the owner fails; what goes to several lacks those answers."""
+    """What goes to one node is answered by None where the node fails; what goes to several lacks those answers."""
 
     def _call(self, key: bytes, request: wire.Request) -> wire.Reply | None:
         try:
             return conf.get_client().call(key, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+
+    def _ask(self, target: Target, request: wire.Request) -> wire.Reply | None:
+        try:
+            return conf.get_client().call_node(target, frame(wire.encode(request)))
         except ClusterStateError as error:
             self._failed(error)
             return None
@@ -33,6 +41,13 @@ class Calls(Requests):
     async def _acall(self, key: bytes, request: wire.Request) -> wire.Reply | None:
         try:
             return await conf.get_async_client().call(key, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+
+    async def _aask(self, target: Target, request: wire.Request) -> wire.Reply | None:
+        try:
+            return await conf.get_async_client().call_node(target, frame(wire.encode(request)))
         except ClusterStateError as error:
             self._failed(error)
             return None

@@ -1,9 +1,17 @@
 """What `ClusterCache` offers beyond Django's cache API, in both faces."""
 
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
+
+from .. import conf
+from ..client.routing import Target
 from ..wire import messages as wire
 from .calls import Calls
+from .patterns import Pattern
+
+_PROBE = "A key: *"
 
 
 class Extras(Calls):
@@ -33,3 +41,78 @@ class Extras(Calls):
 
     async def apersist(self, key: Any, version: int | None = None) -> bool:
         return await self.atouch(key, None, version)
+
+    # -- patterns -------------------------------------------------------------------------------------------
+
+    def iter_keys(self, pattern: str, version: int | None = None) -> Iterator[str]:
+        """The keys that match a glob pattern, each once, as they come from the nodes, one node after the other.
+
+        Finds each key that is there from beginning to end, unless its timeout is shortened meanwhile or its owner
+        changes. Not found are keys that are stored as hashes for their length. Raises `ImproperlyConfigured` where
+        KEY_FUNCTION does more than put something before the key.
+        """
+        wanted = self._pattern(pattern, version)
+        table = conf.get_client().table()
+        for target in self._everywhere(table):
+            given: set[bytes] = set()
+            for keys in self._scan(target, wanted):
+                for key in keys:
+                    if key not in given and table.owner(key) is target:
+                        given.add(key)
+                        yield wanted.user_key(key)
+
+    async def aiter_keys(self, pattern: str, version: int | None = None) -> AsyncIterator[str]:
+        wanted = self._pattern(pattern, version)
+        table = await conf.get_async_client().table()
+        for target in self._everywhere(table):
+            given: set[bytes] = set()
+            async for keys in self._ascan(target, wanted):
+                for key in keys:
+                    if key not in given and table.owner(key) is target:
+                        given.add(key)
+                        yield wanted.user_key(key)
+
+    def delete_pattern(self, pattern: str, version: int | None = None) -> int:
+        """Deletes the keys that `iter_keys()` finds. How many."""
+        wanted = self._pattern(pattern, version)
+        deleted = 0
+        for target in self._everywhere(conf.get_client().table()):
+            for keys in self._scan(target, wanted):
+                deleted += count(self._ask(target, wire.Delete(keys)))
+        return deleted
+
+    async def adelete_pattern(self, pattern: str, version: int | None = None) -> int:
+        wanted = self._pattern(pattern, version)
+        deleted = 0
+        for target in self._everywhere(await conf.get_async_client().table()):
+            async for keys in self._ascan(target, wanted):
+                deleted += count(await self._aask(target, wire.Delete(keys)))
+        return deleted
+
+    def _scan(self, target: Target, wanted: Pattern) -> Iterator[list[bytes]]:
+        """Stored keys of one node that match, in chunks, until that was all or the node fails."""
+        request: wire.Scan | None = wanted.first_request()
+        while request is not None:
+            keys, request = wanted.take(self._ask(target, request))
+            if keys:
+                yield keys
+
+    async def _ascan(self, target: Target, wanted: Pattern) -> AsyncIterator[list[bytes]]:
+        request: wire.Scan | None = wanted.first_request()
+        while request is not None:
+            keys, request = wanted.take(await self._aask(target, request))
+            if keys:
+                yield keys
+
+    def _pattern(self, pattern: str, version: int | None) -> Pattern:
+        before = self.make_key("", version)
+        if self.make_key(_PROBE, version) != before + _PROBE:
+            raise ImproperlyConfigured(
+                "Keys can't be told from what is stored, so patterns don't work: this KEY_FUNCTION does more than put "
+                "something before the key."
+            )
+        return Pattern(pattern, self._prefix + before.encode())
+
+
+def count(reply: wire.Reply | None) -> int:
+    return sum(reply.flags) if isinstance(reply, wire.Flags) else 0

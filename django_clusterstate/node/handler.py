@@ -22,9 +22,10 @@ VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
 RECLAIM = 2000  # expired entries freed at once; at ten times a second that is 20,000 a second
 
 # What a user asks for; the cluster's own messages would drown it.
-_COUNTED = frozenset(
-    (wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Hit, wire.Peek, wire.Reset)
-)
+_COUNTED = frozenset((
+    wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
+    wire.Hit, wire.Peek, wire.Reset,
+))  # fmt: skip
 
 Push = Callable[[wire.Reply], None]
 
@@ -73,6 +74,7 @@ class Handler:
             wire.Incr: self._incr,
             wire.Clear: self._clear,
             wire.Look: self._look,
+            wire.Scan: self._scan,
             wire.Hit: self._hit,
             wire.Peek: self._peek,
             wire.Reset: self._reset,
@@ -179,6 +181,9 @@ class Handler:
             return wire.Looked(self.epoch, found=False)
         value, ttl = held
         return wire.Looked(self.epoch, True, ttl, value if request.value else None)
+
+    def _scan(self, request: wire.Scan) -> wire.Reply:
+        return wire.Scanned(self.epoch, *self.cache.scan(request.prefix, request.cursor, self._clock()))
 
     # -- limits ---------------------------------------------------------------------------------------------
 

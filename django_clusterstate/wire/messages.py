@@ -28,6 +28,7 @@ Namespace = Annotated[bytes, Meta(max_length=256)]
 ChannelName = Annotated[str, Meta(max_length=100)]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Value = bytes | Integer
+Cursor = tuple[float, Integer]
 Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -86,6 +87,16 @@ class Look(Message, frozen=True, tag=23):
 
     key: Key
     value: bool = False
+
+
+class Scan(Message, frozen=True, tag=24):
+    """Some of the keys that begin with `prefix`, namespace and zero byte included. Answer: `Scanned`.
+
+    `cursor` is that of the last answer, or None to begin.
+    """
+
+    prefix: Key
+    cursor: Cursor | None = None
 
 
 # -- limits -----------------------------------------------------------------------------------------------------
@@ -220,7 +231,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Look | Hit | Peek | Reset | GetView | Ping | GetStatus
+    Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | GetView | Ping | GetStatus
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
 
@@ -294,6 +305,14 @@ class Looked(Message, frozen=True, tag=43):
     value: Value | None = None
 
 
+class Scanned(Message, frozen=True, tag=44):
+    """Keys, at most a few hundred, perhaps none, and the cursor to go on with; None: there are no more."""
+
+    epoch: int
+    keys: list[bytes]
+    cursor: Cursor | None = None
+
+
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     """One member as the answering node sees it; seconds since it was last heard, and in this state."""
 
@@ -343,7 +362,7 @@ class Status(Message, frozen=True, tag=42):
     stats: Stats
 
 
-Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked
+Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
 
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode

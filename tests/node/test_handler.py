@@ -135,6 +135,29 @@ def test_look_tells_what_is_left_and_the_value_where_it_is_wanted(bench: Bench) 
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (0, 0)
 
 
+def test_scan_gives_all_keys_with_a_prefix_step_by_step(bench: Bench) -> None:
+    keys = [b"ns\0%d" % number for number in range(1000)]
+    bench.ask(wire.Set([(key, b"x") for key in keys], None))
+    bench.ask(wire.Set([(b"other\0a", b"x")], None))
+    found, reply = [], bench.ask(wire.Scan(b"ns\0"))
+    while reply.cursor is not None:
+        found += reply.keys
+        reply = bench.ask(wire.Scan(b"ns\0", reply.cursor))
+    assert sorted(found + reply.keys) == sorted(keys)
+    assert bench.ask(wire.Scan(b"other\0")) == wire.Scanned(bench.epoch, [b"other\0a"])
+    assert bench.ask(wire.Scan(b"other\0b")) == wire.Scanned(bench.epoch, [])
+    assert bench.ask(wire.Scan(b"none\0")) == wire.Scanned(bench.epoch, [])
+
+
+def test_longest_keys_that_one_scan_gives_fit_in_a_frame(bench: Bench) -> None:
+    for number in range(2000):
+        bench.ask(wire.Set([(b"ns\0%01020d" % number, b"x")], None if number % 2 else 1 + number))
+    reply = bench.ask(wire.Scan(b"ns\0"))
+    while reply.cursor is not None:
+        assert len(wire.encode(reply)) <= MAX_FRAME
+        reply = bench.ask(wire.Scan(b"ns\0", reply.cursor))
+
+
 def test_clear_empties_one_namespace(bench: Bench) -> None:
     bench.ask(wire.Set([(b"one\0a", b"x"), (b"two\0a", b"y")], None))
     assert bench.ask(wire.Clear(b"one")) == wire.Done(bench.epoch)
@@ -362,6 +385,7 @@ requests = st.one_of(
     st.builds(wire.Incr, keys, st.integers(-(2**63), 2**63 - 1)),
     st.builds(wire.Clear, keys),
     st.builds(wire.Look, keys, st.booleans()),
+    st.builds(wire.Scan, keys, st.none() | st.tuples(st.floats(), st.integers(-(2**63), 2**63 - 1))),
     st.builds(wire.Hit, keys, st.lists(rules, min_size=1, max_size=3), st.integers(0, 2**31)),
     st.sampled_from([wire.GetView(), wire.Ping(), wire.GetStatus(), wire.Flush()]),
     st.builds(wire.Send, channels, st.binary(), seconds, st.integers()),

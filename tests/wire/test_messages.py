@@ -30,6 +30,8 @@ EXAMPLES: list[wire.Message] = [
     wire.Incr(b"ns\0a", -1),
     wire.Clear(b"ns"),
     wire.Look(b"ns\0a", value=True),
+    wire.Scan(b"ns\0a"),
+    wire.Scan(b"ns\0", (float("inf"), 7)),
     wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0), Rule(Algorithm.TOKEN_BUCKET, 0, 0.5)], 3),
     wire.Peek(b"k", [Rule(Algorithm.SLIDING_WINDOW, 10, 60.0)], 2),
     wire.Reset(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)]),
@@ -57,6 +59,8 @@ EXAMPLES: list[wire.Message] = [
     wire.Received(1, "specific.a.b!", None),
     wire.Looked(1, True, 30.5, b"v"),
     wire.Looked(1, False),
+    wire.Scanned(1, [b"ns\0a"], (2.5, 2**63 - 1)),
+    wire.Scanned(1, []),
     wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats),
 ]
 
@@ -120,6 +124,7 @@ def test_key_may_be_as_long_as_the_limit_and_no_longer() -> None:
         wire.Delete([longest + b"k"]),
         wire.Incr(longest + b"k", 1),
         wire.Look(longest + b"k"),
+        wire.Scan(longest + b"k"),
         wire.Hit(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
         wire.Peek(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
         wire.Reset(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
