@@ -111,6 +111,11 @@ class Face:
         result = getattr(caches[self.alias], f"a{name}")(*args, **kwargs)
         return self._runner.run(_listed(result) if isinstance(result, AsyncIterator) else result)
 
+    def lock(self, *args: Any, **kwargs: Any) -> "FaceLock":
+        cache: Any = caches[self.alias]
+        make = cache.lock if self._runner is None else cache.alock
+        return FaceLock(make(*args, **kwargs), self._runner)
+
     def at_once(self, name: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The calls from 16 threads, or from as many tasks as there are calls."""
         if self._runner is None:
@@ -122,6 +127,38 @@ class Face:
             return await asyncio.gather(*(method(*args) for args in calls))
 
         return self._runner.run(gather())
+
+
+class FaceLock:
+    """A lock through one face."""
+
+    def __init__(self, lock: Any, runner: asyncio.Runner | None) -> None:
+        self._lock = lock
+        self._runner = runner
+
+    def _run(self, result: Any) -> Any:
+        return result if self._runner is None else self._runner.run(result)
+
+    def acquire(self) -> bool:
+        taken: bool = self._run(self._lock.acquire())
+        return taken
+
+    def release(self) -> bool:
+        given: bool = self._run(self._lock.release())
+        return given
+
+    def hold(self, then: Callable[[], object]) -> None:
+        """Calls `then` while it is held by `with` or `async with`."""
+
+        async def hold() -> None:
+            async with self._lock:
+                then()
+
+        if self._runner is not None:
+            self._runner.run(hold())
+            return
+        with self._lock:
+            then()
 
 
 class Faces:
@@ -936,6 +973,110 @@ def test_delete_pattern_deletes_what_matches_and_says_how_many(cluster: LocalClu
     assert cache.delete_pattern("user:*") == 0
     assert [cache.get("group:1"), cache.get("user:1", version=2), faces["other"].get("user:1")] == [1, 1, 1]
     assert cache.delete_pattern("*", version=2) == 1
+
+
+# -- locks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_has_one_holder(cache: Face) -> None:
+    first, second = (cache.lock("job", blocking_timeout=0) for _ in range(2))
+    assert first.acquire() is True
+    assert second.acquire() is False
+    assert second.release() is False
+    assert first.release() is True
+    assert first.release() is False
+    assert second.acquire() is True
+    assert second.release() is True
+
+
+def test_a_lock_that_has_ended_is_released_by_its_new_holder_only(cache: Face) -> None:
+    late, next_one, third = (cache.lock("job", timeout, blocking_timeout=0) for timeout in (0.05, 60, 60))
+    assert late.acquire() is True
+    wait_until(next_one.acquire, 5, "the lock ended")
+    assert late.release() is False
+    assert third.acquire() is False
+    assert next_one.release() is True
+
+
+def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> None:
+    other = cache.lock("job", blocking_timeout=0)
+    held: list[bool] = []
+    cache.lock("job").hold(lambda: held.append(caches["default"].has_key("lock:job")))
+    assert held == [True]
+    with pytest.raises(ZeroDivisionError):
+        cache.lock("job").hold(lambda: 1 / 0)
+    assert other.acquire() is True
+    with pytest.raises(TimeoutError, match=r"the lock 'job' is another's, and 0.1 s were not enough"):
+        cache.lock("job", blocking_timeout=0.1).hold(lambda: pytest.fail("not ours"))
+    assert other.release() is True
+
+
+def test_a_lock_waits_as_long_as_it_is_told_and_no_longer(cache: Face) -> None:
+    assert cache.lock("job", timeout=0.3).acquire() is True
+    start = time.monotonic()
+    assert cache.lock("job", blocking_timeout=0.1, sleep=10).acquire() is False
+    assert 0.1 <= time.monotonic() - start < 0.3
+    assert cache.lock("job", sleep=0.01).acquire() is True
+    assert 0.2 < time.monotonic() - start < 5
+
+
+def test_a_lock_lets_one_at_a_time_of_many_through(unconnected: Faces, cluster: LocalCluster) -> None:
+    cache: Any = caches["default"]
+    cache.set("count", 0)
+
+    def add_one() -> None:
+        own: Any = caches["default"]
+        with own.lock("adding", sleep=0.002):
+            own.set("count", own.get("count") + 1)
+
+    async def aadd_one() -> None:
+        async with cache.alock("adding", sleep=0.002):
+            await cache.aset("count", await cache.aget("count") + 1)
+
+    async def gather() -> None:
+        await asyncio.gather(*(aadd_one() for _ in range(40)))
+
+    if unconnected.runner is None:
+        with ThreadPoolExecutor(8) as threads:
+            for done in [threads.submit(add_one) for _ in range(40)]:
+                done.result()
+    else:
+        unconnected.runner.run(gather())
+    assert cache.get("count") == 40
+    cache.clear()
+
+
+def test_a_lock_is_an_entry_of_its_own(faces: Faces, requests: list[wire.Message]) -> None:
+    cache = faces["default"]
+    cache.set("job", "value")
+    locks = [cache.lock("job"), cache.lock("job", version=2), faces["other"].lock("job")]
+    requests.clear()
+    assert [lock.acquire() for lock in locks] == [True] * 3
+    assert len(requests) == 3
+    assert cache.get("job") == "value"
+    assert len(cache.get("lock:job")) == 32
+    assert cache.ttl("lock:job") == pytest.approx(30, abs=1)
+    assert [lock.release() for lock in locks] == [True] * 3
+    assert cache.has_key("lock:job") is False
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"timeout": None}, {"timeout": -1}, {"sleep": 0}])
+def test_a_lock_that_would_never_end_or_never_rest_is_refused(unconnected: Faces, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"a lock's {next(iter(wrong))} must be seconds above 0"):
+        unconnected["default"].lock("job", **wrong)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_without_a_node_there_is_no_lock_to_be_had(unconnected: Faces) -> None:
+    lock = unconnected["default"].lock("job")
+    start = time.perf_counter()
+    assert [lock.acquire(), lock.release()] == [False, False]
+    assert time.perf_counter() - start < 0.05
+    for alias in ("default", "raise"):
+        with pytest.raises(Unavailable):
+            unconnected[alias].lock("job").hold(lambda: pytest.fail("not ours"))
+    with pytest.raises(Unavailable):
+        unconnected["raise"].lock("job").acquire()
 
 
 # -- in use by Django -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from .. import conf
 from ..client.routing import Target
 from ..wire import messages as wire
 from .calls import Calls
+from .locks import AsyncLock, Lock
 from .patterns import Pattern
 
 _PROBE = "A key: *"
@@ -88,6 +89,36 @@ class Extras(Calls):
             async for keys in self._ascan(target, wanted):
                 deleted += count(await self._aask(target, wire.Delete(keys)))
         return deleted
+
+    # -- locks ----------------------------------------------------------------------------------------------
+
+    def lock(
+        self,
+        key: Any,
+        timeout: float = 30.0,
+        sleep: float = 0.05,
+        blocking_timeout: float | None = None,
+        version: int | None = None,
+    ) -> Lock:
+        """A lock, not acquired yet. It ends by itself `timeout` seconds after it was acquired; one that waits for it
+        tries every `sleep` seconds, for `blocking_timeout` seconds or for ever (None). Its entry is `lock:<key>`.
+
+        Best effort: see `docs/cache.md`. Raises `ValueError` where `timeout` or `sleep` isn't above 0.
+        """
+        return Lock(self, key, timeout, sleep, blocking_timeout, version)
+
+    def alock(
+        self,
+        key: Any,
+        timeout: float = 30.0,
+        sleep: float = 0.05,
+        blocking_timeout: float | None = None,
+        version: int | None = None,
+    ) -> AsyncLock:
+        """The same for `async with`. This call itself isn't awaited."""
+        return AsyncLock(self, key, timeout, sleep, blocking_timeout, version)
+
+    # -- under the hood -------------------------------------------------------------------------------------
 
     def _scan(self, target: Target, wanted: Pattern) -> Iterator[list[bytes]]:
         """Stored keys of one node that match, in chunks, until that was all or the node fails."""

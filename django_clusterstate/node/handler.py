@@ -157,8 +157,16 @@ class Handler:
         return wire.Flags(self.epoch, [self.cache.touch(key, ttl, now) for key in request.keys])
 
     def _delete(self, request: wire.Delete) -> wire.Reply:
-        now = self._clock()
-        return wire.Flags(self.epoch, [self.cache.delete(key, now) for key in request.keys])
+        now, expected = self._clock(), request.expected
+        if expected is None:
+            return wire.Flags(self.epoch, [self.cache.delete(key, now) for key in request.keys])
+        return wire.Flags(
+            self.epoch,
+            [
+                (held := self.cache.peek(key, now)) is not None and held[0] == expected and self.cache.delete(key, now)
+                for key in request.keys
+            ],
+        )
 
     def _incr(self, request: wire.Incr) -> wire.Reply:
         now = self._clock()

@@ -61,9 +61,11 @@ class Touch(Message, frozen=True, tag=3):
 
 
 class Delete(Message, frozen=True, tag=4):
-    """Removes keys. Answer: `Flags`, false for an absent key."""
+    """Removes keys, with `expected` only those that hold this value. Answer: `Flags`, false for a key that stays or is
+    absent."""
 
     keys: list[Key]
+    expected: Value | None = None
 
 
 class Incr(Message, frozen=True, tag=5):

@@ -124,6 +124,16 @@ def test_delete_tells_absent_keys(bench: Bench) -> None:
     assert bench.ask(wire.Get([b"a"])).values == [None]
 
 
+@pytest.mark.parametrize(
+    ("held", "expected", "deleted"),
+    [(b"x", b"x", True), (b"x", b"y", False), (7, 7, True), (7, 8, False), (7, b"7", False), (b"", b"", True)],
+)
+def test_delete_may_expect_a_value(bench: Bench, held: wire.Value, expected: wire.Value, deleted: bool) -> None:
+    bench.ask(wire.Set([(b"a", held)], None))
+    assert bench.ask(wire.Delete([b"a", b"none"], expected)).flags == [deleted, False]
+    assert bench.ask(wire.Get([b"a"])).values == [None if deleted else held]
+
+
 def test_look_tells_what_is_left_and_the_value_where_it_is_wanted(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", b"x")], 10))
     bench.ask(wire.Set([(b"b", 7)], None))
@@ -381,7 +391,7 @@ requests = st.one_of(
     st.builds(wire.Get, st.lists(keys)),
     st.builds(wire.Set, st.lists(st.tuples(keys, values)), st.none() | seconds, st.booleans()),
     st.builds(wire.Touch, st.lists(keys), st.none() | seconds),
-    st.builds(wire.Delete, st.lists(keys)),
+    st.builds(wire.Delete, st.lists(keys), st.none() | values),
     st.builds(wire.Incr, keys, st.integers(-(2**63), 2**63 - 1)),
     st.builds(wire.Clear, keys),
     st.builds(wire.Look, keys, st.booleans()),

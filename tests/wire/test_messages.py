@@ -27,6 +27,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Set([(b"ns\0a", 2**63 - 1)], None),
     wire.Touch([b"ns\0a"], None),
     wire.Delete([b"ns\0a"]),
+    wire.Delete([b"ns\0a"], b"v"),
     wire.Incr(b"ns\0a", -1),
     wire.Clear(b"ns"),
     wire.Look(b"ns\0a", value=True),
