@@ -7,6 +7,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from . import conf
+from .cache.bounds import own_bytes
 from .discovery import make_discovery
 
 SLOW_DEADLINE = 1.0
@@ -27,6 +28,11 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.advertise))
     except ValueError as error:
         found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
+    try:
+        own_bytes(settings.cache_max_bytes)
+    except ImproperlyConfigured as error:
+        hint = "docs/settings.md describes the options of the cache backend."
+        found.append(Error(str(error), hint=hint, id="clusterstate.E005"))
     if settings.secret_problem and not settings.bind.is_loopback:
         found.append(
             Warning(

@@ -1130,8 +1130,10 @@ def test_a_template_fragment_is_cached() -> None:
 @pytest.mark.parametrize(
     ("location", "options", "words"),
     [
-        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['ON_UNAVAILABLE', 'SERIALIZER']"),
+        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['MAX_BYTES', 'ON_UNAVAILABLE', 'SERIALIZER']"),
         ("", {"ON_UNAVAILABLE": "explode"}, "must be 'miss' or 'raise', not 'explode'"),
+        ("", {"MAX_BYTES": 0}, "MAX_BYTES must be a number of bytes above 0, not 0"),
+        ("", {"MAX_BYTES": "64M"}, "MAX_BYTES must be a number of bytes above 0, not '64M'"),
         ("n" * 257, {}, "LOCATION must be a name of 1 to 256 bytes"),
         ("a\0b", {}, "LOCATION must be a name"),
         (["a", "b"], {}, "LOCATION must be a name, not ['a', 'b']"),

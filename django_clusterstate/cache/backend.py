@@ -20,7 +20,8 @@ class ClusterCache(Extras):
     """`CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "a name"}}`
 
     LOCATION is the namespace: aliases with the same one share their entries, and `clear()` of one leaves the others.
-    OPTIONS: `SERIALIZER` (a dotted path to a class with `dumps` and `loads`), `ON_UNAVAILABLE` ("miss" or "raise").
+    OPTIONS: `SERIALIZER` (a dotted path to a class with `dumps` and `loads`), `ON_UNAVAILABLE` ("miss" or "raise"),
+    `MAX_BYTES` (this namespace's own share of each node's memory).
 
     Instances are made for each thread and each asynchronous context, so they hold nothing but options; the
     connections are the process's.

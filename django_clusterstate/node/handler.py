@@ -14,6 +14,7 @@ from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .channels import Channels
 from .config import NodeConfig
+from .partitions import Partitions
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _INT64 = range(-(2**63), 2**63)
@@ -60,8 +61,8 @@ class Handler:
         self.membership = membership
         self.channels = Channels()
         self._tenure = Tenure(config.name)
-        self.cache: Store[wire.Value]
-        self.forget_cache()
+        self._forgotten_evictions = 0
+        self.cache = self._empty_cache()
         self.limits: Store[limiter.State] = Store(config.limits_max_bytes, size_of=limiter.state_bytes)
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
@@ -120,8 +121,18 @@ class Handler:
 
     def forget_cache(self) -> None:
         """Others have served our keys meanwhile: what we hold is old."""
-        self.cache = Store(self._config.cache_max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
-        self.cache.stamp = self._tenure.serial
+        self._forgotten_evictions += self.cache.evictions
+        self.cache = self._empty_cache()
+
+    def _empty_cache(self) -> Store[wire.Value] | Partitions:
+        own = {namespace: self._empty_store(size) for namespace, size in self._config.cache_own_bytes.items()}
+        shared = self._empty_store(self._config.cache_max_bytes - sum(self._config.cache_own_bytes.values()))
+        return Partitions(shared, own) if own else shared
+
+    def _empty_store(self, max_bytes: int) -> Store[wire.Value]:
+        store = Store[wire.Value](max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
+        store.stamp = self._tenure.serial
+        return store
 
     def view_changed(self) -> None:
         """Other nodes may own our keys now, and write to them, until we own them again."""
@@ -225,7 +236,7 @@ class Handler:
     def _get_status(self, request: wire.GetStatus) -> wire.Reply:
         now, membership, stats = self._clock(), self.membership, self.stats
         stats.cache_entries, stats.cache_bytes = self.cache.entries, self.cache.bytes
-        stats.cache_evictions = self.cache.evictions
+        stats.cache_evictions = self._forgotten_evictions + self.cache.evictions
         stats.limit_entries, stats.limit_bytes = self.limits.entries, self.limits.bytes
         stats.limit_evictions = self.limits.evictions
         stats.channel_messages = self.channels.taken

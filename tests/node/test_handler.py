@@ -1,5 +1,6 @@
 """What a node answers to each request, with the clock in the test's hand and no socket anywhere."""
 
+import dataclasses
 import math
 from typing import Any, get_args
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
+from django_clusterstate.core.store import Store
 from django_clusterstate.node.channels import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import Handler
@@ -30,6 +32,7 @@ CONFIG = NodeConfig(
     cache_max_bytes=8 * 1024 * 1024,
     limits_max_bytes=1024 * 1024,
 )
+PARTITIONED = dataclasses.replace(CONFIG, cache_own_bytes={b"own": 128 * 1024, b"ns": 64 * 1024})
 HERE = f"specific.{wire.channel_tag(NAME)}.p1!"
 THERE = f"specific.{wire.channel_tag('beta')}.p2!"
 
@@ -213,6 +216,58 @@ def test_longest_value_that_can_be_stored_can_be_fetched(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", value)], None))
     assert len(wire.encode(bench.ask(wire.Get([b"a"])))) <= MAX_FRAME
     assert len(wire.encode(bench.ask(wire.Look(b"a", value=True)))) <= MAX_FRAME
+
+
+def test_namespace_with_room_of_its_own_takes_none_from_the_others_and_gives_none() -> None:
+    bench = Bench(config=PARTITIONED)
+    own = bench.handler.cache
+    assert not isinstance(own, Store)
+    for number in range(100):
+        bench.ask(wire.Set([(b"own\0%d" % number, bytes(10_000)), (b"other\0%d" % number, bytes(10_000))], None))
+    assert bench.ask(wire.Get([b"other\x000", b"own\x000", b"own\x0099"])).values == [
+        bytes(10_000), None, bytes(10_000)
+    ]  # fmt: skip
+    stats = bench.ask(wire.GetStatus()).stats
+    assert 80 < stats.cache_evictions < 95
+    assert stats.cache_entries == 200 - stats.cache_evictions
+    assert stats.cache_bytes > 1_000_000
+    for number in range(1000):
+        bench.ask(wire.Set([(b"other\0more%d" % number, bytes(10_000))], None))
+    assert bench.ask(wire.Get([b"other\x000", b"own\x0099"])).values == [None, bytes(10_000)]
+
+
+def test_namespaces_with_room_of_their_own_are_cleared_forgotten_and_reclaimed_as_any() -> None:
+    bench = Bench(config=PARTITIONED)
+    keys = [b"own\0a", b"own\0b", b"other\0a"]
+
+    def fill() -> None:
+        bench.ask(wire.Set([(key, 1) for key in keys], 10))
+
+    fill()
+    bench.ask(wire.Clear(b"own"))
+    assert bench.ask(wire.Get(keys)).values == [None, None, 1]
+    fill()
+    assert sorted(bench.ask(wire.Scan(b"own\0")).keys) == keys[:2]
+    bench.handler.view_changed()
+    assert bench.ask(wire.Get(keys)).values == [None] * 3  # from before the first view
+    fill()
+    bench.now += 20
+    bench.handler.reclaim()
+    assert bench.ask(wire.GetStatus()).stats.cache_entries == 0
+    fill()
+    bench.handler.forget_cache()
+    assert bench.ask(wire.Get(keys)).values == [None] * 3
+
+
+def test_evictions_are_counted_since_the_start() -> None:
+    bench = Bench()
+    for _ in range(2):
+        for number in range(1000):
+            bench.ask(wire.Set([(b"ns\0%d" % number, bytes(10_000))], None))
+        bench.handler.forget_cache()
+    evictions = bench.ask(wire.GetStatus()).stats.cache_evictions
+    assert 300 < evictions < 500
+    assert bench.ask(wire.GetStatus()).stats.cache_evictions == evictions
 
 
 def test_cache_is_forgotten_where_it_may_be_old_but_limits_are_kept(bench: Bench) -> None:
@@ -408,9 +463,11 @@ requests = st.one_of(
 )
 
 
-@given(st.lists(st.tuples(requests, st.sampled_from([0.0, 0.1, 100.0]))))
-def test_whatever_can_be_decoded_is_answered_in_kind(asked: list[tuple[wire.Request, float]]) -> None:
-    bench = Bench(others=("beta",))
+@given(st.sampled_from([CONFIG, PARTITIONED]), st.lists(st.tuples(requests, st.sampled_from([0.0, 0.1, 100.0]))))
+def test_whatever_can_be_decoded_is_answered_in_kind(
+    config: NodeConfig, asked: list[tuple[wire.Request, float]]
+) -> None:
+    bench = Bench(others=("beta",), config=config)
     for request, step in asked:
         reply = bench.ask(request)
         silent = isinstance(request, wire.Receive | wire.Forward | wire.Deliver)
