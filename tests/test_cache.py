@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import pickle
 import time
 import warnings
@@ -1079,6 +1080,38 @@ def test_without_a_node_there_is_no_lock_to_be_had(unconnected: Faces) -> None:
         unconnected["raise"].lock("job").acquire()
 
 
+# -- statistics -------------------------------------------------------------------------------------------------
+
+
+def test_stats_tell_of_each_node_what_it_holds_and_counts(cluster: LocalCluster, cache: Face) -> None:
+    before = cache.stats()
+    assert list(before) == sorted(cluster.names)
+    cache.set_many({f"key{number}": b"x" * 1000 for number in range(100)})
+    cache.get_many([f"key{number}" for number in range(150)])
+    after = cache.stats()
+
+    def grown(figure: str) -> Any:
+        return sum(after[name][figure] - before[name][figure] for name in cluster.names)
+
+    assert (grown("hits"), grown("misses"), grown("evictions")) == (100, 50, 0)
+    assert grown("uptime") > 0
+    assert sum(node["entries"] for node in after.values()) >= 100
+    assert all(after[name]["bytes"] > after[name]["entries"] * 320 for name in cluster.names)
+
+
+def test_stats_leave_out_a_node_that_does_not_answer(
+    cluster: LocalCluster, cache: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.get("any")
+    for client in (conf.get_client(), conf.get_async_client()):
+        for target in client.routing.table.targets.values():
+            if target.name == "gamma":
+                monkeypatch.setattr(target, "failures", 3)
+                monkeypatch.setattr(target, "retry_at", math.inf)
+    for name in ("alpha", "beta", "gamma"):
+        assert (name in cache.stats()) is (name != "gamma")
+
+
 # -- in use by Django -------------------------------------------------------------------------------------------
 
 
@@ -1194,6 +1227,7 @@ CALLS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("persist", ("key",), False),
     ("iter_keys", ("*",), []),
     ("delete_pattern", ("*",), 0),
+    ("stats", (), {}),
     ("clear", (), None),
     ("close", (), None),
 ]

@@ -7,12 +7,15 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .. import conf
 from ..client.routing import Target
+from ..exceptions import ClusterStateError
 from ..wire import messages as wire
+from ..wire.framing import frame
 from .calls import Calls
 from .locks import AsyncLock, Lock
 from .patterns import Pattern
 
 _PROBE = "A key: *"
+_GET_STATUS = frame(wire.encode(wire.GetStatus()))
 
 
 class Extras(Calls):
@@ -118,6 +121,20 @@ class Extras(Calls):
         """The same for `async with`. This call itself isn't awaited."""
         return AsyncLock(self, key, timeout, sleep, blocking_timeout, version)
 
+    # -- statistics -----------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """Of each node, by its name: `hits`, `misses` and `evictions` since its start, `entries` and `bytes` now, and
+        `uptime` in seconds. They count all namespaces together. A node that doesn't answer is missing."""
+        client = conf.get_client()
+        targets = self._everywhere(client.table())
+        return by_node(client.call_each([(target, _GET_STATUS) for target in targets]))
+
+    async def astats(self) -> dict[str, dict[str, float]]:
+        client = conf.get_async_client()
+        targets = self._everywhere(await client.table())
+        return by_node(await client.call_each([(target, _GET_STATUS) for target in targets]))
+
     # -- under the hood -------------------------------------------------------------------------------------
 
     def _scan(self, target: Target, wanted: Pattern) -> Iterator[list[bytes]]:
@@ -147,3 +164,20 @@ class Extras(Calls):
 
 def count(reply: wire.Reply | None) -> int:
     return sum(reply.flags) if isinstance(reply, wire.Flags) else 0
+
+
+def by_node(replies: list[wire.Reply | ClusterStateError]) -> dict[str, dict[str, float]]:
+    found = {reply.identity.name: _figures(reply) for reply in replies if isinstance(reply, wire.Status)}
+    return dict(sorted(found.items()))
+
+
+def _figures(status: wire.Status) -> dict[str, float]:
+    stats = status.stats
+    return {
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "entries": stats.cache_entries,
+        "bytes": stats.cache_bytes,
+        "evictions": stats.cache_evictions,
+        "uptime": status.uptime,
+    }
