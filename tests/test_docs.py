@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.dispatch import Signal
 
 from django_clusterstate import __version__, cache, checks, cluster, conf, decorators, layers, ratelimit, signals
+from django_clusterstate.cache import extras
 from django_clusterstate.management.commands import clusternode, clusterstatus
 from django_clusterstate.wire import messages as wire
 
@@ -84,6 +85,14 @@ def test_links_to_settings_have_an_entry() -> None:
 def test_cache_options_have_a_heading() -> None:
     headings = {title.partition(":")[0] for title in sections("docs/settings.md", 3, "The cache backend")}
     assert headings == cache.requests.OPTIONS
+
+
+def test_methods_of_the_cache_beyond_djangos_have_a_heading_each_and_no_others_do() -> None:
+    methods = {name for name in vars(extras.Extras) if not name.startswith("_")}
+    headings = " ".join(sections("docs/cache.md", 3, "Beyond Django's API"))
+    named = set(re.findall(r"(\w+)\(\)", headings))
+    assert named == {name for name in methods if f"a{name}" in methods}
+    assert methods == named | {f"a{name}" for name in named}
 
 
 def test_channel_layer_options_are_described_with_their_defaults() -> None:
