@@ -34,6 +34,7 @@ from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, wait_until
 from tests.counting import watch_requests
 
@@ -960,6 +961,48 @@ def test_keys_are_asked_for_only_as_they_are_wanted(
     assert key.startswith("key")
     assert len([request for request in requests if isinstance(request, wire.Scan)]) == 1
     cache.clear()
+
+
+def test_a_key_whose_timeout_is_renewed_while_keys_are_iterated_is_given_once(
+    unconnected: Faces, cluster: LocalCluster
+) -> None:
+    cache: Any = caches["default"]
+    data = {f"key{number}": 1 for number in range(2000)}
+    cache.set_many(data, 60)
+
+    def renew(found: list[str]) -> None:
+        if len(found) % 400 == 1:
+            cache.set_many(data, 600 + len(found))
+
+    async def iterate() -> list[str]:
+        found: list[str] = []
+        async for key in cache.aiter_keys("key*"):
+            found.append(key)
+            renew(found)
+        return found
+
+    found: list[str] = []
+    if unconnected.runner is not None:
+        found = unconnected.runner.run(iterate())
+    else:
+        for key in cache.iter_keys("key*"):
+            found.append(key)
+            renew(found)
+    assert sorted(found) == sorted(data)
+    cache.clear()
+
+
+def test_only_keys_at_their_owners_are_given_but_all_are_deleted(cluster: LocalCluster, cache: Face) -> None:
+    cache.set("key", 1)
+    wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
+    client = conf.get_client()
+    table = client.table()
+    for target in table.targets.values():
+        if target is not table.owner(wire_key):
+            client.call_node(target, frame(wire.encode(wire.Set([(wire_key, 2)], 60))))
+    assert cache.iter_keys("k*") == ["key"]
+    assert cache.delete_pattern("k*") == 3
+    assert cache.iter_keys("k*") == []
 
 
 def test_delete_pattern_deletes_what_matches_and_says_how_many(cluster: LocalCluster, faces: Faces) -> None:
