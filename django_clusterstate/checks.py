@@ -27,6 +27,12 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.advertise))
     except ValueError as error:
         found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
+    try:
+        conf.get_limits_storage()
+        conf.get_async_limits_storage()
+    except ImproperlyConfigured as error:
+        hint = "Leave it out to let the nodes count; docs/outgrowing.md says when not to."
+        found.append(Error(str(error), hint=hint, id="clusterstate.E005"))
     if settings.secret_problem and not settings.bind.is_loopback:
         found.append(
             Warning(

@@ -18,6 +18,7 @@ from .core import limiter
 from .core.limiter import Algorithm, Rule, parse_rate
 from .core.store import Store
 from .exceptions import ClusterStateError
+from .limits_storage import AsyncLimitsStorage, LimitsStorage
 from .wire import messages as wire
 from .wire.framing import frame
 
@@ -69,8 +70,9 @@ class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times
 
     `limit`, `period`, `remaining` and `reset_after` are those of the rate that denies, or else of the one with the
     least left.
-    `retry_after` is 0 when allowed. `owner` names the node that counted; `fallback` is empty if that was the key's
-    owner, else what answered in its place: "node" (this host's), "process", "allow" or "deny".
+    `retry_after` is 0 when allowed. `owner` names the node that counted, or the kind of LIMITS_STORAGE; `fallback` is
+    empty if that was the one to count this key, else what answered in its place: "node" (this host's), "process",
+    "allow" or "deny".
     """
 
     allowed: bool
@@ -108,6 +110,12 @@ def reset(limit: Limit, group: str, key: str) -> bool:
     this process. False when the owner couldn't be reached."""
     whole, client = routing_key(group, key), conf.get_client()
     _process.reset(whole, limit.rules)
+    if (storage := conf.get_limits_storage()) is not None:
+        try:
+            storage.reset(whole, limit.rules)
+        except ClusterStateError:
+            return False
+        return True
     replies = client.call_each(_resets(client.table(), client.routing.local, whole, limit))
     return bool(replies) and isinstance(replies[0], wire.Done)
 
@@ -116,6 +124,12 @@ async def areset(limit: Limit, group: str, key: str) -> bool:
     """As `reset`."""
     whole, client = routing_key(group, key), conf.get_async_client()
     _process.reset(whole, limit.rules)
+    if (storage := conf.get_async_limits_storage()) is not None:
+        try:
+            await storage.reset(whole, limit.rules)
+        except ClusterStateError:
+            return False
+        return True
     replies = await client.call_each(_resets(await client.table(), client.routing.local, whole, limit))
     return bool(replies) and isinstance(replies[0], wire.Done)
 
@@ -129,6 +143,8 @@ def routing_key(group: str, key: str) -> bytes:
 
 
 def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True) -> Decision:
+    if (storage := conf.get_limits_storage()) is not None:
+        return _ask_storage(storage, limit, key, cost, counts)
     request, client = _request(limit, key, cost, counts), conf.get_client()
     try:
         return _decision(limit, client.call(key, request), client.routing.owner(key).name)
@@ -143,6 +159,8 @@ def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True) -> Decisio
 
 
 async def _ask_async(limit: Limit, key: bytes, cost: int, *, counts: bool = True) -> Decision:
+    if (storage := conf.get_async_limits_storage()) is not None:
+        return await _ask_storage_async(storage, limit, key, cost, counts)
     request, client = _request(limit, key, cost, counts), conf.get_async_client()
     try:
         return _decision(limit, await client.call(key, request), client.routing.owner(key).name)
@@ -156,9 +174,33 @@ async def _ask_async(limit: Limit, key: bytes, cost: int, *, counts: bool = True
         return _without_nodes(limit, policy, key, cost, counts)
 
 
-def _request(limit: Limit, key: bytes, cost: int, counts: bool) -> bytes:
+def _ask_storage(storage: LimitsStorage, limit: Limit, key: bytes, cost: int, counts: bool) -> Decision:
+    _check_cost(cost)
+    try:
+        decisions = (storage.hit if counts else storage.peek)(key, limit.rules, cost)
+    except ClusterStateError:
+        return _without_nodes(limit, _policy(limit), key, cost, counts)
+    return _binding(limit.rules, decisions, storage.name, "")
+
+
+async def _ask_storage_async(
+    storage: AsyncLimitsStorage, limit: Limit, key: bytes, cost: int, counts: bool
+) -> Decision:
+    _check_cost(cost)
+    try:
+        decisions = await (storage.hit if counts else storage.peek)(key, limit.rules, cost)
+    except ClusterStateError:
+        return _without_nodes(limit, _policy(limit), key, cost, counts)
+    return _binding(limit.rules, decisions, storage.name, "")
+
+
+def _check_cost(cost: int) -> None:
     if type(cost) is not int or not 0 <= cost <= MAX_COST:
         raise ValueError(f"the cost of a hit is an integer from 0 to {MAX_COST}, not {cost!r}")
+
+
+def _request(limit: Limit, key: bytes, cost: int, counts: bool) -> bytes:
+    _check_cost(cost)
     kind = wire.Hit if counts else wire.Peek
     return frame(wire.encode(kind(key, list(limit.rules), cost)))
 
