@@ -260,11 +260,15 @@ def test_any_text_is_a_key(scheme: str, face: Face, group: str, key: str) -> Non
     assert face.hit(limit, group, key + "x").allowed
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_hit_passes_again_when_its_window_is_over(scheme: str, face: Face, group: str, algorithm: str) -> None:
+@pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window"])
+@pytest.mark.parametrize("kind", ["redis", "memcached"])
+def test_a_hit_passes_again_when_its_window_is_over(
+    servers: dict[str, str], use: Callable[..., None], group: str, kind: str, algorithm: str
+) -> None:
+    use(servers[kind])
     limit = Limit.parse("1/s", algorithm)
-    assert face.hit(limit, group, "key").allowed
-    wait_until(lambda: face.hit(limit, group, "key").allowed, SECONDS, "allowed again")
+    assert ratelimit.hit(limit, group, "key").allowed
+    wait_until(lambda: ratelimit.hit(limit, group, "key").allowed, SECONDS, "allowed again")
 
 
 # -- one key, many at once ----------------------------------------------------------------------------------------
@@ -438,6 +442,8 @@ def test_other_engines_are_replaced_and_found_again_as_well(
         folder.mkdir()
 
 
+# redis-py (8.1) lets a connection go, unclosed, that was refused.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_password_is_used_and_never_told(
     servers: dict[str, str], use: Callable[..., None], face: Face, group: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -105,7 +106,8 @@ class LimitsStorage(_Face):
         """Closes all idle connections; the storage can be used again."""
         storage, self._storage = self._storage, None
         if storage is not None:
-            storage.storage.close()
+            with suppress(Exception):  # it may be broken
+                storage.storage.close()
 
     def forget(self) -> None:
         """Lets go of the connections without a word to the engine."""
@@ -125,7 +127,11 @@ class LimitsStorage(_Face):
             answer: T = done.value
             return answer
         except Exception as error:  # whatever a driver raises, and there are several
-            raise self._failed(error, now) from error
+            failure = self._failed(error, now)
+            if self._engine.is_open:
+                # Made anew for the next try: valkey-py (6.2) never finds a cluster again that was gone as a whole.
+                self.close()
+            raise failure from error
 
 
 class AsyncLimitsStorage(_Face):
@@ -156,17 +162,21 @@ class AsyncLimitsStorage(_Face):
         async with mine.turns:
             now = self._check()
             try:
-                if mine.storage is None:
-                    mine.storage = make_storage(f"async+{self._uri}", self.name, self._deadline)
+                storage = mine.storage
+                if storage is None:
+                    storage = mine.storage = make_storage(f"async+{self._uri}", self.name, self._deadline)
                 result = None
                 while True:
-                    result = await under_way.send(result)(mine.storage)
+                    result = await under_way.send(result)(storage)
             except StopIteration as done:
                 self._answered()
                 answer: T = done.value
                 return answer
             except Exception as error:  # as above
-                raise self._failed(error, now) from error
+                failure = self._failed(error, now)
+                if self._engine.is_open:
+                    await mine.disconnect()
+                raise failure from error
 
     async def _start_loop(self) -> "_Loop":
         loop = asyncio.get_running_loop()
@@ -189,13 +199,18 @@ class _Loop:
     async def start(self) -> None:
         await anext(self._closer)
 
+    async def disconnect(self) -> None:
+        storage, self.storage = self.storage, None
+        if storage is not None:
+            with suppress(Exception):  # it may be broken
+                await close_storage(storage)
+
     async def _close_at_end(self, at_end: Callable[[], object]) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
             at_end()
-            if self.storage is not None:
-                await close_storage(self.storage)
+            await self.disconnect()
 
 
 def _after_fork(reference: "weakref.ref[LimitsStorage]") -> None:
