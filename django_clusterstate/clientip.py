@@ -90,6 +90,15 @@ def network_of(text: str) -> str:
     return str(address)
 
 
+def ident_of(meta: Mapping[str, Any], proxies: Proxies) -> str:
+    """What is limited for the client of a request: `network_of` its address, or what stands in its place."""
+    address = client_ip(meta, proxies)
+    try:
+        return network_of(address)
+    except ValueError:
+        return address
+
+
 def _unmapped(network: Network) -> Network:
     """::ffff:10.0.0.0/104 is 10.0.0.0/8: addresses are compared after they are unwrapped."""
     mapped = getattr(network.network_address, "ipv4_mapped", None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.clientip import Proxies, client_ip, network_of, parse_hop
+from django_clusterstate.clientip import Proxies, client_ip, ident_of, network_of, parse_hop
 
 OURS = Proxies.parse(["10.0.0.0/8", "::1", "fd00::/8"])
 TWO = Proxies.parse(["2"])
@@ -80,6 +80,11 @@ def test_an_address_is_read_with_what_proxies_add(address: ipaddress.IPv4Address
 )
 def test_what_is_limited_of_an_address(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+def test_who_is_limited_is_a_network_or_what_stands_in_the_place_of_one() -> None:
+    assert ident_of(meta("10.0.0.1", "2001:db8::1"), OURS) == "2001:db8::/64"
+    assert ident_of(meta("", "1.2.3.4"), OURS) == ""
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy", "-1", "1.5", ""])

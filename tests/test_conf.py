@@ -50,6 +50,7 @@ ENTRIES: list[tuple[str, Any, str, str, Any, Any]] = [
     ("TRUSTED_PROXIES", ["unix"], "::1,unix", "trusted_proxies", Proxies(unix=True), Proxies.parse(["::1", "unix"])),
     ("CACHE_MAX_BYTES", 1000, "2000", "cache_max_bytes", 1000, 2000),
     ("LIMITS_MAX_BYTES", 1000, "2000", "limits_max_bytes", 1000, 2000),
+    ("LIMITS_STORAGE", "redis://a:1", "memcached://b:2", "limits_storage", "redis://a:1", "memcached://b:2"),
     ("WEIGHT", 2, "0.5", "weight", 2, 0.5),
 ]
 TIMINGS: list[tuple[str, float, str, str]] = [

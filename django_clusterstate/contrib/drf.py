@@ -9,7 +9,7 @@ from rest_framework import throttling
 from rest_framework.settings import api_settings
 
 from .. import conf
-from ..clientip import client_ip, network_of
+from ..clientip import ident_of
 from ..core.limiter import Rule
 from ..ratelimit import ALGORITHMS, Limit, hit
 
@@ -44,11 +44,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         proxies = conf.get_settings().trusted_proxies
         if api_settings.NUM_PROXIES is not None and not proxies:
             return str(super().get_ident(request))
-        address = client_ip(request.META, proxies)
-        try:
-            return network_of(address)
-        except ValueError:
-            return address
+        return ident_of(request.META, proxies)
 
 
 class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):
