@@ -27,7 +27,7 @@ from django_clusterstate.checks import check_settings
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.decorators import cluster_ratelimit
 from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage, steps
-from django_clusterstate.limits_storage.engines import Engine
+from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, ProcessLimits, routing_key
 from testproject.processes import Process, free_port, wait_until
 from tests.layers import Redis
@@ -420,6 +420,22 @@ def test_a_storage_that_hangs_costs_a_deadline_and_then_hardly_anything(
     assert time.monotonic() - start < HALF_OPEN_AFTER
     redis_of_its_own.process.signal(signal.SIGCONT)
     wait_until(lambda: face.hit(limit, group, "key").fallback == "", SECONDS, "counted there again")
+
+
+def test_many_tasks_wait_together_for_a_storage_that_hangs(
+    redis_of_its_own: Redis, use: Callable[..., None], group: str
+) -> None:
+    use(f"redis://{redis_of_its_own.address}", deadline=0.5)
+    limit = Limit.parse("1000/d")
+
+    async def hit_at_once() -> float:
+        redis_of_its_own.process.signal(signal.SIGSTOP)
+        start = time.monotonic()
+        decisions = await asyncio.gather(*(ratelimit.ahit(limit, group, "key") for _ in range(10 * MAX_AT_ONCE)))
+        assert {decision.fallback for decision in decisions} == {"process"}
+        return time.monotonic() - start
+
+    assert 0.4 < asyncio.run(hit_at_once()) < 1.5
 
 
 @pytest.mark.parametrize("kind", ["memcached", *CLUSTERS])

@@ -20,7 +20,7 @@ from .steps import Counters, Steps, T
 
 MEMCACHED_MAX_TTL = 30 * 86400  # what is longer, Memcached takes for a date, long past
 
-logger = logging.getLogger("django_clusterstate.limits_storage")
+logger = logging.getLogger("django_clusterstate.client")
 
 
 class _Face:
