@@ -57,7 +57,8 @@ def start_memcached(folder: Path, port: int) -> Process:
 def start_cluster(folder: Path, port: int) -> Process:
     """A Redis cluster of one node, which has all slots."""
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    process = Process([*command, "--cluster-enabled", "yes"], folder / "cluster.log", os.environ)
+    command += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+    process = Process(command, folder / "cluster.log", os.environ)
     wait_until(lambda: accepts(port), SECONDS, "a cluster's node")
     with redis.Redis(port=port) as client:
         client.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
