@@ -167,7 +167,8 @@ class AsyncLimitsStorage(_Face):
                     storage = mine.storage = make_storage(f"async+{self._uri}", self.name, self._deadline)
                 result = None
                 while True:
-                    result = await under_way.send(result)(storage)
+                    async with asyncio.timeout(self._deadline):  # some pools connect one after the other
+                        result = await under_way.send(result)(storage)
             except StopIteration as done:
                 self._answered()
                 answer: T = done.value
