@@ -37,6 +37,12 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     except ImproperlyConfigured as error:
         hint = "docs/settings.md describes the options of the cache backend."
         found.append(Error(str(error), hint=hint, id="clusterstate.E006"))
+    try:
+        conf.get_limits_storage()
+        conf.get_async_limits_storage()
+    except ImproperlyConfigured as error:
+        hint = "Leave it out to let the nodes count; docs/outgrowing.md says when not to."
+        found.append(Error(str(error), hint=hint, id="clusterstate.E007"))
     if settings.secret_problem and not settings.bind.is_loopback:
         found.append(
             Warning(

@@ -1,4 +1,4 @@
-"""The settings, and the two clients of this process. The only place that reads settings or keeps process-wide state.
+"""The settings, and the clients of this process. The only place that reads settings or keeps process-wide state.
 
 Each entry of `CLUSTERSTATE` can also come from the environment, as `CLUSTERSTATE_<ENTRY>`, which wins: hosts differ
 and settings.py doesn't.
@@ -26,6 +26,7 @@ from .client.aio import AsyncClient
 from .client.sync import Client
 from .clientip import Proxies
 from .core.membership import Timings
+from .limits_storage import AsyncLimitsStorage, LimitsStorage
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
 from .wire.handshake import derive_keys
 
@@ -60,6 +61,7 @@ _READ = {
     "LIMITS_VIEW": str,
     "CACHE_MAX_BYTES": int,
     "LIMITS_MAX_BYTES": int,
+    "LIMITS_STORAGE": str,
     "WEIGHT": float,
 }
 _WORDS: dict[type, str] = {
@@ -116,6 +118,7 @@ class Settings:
     limits_view: str | None
     cache_max_bytes: int
     limits_max_bytes: int
+    limits_storage: str | None = field(repr=False)  # it may have a password
     weight: float
 
     @property
@@ -181,6 +184,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
         limits_max_bytes=_checked(
             "LIMITS_MAX_BYTES", values["LIMITS_MAX_BYTES"], values["LIMITS_MAX_BYTES"] > 0, "bytes"
         ),
+        limits_storage=values.get("LIMITS_STORAGE") or None,
         weight=_checked("WEIGHT", values["WEIGHT"], 0 < values["WEIGHT"] <= 1000, "a number above 0, up to 1000"),
     )
 
@@ -333,11 +337,46 @@ def _made_async_client() -> AsyncClient:
     return AsyncClient(settings.socket, settings.link_keys, settings.deadline)
 
 
+@functools.cache
+def get_limits_storage() -> LimitsStorage | None:
+    """What counts the limits in the nodes' place, if anything does. Raises `ImproperlyConfigured`."""
+    with _making:
+        return _made_limits_storage()
+
+
+@functools.cache
+def get_async_limits_storage() -> AsyncLimitsStorage | None:
+    """The same, for asyncio."""
+    with _making:
+        return _made_async_limits_storage()
+
+
+@functools.cache
+def _made_limits_storage() -> LimitsStorage | None:
+    settings = get_settings()
+    uri = settings.limits_storage
+    return None if uri is None else LimitsStorage(uri, settings.cluster, settings.deadline)
+
+
+@functools.cache
+def _made_async_limits_storage() -> AsyncLimitsStorage | None:
+    settings = get_settings()
+    uri = settings.limits_storage
+    return None if uri is None else AsyncLimitsStorage(uri, settings.cluster, settings.deadline)
+
+
+_KEPT = (
+    *(get_settings, get_client, get_async_client, get_limits_storage, get_async_limits_storage),
+    *(_made_client, _made_async_client, _made_limits_storage, _made_async_limits_storage),
+)
+
+
 def forget() -> None:
     """Reads the settings anew when they are next needed, and closes the connections made by the old ones."""
-    if get_client.cache_info().currsize:
-        get_client().close()
-    for cached in (get_settings, get_client, get_async_client, _made_client, _made_async_client):
+    for made in (get_client, get_limits_storage):
+        if made.cache_info().currsize and (blocking := made()) is not None:
+            blocking.close()
+    for cached in _KEPT:
         cached.cache_clear()
 
 

@@ -20,7 +20,8 @@ FLOORS = {
     "node": {"core", "exceptions", "wire", "node"},
     "client": {"core", "exceptions", "wire", "client"},
     "clientip": {"clientip"},
-    "conf": {"clientip", "core", "exceptions", "wire", "client"},
+    "limits_storage": {"core", "exceptions", "client", "limits_storage"},
+    "conf": {"clientip", "core", "exceptions", "wire", "client", "limits_storage"},
 }
 FACES = {"cache", "ratelimit", "layers", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}

@@ -23,7 +23,8 @@ from django.views import View
 
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.decorators import ALL, UNSAFE, cluster_ratelimit
-from django_clusterstate.ratelimit import ALGORITHMS, ProcessLimits
+from django_clusterstate.fallback import ProcessLimits
+from django_clusterstate.ratelimit import ALGORITHMS
 from django_clusterstate.wire import messages as wire
 from tests.counting import watch_requests
 from tests.views import Face, by, from_ip, get, statuses

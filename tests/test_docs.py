@@ -161,7 +161,9 @@ def public_functions(module: ModuleType) -> set[str]:
     return {
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+        if inspect.isfunction(value)
+        and not name.startswith("_")
+        and (value.__module__ == module.__name__ or name in getattr(module, "__all__", ()))
     }
 
 

@@ -26,6 +26,7 @@ from django_clusterstate.decorators import (
     get_usage,
     is_ratelimited,
 )
+from django_clusterstate.keys import ident_of
 from django_clusterstate.middleware import read_limits
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, Ratelimited, hit
 from testproject.processes import LocalCluster
@@ -128,6 +129,12 @@ def test_a_hit_counts_when_the_view_raises(face: Face) -> None:
     with pytest.raises(PermissionDenied):
         ask()
     assert ask().status_code == DENIED
+
+
+def test_frameworks_tell_clients_apart_by_what_stands_in_an_addresss_place() -> None:
+    with settings(TRUSTED_PROXIES=["10.0.0.1"]):
+        assert ident_of({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": "2001:db8::1"}) == "2001:db8::/64"
+        assert ident_of({"REMOTE_ADDR": ""}) == ""
 
 
 # -- several limits ---------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from django_clusterstate.client.denials import MAX_AGE, Denials
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
-from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, ProcessLimits, routing_key
+from django_clusterstate.fallback import ProcessLimits
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import ROOT, LocalCluster, free_port, wait_until
@@ -444,6 +445,7 @@ import asyncio, json, sys
 from concurrent.futures import ThreadPoolExecutor
 import django
 django.setup()
+from django_clusterstate.fallback import ProcessLimits
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, ahit, hit
 
 async def tasks(limit, key):
@@ -607,7 +609,7 @@ def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
 
 @pytest.mark.usefixtures("nowhere")
 def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ratelimit, "PROCESS_MAX_BYTES", 100_000)
+    monkeypatch.setattr("django_clusterstate.fallback.PROCESS_MAX_BYTES", 100_000)
     limits = ProcessLimits()
     monkeypatch.setattr(ratelimit, "_process", limits)
     monkeypatch.setattr(ratelimit, "_denials", Denials())

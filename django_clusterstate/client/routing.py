@@ -25,18 +25,15 @@ MAX_DOUBTS = 64
 _GET_VIEW = frame(encode(GetView()))
 
 
-class Target:
-    """A node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client."""
+class Breaker:
+    """Whether what fails again and again is left alone for now. Its `str()` names it."""
 
-    __slots__ = ("address", "failures", "name", "pool", "retry_at", "tries")
+    __slots__ = ("failures", "retry_at", "tries")
 
-    def __init__(self, name: str, address: Address) -> None:
-        self.name = name
-        self.address = address
+    def __init__(self) -> None:
         self.failures = 0
         self.retry_at = 0.0
         self.tries = 0  # since the breaker opened
-        self.pool: deque[Any] = deque()
 
     def check(self, now: float) -> float:
         """The share of a deadline that a call may take.
@@ -68,6 +65,18 @@ class Target:
         was_open = self.is_open
         self.failures = self.tries = 0
         return was_open
+
+
+class Target(Breaker):
+    """A node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client."""
+
+    __slots__ = ("address", "name", "pool")
+
+    def __init__(self, name: str, address: Address) -> None:
+        super().__init__()
+        self.name = name
+        self.address = address
+        self.pool: deque[Any] = deque()
 
     def __str__(self) -> str:
         return f"node {self.name} at {self.address}" if self.name else f"the local node at {self.address}"

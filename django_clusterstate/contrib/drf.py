@@ -9,9 +9,8 @@ from rest_framework import throttling
 from rest_framework.settings import api_settings
 
 from .. import conf
-from ..clientip import client_ip
 from ..core.limiter import Rule
-from ..keys import client_of
+from ..keys import ident_of
 from ..ratelimit import ALGORITHMS, Limit, hit
 
 GROUP = "rest_framework"
@@ -42,13 +41,9 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
     def get_ident(self, request: Any) -> str:
         """The client: by TRUSTED_PROXIES, or as the framework says where its NUM_PROXIES is set. Unlike there, a header
         that anybody can send counts for nothing where neither is."""
-        proxies = conf.get_settings().trusted_proxies
-        if api_settings.NUM_PROXIES is not None and not proxies:
+        if api_settings.NUM_PROXIES is not None and not conf.get_settings().trusted_proxies:
             return str(super().get_ident(request))
-        try:
-            return client_of(request.META)
-        except ValueError:
-            return client_ip(request.META, proxies)
+        return ident_of(request.META)
 
 
 class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):

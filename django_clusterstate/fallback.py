@@ -1,0 +1,60 @@
+"""What answers a hit that nobody else can: the policy of its limit, or what this process counts."""
+
+import threading
+import time
+from collections.abc import Sequence
+
+from . import conf
+from .core import limiter
+from .core.limiter import Rule
+from .core.store import Store
+from .limit import Decision, Limit, binding
+from .wire.status import Tally
+
+PROCESS_MAX_BYTES = 8 * 1024 * 1024  # for what a process counts by itself
+
+
+def policy_of(limit: Limit) -> str:
+    return limit.on_unavailable or conf.get_settings().on_unavailable
+
+
+class ProcessLimits:
+    """What this process counts by itself while no node answers. Forgotten when the process ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._store: Store[limiter.State] = Store(PROCESS_MAX_BYTES, size_of=limiter.state_bytes)
+
+    def decide(self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True) -> list[limiter.Decision]:
+        now = time.monotonic()
+        with self._lock:
+            self._store.expire(now)
+            if not counts:
+                return limiter.peek(self._store, key, rules, cost, now)
+            return limiter.hit(self._store, key, rules, cost, now)[0]
+
+    def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float) -> None:
+        now = time.monotonic()
+        with self._lock:
+            limiter.refund(self._store, key, rules, cost, now - ago, now)
+
+    def reset(self, key: bytes, rules: Sequence[Rule]) -> None:
+        with self._lock:
+            limiter.reset(self._store, key, rules, time.monotonic())
+
+
+def without_nodes(
+    limit: Limit, key: bytes, cost: int, process: ProcessLimits, tally: Tally, *, counts: bool
+) -> Decision:
+    """The decision of the limit's policy."""
+    policy = policy_of(limit)
+    if policy == "local":
+        tally.fallback_process += counts
+        return binding(limit.rules, process.decide(key, limit.rules, cost, counts=counts), "", "process")
+    rule = min(limit.rules, key=lambda rule: rule.limit)
+    if policy == "deny" or not rule.limit:  # a limit of 0 needs no counting
+        tally.fallback_deny += counts
+        # Until when is unknown; a second is when the next attempt may well succeed.
+        return Decision(False, rule.limit, rule.period, 0, 1.0, 1.0, "", policy)
+    tally.fallback_allow += counts
+    return Decision(True, rule.limit, rule.period, rule.limit, 0.0, 0.0, "", policy)

@@ -1,0 +1,191 @@
+"""django-ninja's throttles, on the cluster, for synchronous and asynchronous operations."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, User
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest, HttpResponse
+from django.test import RequestFactory, override_settings
+from ninja import NinjaAPI
+from ninja.throttling import BaseThrottle
+
+from django_clusterstate import cluster as cluster_state
+from django_clusterstate.contrib.ninja import AnonRateThrottle, AuthRateThrottle, ClusterRateThrottle, UserRateThrottle
+from django_clusterstate.decorators import cluster_ratelimit
+from django_clusterstate.ratelimit import routing_key
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+OK, DENIED = 200, 429
+Ask = Callable[..., HttpResponse]
+
+
+@pytest.fixture(autouse=True)
+def group(monkeypatch: pytest.MonkeyPatch) -> str:
+    """One that no other test counts in."""
+    name = uuid4().hex
+    monkeypatch.setattr("django_clusterstate.contrib.ninja.GROUP", name)
+    return name
+
+
+def request_of(user: User | None = None, **meta: Any) -> HttpRequest:
+    request = RequestFactory().get("/", **meta)
+    request.user = user or AnonymousUser()
+    return request
+
+
+def view_of(api: NinjaAPI, name: str) -> Any:
+    patterns: list[Any] = api.urls[0]
+    return next(pattern.callback for pattern in patterns if pattern.name == name)
+
+
+@pytest.fixture(params=["sync", "async"])
+def operation(request: pytest.FixtureRequest) -> Callable[..., Ask]:
+    """Makes an operation of an API, and returns what asks it."""
+
+    def seen(request: HttpRequest) -> str:
+        return "seen"
+
+    async def seen_too(request: HttpRequest) -> str:
+        return "seen"
+
+    def make(*throttles: BaseThrottle, **options: Any) -> Ask:
+        api = NinjaAPI(urls_namespace=uuid4().hex)
+        api.get("/", throttle=list(throttles), **options)(seen if request.param == "sync" else seen_too)
+        view = view_of(api, "seen")
+        if request.param == "sync":
+            return lambda **asked: view(request_of(**asked))
+        return lambda **asked: asyncio.run(view(request_of(**asked)))
+
+    seen_too.__name__ = "seen"
+    return make
+
+
+def statuses(ask: Ask, *asked: dict[str, Any]) -> list[int]:
+    return [ask(**one).status_code for one in asked]
+
+
+def test_as_many_pass_as_the_rate_says_and_the_others_learn_when_to_come_back(operation: Callable[..., Ask]) -> None:
+    ask = operation(AnonRateThrottle("2/day"))
+    assert statuses(ask, {}, {}, {}) == [OK, OK, DENIED]
+    denied = ask()
+    assert 0 < int(denied["Retry-After"]) <= 2 * 86400
+    assert b"Too many requests" in denied.content
+    assert ask(REMOTE_ADDR="10.9.9.9").status_code == OK
+
+
+def test_anonymous_throttles_leave_alone_who_is_authenticated(operation: Callable[..., Ask]) -> None:
+    ask = operation(AnonRateThrottle("1/day"), auth=lambda request: "someone")
+    assert statuses(ask, {}, {}, {}) == [OK, OK, OK]
+
+
+def test_what_authenticates_a_request_is_counted_by_itself(operation: Callable[..., Ask]) -> None:
+    ask = operation(AuthRateThrottle("1/day"), auth=lambda request: request.headers.get("X-Token"))
+    one, two = {"HTTP_X_TOKEN": "one"}, {"HTTP_X_TOKEN": "two"}
+    assert statuses(ask, one, two, one, {}) == [OK, OK, DENIED, 401]
+    ask = operation(AuthRateThrottle("1/day"))
+    assert statuses(ask, {}, {}) == [OK, DENIED]
+
+
+def test_users_count_by_themselves_and_others_by_address(operation: Callable[..., Ask]) -> None:
+    ask = operation(UserRateThrottle("1/day"))
+    one, two = {"user": User(pk=1)}, {"user": User(pk=2)}
+    assert statuses(ask, one, two, one, {}, {}) == [OK, OK, DENIED, OK, DENIED]
+
+
+def test_several_throttles_all_count_and_the_longest_wait_is_told(operation: Callable[..., Ask]) -> None:
+    ask = operation(AnonRateThrottle("1/h", algorithm="fixed_window"), UserRateThrottle("1/d", "fixed_window"))
+    assert statuses(ask, {}, {}) == [OK, DENIED]
+    assert 3600 < int(ask()["Retry-After"]) <= 86400
+
+
+def test_a_header_that_anybody_can_send_makes_nobody_another_client(operation: Callable[..., Ask]) -> None:
+    ask = operation(AnonRateThrottle("2/day"))
+    assert statuses(ask, *({"HTTP_X_FORWARDED_FOR": f"1.2.3.{n}"} for n in range(3))) == [OK, OK, DENIED]
+
+
+@pytest.mark.parametrize("trust", [{"CLUSTERSTATE": {"TRUSTED_PROXIES": ["127.0.0.1"]}}, {"NINJA_NUM_PROXIES": 1}])
+def test_clients_behind_a_trusted_proxy_count_by_their_own_address(
+    operation: Callable[..., Ask], trust: dict[str, Any]
+) -> None:
+    one, other = ({"HTTP_X_FORWARDED_FOR": address} for address in ("9.9.9.9, 1.2.3.4", "1.2.3.5"))
+    with override_settings(**trust):
+        assert statuses(operation(AnonRateThrottle("2/day")), one, one, one, other) == [OK, OK, DENIED, OK]
+
+
+def test_a_throttle_of_a_projects_own_says_its_key(operation: Callable[..., Ask]) -> None:
+    class ByTenant(ClusterRateThrottle):
+        scope = "tenant"
+
+        def get_cache_key(self, request: HttpRequest) -> str | None:
+            return request.headers.get("X-Tenant")
+
+    ask = operation(ByTenant("1/hour", algorithm="token_bucket"))
+    a, b = {"HTTP_X_TENANT": "a"}, {"HTTP_X_TENANT": "b"}
+    assert statuses(ask, a, a, b, {}, {}) == [OK, DENIED, OK, OK, OK]
+
+
+def test_rates_are_the_frameworks_and_those_of_its_settings() -> None:
+    limits = [AnonRateThrottle(rate).limit.rules[0] for rate in ("5/s", "5/10m", "5/day", "5/30")]
+    assert [(rule.limit, rule.period) for rule in limits] == [(5, 1.0), (5, 600.0), (5, 86400.0), (5, 30.0)]
+    by_scope = [throttle().limit.rules[0].limit for throttle in (AnonRateThrottle, AuthRateThrottle, UserRateThrottle)]
+    assert by_scope == [1000, 10000, 10000]
+
+
+def test_a_rate_of_none_limits_nothing(operation: Callable[..., Ask]) -> None:
+    unlimited = type("Unlimited", (AnonRateThrottle,), {"THROTTLE_RATES": {"anon": None}})
+    assert statuses(operation(unlimited()), *[{}] * 5) == [OK] * 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"algorithm": "leaky"}, "'leaky' is no algorithm"),
+        ({"on_unavailable": "explode"}, "on_unavailable is one of local, allow, deny"),
+        ({"rate": "-1/s"}, "is not a rate"),
+    ],
+)
+def test_a_wrong_throttle_is_refused_when_it_is_made(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=words):
+        AnonRateThrottle(**{"rate": "1/s", **options})
+
+
+def test_a_throttle_answers_each_request_by_its_own_decision() -> None:
+    throttle = AnonRateThrottle("1/day")
+    one, other = request_of(REMOTE_ADDR="10.0.0.1"), request_of(REMOTE_ADDR="10.0.0.2")
+    assert throttle.allow_request(one)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        assert not first.submit(throttle.allow_request, one).result()
+        assert second.submit(throttle.allow_request, other).result()
+        assert first.submit(throttle.wait).result() > 0  # type: ignore[operator]
+        assert second.submit(throttle.wait).result() == 0
+
+
+def test_the_decision_names_the_owner(group: str) -> None:
+    throttle = AnonRateThrottle("2/day")
+    assert throttle.wait() is None
+    assert throttle.allow_request(request_of())
+    decision = throttle.decision
+    assert decision is not None
+    assert decision.owner == cluster_state.owner(routing_key(group, "throttle_anon_127.0.0.1"))
+    assert decision.remaining == 1
+
+
+async def test_asynchronous_operations_may_have_the_decorator_instead(group: str) -> None:
+    api = NinjaAPI(urls_namespace=group)
+
+    @api.get("/{number}")
+    @cluster_ratelimit(group=group, key="ip", rate="1/d")
+    async def double(request: HttpRequest, number: int) -> int:
+        return 2 * number
+
+    view = view_of(api, "double")
+    first, second = await view(request_of(), number="4"), await view(request_of(), number="4")
+    assert (first.status_code, first.content) == (OK, b"8")
+    assert second.status_code == DENIED
+    assert int(second["Retry-After"]) > 0
