@@ -712,7 +712,7 @@ def test_a_template_fragment_is_cached() -> None:
 @pytest.mark.parametrize(
     ("location", "options", "words"),
     [
-        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['ON_UNAVAILABLE', 'SERIALIZER']"),
+        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['COMPRESSOR', 'COMPRESS_ABOVE', "),
         ("", {"ON_UNAVAILABLE": "explode"}, "must be 'miss' or 'raise', not 'explode'"),
         ("n" * 257, {}, "LOCATION must be a name of 1 to 256 bytes"),
         ("a\0b", {}, "LOCATION must be a name"),

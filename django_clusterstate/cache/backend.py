@@ -20,7 +20,7 @@ class ClusterCache(Requests):
     """`CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "a name"}}`
 
     LOCATION is the namespace: aliases with the same one share their entries, and `clear()` of one leaves the others.
-    OPTIONS: `SERIALIZER` (a dotted path to a class with `dumps` and `loads`), `ON_UNAVAILABLE` ("miss" or "raise").
+    OPTIONS are described in docs/settings.md. Raises `ImproperlyConfigured` for a wrong one.
 
     Instances are made for each thread and each asynchronous context, so they hold nothing but options; the
     connections are the process's.
@@ -48,8 +48,8 @@ class ClusterCache(Requests):
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout), absent=True)
-        return flag(self._call(wire_key, request))
+        request = self._add_request(key, wire_key, value, timeout)
+        return request is not None and flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         wire_key = self.routing_key(key, version)
@@ -57,7 +57,7 @@ class ClusterCache(Requests):
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        self._call(wire_key, wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout)))
+        self._call(wire_key, self._set_request(key, wire_key, value, timeout))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -82,8 +82,10 @@ class ClusterCache(Requests):
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        names, make, size_of = self._set_requests(data, timeout, version)
-        return self._unstored(names, self._call_owners(names, make, size_of))
+        batch = self._batch(data, timeout, version)
+        if batch.too_big:
+            self._call_owners(batch.too_big, wire.Delete)
+        return self._unstored(batch.names, self._call_owners(batch.values, batch.request, batch.size_of))
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -115,8 +117,8 @@ class ClusterCache(Requests):
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout), absent=True)
-        return flag(await self._acall(wire_key, request))
+        request = self._add_request(key, wire_key, value, timeout)
+        return request is not None and flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         wire_key = self.routing_key(key, version)
@@ -124,7 +126,7 @@ class ClusterCache(Requests):
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        await self._acall(wire_key, wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout)))
+        await self._acall(wire_key, self._set_request(key, wire_key, value, timeout))
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -149,8 +151,10 @@ class ClusterCache(Requests):
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        names, make, size_of = self._set_requests(data, timeout, version)
-        return self._unstored(names, await self._acall_owners(names, make, size_of))
+        batch = self._batch(data, timeout, version)
+        if batch.too_big:
+            await self._acall_owners(batch.too_big, wire.Delete)
+        return self._unstored(batch.names, await self._acall_owners(batch.values, batch.request, batch.size_of))
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)

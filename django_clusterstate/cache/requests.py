@@ -1,18 +1,23 @@
 """What both faces of the cache share, without I/O: keys, values, requests, and what the answers to them mean."""
 
 import hashlib
+import itertools
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache
 from django.core.exceptions import ImproperlyConfigured
-from django.utils.module_loading import import_string
 
+from .. import conf
 from ..client.routing import Table, Target
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
-from .values import PickleSerializer
+from .values import Values
+
+logger = logging.getLogger("django_clusterstate.cache")
 
 _ROOM = MAX_REQUEST - 64  # for the keys and values in one message
 MAX_VALUE_BYTES = _ROOM - wire.MAX_KEY_BYTES
@@ -20,12 +25,33 @@ _MAX_NAMESPACE = 256  # bytes, by the wire
 _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
-OPTIONS = {"SERIALIZER", "ON_UNAVAILABLE"}
+_MISSING = object()
+OPTIONS = {"SERIALIZER", "COMPRESSOR", "COMPRESS_ABOVE", "VALUE_TOO_BIG", "ON_UNAVAILABLE"}
 
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
 SizeOf = Callable[[bytes], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What `set_many` is to store: the names of all keys, the values of those that aren't too big."""
+
+    names: dict[bytes, Any]
+    values: dict[bytes, wire.Value]
+    ttl: float | None
+
+    @property
+    def too_big(self) -> list[bytes]:
+        return [key for key in self.names if key not in self.values]
+
+    def request(self, keys: list[bytes]) -> wire.Request:
+        return wire.Set([(key, self.values[key]) for key in keys], self.ttl)
+
+    def size_of(self, key: bytes) -> int:
+        value = self.values[key]
+        return len(key) + (len(value) if isinstance(value, bytes) else 0)
 
 
 class Requests(BaseCache):
@@ -39,9 +65,9 @@ class Requests(BaseCache):
             raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(OPTIONS)}.")
         self._namespace = _namespace(location)
         self._prefix = self._namespace + b"\0"
-        self._raise = _reads_raise(options.get("ON_UNAVAILABLE", "miss"))
-        serializer = options.get("SERIALIZER", PickleSerializer)
-        self._serializer = (import_string(serializer) if isinstance(serializer, str) else serializer)()
+        self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
+        self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
+        self._values = Values(options)
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""
@@ -60,19 +86,32 @@ class Requests(BaseCache):
             timeout = self.default_timeout
         return None if timeout is None else max(0.0, float(timeout))
 
-    def _dump(self, key: Any, value: Any) -> wire.Value:
-        # Integers stay such, so that the owner can add to them; a bool is to come back as a bool.
-        if type(value) is int and value in _INT64:
-            return value
-        data = self._serializer.dumps(value)
-        if not isinstance(data, bytes):
-            raise TypeError(f"{type(self._serializer).__name__}.dumps must return bytes, not {type(data).__name__}")
-        if len(data) > MAX_VALUE_BYTES:
-            raise ValueError(f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most")
-        return data
+    def _dump(self, key: Any, value: Any) -> wire.Value | None:
+        """None for a value that is too big, where that is to be ignored."""
+        data = self._values.dump(value)
+        if isinstance(data, int) or len(data) <= MAX_VALUE_BYTES:
+            return data
+        problem = f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most"
+        if self._refuse_big:
+            raise ValueError(problem)
+        self._warn_once("too big", "%s: it isn't stored, and neither are others", problem)
+        return None
 
-    def _load(self, value: wire.Value) -> Any:
-        return self._serializer.loads(value) if isinstance(value, bytes) else value
+    def _load(self, value: wire.Value, default: Any) -> Any:
+        """The default, as for a miss, for a value that can't be read: it was written with other options or code."""
+        try:
+            return self._values.load(value)
+        except Exception as error:  # a serializer may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            self._warn_once(
+                "unreadable", "a value in %r can't be read (%s): it is a miss", self._namespace.decode(), reason
+            )
+            return default
+
+    def _warn_once(self, kind: str, message: str, *args: object) -> None:
+        """For each namespace and process: one deploy would fill the log otherwise."""
+        if not next(conf.shared((kind, self._namespace), itertools.count)):
+            logger.warning(message, *args)
 
     def _failed(self, error: ClusterStateError) -> None:
         """Where each failure of the cluster ends: raised only if the user asked for it."""
@@ -81,8 +120,17 @@ class Requests(BaseCache):
 
     def _loaded(self, reply: wire.Reply | None, default: Any) -> Any:
         if isinstance(reply, wire.Values) and reply.values[0] is not None:
-            return self._load(reply.values[0])
+            return self._load(reply.values[0], default)
         return default
+
+    def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
+        data = self._dump(key, value)
+        # An older value must not outlive the one that was to replace it.
+        return wire.Delete([wire_key]) if data is None else wire.Set([(wire_key, data)], self._ttl(timeout))
+
+    def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request | None:
+        data = self._dump(key, value)
+        return None if data is None else wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
 
     def _incr_request(self, key: bytes, delta: int) -> wire.Incr:
         if type(delta) is not int or delta not in _INT64:
@@ -101,8 +149,8 @@ class Requests(BaseCache):
         for keys, reply in answers:
             if isinstance(reply, wire.Values):
                 for key, value in zip(keys, reply.values, strict=True):
-                    if value is not None:
-                        found[key] = self._load(value)
+                    if value is not None and (loaded := self._load(value, _MISSING)) is not _MISSING:
+                        found[key] = loaded
         return {name: found[key] for key, name in wanted.items() if key in found}
 
     def _unstored(self, names: Mapping[bytes, Any], answers: Answers) -> list[Any]:
@@ -112,21 +160,10 @@ class Requests(BaseCache):
                 stored.update(key for key, flag in zip(keys, reply.flags, strict=True) if flag)
         return [name for key, name in names.items() if key not in stored]
 
-    def _set_requests(
-        self, data: Mapping[Any, Any], timeout: Any, version: int | None
-    ) -> tuple[dict[bytes, Any], MakeRequest, SizeOf]:
+    def _batch(self, data: Mapping[Any, Any], timeout: Any, version: int | None) -> Batch:
         names = {self.routing_key(name, version): name for name in data}
-        values = {key: self._dump(name, data[name]) for key, name in names.items()}
-        ttl = self._ttl(timeout)
-
-        def make(keys: list[bytes]) -> wire.Request:
-            return wire.Set([(key, values[key]) for key in keys], ttl)
-
-        def size_of(key: bytes) -> int:
-            value = values[key]
-            return len(key) + (len(value) if isinstance(value, bytes) else 0)
-
-        return names, make, size_of
+        dumped = ((key, self._dump(name, data[name])) for key, name in names.items())
+        return Batch(names, {key: value for key, value in dumped if value is not None}, self._ttl(timeout))
 
     def _groups(self, table: Table, keys: Iterable[bytes]) -> Groups:
         wanted = list(keys)
@@ -205,7 +242,8 @@ def _namespace(location: object) -> bytes:
     return namespace
 
 
-def _reads_raise(policy: str) -> bool:
-    if policy not in ("miss", "raise"):
-        raise ImproperlyConfigured(f"ClusterCache's ON_UNAVAILABLE must be 'miss' or 'raise', not {policy!r}.")
-    return policy == "raise"
+def _choice(options: Mapping[str, Any], name: str, default: str, other: str) -> str:
+    value: str = options.get(name, default)
+    if value not in (default, other):
+        raise ImproperlyConfigured(f"ClusterCache's {name} must be {default!r} or {other!r}, not {value!r}.")
+    return value
