@@ -73,15 +73,15 @@ class Face:
             return getattr(caches[self.alias], name)(*args, **kwargs)
         return self._runner.run(getattr(caches[self.alias], f"a{name}")(*args, **kwargs))
 
-    def at_once(self, name: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The calls from 16 threads, or from as many tasks as there are calls."""
+    def at_once(self, name: str, calls: Sequence[tuple[Any, ...]], threads: int = 16, **kwargs: Any) -> list[Any]:
+        """The calls from so many threads, or from as many tasks as there are calls."""
         if self._runner is None:
-            with ThreadPoolExecutor(16) as threads:
-                return list(threads.map(lambda args: self.call(name, *args), calls))
+            with ThreadPoolExecutor(threads) as pool:
+                return list(pool.map(lambda args: self.call(name, *args, **kwargs), calls))
 
         async def gather() -> list[Any]:
             method = getattr(caches[self.alias], f"a{name}")
-            return await asyncio.gather(*(method(*args) for args in calls))
+            return await asyncio.gather(*(method(*args, **kwargs) for args in calls))
 
         return self._runner.run(gather())
 

@@ -4,6 +4,9 @@ Best effort: an entry is lost when its owner is killed, or evicted when the owne
 reached makes a miss.
 """
 
+import asyncio
+import inspect
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +16,7 @@ from .. import conf
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
+from .flight import MISSING, Do, Step
 from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, flag, present, without_failed
 
 
@@ -74,6 +78,39 @@ class ClusterCache(Requests):
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
         return self._number(self._call(wire_key, self._incr_request(wire_key, delta)), key)
+
+    def get_or_set(
+        self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
+    ) -> Any:
+        """The value; for an absent one that of `default`, a value or a callable, which is stored.
+
+        Of all who miss an entry at once, on all hosts, one calls `default`; the others wait for its value, or call it
+        themselves when it takes longer than the option LEASE. What `default` raises is raised here.
+
+        With `stale` the value is kept that many seconds longer than `timeout`: once it is older than `timeout`, one
+        caller computes a new one and the others get the old one at once.
+        """
+        if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
+            return found
+        wire_key, steps = self._flight(key, default, timeout, version, stale)
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    done = self._do(step, wire_key, default)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(done)
+        except StopIteration as end:
+            return end.value
+
+    def _do(self, step: Step, key: bytes, default: Any) -> Any:
+        if step is Do.COMPUTE:
+            return default() if callable(default) else default
+        if isinstance(step, float):
+            return time.sleep(step)
+        return self._call(key, step)
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
@@ -143,6 +180,33 @@ class ClusterCache(Requests):
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
         return self._number(await self._acall(wire_key, self._incr_request(wire_key, delta)), key)
+
+    async def aget_or_set(
+        self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
+    ) -> Any:
+        """As `get_or_set`; `default` may be a coroutine function as well."""
+        if not stale and (found := await self.aget(key, MISSING, version)) is not MISSING:
+            return found
+        wire_key, steps = self._flight(key, default, timeout, version, stale)
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    done = await self._ado(step, wire_key, default)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(done)
+        except StopIteration as end:
+            return end.value
+
+    async def _ado(self, step: Step, key: bytes, default: Any) -> Any:
+        if step is Do.COMPUTE:
+            value = default() if callable(default) else default
+            return await value if inspect.isawaitable(value) else value
+        if isinstance(step, float):
+            return await asyncio.sleep(step)
+        return await self._acall(key, step)
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}

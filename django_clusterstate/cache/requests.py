@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from ..client.routing import Table, Target
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
+from .flight import MISSING, Flight, Steps
 from .values import Values
 
 logger = logging.getLogger("django_clusterstate.cache")
@@ -25,8 +27,8 @@ _MAX_NAMESPACE = 256  # bytes, by the wire
 _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
-_MISSING = object()
-OPTIONS = {"SERIALIZER", "COMPRESSOR", "COMPRESS_ABOVE", "VALUE_TOO_BIG", "ON_UNAVAILABLE"}
+LEASE = 10.0  # seconds
+OPTIONS = {"SERIALIZER", "COMPRESSOR", "COMPRESS_ABOVE", "VALUE_TOO_BIG", "LEASE", "ON_UNAVAILABLE"}
 
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
@@ -67,6 +69,7 @@ class Requests(BaseCache):
         self._prefix = self._namespace + b"\0"
         self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
         self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
+        self._lease = _seconds(options, "LEASE", LEASE)
         self._values = Values(options)
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
@@ -132,6 +135,17 @@ class Requests(BaseCache):
         data = self._dump(key, value)
         return None if data is None else wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
 
+    def _flight(self, key: Any, default: Any, timeout: Any, version: int | None, stale: float) -> tuple[bytes, Steps]:
+        """The routing key, and the steps to the value of an entry that was absent or is to be renewed in time."""
+        if stale < 0:
+            raise ValueError(f"stale must be seconds, not {stale!r}")
+        wire_key = self.routing_key(key, version)
+        ttl = self._ttl(timeout)
+        flight = Flight(wire_key, ttl, float(stale), self._lease, lambda value: self._dump(key, value), self._load)
+        if stale:
+            return wire_key, flight.fresh_or_stale()
+        return wire_key, flight.missed() if callable(default) else flight.given(default)
+
     def _incr_request(self, key: bytes, delta: int) -> wire.Incr:
         if type(delta) is not int or delta not in _INT64:
             raise TypeError(f"an integer of 64 bits can be added to a value, not {delta!r}")
@@ -149,7 +163,7 @@ class Requests(BaseCache):
         for keys, reply in answers:
             if isinstance(reply, wire.Values):
                 for key, value in zip(keys, reply.values, strict=True):
-                    if value is not None and (loaded := self._load(value, _MISSING)) is not _MISSING:
+                    if value is not None and (loaded := self._load(value, MISSING)) is not MISSING:
                         found[key] = loaded
         return {name: found[key] for key, name in wanted.items() if key in found}
 
@@ -247,3 +261,10 @@ def _choice(options: Mapping[str, Any], name: str, default: str, other: str) -> 
     if value not in (default, other):
         raise ImproperlyConfigured(f"ClusterCache's {name} must be {default!r} or {other!r}, not {value!r}.")
     return value
+
+
+def _seconds(options: Mapping[str, Any], name: str, default: float) -> float:
+    value = options.get(name, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of seconds above 0, not {value!r}.")
+    return float(value)
