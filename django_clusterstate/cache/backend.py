@@ -17,7 +17,7 @@ from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
 from .flight import MISSING, Do, Step
-from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, flag, present, without_failed
+from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, flag, value_of, without_failed
 
 
 class ClusterCache(Requests):
@@ -38,16 +38,35 @@ class ClusterCache(Requests):
         except ClusterStateError as error:
             self._failed(error)
             return None
+        finally:
+            if type(request) is not wire.Get:
+                self._near.drop(key)
+
+    def _value(self, key: bytes) -> wire.Value | None:
+        if not self._near_ttl:
+            return value_of(self._call(key, wire.Get([key])))
+        now = time.monotonic()
+        value = self._near.get(key, now - self._near_ttl)
+        if value is None:
+            ticket = self._near.ticket(key, now)
+            value = value_of(self._call(key, wire.Get([key])))
+            self._near.put(key, value, ticket, self._near_entries)
+        return value
 
     def _call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
         """One round trip for each owner, the owners in parallel; another one for what had no room in the first."""
         client = conf.get_client()
         answers: Answers = []
+        keys = list(keys)
         later = self._groups(client.table(), keys)
-        while later:
-            groups, later = first_round(later, size_of)
-            replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        try:
+            while later:
+                groups, later = first_round(later, size_of)
+                replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
+                later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        finally:
+            if make is not wire.Get:
+                self._near.drop(*keys)
         return answers
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -56,8 +75,8 @@ class ClusterCache(Requests):
         return request is not None and flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        wire_key = self.routing_key(key, version)
-        return self._loaded(self._call(wire_key, wire.Get([wire_key])), default)
+        value = self._value(self.routing_key(key, version))
+        return default if value is None else self._load(value, default)
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
@@ -72,8 +91,7 @@ class ClusterCache(Requests):
         return flag(self._call(wire_key, wire.Delete([wire_key])))
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return present(self._call(wire_key, wire.Get([wire_key])))
+        return self._value(self.routing_key(key, version)) is not None
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
@@ -114,7 +132,9 @@ class ClusterCache(Requests):
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
-        return self._collect(wanted, self._call_owners(wanted, wire.Get))
+        near, tickets = self._nearby(wanted)
+        answers = self._call_owners([key for key in wanted if key not in near], wire.Get)
+        return self._collect(wanted, near, answers, tickets)
 
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
@@ -131,7 +151,10 @@ class ClusterCache(Requests):
         """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
         client = conf.get_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
-        self._cleared(client.call_each([(target, request) for target in self._everywhere(client.table())]))
+        try:
+            self._cleared(client.call_each([(target, request) for target in self._everywhere(client.table())]))
+        finally:
+            self._near.clear()
 
     # -- the asyncio face, method by method the same ----------------------------------------------------------
 
@@ -141,15 +164,36 @@ class ClusterCache(Requests):
         except ClusterStateError as error:
             self._failed(error)
             return None
+        finally:
+            if type(request) is not wire.Get:
+                self._near.drop(key)
+
+    async def _avalue(self, key: bytes) -> wire.Value | None:
+        if not self._near_ttl:
+            return value_of(await self._acall(key, wire.Get([key])))
+        now = time.monotonic()
+        value = self._near.get(key, now - self._near_ttl)
+        if value is None:
+            ticket = self._near.ticket(key, now)
+            value = value_of(await self._acall(key, wire.Get([key])))
+            self._near.put(key, value, ticket, self._near_entries)
+        return value
 
     async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
         client = conf.get_async_client()
         answers: Answers = []
+        keys = list(keys)
         later = self._groups(await client.table(), keys)
-        while later:
-            groups, later = first_round(later, size_of)
-            replies = await client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        try:
+            while later:
+                groups, later = first_round(later, size_of)
+                replies = await client.call_each(
+                    [(target, frame(wire.encode(make(group)))) for target, group in groups]
+                )
+                later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        finally:
+            if make is not wire.Get:
+                self._near.drop(*keys)
         return answers
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -158,8 +202,8 @@ class ClusterCache(Requests):
         return request is not None and flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        wire_key = self.routing_key(key, version)
-        return self._loaded(await self._acall(wire_key, wire.Get([wire_key])), default)
+        value = await self._avalue(self.routing_key(key, version))
+        return default if value is None else self._load(value, default)
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
@@ -174,8 +218,7 @@ class ClusterCache(Requests):
         return flag(await self._acall(wire_key, wire.Delete([wire_key])))
 
     async def ahas_key(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return present(await self._acall(wire_key, wire.Get([wire_key])))
+        return await self._avalue(self.routing_key(key, version)) is not None
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
@@ -210,7 +253,9 @@ class ClusterCache(Requests):
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
-        return self._collect(wanted, await self._acall_owners(wanted, wire.Get))
+        near, tickets = self._nearby(wanted)
+        answers = await self._acall_owners([key for key in wanted if key not in near], wire.Get)
+        return self._collect(wanted, near, answers, tickets)
 
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
@@ -227,7 +272,10 @@ class ClusterCache(Requests):
         client = conf.get_async_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
         targets = self._everywhere(await client.table())
-        self._cleared(await client.call_each([(target, request) for target in targets]))
+        try:
+            self._cleared(await client.call_each([(target, request) for target in targets]))
+        finally:
+            self._near.clear()
 
     async def aclose(self, **kwargs: Any) -> None:
         """Nothing: the connections outlive the request."""

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ..exceptions import ClusterStateError, Unavailable
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .flight import MISSING, Flight, Steps
+from .near import Near, Ticket
 from .values import Values
 
 logger = logging.getLogger("django_clusterstate.cache")
@@ -28,7 +30,17 @@ _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
 LEASE = 10.0  # seconds
-OPTIONS = {"SERIALIZER", "COMPRESSOR", "COMPRESS_ABOVE", "VALUE_TOO_BIG", "LEASE", "ON_UNAVAILABLE"}
+NEAR_ENTRIES = 1000
+OPTIONS = {
+    "SERIALIZER",
+    "COMPRESSOR",
+    "COMPRESS_ABOVE",
+    "VALUE_TOO_BIG",
+    "LEASE",
+    "NEAR_TTL",
+    "NEAR_ENTRIES",
+    "ON_UNAVAILABLE",
+}
 
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
@@ -69,7 +81,11 @@ class Requests(BaseCache):
         self._prefix = self._namespace + b"\0"
         self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
         self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
-        self._lease = _seconds(options, "LEASE", LEASE)
+        self._lease = _number(options, "LEASE", LEASE, "seconds")
+        self._near_ttl = _number(options, "NEAR_TTL", 0, "seconds")
+        self._near_entries = int(_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
+        # Of the namespace, since what is written through one alias is read through another.
+        self._near = conf.shared(("near", self._namespace), Near)
         self._values = Values(options)
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
@@ -121,10 +137,19 @@ class Requests(BaseCache):
         if self._raise:
             raise error
 
-    def _loaded(self, reply: wire.Reply | None, default: Any) -> Any:
-        if isinstance(reply, wire.Values) and reply.values[0] is not None:
-            return self._load(reply.values[0], default)
-        return default
+    def _nearby(self, keys: Iterable[bytes]) -> tuple[dict[bytes, wire.Value], dict[bytes, Ticket]]:
+        """The values that are near, and the tickets for the rest; neither without a near cache."""
+        found: dict[bytes, wire.Value] = {}
+        tickets: dict[bytes, Ticket] = {}
+        if self._near_ttl:
+            now = time.monotonic()
+            for key in keys:
+                value = self._near.get(key, now - self._near_ttl)
+                if value is None:
+                    tickets[key] = self._near.ticket(key, now)
+                else:
+                    found[key] = value
+        return found, tickets
 
     def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
         data = self._dump(key, value)
@@ -158,14 +183,21 @@ class Requests(BaseCache):
             raise ValueError(f"Key {key!r} not found")
         return reply.value
 
-    def _collect(self, wanted: Mapping[bytes, Any], answers: Answers) -> dict[Any, Any]:
-        found = {}
+    def _collect(
+        self,
+        wanted: Mapping[bytes, Any],
+        values: dict[bytes, wire.Value],
+        answers: Answers,
+        tickets: Mapping[bytes, Ticket],
+    ) -> dict[Any, Any]:
+        """What `get_many` returns: of the values that were near, and of the answers for the others."""
         for keys, reply in answers:
             if isinstance(reply, wire.Values):
-                for key, value in zip(keys, reply.values, strict=True):
-                    if value is not None and (loaded := self._load(value, MISSING)) is not MISSING:
-                        found[key] = loaded
-        return {name: found[key] for key, name in wanted.items() if key in found}
+                values.update((key, value) for key, value in zip(keys, reply.values, strict=True) if value is not None)
+        for key, ticket in tickets.items():
+            self._near.put(key, values.get(key), ticket, self._near_entries)
+        loaded = ((name, self._load(values[key], MISSING)) for key, name in wanted.items() if key in values)
+        return {name: value for name, value in loaded if value is not MISSING}
 
     def _unstored(self, names: Mapping[bytes, Any], answers: Answers) -> list[Any]:
         stored: set[bytes] = set()
@@ -215,8 +247,8 @@ def flag(reply: wire.Reply | None) -> bool:
     return isinstance(reply, wire.Flags) and reply.flags[0]
 
 
-def present(reply: wire.Reply | None) -> bool:
-    return isinstance(reply, wire.Values) and reply.values[0] is not None
+def value_of(reply: wire.Reply | None) -> wire.Value | None:
+    return reply.values[0] if isinstance(reply, wire.Values) else None
 
 
 def first_round(groups: Groups, size_of: SizeOf) -> tuple[Groups, Groups]:
@@ -263,8 +295,10 @@ def _choice(options: Mapping[str, Any], name: str, default: str, other: str) -> 
     return value
 
 
-def _seconds(options: Mapping[str, Any], name: str, default: float) -> float:
+def _number(options: Mapping[str, Any], name: str, default: float, what: str, *kinds: type) -> float:
+    """A number of seconds or the like: above 0, unless the default is 0."""
     value = options.get(name, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of seconds above 0, not {value!r}.")
+    if type(value) not in (kinds or (int, float)) or not 0 <= value < math.inf or (default and not value):
+        bound = " above 0" if default else ""
+        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of {what}{bound}, not {value!r}.")
     return float(value)
