@@ -15,13 +15,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from django.contrib.sessions.backends.cache import SessionStore
 from django.core.cache import CacheKeyWarning, caches
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse
-from django.template import Context, Template
-from django.test import RequestFactory
-from django.views.decorators.cache import cache_page
 
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
@@ -659,51 +654,6 @@ def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, faces: F
     assert faces["other"].get_many(data) == data
     faces["default"].set("key1", "new")
     assert faces["default"].get("key1") == "new"
-
-
-# -- in use by Django -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("faces")
-def test_cache_page_serves_a_page_from_the_cache() -> None:
-    calls = []
-
-    @cache_page(60)
-    def view(request: HttpRequest) -> HttpResponse:
-        calls.append(request)
-        response = HttpResponse(f"page {len(calls)}", headers={"X-Number": str(len(calls))})
-        response.set_cookie("foo", "bar")
-        return response
-
-    first, second = view(RequestFactory().get("/page/")), view(RequestFactory().get("/page/"))
-    assert second.content == b"page 1"
-    assert second.headers["X-Number"] == "1"
-    assert second.cookies == first.cookies
-    assert view(RequestFactory().get("/other/")).content == b"page 2"
-
-
-def test_sessions_live_in_the_cache(faces: Faces) -> None:
-    def call(session: SessionStore, name: str, *args: Any) -> Any:
-        if faces.runner is None:
-            return getattr(session, name)(*args)
-        return faces.runner.run(getattr(session, f"a{name}")(*args))
-
-    session = SessionStore()
-    call(session, "set", "user", 7) if faces.runner else session.__setitem__("user", 7)
-    call(session, "save")
-    again = SessionStore(session.session_key)
-    assert call(again, "get", "user") == 7
-    assert call(again, "exists", session.session_key) is True
-    call(again, "flush")
-    assert call(SessionStore(session.session_key), "get", "user") is None
-
-
-@pytest.mark.usefixtures("faces")
-def test_a_template_fragment_is_cached() -> None:
-    template = Template("{% load cache %}{% cache 60 fragment user %}{{ text }}{% endcache %}")
-    assert template.render(Context({"user": 1, "text": "first"})) == "first"
-    assert template.render(Context({"user": 1, "text": "second"})) == "first"
-    assert template.render(Context({"user": 2, "text": "third"})) == "third"
 
 
 # -- options ----------------------------------------------------------------------------------------------------
