@@ -4,8 +4,9 @@ On the asynchronous face no method may leave the event loop's thread.
 """
 
 import asyncio
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ def bare_key(key: object, key_prefix: str, version: int) -> str:
     return str(key)
 
 
+def hashed_key(key: object, key_prefix: str, version: int) -> str:
+    return hashlib.blake2b(f"{key_prefix}{version}{key}".encode()).hexdigest()
+
+
 class JsonSerializer:
     def dumps(self, value: Any) -> bytes:
         return json.dumps(value).encode()
@@ -50,12 +55,17 @@ def _caches() -> dict[str, dict[str, Any]]:
         "custom_key": {**base, "KEY_FUNCTION": custom_key},
         "custom_key_path": {**base, "KEY_FUNCTION": "tests.faces.custom_key"},
         "bare_key": {**base, "KEY_FUNCTION": bare_key},
+        "hashed_key": {**base, "KEY_FUNCTION": hashed_key},
         "json": {**base, "LOCATION": "cache-tests-json", "OPTIONS": {"SERIALIZER": "tests.faces.JsonSerializer"}},
         "short": {**base, "TIMEOUT": 1},
         "for_ever": {**base, "TIMEOUT": None},
         "djangos": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
         "raise": {**base, "OPTIONS": {"ON_UNAVAILABLE": "raise"}},
     }
+
+
+async def _listed(iterator: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in iterator]
 
 
 class Face:
@@ -70,8 +80,15 @@ class Face:
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if self._runner is None:
-            return getattr(caches[self.alias], name)(*args, **kwargs)
-        return self._runner.run(getattr(caches[self.alias], f"a{name}")(*args, **kwargs))
+            result = getattr(caches[self.alias], name)(*args, **kwargs)
+            return list(result) if isinstance(result, Iterator) else result
+        result = getattr(caches[self.alias], f"a{name}")(*args, **kwargs)
+        return self._runner.run(_listed(result) if isinstance(result, AsyncIterator) else result)
+
+    def lock(self, *args: Any, **kwargs: Any) -> "FaceLock":
+        cache: Any = caches[self.alias]
+        make = cache.lock if self._runner is None else cache.alock
+        return FaceLock(make(*args, **kwargs), self._runner)
 
     def at_once(self, name: str, calls: Sequence[tuple[Any, ...]], threads: int = 16, **kwargs: Any) -> list[Any]:
         """The calls from so many threads, or from as many tasks as there are calls."""
@@ -84,6 +101,38 @@ class Face:
             return await asyncio.gather(*(method(*args, **kwargs) for args in calls))
 
         return self._runner.run(gather())
+
+
+class FaceLock:
+    """A lock through one face."""
+
+    def __init__(self, lock: Any, runner: asyncio.Runner | None) -> None:
+        self._lock = lock
+        self._runner = runner
+
+    def _run(self, result: Any) -> Any:
+        return result if self._runner is None else self._runner.run(result)
+
+    def acquire(self) -> bool:
+        taken: bool = self._run(self._lock.acquire())
+        return taken
+
+    def release(self) -> bool:
+        given: bool = self._run(self._lock.release())
+        return given
+
+    def hold(self, then: Callable[[], object]) -> None:
+        """Calls `then` while it is held by `with` or `async with`."""
+
+        async def hold() -> None:
+            async with self._lock:
+                then()
+
+        if self._runner is not None:
+            self._runner.run(hold())
+            return
+        with self._lock:
+            then()
 
 
 class Faces:

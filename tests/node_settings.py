@@ -1,5 +1,6 @@
 """Settings for node processes that tests start: the demonstration's, with what the environment asks for."""
 
+import json
 import os
 import signal
 import time
@@ -9,6 +10,9 @@ from testproject.settings import *  # noqa: F403
 
 if os.environ.get("SIGNALS_FILE"):
     INSTALLED_APPS = [*INSTALLED_APPS, "tests.signals_app"]  # noqa: F405
+
+if os.environ.get("TEST_CACHES"):
+    CACHES = json.loads(os.environ["TEST_CACHES"])
 
 if os.environ.get("TEST_LAYER"):
     _layer: dict[str, Any] = {"BACKEND": os.environ["TEST_LAYER"]}

@@ -351,6 +351,11 @@ def test_a_timeout_of_zero_stores_nothing(cache: Face) -> None:
     assert cache.has_key("key") is False
 
 
+def test_what_lies_beside_entries_is_no_key_of_a_user(cache: Face) -> None:
+    cache.get_or_set("key", lambda: "value", stale=60)
+    assert cache.iter_keys("*") == ["key"]
+
+
 def test_nothing_is_left_beside_the_entry(cache: Face) -> None:
     cache.get_or_set("key", lambda: "value")
     wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]

@@ -134,6 +134,8 @@ def test_callers_dont_share_objects(near: Face) -> None:
         ("touch", ("key", 0), None),
         ("clear", (), None),
         ("incr_version", ("key",), None),
+        ("expire", ("key", 0), None),
+        ("delete_pattern", ("k*",), None),
     ],
 )
 def test_what_this_process_writes_it_reads_at_once(

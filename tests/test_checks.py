@@ -6,8 +6,9 @@ import pytest
 from django.core.checks import CheckMessage, run_checks
 from django.test import override_settings
 
-from django_clusterstate.checks import check_settings
+from django_clusterstate.checks import MIDDLEWARE, check_settings
 
+CACHE = "django_clusterstate.cache.ClusterCache"
 IN_MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 EMBEDDED = {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}
 QUIET = {"address": "redis://10.0.0.1", "socket_keepalive": False}
@@ -33,6 +34,9 @@ def checked(options: dict[str, Any], **settings: Any) -> list[CheckMessage]:
         ("E001", {"SUSPECT_AFTER": 0.1}, "don't go together"),
         ("E002", {"CHANNEL_LAYER": "absent"}, "'absent', which CHANNEL_LAYERS doesn't have"),
         ("E003", {"CHANNEL_LAYER": "memory"}, "'memory' lives within one process"),
+        ("E005", {"LIMITS": [{"rate": "often"}]}, "CLUSTERSTATE['LIMITS'][0]: 'often' is not a rate"),
+        ("E005", {"LIMITS_VIEW": "nowhere.view"}, "CLUSTERSTATE['LIMITS_VIEW']: No module named 'nowhere'"),
+        ("W004", {"LIMITS": [{"rate": "1/s"}]}, "limits nothing without its middleware"),
         ("W001", {"BIND": "0.0.0.0:4370", "SECRET": "short"}, "too weak for 0.0.0.0:4370"),
         ("W001", {"BIND": "10.0.0.1:4370", "SECRET": "django-insecure-" + STRONG}, "startproject made"),
         ("W002", {"DEADLINE": 1.5}, "With a DEADLINE of 1.5 s"),
@@ -74,6 +78,31 @@ def test_a_layer_that_may_stop_a_node_is_warned_of(hosts: list[Any]) -> None:
     (message,) = checked({"CHANNEL_LAYER": "pubsub"}, CHANNEL_LAYERS={"pubsub": pubsub(*hosts)})
     assert message.id == "clusterstate.W003"
     assert "socket_keepalive" in str(message.hint)
+
+
+def test_limits_with_their_middleware_are_fine() -> None:
+    assert checked({"LIMITS": [{"rate": "1/s"}]}, MIDDLEWARE=[MIDDLEWARE]) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((("a", 600), ("b", 500)), "are 1,100 together, more than the 1,000 of CLUSTERSTATE['CACHE_MAX_BYTES']"),
+        ((("a", 600), ("a", 500)), "'c0' and 'c1' have one LOCATION, 'a', and so one MAX_BYTES: give both the same"),
+        ((("a", 600), ("a", None)), "not 600 and None"),
+        ((("a", "600"),), "MAX_BYTES must be a number of bytes above 0, not '600'"),
+        ((("a", 600), ("b", 400), ("a", 600), ("c", None)), ""),
+    ],
+)
+def test_caches_that_dont_fit_together_are_an_error(sizes: Any, words: str) -> None:
+    aliases = {
+        f"c{number}": {"BACKEND": CACHE, "LOCATION": location, "OPTIONS": {"MAX_BYTES": size}}
+        for number, (location, size) in enumerate(sizes)
+    }
+    others = {"local": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}, "no": {"BACKEND": "no.such.Cache"}}
+    found = checked({"CACHE_MAX_BYTES": 1000}, CACHES={**others, **aliases})
+    assert [message.id for message in found] == (["clusterstate.E006"] if words else [])
+    assert all(words in message.msg for message in found)
 
 
 def test_several_problems_are_all_told() -> None:

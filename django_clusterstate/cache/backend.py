@@ -13,14 +13,14 @@ from typing import Any
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 
 from .. import conf
-from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
+from .extras import Extras
 from .flight import MISSING, Do, Step
-from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, flag, value_of, without_failed
+from .requests import flag
 
 
-class ClusterCache(Requests):
+class ClusterCache(Extras):
     """`CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "a name"}}`
 
     LOCATION is the namespace: aliases with the same one share their entries, and `clear()` of one leaves the others.
@@ -31,43 +31,6 @@ class ClusterCache(Requests):
     """
 
     # -- the blocking face ----------------------------------------------------------------------------------
-
-    def _call(self, key: bytes, request: wire.Request) -> wire.Reply | None:
-        try:
-            return conf.get_client().call(key, frame(wire.encode(request)))
-        except ClusterStateError as error:
-            self._failed(error)
-            return None
-        finally:
-            if type(request) is not wire.Get:
-                self._near.drop(key)
-
-    def _value(self, key: bytes) -> wire.Value | None:
-        if not self._near_ttl:
-            return value_of(self._call(key, wire.Get([key])))
-        now = time.monotonic()
-        value = self._near.get(key, now - self._near_ttl)
-        if value is None:
-            ticket = self._near.ticket(key, now)
-            value = value_of(self._call(key, wire.Get([key])))
-            self._near.put(key, value, ticket, self._near_entries)
-        return value
-
-    def _call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
-        """One round trip for each owner, the owners in parallel; another one for what had no room in the first."""
-        client = conf.get_client()
-        answers: Answers = []
-        keys = list(keys)
-        later = self._groups(client.table(), keys)
-        try:
-            while later:
-                groups, later = first_round(later, size_of)
-                replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-                later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
-        finally:
-            if make is not wire.Get:
-                self._near.drop(*keys)
-        return answers
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -130,6 +93,15 @@ class ClusterCache(Requests):
             return time.sleep(step)
         return self._call(key, step)
 
+    def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        """As Django's, but what is left of the timeout goes with the value."""
+        version = self.version if version is None else version
+        before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
+        value, ttl = self._movable(self._call(before, wire.Look(before, value=True)), key)
+        self._call(after, wire.Set([(after, value)], ttl))
+        self._call(before, wire.Delete([before]))
+        return version + delta
+
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
         near, tickets = self._nearby(wanted)
@@ -157,44 +129,6 @@ class ClusterCache(Requests):
             self._near.clear()
 
     # -- the asyncio face, method by method the same ----------------------------------------------------------
-
-    async def _acall(self, key: bytes, request: wire.Request) -> wire.Reply | None:
-        try:
-            return await conf.get_async_client().call(key, frame(wire.encode(request)))
-        except ClusterStateError as error:
-            self._failed(error)
-            return None
-        finally:
-            if type(request) is not wire.Get:
-                self._near.drop(key)
-
-    async def _avalue(self, key: bytes) -> wire.Value | None:
-        if not self._near_ttl:
-            return value_of(await self._acall(key, wire.Get([key])))
-        now = time.monotonic()
-        value = self._near.get(key, now - self._near_ttl)
-        if value is None:
-            ticket = self._near.ticket(key, now)
-            value = value_of(await self._acall(key, wire.Get([key])))
-            self._near.put(key, value, ticket, self._near_entries)
-        return value
-
-    async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
-        client = conf.get_async_client()
-        answers: Answers = []
-        keys = list(keys)
-        later = self._groups(await client.table(), keys)
-        try:
-            while later:
-                groups, later = first_round(later, size_of)
-                replies = await client.call_each(
-                    [(target, frame(wire.encode(make(group)))) for target, group in groups]
-                )
-                later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
-        finally:
-            if make is not wire.Get:
-                self._near.drop(*keys)
-        return answers
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -250,6 +184,14 @@ class ClusterCache(Requests):
         if isinstance(step, float):
             return await asyncio.sleep(step)
         return await self._acall(key, step)
+
+    async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        version = self.version if version is None else version
+        before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
+        value, ttl = self._movable(await self._acall(before, wire.Look(before, value=True)), key)
+        await self._acall(after, wire.Set([(after, value)], ttl))
+        await self._acall(before, wire.Delete([before]))
+        return version + delta
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}

@@ -39,6 +39,7 @@ OPTIONS = {
     "LEASE",
     "NEAR_TTL",
     "NEAR_ENTRIES",
+    "MAX_BYTES",
     "ON_UNAVAILABLE",
 }
 
@@ -78,6 +79,7 @@ class Requests(BaseCache):
         if unknown:
             raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(OPTIONS)}.")
         self._namespace = _namespace(location)
+        self.max_bytes = _max_bytes(options.get("MAX_BYTES"))
         self._prefix = self._namespace + b"\0"
         self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
         self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
@@ -182,6 +184,14 @@ class Requests(BaseCache):
         if not isinstance(reply, wire.Number) or reply.value is None:
             raise ValueError(f"Key {key!r} not found")
         return reply.value
+
+    def _left(self, reply: wire.Reply | None) -> float | None:
+        return reply.ttl if isinstance(reply, wire.Looked) and reply.found else 0.0
+
+    def _movable(self, reply: wire.Reply | None, key: Any) -> tuple[wire.Value, float | None]:
+        if not isinstance(reply, wire.Looked) or reply.value is None:
+            raise ValueError(f"Key {key!r} not found")
+        return reply.value, reply.ttl
 
     def _collect(
         self,
@@ -302,3 +312,9 @@ def _number(options: Mapping[str, Any], name: str, default: float, what: str, *k
         bound = " above 0" if default else ""
         raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of {what}{bound}, not {value!r}.")
     return float(value)
+
+
+def _max_bytes(given: Any) -> int | None:
+    if given is None or (type(given) is int and given > 0):
+        return given
+    raise ImproperlyConfigured(f"ClusterCache's MAX_BYTES must be a number of bytes above 0, not {given!r}.")

@@ -27,6 +27,7 @@ __all__ = [
     "parse_rate",
     "peek",
     "rebase",
+    "refund",
     "reset",
     "state_bytes",
 ]
@@ -157,6 +158,25 @@ def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> N
         store.delete(_state_key(key, rule), now)
 
 
+def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:
+    """Takes back a hit of `cost` that counted at `at` under these rules, as far as it still counts.
+
+    What has been forgotten or refilled since isn't credited again, so no rule admits more than it would without that
+    hit.
+    """
+    for rule in dict.fromkeys(rules):  # a rule that is given twice counts once
+        state_key = _state_key(key, rule)
+        state = store.get(state_key, now)
+        if state is None:
+            continue
+        left = _REFUNDS[rule.algorithm](rule, state, cost, at, now)
+        ttl = decide(rule, left, 0, now)[2]
+        if ttl > 0:
+            store.set(state_key, left, ttl, now)
+        else:
+            store.delete(state_key, now)
+
+
 def _state_key(key: bytes, rule: Rule) -> bytes:
     return b"%b\0%d/%d/%r" % (key, rule.algorithm, rule.limit, rule.period)
 
@@ -267,9 +287,32 @@ def _token_bucket(rule: Rule, state: State | None, cost: int, now: float) -> Out
     return Decision(False, limit, remaining, reset, retry), state, reset
 
 
+def _refund_fixed_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
+    end, used = state
+    return (end, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
+
+
+def _refund_sliding_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
+    start, previous, current = state
+    if at > start - TOLERANCE:
+        return (start, previous, max(current - cost, 0))
+    return (start, max(previous - cost, 0), current) if at > start - rule.period - TOLERANCE else state
+
+
+def _refund_token_bucket(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
+    # What flowed in since the hit may be due to it (a full bucket takes nothing), so only the rest is credited.
+    since, hits = state
+    return (since, hits - max(cost - (now - at) * rule.limit / rule.period, 0.0)) if at > since - TOLERANCE else state
+
+
 # Indexed by Algorithm.
 _ALGORITHMS: Final[tuple[Callable[[Rule, State | None, int, float], Outcome], ...]] = (
     _fixed_window,
     _sliding_window,
     _token_bucket,
+)
+_REFUNDS: Final[tuple[Callable[[Rule, State, int, float, float], State], ...]] = (
+    _refund_fixed_window,
+    _refund_sliding_window,
+    _refund_token_bucket,
 )
