@@ -1,4 +1,6 @@
-"""The settings, and the clients of this process. The only place that reads settings or keeps process-wide state.
+"""The settings, the clients of this process, and what its caches share.
+
+The only place that reads settings or keeps process-wide state.
 
 Each entry of `CLUSTERSTATE` can also come from the environment, as `CLUSTERSTATE_<ENTRY>`, which wins: hosts differ
 and settings.py doesn't.
@@ -12,10 +14,10 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import environ
 from django.conf import settings as django_settings
@@ -307,6 +309,22 @@ def use_options(options: Mapping[str, Any]) -> Settings:
     return get_settings()
 
 
+_Shared = TypeVar("_Shared")
+_shared: dict[Hashable, Any] = {}
+
+
+def shared(name: Hashable, make: Callable[[], _Shared]) -> _Shared:
+    """This process's object of that name, made when it is first asked for: the same for all threads.
+
+    Names are a project's cache aliases and the like, so they are few.
+    """
+    found = _shared.get(name)
+    if found is None:
+        found = _shared.setdefault(name, make())
+    made: _Shared = found
+    return made
+
+
 @functools.cache
 def get_client() -> Client:
     """This process's blocking requester."""
@@ -378,6 +396,7 @@ def forget() -> None:
             blocking.close()
     for cached in _KEPT:
         cached.cache_clear()
+    _shared.clear()
 
 
 def _setting_changed(*, setting: str, **kwargs: Any) -> None:

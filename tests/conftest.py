@@ -11,6 +11,7 @@ import pytest
 
 from django_clusterstate import conf
 from testproject.processes import LocalCluster
+from tests.faces import cache, faces, nowhere, requests, unconnected  # noqa: F401 - fixtures
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
 from tests.views import Face
 

@@ -5,7 +5,6 @@ asynchronous face, on which no method may leave the event loop's thread, and add
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import math
@@ -13,21 +12,13 @@ import pickle
 import time
 import warnings
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from asgiref.sync import SyncToAsync
-from django.contrib.sessions.backends.cache import SessionStore
 from django.core.cache import CacheKeyWarning, caches
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse
-from django.template import Context, Template
-from django.test import RequestFactory
-from django.views.decorators.cache import cache_page
 
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf
@@ -36,30 +27,7 @@ from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, wait_until
-from tests.counting import watch_requests
-
-BACKEND = "django_clusterstate.cache.ClusterCache"
-MIB = 1024 * 1024
-
-
-def custom_key(key: object, key_prefix: str, version: int) -> str:
-    return f"CUSTOM-{key_prefix}-{version}-{key}"
-
-
-def bare_key(key: object, key_prefix: str, version: int) -> str:
-    return str(key)
-
-
-def hashed_key(key: object, key_prefix: str, version: int) -> str:
-    return hashlib.blake2b(f"{key_prefix}{version}{key}".encode()).hexdigest()
-
-
-class JsonSerializer:
-    def dumps(self, value: Any) -> bytes:
-        return json.dumps(value).encode()
-
-    def loads(self, data: bytes) -> Any:
-        return json.loads(data)
+from tests.faces import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
 
 
 class TextSerializer(JsonSerializer):
@@ -70,154 +38,6 @@ class TextSerializer(JsonSerializer):
 class Unpicklable:
     def __getstate__(self) -> Any:
         raise pickle.PickleError
-
-
-def _caches(**options: Any) -> dict[str, dict[str, Any]]:
-    base = {"BACKEND": BACKEND, "LOCATION": "cache-tests", **options}
-    return {
-        "default": base,
-        "other": {**base, "LOCATION": "cache-tests-other"},
-        "twin": base,
-        "prefix": {**base, "KEY_PREFIX": "prefix"},
-        "v2": {**base, "VERSION": 2},
-        "custom_key": {**base, "KEY_FUNCTION": custom_key},
-        "custom_key_path": {**base, "KEY_FUNCTION": "tests.test_cache.custom_key"},
-        "bare_key": {**base, "KEY_FUNCTION": bare_key},
-        "hashed_key": {**base, "KEY_FUNCTION": hashed_key},
-        "json": {**base, "LOCATION": "cache-tests-json", "OPTIONS": {"SERIALIZER": "tests.test_cache.JsonSerializer"}},
-        "short": {**base, "TIMEOUT": 1},
-        "for_ever": {**base, "TIMEOUT": None},
-        "djangos": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-        "raise": {**base, "OPTIONS": {"ON_UNAVAILABLE": "raise"}},
-    }
-
-
-async def _listed(iterator: AsyncIterator[Any]) -> list[Any]:
-    return [item async for item in iterator]
-
-
-class Face:
-    """One cache through one of its faces; the methods go by their blocking names."""
-
-    def __init__(self, alias: str, runner: asyncio.Runner | None) -> None:
-        self.alias = alias
-        self._runner = runner
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: self.call(name, *args, **kwargs)
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        if self._runner is None:
-            result = getattr(caches[self.alias], name)(*args, **kwargs)
-            return list(result) if isinstance(result, Iterator) else result
-        result = getattr(caches[self.alias], f"a{name}")(*args, **kwargs)
-        return self._runner.run(_listed(result) if isinstance(result, AsyncIterator) else result)
-
-    def lock(self, *args: Any, **kwargs: Any) -> "FaceLock":
-        cache: Any = caches[self.alias]
-        make = cache.lock if self._runner is None else cache.alock
-        return FaceLock(make(*args, **kwargs), self._runner)
-
-    def at_once(self, name: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The calls from 16 threads, or from as many tasks as there are calls."""
-        if self._runner is None:
-            with ThreadPoolExecutor(16) as threads:
-                return list(threads.map(lambda args: self.call(name, *args), calls))
-
-        async def gather() -> list[Any]:
-            method = getattr(caches[self.alias], f"a{name}")
-            return await asyncio.gather(*(method(*args) for args in calls))
-
-        return self._runner.run(gather())
-
-
-class FaceLock:
-    """A lock through one face."""
-
-    def __init__(self, lock: Any, runner: asyncio.Runner | None) -> None:
-        self._lock = lock
-        self._runner = runner
-
-    def _run(self, result: Any) -> Any:
-        return result if self._runner is None else self._runner.run(result)
-
-    def acquire(self) -> bool:
-        taken: bool = self._run(self._lock.acquire())
-        return taken
-
-    def release(self) -> bool:
-        given: bool = self._run(self._lock.release())
-        return given
-
-    def hold(self, then: Callable[[], object]) -> None:
-        """Calls `then` while it is held by `with` or `async with`."""
-
-        async def hold() -> None:
-            async with self._lock:
-                then()
-
-        if self._runner is not None:
-            self._runner.run(hold())
-            return
-        with self._lock:
-            then()
-
-
-class Faces:
-    def __init__(self, runner: asyncio.Runner | None) -> None:
-        self.runner = runner
-
-    def __getitem__(self, alias: str) -> Face:
-        return Face(alias, self.runner)
-
-
-def _no_thread(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("an asynchronous method left the event loop's thread")
-
-
-@pytest.fixture(params=["sync", "async"])
-def unconnected(request: pytest.FixtureRequest, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faces]:
-    """The caches by alias, through one face, wherever this process may find its node."""
-    settings.CACHES = _caches()
-    if request.param == "sync":
-        yield Faces(None)
-        return
-    monkeypatch.setattr(SyncToAsync, "__call__", _no_thread)
-    with asyncio.Runner() as runner:
-        monkeypatch.setattr(runner.get_loop(), "run_in_executor", _no_thread)
-        yield Faces(runner)
-        monkeypatch.undo()
-
-
-@pytest.fixture
-def faces(cluster: LocalCluster, unconnected: Faces) -> Iterator[Faces]:
-    yield unconnected
-    for alias in ("default", "other", "json"):
-        unconnected[alias].clear()
-
-
-@pytest.fixture
-def cache(faces: Faces) -> Face:
-    return faces["default"]
-
-
-@pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[wire.Message]:
-    return watch_requests(monkeypatch)
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No node answers this process."""
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
-    conf.forget()
-    yield
-    monkeypatch.undo()
-    conf.forget()
-
-
-def wait_until_gone(cache: Face, *keys: str, seconds: float = 5.0) -> None:
-    wait_until(lambda: not cache.get_many(keys), seconds, f"{keys} expired")
 
 
 # -- one key ----------------------------------------------------------------------------------------------------
@@ -1155,58 +975,13 @@ def test_stats_leave_out_a_node_that_does_not_answer(
         assert (name in cache.stats()) is (name != "gamma")
 
 
-# -- in use by Django -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("faces")
-def test_cache_page_serves_a_page_from_the_cache() -> None:
-    calls = []
-
-    @cache_page(60)
-    def view(request: HttpRequest) -> HttpResponse:
-        calls.append(request)
-        response = HttpResponse(f"page {len(calls)}", headers={"X-Number": str(len(calls))})
-        response.set_cookie("foo", "bar")
-        return response
-
-    first, second = view(RequestFactory().get("/page/")), view(RequestFactory().get("/page/"))
-    assert second.content == b"page 1"
-    assert second.headers["X-Number"] == "1"
-    assert second.cookies == first.cookies
-    assert view(RequestFactory().get("/other/")).content == b"page 2"
-
-
-def test_sessions_live_in_the_cache(faces: Faces) -> None:
-    def call(session: SessionStore, name: str, *args: Any) -> Any:
-        if faces.runner is None:
-            return getattr(session, name)(*args)
-        return faces.runner.run(getattr(session, f"a{name}")(*args))
-
-    session = SessionStore()
-    call(session, "set", "user", 7) if faces.runner else session.__setitem__("user", 7)
-    call(session, "save")
-    again = SessionStore(session.session_key)
-    assert call(again, "get", "user") == 7
-    assert call(again, "exists", session.session_key) is True
-    call(again, "flush")
-    assert call(SessionStore(session.session_key), "get", "user") is None
-
-
-@pytest.mark.usefixtures("faces")
-def test_a_template_fragment_is_cached() -> None:
-    template = Template("{% load cache %}{% cache 60 fragment user %}{{ text }}{% endcache %}")
-    assert template.render(Context({"user": 1, "text": "first"})) == "first"
-    assert template.render(Context({"user": 1, "text": "second"})) == "first"
-    assert template.render(Context({"user": 2, "text": "third"})) == "third"
-
-
 # -- options ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("location", "options", "words"),
     [
-        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['MAX_BYTES', 'ON_UNAVAILABLE', 'SERIALIZER']"),
+        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['COMPRESSOR', 'COMPRESS_ABOVE', "),
         ("", {"ON_UNAVAILABLE": "explode"}, "must be 'miss' or 'raise', not 'explode'"),
         ("", {"MAX_BYTES": 0}, "MAX_BYTES must be a number of bytes above 0, not 0"),
         ("", {"MAX_BYTES": "64M"}, "MAX_BYTES must be a number of bytes above 0, not '64M'"),

@@ -1,5 +1,6 @@
 """Settings from a dict and an environment, and the errors that they make."""
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -322,6 +323,15 @@ def test_threads_that_ask_at_the_same_moment_get_the_same_client(get: Any) -> No
         with ThreadPoolExecutor(8) as threads:
             clients = list(threads.map(lambda _: get(), range(8)))
         assert len(set(map(id, clients))) == 1
+
+
+def test_what_a_process_shares_is_made_once_and_forgotten_with_the_settings() -> None:
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda _: conf.shared("numbers", itertools.count), range(200)))
+    assert all(one is found[0] for one in found)
+    assert conf.shared("others", itertools.count) is not found[0]
+    conf.forget()
+    assert conf.shared("numbers", itertools.count) is not found[0]
 
 
 def test_cache_url_of_django_environ_is_a_cluster_cache_once_the_scheme_is_registered(

@@ -2,6 +2,6 @@
 
 from .backend import ClusterCache
 from .requests import MAX_VALUE_BYTES
-from .values import PickleSerializer
+from .values import JsonSerializer, MsgpackSerializer, PickleSerializer
 
-__all__ = ["MAX_VALUE_BYTES", "ClusterCache", "PickleSerializer"]
+__all__ = ["MAX_VALUE_BYTES", "ClusterCache", "JsonSerializer", "MsgpackSerializer", "PickleSerializer"]

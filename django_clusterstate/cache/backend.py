@@ -4,6 +4,9 @@ Best effort: an entry is lost when its owner is killed, or evicted when the owne
 reached makes a miss.
 """
 
+import asyncio
+import inspect
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,15 +16,15 @@ from .. import conf
 from ..wire import messages as wire
 from ..wire.framing import frame
 from .extras import Extras
-from .requests import flag, present
+from .flight import MISSING, Do, Step
+from .requests import flag
 
 
 class ClusterCache(Extras):
     """`CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "a name"}}`
 
     LOCATION is the namespace: aliases with the same one share their entries, and `clear()` of one leaves the others.
-    OPTIONS: `SERIALIZER` (a dotted path to a class with `dumps` and `loads`), `ON_UNAVAILABLE` ("miss" or "raise"),
-    `MAX_BYTES` (this namespace's own share of each node's memory).
+    OPTIONS are described in docs/settings.md. Raises `ImproperlyConfigured` for a wrong one.
 
     Instances are made for each thread and each asynchronous context, so they hold nothing but options; the
     connections are the process's.
@@ -31,16 +34,16 @@ class ClusterCache(Extras):
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout), absent=True)
-        return flag(self._call(wire_key, request))
+        request = self._add_request(key, wire_key, value, timeout)
+        return request is not None and flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        wire_key = self.routing_key(key, version)
-        return self._loaded(self._call(wire_key, wire.Get([wire_key])), default)
+        value = self._value(self.routing_key(key, version))
+        return default if value is None else self._load(value, default)
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        self._call(wire_key, wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout)))
+        self._call(wire_key, self._set_request(key, wire_key, value, timeout))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -51,12 +54,44 @@ class ClusterCache(Extras):
         return flag(self._call(wire_key, wire.Delete([wire_key])))
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return present(self._call(wire_key, wire.Get([wire_key])))
+        return self._value(self.routing_key(key, version)) is not None
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
         return self._number(self._call(wire_key, self._incr_request(wire_key, delta)), key)
+
+    def get_or_set(
+        self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
+    ) -> Any:
+        """The value; for an absent one that of `default`, a value or a callable, which is stored.
+
+        Of all who miss an entry at once, on all hosts, one calls `default`; the others wait for its value, or call it
+        themselves when it takes longer than the option LEASE. What `default` raises is raised here.
+
+        With `stale` the value is kept that many seconds longer than `timeout`: once it is older than `timeout`, one
+        caller computes a new one and the others get the old one at once.
+        """
+        if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
+            return found
+        wire_key, steps = self._flight(key, default, timeout, version, stale)
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    done = self._do(step, wire_key, default)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(done)
+        except StopIteration as end:
+            return end.value
+
+    def _do(self, step: Step, key: bytes, default: Any) -> Any:
+        if step is Do.COMPUTE:
+            return default() if callable(default) else default
+        if isinstance(step, float):
+            return time.sleep(step)
+        return self._call(key, step)
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """As Django's, but what is left of the timeout goes with the value."""
@@ -69,13 +104,17 @@ class ClusterCache(Extras):
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
-        return self._collect(wanted, self._call_owners(wanted, wire.Get))
+        near, tickets = self._nearby(wanted)
+        answers = self._call_owners([key for key in wanted if key not in near], wire.Get)
+        return self._collect(wanted, near, answers, tickets)
 
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        names, make, size_of = self._set_requests(data, timeout, version)
-        return self._unstored(names, self._call_owners(names, make, size_of))
+        batch = self._batch(data, timeout, version)
+        if batch.too_big:
+            self._call_owners(batch.too_big, wire.Delete)
+        return self._unstored(batch.names, self._call_owners(batch.values, batch.request, batch.size_of))
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -84,22 +123,25 @@ class ClusterCache(Extras):
         """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
         client = conf.get_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
-        self._cleared(client.call_each([(target, request) for target in self._everywhere(client.table())]))
+        try:
+            self._cleared(client.call_each([(target, request) for target in self._everywhere(client.table())]))
+        finally:
+            self._near.clear()
 
     # -- the asyncio face, method by method the same ----------------------------------------------------------
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout), absent=True)
-        return flag(await self._acall(wire_key, request))
+        request = self._add_request(key, wire_key, value, timeout)
+        return request is not None and flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        wire_key = self.routing_key(key, version)
-        return self._loaded(await self._acall(wire_key, wire.Get([wire_key])), default)
+        value = await self._avalue(self.routing_key(key, version))
+        return default if value is None else self._load(value, default)
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        await self._acall(wire_key, wire.Set([(wire_key, self._dump(key, value))], self._ttl(timeout)))
+        await self._acall(wire_key, self._set_request(key, wire_key, value, timeout))
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -110,12 +152,38 @@ class ClusterCache(Extras):
         return flag(await self._acall(wire_key, wire.Delete([wire_key])))
 
     async def ahas_key(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return present(await self._acall(wire_key, wire.Get([wire_key])))
+        return await self._avalue(self.routing_key(key, version)) is not None
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
         return self._number(await self._acall(wire_key, self._incr_request(wire_key, delta)), key)
+
+    async def aget_or_set(
+        self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
+    ) -> Any:
+        """As `get_or_set`; `default` may be a coroutine function as well."""
+        if not stale and (found := await self.aget(key, MISSING, version)) is not MISSING:
+            return found
+        wire_key, steps = self._flight(key, default, timeout, version, stale)
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    done = await self._ado(step, wire_key, default)
+                except BaseException as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(done)
+        except StopIteration as end:
+            return end.value
+
+    async def _ado(self, step: Step, key: bytes, default: Any) -> Any:
+        if step is Do.COMPUTE:
+            value = default() if callable(default) else default
+            return await value if inspect.isawaitable(value) else value
+        if isinstance(step, float):
+            return await asyncio.sleep(step)
+        return await self._acall(key, step)
 
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         version = self.version if version is None else version
@@ -127,13 +195,17 @@ class ClusterCache(Extras):
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
-        return self._collect(wanted, await self._acall_owners(wanted, wire.Get))
+        near, tickets = self._nearby(wanted)
+        answers = await self._acall_owners([key for key in wanted if key not in near], wire.Get)
+        return self._collect(wanted, near, answers, tickets)
 
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        names, make, size_of = self._set_requests(data, timeout, version)
-        return self._unstored(names, await self._acall_owners(names, make, size_of))
+        batch = self._batch(data, timeout, version)
+        if batch.too_big:
+            await self._acall_owners(batch.too_big, wire.Delete)
+        return self._unstored(batch.names, await self._acall_owners(batch.values, batch.request, batch.size_of))
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -142,7 +214,10 @@ class ClusterCache(Extras):
         client = conf.get_async_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
         targets = self._everywhere(await client.table())
-        self._cleared(await client.call_each([(target, request) for target in targets]))
+        try:
+            self._cleared(await client.call_each([(target, request) for target in targets]))
+        finally:
+            self._near.clear()
 
     async def aclose(self, **kwargs: Any) -> None:
         """Nothing: the connections outlive the request."""

@@ -1,5 +1,6 @@
 """How the cache asks the nodes, blocking or not, and where their failures end."""
 
+import time
 from collections.abc import Iterable
 
 from .. import conf
@@ -7,7 +8,7 @@ from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
-from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, without_failed
+from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, value_of, without_failed
 
 
 class Calls(Requests):
@@ -19,6 +20,20 @@ class Calls(Requests):
         except ClusterStateError as error:
             self._failed(error)
             return None
+        finally:
+            if type(request) is not wire.Get:
+                self._near.drop(key)
+
+    def _value(self, key: bytes) -> wire.Value | None:
+        if not self._near_ttl:
+            return value_of(self._call(key, wire.Get([key])))
+        now = time.monotonic()
+        value = self._near.get(key, now - self._near_ttl)
+        if value is None:
+            ticket = self._near.ticket(key, now)
+            value = value_of(self._call(key, wire.Get([key])))
+            self._near.put(key, value, ticket, self._near_entries)
+        return value
 
     def _ask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
@@ -26,16 +41,24 @@ class Calls(Requests):
         except ClusterStateError as error:
             self._failed(error)
             return None
+        finally:
+            if isinstance(request, wire.Delete):
+                self._near.drop(*request.keys)
 
     def _call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
         """One round trip for each owner, the owners in parallel; another one for what had no room in the first."""
         client = conf.get_client()
         answers: Answers = []
+        keys = list(keys)
         later = self._groups(client.table(), keys)
-        while later:
-            groups, later = first_round(later, size_of)
-            replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        try:
+            while later:
+                groups, later = first_round(later, size_of)
+                replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
+                later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        finally:
+            if make is not wire.Get:
+                self._near.drop(*keys)
         return answers
 
     async def _acall(self, key: bytes, request: wire.Request) -> wire.Reply | None:
@@ -44,6 +67,20 @@ class Calls(Requests):
         except ClusterStateError as error:
             self._failed(error)
             return None
+        finally:
+            if type(request) is not wire.Get:
+                self._near.drop(key)
+
+    async def _avalue(self, key: bytes) -> wire.Value | None:
+        if not self._near_ttl:
+            return value_of(await self._acall(key, wire.Get([key])))
+        now = time.monotonic()
+        value = self._near.get(key, now - self._near_ttl)
+        if value is None:
+            ticket = self._near.ticket(key, now)
+            value = value_of(await self._acall(key, wire.Get([key])))
+            self._near.put(key, value, ticket, self._near_entries)
+        return value
 
     async def _aask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
@@ -51,13 +88,23 @@ class Calls(Requests):
         except ClusterStateError as error:
             self._failed(error)
             return None
+        finally:
+            if isinstance(request, wire.Delete):
+                self._near.drop(*request.keys)
 
     async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
         client = conf.get_async_client()
         answers: Answers = []
+        keys = list(keys)
         later = self._groups(await client.table(), keys)
-        while later:
-            groups, later = first_round(later, size_of)
-            replies = await client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        try:
+            while later:
+                groups, later = first_round(later, size_of)
+                replies = await client.call_each(
+                    [(target, frame(wire.encode(make(group)))) for target, group in groups]
+                )
+                later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        finally:
+            if make is not wire.Get:
+                self._near.drop(*keys)
         return answers

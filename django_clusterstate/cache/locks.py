@@ -43,7 +43,7 @@ class _Lock:
         self._token: wire.Value | None = None  # while it is ours, as far as we know
 
     def _new_token(self) -> wire.Value:
-        return self._cache._dump(self._name, secrets.token_hex(16))
+        return self._cache._values.dump(secrets.token_hex(16))
 
     def _take(self, token: wire.Value) -> wire.Set:
         return wire.Set([(self._key, token)], self._timeout, absent=True)

@@ -1,18 +1,27 @@
 """What both faces of the cache share, without I/O: keys, values, requests, and what the answers to them mean."""
 
 import hashlib
+import itertools
+import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache
 from django.core.exceptions import ImproperlyConfigured
-from django.utils.module_loading import import_string
 
+from .. import conf
 from ..client.routing import Table, Target
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
-from .values import PickleSerializer
+from .flight import MISSING, Flight, Steps
+from .near import Near, Ticket
+from .values import Values
+
+logger = logging.getLogger("django_clusterstate.cache")
 
 _ROOM = MAX_REQUEST - 64  # for the keys and values in one message
 MAX_VALUE_BYTES = _ROOM - wire.MAX_KEY_BYTES
@@ -20,12 +29,44 @@ _MAX_NAMESPACE = 256  # bytes, by the wire
 _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
-OPTIONS = {"SERIALIZER", "ON_UNAVAILABLE", "MAX_BYTES"}
+LEASE = 10.0  # seconds
+NEAR_ENTRIES = 1000
+OPTIONS = {
+    "SERIALIZER",
+    "COMPRESSOR",
+    "COMPRESS_ABOVE",
+    "VALUE_TOO_BIG",
+    "LEASE",
+    "NEAR_TTL",
+    "NEAR_ENTRIES",
+    "MAX_BYTES",
+    "ON_UNAVAILABLE",
+}
 
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
 SizeOf = Callable[[bytes], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What `set_many` is to store: the names of all keys, the values of those that aren't too big."""
+
+    names: dict[bytes, Any]
+    values: dict[bytes, wire.Value]
+    ttl: float | None
+
+    @property
+    def too_big(self) -> list[bytes]:
+        return [key for key in self.names if key not in self.values]
+
+    def request(self, keys: list[bytes]) -> wire.Request:
+        return wire.Set([(key, self.values[key]) for key in keys], self.ttl)
+
+    def size_of(self, key: bytes) -> int:
+        value = self.values[key]
+        return len(key) + (len(value) if isinstance(value, bytes) else 0)
 
 
 class Requests(BaseCache):
@@ -40,9 +81,14 @@ class Requests(BaseCache):
         self._namespace = _namespace(location)
         self.max_bytes = _max_bytes(options.get("MAX_BYTES"))
         self._prefix = self._namespace + b"\0"
-        self._raise = _reads_raise(options.get("ON_UNAVAILABLE", "miss"))
-        serializer = options.get("SERIALIZER", PickleSerializer)
-        self._serializer = (import_string(serializer) if isinstance(serializer, str) else serializer)()
+        self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
+        self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
+        self._lease = _number(options, "LEASE", LEASE, "seconds")
+        self._near_ttl = _number(options, "NEAR_TTL", 0, "seconds")
+        self._near_entries = int(_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
+        # Of the namespace, since what is written through one alias is read through another.
+        self._near = conf.shared(("near", self._namespace), Near)
+        self._values = Values(options)
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""
@@ -61,29 +107,71 @@ class Requests(BaseCache):
             timeout = self.default_timeout
         return None if timeout is None else max(0.0, float(timeout))
 
-    def _dump(self, key: Any, value: Any) -> wire.Value:
-        # Integers stay such, so that the owner can add to them; a bool is to come back as a bool.
-        if type(value) is int and value in _INT64:
-            return value
-        data = self._serializer.dumps(value)
-        if not isinstance(data, bytes):
-            raise TypeError(f"{type(self._serializer).__name__}.dumps must return bytes, not {type(data).__name__}")
-        if len(data) > MAX_VALUE_BYTES:
-            raise ValueError(f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most")
-        return data
+    def _dump(self, key: Any, value: Any) -> wire.Value | None:
+        """None for a value that is too big, where that is to be ignored."""
+        data = self._values.dump(value)
+        if isinstance(data, int) or len(data) <= MAX_VALUE_BYTES:
+            return data
+        problem = f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most"
+        if self._refuse_big:
+            raise ValueError(problem)
+        self._warn_once("too big", "%s: it isn't stored, and neither are others", problem)
+        return None
 
-    def _load(self, value: wire.Value) -> Any:
-        return self._serializer.loads(value) if isinstance(value, bytes) else value
+    def _load(self, value: wire.Value, default: Any) -> Any:
+        """The default, as for a miss, for a value that can't be read: it was written with other options or code."""
+        try:
+            return self._values.load(value)
+        except Exception as error:  # a serializer may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            self._warn_once(
+                "unreadable", "a value in %r can't be read (%s): it is a miss", self._namespace.decode(), reason
+            )
+            return default
+
+    def _warn_once(self, kind: str, message: str, *args: object) -> None:
+        """For each namespace and process: one deploy would fill the log otherwise."""
+        if not next(conf.shared((kind, self._namespace), itertools.count)):
+            logger.warning(message, *args)
 
     def _failed(self, error: ClusterStateError) -> None:
         """Where each failure of the cluster ends: raised only if the user asked for it."""
         if self._raise:
             raise error
 
-    def _loaded(self, reply: wire.Reply | None, default: Any) -> Any:
-        if isinstance(reply, wire.Values) and reply.values[0] is not None:
-            return self._load(reply.values[0])
-        return default
+    def _nearby(self, keys: Iterable[bytes]) -> tuple[dict[bytes, wire.Value], dict[bytes, Ticket]]:
+        """The values that are near, and the tickets for the rest; neither without a near cache."""
+        found: dict[bytes, wire.Value] = {}
+        tickets: dict[bytes, Ticket] = {}
+        if self._near_ttl:
+            now = time.monotonic()
+            for key in keys:
+                value = self._near.get(key, now - self._near_ttl)
+                if value is None:
+                    tickets[key] = self._near.ticket(key, now)
+                else:
+                    found[key] = value
+        return found, tickets
+
+    def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
+        data = self._dump(key, value)
+        # An older value must not outlive the one that was to replace it.
+        return wire.Delete([wire_key]) if data is None else wire.Set([(wire_key, data)], self._ttl(timeout))
+
+    def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request | None:
+        data = self._dump(key, value)
+        return None if data is None else wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
+
+    def _flight(self, key: Any, default: Any, timeout: Any, version: int | None, stale: float) -> tuple[bytes, Steps]:
+        """The routing key, and the steps to the value of an entry that was absent or is to be renewed in time."""
+        if stale < 0:
+            raise ValueError(f"stale must be seconds, not {stale!r}")
+        wire_key = self.routing_key(key, version)
+        ttl = self._ttl(timeout)
+        flight = Flight(wire_key, ttl, float(stale), self._lease, lambda value: self._dump(key, value), self._load)
+        if stale:
+            return wire_key, flight.fresh_or_stale()
+        return wire_key, flight.missed() if callable(default) else flight.given(default)
 
     def _incr_request(self, key: bytes, delta: int) -> wire.Incr:
         if type(delta) is not int or delta not in _INT64:
@@ -105,14 +193,21 @@ class Requests(BaseCache):
             raise ValueError(f"Key {key!r} not found")
         return reply.value, reply.ttl
 
-    def _collect(self, wanted: Mapping[bytes, Any], answers: Answers) -> dict[Any, Any]:
-        found = {}
+    def _collect(
+        self,
+        wanted: Mapping[bytes, Any],
+        values: dict[bytes, wire.Value],
+        answers: Answers,
+        tickets: Mapping[bytes, Ticket],
+    ) -> dict[Any, Any]:
+        """What `get_many` returns: of the values that were near, and of the answers for the others."""
         for keys, reply in answers:
             if isinstance(reply, wire.Values):
-                for key, value in zip(keys, reply.values, strict=True):
-                    if value is not None:
-                        found[key] = self._load(value)
-        return {name: found[key] for key, name in wanted.items() if key in found}
+                values.update((key, value) for key, value in zip(keys, reply.values, strict=True) if value is not None)
+        for key, ticket in tickets.items():
+            self._near.put(key, values.get(key), ticket, self._near_entries)
+        loaded = ((name, self._load(values[key], MISSING)) for key, name in wanted.items() if key in values)
+        return {name: value for name, value in loaded if value is not MISSING}
 
     def _unstored(self, names: Mapping[bytes, Any], answers: Answers) -> list[Any]:
         stored: set[bytes] = set()
@@ -121,21 +216,10 @@ class Requests(BaseCache):
                 stored.update(key for key, flag in zip(keys, reply.flags, strict=True) if flag)
         return [name for key, name in names.items() if key not in stored]
 
-    def _set_requests(
-        self, data: Mapping[Any, Any], timeout: Any, version: int | None
-    ) -> tuple[dict[bytes, Any], MakeRequest, SizeOf]:
+    def _batch(self, data: Mapping[Any, Any], timeout: Any, version: int | None) -> Batch:
         names = {self.routing_key(name, version): name for name in data}
-        values = {key: self._dump(name, data[name]) for key, name in names.items()}
-        ttl = self._ttl(timeout)
-
-        def make(keys: list[bytes]) -> wire.Request:
-            return wire.Set([(key, values[key]) for key in keys], ttl)
-
-        def size_of(key: bytes) -> int:
-            value = values[key]
-            return len(key) + (len(value) if isinstance(value, bytes) else 0)
-
-        return names, make, size_of
+        dumped = ((key, self._dump(name, data[name])) for key, name in names.items())
+        return Batch(names, {key: value for key, value in dumped if value is not None}, self._ttl(timeout))
 
     def _groups(self, table: Table, keys: Iterable[bytes]) -> Groups:
         wanted = list(keys)
@@ -173,8 +257,8 @@ def flag(reply: wire.Reply | None) -> bool:
     return isinstance(reply, wire.Flags) and reply.flags[0]
 
 
-def present(reply: wire.Reply | None) -> bool:
-    return isinstance(reply, wire.Values) and reply.values[0] is not None
+def value_of(reply: wire.Reply | None) -> wire.Value | None:
+    return reply.values[0] if isinstance(reply, wire.Values) else None
 
 
 def first_round(groups: Groups, size_of: SizeOf) -> tuple[Groups, Groups]:
@@ -214,13 +298,23 @@ def _namespace(location: object) -> bytes:
     return namespace
 
 
+def _choice(options: Mapping[str, Any], name: str, default: str, other: str) -> str:
+    value: str = options.get(name, default)
+    if value not in (default, other):
+        raise ImproperlyConfigured(f"ClusterCache's {name} must be {default!r} or {other!r}, not {value!r}.")
+    return value
+
+
+def _number(options: Mapping[str, Any], name: str, default: float, what: str, *kinds: type) -> float:
+    """A number of seconds or the like: above 0, unless the default is 0."""
+    value = options.get(name, default)
+    if type(value) not in (kinds or (int, float)) or not 0 <= value < math.inf or (default and not value):
+        bound = " above 0" if default else ""
+        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of {what}{bound}, not {value!r}.")
+    return float(value)
+
+
 def _max_bytes(given: Any) -> int | None:
     if given is None or (type(given) is int and given > 0):
         return given
     raise ImproperlyConfigured(f"ClusterCache's MAX_BYTES must be a number of bytes above 0, not {given!r}.")
-
-
-def _reads_raise(policy: str) -> bool:
-    if policy not in ("miss", "raise"):
-        raise ImproperlyConfigured(f"ClusterCache's ON_UNAVAILABLE must be 'miss' or 'raise', not {policy!r}.")
-    return policy == "raise"

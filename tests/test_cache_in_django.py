@@ -1,0 +1,306 @@
+"""The cache where Django uses it: sessions, `cache_page`, the template tag, asynchronous views. With real nodes."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth import aget_user, get_user
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.cache import cache as default_cache
+from django.core.cache import caches
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template import Context, Template
+from django.test import AsyncClient, Client, RequestFactory
+from django.urls import path
+from django.views.decorators.cache import cache_page
+
+from testproject.processes import wait_until
+from tests.faces import Faces
+
+ENGINES = ["cache", "cached_db"]
+Call = Callable[..., Any]
+
+
+def visit(request: HttpRequest) -> JsonResponse:
+    request.session["visits"] = request.session.get("visits", 0) + 1
+    return JsonResponse({"visits": request.session["visits"], "user": get_user(request).get_username()})
+
+
+async def avisit(request: HttpRequest) -> JsonResponse:
+    visits = await request.session.aget("visits", 0) + 1
+    await request.session.aset("visits", visits)
+    return JsonResponse({"visits": visits, "user": (await aget_user(request)).get_username()})
+
+
+urlpatterns = [path("visit/", visit), path("avisit/", avisit)]
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=ENGINES)
+def store(request: pytest.FixtureRequest, settings: Any, faces: Faces, db: None) -> type[SessionBase]:
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{request.param}"
+    found: type[SessionBase] = import_module(settings.SESSION_ENGINE).SessionStore
+    return found
+
+
+@pytest.fixture
+def call(faces: Faces, store: type[SessionBase], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Calls a method of a session by its blocking name, on this test's face."""
+    if faces.runner is not None and "cached_db" in store.__module__:
+        monkeypatch.undo()  # Django's database access is in threads, whatever the cache does
+
+    def call(session: SessionBase, name: str, *args: Any) -> Any:
+        if faces.runner is None:
+            method = session.__setitem__ if name == "set" else getattr(session, name)
+            return method(*args)
+        method = getattr(session, f"a{name}")
+        # Its database work is done in this thread, on the test's connection.
+        return async_to_sync(method)(*args) if "cached_db" in store.__module__ else faces.runner.run(method(*args))
+
+    return call
+
+
+def test_a_session_is_saved_and_loaded(store: type[SessionBase], call: Call) -> None:
+    session = store()
+    call(session, "set", "user", {"id": 7, "groups": ["a", "b"]})
+    call(session, "save")
+    again = store(session.session_key)
+    assert call(again, "get", "user") == {"id": 7, "groups": ["a", "b"]}
+    assert call(again, "exists", session.session_key) is True
+    assert call(again, "has_key", "user") is True
+    assert call(again, "pop", "user") == {"id": 7, "groups": ["a", "b"]}
+    call(again, "save")
+    assert call(store(session.session_key), "get", "user", "gone") == "gone"
+
+
+def test_a_session_that_is_flushed_is_gone(store: type[SessionBase], call: Call) -> None:
+    session = store()
+    call(session, "set", "user", 7)
+    call(session, "save")
+    key = session.session_key
+    call(session, "flush")
+    assert call(store(), "exists", key) is False
+    assert call(store(key), "get", "user") is None
+
+
+def test_a_session_keeps_its_data_under_a_new_key(store: type[SessionBase], call: Call) -> None:
+    session = store()
+    call(session, "set", "user", 7)
+    call(session, "save")
+    old = session.session_key
+    call(session, "cycle_key")
+    assert session.session_key != old
+    assert call(store(session.session_key), "get", "user") == 7
+    assert call(store(), "exists", old) is False
+
+
+def test_a_session_expires(store: type[SessionBase], call: Call) -> None:
+    session = store()
+    call(session, "set", "user", 7)
+    call(session, "set_expiry", 1)
+    call(session, "save")
+    assert call(store(session.session_key), "get", "user") == 7
+    wait_until(lambda: call(store(session.session_key), "get", "user") is None, 5, "the session's end")
+
+
+def test_sessions_are_read_from_the_cache_and_made_there_when_it_was_lost(
+    faces: Faces, store: type[SessionBase], call: Call
+) -> None:
+    session = store()
+    call(session, "set", "user", 7)
+    call(session, "save")
+    faces_key = store.cache_key_prefix + str(session.session_key)  # type: ignore[attr-defined]
+    assert faces["default"].get(faces_key) is not None
+    faces["default"].clear()
+    found = call(store(session.session_key), "get", "user")
+    assert found == (7 if "cached_db" in store.__module__ else None)
+    assert (faces["default"].get(faces_key) is not None) is ("cached_db" in store.__module__)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("url", ["/visit/", "/avisit/"])
+@pytest.mark.usefixtures("cluster", "db")
+def test_a_visitor_stays_logged_in(settings: Any, engine: str, url: str) -> None:
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.ROOT_URLCONF = __name__
+    client = Client()
+    client.force_login(User.objects.create_user("ada"))
+    assert [client.get(url).json() for _ in range(3)] == [{"visits": n, "user": "ada"} for n in (1, 2, 3)]
+    client.logout()
+    assert client.get(url).json() == {"visits": 1, "user": ""}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.usefixtures("cluster", "db")
+def test_a_visitor_stays_logged_in_under_asgi(settings: Any, engine: str) -> None:
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.ROOT_URLCONF = __name__
+    client = AsyncClient()
+    client.force_login(User.objects.create_user("ada"))
+
+    async def visits() -> list[Any]:
+        return [(await client.get("/avisit/")).json() for _ in range(3)]
+
+    assert async_to_sync(visits)() == [{"visits": n, "user": "ada"} for n in (1, 2, 3)]
+
+
+@pytest.mark.usefixtures("nowhere", "db")
+def test_without_a_node_sessions_of_cached_db_live_in_the_database(settings: Any) -> None:
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+    settings.ROOT_URLCONF = __name__
+    client = Client()
+    client.force_login(User.objects.create_user("ada"))
+    assert [client.get("/visit/").json() for _ in range(2)] == [{"visits": n, "user": "ada"} for n in (1, 2)]
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_without_a_node_no_session_of_the_cache_can_be_begun_and_none_is_found() -> None:
+    """What Django does then, which the documents tell."""
+    store = import_module("django.contrib.sessions.backends.cache").SessionStore
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="cache is unavailable"):
+        store().create()
+    assert time.monotonic() - start < 10
+    assert store("a" * 32).get("user") is None
+
+
+# -- pages and fragments ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("faces")
+def test_cache_page_serves_a_page_from_the_cache() -> None:
+    calls = []
+
+    @cache_page(60)
+    def view(request: HttpRequest) -> HttpResponse:
+        calls.append(request)
+        response = HttpResponse(f"page {len(calls)}", headers={"X-Number": str(len(calls))})
+        response.set_cookie("foo", "bar")
+        return response
+
+    first, second = view(RequestFactory().get("/page/")), view(RequestFactory().get("/page/"))
+    assert second.content == b"page 1"
+    assert second.headers["X-Number"] == "1"
+    assert second.cookies == first.cookies
+    assert view(RequestFactory().get("/other/")).content == b"page 2"
+
+
+@pytest.mark.usefixtures("faces")
+def test_cache_page_keeps_pages_apart_by_what_they_vary_on() -> None:
+    @cache_page(60)
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.headers["X-Kind"], headers={"Vary": "X-Kind"})
+
+    for _ in range(2):
+        for kind in ("de", "fr"):
+            request = RequestFactory().get("/page/", headers={"X-Kind": kind})
+            assert view(request).content == kind.encode()
+
+
+def test_cache_page_takes_a_compressed_alias(faces: Faces) -> None:
+    alias = faces.made_with({"COMPRESSOR": "zlib"}).alias
+    calls = []
+
+    @cache_page(60, cache=alias)
+    def view(request: HttpRequest) -> HttpResponse:
+        calls.append(request)
+        return HttpResponse("page " * 10_000)
+
+    assert view(RequestFactory().get("/page/")).content == view(RequestFactory().get("/page/")).content
+    assert len(calls) == 1
+
+
+def test_cache_page_works_around_an_asynchronous_view_in_its_thread(faces: Faces) -> None:
+    if faces.runner is None:
+        pytest.skip("the asynchronous face alone")
+    calls = []
+
+    @cache_page(60)
+    async def view(request: HttpRequest) -> HttpResponse:
+        calls.append(threading.get_ident())
+        return HttpResponse(f"page {len(calls)}")
+
+    request = RequestFactory().get("/page/")
+    assert [faces.runner.run(view(request)).content for _ in range(2)] == [b"page 1"] * 2
+    assert calls == [threading.get_ident()]
+
+
+@pytest.mark.usefixtures("faces")
+def test_a_template_fragment_is_cached() -> None:
+    template = Template("{% load cache %}{% cache 60 fragment user %}{{ text }}{% endcache %}")
+    assert template.render(Context({"user": 1, "text": "first"})) == "first"
+    assert template.render(Context({"user": 1, "text": "second"})) == "first"
+    assert template.render(Context({"user": 2, "text": "third"})) == "third"
+
+
+# -- asynchronous views -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads that are begun while the test runs."""
+    begun: list[str] = []
+    start = threading.Thread.start
+
+    def watched(thread: threading.Thread) -> None:
+        begun.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", watched)
+    return begun
+
+
+@pytest.mark.parametrize("options", [{}, {"NEAR_TTL": 1, "COMPRESSOR": "zlib", "SERIALIZER": "json"}], ids=str)
+@pytest.mark.usefixtures("cluster")
+def test_an_asynchronous_view_uses_the_cache_and_its_session_without_a_thread(
+    settings: Any, threads: list[str], options: dict[str, Any]
+) -> None:
+    settings.CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "OPTIONS": options}}
+    engine = import_module("django.contrib.sessions.backends.cache")
+
+    async def compute() -> str:
+        return "text " * 1000
+
+    async def view(request: HttpRequest) -> JsonResponse:
+        request.session = engine.SessionStore(request.COOKIES.get("sessionid"))
+        await request.session.aset("visits", await request.session.aget("visits", 0) + 1)
+        await request.session.asave()
+        await default_cache.aset("hits", 1)
+        await default_cache.aset_many({"a": 1, "b": [2]})
+        return JsonResponse({
+            "text": await default_cache.aget_or_set("text", compute, 60),
+            "stale": await default_cache.aget_or_set("stale", compute, 60, stale=60),  # type: ignore[call-arg]
+            "hits": await default_cache.aincr("hits"),
+            "many": await default_cache.aget_many(["a", "b"]),
+            "visits": await request.session.aget("visits"),
+            "session": request.session.session_key,
+        })  # fmt: skip
+
+    async def visits() -> list[Any]:
+        first = await view(RequestFactory().get("/"))
+        factory = RequestFactory()
+        factory.cookies["sessionid"] = body(first)["session"]
+        second, *_ = await asyncio.gather(*(view(factory.get("/")) for _ in range(5)))
+        await default_cache.aclear()
+        return [body(first), body(second)]
+
+    first, second = asyncio.run(visits())
+    assert first["text"] == first["stale"] == "text " * 1000
+    assert first["many"] == {"a": 1, "b": [2]}
+    assert (first["visits"], second["visits"]) == (1, 2)
+    assert second["session"] == first["session"]
+    assert threads == []
+    assert caches["default"].get("text") is None
+
+
+def body(response: JsonResponse) -> Any:
+    return json.loads(response.content)
