@@ -130,30 +130,38 @@ def routing_key(group: str, key: str) -> bytes:
 
 def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True) -> Decision:
     request, client = _request(limit, key, cost, counts), conf.get_client()
+    # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
+    owner, local = client.table().owner(key), client.routing.local
     try:
-        return _decision(limit, client.call(key, request), client.routing.owner(key).name)
+        if owner is not None:
+            return _decision(limit, client.call_node(owner, request), owner.name)
     except ClusterStateError:
-        policy, local = _policy(limit), client.routing.local
-        if policy == "local" and client.routing.table.owner(key) is not local:
-            try:
-                return _decision(limit, client.call_node(local, request), local.name, "node")
-            except ClusterStateError:
-                pass
-        return _without_nodes(limit, policy, key, cost, counts)
+        pass
+    policy = _policy(limit)
+    if policy == "local" and owner is not local:
+        try:
+            return _decision(limit, client.call_node(local, request), local.name, "node")
+        except ClusterStateError:
+            pass
+    return _without_nodes(limit, policy, key, cost, counts)
 
 
 async def _ask_async(limit: Limit, key: bytes, cost: int, *, counts: bool = True) -> Decision:
     request, client = _request(limit, key, cost, counts), conf.get_async_client()
+    # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
+    owner, local = (await client.table()).owner(key), client.routing.local
     try:
-        return _decision(limit, await client.call(key, request), client.routing.owner(key).name)
+        if owner is not None:
+            return _decision(limit, await client.call_node(owner, request), owner.name)
     except ClusterStateError:
-        policy, local = _policy(limit), client.routing.local
-        if policy == "local" and client.routing.table.owner(key) is not local:
-            try:
-                return _decision(limit, await client.call_node(local, request), local.name, "node")
-            except ClusterStateError:
-                pass
-        return _without_nodes(limit, policy, key, cost, counts)
+        pass
+    policy = _policy(limit)
+    if policy == "local" and owner is not local:
+        try:
+            return _decision(limit, await client.call_node(local, request), local.name, "node")
+        except ClusterStateError:
+            pass
+    return _without_nodes(limit, policy, key, cost, counts)
 
 
 def _request(limit: Limit, key: bytes, cost: int, counts: bool) -> bytes:
