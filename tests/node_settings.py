@@ -1,4 +1,4 @@
-"""Settings for node processes that tests start: the demonstration's, with what the environment asks for."""
+"""Settings for nodes and sites that tests start: the demonstration's, with what the environment asks for."""
 
 import os
 import signal
@@ -9,6 +9,9 @@ from testproject.settings import *  # noqa: F403
 
 if os.environ.get("SIGNALS_FILE"):
     INSTALLED_APPS = [*INSTALLED_APPS, "tests.signals_app"]  # noqa: F405
+
+if os.environ.get("TEST_URLS"):
+    ROOT_URLCONF = os.environ["TEST_URLS"]
 
 if os.environ.get("TEST_LAYER"):
     _layer: dict[str, Any] = {"BACKEND": os.environ["TEST_LAYER"]}
