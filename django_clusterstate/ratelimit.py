@@ -15,8 +15,8 @@ from django.core.exceptions import ImproperlyConfigured
 from . import conf
 from .client.routing import Table, Target
 from .core import limiter
+from .core.ledger import Ledger
 from .core.limiter import Algorithm, Rule, parse_rate
-from .core.store import Store
 from .exceptions import ClusterStateError
 from .wire import messages as wire
 from .wire.framing import frame
@@ -216,7 +216,7 @@ class ProcessLimits:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._store: Store[limiter.State] = Store(PROCESS_MAX_BYTES, size_of=limiter.state_bytes)
+        self._store = Ledger(PROCESS_MAX_BYTES)
 
     def decide(self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True) -> list[limiter.Decision]:
         now = time.monotonic()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from .. import __version__
 from ..core import limiter
 from ..core.hrw import Rendezvous, Tenure
+from ..core.ledger import Ledger
 from ..core.membership import Membership
 from ..core.store import Store
 from ..wire import messages as wire
@@ -61,7 +62,7 @@ class Handler:
         self._tenure = Tenure(config.name)
         self.cache: Store[wire.Value]
         self.forget_cache()
-        self.limits: Store[limiter.State] = Store(config.limits_max_bytes, size_of=limiter.state_bytes)
+        self.limits = Ledger(config.limits_max_bytes)
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
         self._placed = Rendezvous({})
