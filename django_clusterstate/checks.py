@@ -5,12 +5,15 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 from . import conf
 from .discovery import make_discovery
+from .middleware import read_limits
 
 SLOW_DEADLINE = 1.0
 PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
+MIDDLEWARE = "django_clusterstate.middleware.ClusterRatelimitMiddleware"
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
 
@@ -27,6 +30,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.advertise))
     except ValueError as error:
         found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
+    found += check_limits(settings)
     if settings.secret_problem and not settings.bind.is_loopback:
         found.append(
             Warning(
@@ -44,6 +48,28 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             )
         )
     return found
+
+
+def check_limits(settings: conf.Settings) -> list[CheckMessage]:
+    try:
+        read_limits(settings.limits)
+    except ImproperlyConfigured as error:
+        return [Error(str(error), hint="Each entry: a path, and the decorator's arguments.", id="clusterstate.E005")]
+    try:
+        if settings.limits_view:
+            import_string(settings.limits_view)
+    except ImportError as error:
+        hint = "It is the dotted path of a view that takes the request and the denial."
+        return [Error(f"CLUSTERSTATE['LIMITS_VIEW']: {error}", hint=hint, id="clusterstate.E005")]
+    if settings.limits and MIDDLEWARE not in django_settings.MIDDLEWARE:
+        return [
+            Warning(
+                "CLUSTERSTATE['LIMITS'] limits nothing without its middleware.",
+                hint=f"Add {MIDDLEWARE!r} to MIDDLEWARE, behind AuthenticationMiddleware.",
+                id="clusterstate.W004",
+            )
+        ]
+    return []
 
 
 def check_channel_layer(alias: str | None) -> list[CheckMessage]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-IPV6_MASK = 64  # what one customer is given, as a rule
 UNIX = "unix"  # names, among trusted proxies, whoever asks over a unix socket and so has no address
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -77,17 +76,18 @@ def parse_hop(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
 
 
 @functools.lru_cache(maxsize=4096)
-def network_of(text: str) -> str:
-    """What is limited for a client's address: itself for IPv4, its /64 for IPv6.
+def network_of(text: str, ipv4_mask: int = 32, ipv6_mask: int = 64) -> str:
+    """What is limited for a client's address: its network of so many bits, or itself where that is all of them.
 
     Raises `ValueError` for what is no address.
     """
     address = parse_hop(text)
     if address is None:
         raise ValueError(f"{text!r} is no IP address")
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((int(address), IPV6_MASK), strict=False))
-    return str(address)
+    mask = ipv6_mask if isinstance(address, ipaddress.IPv6Address) else ipv4_mask
+    if mask == address.max_prefixlen:
+        return str(address)
+    return str(ipaddress.ip_network((address.packed, mask), strict=False))
 
 
 def _unmapped(network: Network) -> Network:

@@ -6,6 +6,7 @@ and settings.py doesn't.
 
 import functools
 import hashlib
+import json
 import math
 import os
 import socket
@@ -30,6 +31,7 @@ from .wire.handshake import derive_keys
 
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
+HEADERS = ("draft", "x", "both", "off")
 MAX_SOCKET_PATH = 107  # bytes, by Linux: 108 with the zero at the end
 MIN_SECRET = 32  # characters; Django's own check asks for 50
 
@@ -50,11 +52,25 @@ _READ = {
     "DEADLINE": float,
     "ON_UNAVAILABLE": str,
     "TRUSTED_PROXIES": list,
+    "IPV4_MASK": int,
+    "IPV6_MASK": int,
+    "LIMITS": dict,  # a list of them
+    "LIMITS_ENABLED": bool,
+    "LIMITS_HEADERS": str,
+    "LIMITS_VIEW": str,
     "CACHE_MAX_BYTES": int,
     "LIMITS_MAX_BYTES": int,
     "WEIGHT": float,
 }
-_WORDS = {str: "text", list: "a list of text", float: "a number", int: "a whole number"}
+_WORDS: dict[type, str] = {
+    str: "text",
+    list: "a list of text",
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    dict: "a list of dicts",
+}
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _PREFIX = "CLUSTERSTATE_"
 _DEFAULTS: dict[str, Any] = {
     "CLUSTER": "default",
@@ -65,6 +81,11 @@ _DEFAULTS: dict[str, Any] = {
     "DOWN_AFTER": 3.0,
     "DEADLINE": 0.1,
     "ON_UNAVAILABLE": "local",
+    "IPV4_MASK": 32,
+    "IPV6_MASK": 64,  # what one customer is given, as a rule
+    "LIMITS": [],
+    "LIMITS_ENABLED": True,
+    "LIMITS_HEADERS": "draft",
     "CACHE_MAX_BYTES": 256 * _MIB,
     "LIMITS_MAX_BYTES": 64 * _MIB,
     "WEIGHT": 1.0,
@@ -87,6 +108,12 @@ class Settings:
     deadline: float
     on_unavailable: str
     trusted_proxies: Proxies
+    ipv4_mask: int
+    ipv6_mask: int
+    limits: tuple[dict[str, Any], ...]
+    limits_enabled: bool
+    limits_headers: str
+    limits_view: str | None
     cache_max_bytes: int
     limits_max_bytes: int
     weight: float
@@ -142,6 +169,14 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
             "ON_UNAVAILABLE", values["ON_UNAVAILABLE"], values["ON_UNAVAILABLE"] in POLICIES, "local, allow or deny"
         ),
         trusted_proxies=_parsed("TRUSTED_PROXIES", Proxies.parse, values.get("TRUSTED_PROXIES", ())),
+        ipv4_mask=_checked("IPV4_MASK", values["IPV4_MASK"], 0 <= values["IPV4_MASK"] <= 32, "bits, 0 to 32"),
+        ipv6_mask=_checked("IPV6_MASK", values["IPV6_MASK"], 0 <= values["IPV6_MASK"] <= 128, "bits, 0 to 128"),
+        limits=tuple(values["LIMITS"]),
+        limits_enabled=values["LIMITS_ENABLED"],
+        limits_headers=_checked(
+            "LIMITS_HEADERS", values["LIMITS_HEADERS"], values["LIMITS_HEADERS"] in HEADERS, "draft, x, both or off"
+        ),
+        limits_view=values.get("LIMITS_VIEW") or None,
         cache_max_bytes=_checked("CACHE_MAX_BYTES", values["CACHE_MAX_BYTES"], values["CACHE_MAX_BYTES"] > 0, "bytes"),
         limits_max_bytes=_checked(
             "LIMITS_MAX_BYTES", values["LIMITS_MAX_BYTES"], values["LIMITS_MAX_BYTES"] > 0, "bytes"
@@ -160,12 +195,21 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         variable = f"{_PREFIX}{entry}"
         if environment.get(variable):
             try:
-                # Not its cast to float, by which "100ms" is 100.0.
-                text = env.get_value(variable, cast=list if kind is list else str)
-                found[entry] = _typed(entry, kind(text))
-            except ValueError as error:
-                raise ImproperlyConfigured(f"{variable} must be a number, not {environment[variable]!r}.") from error
+                found[entry] = _typed(entry, _read(env, variable, kind))
+            except (ValueError, KeyError) as error:
+                raise ImproperlyConfigured(
+                    f"{variable} must be {_WORDS[kind]}, not {environment[variable]!r}."
+                ) from error
     return found
+
+
+def _read(env: environ.Env, variable: str, kind: type) -> Any:
+    if kind is dict:
+        return json.loads(env.get_value(variable, cast=str))
+    if kind is bool:
+        return _TRUTH[env.get_value(variable, cast=str).lower()]
+    # Not its cast to float, by which "100ms" is 100.0.
+    return kind(env.get_value(variable, cast=list if kind is list else str))
 
 
 def _typed(entry: str, value: Any) -> Any:
@@ -177,6 +221,8 @@ def _typed(entry: str, value: Any) -> Any:
         value = os.fspath(value)
     if kind is list:
         good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    elif kind is dict:
+        good = isinstance(value, list | tuple) and all(isinstance(item, dict) for item in value)
     elif kind is float:
         good = type(value) in (int, float) and math.isfinite(value)
     else:

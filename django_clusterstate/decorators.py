@@ -7,39 +7,35 @@ def login(request): ...
 import functools
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, TypedDict, TypeVar, cast
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
-from django.template import TemplateDoesNotExist
-from django.template.loader import get_template
-from django.utils.functional import LazyObject
-from django.utils.module_loading import import_string
+from django.http import HttpRequest, HttpResponseBase
+from django.utils.decorators import method_decorator
 
-from . import conf
-from .clientip import client_ip, network_of
-from .ratelimit import MAX_COST, Decision, Limit, ahit, hit
+from .keys import ALL, UNSAFE, USER_KEYS, Asked, Key, load_user
+from .limiting import Cost, Deducts, Rate, RequestLimit
+from .ratelimit import Decision, ahit, apeek, hit, peek
 
-ALL = None
-TEMPLATE = "429.html"
-UNSAFE = ("DELETE", "PATCH", "POST", "PUT")
+__all__ = ["ALL", "UNSAFE", "aget_usage", "ais_ratelimited", "cluster_ratelimit", "get_usage", "is_ratelimited"]
 
-Key = str | Callable[[str, HttpRequest], Any]
-Rate = str | Iterable[str] | Callable[[str, HttpRequest], Any] | None
-Cost = int | Callable[[str, HttpRequest], int]
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def cluster_ratelimit(
+def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
     group: str | None = None,
     key: Key = "ip",
     rate: Rate = None,
     method: str | Iterable[str] | None = ALL,
     block: bool = True,
+    *,
     algorithm: str = "fixed_window",
     cost: Cost = 1,
     on_unavailable: str | None = None,
+    exempt: str | Asked | None = None,
+    dry_run: bool = False,
+    deduct_when: str | Deducts | None = None,
 ) -> Callable[[View], View]:
     """Limits how often a view, synchronous or asynchronous, is called. One round trip to the key's owner a request.
 
@@ -53,116 +49,134 @@ def cluster_ratelimit(
     `algorithm`: "fixed_window", "sliding_window" or "token_bucket".
     `cost`: what a request counts for, or a callable `(group, request)`.
     `on_unavailable`: "local", "allow" or "deny", when the key's owner can't be reached.
+    `exempt`: a callable `(group, request)` that says which requests aren't limited.
+    `dry_run`: True counts, and shows denials in the statistics of the nodes, but nobody else notices.
+    `deduct_when`: a callable `(request, response)`; the hit is given back unless it says that it is to count.
 
     A blocked request is answered with 429, `Retry-After` and RateLimit headers, in the form that its client prefers:
-    text, JSON, or HTML where the project has a template `429.html`. `request.limited` says whether the
-    limit was exceeded, `request.ratelimit` has the `Decision`.
+    text, JSON, or HTML where the project has a template `429.html`; or by the setting LIMITS_VIEW. What it has counted
+    at limits around this one is given back. `request.limited` says whether the limit was exceeded,
+    `request.ratelimit` has the `Decision`.
     """
-    find_key, find_rate, methods = _key_function(key), _rate_function(rate), _methods(method)
-    _check_cost(cost)
-    # What is known now is checked now, also when the rate comes with the request.
-    parsed = Limit.parse("1/s" if rate is None or find_rate is not None else cast(Any, rate), algorithm, on_unavailable)
-    fixed = None if rate is None or find_rate is not None else parsed
+    limit = RequestLimit(
+        key=key,
+        rate=rate,
+        method=method,
+        block=block,
+        algorithm=algorithm,
+        cost=cost,
+        on_unavailable=on_unavailable,
+        exempt=exempt,
+        dry_run=dry_run,
+        deduct_when=deduct_when,
+    )
 
     def decorate(view: View) -> View:
+        if isinstance(view, type):
+            return cast(View, method_decorator(decorate, name="dispatch")(view))
         name = group or _name_of(view)
-
-        def question(request: HttpRequest) -> tuple[Limit, str, int] | None:
-            """What is to be asked for this request, or None when it isn't limited."""
-            if not hasattr(request, "limited"):
-                request.limited = False  # type: ignore[attr-defined]
-            if methods is not None and request.method not in methods:
-                return None
-            limit = fixed
-            if limit is None:
-                found = find_rate(name, request) if find_rate is not None else None
-                if found is None:
-                    return None
-                limit = Limit.parse(found, algorithm, on_unavailable)
-            return limit, find_key(name, request), cost(name, request) if callable(cost) else cost
-
         if iscoroutinefunction(view) or getattr(_instance_of(view), "view_is_async", False):
 
             @functools.wraps(view)
             async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                if key in _USER_KEYS:
-                    await _load_user(request)
-                asked = question(request)
-                if asked is None:
-                    return await cast(Awaitable[HttpResponseBase], view(request, *args, **kwargs))
-                limit, value, weight = asked
-                decision = await ahit(limit, name, value, weight)
-                response = _blocked(request, decision, block=block) or await view(request, *args, **kwargs)
-                return _with_headers(response, limit, decision)
+                def respond() -> Awaitable[HttpResponseBase]:
+                    return cast(Awaitable[HttpResponseBase], view(request, *args, **kwargs))
+
+                return await limit.aanswer(name, request, respond)
 
             markcoroutinefunction(wrapper)
         else:
 
             @functools.wraps(view)
             def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                asked = question(request)
-                if asked is None:
-                    return cast(HttpResponseBase, view(request, *args, **kwargs))
-                limit, value, weight = asked
-                decision = hit(limit, name, value, weight)
-                response = _blocked(request, decision, block=block) or view(request, *args, **kwargs)
-                return _with_headers(response, limit, decision)
+                return limit.answer(name, request, lambda: view(request, *args, **kwargs))
 
         return cast(View, wrapper)
 
     return decorate
 
 
-# -- answers ----------------------------------------------------------------------------------------------------
+# As attributes, since django-ratelimit has them there.
+cluster_ratelimit.ALL = ALL  # type: ignore[attr-defined]
+cluster_ratelimit.UNSAFE = UNSAFE  # type: ignore[attr-defined]
 
 
-def _blocked(request: HttpRequest, decision: Decision, *, block: bool) -> HttpResponse | None:
-    """Notes the decision on the request; the 429 if it denies and is to block."""
-    request.limited = request.limited or not decision.allowed  # type: ignore[attr-defined]
-    request.ratelimit = decision  # type: ignore[attr-defined]
-    if decision.allowed or not block:
-        return None
-    seconds = math.ceil(decision.retry_after)
-    response = _refusal(request, decision, f"Too many requests. Try again in {seconds} s.")
-    response["Retry-After"] = str(seconds)
-    return response
+# -- without a view, as django-ratelimit has it -------------------------------------------------------------------
 
 
-def _refusal(request: HttpRequest, decision: Decision, text: str) -> HttpResponse:
-    """In the form that the client prefers, text if it doesn't mind."""
-    form = request.get_preferred_type(("text/plain", "text/html", "application/json"))
-    if form == "application/json":
-        return JsonResponse({"detail": text, "retry_after": math.ceil(decision.retry_after)}, status=429)
-    if form == "text/html":
-        try:
-            # Without the request: its context processors may ask the database, which an asynchronous view must not.
-            return HttpResponse(get_template(TEMPLATE).render({"decision": decision, "text": text}), status=429)
-        except TemplateDoesNotExist:
-            pass
-    return HttpResponse(f"{text}\n", content_type="text/plain", status=429)
+class Usage(TypedDict):
+    """What a key has used of a limit: hits counted, hits allowed, whether one more is too many, seconds until all is
+    available again."""
+
+    count: int
+    limit: int
+    should_limit: bool
+    time_left: int
 
 
-def _with_headers(response: HttpResponseBase, limit: Limit, decision: Decision) -> HttpResponseBase:
-    """The fields of draft-ietf-httpapi-ratelimit-headers. Those of an inner limit that blocked stay.
-
-    What is no response yet, as frameworks let views return, goes without.
-    """
-    if isinstance(response, HttpResponseBase) and not response.has_header("RateLimit"):
-        policies = (
-            f'"{_policy_name(rule.limit, rule.period)}";q={rule.limit};w={math.ceil(rule.period)}'
-            for rule in limit.rules
-        )
-        response["RateLimit-Policy"] = ", ".join(policies)
-        name = _policy_name(decision.limit, decision.period)
-        response["RateLimit"] = f'"{name}";r={decision.remaining};t={math.ceil(decision.reset_after)}'
-    return response
+def get_usage(
+    request: HttpRequest,
+    group: str | None = None,
+    fn: Callable[..., Any] | None = None,
+    key: Key = "ip",
+    rate: Rate = None,
+    method: str | Iterable[str] | None = ALL,
+    increment: bool = False,
+) -> Usage | None:
+    """What the request's key has used, counting this request if it is to `increment`. None if it isn't limited."""
+    question = RequestLimit(key=key, rate=rate, method=method).question(_group(group, fn), request)
+    return None if question is None else _usage((hit if increment else peek)(*question))
 
 
-def _policy_name(limit: int, period: float) -> str:
-    return f"{limit}/{math.ceil(period)}s"
+async def aget_usage(
+    request: HttpRequest,
+    group: str | None = None,
+    fn: Callable[..., Any] | None = None,
+    key: Key = "ip",
+    rate: Rate = None,
+    method: str | Iterable[str] | None = ALL,
+    increment: bool = False,
+) -> Usage | None:
+    """As `get_usage`."""
+    if key in USER_KEYS:
+        await load_user(request)
+    question = RequestLimit(key=key, rate=rate, method=method).question(_group(group, fn), request)
+    return None if question is None else _usage(await (ahit if increment else apeek)(*question))
 
 
-# -- keys and rates -----------------------------------------------------------------------------------------------
+def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
+    """Whether one more request, or this one if it is to `increment`, is too many. The arguments of `get_usage`."""
+    return _noted(request, get_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
+
+
+async def ais_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
+    """As `is_ratelimited`."""
+    return _noted(request, await aget_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
+
+
+def _usage(decision: Decision) -> Usage:
+    return {
+        "count": decision.limit - decision.remaining,
+        "limit": decision.limit,
+        "should_limit": not decision.allowed,
+        "time_left": math.ceil(decision.reset_after),
+    }
+
+
+def _noted(request: HttpRequest, usage: Usage | None, *, increment: bool) -> bool:
+    limited = usage is not None and usage["should_limit"]
+    if increment:
+        request.limited = getattr(request, "limited", False) or limited  # type: ignore[attr-defined]
+    return limited
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def _group(group: str | None, fn: Callable[..., Any] | None) -> str:
+    if group is None and fn is None:
+        raise ImproperlyConfigured("get_usage() and is_ratelimited() need a group, or the function that is limited.")
+    return group or _name_of(cast(Callable[..., Any], fn))
 
 
 def _name_of(view: Callable[..., Any]) -> str:
@@ -181,105 +195,3 @@ def _name_of(view: Callable[..., Any]) -> str:
 def _instance_of(view: Callable[..., Any]) -> Any:
     """Whose method it is, if any: `method_decorator` hands us a partial of one."""
     return getattr(getattr(view, "func", view), "__self__", None)
-
-
-def _methods(method: str | Iterable[str] | None) -> frozenset[str] | None:
-    if method is None:
-        return None
-    given = [method] if isinstance(method, str) else list(method)
-    if not given or not all(isinstance(one, str) and one.isalpha() and one not in ("ALL", "UNSAFE") for one in given):
-        raise ImproperlyConfigured(
-            f"method is 'GET' or another, several of them, or ALL or UNSAFE of {__name__}, not {method!r}."
-        )
-    return frozenset(one.upper() for one in given)
-
-
-def _check_cost(cost: Cost) -> None:
-    if callable(cost):
-        _check_synchronous("cost", cost)
-    elif type(cost) is not int or not 0 <= cost <= MAX_COST:
-        raise ImproperlyConfigured(f"cost is an integer from 0 to {MAX_COST}, or a callable, not {cost!r}.")
-
-
-def _check_synchronous(what: str, function: Callable[..., Any]) -> None:
-    if iscoroutinefunction(function):
-        raise ImproperlyConfigured(f"a callable {what} must be an ordinary function, not a coroutine function.")
-
-
-def _rate_function(rate: Rate) -> Callable[[str, HttpRequest], Any] | None:
-    """The callable itself, or that at a dotted path; None for a rate that is given as such."""
-    if callable(rate):
-        _check_synchronous("rate", rate)
-        return rate
-    return _at_path("rate", rate) if _is_path(rate) else None
-
-
-def _is_path(given: object) -> bool:
-    return isinstance(given, str) and "." in given and all(part.isidentifier() for part in given.split("."))
-
-
-def _at_path(what: str, path: Any) -> Callable[[str, HttpRequest], Any]:
-    """The callable at a dotted path, imported when it is first needed: views are often what it imports itself."""
-
-    def function(group: str, request: HttpRequest) -> Any:
-        found = import_string(path)
-        _check_synchronous(what, found)
-        return found(group, request)
-
-    return function
-
-
-def _key_function(key: Key) -> Callable[[str, HttpRequest], str]:
-    if callable(key):
-        _check_synchronous("key", key)
-        return lambda group, request: str(key(group, request))
-    if isinstance(key, str):
-        if key in _KEYS:
-            return _KEYS[key]
-        kind, _, name = key.partition(":")
-        if kind in _VALUES and name:
-            value = _VALUES[kind]
-            return lambda _, request: f"{key}:{value(request, name)}"
-        if _is_path(key):
-            found = _at_path("key", key)
-            return lambda group, request: str(found(group, request))
-    raise ImproperlyConfigured(
-        f"{key!r} is no key: use 'ip', 'user', 'user_or_ip', 'get:NAME', 'post:NAME', 'header:NAME', a callable "
-        "(group, request) or its dotted path."
-    )
-
-
-def _ip(group: str, request: HttpRequest) -> str:
-    address = client_ip(request.META, conf.get_settings().trusted_proxies)
-    try:
-        return f"ip:{network_of(address)}"
-    except ValueError:
-        raise ImproperlyConfigured(
-            f"The client's address is {address!r}, no IP address, so clients can't be told apart by it. Behind a unix "
-            "socket, set CLUSTERSTATE['TRUSTED_PROXIES'], or use another key."
-        ) from None
-
-
-async def _load_user(request: HttpRequest) -> None:
-    """`request.user` asks the database when it is first used, which must not happen on the event loop."""
-    user = getattr(request, "user", None)
-    if isinstance(user, LazyObject):
-        await sync_to_async(bool)(user)
-
-
-def _user(group: str, request: HttpRequest) -> str:
-    return f"user:{getattr(request, 'user', None) and request.user.pk}"
-
-
-def _user_or_ip(group: str, request: HttpRequest) -> str:
-    user = getattr(request, "user", None)
-    return f"user:{user.pk}" if user is not None and user.is_authenticated else _ip(group, request)
-
-
-_KEYS: dict[str, Callable[[str, HttpRequest], str]] = {"ip": _ip, "user": _user, "user_or_ip": _user_or_ip}
-_USER_KEYS = ("user", "user_or_ip")
-_VALUES: dict[str, Callable[[HttpRequest, str], str]] = {
-    "get": lambda request, name: request.GET.get(name, ""),
-    "post": lambda request, name: request.POST.get(name, ""),
-    "header": lambda request, name: request.headers.get(name, ""),
-}

@@ -1,5 +1,6 @@
 """A real cluster of three nodes for the tests that need one, started once for a whole run."""
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ import pytest
 from django_clusterstate import conf
 from testproject.processes import LocalCluster
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
+from tests.views import Face
 
 NODES = ("alpha", "beta", "gamma")
 
@@ -84,3 +86,18 @@ class using:  # noqa: N801 - reads as a word in `with using(cluster, "alpha"):`
             else:
                 os.environ[key] = value
         conf.forget()
+
+
+@pytest.fixture(params=["sync", "async"])
+def offline(request: pytest.FixtureRequest) -> Iterator[Face]:
+    """Views of one kind, wherever this process may find its node."""
+    if request.param == "sync":
+        yield Face(None)
+        return
+    with asyncio.Runner() as runner:
+        yield Face(runner)
+
+
+@pytest.fixture
+def face(cluster: object, offline: Face) -> Face:
+    return offline

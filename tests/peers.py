@@ -21,6 +21,7 @@ class ScriptedNode:
 
     def __init__(self, script: Script) -> None:
         self.accepted = 0
+        self._changed = threading.Condition()
         self._script = script
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -30,11 +31,17 @@ class ScriptedNode:
     def address(self) -> TcpAddress:
         return TcpAddress(*self._listener.getsockname())
 
+    def until_accepted(self, count: int, seconds: float = 5) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.accepted >= count, seconds)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 sock, _ = self._listener.accept()
-                self.accepted += 1
+                with self._changed:
+                    self.accepted += 1
+                    self._changed.notify_all()
                 self._sockets.append(sock)
                 self._threads.append(threading.Thread(target=self._follow, args=[sock]))
                 self._threads[-1].start()

@@ -6,7 +6,7 @@ import pytest
 from django.core.checks import CheckMessage, run_checks
 from django.test import override_settings
 
-from django_clusterstate.checks import check_settings
+from django_clusterstate.checks import MIDDLEWARE, check_settings
 
 IN_MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 EMBEDDED = {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}
@@ -33,6 +33,9 @@ def checked(options: dict[str, Any], **settings: Any) -> list[CheckMessage]:
         ("E001", {"SUSPECT_AFTER": 0.1}, "don't go together"),
         ("E002", {"CHANNEL_LAYER": "absent"}, "'absent', which CHANNEL_LAYERS doesn't have"),
         ("E003", {"CHANNEL_LAYER": "memory"}, "'memory' lives within one process"),
+        ("E005", {"LIMITS": [{"rate": "often"}]}, "CLUSTERSTATE['LIMITS'][0]: 'often' is not a rate"),
+        ("E005", {"LIMITS_VIEW": "nowhere.view"}, "CLUSTERSTATE['LIMITS_VIEW']: No module named 'nowhere'"),
+        ("W004", {"LIMITS": [{"rate": "1/s"}]}, "limits nothing without its middleware"),
         ("W001", {"BIND": "0.0.0.0:4370", "SECRET": "short"}, "too weak for 0.0.0.0:4370"),
         ("W001", {"BIND": "10.0.0.1:4370", "SECRET": "django-insecure-" + STRONG}, "startproject made"),
         ("W002", {"DEADLINE": 1.5}, "With a DEADLINE of 1.5 s"),
@@ -74,6 +77,10 @@ def test_a_layer_that_may_stop_a_node_is_warned_of(hosts: list[Any]) -> None:
     (message,) = checked({"CHANNEL_LAYER": "pubsub"}, CHANNEL_LAYERS={"pubsub": pubsub(*hosts)})
     assert message.id == "clusterstate.W003"
     assert "socket_keepalive" in str(message.hint)
+
+
+def test_limits_with_their_middleware_are_fine() -> None:
+    assert checked({"LIMITS": [{"rate": "1/s"}]}, MIDDLEWARE=[MIDDLEWARE]) == []
 
 
 def test_several_problems_are_all_told() -> None:

@@ -48,6 +48,26 @@ ENTRIES: list[tuple[str, Any, str, str, Any, Any]] = [
     ("ON_UNAVAILABLE", "allow", "deny", "on_unavailable", "allow", "deny"),
     ("TRUSTED_PROXIES", 2, "3", "trusted_proxies", Proxies(2), Proxies(3)),
     ("TRUSTED_PROXIES", ["unix"], "::1,unix", "trusted_proxies", Proxies(unix=True), Proxies.parse(["::1", "unix"])),
+    ("IPV4_MASK", 24, "16", "ipv4_mask", 24, 16),
+    ("IPV6_MASK", 56, "48", "ipv6_mask", 56, 48),
+    (
+        "LIMITS",
+        [{"rate": "1/s"}],
+        '[{"path": "/a/", "rate": ["1/s", "2/m"]}]',
+        "limits",
+        ({"rate": "1/s"},),
+        ({"path": "/a/", "rate": ["1/s", "2/m"]},),
+    ),
+    ("LIMITS_ENABLED", False, "True", "limits_enabled", False, True),
+    ("LIMITS_HEADERS", "x", "off", "limits_headers", "x", "off"),
+    (
+        "LIMITS_VIEW",
+        "shop.views.slow_down",
+        "shop.views.wait",
+        "limits_view",
+        "shop.views.slow_down",
+        "shop.views.wait",
+    ),
     ("CACHE_MAX_BYTES", 1000, "2000", "cache_max_bytes", 1000, 2000),
     ("LIMITS_MAX_BYTES", 1000, "2000", "limits_max_bytes", 1000, 2000),
     ("WEIGHT", 2, "0.5", "weight", 2, 0.5),
@@ -130,6 +150,12 @@ def test_a_dollar_sign_in_the_environment_is_a_dollar_sign(secret: str) -> None:
         ("DEADLINE", float("nan"), "must be a number"),
         ("DEADLINE", True, "must be a number"),
         ("ON_UNAVAILABLE", "explode", "must be local, allow or deny, not 'explode'"),
+        ("IPV4_MASK", 33, "must be bits, 0 to 32, not 33"),
+        ("IPV6_MASK", -1, "must be bits, 0 to 128, not -1"),
+        ("LIMITS", {"rate": "1/s"}, "must be a list of dicts"),
+        ("LIMITS", ["1/s"], "must be a list of dicts"),
+        ("LIMITS_ENABLED", 1, "must be true or false"),
+        ("LIMITS_HEADERS", "none", "must be draft, x, both or off, not 'none'"),
         ("CACHE_MAX_BYTES", 0, "must be bytes, not 0"),
         ("CACHE_MAX_BYTES", "256M", "must be a whole number"),
         ("CACHE_MAX_BYTES", 1.5, "must be a whole number"),
@@ -149,7 +175,7 @@ def test_an_error_names_the_entry_and_what_it_may_be(entry: str, value: Any, wor
     assert words in str(raised.value)
 
 
-@pytest.mark.parametrize("entry", ["DEADLINE", "WEIGHT", "CACHE_MAX_BYTES", "DOWN_AFTER"])
+@pytest.mark.parametrize("entry", ["DEADLINE", "WEIGHT", "CACHE_MAX_BYTES", "DOWN_AFTER", "LIMITS", "LIMITS_ENABLED"])
 @pytest.mark.parametrize("text", ["soon", "0,5", "100ms", "nan", "1e400"])
 def test_an_error_names_the_variable_of_the_environment(entry: str, text: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=entry):

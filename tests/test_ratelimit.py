@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.client.aio import AsyncClient
+from django_clusterstate.client.denials import MAX_AGE, Denials
 from django_clusterstate.client.routing import Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
@@ -53,20 +54,21 @@ class Face:
 
     hit: Hit
     peek: Hit
+    refund: Callable[..., bool]
     reset: Callable[..., bool]
 
 
 @pytest.fixture(params=["sync", "async"])
 def face(request: pytest.FixtureRequest) -> Iterator[Face]:
     if request.param == "sync":
-        yield Face(ratelimit.hit, ratelimit.peek, ratelimit.reset)
+        yield Face(ratelimit.hit, ratelimit.peek, ratelimit.refund, ratelimit.reset)
         return
     with asyncio.Runner() as runner:
 
         def run(function: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *args: runner.run(function(*args))
+            return lambda *args, **kwargs: runner.run(function(*args, **kwargs))
 
-        yield Face(run(ratelimit.ahit), run(ratelimit.apeek), run(ratelimit.areset))
+        yield Face(run(ratelimit.ahit), run(ratelimit.apeek), run(ratelimit.arefund), run(ratelimit.areset))
 
 
 @pytest.fixture
@@ -79,6 +81,7 @@ def group() -> str:
 def process_limits(monkeypatch: pytest.MonkeyPatch) -> ProcessLimits:
     limits = ProcessLimits()
     monkeypatch.setattr(ratelimit, "_process", limits)
+    monkeypatch.setattr(ratelimit, "_denials", Denials())
     return limits
 
 
@@ -223,6 +226,94 @@ def test_a_reset_says_when_the_owner_is_not_reached_and_forgets_what_was_counted
     assert not face.reset(limit, group, dead_owner)
     assert face.peek(limit, group, dead_owner).allowed
     assert face.hit(limit, group, dead_owner).fallback == "node"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.usefixtures("cluster")
+def test_a_refund_takes_a_hit_back(face: Face, group: str, algorithm: str) -> None:
+    limit = Limit.parse(["2/m", "5/h"], algorithm)
+    decisions = [face.hit(limit, group, "key", 2), face.hit(limit, group, "key")]
+    assert [decision.allowed for decision in decisions] == [True, False]
+    assert face.refund(decisions[0], limit, group, "key", 2)
+    assert face.hit(limit, group, "key").allowed
+    assert not face.refund(decisions[1], limit, group, "key")  # it wasn't counted
+
+
+def test_a_refund_goes_where_the_hit_was_counted(face: Face, group: str, dead_owner: str) -> None:
+    limit = Limit.parse("1/m")
+    decision = face.hit(limit, group, dead_owner)
+    assert decision.fallback == "node"
+    assert face.refund(decision, limit, group, dead_owner)
+    assert face.hit(limit, group, dead_owner).allowed
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_refund_of_what_this_process_counted(face: Face, group: str) -> None:
+    limit = Limit.parse("1/m")
+    decision = face.hit(limit, group, "key")
+    assert decision.fallback == "process"
+    assert face.refund(decision, limit, group, "key")
+    assert face.hit(limit, group, "key").allowed
+    uncounted = face.hit(Limit.parse("1/m", on_unavailable="allow"), group, "key")
+    assert not face.refund(uncounted, limit, group, "key")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_flood_on_a_denied_key_makes_no_round_trips(face: Face, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit.parse("1/m")
+    denied = [face.hit(limit, group, "key") for _ in range(2)][1]
+    requests = watch_requests(monkeypatch)
+    flood = [face.hit(limit, group, "key") for _ in range(20)]
+    assert not requests
+    assert all((one.limit, one.period, one.owner, one.fallback) == (1, 60.0, denied.owner, "") for one in flood)
+    assert 59 > flood[0].retry_after - 1 >= flood[-1].retry_after - 1 > 50
+    assert all(not one.allowed and one.remaining == 0 for one in flood)
+    face.hit(limit, group, "key", fresh=True)
+    face.hit(limit, group, "key", dry=True)
+    face.peek(limit, group, "key")
+    assert len(requests) == 3
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_remembered_denial_ends_in_time(face: Face, group: str) -> None:
+    limit = Limit.parse("1/s")
+    face.hit(limit, group, "key")
+    start = time.monotonic()
+    while not face.hit(limit, group, "key").allowed:
+        assert time.monotonic() - start < MAX_AGE + 5
+    assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_remembered_denial_says_nothing_of_cheaper_hits_and_other_limits(face: Face, group: str) -> None:
+    limit = Limit.parse("3/m")
+    assert not face.hit(limit, group, "key", 4).allowed
+    assert not face.hit(limit, group, "key", 4).allowed
+    assert face.hit(limit, group, "key", 3).allowed
+    assert face.hit(Limit.parse("4/m"), group, "key", 4).allowed
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_a_policy_denies_is_not_remembered(face: Face, group: str) -> None:
+    limit = Limit.parse("1/m", on_unavailable="deny")
+    assert [face.hit(limit, group, "key").fallback for _ in range(3)] == ["deny"] * 3
+
+
+def test_what_no_owner_sees_is_told_to_this_hosts_node(cluster: LocalCluster, face: Face, group: str) -> None:
+    def told() -> Any:
+        status = cluster.status("alpha")
+        assert status is not None
+        return status.stats.tally
+
+    before, limit = told(), Limit.parse("1/m")
+    for _ in range(5):
+        face.hit(limit, group, "key")
+
+    def arrived() -> bool:
+        face.hit(limit, group, "another key")  # a process tells when it asks for the view, once a second
+        return bool(told().remembered >= before.remembered + 3)
+
+    wait_until(arrived, 10, "alpha is told")
 
 
 @pytest.mark.usefixtures("nowhere")
@@ -539,6 +630,7 @@ def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.Monke
     monkeypatch.setattr(ratelimit, "PROCESS_MAX_BYTES", 100_000)
     limits = ProcessLimits()
     monkeypatch.setattr(ratelimit, "_process", limits)
+    monkeypatch.setattr(ratelimit, "_denials", Denials())
     limit = Limit.parse("3/d")
     for number in range(1000):
         assert hit(limit, "group", str(number)).allowed

@@ -12,7 +12,7 @@ from ..core.messages import NO_VIEW, Identity, View
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
-from ..wire.messages import GetView, Viewed, encode
+from ..wire.messages import GetView, Tally, Viewed, encode
 
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
 VIEW_MIN_AGE = 0.05  # but not more often than this while the nodes' views differ
@@ -91,6 +91,16 @@ class Table:
         """All nodes in the order in which they would own the key."""
         return [self.targets[name] for name in self._rendezvous.ranking(key)]
 
+    def substitutes(self, key: bytes, local: Target) -> list[Target]:
+        """Who counts a limit while the key's owner can't be reached, in this order.
+
+        First the next in the ranking that hasn't failed us: so those who can't reach the owner count at one node, and
+        at the one that owns the key if the owner is down. Then the local node.
+        """
+        ranking = self.ranking(key)
+        heirs = [node for node in ranking[1:] if not node.failures]
+        return [node for node in dict.fromkeys((*heirs[:1], local)) if node not in ranking[:1]]
+
     def group(self, keys: Sequence[bytes]) -> list[tuple[Target, list[bytes]]]:
         """The keys by owner; none when there is no owner."""
         groups: dict[Target, list[bytes]] = {}
@@ -112,7 +122,9 @@ class Routing:
         self.table = Table(NO_VIEW, "", {})
         self.epoch = NO_VIEW.epoch
         self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
+        self.tally = Tally()  # counted since the view was last asked for
         self._asked_at = 0.0
+        self._reported = Tally()  # told with a request that hasn't been answered yet
 
     def owner(self, key: bytes) -> Target:
         """The node that owns a key. Raises `Unavailable` when no node is known."""
@@ -138,9 +150,12 @@ class Routing:
         return opened
 
     def view_request(self) -> bytes:
-        """The request for the view, with the members that fail us."""
+        """The request for the view, with the members that fail us and what was counted since the last one."""
+        counted, self.tally = self.tally, Tally()
+        self._reported = self._reported.plus(counted)
+        tally = None if self._reported == Tally() else self._reported
         doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
-        return frame(encode(GetView(doubts[:MAX_DOUBTS]))) if doubts else _GET_VIEW
+        return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else _GET_VIEW
 
     def sources(self, now: float) -> list[Target]:
         """Whom to ask for the view, in this order: the local node, then others of the last view."""
@@ -152,6 +167,7 @@ class Routing:
 
     def learn(self, viewed: Viewed, source: Target, now: float) -> list[Target]:
         """Takes in an answer. Returns the targets that are not needed any more, to be closed."""
+        self._reported = Tally()
         self.refresh_at = now + (VIEW_MAX_AGE if viewed.members else VIEW_MIN_AGE)
         old = self.table
         local_name = viewed.name if source is self.local else old.local_name

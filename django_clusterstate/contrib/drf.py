@@ -9,8 +9,9 @@ from rest_framework import throttling
 from rest_framework.settings import api_settings
 
 from .. import conf
-from ..clientip import client_ip, network_of
+from ..clientip import client_ip
 from ..core.limiter import Rule
+from ..keys import client_of
 from ..ratelimit import ALGORITHMS, Limit, hit
 
 GROUP = "rest_framework"
@@ -44,11 +45,10 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         proxies = conf.get_settings().trusted_proxies
         if api_settings.NUM_PROXIES is not None and not proxies:
             return str(super().get_ident(request))
-        address = client_ip(request.META, proxies)
         try:
-            return network_of(address)
+            return client_of(request.META)
         except ValueError:
-            return address
+            return client_ip(request.META, proxies)
 
 
 class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):

@@ -16,7 +16,7 @@ from .lru import PARTS, Rings
 
 __all__ = ["ROW_OVERHEAD", "Ledger", "State"]
 
-State = tuple[float, int, int]
+State = tuple[float, float, int]  # an instant, an amount, a count
 
 # Bytes a limit costs besides its key: the header of the key, its place in the index and the number there, and a row.
 # Measured on CPython 3.11: 170 to 220, since tables double; a test holds it to 30 %.
@@ -42,15 +42,15 @@ class Ledger:
     """
 
     __slots__ = (
+        "_amount",
         "_buckets",
+        "_count",
         "_dues",
         "_expires",
-        "_first",
         "_free",
         "_index",
         "_instant",
         "_keys",
-        "_second",
         "_timed",
         "_used",
         "bytes",
@@ -66,7 +66,7 @@ class Ledger:
         self._index: tuple[dict[bytes, int], ...] = tuple({} for _ in range(PARTS))  # the rows of keys
         self._keys: list[bytes] = []
         self._instant, self._expires = array("d"), array("d")
-        self._first, self._second = array("q"), array("q")
+        self._amount, self._count = array("d"), array("q")
         self._free: list[int] = []  # rows
         self._used = Rings()  # all keys' rows, the least recently used first
         self._timed = Rings()  # each key's row is in a bucket that is due before the row is, or soon after
@@ -84,10 +84,10 @@ class Ledger:
             self._drop(row)
             return None
         self._used.renew(row, _HEAD)
-        return self._instant[row], self._first[row], self._second[row]
+        return self._instant[row], self._amount[row], self._count[row]
 
     def set(self, key: bytes, state: State, ttl: float, now: float) -> None:
-        """Store `state` for `ttl` seconds. Counts are of 63 bits and a sign."""
+        """Store `state` for `ttl` seconds. Its count is of 63 bits and a sign."""
         part = self._index[hash(key) % PARTS]
         expires = now + ttl
         row = part.get(key)
@@ -103,7 +103,7 @@ class Ledger:
                 self._move(row, expires, now)
             # Else it stays where it is, and moves on when that bucket is due: most are hit again before.
         self._expires[row] = expires
-        self._instant[row], self._first[row], self._second[row] = state
+        self._instant[row], self._amount[row], self._count[row] = state
         if self.bytes > self.max_bytes:
             self._make_room(now)
 
@@ -159,8 +159,8 @@ class Ledger:
         self._keys.append(key)
         self._instant.append(0.0)
         self._expires.append(0.0)
-        self._first.append(0)
-        self._second.append(0)
+        self._amount.append(0.0)
+        self._count.append(0)
         self._used.add_row()
         self._timed.add_row()
         return len(self._keys) - 1

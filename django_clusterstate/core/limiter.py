@@ -27,14 +27,15 @@ __all__ = [
     "parse_rate",
     "peek",
     "rebase",
+    "refund",
     "reset",
 ]
 
 # Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
 TOLERANCE: Final = 1e-6
 
-# An instant, then two counts; what they mean is the algorithm's. Opaque to all but this module.
-State: TypeAlias = tuple[float, int, int]
+# An instant, an amount and a count; what they mean is the algorithm's. Opaque to all but this module.
+State: TypeAlias = tuple[float, float, int]
 Outcome: TypeAlias = tuple["Decision", State | None, float]
 
 
@@ -151,6 +152,25 @@ def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> N
         store.delete(_state_key(key, rule), now)
 
 
+def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:
+    """Takes back a hit of `cost` that counted at `at` under these rules, as far as it still counts.
+
+    What has been forgotten or refilled since isn't credited again, so no rule admits more than it would without that
+    hit.
+    """
+    for rule in dict.fromkeys(rules):  # a rule that is given twice counts once
+        state_key = _state_key(key, rule)
+        state = store.get(state_key, now)
+        if state is None:
+            continue
+        left = _REFUNDS[rule.algorithm](rule, state, cost, at, now)
+        ttl = decide(rule, left, 0, now)[2]
+        if ttl > 0:
+            store.set(state_key, left, ttl, now)
+        else:
+            store.delete(state_key, now)
+
+
 def _state_key(key: bytes, rule: Rule) -> bytes:
     return b"%b\0%d/%d/%r" % (key, rule.algorithm, rule.limit, rule.period)
 
@@ -158,8 +178,8 @@ def _state_key(key: bytes, rule: Rule) -> bytes:
 def rebase(state: State, seconds: float) -> State:
     """The same state on a clock that reads `seconds` more: a hand-off moves states between nodes, whose
     monotonic clocks have nothing in common."""
-    instant, first, second = state
-    return instant + seconds, first, second
+    instant, amount, count = state
+    return instant + seconds, amount, count
 
 
 def parse_rate(text: str) -> tuple[int, float]:
@@ -186,9 +206,9 @@ def _slack(limit: int, period: float) -> float:
 
 
 def _fixed_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
-    # State: (end of the window, hits in it, nothing).
+    # State: (end of the window, nothing, hits in it).
     limit = rule.limit
-    end, used, _ = (now, 0, 0) if state is None else state
+    end, _, used = (now, 0, 0) if state is None else state
     left = end - now
     if left <= TOLERANCE:
         left, used = 0.0, 0
@@ -201,7 +221,7 @@ def _fixed_window(rule: Rule, state: State | None, cost: int, now: float) -> Out
         left = rule.period
         end = now + left
     used += cost
-    return Decision(True, limit, limit - used, left, 0.0), (end, used, 0), left
+    return Decision(True, limit, limit - used, left, 0.0), (end, 0, used), left
 
 
 def _sliding_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
@@ -262,9 +282,34 @@ def _token_bucket(rule: Rule, state: State | None, cost: int, now: float) -> Out
     return Decision(False, limit, remaining, reset, retry), state, reset
 
 
+def _refund_fixed_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
+    end, _, used = state
+    return (end, 0, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
+
+
+def _refund_sliding_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
+    start, previous, current = state
+    if at > start - TOLERANCE:
+        return (start, previous, max(current - cost, 0))
+    return (start, max(previous - cost, 0), current) if at > start - rule.period - TOLERANCE else state
+
+
+def _refund_token_bucket(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
+    # What flowed in since the hit may be due to it (a full bucket takes nothing), so only the rest is credited.
+    since, hits, _ = state
+    if at <= since - TOLERANCE:
+        return state
+    return (since, hits - max(cost - (now - at) * rule.limit / rule.period, 0.0), 0)
+
+
 # Indexed by Algorithm.
 _ALGORITHMS: Final[tuple[Callable[[Rule, State | None, int, float], Outcome], ...]] = (
     _fixed_window,
     _sliding_window,
     _token_bucket,
+)
+_REFUNDS: Final[tuple[Callable[[Rule, State, int, float, float], State], ...]] = (
+    _refund_fixed_window,
+    _refund_sliding_window,
+    _refund_token_bucket,
 )

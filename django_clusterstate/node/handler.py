@@ -24,7 +24,7 @@ RECLAIM = 300  # expired entries freed at once: half a millisecond for those of 
 
 # What a user asks for; the cluster's own messages would drown it.
 _COUNTED = frozenset(
-    (wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Hit, wire.Peek, wire.Reset)
+    (wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Hit, wire.Peek, wire.Reset, wire.Refund)
 )
 
 Push = Callable[[wire.Reply], None]
@@ -76,6 +76,7 @@ class Handler:
             wire.Hit: self._hit,
             wire.Peek: self._peek,
             wire.Reset: self._reset,
+            wire.Refund: self._refund,
             wire.GetView: self._get_view,
             wire.Ping: self._ping,
             wire.GetStatus: self._get_status,
@@ -180,6 +181,7 @@ class Handler:
             self.stats.allowed += 1
         else:
             self.stats.denied += 1
+            self.stats.dry_denied += request.dry
         return wire.Decided(self.epoch, decisions)
 
     def _peek(self, request: wire.Peek) -> wire.Reply:
@@ -190,11 +192,19 @@ class Handler:
         limiter.reset(self.limits, request.key, request.rules, self._clock())
         return wire.Done(self.epoch)
 
+    def _refund(self, request: wire.Refund) -> wire.Reply:
+        now = self._clock()
+        limiter.refund(self.limits, request.key, request.rules, request.cost, now - request.ago, now)
+        self.stats.refunds += 1
+        return wire.Done(self.epoch)
+
     # -- the cluster ----------------------------------------------------------------------------------------
 
     def _get_view(self, request: wire.GetView) -> wire.Reply:
         for name in request.doubts:
             self._peers.doubt(name)
+        if request.tally is not None:
+            self.stats.tally = self.stats.tally.plus(request.tally)
         view = self.membership.view
         return wire.Viewed(view.epoch, view.members, self.membership.me.name)
 

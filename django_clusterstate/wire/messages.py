@@ -29,6 +29,9 @@ ChannelName = Annotated[str, Meta(max_length=100)]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Value = bytes | Integer
 Seconds = Annotated[float, Meta(ge=0)]
+Rules = Annotated[list[Rule], Meta(min_length=1, max_length=16)]
+Cost = Annotated[int, Meta(ge=0, le=2**31)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
@@ -84,39 +87,65 @@ class Clear(Message, frozen=True, tag=6):
 class Hit(Message, frozen=True, tag=7):
     """Counts `cost` against every rule of a key, or against none if one denies. Answer: `Decided`.
 
-    A cost of 0 only looks.
+    A cost of 0 only looks. `dry`: the requester lets the hit pass whatever the answer, which the statistics tell apart.
     """
 
     key: Key
-    rules: Annotated[list[Rule], Meta(min_length=1, max_length=16)]
-    cost: Annotated[int, Meta(ge=0, le=2**31)] = 1
+    rules: Rules
+    cost: Cost = 1
+    dry: bool = False
 
 
 class Peek(Message, frozen=True, tag=8):
     """What a `Hit` would be answered now, without counting it. Answer: `Decided`."""
 
     key: Key
-    rules: Annotated[list[Rule], Meta(min_length=1, max_length=16)]
-    cost: Annotated[int, Meta(ge=0, le=2**31)] = 1
+    rules: Rules
+    cost: Cost = 1
 
 
 class Reset(Message, frozen=True, tag=20):
     """Forgets what was counted against these rules of a key. Answer: `Done`."""
 
     key: Key
-    rules: Annotated[list[Rule], Meta(min_length=1, max_length=16)]
+    rules: Rules
+
+
+class Refund(Message, frozen=True, tag=21):
+    """Takes back a hit that counted `ago` seconds before, as far as it still counts. Answer: `Done`."""
+
+    key: Key
+    rules: Rules
+    cost: Cost
+    ago: Seconds
 
 
 # -- the cluster ------------------------------------------------------------------------------------------------
+
+
+class Tally(msgspec.Struct, array_like=True):
+    """What requesters count of what no node sees. They tell the node that they ask for the view, which adds it up."""
+
+    remembered: Count = 0  #: hits denied from a requester's memory of an earlier denial
+    fallback_node: Count = 0  #: hits counted at another node in the owner's place
+    fallback_process: Count = 0  #: hits counted in a process, since no node answered
+    fallback_allow: Count = 0  #: hits allowed by policy, uncounted
+    fallback_deny: Count = 0  #: hits denied by policy, uncounted
+
+    def plus(self, other: "Tally") -> "Tally":
+        fields = Tally.__struct_fields__
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in fields))
 
 
 class GetView(Message, frozen=True, tag=9):
     """Who serves. Answer: `Viewed`.
 
     `doubts` are the members that fail the requester again and again: the node tries its links to them anew.
+    `tally` is what the requester has counted since it last asked.
     """
 
     doubts: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=64)] = []
+    tally: Tally | None = None
 
 
 class Ping(Message, frozen=True, tag=10):
@@ -210,7 +239,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Hit | Peek | Reset | GetView | Ping | GetStatus
+    Get | Set | Touch | Delete | Incr | Clear | Hit | Peek | Reset | Refund | GetView | Ping | GetStatus
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
 
@@ -308,6 +337,9 @@ class Stats(msgspec.Struct, array_like=True):
     channel_dropped: int = 0  #: channel messages dropped: channel full, link gone or too slow
     heartbeats_heard: int = 0  #: heartbeats of peers taken in
     heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, repeated, or of a retired start
+    dry_denied: int = 0  #: limit decisions of a dry run that denied, so the request passed nevertheless
+    refunds: int = 0  #: hits taken back
+    tally: Tally = msgspec.field(default_factory=Tally)  #: what the requesters that ask this node for the view counted
 
 
 class Status(Message, frozen=True, tag=42):

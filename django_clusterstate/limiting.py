@@ -1,0 +1,174 @@
+"""A limit on requests: which of them it counts, for whom, and what becomes of those that it denies.
+
+The decorator and the middleware are thin faces of `RequestLimit`.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest, HttpResponseBase
+
+from . import conf
+from .answers import arefuse, refuse, with_headers
+from .keys import ALL, USER_KEYS, Asked, Key, callable_of, key_of, load_user, methods_of
+from .ratelimit import MAX_COST, Decision, Limit, Ratelimited, ahit, arefund, hit, refund
+
+Rate = str | Iterable[str] | Asked | None
+Cost = int | Callable[[str, HttpRequest], int]
+Deducts = Callable[[HttpRequest, HttpResponseBase], Any]
+
+
+class Question(NamedTuple):
+    """What is asked for one request."""
+
+    limit: Limit
+    group: str
+    key: str
+    cost: int
+
+
+class Counted(NamedTuple):
+    """A hit that this request has passed, and when that was known, on this process's monotonic clock."""
+
+    question: Question
+    decision: Decision
+    at: float
+
+
+@dataclass(kw_only=True, eq=False)
+class RequestLimit:
+    """The arguments of `cluster_ratelimit`, checked. Raises `ImproperlyConfigured`, which says what is wrong."""
+
+    key: Key = "ip"
+    rate: Rate = None
+    method: str | Iterable[str] | None = ALL
+    block: bool = True
+    algorithm: str = "fixed_window"
+    cost: Cost = 1
+    on_unavailable: str | None = None
+    exempt: str | Asked | None = None
+    dry_run: bool = False
+    deduct_when: str | Deducts | None = None
+
+    def __post_init__(self) -> None:
+        self._find_key, self._methods = key_of(self.key), methods_of(self.method)
+        self._find_rate, self._find_cost = callable_of("rate", self.rate), callable_of("cost", self.cost)
+        self._exempts, self._deducts = _optional("exempt", self.exempt), _optional("deduct_when", self.deduct_when)
+        cost = self.cost
+        if self._find_cost is None and (type(cost) is not int or not 0 <= cost <= MAX_COST):
+            raise ImproperlyConfigured(f"cost is an integer from 0 to {MAX_COST}, or a callable, not {cost!r}.")
+        # What is known now is checked now, also when the rate comes with the request.
+        varies = self.rate is None or self._find_rate is not None
+        parsed = self._limit_of("1/s" if varies else self.rate)
+        self._limit = None if varies else parsed
+
+    def question(self, group: str, request: HttpRequest) -> Question | None:
+        """What is to be asked for this request; None when it isn't limited."""
+        if self._methods is not None and request.method not in self._methods:
+            return None
+        if not conf.get_settings().limits_enabled or (self._exempts is not None and self._exempts(group, request)):
+            return None
+        limit = self._limit
+        if limit is None:
+            rate = self._find_rate(group, request) if self._find_rate is not None else None
+            if rate is None:
+                return None
+            limit = self._limit_of(rate)
+        cost = cast(int, self.cost) if self._find_cost is None else self._find_cost(group, request)
+        return Question(limit, group, self._find_key(group, request), cost)
+
+    def _limit_of(self, rate: Any) -> Limit:
+        return Limit.parse(rate, self.algorithm, self.on_unavailable)
+
+    def answer(self, group: str, request: HttpRequest, respond: Callable[[], HttpResponseBase]) -> HttpResponseBase:
+        """Counts the request. Its response, or the refusal."""
+        question = self._asked(group, request)
+        if question is None:
+            return respond()
+        decision = hit(*question, dry=self.dry_run, fresh=self._deducts is not None)
+        if not self._passes(request, question, decision):
+            for given_back in _take_all(request):
+                _refund(given_back)
+            return with_headers(refuse(request, Ratelimited(decision)), question.limit, decision)
+        response = respond()
+        for given_back in self._uncounted(request, question, decision, response):
+            _refund(given_back)
+        return response if self.dry_run else with_headers(response, question.limit, decision)
+
+    async def aanswer(
+        self, group: str, request: HttpRequest, respond: Callable[[], Awaitable[HttpResponseBase]]
+    ) -> HttpResponseBase:
+        """As `answer`."""
+        if self.key in USER_KEYS:
+            await load_user(request)
+        question = self._asked(group, request)
+        if question is None:
+            return await respond()
+        decision = await ahit(*question, dry=self.dry_run, fresh=self._deducts is not None)
+        if not self._passes(request, question, decision):
+            for given_back in _take_all(request):
+                await _arefund(given_back)
+            return with_headers(await arefuse(request, Ratelimited(decision)), question.limit, decision)
+        response = await respond()
+        for given_back in self._uncounted(request, question, decision, response):
+            await _arefund(given_back)
+        return response if self.dry_run else with_headers(response, question.limit, decision)
+
+    def _asked(self, group: str, request: HttpRequest) -> Question | None:
+        if not hasattr(request, "limited"):
+            request.limited = False  # type: ignore[attr-defined]
+        return self.question(group, request)
+
+    def _passes(self, request: HttpRequest, question: Question, decision: Decision) -> bool:
+        """Notes the decision on the request. Whether its view is to be called."""
+        if decision.allowed:
+            _counted(request).append(Counted(question, decision, time.monotonic()))
+        if not self.dry_run:
+            request.limited = request.limited or not decision.allowed  # type: ignore[attr-defined]
+            request.ratelimit = decision  # type: ignore[attr-defined]
+        return decision.allowed or not self.block or self.dry_run
+
+    def _uncounted(
+        self, request: HttpRequest, question: Question, decision: Decision, response: HttpResponseBase
+    ) -> list[Counted]:
+        """What is given back of a request after its response is known: its own hit, if that isn't to count."""
+        if self._deducts is None or self._deducts(request, response):
+            return []
+        mine = [one for one in _counted(request) if one.decision is decision]
+        for one in mine:
+            _counted(request).remove(one)
+        return mine
+
+
+def _optional(what: str, given: Any) -> Callable[..., Any] | None:
+    function = callable_of(what, given)
+    if function is None and given is not None:
+        raise ImproperlyConfigured(f"{what} is a callable or its dotted path, not {given!r}.")
+    return function
+
+
+# -- hits of limits around one another: when one blocks, those that the request has passed get their hits back -----
+
+
+def _counted(request: HttpRequest) -> list[Counted]:
+    counted: list[Counted] | None = getattr(request, "_clusterstate_counted", None)
+    if counted is None:
+        counted = request._clusterstate_counted = []  # type: ignore[attr-defined]
+    return counted
+
+
+def _take_all(request: HttpRequest) -> list[Counted]:
+    taken = list(_counted(request))
+    _counted(request).clear()
+    return taken
+
+
+def _refund(counted: Counted) -> None:
+    refund(counted.decision, *counted.question, ago=time.monotonic() - counted.at)
+
+
+async def _arefund(counted: Counted) -> None:
+    await arefund(counted.decision, *counted.question, ago=time.monotonic() - counted.at)

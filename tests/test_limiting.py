@@ -1,0 +1,415 @@
+"""What a limit does with a request beyond counting it, by the decorator and for whole sites by the middleware."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.test import AsyncClient, Client, override_settings
+from django.urls import path
+from django.views import View
+
+from django_clusterstate import conf
+from django_clusterstate.decorators import (
+    ALL,
+    UNSAFE,
+    aget_usage,
+    ais_ratelimited,
+    cluster_ratelimit,
+    get_usage,
+    is_ratelimited,
+)
+from django_clusterstate.middleware import read_limits
+from django_clusterstate.ratelimit import ALGORITHMS, Limit, Ratelimited, hit
+from testproject.processes import LocalCluster
+from tests.counting import watch_requests
+from tests.views import Face, from_ip, get, statuses
+
+OK, FORBIDDEN, DENIED, BUSY = HTTPStatus.OK, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS, 503
+
+
+class settings:  # noqa: N801 - reads as a word
+    """CLUSTERSTATE has these entries."""
+
+    def __init__(self, **entries: Any) -> None:
+        self._override = override_settings(CLUSTERSTATE=entries)
+
+    def __enter__(self) -> None:
+        self._override.enable()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._override.disable()
+
+
+def is_staff(group: str, request: HttpRequest) -> bool:
+    return "X-Staff" in request.headers
+
+
+def failed(request: HttpRequest, response: HttpResponseBase) -> bool:
+    return response.status_code >= 400
+
+
+# -- which requests count ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exempt", [is_staff, f"{__name__}.is_staff"])
+def test_exempt_requests_neither_count_nor_are_limited(face: Face, exempt: Any) -> None:
+    ask = face.limited(rate="1/d", exempt=exempt)
+    staff = [get(HTTP_X_STAFF="yes") for _ in range(3)]
+    assert statuses(ask, *staff, get(), get(), staff[0]) == [OK, OK, OK, OK, DENIED, OK]
+    assert not ask(staff[0]).has_header("RateLimit")
+
+
+def test_limits_can_be_switched_off(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = face.limited(rate="0/s")
+    requests = watch_requests(monkeypatch)
+    with settings(LIMITS_ENABLED=False):
+        assert ask().content == b"limited=False"
+    assert not requests
+    assert ask().status_code == DENIED
+
+
+@pytest.mark.parametrize(
+    ("masks", "one", "other", "together"),
+    [
+        ({}, "10.0.0.1", "10.0.0.2", False),
+        ({"IPV4_MASK": 24}, "10.0.0.1", "10.0.0.2", True),
+        ({"IPV4_MASK": 24}, "10.0.0.1", "10.0.1.1", False),
+        ({"IPV4_MASK": 0}, "10.0.0.1", "1.2.3.4", True),
+        ({"IPV6_MASK": 128}, "2001:db8::1", "2001:db8::2", False),
+        ({"IPV6_MASK": 48}, "2001:db8:0:1::1", "2001:db8:0:2::1", True),
+    ],
+)
+def test_clients_count_by_network_of_the_given_size(
+    face: Face, masks: dict[str, int], one: str, other: str, together: bool
+) -> None:
+    ask = face.limited(rate="1/d")
+    with settings(**masks):
+        assert statuses(ask, from_ip(one), from_ip(other)) == [OK, DENIED if together else OK]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("deduct_when", [failed, f"{__name__}.failed"])
+def test_only_some_responses_count(face: Face, algorithm: str, deduct_when: Any) -> None:
+    def respond(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(status=int(request.GET["status"]))
+
+    ask = face.limited(respond, rate="2/d", algorithm=algorithm, deduct_when=deduct_when)
+    asked = [get(query_params={"status": status}) for status in ["200", "200", "200", "401", "200", "403", "200"]]
+    assert statuses(ask, *asked) == [200, 200, 200, 401, 200, 403, DENIED]
+
+
+def test_what_counts_only_sometimes_is_counted_while_the_view_runs(face: Face) -> None:
+    """So that no more logins are tried at once than are left."""
+    seen = []
+    group = uuid4().hex
+
+    def respond(request: HttpRequest) -> HttpResponse:
+        seen.append(hit(Limit.parse("2/d"), group, "ip:127.0.0.1", 0).remaining)
+        return HttpResponse()
+
+    ask = face.limited(respond, group=group, rate="2/d", deduct_when=failed)
+    assert statuses(ask, get(), get(), get()) == [OK] * 3
+    assert seen == [1, 1, 1]
+
+
+def test_a_hit_counts_when_the_view_raises(face: Face) -> None:
+    def respond(request: HttpRequest) -> HttpResponse:
+        raise PermissionDenied
+
+    ask = face.limited(respond, rate="1/d", deduct_when=failed)
+    with pytest.raises(PermissionDenied):
+        ask()
+    assert ask().status_code == DENIED
+
+
+# -- several limits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_limits_around_one_that_blocks_get_their_hits_back(face: Face, algorithm: str) -> None:
+    view = face.view()
+    outer, middle, inner = uuid4().hex, uuid4().hex, uuid4().hex
+    for group, rate in ((inner, "1/d"), (middle, "3/d"), (outer, "5/d")):
+        view = cluster_ratelimit(group, rate=rate, algorithm=algorithm)(view)
+    assert [face.call(view).status_code for _ in range(4)] == [OK, DENIED, DENIED, DENIED]
+    left = [
+        hit(Limit.parse(rate, algorithm), group, "ip:127.0.0.1", 0).remaining
+        for group, rate in ((outer, "5/d"), (middle, "3/d"), (inner, "1/d"))
+    ]
+    assert left == [4, 2, 0]
+
+
+def test_an_inner_limit_that_only_says_so_takes_nothing_back(face: Face) -> None:
+    outer = uuid4().hex
+    view = cluster_ratelimit(uuid4().hex, rate="0/s", block=False)(face.view())
+    view = cluster_ratelimit(outer, rate="5/d")(view)
+    assert face.call(view).content == b"limited=True"
+    assert hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 0).remaining == 4
+
+
+def test_a_hit_is_given_back_once(face: Face) -> None:
+    outer = uuid4().hex
+    view = cluster_ratelimit(uuid4().hex, rate="0/s")(face.view())
+    view = cluster_ratelimit(outer, rate="5/d", deduct_when=lambda request, response: False)(view)
+    hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 3)
+    assert face.call(view).status_code == DENIED
+    assert hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 0).remaining == 2
+
+
+# -- dry runs ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_counts_and_nobody_notices(face: Face, cluster: LocalCluster) -> None:
+    def told() -> tuple[int, int]:
+        stats = [cluster.status(name) for name in ("alpha", "beta", "gamma")]
+        assert all(stats)
+        return sum(one.stats.denied for one in stats if one), sum(one.stats.dry_denied for one in stats if one)
+
+    before = told()
+    ask = face.limited(rate="2/d", dry_run=True)
+    responses = [ask() for _ in range(5)]
+    assert {(response.status_code, response.content) for response in responses} == {(OK, b"limited=False")}
+    assert not any(response.has_header(name) for response in responses for name in ("RateLimit", "Retry-After"))
+    assert [now - then for now, then in zip(told(), before, strict=True)] == [3, 3]
+
+
+def test_a_dry_run_around_a_limit_that_blocks(face: Face) -> None:
+    group = uuid4().hex
+    view = cluster_ratelimit(group, rate="1/d", dry_run=True)(cluster_ratelimit(uuid4().hex, rate="0/s")(face.view()))
+    assert [face.call(view).status_code for _ in range(2)] == [DENIED, DENIED]
+    assert hit(Limit.parse("1/d"), group, "ip:127.0.0.1").allowed
+
+
+# -- answers ----------------------------------------------------------------------------------------------------
+
+
+def slow_down(request: HttpRequest, denial: Ratelimited) -> HttpResponse:
+    return HttpResponse(f"{denial}|{denial.decision.limit}", status=BUSY)
+
+
+async def aslow_down(request: HttpRequest, denial: Ratelimited) -> HttpResponse:
+    await asyncio.sleep(0)
+    return slow_down(request, denial)
+
+
+def forbid(request: HttpRequest, denial: Ratelimited) -> HttpResponse:
+    raise denial
+
+
+@pytest.mark.parametrize("view", ["slow_down", "aslow_down"])
+def test_a_view_of_the_project_answers(face: Face, view: str) -> None:
+    ask = face.limited(rate="1/m")
+    with settings(LIMITS_VIEW=f"{__name__}.{view}"):
+        responses = [ask(), ask()]
+    assert [response.status_code for response in responses] == [OK, BUSY]
+    assert responses[1].content == b"Too many requests. Try again in 60 s.|1"
+    assert responses[1]["Retry-After"] == "60"
+    assert responses[1]["RateLimit"].startswith('"1/60s";r=0')
+
+
+def test_a_view_of_the_project_may_leave_it_to_django(face: Face) -> None:
+    ask = face.limited(rate="0/s")
+    with settings(LIMITS_VIEW=f"{__name__}.forbid"), pytest.raises(PermissionDenied):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("draft", {"RateLimit", "RateLimit-Policy"}),
+        ("x", {"X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"}),
+        ("both", {"RateLimit", "RateLimit-Policy", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"}),
+        ("off", set()),
+    ],
+)
+def test_headers_are_those_that_the_setting_names(face: Face, wanted: str, expected: set[str]) -> None:
+    ask = face.limited(rate="1/d")
+    with settings(LIMITS_HEADERS=wanted):
+        responses = [ask(), ask()]
+    for response in responses:
+        assert {name for name in response.headers if "ratelimit" in name.lower()} == expected
+    assert responses[1].has_header("Retry-After")
+
+
+def test_x_headers_say_what_is_left_and_until_when_by_the_clock(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("django_clusterstate.answers.time", SimpleNamespace(time=lambda: 1000.5))
+    ask = face.limited(rate="2/m")
+    with settings(LIMITS_HEADERS="x"):
+        response = ask()
+    assert [response[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining", "Reset")] == ["2", "1", "1061"]
+
+
+# -- as django-ratelimit has it ---------------------------------------------------------------------------------
+
+
+def test_methods_are_attributes_of_the_decorator_too() -> None:
+    assert (cluster_ratelimit.ALL, cluster_ratelimit.UNSAFE) == (ALL, UNSAFE)  # type: ignore[attr-defined]
+
+
+def test_a_class_may_be_decorated(face: Face) -> None:
+    class Hello(View):
+        get = staticmethod(face.view())
+
+    limited = cluster_ratelimit(uuid4().hex, rate="2/d")(Hello)
+    assert limited is Hello
+    view = Hello.as_view()
+    assert [face.call(view).status_code for _ in range(3)] == [OK, OK, DENIED]
+
+
+def test_usage_is_told_without_a_decorator(face: Face) -> None:
+    group, request = uuid4().hex, get()
+
+    def usage(**options: Any) -> Any:
+        if face.runner is None:
+            return get_usage(request, group, key="ip", rate="2/m", **options)
+        return face.runner.run(aget_usage(request, group, key="ip", rate="2/m", **options))
+
+    def is_limited(**options: Any) -> Any:
+        if face.runner is None:
+            return is_ratelimited(request, group, key="ip", rate="2/m", **options)
+        return face.runner.run(ais_ratelimited(request, group, key="ip", rate="2/m", **options))
+
+    assert usage() == {"count": 0, "limit": 2, "should_limit": False, "time_left": 0}
+    assert usage(increment=True) == {"count": 1, "limit": 2, "should_limit": False, "time_left": 60}
+    assert not is_limited()
+    assert not is_limited(increment=True)
+    assert not request.limited  # type: ignore[attr-defined]
+    assert is_limited(increment=True)
+    assert request.limited  # type: ignore[attr-defined]
+    assert usage()["should_limit"]
+    assert usage(method="POST") is None
+    assert not is_limited(method="POST")
+
+
+def test_usage_needs_a_group_or_a_function() -> None:
+    with pytest.raises(ImproperlyConfigured, match="group"):
+        get_usage(get(), key="ip", rate="1/s")
+
+
+# -- the middleware ---------------------------------------------------------------------------------------------
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(f"limited={getattr(request, 'limited', None)}")
+
+
+async def aplain(request: HttpRequest) -> HttpResponse:
+    return plain(request)
+
+
+@cluster_ratelimit("inner", key="get:k", rate="1/d")
+def limited(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+def raising(request: HttpRequest) -> HttpResponse:
+    decision = hit(Limit.parse("0/s"), "raising", "key")
+    raise Ratelimited(decision)
+
+
+urlpatterns = [
+    path("api/", plain),
+    path("api/async/", aplain),
+    path("api/limited/", limited),
+    path("health/", plain),
+    path("raising/", raising),
+]
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def ask(request: pytest.FixtureRequest, cluster: object) -> Iterator[Any]:
+    """Asks a site whose middleware has the limits that the test gives it."""
+    with override_settings(
+        ROOT_URLCONF=__name__, MIDDLEWARE=["django_clusterstate.middleware.ClusterRatelimitMiddleware"]
+    ):
+
+        def ask(url: str, method: str = "get", **extra: Any) -> HttpResponseBase:
+            if request.param == "wsgi":
+                response: HttpResponseBase = getattr(Client(), method)(url, **extra)
+            else:
+                response = async_to_sync(getattr(AsyncClient(), method))(url, **extra)
+            return response
+
+        yield ask
+
+
+def test_a_site_is_limited_by_path_and_method(ask: Any) -> None:
+    group = uuid4().hex
+    with settings(LIMITS=[{"path": "/api/", "method": "POST", "rate": "2/d", "group": group}]):
+        assert [ask(url, "post").status_code for url in ("/api/", "/api/async/", "/api/")] == [OK, OK, DENIED]
+        response = ask("/api/", "post", headers={"accept": "application/json"})
+        assert response.status_code == DENIED
+        assert json.loads(response.content)["detail"].startswith("Too many requests")
+        assert response.has_header("Retry-After")
+        assert [ask(*args).status_code for args in (("/health/", "post"), ("/api/", "get"))] == [OK, OK]
+
+
+def test_a_path_is_a_regular_expression_from_its_start(ask: Any) -> None:
+    with settings(LIMITS=[{"path": "/(?!health/)", "rate": "0/s"}]):
+        assert [ask(url).status_code for url in ("/api/", "/health/")] == [DENIED, OK]
+
+
+def test_all_limits_of_a_path_hold_and_the_one_that_denies_lets_the_others_off(ask: Any) -> None:
+    one, other = uuid4().hex, uuid4().hex
+    with settings(
+        LIMITS=[
+            {"path": "/api/", "rate": "5/d", "group": one},
+            {"rate": "2/d", "group": other},
+        ]
+    ):
+        assert [ask("/api/").status_code for _ in range(4)] == [OK, OK, DENIED, DENIED]
+        assert hit(Limit.parse("5/d"), one, "ip:127.0.0.1", 0).remaining == 3
+        # A view's own limit takes part.
+        assert ask("/api/limited/", query_params={"k": uuid4().hex}).status_code == DENIED
+
+
+def test_a_limit_of_a_view_gives_the_sites_back(ask: Any) -> None:
+    group, key = uuid4().hex, uuid4().hex
+    with settings(LIMITS=[{"path": "/api/", "rate": "9/d", "group": group}]):
+        urls = [f"/api/limited/?k={key}"] * 3
+        assert [ask(url).status_code for url in urls] == [OK, DENIED, DENIED]
+        assert hit(Limit.parse("9/d"), group, "ip:127.0.0.1", 0).remaining == 8
+
+
+def test_what_a_view_raises_is_answered(ask: Any) -> None:
+    assert ask("/raising/").status_code == DENIED
+    with override_settings(MIDDLEWARE=[]):
+        assert ask("/raising/").status_code == FORBIDDEN
+    with settings(LIMITS_VIEW=f"{__name__}.forbid"):
+        assert ask("/raising/").status_code == FORBIDDEN
+
+
+def test_a_site_without_limits_asks_nobody(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = watch_requests(monkeypatch)
+    assert ask("/api/").content == b"limited=None"
+    assert not requests
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"path": "(", "rate": "1/s"}, r"LIMITS'\]\[1\].*unterminated"),
+        ({"path": "/", "rate": "often"}, r"LIMITS'\]\[1\].*'often' is not a rate"),
+        ({"paths": "/", "rate": "1/s"}, r"LIMITS'\]\[1\].*unexpected keyword argument 'paths'"),
+        ({"rate": "1/s", "key": "nobody"}, r"'nobody' is no key"),
+        ({"rate": "1/s", "exempt": 5}, "exempt is a callable or its dotted path, not 5"),
+        ({"rate": "1/s", "deduct_when": "never"}, "deduct_when is a callable or its dotted path, not 'never'"),
+    ],
+)
+def test_a_wrong_limit_is_named_with_what_is_wrong(entry: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=words):
+        read_limits([{"rate": "1/s"}, entry])
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    yield
+    conf.forget()
