@@ -12,8 +12,6 @@ from array import array
 from heapq import heappop, heappush
 from typing import Final
 
-from .lru import PARTS, Rings
-
 __all__ = ["ROW_OVERHEAD", "Ledger", "State"]
 
 State = tuple[float, float, int]  # an instant, an amount, a count
@@ -22,6 +20,9 @@ State = tuple[float, float, int]  # an instant, an amount, a count
 # Measured on CPython 3.11: 170 to 220, since tables double; a test holds it to 30 %.
 ROW_OVERHEAD: Final = 190
 
+# The index is in so many parts, since a dict that grows is copied in one go: of a million keys for a tenth of a second.
+_PARTS: Final = 256
+
 # A bucket is a second wide, or 1/64 to 1/128 of the ttl if that is more. So there are never more than about 130 per
 # doubling of the ttl, and a dead row is held at most 1.6 % of its ttl longer. Readers never see it.
 _BUCKET_BITS: Final = 7
@@ -29,6 +30,52 @@ _BUCKET_BITS: Final = 7
 _MAKE_ROOM: Final = 10  # due rows looked at for room before a live one goes
 
 _HEAD: Final = 0  # the row that begins the order of use
+
+
+class _Rings:
+    """Rows in rings. A row that is in none stands alone, which makes it the head of an empty ring."""
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self) -> None:
+        self._before = array("I")
+        self._after = array("I")
+
+    def add_row(self) -> None:
+        row = len(self._after)
+        self._before.append(row)
+        self._after.append(row)
+
+    def first(self, head: int) -> int:
+        """The row that has been in the ring for longest; the head itself if there is none."""
+        return self._after[head]
+
+    def append(self, row: int, head: int) -> None:
+        """To the end of a ring, for a row that stands alone."""
+        before, after = self._before, self._after
+        last = before[head]
+        after[last] = before[head] = row
+        before[row] = last
+        after[row] = head
+
+    def remove(self, row: int) -> None:
+        before, after = self._before, self._after
+        previous, following = before[row], after[row]
+        after[previous] = following
+        before[following] = previous
+        before[row] = after[row] = row
+
+    def renew(self, row: int, head: int) -> None:
+        """To the end of the ring that it is in."""
+        before, after = self._before, self._after
+        last = before[head]
+        if last != row:
+            previous, following = before[row], after[row]
+            after[previous] = following
+            before[following] = previous
+            after[last] = before[head] = row
+            before[row] = last
+            after[row] = head
 
 
 class Ledger:
@@ -63,20 +110,20 @@ class Ledger:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.entries = self.bytes = self.evictions = self.expirations = 0
-        self._index: tuple[dict[bytes, int], ...] = tuple({} for _ in range(PARTS))  # the rows of keys
+        self._index: tuple[dict[bytes, int], ...] = tuple({} for _ in range(_PARTS))  # the rows of keys
         self._keys: list[bytes] = []
         self._instant, self._expires = array("d"), array("d")
         self._amount, self._count = array("d"), array("q")
         self._free: list[int] = []  # rows
-        self._used = Rings()  # all keys' rows, the least recently used first
-        self._timed = Rings()  # each key's row is in a bucket that is due before the row is, or soon after
+        self._used = _Rings()  # all keys' rows, the least recently used first
+        self._timed = _Rings()  # each key's row is in a bucket that is due before the row is, or soon after
         self._buckets: dict[float, int] = {}  # the head of each, by its due time
         self._dues: list[float] = []  # a heap
         self._row(b"")  # _HEAD
 
     def get(self, key: bytes, now: float) -> State | None:
         """The state, now the most recently used; None when absent."""
-        row = self._index[hash(key) % PARTS].get(key)
+        row = self._index[hash(key) % _PARTS].get(key)
         if row is None:
             return None
         if self._expires[row] <= now:
@@ -88,7 +135,7 @@ class Ledger:
 
     def set(self, key: bytes, state: State, ttl: float, now: float) -> None:
         """Store `state` for `ttl` seconds. Its count is of 63 bits and a sign."""
-        part = self._index[hash(key) % PARTS]
+        part = self._index[hash(key) % _PARTS]
         expires = now + ttl
         row = part.get(key)
         if row is None:
@@ -109,7 +156,7 @@ class Ledger:
 
     def delete(self, key: bytes, now: float) -> bool:
         """Drop a key; False when absent."""
-        row = self._index[hash(key) % PARTS].get(key)
+        row = self._index[hash(key) % _PARTS].get(key)
         if row is None:
             return False
         lives = self._expires[row] > now
@@ -168,7 +215,7 @@ class Ledger:
     def _drop(self, row: int) -> None:
         key = self._keys[row]
         # The number that the index held, so that no other object is made to stand in the list.
-        self._free.append(self._index[hash(key) % PARTS].pop(key))
+        self._free.append(self._index[hash(key) % _PARTS].pop(key))
         self._keys[row] = b""
         self._used.remove(row)
         self._timed.remove(row)

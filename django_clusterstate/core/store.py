@@ -12,13 +12,11 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from .lru import Lru
-
 __all__ = ["ENTRY_OVERHEAD", "Store"]
 
 V = TypeVar("V")
 
-# Bytes an entry costs besides key and value: its place in the order of use and the number of that, the
+# Bytes an entry costs besides key and value: its slot in the ordered dict and that dict's list node, the
 # _Entry with its numbers, its place in a bucket, the header of the key. Measured on CPython 3.11: 260 to 340,
 # since tables double; a test holds it to 30 %.
 ENTRY_OVERHEAD: Final = 320
@@ -60,7 +58,7 @@ class _Entry(msgspec.Struct, Generic[V], gc=False):
     # Without `gc=False` the garbage collector visits all entries again and again, a million for a quarter of a second.
     # They are in no cycle: buckets hold keys, and values are bytes and numbers.
 
-    # The very object that the order of use holds: moving to another bucket with a caller's equal copy would keep both
+    # The very object that the ordered dict holds: moving to another bucket with a caller's equal copy would keep both
     # in memory.
     key: bytes
     value: V
@@ -122,7 +120,7 @@ class Store(Generic[V]):
         self.evictions = 0
         self.expirations = 0
         self._size_of = size_of
-        self._entries: Lru[_Entry[V]] = Lru()
+        self._entries: OrderedDict[bytes, _Entry[V]] = OrderedDict()  # least recently used first
         self._spaces: dict[bytes, _Space] = {}
         self._cleared: OrderedDict[int, _Space] = OrderedDict()  # by serial; each still holds entries
         # All buckets by (due, serial of the space). A sorted list, not a heap, because buckets also go before
@@ -137,12 +135,13 @@ class Store(Generic[V]):
 
     def get(self, key: bytes, now: float) -> V | None:
         """The value, now the most recently used; None when absent."""
-        entry = self._entries.use(key)
+        entry = self._entries.get(key)
         if entry is None:
             return None
         if entry.expires <= now or entry.space.cleared or (entry.stamp != self.stamp and self._is_stale(entry)):
             self._drop_dead(entry)
             return None
+        self._entries.move_to_end(key)
         return entry.value
 
     def peek(self, key: bytes, now: float) -> tuple[V, float | None] | None:
@@ -160,7 +159,7 @@ class Store(Generic[V]):
         stale one.
         """
         size = len(key) + self._size_of(value) + ENTRY_OVERHEAD
-        entry = self._entries.use(key)
+        entry = self._entries.get(key)
         if entry is not None and (entry.expires <= now or entry.space.cleared):
             self._drop_dead(entry)
             entry = None
@@ -175,6 +174,7 @@ class Store(Generic[V]):
             self._entries[key] = _Entry(key, value, size, expires, bucket, bucket.space, self.stamp)
             self.bytes += size
         else:
+            self._entries.move_to_end(key)
             self._assign(entry, value, size)
             self._reschedule(entry, expires, now)
         if self.bytes > self.max_bytes:
@@ -194,7 +194,7 @@ class Store(Generic[V]):
         if size > self.max_bytes:
             self._drop(entry)
             return False
-        self._entries.use(key)
+        self._entries.move_to_end(key)
         self._assign(entry, value, size)
         if self.bytes > self.max_bytes:
             self._make_room(now)
@@ -209,7 +209,7 @@ class Store(Generic[V]):
         if ttl is not None and ttl <= 0:
             self._drop(entry)
             return True
-        self._entries.use(key)
+        self._entries.move_to_end(key)
         self._reschedule(entry, math.inf if ttl is None else now + ttl, now)
         return True
 
@@ -271,7 +271,7 @@ class Store(Generic[V]):
         entry.stamp = self.stamp
 
     def _drop(self, entry: _Entry[V]) -> None:
-        self._entries.pop(entry.key)
+        del self._entries[entry.key]
         self._forget(entry)
 
     def _drop_dead(self, entry: _Entry[V]) -> None:
@@ -289,7 +289,7 @@ class Store(Generic[V]):
         while self.bytes > self.max_bytes:
             if self.expire(now, 1):
                 continue
-            entry = self._entries.pop_first()
+            _, entry = self._entries.popitem(last=False)
             if entry.expires <= now:
                 self.expirations += 1
             else:

@@ -7,8 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from django_clusterstate.core.ledger import _HEAD, ROW_OVERHEAD, Ledger, State
-from django_clusterstate.core.lru import Rings
+from django_clusterstate.core.ledger import _HEAD, ROW_OVERHEAD, Ledger, State, _Rings
 
 NOW = 1000.25
 AMPLE = 1 << 30
@@ -34,7 +33,7 @@ def present(ledger: Ledger, keys: str, now: float = NOW) -> str:
     return "".join(key for key in keys if ledger._expires[index.get(key.encode(), _HEAD)] > now)
 
 
-def ring(rings: Rings, head: int) -> list[int]:
+def ring(rings: _Rings, head: int) -> list[int]:
     rows, row = [], rings.first(head)
     while row != head:
         rows.append(row)

@@ -32,17 +32,15 @@ def present(store: Store[bytes], keys: str, now: float = NOW) -> str:
 
 
 def check_structure(store: Store[bytes]) -> None:
-    entries = {key: entry for key in store._entries if (entry := store._entries.get(key)) is not None}
-    assert len(entries) == len(store._entries)
     assert store.bytes <= store.max_bytes
-    assert store.bytes == sum(entry.size for entry in entries.values())
+    assert store.bytes == sum(entry.size for entry in store._entries.values())
     spaces = [*store._spaces.values(), *store._cleared.values()]
     buckets = [(due, space.serial, bucket) for space in spaces for due, bucket in space.buckets.items()]
     assert sorted(buckets) == store._due
     assert all(space.buckets for space in spaces)
     filed = [key for _, _, bucket in buckets for key in bucket.keys]
-    assert sorted(filed) == sorted(entries)
-    for key, entry in entries.items():
+    assert sorted(filed) == sorted(store._entries)
+    for key, entry in store._entries.items():
         assert key is entry.key
         assert key in entry.bucket.keys
         assert entry.bucket is entry.space.buckets[entry.bucket.due]
