@@ -8,6 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from . import conf
+from .cache.bounds import own_bytes
 from .discovery import make_discovery
 from .middleware import read_limits
 
@@ -31,6 +32,11 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     except ValueError as error:
         found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
     found += check_limits(settings)
+    try:
+        own_bytes(settings.cache_max_bytes)
+    except ImproperlyConfigured as error:
+        hint = "docs/settings.md describes the options of the cache backend."
+        found.append(Error(str(error), hint=hint, id="clusterstate.E006"))
     if settings.secret_problem and not settings.bind.is_loopback:
         found.append(
             Warning(

@@ -1,5 +1,6 @@
 """Settings for nodes and sites that tests start: the demonstration's, with what the environment asks for."""
 
+import json
 import os
 import signal
 import time
@@ -12,6 +13,9 @@ if os.environ.get("SIGNALS_FILE"):
 
 if os.environ.get("TEST_URLS"):
     ROOT_URLCONF = os.environ["TEST_URLS"]
+
+if os.environ.get("TEST_CACHES"):
+    CACHES = json.loads(os.environ["TEST_CACHES"])
 
 if os.environ.get("TEST_LAYER"):
     _layer: dict[str, Any] = {"BACKEND": os.environ["TEST_LAYER"]}

@@ -5,13 +5,15 @@ asynchronous face, on which no method may leave the event loop's thread, and add
 """
 
 import asyncio
+import hashlib
 import json
 import logging
+import math
 import pickle
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, wait_until
 from tests.counting import watch_requests
 
@@ -45,6 +48,10 @@ def custom_key(key: object, key_prefix: str, version: int) -> str:
 
 def bare_key(key: object, key_prefix: str, version: int) -> str:
     return str(key)
+
+
+def hashed_key(key: object, key_prefix: str, version: int) -> str:
+    return hashlib.blake2b(f"{key_prefix}{version}{key}".encode()).hexdigest()
 
 
 class JsonSerializer:
@@ -76,12 +83,17 @@ def _caches(**options: Any) -> dict[str, dict[str, Any]]:
         "custom_key": {**base, "KEY_FUNCTION": custom_key},
         "custom_key_path": {**base, "KEY_FUNCTION": "tests.test_cache.custom_key"},
         "bare_key": {**base, "KEY_FUNCTION": bare_key},
+        "hashed_key": {**base, "KEY_FUNCTION": hashed_key},
         "json": {**base, "LOCATION": "cache-tests-json", "OPTIONS": {"SERIALIZER": "tests.test_cache.JsonSerializer"}},
         "short": {**base, "TIMEOUT": 1},
         "for_ever": {**base, "TIMEOUT": None},
         "djangos": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
         "raise": {**base, "OPTIONS": {"ON_UNAVAILABLE": "raise"}},
     }
+
+
+async def _listed(iterator: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in iterator]
 
 
 class Face:
@@ -96,8 +108,15 @@ class Face:
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         if self._runner is None:
-            return getattr(caches[self.alias], name)(*args, **kwargs)
-        return self._runner.run(getattr(caches[self.alias], f"a{name}")(*args, **kwargs))
+            result = getattr(caches[self.alias], name)(*args, **kwargs)
+            return list(result) if isinstance(result, Iterator) else result
+        result = getattr(caches[self.alias], f"a{name}")(*args, **kwargs)
+        return self._runner.run(_listed(result) if isinstance(result, AsyncIterator) else result)
+
+    def lock(self, *args: Any, **kwargs: Any) -> "FaceLock":
+        cache: Any = caches[self.alias]
+        make = cache.lock if self._runner is None else cache.alock
+        return FaceLock(make(*args, **kwargs), self._runner)
 
     def at_once(self, name: str, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The calls from 16 threads, or from as many tasks as there are calls."""
@@ -110,6 +129,38 @@ class Face:
             return await asyncio.gather(*(method(*args) for args in calls))
 
         return self._runner.run(gather())
+
+
+class FaceLock:
+    """A lock through one face."""
+
+    def __init__(self, lock: Any, runner: asyncio.Runner | None) -> None:
+        self._lock = lock
+        self._runner = runner
+
+    def _run(self, result: Any) -> Any:
+        return result if self._runner is None else self._runner.run(result)
+
+    def acquire(self) -> bool:
+        taken: bool = self._run(self._lock.acquire())
+        return taken
+
+    def release(self) -> bool:
+        given: bool = self._run(self._lock.release())
+        return given
+
+    def hold(self, then: Callable[[], object]) -> None:
+        """Calls `then` while it is held by `with` or `async with`."""
+
+        async def hold() -> None:
+            async with self._lock:
+                then()
+
+        if self._runner is not None:
+            self._runner.run(hold())
+            return
+        with self._lock:
+            then()
 
 
 class Faces:
@@ -789,6 +840,321 @@ def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, faces: F
     assert faces["default"].get("key1") == "new"
 
 
+# -- what is left of a timeout ----------------------------------------------------------------------------------
+
+
+def test_ttl_is_what_is_left_of_the_timeout(faces: Faces) -> None:
+    cache = faces["default"]
+    cache.set("key", 1, 100)
+    assert 99 < cache.ttl("key") <= 100
+    cache.set("for_ever", 1, None)
+    assert cache.ttl("for_ever") is None
+    assert cache.ttl("absent") == 0
+    cache.set("key", 1, 50, version=2)
+    assert 49 < cache.ttl("key", version=2) <= 50
+    assert 49 < faces["v2"].ttl("key") <= 50
+
+
+def test_expire_is_touch_and_persist_ends_the_timeout(cache: Face) -> None:
+    cache.set("key", 1, 100)
+    assert cache.expire("key", 50) is True
+    assert 49 < cache.ttl("key") <= 50
+    assert cache.persist("key") is True
+    assert cache.ttl("key") is None
+    assert cache.expire("key", timeout=0) is True
+    assert [cache.expire("key", 50), cache.persist("key"), cache.ttl("key")] == [False, False, 0]
+    cache.set("key", 1, 100, version=2)
+    assert cache.expire("key", 50, version=2) is cache.persist("key", version=2) is True
+    assert cache.ttl("key", version=2) is None
+
+
+@pytest.mark.parametrize(("name", "args"), [("ttl", ()), ("persist", ()), ("expire", (5,))])
+def test_what_is_left_of_a_timeout_takes_one_round_trip(
+    cache: Face, requests: list[wire.Message], name: str, args: tuple[Any, ...]
+) -> None:
+    cache.set("key", 1)
+    requests.clear()
+    cache.call(name, "key", *args)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("name", ["incr_version", "decr_version"])
+def test_what_is_left_of_the_timeout_goes_with_a_value_to_another_version(cache: Face, name: str) -> None:
+    cache.set("key", "value", 10_000, version=5)
+    cache.set("for_ever", 7, None, version=5)
+    moved = cache.call(name, "key", version=5)
+    assert cache.call(name, "for_ever", version=5) == moved
+    assert 9_990 < cache.ttl("key", version=moved) <= 10_000
+    assert cache.ttl("for_ever", version=moved) is None
+    assert [cache.get(key, version=moved) for key in ("key", "for_ever")] == ["value", 7]
+
+
+# -- patterns ---------------------------------------------------------------------------------------------------
+
+
+def test_iter_keys_gives_the_keys_of_all_nodes_that_match_each_once(cluster: LocalCluster, cache: Face) -> None:
+    data = {f"user:{number}": number for number in range(2000)}
+    cache.set_many(data, 60)
+    cache.set_many({"group:1": 1, "User:1": 1})
+    assert sorted(cache.iter_keys("user:*")) == sorted(data)
+    assert sorted(cache.iter_keys("*")) == sorted([*data, "group:1", "User:1"])
+    assert cache.iter_keys("group:1") == ["group:1"]
+    assert cache.iter_keys("none*") == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("a?", ["a1", "a["]), ("a[0-9]", ["a1"]), ("a[!0-9]", ["a["]), ("a[[]", ["a["]), ("*b", ["ab b", "é*b"]),
+     ("é[*]b", ["é*b"]), ("a[", ["a["]), ("", []), ("a", []), ("A?", [])],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+def test_patterns_are_those_of_fnmatch(cache: Face, pattern: str, found: list[str]) -> None:
+    cache.set_many(dict.fromkeys(["a1", "a[", "ab b", "é*b"], 1))
+    assert sorted(cache.iter_keys(pattern)) == found
+
+
+def test_iter_keys_knows_namespaces_prefixes_and_versions(faces: Faces) -> None:
+    for alias in ("default", "other", "prefix", "v2", "custom_key"):
+        faces[alias].set(f"key-{alias}", 1)
+    faces["default"].set("key-three", 1, version=3)
+    for alias in ("default", "other", "prefix", "v2", "custom_key"):
+        assert faces[alias].iter_keys("key-*") == [f"key-{alias}"]
+    assert faces["default"].iter_keys("*", version=3) == ["key-three"]
+    assert faces["default"].iter_keys("*", version=2) == ["key-v2"]
+    assert faces["bare_key"].iter_keys("CUSTOM-*") == ["CUSTOM--1-key-custom_key"]
+
+
+def test_iter_keys_leaves_out_what_is_gone(cache: Face) -> None:
+    cache.set_many({"gone": 1, "stays": 1})
+    cache.set("expires", 1, 0.05)
+    cache.delete("gone")
+    wait_until_gone(cache, "expires")
+    assert cache.iter_keys("*") == ["stays"]
+    cache.clear()
+    assert cache.iter_keys("*") == []
+
+
+@pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
+def test_keys_too_long_to_be_stored_as_they_are_are_not_found(cache: Face) -> None:
+    cache.set_many({"k" * 500: 1, "k" * 2000: 1})
+    assert cache.iter_keys("k*") == ["k" * 500]
+    assert cache.iter_keys("k" * 2000 + "*") == []
+
+
+@pytest.mark.parametrize("name", ["iter_keys", "delete_pattern"])
+def test_a_key_function_that_hides_the_key_is_refused(faces: Faces, name: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="this KEY_FUNCTION does more than put something before the key"):
+        faces["hashed_key"].call(name, "*")
+
+
+def test_keys_are_asked_for_only_as_they_are_wanted(
+    unconnected: Faces, cluster: LocalCluster, requests: list[wire.Message]
+) -> None:
+    cache: Any = caches["default"]
+    cache.set_many({f"key{number}": 1 for number in range(3000)}, 60)
+    requests.clear()
+
+    async def first() -> str:
+        return await anext(aiter(cache.aiter_keys("key*")))
+
+    key = next(iter(cache.iter_keys("key*"))) if unconnected.runner is None else unconnected.runner.run(first())
+    assert key.startswith("key")
+    assert len([request for request in requests if isinstance(request, wire.Scan)]) == 1
+    cache.clear()
+
+
+def test_a_key_whose_timeout_is_renewed_while_keys_are_iterated_is_given_once(
+    unconnected: Faces, cluster: LocalCluster
+) -> None:
+    cache: Any = caches["default"]
+    data = {f"key{number}": 1 for number in range(2000)}
+    cache.set_many(data, 60)
+
+    def renew(found: list[str]) -> None:
+        if len(found) % 400 == 1:
+            cache.set_many(data, 600 + len(found))
+
+    async def iterate() -> list[str]:
+        found: list[str] = []
+        async for key in cache.aiter_keys("key*"):
+            found.append(key)
+            renew(found)
+        return found
+
+    found: list[str] = []
+    if unconnected.runner is not None:
+        found = unconnected.runner.run(iterate())
+    else:
+        for key in cache.iter_keys("key*"):
+            found.append(key)
+            renew(found)
+    assert sorted(found) == sorted(data)
+    cache.clear()
+
+
+def test_only_keys_at_their_owners_are_given_but_all_are_deleted(cluster: LocalCluster, cache: Face) -> None:
+    cache.set("key", 1)
+    wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
+    client = conf.get_client()
+    table = client.table()
+    for target in table.targets.values():
+        if target is not table.owner(wire_key):
+            client.call_node(target, frame(wire.encode(wire.Set([(wire_key, 2)], 60))))
+    assert cache.iter_keys("k*") == ["key"]
+    assert cache.delete_pattern("k*") == 3
+    assert cache.iter_keys("k*") == []
+
+
+def test_delete_pattern_deletes_what_matches_and_says_how_many(cluster: LocalCluster, faces: Faces) -> None:
+    cache = faces["default"]
+    data = {f"user:{number}": number for number in range(1500)}
+    cache.set_many(data, 60)
+    cache.set_many({"group:1": 1})
+    cache.set("user:1", 1, version=2)
+    faces["other"].set("user:1", 1)
+    assert cache.delete_pattern("user:*") == 1500
+    assert cache.get_many(data) == {}
+    assert cache.delete_pattern("user:*") == 0
+    assert [cache.get("group:1"), cache.get("user:1", version=2), faces["other"].get("user:1")] == [1, 1, 1]
+    assert cache.delete_pattern("*", version=2) == 1
+
+
+# -- locks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_has_one_holder(cache: Face) -> None:
+    first, second = (cache.lock("job", blocking_timeout=0) for _ in range(2))
+    assert first.acquire() is True
+    assert second.acquire() is False
+    assert second.release() is False
+    assert first.release() is True
+    assert first.release() is False
+    assert second.acquire() is True
+    assert second.release() is True
+
+
+def test_a_lock_that_has_ended_is_released_by_its_new_holder_only(cache: Face) -> None:
+    late, next_one, third = (cache.lock("job", timeout, blocking_timeout=0) for timeout in (0.05, 60, 60))
+    assert late.acquire() is True
+    wait_until(next_one.acquire, 5, "the lock ended")
+    assert late.release() is False
+    assert third.acquire() is False
+    assert next_one.release() is True
+
+
+def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> None:
+    other = cache.lock("job", blocking_timeout=0)
+    held: list[bool] = []
+    cache.lock("job").hold(lambda: held.append(caches["default"].has_key("lock:job")))
+    assert held == [True]
+    with pytest.raises(ZeroDivisionError):
+        cache.lock("job").hold(lambda: 1 / 0)
+    assert other.acquire() is True
+    with pytest.raises(TimeoutError, match=r"the lock 'job' is another's, and 0.1 s were not enough"):
+        cache.lock("job", blocking_timeout=0.1).hold(lambda: pytest.fail("not ours"))
+    assert other.release() is True
+
+
+def test_a_lock_waits_as_long_as_it_is_told_and_no_longer(cache: Face) -> None:
+    assert cache.lock("job", timeout=0.3).acquire() is True
+    start = time.monotonic()
+    assert cache.lock("job", blocking_timeout=0.1, sleep=10).acquire() is False
+    assert 0.1 <= time.monotonic() - start < 0.3
+    assert cache.lock("job", sleep=0.01).acquire() is True
+    assert 0.2 < time.monotonic() - start < 5
+
+
+def test_a_lock_lets_one_at_a_time_of_many_through(unconnected: Faces, cluster: LocalCluster) -> None:
+    cache: Any = caches["default"]
+    cache.set("count", 0)
+
+    def add_one() -> None:
+        own: Any = caches["default"]
+        with own.lock("adding", sleep=0.002):
+            own.set("count", own.get("count") + 1)
+
+    async def aadd_one() -> None:
+        async with cache.alock("adding", sleep=0.002):
+            await cache.aset("count", await cache.aget("count") + 1)
+
+    async def gather() -> None:
+        await asyncio.gather(*(aadd_one() for _ in range(40)))
+
+    if unconnected.runner is None:
+        with ThreadPoolExecutor(8) as threads:
+            for done in [threads.submit(add_one) for _ in range(40)]:
+                done.result()
+    else:
+        unconnected.runner.run(gather())
+    assert cache.get("count") == 40
+    cache.clear()
+
+
+def test_a_lock_is_an_entry_of_its_own(faces: Faces, requests: list[wire.Message]) -> None:
+    cache = faces["default"]
+    cache.set("job", "value")
+    locks = [cache.lock("job"), cache.lock("job", version=2), faces["other"].lock("job")]
+    requests.clear()
+    assert [lock.acquire() for lock in locks] == [True] * 3
+    assert len(requests) == 3
+    assert cache.get("job") == "value"
+    assert len(cache.get("lock:job")) == 32
+    assert cache.ttl("lock:job") == pytest.approx(30, abs=1)
+    assert [lock.release() for lock in locks] == [True] * 3
+    assert cache.has_key("lock:job") is False
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"timeout": None}, {"timeout": -1}, {"sleep": 0}])
+def test_a_lock_that_would_never_end_or_never_rest_is_refused(unconnected: Faces, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"a lock's {next(iter(wrong))} must be seconds above 0"):
+        unconnected["default"].lock("job", **wrong)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_without_a_node_there_is_no_lock_to_be_had(unconnected: Faces) -> None:
+    lock = unconnected["default"].lock("job")
+    start = time.perf_counter()
+    assert [lock.acquire(), lock.release()] == [False, False]
+    assert time.perf_counter() - start < 0.05
+    for alias in ("default", "raise"):
+        with pytest.raises(Unavailable):
+            unconnected[alias].lock("job").hold(lambda: pytest.fail("not ours"))
+    with pytest.raises(Unavailable):
+        unconnected["raise"].lock("job").acquire()
+
+
+# -- statistics -------------------------------------------------------------------------------------------------
+
+
+def test_stats_tell_of_each_node_what_it_holds_and_counts(cluster: LocalCluster, cache: Face) -> None:
+    before = cache.stats()
+    assert list(before) == sorted(cluster.names)
+    cache.set_many({f"key{number}": b"x" * 1000 for number in range(100)})
+    cache.get_many([f"key{number}" for number in range(150)])
+    after = cache.stats()
+
+    def grown(figure: str) -> Any:
+        return sum(after[name][figure] - before[name][figure] for name in cluster.names)
+
+    assert (grown("hits"), grown("misses"), grown("evictions")) == (100, 50, 0)
+    assert grown("uptime") > 0
+    assert sum(node["entries"] for node in after.values()) >= 100
+    assert all(after[name]["bytes"] > after[name]["entries"] * 320 for name in cluster.names)
+
+
+def test_stats_leave_out_a_node_that_does_not_answer(
+    cluster: LocalCluster, cache: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.get("any")
+    for client in (conf.get_client(), conf.get_async_client()):
+        for target in client.routing.table.targets.values():
+            if target.name == "gamma":
+                monkeypatch.setattr(target, "failures", 3)
+                monkeypatch.setattr(target, "retry_at", math.inf)
+    for name in ("alpha", "beta", "gamma"):
+        assert (name in cache.stats()) is (name != "gamma")
+
+
 # -- in use by Django -------------------------------------------------------------------------------------------
 
 
@@ -840,8 +1206,10 @@ def test_a_template_fragment_is_cached() -> None:
 @pytest.mark.parametrize(
     ("location", "options", "words"),
     [
-        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['ON_UNAVAILABLE', 'SERIALIZER']"),
+        ("", {"SERIALISER": "x"}, "no option 'SERIALISER'; it has ['MAX_BYTES', 'ON_UNAVAILABLE', 'SERIALIZER']"),
         ("", {"ON_UNAVAILABLE": "explode"}, "must be 'miss' or 'raise', not 'explode'"),
+        ("", {"MAX_BYTES": 0}, "MAX_BYTES must be a number of bytes above 0, not 0"),
+        ("", {"MAX_BYTES": "64M"}, "MAX_BYTES must be a number of bytes above 0, not '64M'"),
         ("n" * 257, {}, "LOCATION must be a name of 1 to 256 bytes"),
         ("a\0b", {}, "LOCATION must be a name"),
         (["a", "b"], {}, "LOCATION must be a name, not ['a', 'b']"),
@@ -878,7 +1246,7 @@ def test_a_method_that_leaves_the_thread_would_be_noticed(unconnected: Faces) ->
 
 def test_each_asynchronous_method_is_a_coroutine_function_and_none_is_inherited_that_would_leave_the_thread() -> None:
     hopping = {"aadd", "aget", "aset", "atouch", "adelete", "aclear"}
-    racing = {"aincr"}  # Django's own is a get and a set
+    racing = {"aincr", "aincr_version"}  # Django's own are a get and a set
     one_by_one = {"aget_many", "aset_many", "adelete_many"}
     assert hopping | racing | one_by_one <= set(vars(ClusterCache))
 
@@ -897,6 +1265,12 @@ CALLS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("set_many", ({"a": 1, "b": 2},), ["a", "b"]),
     ("delete_many", (["a", "b"],), None),
     ("get_or_set", ("key", "default"), "default"),
+    ("ttl", ("key",), 0),
+    ("expire", ("key", 5), False),
+    ("persist", ("key",), False),
+    ("iter_keys", ("*",), []),
+    ("delete_pattern", ("*",), 0),
+    ("stats", (), {}),
     ("clear", (), None),
     ("close", (), None),
 ]

@@ -8,6 +8,7 @@ from django.test import override_settings
 
 from django_clusterstate.checks import MIDDLEWARE, check_settings
 
+CACHE = "django_clusterstate.cache.ClusterCache"
 IN_MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 EMBEDDED = {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}
 QUIET = {"address": "redis://10.0.0.1", "socket_keepalive": False}
@@ -81,6 +82,27 @@ def test_a_layer_that_may_stop_a_node_is_warned_of(hosts: list[Any]) -> None:
 
 def test_limits_with_their_middleware_are_fine() -> None:
     assert checked({"LIMITS": [{"rate": "1/s"}]}, MIDDLEWARE=[MIDDLEWARE]) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ((("a", 600), ("b", 500)), "are 1,100 together, more than the 1,000 of CLUSTERSTATE['CACHE_MAX_BYTES']"),
+        ((("a", 600), ("a", 500)), "'c0' and 'c1' have one LOCATION, 'a', and so one MAX_BYTES: give both the same"),
+        ((("a", 600), ("a", None)), "not 600 and None"),
+        ((("a", "600"),), "MAX_BYTES must be a number of bytes above 0, not '600'"),
+        ((("a", 600), ("b", 400), ("a", 600), ("c", None)), ""),
+    ],
+)
+def test_caches_that_dont_fit_together_are_an_error(sizes: Any, words: str) -> None:
+    aliases = {
+        f"c{number}": {"BACKEND": CACHE, "LOCATION": location, "OPTIONS": {"MAX_BYTES": size}}
+        for number, (location, size) in enumerate(sizes)
+    }
+    others = {"local": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}, "no": {"BACKEND": "no.such.Cache"}}
+    found = checked({"CACHE_MAX_BYTES": 1000}, CACHES={**others, **aliases})
+    assert [message.id for message in found] == (["clusterstate.E006"] if words else [])
+    assert all(words in message.msg for message in found)
 
 
 def test_several_problems_are_all_told() -> None:

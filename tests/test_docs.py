@@ -12,8 +12,10 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.dispatch import Signal
 
 from django_clusterstate import __version__, cache, checks, cluster, conf, decorators, layers, ratelimit, signals
+from django_clusterstate.cache import extras
 from django_clusterstate.management.commands import clusternode, clusterstatus
 from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.status import Stats, Tally
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -86,6 +88,14 @@ def test_cache_options_have_a_heading() -> None:
     assert headings == cache.requests.OPTIONS
 
 
+def test_methods_of_the_cache_beyond_djangos_have_a_heading_each_and_no_others_do() -> None:
+    methods = {name for name in vars(extras.Extras) if not name.startswith("_")}
+    headings = " ".join(sections("docs/cache.md", 3, "Beyond Django's API"))
+    named = set(re.findall(r"(\w+)\(\)", headings))
+    assert named == {name for name in methods if f"a{name}" in methods}
+    assert methods == named | {f"a{name}" for name in named}
+
+
 def test_channel_layer_options_are_described_with_their_defaults() -> None:
     table = rows("docs/settings.md")
     for name, parameter in inspect.signature(layers.ClusterChannelLayer.__init__).parameters.items():
@@ -139,7 +149,7 @@ def test_no_message_is_described_that_does_not_exist() -> None:
     assert tagged <= real
 
 
-@pytest.mark.parametrize("counter", {*wire.Stats.__struct_fields__, *wire.Tally.__struct_fields__} - {"tally"})
+@pytest.mark.parametrize("counter", {*Stats.__struct_fields__, *Tally.__struct_fields__} - {"tally"})
 def test_counter_is_described(counter: str) -> None:
     assert counter in rows("docs/operations.md")
 

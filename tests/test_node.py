@@ -1,5 +1,6 @@
 """Nodes as real processes: how they find each other, leave, are killed, come back, and refuse to start."""
 
+import json
 import os
 import resource
 import signal
@@ -25,6 +26,8 @@ from tests.layers import LAYERS, SETTINGS, Layer
 
 PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
 SECONDS = 10.0
+_CACHE = {"BACKEND": "django_clusterstate.cache.ClusterCache"}
+CACHES = {"default": _CACHE, "small": {**_CACHE, "LOCATION": "small", "OPTIONS": {"MAX_BYTES": 1024 * 1024}}}
 KEYS = derive_keys([demo_settings.SECRET_KEY], "default", "link")
 
 
@@ -242,6 +245,24 @@ def test_a_value_from_before_another_node_owned_the_key_is_never_read_again(fold
         assert len(values) == len(keys)
 
 
+def test_a_cache_with_a_bound_of_its_own_takes_no_room_from_the_others(folder: Path) -> None:
+    env = {"DJANGO_SETTINGS_MODULE": SETTINGS, "TEST_CACHES": json.dumps(CACHES)}
+    with LocalCluster(folder, ("a",), env=env) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        client = client_of(cluster, "a")
+        for number in range(500):  # 5 MB for 1 MB
+            client.call(b"x", frame(encode(Set([(b"small\0%d" % number, b"v" * 10_000)], None))))
+            client.call(b"x", frame(encode(Set([(b"any\0%d" % number, b"v" * 1000)], None))))
+        status = cluster.status("a")
+        assert status is not None
+        assert 390 < status.stats.cache_evictions < 410
+        reply = client.call(b"x", frame(encode(Get([b"any\x000", b"small\x000", b"small\x00499"]))))
+        assert isinstance(reply, Values)
+        assert [value is not None for value in reply.values] == [True, False, True]
+        client.close()
+
+
 def test_a_secret_is_rotated_in_a_rolling_deploy_without_splitting_the_cluster(folder: Path, layer: Layer) -> None:
     old, new = "the old secret " + 30 * "x", "the new secret " + 30 * "y"
     with LocalCluster(folder, ("a", "b"), env=layer.env | {"CLUSTERSTATE_SECRET": old}) as cluster:
@@ -334,6 +355,12 @@ def test_a_weak_secret_is_refused_where_other_hosts_reach_the_node(folder: Path,
 def test_a_database_without_the_migration_is_said(folder: Path) -> None:
     said = start_and_fail(folder, DEMO_RUN_DIR=str(folder))
     assert "manage.py migrate" in said
+
+
+def test_caches_that_need_more_than_there_is_are_said(folder: Path) -> None:
+    assert "more than the 1,000,000 of CLUSTERSTATE['CACHE_MAX_BYTES']" in start_and_fail(
+        folder, DJANGO_SETTINGS_MODULE=SETTINGS, TEST_CACHES=json.dumps(CACHES), CLUSTERSTATE_CACHE_MAX_BYTES="1000000"
+    )
 
 
 def test_impossible_timings_are_said(folder: Path) -> None:

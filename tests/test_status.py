@@ -16,7 +16,8 @@ from django_clusterstate import cluster as functions
 from django_clusterstate import conf
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.messages import Identity, State
-from django_clusterstate.wire.messages import MemberStatus, Stats, Status
+from django_clusterstate.wire.messages import Status
+from django_clusterstate.wire.status import MemberStatus, Stats
 from testproject.processes import ROOT, LocalCluster
 from tests.conftest import NODES
 

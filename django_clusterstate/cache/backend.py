@@ -10,41 +10,24 @@ from typing import Any
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 
 from .. import conf
-from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
-from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, flag, present, without_failed
+from .extras import Extras
+from .requests import flag, present
 
 
-class ClusterCache(Requests):
+class ClusterCache(Extras):
     """`CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "a name"}}`
 
     LOCATION is the namespace: aliases with the same one share their entries, and `clear()` of one leaves the others.
-    OPTIONS: `SERIALIZER` (a dotted path to a class with `dumps` and `loads`), `ON_UNAVAILABLE` ("miss" or "raise").
+    OPTIONS: `SERIALIZER` (a dotted path to a class with `dumps` and `loads`), `ON_UNAVAILABLE` ("miss" or "raise"),
+    `MAX_BYTES` (this namespace's own share of each node's memory).
 
     Instances are made for each thread and each asynchronous context, so they hold nothing but options; the
     connections are the process's.
     """
 
     # -- the blocking face ----------------------------------------------------------------------------------
-
-    def _call(self, key: bytes, request: wire.Request) -> wire.Reply | None:
-        try:
-            return conf.get_client().call(key, frame(wire.encode(request)))
-        except ClusterStateError as error:
-            self._failed(error)
-            return None
-
-    def _call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
-        """One round trip for each owner, the owners in parallel; another one for what had no room in the first."""
-        client = conf.get_client()
-        answers: Answers = []
-        later = self._groups(client.table(), keys)
-        while later:
-            groups, later = first_round(later, size_of)
-            replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
-        return answers
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -75,6 +58,15 @@ class ClusterCache(Requests):
         wire_key = self.routing_key(key, version)
         return self._number(self._call(wire_key, self._incr_request(wire_key, delta)), key)
 
+    def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        """As Django's, but what is left of the timeout goes with the value."""
+        version = self.version if version is None else version
+        before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
+        value, ttl = self._movable(self._call(before, wire.Look(before, value=True)), key)
+        self._call(after, wire.Set([(after, value)], ttl))
+        self._call(before, wire.Delete([before]))
+        return version + delta
+
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
         return self._collect(wanted, self._call_owners(wanted, wire.Get))
@@ -95,23 +87,6 @@ class ClusterCache(Requests):
         self._cleared(client.call_each([(target, request) for target in self._everywhere(client.table())]))
 
     # -- the asyncio face, method by method the same ----------------------------------------------------------
-
-    async def _acall(self, key: bytes, request: wire.Request) -> wire.Reply | None:
-        try:
-            return await conf.get_async_client().call(key, frame(wire.encode(request)))
-        except ClusterStateError as error:
-            self._failed(error)
-            return None
-
-    async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
-        client = conf.get_async_client()
-        answers: Answers = []
-        later = self._groups(await client.table(), keys)
-        while later:
-            groups, later = first_round(later, size_of)
-            replies = await client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
-            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
-        return answers
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -141,6 +116,14 @@ class ClusterCache(Requests):
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         wire_key = self.routing_key(key, version)
         return self._number(await self._acall(wire_key, self._incr_request(wire_key, delta)), key)
+
+    async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        version = self.version if version is None else version
+        before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
+        value, ttl = self._movable(await self._acall(before, wire.Look(before, value=True)), key)
+        await self._acall(after, wire.Set([(after, value)], ttl))
+        await self._acall(before, wire.Delete([before]))
+        return version + delta
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}

@@ -20,7 +20,7 @@ _MAX_NAMESPACE = 256  # bytes, by the wire
 _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
-OPTIONS = {"SERIALIZER", "ON_UNAVAILABLE"}
+OPTIONS = {"SERIALIZER", "ON_UNAVAILABLE", "MAX_BYTES"}
 
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
@@ -38,6 +38,7 @@ class Requests(BaseCache):
         if unknown:
             raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(OPTIONS)}.")
         self._namespace = _namespace(location)
+        self.max_bytes = _max_bytes(options.get("MAX_BYTES"))
         self._prefix = self._namespace + b"\0"
         self._raise = _reads_raise(options.get("ON_UNAVAILABLE", "miss"))
         serializer = options.get("SERIALIZER", PickleSerializer)
@@ -95,6 +96,14 @@ class Requests(BaseCache):
         if not isinstance(reply, wire.Number) or reply.value is None:
             raise ValueError(f"Key {key!r} not found")
         return reply.value
+
+    def _left(self, reply: wire.Reply | None) -> float | None:
+        return reply.ttl if isinstance(reply, wire.Looked) and reply.found else 0.0
+
+    def _movable(self, reply: wire.Reply | None, key: Any) -> tuple[wire.Value, float | None]:
+        if not isinstance(reply, wire.Looked) or reply.value is None:
+            raise ValueError(f"Key {key!r} not found")
+        return reply.value, reply.ttl
 
     def _collect(self, wanted: Mapping[bytes, Any], answers: Answers) -> dict[Any, Any]:
         found = {}
@@ -203,6 +212,12 @@ def _namespace(location: object) -> bytes:
     if len(namespace) > _MAX_NAMESPACE or b"\0" in namespace:
         raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name of 1 to {_MAX_NAMESPACE} bytes.")
     return namespace
+
+
+def _max_bytes(given: Any) -> int | None:
+    if given is None or (type(given) is int and given > 0):
+        return given
+    raise ImproperlyConfigured(f"ClusterCache's MAX_BYTES must be a number of bytes above 0, not {given!r}.")
 
 
 def _reads_raise(policy: str) -> bool:

@@ -12,7 +12,8 @@ from ..core.messages import NO_VIEW, Identity, View
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
-from ..wire.messages import GetView, Tally, Viewed, encode
+from ..wire.messages import GetView, Viewed, encode
+from ..wire.status import Tally
 
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
 VIEW_MIN_AGE = 0.05  # but not more often than this while the nodes' views differ

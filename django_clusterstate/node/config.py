@@ -1,5 +1,6 @@
 """What a node is told at its start."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..core.membership import Timings
@@ -28,5 +29,6 @@ class NodeConfig:
     timings: Timings
     weight: float = 1.0
     cache_max_bytes: int = 256 * 1024 * 1024
+    cache_own_bytes: Mapping[bytes, int] = field(default_factory=dict)  # of that, what a namespace has for itself
     limits_max_bytes: int = 64 * 1024 * 1024
     drain: float = 2.0  # how long a node that leaves serves on, for those who haven't heard yet

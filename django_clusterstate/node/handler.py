@@ -13,8 +13,10 @@ from ..core.membership import Membership
 from ..core.store import Store
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
+from ..wire.status import MemberStatus, Stats
 from .channels import Channels
 from .config import NodeConfig
+from .partitions import Partitions
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _INT64 = range(-(2**63), 2**63)
@@ -23,9 +25,10 @@ VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
 RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
 # What a user asks for; the cluster's own messages would drown it.
-_COUNTED = frozenset(
-    (wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Hit, wire.Peek, wire.Reset, wire.Refund)
-)
+_COUNTED = frozenset((
+    wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
+    wire.Hit, wire.Peek, wire.Reset, wire.Refund,
+))  # fmt: skip
 
 Push = Callable[[wire.Reply], None]
 
@@ -56,12 +59,12 @@ class Handler:
     ) -> None:
         self._config = config
         self._clock = clock
-        self.stats = wire.Stats()
+        self.stats = Stats()
         self.membership = membership
         self.channels = Channels()
         self._tenure = Tenure(config.name)
-        self.cache: Store[wire.Value]
-        self.forget_cache()
+        self._forgotten_evictions = 0
+        self.cache = self._empty_cache()
         self.limits = Ledger(config.limits_max_bytes)
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
@@ -73,6 +76,8 @@ class Handler:
             wire.Delete: self._delete,
             wire.Incr: self._incr,
             wire.Clear: self._clear,
+            wire.Look: self._look,
+            wire.Scan: self._scan,
             wire.Hit: self._hit,
             wire.Peek: self._peek,
             wire.Reset: self._reset,
@@ -118,8 +123,18 @@ class Handler:
 
     def forget_cache(self) -> None:
         """Others have served our keys meanwhile: what we hold is old."""
-        self.cache = Store(self._config.cache_max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
-        self.cache.stamp = self._tenure.serial
+        self._forgotten_evictions += self.cache.evictions
+        self.cache = self._empty_cache()
+
+    def _empty_cache(self) -> Store[wire.Value] | Partitions:
+        own = {namespace: self._empty_store(size) for namespace, size in self._config.cache_own_bytes.items()}
+        shared = self._empty_store(self._config.cache_max_bytes - sum(self._config.cache_own_bytes.values()))
+        return Partitions(shared, own) if own else shared
+
+    def _empty_store(self, max_bytes: int) -> Store[wire.Value]:
+        store = Store[wire.Value](max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
+        store.stamp = self._tenure.serial
+        return store
 
     def view_changed(self) -> None:
         """Other nodes may own our keys now, and write to them, until we own them again."""
@@ -155,8 +170,16 @@ class Handler:
         return wire.Flags(self.epoch, [self.cache.touch(key, ttl, now) for key in request.keys])
 
     def _delete(self, request: wire.Delete) -> wire.Reply:
-        now = self._clock()
-        return wire.Flags(self.epoch, [self.cache.delete(key, now) for key in request.keys])
+        now, expected = self._clock(), request.expected
+        if expected is None:
+            return wire.Flags(self.epoch, [self.cache.delete(key, now) for key in request.keys])
+        return wire.Flags(
+            self.epoch,
+            [
+                (held := self.cache.peek(key, now)) is not None and held[0] == expected and self.cache.delete(key, now)
+                for key in request.keys
+            ],
+        )
 
     def _incr(self, request: wire.Incr) -> wire.Reply:
         now = self._clock()
@@ -172,6 +195,16 @@ class Handler:
     def _clear(self, request: wire.Clear) -> wire.Reply:
         self.cache.clear(request.namespace, self._clock())
         return wire.Done(self.epoch)
+
+    def _look(self, request: wire.Look) -> wire.Reply:
+        held = self.cache.peek(request.key, self._clock())
+        if held is None:
+            return wire.Looked(self.epoch, found=False)
+        value, ttl = held
+        return wire.Looked(self.epoch, True, ttl, value if request.value else None)
+
+    def _scan(self, request: wire.Scan) -> wire.Reply:
+        return wire.Scanned(self.epoch, *self.cache.scan(request.prefix, request.cursor, self._clock()))
 
     # -- limits ---------------------------------------------------------------------------------------------
 
@@ -214,12 +247,12 @@ class Handler:
     def _get_status(self, request: wire.GetStatus) -> wire.Reply:
         now, membership, stats = self._clock(), self.membership, self.stats
         stats.cache_entries, stats.cache_bytes = self.cache.entries, self.cache.bytes
-        stats.cache_evictions = self.cache.evictions
+        stats.cache_evictions = self._forgotten_evictions + self.cache.evictions
         stats.limit_entries, stats.limit_bytes = self.limits.entries, self.limits.bytes
         stats.limit_evictions = self.limits.evictions
         stats.channel_messages = self.channels.taken
         members = tuple(
-            wire.MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)
+            MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)
             for m in membership.members.values()
         )
         return wire.Status(

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from ..core.limiter import Decision, Rule
 from ..core.messages import Identity, State
+from .status import MemberStatus, Stats, Tally
 
 MAX_KEY_BYTES = 1024
 
@@ -28,10 +29,10 @@ Namespace = Annotated[bytes, Meta(max_length=256)]
 ChannelName = Annotated[str, Meta(max_length=100)]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Value = bytes | Integer
+Cursor = tuple[float, Integer]
 Seconds = Annotated[float, Meta(ge=0)]
 Rules = Annotated[list[Rule], Meta(min_length=1, max_length=16)]
 Cost = Annotated[int, Meta(ge=0, le=2**31)]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
@@ -63,9 +64,11 @@ class Touch(Message, frozen=True, tag=3):
 
 
 class Delete(Message, frozen=True, tag=4):
-    """Removes keys. Answer: `Flags`, false for an absent key."""
+    """Removes keys, with `expected` only those that hold this value. Answer: `Flags`, false for a key that stays or is
+    absent."""
 
     keys: list[Key]
+    expected: Value | None = None
 
 
 class Incr(Message, frozen=True, tag=5):
@@ -79,6 +82,26 @@ class Clear(Message, frozen=True, tag=6):
     """Empties a namespace of this node's cache. Answer: `Done`."""
 
     namespace: Namespace
+
+
+class Look(Message, frozen=True, tag=23):
+    """How long a key has left, and with `value` what it holds. Its place among the least recently used stays.
+
+    Answer: `Looked`.
+    """
+
+    key: Key
+    value: bool = False
+
+
+class Scan(Message, frozen=True, tag=24):
+    """Some of the keys that begin with `prefix`, namespace and zero byte included. Answer: `Scanned`.
+
+    `cursor` is that of the last answer, or None to begin.
+    """
+
+    prefix: Key
+    cursor: Cursor | None = None
 
 
 # -- limits -----------------------------------------------------------------------------------------------------
@@ -121,20 +144,6 @@ class Refund(Message, frozen=True, tag=21):
 
 
 # -- the cluster ------------------------------------------------------------------------------------------------
-
-
-class Tally(msgspec.Struct, array_like=True):
-    """What requesters count of what no node sees. They tell the node that they ask for the view, which adds it up."""
-
-    remembered: Count = 0  #: hits denied from a requester's memory of an earlier denial
-    fallback_node: Count = 0  #: hits counted at another node in the owner's place
-    fallback_process: Count = 0  #: hits counted in a process, since no node answered
-    fallback_allow: Count = 0  #: hits allowed by policy, uncounted
-    fallback_deny: Count = 0  #: hits denied by policy, uncounted
-
-    def plus(self, other: "Tally") -> "Tally":
-        fields = Tally.__struct_fields__
-        return Tally(*(getattr(self, name) + getattr(other, name) for name in fields))
 
 
 class GetView(Message, frozen=True, tag=9):
@@ -239,8 +248,8 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Hit | Peek | Reset | Refund | GetView | Ping | GetStatus
-    | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
+    Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund
+    | GetView | Ping | GetStatus | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
 
 
@@ -304,42 +313,21 @@ class Received(Message, frozen=True, tag=41):
     more: list[tuple[str, bytes]] = []
 
 
-class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
-    """One member as the answering node sees it; seconds since it was last heard, and in this state."""
+class Looked(Message, frozen=True, tag=43):
+    """Seconds left (None: for ever), and the value if it was asked for."""
 
-    identity: Identity
-    state: State
-    incarnation: int
-    heard_ago: float
-    state_for: float
     epoch: int
-    unreachable: bool = False  #: others hear it, and this node doesn't any more
+    found: bool
+    ttl: Seconds | None = None
+    value: Value | None = None
 
 
-class Stats(msgspec.Struct, array_like=True):
-    """What one node counts. Numbers since its start, unless they say otherwise."""
+class Scanned(Message, frozen=True, tag=44):
+    """Keys, at most a few hundred, perhaps none, and the cursor to go on with; None: there are no more."""
 
-    requests: int = 0  #: cache and limit requests answered
-    failures: int = 0  #: additions to a value that is no integer
-    connections: int = 0  #: connections open now
-    refused: int = 0  #: connections closed for a failed handshake, a wrong user, a bad frame or a full table
-    hits: int = 0  #: cache keys asked for and found
-    misses: int = 0  #: cache keys asked for and not found
-    allowed: int = 0  #: limit decisions that allowed
-    denied: int = 0  #: limit decisions that denied
-    cache_entries: int = 0  #: cache entries held now
-    cache_bytes: int = 0  #: memory held by them, about
-    cache_evictions: int = 0  #: live cache entries dropped for room
-    limit_entries: int = 0  #: limit keys held now
-    limit_bytes: int = 0  #: memory held by them, about
-    limit_evictions: int = 0  #: live limits dropped for room: each is a bypass, so raise LIMITS_MAX_BYTES
-    channel_messages: int = 0  #: channel messages taken in
-    channel_dropped: int = 0  #: channel messages dropped: channel full, link gone or too slow
-    heartbeats_heard: int = 0  #: heartbeats of peers taken in
-    heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, repeated, or of a retired start
-    dry_denied: int = 0  #: limit decisions of a dry run that denied, so the request passed nevertheless
-    refunds: int = 0  #: hits taken back
-    tally: Tally = msgspec.field(default_factory=Tally)  #: what the requesters that ask this node for the view counted
+    epoch: int
+    keys: list[bytes]
+    cursor: Cursor | None = None
 
 
 class Status(Message, frozen=True, tag=42):
@@ -356,7 +344,7 @@ class Status(Message, frozen=True, tag=42):
     stats: Stats
 
 
-Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status
+Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
 
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -19,7 +19,8 @@ from django_clusterstate.core.messages import Identity, View
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import HEADER
-from django_clusterstate.wire.messages import GetView, Tally, Viewed, decode_request
+from django_clusterstate.wire.messages import GetView, Viewed, decode_request
+from django_clusterstate.wire.status import Tally
 
 NOW = 1000.0
 LOCAL = UnixAddress("/run/node.sock")

@@ -2,13 +2,15 @@ import gc
 import math
 import sys
 import tracemalloc
+from unittest import mock
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from django_clusterstate.core.store import ENTRY_OVERHEAD, Store
+from django_clusterstate.core import store as store_module
+from django_clusterstate.core.store import ENTRY_OVERHEAD, Cursor, Store
 
 NOW = 1000.25
 AMPLE = 1 << 30
@@ -35,17 +37,24 @@ def check_structure(store: Store[bytes]) -> None:
     assert store.bytes <= store.max_bytes
     assert store.bytes == sum(entry.size for entry in store._entries.values())
     spaces = [*store._spaces.values(), *store._cleared.values()]
-    buckets = [(due, space.serial, bucket) for space in spaces for due, bucket in space.buckets.items()]
+    buckets = [(bucket.due, serial, bucket) for space in spaces for serial, bucket in space.buckets.items()]
     assert sorted(buckets) == store._due
     assert all(space.buckets for space in spaces)
+    for space in spaces:
+        spare = [bucket for same_due in space.spare.values() for bucket in same_due.values()]
+        assert {bucket.due for bucket in space.buckets.values()} >= {*space.filling, *space.spare}
+        assert {*space.filling.values(), *spare} <= {*space.buckets.values()}
+        assert not {*space.filling.values()} & {*spare}
+        others = {*space.buckets.values()} - {*space.filling.values(), *spare}
+        assert space.cleared or all(len(bucket.keys) == store_module._BUCKET_KEYS for bucket in others)
     filed = [key for _, _, bucket in buckets for key in bucket.keys]
     assert sorted(filed) == sorted(store._entries)
     for key, entry in store._entries.items():
         assert key is entry.key
         assert key in entry.bucket.keys
-        assert entry.bucket is entry.space.buckets[entry.bucket.due]
+        assert entry.bucket is entry.space.buckets[entry.bucket.serial]
         assert entry.bucket.due == entry.expires == math.inf or entry.bucket.due > entry.expires
-    assert all(keys for _, _, bucket in buckets for keys in [bucket.keys])
+    assert all(0 < len(bucket.keys) <= store_module._BUCKET_KEYS for _, _, bucket in buckets)
 
 
 def assert_empty(store: Store[bytes]) -> None:
@@ -196,6 +205,112 @@ def test_buckets_are_few_however_many_ttls_there_are() -> None:
     assert len(store._due) < 2500
 
 
+@pytest.mark.parametrize("ttl", [None, 1e6])
+def test_buckets_are_no_more_than_the_most_keys_have_needed(ttl: float | None) -> None:
+    store = store_of()
+    full = store_module._BUCKET_KEYS
+    for batch in range(10):  # of each a few keys stay, all over the buckets
+        names = [b"ns\0%d-%d" % (batch, i) for i in range(18 * full)]
+        for key in names:
+            store.set(key, b"v", ttl, NOW)
+        for i, key in enumerate(names):
+            if i % 100:
+                store.delete(key, NOW)
+        check_structure(store)
+    assert len(store._due) <= 20
+    for batch in range(10):
+        for i in range(0, 18 * full, 100):
+            store.delete(b"ns\0%d-%d" % (batch, i), NOW)
+    assert_empty(store)
+
+
+# -- scan -------------------------------------------------------------------------------------------------------
+
+
+def scanned(store: Store[bytes], prefix: bytes = b"ns\0", now: float = NOW) -> list[bytes]:
+    """The keys, as they come."""
+    found, cursor = store.scan(prefix, None, now)
+    while cursor is not None:
+        assert [type(part) for part in cursor] == [float, int]  # so that it can be sent
+        more, cursor = store.scan(prefix, cursor, now)
+        found += more
+    return found
+
+
+@pytest.mark.parametrize("ttl", [None, 300])
+def test_scan_finds_each_key_once_in_bounded_steps(ttl: float | None) -> None:
+    store = store_of()
+    names = [b"ns\0%d" % i for i in range(2000)]
+    for i, key in enumerate(names):
+        store.set(key, b"v", ttl, NOW + i / 100)
+    assert sorted(scanned(store, now=NOW + 20)) == sorted(names)
+    assert len(store.scan(b"ns\0", None, NOW + 20)[0]) <= store_module._BUCKET_KEYS
+
+
+def test_scan_keeps_to_its_namespace_and_prefix() -> None:
+    store = store_of()
+    for key in (b"ns\0a1", b"ns\0a2", b"ns\0b1", b"ns2\0a1", b"n\0a1"):
+        store.set(key, b"v", None, NOW)
+    assert sorted(scanned(store)) == [b"ns\0a1", b"ns\0a2", b"ns\0b1"]
+    assert sorted(scanned(store, b"ns\0a")) == [b"ns\0a1", b"ns\0a2"]
+    assert scanned(store, b"unknown\0") == scanned(store, b"ns\0c") == []
+
+
+def test_scan_finds_nothing_that_is_dead() -> None:
+    store = Store[bytes](AMPLE, size_of=len, still_good=lambda key, stamp: key != b"ns\0stale")
+    for key in (b"ns\0stale", b"ns\0good"):
+        store.set(key, b"v", None, NOW)
+    store.set(b"ns\0expired", b"v", 1, NOW)
+    store.stamp += 1
+    assert scanned(store, now=NOW + 1) == [b"ns\0good"]
+    store.clear(b"ns", NOW)
+    assert scanned(store) == []
+    store.set(b"ns\0new", b"v", None, NOW)
+    assert scanned(store) == [b"ns\0new"]
+
+
+def test_scan_passes_a_bounded_number_of_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BUCKETS_PASSED", 10)
+    store = store_of()
+    for i in range(100):
+        store.set(b"other\0%d" % i, b"v", i + 1, NOW)
+    store.set(b"ns\0a", b"v", None, NOW)
+    assert store.scan(b"ns\0", None, NOW) == ([], (float(store._due[9][0]), store._due[9][1]))
+    assert scanned(store) == [b"ns\0a"]
+
+
+@pytest.mark.parametrize("ttl", [1e300, sys.float_info.max, math.inf])
+def test_scan_goes_on_after_any_ttl(ttl: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BUCKETS_PASSED", 1)
+    store = store_of()
+    for i, each in enumerate((1, ttl, None)):
+        store.set(b"ns\0%d" % i, b"v", each, NOW)
+    assert len(scanned(store)) == 3
+
+
+@pytest.mark.parametrize("cursor", [(math.nan, 5), (-math.inf, -1), (math.inf, 2**63 - 1), (1e308, -(2**63))])
+def test_scan_takes_any_cursor(cursor: Cursor) -> None:
+    store = store_of()
+    fill(store, "ab")
+    assert set(store.scan(b"ns\0", cursor, NOW)[0]) <= {b"ns\0a", b"ns\0b"}
+
+
+def test_scan_finds_a_key_whose_ttl_is_renewed_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BUCKETS_PASSED", 1)
+    store = store_of()
+    fill(store, "abc", ttl=60)
+    fill(store, "xyz", ttl=600)
+    found, cursor, now = [], None, NOW
+    while True:
+        more, cursor = store.scan(b"ns\0", cursor, now)
+        found += more
+        if cursor is None or now > NOW + 50:
+            break
+        now += 0.3
+        fill(store, "abcxyz", ttl=60 + (now - NOW), now=now)
+    assert {key[-1:] for key in found} >= {b"a", b"b", b"c"}
+
+
 def test_clear_empties_one_namespace_only() -> None:
     store = store_of()
     for key in (b"ns\0a", b"ns\0b", b"nt\0a", b"n\0a", b"ns2\0a"):
@@ -268,9 +383,15 @@ class AgainstPlainDict(RuleBasedStateMachine):
 
     @initialize(small=st.booleans())
     def start(self, small: bool) -> None:
+        self.patches = [mock.patch.object(store_module, name, 2) for name in ("_BUCKET_KEYS", "_BUCKETS_PASSED")]
+        for patch in self.patches:
+            patch.start()
         self.small = small
         self.store = store_of(3 * ENTRY_OVERHEAD + 300 if small else AMPLE)
         self.model = {}
+        self.lasting: dict[bytes, float] = {}  # keys that the scan must find, and when their buckets are due
+        self.found: set[bytes] = set()
+        self.cursor: Cursor | None = None
         self.now = NOW
 
     def expected(self, key: bytes) -> tuple[bytes, float] | None:
@@ -288,6 +409,13 @@ class AgainstPlainDict(RuleBasedStateMachine):
     def put(self, key: bytes, value: bytes, ttl: float | None) -> None:
         expires = math.inf if ttl is None else self.now + ttl
         self.model[key] = (value, expires)
+
+    def due(self, key: bytes) -> float:
+        return self.store._entries[key].bucket.due if self.expected(key) else -math.inf
+
+    @invariant()
+    def what_is_dropped_or_due_earlier_may_escape_the_scan(self) -> None:
+        self.lasting = {key: self.due(key) for key, due in self.lasting.items() if self.due(key) >= max(due, 0)}
 
     @rule(key=keys)
     def get(self, key: bytes) -> None:
@@ -347,6 +475,31 @@ class AgainstPlainDict(RuleBasedStateMachine):
         dropped = self.store.expire(self.now, budget)
         assert dropped == before - self.store.entries <= budget
 
+    @rule(namespace=st.sampled_from([b"x", b"y"]), rest=st.sampled_from([b"", b"1"]))
+    def scan_from_the_beginning(self, namespace: bytes, rest: bytes) -> None:
+        prefix = namespace + b"\0" + rest
+        wanted = [key for key in [*self.model] if key.startswith(prefix) and self.expected(key)]
+        assert sorted(scanned(self.store, prefix, self.now)) == sorted(wanted)
+
+    @rule(namespace=st.sampled_from([b"x", b"y"]))
+    def begin_a_scan(self, namespace: bytes) -> None:
+        self.prefix, self.found = namespace + b"\0", set()
+        self.lasting = {key: self.due(key) for key in [*self.model] if key.startswith(self.prefix)}
+        self.go_on(None)
+
+    @precondition(lambda self: self.cursor is not None)
+    @rule()
+    def go_on_with_the_scan(self) -> None:
+        self.go_on(self.cursor)
+
+    def go_on(self, cursor: Cursor | None) -> None:
+        more, self.cursor = self.store.scan(self.prefix, cursor, self.now)
+        assert all(self.expected(key) for key in more)
+        assert len(more) <= 2
+        self.found.update(more)
+        if self.cursor is None:
+            assert self.found >= {key for key, due in self.lasting.items() if due > 0}
+
     @precondition(lambda self: not self.small)
     @invariant()
     def nothing_is_evicted_without_need(self) -> None:
@@ -361,6 +514,8 @@ class AgainstPlainDict(RuleBasedStateMachine):
             self.store.clear(namespace, self.now)
         self.store.expire(self.now)
         assert_empty(self.store)
+        for patch in self.patches:
+            patch.stop()
 
 
 AgainstPlainDict.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

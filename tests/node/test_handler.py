@@ -1,5 +1,6 @@
 """What a node answers to each request, with the clock in the test's hand and no socket anywhere."""
 
+import dataclasses
 import math
 from typing import Any, get_args
 
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
+from django_clusterstate.core.store import Store
 from django_clusterstate.node.channels import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
+from django_clusterstate.wire.status import Tally
 
 NAME = "alpha"
 CONFIG = NodeConfig(
@@ -30,6 +33,7 @@ CONFIG = NodeConfig(
     cache_max_bytes=8 * 1024 * 1024,
     limits_max_bytes=1024 * 1024,
 )
+PARTITIONED = dataclasses.replace(CONFIG, cache_own_bytes={b"own": 128 * 1024, b"ns": 64 * 1024})
 HERE = f"specific.{wire.channel_tag(NAME)}.p1!"
 THERE = f"specific.{wire.channel_tag('beta')}.p2!"
 
@@ -136,6 +140,50 @@ def test_delete_tells_absent_keys(bench: Bench) -> None:
     assert bench.ask(wire.Get([b"a"])).values == [None]
 
 
+@pytest.mark.parametrize(
+    ("held", "expected", "deleted"),
+    [(b"x", b"x", True), (b"x", b"y", False), (7, 7, True), (7, 8, False), (7, b"7", False), (b"", b"", True)],
+)
+def test_delete_may_expect_a_value(bench: Bench, held: wire.Value, expected: wire.Value, deleted: bool) -> None:
+    bench.ask(wire.Set([(b"a", held)], None))
+    assert bench.ask(wire.Delete([b"a", b"none"], expected)).flags == [deleted, False]
+    assert bench.ask(wire.Get([b"a"])).values == [None if deleted else held]
+
+
+def test_look_tells_what_is_left_and_the_value_where_it_is_wanted(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], 10))
+    bench.ask(wire.Set([(b"b", 7)], None))
+    bench.now += 4
+    assert bench.ask(wire.Look(b"a")) == wire.Looked(bench.epoch, True, 6.0)
+    assert bench.ask(wire.Look(b"a", value=True)) == wire.Looked(bench.epoch, True, 6.0, b"x")
+    assert bench.ask(wire.Look(b"b", value=True)) == wire.Looked(bench.epoch, True, None, 7)
+    assert bench.ask(wire.Look(b"none", value=True)) == wire.Looked(bench.epoch, False)
+    assert (bench.handler.stats.hits, bench.handler.stats.misses) == (0, 0)
+
+
+def test_scan_gives_all_keys_with_a_prefix_step_by_step(bench: Bench) -> None:
+    keys = [b"ns\0%d" % number for number in range(1000)]
+    bench.ask(wire.Set([(key, b"x") for key in keys], None))
+    bench.ask(wire.Set([(b"other\0a", b"x")], None))
+    found, reply = [], bench.ask(wire.Scan(b"ns\0"))
+    while reply.cursor is not None:
+        found += reply.keys
+        reply = bench.ask(wire.Scan(b"ns\0", reply.cursor))
+    assert sorted(found + reply.keys) == sorted(keys)
+    assert bench.ask(wire.Scan(b"other\0")) == wire.Scanned(bench.epoch, [b"other\0a"])
+    assert bench.ask(wire.Scan(b"other\0b")) == wire.Scanned(bench.epoch, [])
+    assert bench.ask(wire.Scan(b"none\0")) == wire.Scanned(bench.epoch, [])
+
+
+def test_longest_keys_that_one_scan_gives_fit_in_a_frame(bench: Bench) -> None:
+    for number in range(2000):
+        bench.ask(wire.Set([(b"ns\0%01020d" % number, b"x")], None if number % 2 else 1 + number))
+    reply = bench.ask(wire.Scan(b"ns\0"))
+    while reply.cursor is not None:
+        assert len(wire.encode(reply)) <= MAX_FRAME
+        reply = bench.ask(wire.Scan(b"ns\0", reply.cursor))
+
+
 def test_clear_empties_one_namespace(bench: Bench) -> None:
     bench.ask(wire.Set([(b"one\0a", b"x"), (b"two\0a", b"y")], None))
     assert bench.ask(wire.Clear(b"one")) == wire.Done(bench.epoch)
@@ -180,6 +228,59 @@ def test_longest_value_that_can_be_stored_can_be_fetched(bench: Bench) -> None:
     value = b"x" * (MAX_REQUEST - overhead)
     bench.ask(wire.Set([(b"a", value)], None))
     assert len(wire.encode(bench.ask(wire.Get([b"a"])))) <= MAX_FRAME
+    assert len(wire.encode(bench.ask(wire.Look(b"a", value=True)))) <= MAX_FRAME
+
+
+def test_namespace_with_room_of_its_own_takes_none_from_the_others_and_gives_none() -> None:
+    bench = Bench(config=PARTITIONED)
+    own = bench.handler.cache
+    assert not isinstance(own, Store)
+    for number in range(100):
+        bench.ask(wire.Set([(b"own\0%d" % number, bytes(10_000)), (b"other\0%d" % number, bytes(10_000))], None))
+    assert bench.ask(wire.Get([b"other\x000", b"own\x000", b"own\x0099"])).values == [
+        bytes(10_000), None, bytes(10_000)
+    ]  # fmt: skip
+    stats = bench.ask(wire.GetStatus()).stats
+    assert 80 < stats.cache_evictions < 95
+    assert stats.cache_entries == 200 - stats.cache_evictions
+    assert stats.cache_bytes > 1_000_000
+    for number in range(1000):
+        bench.ask(wire.Set([(b"other\0more%d" % number, bytes(10_000))], None))
+    assert bench.ask(wire.Get([b"other\x000", b"own\x0099"])).values == [None, bytes(10_000)]
+
+
+def test_namespaces_with_room_of_their_own_are_cleared_forgotten_and_reclaimed_as_any() -> None:
+    bench = Bench(config=PARTITIONED)
+    keys = [b"own\0a", b"own\0b", b"other\0a"]
+
+    def fill() -> None:
+        bench.ask(wire.Set([(key, 1) for key in keys], 10))
+
+    fill()
+    bench.ask(wire.Clear(b"own"))
+    assert bench.ask(wire.Get(keys)).values == [None, None, 1]
+    fill()
+    assert sorted(bench.ask(wire.Scan(b"own\0")).keys) == keys[:2]
+    bench.handler.view_changed()
+    assert bench.ask(wire.Get(keys)).values == [None] * 3  # from before the first view
+    fill()
+    bench.now += 20
+    bench.handler.reclaim()
+    assert bench.ask(wire.GetStatus()).stats.cache_entries == 0
+    fill()
+    bench.handler.forget_cache()
+    assert bench.ask(wire.Get(keys)).values == [None] * 3
+
+
+def test_evictions_are_counted_since_the_start() -> None:
+    bench = Bench()
+    for _ in range(2):
+        for number in range(1000):
+            bench.ask(wire.Set([(b"ns\0%d" % number, bytes(10_000))], None))
+        bench.handler.forget_cache()
+    evictions = bench.ask(wire.GetStatus()).stats.cache_evictions
+    assert 300 < evictions < 500
+    assert bench.ask(wire.GetStatus()).stats.cache_evictions == evictions
 
 
 def test_cache_is_forgotten_where_it_may_be_old_but_limits_are_kept(bench: Bench) -> None:
@@ -260,9 +361,9 @@ def test_doubts_of_a_requester_are_passed_to_the_links() -> None:
 
 def test_what_requesters_counted_is_added_up() -> None:
     bench = Bench()
-    bench.ask(wire.GetView([], wire.Tally(remembered=2, fallback_deny=1)))
-    bench.ask(wire.GetView([], wire.Tally(remembered=3)))
-    assert bench.ask(wire.GetStatus()).stats.tally == wire.Tally(remembered=5, fallback_deny=1)
+    bench.ask(wire.GetView([], Tally(remembered=2, fallback_deny=1)))
+    bench.ask(wire.GetView([], Tally(remembered=3)))
+    assert bench.ask(wire.GetStatus()).stats.tally == Tally(remembered=5, fallback_deny=1)
 
 
 def test_node_that_leaves_is_not_in_its_own_view_but_answers() -> None:
@@ -387,13 +488,15 @@ requests = st.one_of(
     st.builds(wire.Get, st.lists(keys)),
     st.builds(wire.Set, st.lists(st.tuples(keys, values)), st.none() | seconds, st.booleans()),
     st.builds(wire.Touch, st.lists(keys), st.none() | seconds),
-    st.builds(wire.Delete, st.lists(keys)),
+    st.builds(wire.Delete, st.lists(keys), st.none() | values),
     st.builds(wire.Incr, keys, st.integers(-(2**63), 2**63 - 1)),
     st.builds(wire.Clear, keys),
     st.builds(wire.Hit, keys, some_rules, costs, st.booleans()),
     st.builds(wire.Peek, keys, some_rules, costs),
     st.builds(wire.Reset, keys, some_rules),
     st.builds(wire.Refund, keys, some_rules, costs, seconds),
+    st.builds(wire.Look, keys, st.booleans()),
+    st.builds(wire.Scan, keys, st.none() | st.tuples(st.floats(), st.integers(-(2**63), 2**63 - 1))),
     st.sampled_from([wire.GetView(), wire.Ping(), wire.GetStatus(), wire.Flush()]),
     st.builds(wire.Send, channels, st.binary(), seconds, st.integers()),
     st.builds(wire.Forward, channels, st.binary(), seconds, st.integers()),
@@ -405,9 +508,11 @@ requests = st.one_of(
 )
 
 
-@given(st.lists(st.tuples(requests, st.sampled_from([0.0, 0.1, 100.0]))))
-def test_whatever_can_be_decoded_is_answered_in_kind(asked: list[tuple[wire.Request, float]]) -> None:
-    bench = Bench(others=("beta",))
+@given(st.sampled_from([CONFIG, PARTITIONED]), st.lists(st.tuples(requests, st.sampled_from([0.0, 0.1, 100.0]))))
+def test_whatever_can_be_decoded_is_answered_in_kind(
+    config: NodeConfig, asked: list[tuple[wire.Request, float]]
+) -> None:
+    bench = Bench(others=("beta",), config=config)
     for request, step in asked:
         reply = bench.ask(request)
         silent = isinstance(request, wire.Receive | wire.Forward | wire.Deliver)

@@ -17,6 +17,7 @@ from django.db import DatabaseError
 from django.dispatch import Signal
 
 from ... import conf, signals
+from ...cache.bounds import own_bytes
 from ...checks import check_channel_layer
 from ...core.membership import Change, Membership
 from ...core.messages import State
@@ -93,6 +94,7 @@ def _make_node(settings: conf.Settings) -> Node:
         timings=settings.timings,
         weight=settings.weight,
         cache_max_bytes=settings.cache_max_bytes,
+        cache_own_bytes=own_bytes(settings.cache_max_bytes),
         limits_max_bytes=settings.limits_max_bytes,
     )
     discovery = None

@@ -1,0 +1,63 @@
+"""How the cache asks the nodes, blocking or not, and where their failures end."""
+
+from collections.abc import Iterable
+
+from .. import conf
+from ..client.routing import Target
+from ..exceptions import ClusterStateError
+from ..wire import messages as wire
+from ..wire.framing import frame
+from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, without_failed
+
+
+class Calls(Requests):
+    """What goes to one node is answered by None where the node fails; what goes to several lacks those answers."""
+
+    def _call(self, key: bytes, request: wire.Request) -> wire.Reply | None:
+        try:
+            return conf.get_client().call(key, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+
+    def _ask(self, target: Target, request: wire.Request) -> wire.Reply | None:
+        try:
+            return conf.get_client().call_node(target, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+
+    def _call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
+        """One round trip for each owner, the owners in parallel; another one for what had no room in the first."""
+        client = conf.get_client()
+        answers: Answers = []
+        later = self._groups(client.table(), keys)
+        while later:
+            groups, later = first_round(later, size_of)
+            replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
+            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        return answers
+
+    async def _acall(self, key: bytes, request: wire.Request) -> wire.Reply | None:
+        try:
+            return await conf.get_async_client().call(key, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+
+    async def _aask(self, target: Target, request: wire.Request) -> wire.Reply | None:
+        try:
+            return await conf.get_async_client().call_node(target, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+
+    async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
+        client = conf.get_async_client()
+        answers: Answers = []
+        later = self._groups(await client.table(), keys)
+        while later:
+            groups, later = first_round(later, size_of)
+            replies = await client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
+            later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
+        return answers
