@@ -109,9 +109,11 @@ def test_value_is_gone_when_its_ttl_is_over(bench: Bench) -> None:
     assert bench.ask(wire.Get([b"a"])).values == [None]
 
 
-def test_what_has_expired_is_freed_in_portions(bench: Bench) -> None:
+@pytest.mark.parametrize("own", [{}, {b"ns": 4 * 1024 * 1024}])
+def test_what_has_expired_is_freed_in_portions(own: dict[bytes, int]) -> None:
+    bench = Bench(config=dataclasses.replace(CONFIG, cache_own_bytes=own))
     for number in range(RECLAIM + 1):
-        bench.ask(wire.Set([(b"%d" % number, b"x")], 10))
+        bench.ask(wire.Set([(b"ns\0%d" % number, b"x")], 10))
         bench.ask(wire.Hit(b"%d" % number, [Rule(Algorithm.FIXED_WINDOW, 5, 10.0)]))
     assert not bench.handler.reclaim()
     bench.now += 12
