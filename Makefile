@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 SEEDS ?= 1000
+RUNS ?= 20
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit faults slow-faults simulate compat lint bench docs screenshot clean
+.PHONY: help demo smoke test unit faults slow-faults simulate exactness compat lint bench docs screenshot clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +46,9 @@ slow-faults: $(VENV)/dev  ## those of them that take over a minute each: half an
 
 simulate: $(VENV)/dev  ## membership over SEEDS=1000 simulated clusters of each kind, every invariant checked
 	$(RUN) -m tests.core.judge --seeds $(SEEDS)
+
+exactness: $(VENV)/dev  ## RUNS=20 times each: exactly the limit passes over three hosts, and what does when an owner is killed
+	EXACTNESS_RUNS=$(RUNS) $(BIN)/pytest -s tests/test_exactness.py
 
 compat: $(VENV)/dev  ## the unit and cache suites, for another Python and Django: PYTHON=python3.13 VENV=.venv-3.13
 	$(RUN) -c 'import django, sys; print("Python", sys.version.split()[0], "Django", django.__version__)'

@@ -30,7 +30,7 @@ def main() -> int:
     with Servers() as servers:
         os.environ.update(servers.environment())
         configure(servers)
-        cases = all_cases(servers, quick=options.quick)
+        cases = [case for case in all_cases(servers, quick=options.quick) if options.only in case.name]
         places = {place.name: functools.partial(place.apply, servers.pids()) for place in placements()}
         results = measure(cases, places, rounds, batch, _progress)
     _progress("")
@@ -46,6 +46,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; no good figures")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the rows with this in their group or name")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a claim isn't held")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="PATH", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=60, help="at each place; default: %(default)s")

@@ -17,7 +17,7 @@ from django_clusterstate.decorators import cluster_ratelimit
 from .measure import Case
 from .peer import PING, Pinger
 from .servers import HOST, NODES, Servers
-from .settings import RATE, installed
+from .settings import DENYING, RATE, RATES, installed
 
 VALUE = "v" * 100
 KEYS = 64  # of each kind, used in turn
@@ -40,8 +40,9 @@ PEERS = {
     LOCMEM: "locmem",
 }
 
-FIXED, DECORATED = "limit, fixed window", "limit, decorated view"
-AFIXED = "ahit, fixed window"
+FIXED, SLIDING, DECORATED = "limit, fixed window", "limit, sliding window", "limit, decorated view"
+SEVERAL, DENIED = "limit, two rates at once", "limit, a key that was just denied"
+AFIXED, ADENIED = "ahit, fixed window", "ahit, a key that was just denied"
 OWNER = "owner look-up"
 LOOKUPS = 1000  # in one measured call: a single one is too short for the clock
 
@@ -54,9 +55,10 @@ def all_cases(servers: Servers, *, quick: bool) -> list[Case]:
     return [
         *_floor(servers),
         *_cache(servers, asynchronous=False),
-        *_limits(servers),
+        *_limits(servers, asynchronous=False),
+        *_decorated(servers),
         *_cache(servers, asynchronous=True),
-        *_async_limits(servers),
+        *_limits(servers, asynchronous=True),
         *_owners(1 if quick else 10),
     ]
 
@@ -89,6 +91,7 @@ def _cache(servers: Servers, *, asynchronous: bool) -> list[Case]:
             ("get", who, text_keys, VALUE.__eq__),
             ("set", who, text_keys, lambda result: result is None),
             ("incr", who, count_keys, lambda count: count > 0),
+            ("get_or_set", who, text_keys, VALUE.__eq__),
         ]
         if who != LOCAL:
             kinds.append(("get_many", THREE_NODES if who == REMOTE else who, many, lambda found: len(found) == MANY))
@@ -104,7 +107,7 @@ def _cache(servers: Servers, *, asynchronous: bool) -> list[Case]:
 
 def _caller(alias: str, name: str) -> Callable[[Any], Any]:
     method: Callable[..., Any] = getattr(caches[alias], name)
-    return (lambda key: method(key, VALUE)) if name in ("set", "aset") else method
+    return (lambda key: method(key, VALUE)) if name.endswith("set") else method
 
 
 def _missing(servers: Servers, alias: str) -> str:
@@ -135,85 +138,94 @@ def _split(make: Callable[[int], str], routing_key: Callable[[str], bytes]) -> t
 # -- limits -------------------------------------------------------------------------------------------------------
 
 
-def _limits(servers: Servers) -> list[Case]:
+def _limits(servers: Servers, *, asynchronous: bool) -> list[Case]:
     cases = []
-    for algorithm in ratelimit.ALGORITHMS:
-        limit = ratelimit.Limit.parse(RATE, algorithm)
-        for who, keys in _limit_keys():
-            cases.append(Case(_limit_group(algorithm), who, _hitter(limit), keys, _counted_by_owner))
-    cases += [
-        _django_ratelimit(servers),
-        _limits_on_redis(servers),
-        *_decorated(servers),
-    ]
+    for group, rates, algorithm in (
+        *((f"limit, {name.replace('_', ' ')}", [RATE], name) for name in ratelimit.ALGORITHMS),
+        (SEVERAL, RATES, "fixed_window"),
+        (DENIED, [DENYING], "fixed_window"),
+    ):
+        passes = group != DENIED
+        cases += _ours(group, rates, algorithm, passes=passes, asynchronous=asynchronous)
+        if algorithm == "fixed_window" and not asynchronous:
+            cases.append(_django_ratelimit(servers, group, rates, passes=passes))
+        if algorithm != "token_bucket":  # it has none
+            cases.append(_limits_on_redis(servers, group, rates, passes=passes, asynchronous=asynchronous))
     return cases
 
 
-def _limit_group(algorithm: str) -> str:
-    return f"limit, {algorithm.replace('_', ' ')}"
+def _group(name: str, *, asynchronous: bool) -> str:
+    return name.replace("limit,", "ahit,") if asynchronous else name
 
 
-def _limit_keys() -> list[tuple[str, list[str]]]:
+def _ours(group: str, rates: Sequence[str], algorithm: str, *, passes: bool, asynchronous: bool) -> list[Case]:
+    limit, ask = ratelimit.Limit.parse(rates, algorithm), ratelimit.ahit if asynchronous else ratelimit.hit
     here, elsewhere = _split("user:{}".format, _bench_key)
-    return [(LOCAL, here), (REMOTE, elsewhere)]
+    if not passes:
+        here, elsewhere = here[:1], elsewhere[:1]  # a flood comes from one client
+        for key in (*here, *elsewhere):
+            ratelimit.hit(limit, "bench", key)
+    name = _group(group, asynchronous=asynchronous)
+    return [
+        Case(name, who, lambda key: ask(limit, "bench", key), keys, _by_owner(passes=passes), asynchronous)
+        for who, keys in ((LOCAL, here), (REMOTE, elsewhere))
+    ]
+
+
+def _by_owner(*, passes: bool) -> Callable[[ratelimit.Decision], bool]:
+    return lambda decision: decision.allowed == passes and not decision.fallback
 
 
 def _bench_key(key: str) -> bytes:
     return ratelimit.routing_key("bench", key)
 
 
-def _hitter(limit: ratelimit.Limit) -> Callable[[str], ratelimit.Decision]:
-    return lambda key: ratelimit.hit(limit, "bench", key)
-
-
-def _counted_by_owner(decision: ratelimit.Decision) -> bool:
-    return decision.allowed and not decision.fallback
-
-
-def _django_ratelimit(servers: Servers) -> Case:
+def _django_ratelimit(servers: Servers, group: str, rates: Sequence[str], *, passes: bool) -> Case:
     missing = _missing(servers, "redis") or ("" if installed("django_ratelimit") else "no django_ratelimit")
     if missing:
-        return Case(FIXED, DJANGO_RATELIMIT, missing=missing)
+        return Case(group, DJANGO_RATELIMIT, missing=missing)
     is_ratelimited = importlib.import_module("django_ratelimit.core").is_ratelimited
     request = RequestFactory().get("/")
 
     def ask(key: str) -> bool:
-        limited: bool = is_ratelimited(request, group="bench", key=lambda *_: key, rate=RATE, increment=True)
-        return limited
+        """Several rates are several calls, as its decorators stack."""
+        calls = (
+            is_ratelimited(request, group="bench", key=lambda *_: key, rate=rate, increment=True) for rate in rates
+        )
+        return any(calls)
 
     keys = [f"user:{number}" for number in range(KEYS)]
     for key in keys:
         ask(key)  # the first hit of a key is another case: it takes one exchange with Redis, the others take three
-    return Case(FIXED, DJANGO_RATELIMIT, ask, keys, False.__eq__)
+    return Case(group, DJANGO_RATELIMIT, ask, keys, (not passes).__eq__)
 
 
-def _limits_on_redis(servers: Servers) -> Case:
+def _limits_on_redis(servers: Servers, group: str, rates: Sequence[str], *, passes: bool, asynchronous: bool) -> Case:
+    name = _group(group, asynchronous=asynchronous)
     missing = _missing(servers, "redis_hiredis") or ("" if installed("limits") else "no limits")
     if missing:
-        return Case(FIXED, LIMITS, missing=missing)
+        return Case(name, LIMITS, missing=missing)
     limits = importlib.import_module("limits")
-    strategy = limits.strategies.FixedWindowRateLimiter(
-        limits.storage.storage_from_string(f"redis://{HOST}:{servers.redis_port}")
-    )
-    item = limits.parse("1000000/hour")
-    return Case(FIXED, LIMITS, lambda key: strategy.hit(item, key), [f"user:{n}" for n in range(KEYS)], True.__eq__)
+    items = [limits.parse(rate.replace("/", " per ").replace("h", "hour").replace("d", "day")) for rate in rates]
+    kind = "SlidingWindowCounterRateLimiter" if group == SLIDING else "FixedWindowRateLimiter"
+    url, keys = f"redis://{HOST}:{servers.redis_port}", [f"user:{n}" for n in range(KEYS)]
+    strategy = getattr(limits.strategies, kind)(limits.storage.storage_from_string(url))
 
+    def ask(key: str) -> bool:
+        return all(strategy.hit(item, group, key) for item in items)
 
-def _async_limits(servers: Servers) -> list[Case]:
-    limit = ratelimit.Limit.parse(RATE)
-    cases = [
-        Case(AFIXED, who, lambda key: ratelimit.ahit(limit, "bench", key), keys, _counted_by_owner, asynchronous=True)
-        for who, keys in _limit_keys()
-    ]
-    missing = _missing(servers, "redis_hiredis") or ("" if installed("limits") else "no limits")
-    if missing:
-        return [*cases, Case(AFIXED, LIMITS, missing=missing)]
-    limits = importlib.import_module("limits")
+    for key in keys:
+        ask(key)
+    if not asynchronous:
+        return Case(name, LIMITS, ask, keys, passes.__eq__)
     aio = importlib.import_module("limits.aio")
-    url = f"async+redis://{HOST}:{servers.redis_port}"
-    strategy = aio.strategies.FixedWindowRateLimiter(limits.storage.storage_from_string(url, implementation="redispy"))
-    item, keys = limits.parse("1000000/hour"), [f"user:{n}" for n in range(KEYS)]
-    return [*cases, Case(AFIXED, LIMITS, lambda key: strategy.hit(item, key), keys, True.__eq__, asynchronous=True)]
+    storage = limits.storage.storage_from_string(f"async+{url}", implementation="redispy")
+    astrategy = getattr(aio.strategies, kind)(storage)
+
+    async def aask(key: str) -> bool:
+        return all([await astrategy.hit(item, group, key) for item in items])
+
+    return Case(name, LIMITS, aask, keys, passes.__eq__, asynchronous=True)
 
 
 def _decorated(servers: Servers) -> list[Case]:
@@ -228,7 +240,7 @@ def _decorated(servers: Servers) -> list[Case]:
     ours = cluster_ratelimit(group="bench", key="ip", rate=RATE)(view)
     passed: Callable[[HttpResponse], bool] = lambda response: response.status_code == 200  # noqa: E731
     cases = [Case(DECORATED, REMOTE, ours, requests, passed)]
-    missing = _django_ratelimit(servers).missing
+    missing = _django_ratelimit(servers, DECORATED, [RATE], passes=True).missing
     if missing:
         return [*cases, Case(DECORATED, DJANGO_RATELIMIT, missing=missing)]
     theirs = importlib.import_module("django_ratelimit.decorators").ratelimit(group="bench", key="ip", rate=RATE)(view)

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .cases import (
+    ADENIED,
     AFIXED,
     DECORATED,
+    DENIED,
     DJANGO_RATELIMIT,
     FIXED,
     LIMITS,
@@ -20,6 +22,7 @@ from .cases import (
     REDIS_HIREDIS,
     REDIS_UNIX,
     REMOTE,
+    SEVERAL,
     nodes,
 )
 from .measure import Result
@@ -37,8 +40,8 @@ class Ratio:
 
     def value(self, results: Mapping[str, Result]) -> float | None:
         """At one place; None when one of the two wasn't measured."""
-        slow, fast = results[self.slow], results[self.fast]
-        return slow.times(fast) if slow.rounds and fast.rounds else None
+        slow, fast = results.get(self.slow), results.get(self.fast)
+        return slow.times(fast) if slow and fast and slow.rounds and fast.rounds else None
 
     def held(self, values: Sequence[float | None]) -> bool | None:
         """Whether all places bear it out. None when it wasn't measured, or claims nothing."""
@@ -56,6 +59,7 @@ class Ratio:
 
 
 HIT, GET, AGET = f"{FIXED}: {REMOTE}", f"cache.get: {REMOTE}", f"cache.aget: {REMOTE}"
+TWO = f"{SEVERAL}: {REMOTE}"
 LOCAL_GET, LOCAL_AGET = f"cache.get: {LOCAL}", f"cache.aget: {LOCAL}"
 
 CLAIMS = (
@@ -72,6 +76,7 @@ CLAIMS = (
         f"an owner among {nodes(10)}: one among {nodes(1000)} takes",
         f"{OWNER}: {nodes(1000)}", f"{OWNER}: {nodes(10)}", at_most=2,
     ),
+    Ratio("a key of another node that was just denied: a routed decision", HIT, f"{DENIED}: {REMOTE}", at_least=20),
 )  # fmt: skip
 
 ASIDES = (
@@ -82,5 +87,8 @@ ASIDES = (
     Ratio("an aget from another node: Redis with hiredis takes", f"cache.aget: {REDIS_HIREDIS}", AGET),
     Ratio("a limit on another node: limits on Redis takes", f"{FIXED}: {LIMITS}", HIT),
     Ratio("an ahit on another node: limits.aio on Redis takes", f"{AFIXED}: {LIMITS}", f"{AFIXED}: {REMOTE}"),
+    Ratio("two rates on another node: django-ratelimit on Redis takes", f"{SEVERAL}: {DJANGO_RATELIMIT}", TWO),
+    Ratio("one rate on another node: two rates take", TWO, HIT),
+    Ratio("an ahit on a key just denied: a routed one", f"{AFIXED}: {REMOTE}", f"{ADENIED}: {REMOTE}"),
     Ratio("a decorated view: django-ratelimit's takes", f"{DECORATED}: {DJANGO_RATELIMIT}", f"{DECORATED}: {REMOTE}"),
 )

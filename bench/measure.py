@@ -18,6 +18,8 @@ try:
 except ImportError:  # it doesn't exist everywhere
     uvloop = None  # type: ignore[assignment]
 
+event_loop = uvloop.new_event_loop if uvloop else None
+
 WARM_UP = 2  # calls before each batch that aren't counted: the batch before was another's
 BATCH_NS = 8_000_000  # a batch ends after this time too, so that slow operations don't take most of a run
 
@@ -84,7 +86,7 @@ def measure(
     results = {place: {case.name: Result(case) for case in cases} for place in places}
     endless = {case.name: itertools.cycle(case.arguments) for case in cases}
     present = [case for case in cases if not case.missing]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
+    with asyncio.Runner(loop_factory=event_loop) as runner:
         for number, (place, move) in itertools.product(range(rounds), places.items()):
             progress(f"round {number + 1} of {rounds}, {place}")
             move()

@@ -8,6 +8,8 @@ from django.conf import settings
 from .servers import HOST, SECRET_KEY, Servers
 
 RATE = "1000000/h"  # so large that every hit passes
+RATES = [RATE, "10000000/d"]
+DENYING = "1/d"
 
 
 def installed(module: str) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from . import conf
 from .core import limiter
+from .core.ledger import Ledger
 from .core.limiter import Rule
-from .core.store import Store
 from .limit import Decision, Limit, binding
 from .wire.status import Tally
 
@@ -23,7 +23,7 @@ class ProcessLimits:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._store: Store[limiter.State] = Store(PROCESS_MAX_BYTES, size_of=limiter.state_bytes)
+        self._store = Ledger(PROCESS_MAX_BYTES)
 
     def decide(self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True) -> list[limiter.Decision]:
         now = time.monotonic()

@@ -1,6 +1,7 @@
 """Nodes and sites as real processes on this machine: for the demonstration, the tests and the benchmark."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,16 +18,20 @@ from django_clusterstate.wire.messages import GetStatus, Status, encode
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
+SERVER_PORTS = (12_000, 32_000)  # Linux gives clients those from 32,768 on
 
 _GET_STATUS = frame(encode(GetStatus()))
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody uses at the moment.
+
+    None of those that the system gives to clients: one of them might have it before the server that it is for, and a
+    client that tries it meanwhile might even be connected to itself.
+    """
+    while not is_free(port := random.randrange(*SERVER_PORTS)):
+        pass
+    return port
 
 
 def is_free(port: int) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,17 @@ def folder() -> Iterator[Path]:
     """Short enough for the path of a unix socket, which pytest's own isn't."""
     with tempfile.TemporaryDirectory(prefix="cs-") as path:
         yield Path(path)
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """Notes a measured figure."""
+
+    def note(what: str, value: object) -> None:
+        record_property(what, value)
+        print(f"\n  {what}: {value}", end="", flush=True)
+
+    return note
 
 
 @pytest.fixture(params=LAYERS, ids=lambda path: path.rpartition(".")[2])

@@ -1,4 +1,4 @@
-"""Settings for node processes that tests start: the demonstration's, with what the environment asks for."""
+"""Settings for nodes and sites that tests start: the demonstration's, with what the environment asks for."""
 
 import json
 import os
@@ -10,6 +10,9 @@ from testproject.settings import *  # noqa: F403
 
 if os.environ.get("SIGNALS_FILE"):
     INSTALLED_APPS = [*INSTALLED_APPS, "tests.signals_app"]  # noqa: F405
+
+if os.environ.get("TEST_URLS"):
+    ROOT_URLCONF = os.environ["TEST_URLS"]
 
 if os.environ.get("TEST_CACHES"):
     CACHES = json.loads(os.environ["TEST_CACHES"])

@@ -17,15 +17,23 @@ GROUPS = {
     "cache.set",
     "cache.incr",
     "cache.get_many(100)",
+    "cache.get_or_set",
     "limit, fixed window",
     "limit, sliding window",
     "limit, token bucket",
+    "limit, two rates at once",
+    "limit, a key that was just denied",
     "limit, decorated view",
     "cache.aget",
     "cache.aset",
     "cache.aincr",
     "cache.aget_many(100)",
+    "cache.aget_or_set",
     "ahit, fixed window",
+    "ahit, sliding window",
+    "ahit, token bucket",
+    "ahit, two rates at once",
+    "ahit, a key that was just denied",
     "owner look-up",
 }
 
@@ -51,10 +59,17 @@ def test_every_case_is_measured_or_says_why_not(tmp_path: Path) -> None:
         for figures in case["microseconds"].values():
             assert 0 < figures["median"] <= figures["p99"]
     assert all(case["microseconds"] for case in cases if case["who"].startswith("this, "))
-    assert len(report["claims"]) == 10
+    assert len(report["claims"]) == 11
     for claim in report["claims"]:
         assert claim["text"] in printed
         assert (claim["held"] is None) == (None in claim["times"].values())
+
+
+def test_some_rows_alone_are_measured_for_who_works_on_them(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "bench", "--quick", "--only", "limit, two", "--json", str(report)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert {case["group"] for case in json.loads(report.read_text())["cases"].values()} == {"limit, two rates at once"}
 
 
 def test_peers_that_are_not_installed_are_not_measured(tmp_path: Path) -> None:
@@ -68,7 +83,7 @@ def test_peers_that_are_not_installed_are_not_measured(tmp_path: Path) -> None:
     assert list(claims.values()).count(None) == 7
 
 
-@pytest.mark.parametrize("option", ["--rounds", "--check", "--quick", "--json"])
+@pytest.mark.parametrize("option", ["--rounds", "--only", "--check", "--quick", "--json"])
 def test_option_is_explained(option: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60

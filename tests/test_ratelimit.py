@@ -24,6 +24,7 @@ from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.denials import MAX_AGE, Denials
+from django_clusterstate.client.routing import Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
@@ -506,6 +507,25 @@ def test_this_hosts_node_counts_for_an_owner_that_doesnt_answer(hit: Hit, group:
     decisions = [hit(limit, group, dead_owner) for _ in range(5)]
     assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
     assert {(decision.fallback, decision.owner) for decision in decisions} == {("node", "alpha")}
+
+
+def test_this_hosts_node_counts_also_when_it_becomes_the_owner_meanwhile(
+    hit: Hit, group: str, dead_owner: str, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread, or another task, learns of the heir while this one waits for the dead owner."""
+    status = cluster.status("alpha")
+    assert status is not None
+    alone = View.of([status.identity])
+    fail = Target.failed
+
+    def learn_and_fail(target: Target, now: float) -> bool:
+        if target.name == DEAD:
+            _fix_view(monkeypatch, alone, "alpha")
+        return fail(target, now)
+
+    monkeypatch.setattr(Target, "failed", learn_and_fail)
+    decision = hit(Limit.parse("3/d", on_unavailable="local"), group, dead_owner)
+    assert (decision.fallback, decision.owner) == ("node", "alpha")
 
 
 @pytest.mark.parametrize(("policy", "allowed"), [("allow", True), ("deny", False)])

@@ -10,7 +10,7 @@ lets no extra hit through; above, it is held to half a hit.
 import enum
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, Protocol, TypeAlias
+from typing import Annotated, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -29,14 +29,13 @@ __all__ = [
     "rebase",
     "refund",
     "reset",
-    "state_bytes",
 ]
 
 # Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
 TOLERANCE: Final = 1e-6
 
-# An instant first, then counts; what they mean is the algorithm's. Opaque to all but this module.
-State: TypeAlias = tuple[Any, ...]
+# An instant, an amount and a count; what they mean is the algorithm's. Opaque to all but this module.
+State: TypeAlias = tuple[float, float, int]
 Outcome: TypeAlias = tuple["Decision", State | None, float]
 
 
@@ -110,16 +109,11 @@ def decide_all(
     return decisions, None
 
 
-def state_bytes(state: State) -> int:
-    """The memory that a state takes: a tuple of three at the most, with a float and integers of its own."""
-    return 152
-
-
 class StateStore(Protocol):
-    """Where the states of keys are kept: `store.Store`, or whatever has these three."""
+    """Where the states of keys are kept: `ledger.Ledger`, or whatever has these three."""
 
     def get(self, key: bytes, now: float) -> State | None: ...
-    def set(self, key: bytes, value: State, ttl: float | None, now: float) -> bool: ...
+    def set(self, key: bytes, state: State, ttl: float, now: float) -> None: ...
     def delete(self, key: bytes, now: float) -> bool: ...
 
 
@@ -184,7 +178,8 @@ def _state_key(key: bytes, rule: Rule) -> bytes:
 def rebase(state: State, seconds: float) -> State:
     """The same state on a clock that reads `seconds` more: a hand-off moves states between nodes, whose
     monotonic clocks have nothing in common."""
-    return (state[0] + seconds, *state[1:])
+    instant, amount, count = state
+    return instant + seconds, amount, count
 
 
 def parse_rate(text: str) -> tuple[int, float]:
@@ -211,9 +206,9 @@ def _slack(limit: int, period: float) -> float:
 
 
 def _fixed_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
-    # State: (end of the window, hits in it).
+    # State: (end of the window, nothing, hits in it).
     limit = rule.limit
-    end, used = (now, 0) if state is None else state
+    end, _, used = (now, 0, 0) if state is None else state
     left = end - now
     if left <= TOLERANCE:
         left, used = 0.0, 0
@@ -226,7 +221,7 @@ def _fixed_window(rule: Rule, state: State | None, cost: int, now: float) -> Out
         left = rule.period
         end = now + left
     used += cost
-    return Decision(True, limit, limit - used, left, 0.0), (end, used), left
+    return Decision(True, limit, limit - used, left, 0.0), (end, 0, used), left
 
 
 def _sliding_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
@@ -267,18 +262,18 @@ def _sliding_window(rule: Rule, state: State | None, cost: int, now: float) -> O
 def _token_bucket(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
     # GCRA (ATM Forum TM 4.0; ITU-T I.371): a theoretical arrival time moves on by an emission interval,
     # period / limit, at each hit, and may be ahead of now by a period at most. It is kept in two parts, (when
-    # the bucket was last full, hits since), because a float summed up hit by hit drifts, and then `limit`
+    # the bucket was last full, hits since, nothing), because a float summed up hit by hit drifts, and then `limit`
     # hits don't pass, or one more does.
     limit = rule.limit
     period = rule.period
-    since, hits = (now, 0) if state is None else state
+    since, hits, _ = (now, 0, 0) if state is None else state
     owed = hits - (now - since) * limit / period
     if owed <= 0:
         since, hits, owed = now, 0, 0.0
     room = limit - owed + _slack(limit, period)
     if cost and cost <= room:
         reset = (owed + cost) * period / limit
-        return Decision(True, limit, int(room - cost), reset, 0.0), (since, hits + cost), reset
+        return Decision(True, limit, int(room - cost), reset, 0.0), (since, hits + cost, 0), reset
     reset = owed * period / limit
     remaining = int(room) if room > 0 else 0
     if not cost:
@@ -288,8 +283,8 @@ def _token_bucket(rule: Rule, state: State | None, cost: int, now: float) -> Out
 
 
 def _refund_fixed_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
-    end, used = state
-    return (end, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
+    end, _, used = state
+    return (end, 0, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
 
 
 def _refund_sliding_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
@@ -301,8 +296,10 @@ def _refund_sliding_window(rule: Rule, state: State, cost: int, at: float, now: 
 
 def _refund_token_bucket(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
     # What flowed in since the hit may be due to it (a full bucket takes nothing), so only the rest is credited.
-    since, hits = state
-    return (since, hits - max(cost - (now - at) * rule.limit / rule.period, 0.0)) if at > since - TOLERANCE else state
+    since, hits, _ = state
+    if at <= since - TOLERANCE:
+        return state
+    return (since, hits - max(cost - (now - at) * rule.limit / rule.period, 0.0), 0)
 
 
 # Indexed by Algorithm.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from .. import __version__
 from ..core import limiter
 from ..core.hrw import Rendezvous, Tenure
+from ..core.ledger import Ledger
 from ..core.membership import Membership
 from ..core.store import Store
 from ..wire import messages as wire
@@ -21,7 +22,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _INT64 = range(-(2**63), 2**63)
 VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
 
-RECLAIM = 2000  # expired entries freed at once; at ten times a second that is 20,000 a second
+RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
 # What a user asks for; the cluster's own messages would drown it.
 _COUNTED = frozenset((
@@ -64,7 +65,7 @@ class Handler:
         self._tenure = Tenure(config.name)
         self._forgotten_evictions = 0
         self.cache = self._empty_cache()
-        self.limits: Store[limiter.State] = Store(config.limits_max_bytes, size_of=limiter.state_bytes)
+        self.limits = Ledger(config.limits_max_bytes)
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
         self._placed = Rendezvous({})
@@ -111,11 +112,10 @@ class Handler:
         """The connection is gone, and so is what waits for its sake."""
         self.channels.forget(connection)
 
-    def reclaim(self) -> None:
-        """Frees what has expired, a millisecond's worth at a time."""
+    def reclaim(self) -> bool:
+        """Frees some of what has expired, a millisecond's worth. Whether there is more to do."""
         now = self._clock()
-        self.cache.expire(now, RECLAIM)
-        self.limits.expire(now, RECLAIM)
+        return RECLAIM in (self.cache.expire(now, RECLAIM), self.limits.expire(now, RECLAIM))
 
     def tick(self) -> None:
         """What is due about once a second."""

@@ -44,9 +44,11 @@ class Partitions:
     def clear(self, namespace: bytes, now: float) -> None:
         self._of(namespace).clear(namespace, now)
 
-    def expire(self, now: float, budget: int) -> None:
+    def expire(self, now: float, budget: int) -> int:
+        left = budget
         for store in self._all:
-            budget -= store.expire(now, budget)
+            left -= store.expire(now, left)
+        return budget - left
 
     @property
     def stamp(self) -> int:

@@ -318,9 +318,8 @@ class Table:
     def get(self, key: bytes, now: float) -> State | None:
         return self.states.get(key)
 
-    def set(self, key: bytes, value: State, ttl: float | None, now: float) -> bool:
-        self.states[key] = value
-        return True
+    def set(self, key: bytes, state: State, ttl: float, now: float) -> None:
+        self.states[key] = state
 
     def delete(self, key: bytes, now: float) -> bool:
         return self.states.pop(key, None) is not None

@@ -14,7 +14,7 @@ from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.core.store import Store
 from django_clusterstate.node.channels import queue_name
 from django_clusterstate.node.config import NodeConfig
-from django_clusterstate.node.handler import Handler
+from django_clusterstate.node.handler import RECLAIM, Handler
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
@@ -107,6 +107,20 @@ def test_value_is_gone_when_its_ttl_is_over(bench: Bench) -> None:
     assert bench.ask(wire.Get([b"a"])).values == [b"x"]
     bench.now += 0.1
     assert bench.ask(wire.Get([b"a"])).values == [None]
+
+
+@pytest.mark.parametrize("own", [{}, {b"ns": 4 * 1024 * 1024}])
+def test_what_has_expired_is_freed_in_portions(own: dict[bytes, int]) -> None:
+    bench = Bench(config=dataclasses.replace(CONFIG, cache_own_bytes=own))
+    for number in range(RECLAIM + 1):
+        bench.ask(wire.Set([(b"ns\0%d" % number, b"x")], 10))
+        bench.ask(wire.Hit(b"%d" % number, [Rule(Algorithm.FIXED_WINDOW, 5, 10.0)]))
+    assert not bench.handler.reclaim()
+    bench.now += 12
+    assert bench.handler.reclaim()
+    assert (bench.handler.cache.entries, bench.handler.limits.entries) == (1, 1)
+    assert not bench.handler.reclaim()
+    assert (bench.handler.cache.entries, bench.handler.limits.entries) == (0, 0)
 
 
 def test_only_absent_keys_are_added(bench: Bench) -> None:
