@@ -1,4 +1,6 @@
-"""The settings, and the two clients of this process. The only place that reads settings or keeps process-wide state.
+"""The settings, the two clients of this process, and the events that it has tracked.
+
+The only place that reads settings or keeps process-wide state.
 
 Each entry of `CLUSTERSTATE` can also come from the environment, as `CLUSTERSTATE_<ENTRY>`, which wins: hosts differ
 and settings.py doesn't.
@@ -24,6 +26,7 @@ from django.core.signals import setting_changed
 
 from .client.aio import AsyncClient
 from .client.sync import Client
+from .client.tracking import Tracker
 from .clientip import Proxies
 from .core.membership import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
@@ -317,6 +320,14 @@ def get_async_client() -> AsyncClient:
         return _made_async_client()
 
 
+@functools.cache
+def get_tracker() -> Tracker:
+    """What this process tracks, on its way to the owners."""
+    client = get_client()
+    with _making:
+        return _made_tracker(client)
+
+
 # `functools.cache` lets threads that come at the same moment each make one; behind the lock they get the same.
 _making = threading.Lock()
 
@@ -333,11 +344,20 @@ def _made_async_client() -> AsyncClient:
     return AsyncClient(settings.socket, settings.link_keys, settings.deadline)
 
 
+@functools.cache
+def _made_tracker(client: Client) -> Tracker:
+    return Tracker(client)
+
+
 def forget() -> None:
     """Reads the settings anew when they are next needed, and closes the connections made by the old ones."""
+    if get_tracker.cache_info().currsize:
+        get_tracker().close()
     if get_client.cache_info().currsize:
         get_client().close()
-    for cached in (get_settings, get_client, get_async_client, _made_client, _made_async_client):
+    for cached in (
+        get_settings, get_client, get_async_client, get_tracker, _made_client, _made_async_client, _made_tracker,
+    ):  # fmt: skip
         cached.cache_clear()
 
 

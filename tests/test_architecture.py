@@ -22,7 +22,7 @@ FLOORS = {
     "clientip": {"clientip"},
     "conf": {"clientip", "core", "exceptions", "wire", "client"},
 }
-FACES = {"cache", "ratelimit", "layers", "cluster"}
+FACES = {"cache", "ratelimit", "layers", "events", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}
 
 
