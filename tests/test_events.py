@@ -223,6 +223,28 @@ def test_no_process_notices_that_a_node_is_killed(folder: Path, name: str) -> No
         assert "Traceback" not in "".join(process.output() for process in processes)
 
 
+def test_node_that_stands_still_for_a_moment_counts_all_once(folder: Path, name: str) -> None:
+    with LocalCluster(folder, NODES, env={"CLUSTERSTATE_DEADLINE": "0.1"}) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with using(cluster, "alpha"):
+            number = 0
+            for pause in (signal.SIGCONT, signal.SIGSTOP, signal.SIGCONT):
+                cluster.processes["gamma"].signal(pause)
+                until = time.monotonic() + 1
+                while time.monotonic() < until:
+                    for key in range(100):
+                        events.track(name, key)
+                    number += 1
+                    time.sleep(0.01)
+            assert events.flush(SECONDS)
+            assert events.dropped() == 0
+            assert events.counts(name).total == 100 * number
+            gamma = cluster.status("gamma")
+            assert gamma is not None
+            assert gamma.stats.events > 0
+
+
 @pytest.mark.usefixtures("no_node")
 class TestNoNode:
     def test_tracking_raises_nothing_and_drops_are_counted(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
