@@ -1,4 +1,4 @@
-"""The settings, the clients of this process, and what its caches share.
+"""The settings, the clients of this process, what its caches share and the events that it has tracked.
 
 The only place that reads settings or keeps process-wide state.
 
@@ -26,6 +26,7 @@ from django.core.signals import setting_changed
 
 from .client.aio import AsyncClient
 from .client.sync import Client
+from .client.tracking import Tracker
 from .clientip import Proxies
 from .core.membership import Timings
 from .limits_storage import AsyncLimitsStorage, LimitsStorage
@@ -339,6 +340,14 @@ def get_async_client() -> AsyncClient:
         return _made_async_client()
 
 
+@functools.cache
+def get_tracker() -> Tracker:
+    """What this process tracks, on its way to the owners."""
+    client = get_client()
+    with _making:
+        return _made_tracker(client)
+
+
 # `functools.cache` lets threads that come at the same moment each make one; behind the lock they get the same.
 _making = threading.Lock()
 
@@ -383,15 +392,20 @@ def _made_async_limits_storage() -> AsyncLimitsStorage | None:
     return None if uri is None else AsyncLimitsStorage(uri, settings.cluster, settings.deadline)
 
 
+@functools.cache
+def _made_tracker(client: Client) -> Tracker:
+    return Tracker(client)
+
+
 _KEPT = (
-    *(get_settings, get_client, get_async_client, get_limits_storage, get_async_limits_storage),
-    *(_made_client, _made_async_client, _made_limits_storage, _made_async_limits_storage),
+    *(get_settings, get_client, get_async_client, get_limits_storage, get_async_limits_storage, get_tracker),
+    *(_made_client, _made_async_client, _made_limits_storage, _made_async_limits_storage, _made_tracker),
 )
 
 
 def forget() -> None:
     """Reads the settings anew when they are next needed, and closes the connections made by the old ones."""
-    for made in (get_client, get_limits_storage):
+    for made in (get_tracker, get_client, get_limits_storage):
         if made.cache_info().currsize and (blocking := made()) is not None:
             blocking.close()
     for cached in _KEPT:

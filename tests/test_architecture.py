@@ -23,7 +23,7 @@ FLOORS = {
     "limits_storage": {"core", "exceptions", "client", "limits_storage"},
     "conf": {"clientip", "core", "exceptions", "wire", "client", "limits_storage"},
 }
-FACES = {"cache", "ratelimit", "layers", "cluster"}
+FACES = {"cache", "ratelimit", "layers", "events", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}
 
 

@@ -11,9 +11,20 @@ import pytest
 from django.core.management.base import BaseCommand, CommandParser
 from django.dispatch import Signal
 
-from django_clusterstate import __version__, cache, checks, cluster, conf, decorators, layers, ratelimit, signals
+from django_clusterstate import (
+    __version__,
+    cache,
+    checks,
+    cluster,
+    conf,
+    decorators,
+    events,
+    layers,
+    ratelimit,
+    signals,
+)
 from django_clusterstate.cache import extras
-from django_clusterstate.management.commands import clusternode, clusterstatus
+from django_clusterstate.management.commands import clusterevents, clusternode, clusterstatus
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.status import Stats, Tally
 
@@ -117,10 +128,12 @@ def own_options(command: BaseCommand) -> set[str]:
     """The options that a command adds to Django's."""
     parser = CommandParser(add_help=False)
     command.add_arguments(parser)
-    return {max(action.option_strings, key=len) for action in parser._actions}
+    return {max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
 
 
-@pytest.mark.parametrize("module", [clusternode, clusterstatus], ids=["clusternode", "clusterstatus"])
+@pytest.mark.parametrize(
+    "module", [clusternode, clusterstatus, clusterevents], ids=["clusternode", "clusterstatus", "clusterevents"]
+)
 def test_command_options_have_a_heading_each_and_no_others_do(module: Any) -> None:
     name = module.__name__.rpartition(".")[2]
     _, _, chapter = read("docs/commands.md").partition(f"\n## {name}\n")
@@ -128,8 +141,8 @@ def test_command_options_have_a_heading_each_and_no_others_do(module: Any) -> No
     assert set(re.findall(r"^#### (--[a-z-]+)$", chapter, re.MULTILINE)) == own_options(module.Command())
 
 
-def test_exit_codes_of_both_commands_are_described() -> None:
-    assert read("docs/commands.md").count("\n### Exit codes\n") == 2
+def test_exit_codes_of_all_commands_are_described() -> None:
+    assert read("docs/commands.md").count("\n### Exit codes\n") == 3
 
 
 # -- protocol -------------------------------------------------------------------------------------------------
@@ -167,7 +180,7 @@ def public_functions(module: ModuleType) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("module", [cluster, ratelimit], ids=["cluster", "ratelimit"])
+@pytest.mark.parametrize("module", [cluster, ratelimit, events], ids=["cluster", "ratelimit", "events"])
 def test_public_functions_have_a_heading_each_and_no_others_do(module: ModuleType) -> None:
     headings = " ".join(sections("docs/api.md", 3, module.__name__.rpartition(".")[2]))
     assert set(re.findall(r"(\w+)\(\)", headings)) == public_functions(module)

@@ -75,7 +75,7 @@ def _states(counters: Counters) -> Steps[list[State]]:
         if rule.algorithm is Algorithm.FIXED_WINDOW:
             used = yield methodcaller("get", name)
             left = (yield methodcaller("get_expiry", name)) - time.time() + ROUNDING if used else 0.0
-            states.append((min(max(left, ROUNDING), seconds), used) if used else (0.0, 0))
+            states.append((min(max(left, ROUNDING), seconds), 0.0, used) if used else (0.0, 0.0, 0))
         else:
             previous, previous_left, current, current_left = yield methodcaller("get_sliding_window", name, seconds)
             elapsed = 2 * seconds - current_left if current_left else seconds - previous_left if previous_left else 0
@@ -89,7 +89,7 @@ def _count(counter: Counter, state: State, cost: int) -> Steps[State | None]:
     if rule.algorithm is Algorithm.FIXED_WINDOW:
         used = yield methodcaller("incr", name, seconds_of(rule), cost)
         if used <= rule.limit:
-            return (state[0] or rule.period, used - cost)
+            return (state[0] or rule.period, 0.0, used - cost)
         yield _give_back(counter, cost)
         return None
     counted = yield methodcaller("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)
@@ -114,9 +114,8 @@ def _give_back(counter: Counter, cost: int) -> Step:
 
 def _full(rule: Rule, state: State) -> State:
     """The same, when nothing is left of the limit."""
-    if rule.algorithm is Algorithm.FIXED_WINDOW:
-        return (state[0] or rule.period, rule.limit)
-    return (*state[:2], rule.limit)
+    since = state[0] or rule.period if rule.algorithm is Algorithm.FIXED_WINDOW else state[0]
+    return (since, state[1], rule.limit)
 
 
 def as_counted(rule: Rule) -> Rule:

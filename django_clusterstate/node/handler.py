@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from .. import __version__
 from ..core import limiter
+from ..core.events import Events
 from ..core.hrw import Rendezvous, Tenure
 from ..core.ledger import Ledger
 from ..core.membership import Membership
@@ -66,6 +67,7 @@ class Handler:
         self._forgotten_evictions = 0
         self.cache = self._empty_cache()
         self.limits = Ledger(config.limits_max_bytes)
+        self.events = Events()
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
         self._placed = Rendezvous({})
@@ -82,6 +84,8 @@ class Handler:
             wire.Peek: self._peek,
             wire.Reset: self._reset,
             wire.Refund: self._refund,
+            wire.Track: self._track,
+            wire.GetEvents: self._get_events,
             wire.GetView: self._get_view,
             wire.Ping: self._ping,
             wire.GetStatus: self._get_status,
@@ -231,6 +235,18 @@ class Handler:
         self.stats.refunds += 1
         return wire.Done(self.epoch)
 
+    # -- events ---------------------------------------------------------------------------------------------
+
+    def _track(self, request: wire.Track) -> wire.Reply:
+        self.stats.events += self.events.track(request.batch, request.entries, self._clock())
+        return wire.Done(self.epoch)
+
+    def _get_events(self, request: wire.GetEvents) -> wire.Reply:
+        now = self._clock()
+        if request.name:
+            return wire.EventAccount(self.epoch, self.events.account(request.name, now))
+        return wire.EventNames(self.epoch, self.events.names(request.after, now))
+
     # -- the cluster ----------------------------------------------------------------------------------------
 
     def _get_view(self, request: wire.GetView) -> wire.Reply:
@@ -250,6 +266,7 @@ class Handler:
         stats.cache_evictions = self._forgotten_evictions + self.cache.evictions
         stats.limit_entries, stats.limit_bytes = self.limits.entries, self.limits.bytes
         stats.limit_evictions = self.limits.evictions
+        stats.event_evictions = self.events.evictions
         stats.channel_messages = self.channels.taken
         members = tuple(
             MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)

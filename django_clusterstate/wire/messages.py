@@ -15,6 +15,7 @@ import mmh3
 import msgspec
 from msgspec import Meta
 
+from ..core.events import MAX_ENTRIES, MAX_NAME, Account, Entry, Totals
 from ..core.limiter import Decision, Rule
 from ..core.messages import Identity, State
 from .status import MemberStatus, Stats, Tally
@@ -32,6 +33,7 @@ Value = bytes | Integer
 Cursor = tuple[float, Integer]
 Seconds = Annotated[float, Meta(ge=0)]
 Rules = Annotated[list[Rule], Meta(min_length=1, max_length=16)]
+EventName = Annotated[str, Meta(max_length=MAX_NAME)]
 Cost = Annotated[int, Meta(ge=0, le=2**31)]
 
 
@@ -143,6 +145,26 @@ class Refund(Message, frozen=True, tag=21):
     ago: Seconds
 
 
+# -- events -----------------------------------------------------------------------------------------------------
+
+
+class Track(Message, frozen=True, tag=26):
+    """Counts events, unless the node has counted this `batch` before. Answer: `Done`."""
+
+    batch: Annotated[bytes, Meta(min_length=8, max_length=16)]
+    entries: Annotated[list[Entry], Meta(max_length=MAX_ENTRIES)]
+
+
+class GetEvents(Message, frozen=True, tag=27):
+    """What this node keeps of an event. Answer: `EventAccount`.
+
+    Without a name: how often each came, in the order of their names and from `after` on. Answer: `EventNames`.
+    """
+
+    name: EventName = ""
+    after: EventName = ""
+
+
 # -- the cluster ------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +271,7 @@ def tag_of(channel: str) -> str:
 
 Request = (
     Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund
+    | Track | GetEvents
     | GetView | Ping | GetStatus | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
 
@@ -330,6 +353,20 @@ class Scanned(Message, frozen=True, tag=44):
     cursor: Cursor | None = None
 
 
+class EventNames(Message, frozen=True, tag=46):
+    """At most 100; fewer are the last ones."""
+
+    epoch: int
+    events: list[Totals]
+
+
+class EventAccount(Message, frozen=True, tag=47):
+    """None: no event of that name is known."""
+
+    epoch: int
+    account: Account | None
+
+
 class Status(Message, frozen=True, tag=42):
     """A node's own account: who it is, for how long, whom it knows and what it counted."""
 
@@ -344,7 +381,10 @@ class Status(Message, frozen=True, tag=42):
     stats: Stats
 
 
-Reply = Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
+Reply = (
+    Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
+    | EventNames | EventAccount
+)  # fmt: skip
 
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -19,6 +19,8 @@ class Tally(msgspec.Struct, array_like=True):
     fallback_allow: Count = 0  #: hits allowed by policy, uncounted
     fallback_deny: Count = 0  #: hits denied by policy, uncounted
 
+    events_dropped: Count = 0  #: events lost, or perhaps counted: no room in the process, or no owner in time
+
     def plus(self, other: "Tally") -> "Tally":
         fields = Tally.__struct_fields__
         return Tally(*(getattr(self, name) + getattr(other, name) for name in fields))
@@ -60,3 +62,5 @@ class Stats(msgspec.Struct, array_like=True):
     dry_denied: int = 0  #: limit decisions of a dry run that denied, so the request passed nevertheless
     refunds: int = 0  #: hits taken back
     tally: Tally = msgspec.field(default_factory=Tally)  #: what the requesters that ask this node for the view counted
+    events: int = 0  #: events counted
+    event_evictions: int = 0  #: names of events dropped for room, with all that was counted of them

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.events import Entry, Sample
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
@@ -343,6 +344,24 @@ def test_full_cache_evicts_no_limit(bench: Bench) -> None:
         bench.ask(wire.Set([(b"%d" % number, b"x" * 1_000_000)], None))
     assert bench.handler.cache.evictions > 0
     assert not bench.ask(hit).decisions[0].allowed
+
+
+# -- events ---------------------------------------------------------------------------------------------------
+
+
+def test_events_are_counted_and_told(bench: Bench) -> None:
+    track = wire.Track(b"batch one", [Entry("login", "17", 3, 0.5, [(0.5, b"\x80")]), Entry("export", "", 1, 0.0)])
+    assert bench.ask(track) == wire.Done(bench.epoch)
+    assert bench.ask(track) == wire.Done(bench.epoch)  # once more, and not counted
+    bench.now += 1
+    names = bench.ask(wire.GetEvents()).events
+    assert [(totals.name, totals.minute, totals.total) for totals in names] == [("export", 1, 1), ("login", 3, 3)]
+    assert [totals.name for totals in bench.ask(wire.GetEvents(after="export")).events] == ["login"]
+    account = bench.ask(wire.GetEvents("login")).account
+    assert (account.total, account.top, account.recent) == (3, [("17", 3, 0)], [Sample(1, "17", b"\x80", 1.5)])
+    assert bench.ask(wire.GetEvents("logout")) == wire.EventAccount(bench.epoch, None)
+    stats = bench.ask(wire.GetStatus()).stats
+    assert (stats.events, stats.event_evictions, stats.requests) == (4, 0, 0)
 
 
 # -- the cluster ----------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.events import Account, Entry, Sample, Totals
 from django_clusterstate.core.limiter import Algorithm, Decision, Rule
 from django_clusterstate.core.messages import Identity, State
+from django_clusterstate.core.sketch import Counted
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import MAX_REQUEST
 from django_clusterstate.wire.status import MemberStatus, Stats, Tally
@@ -38,6 +40,9 @@ EXAMPLES: list[wire.Message] = [
     wire.Peek(b"k", [Rule(Algorithm.SLIDING_WINDOW, 10, 60.0)], 2),
     wire.Reset(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)]),
     wire.Refund(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)], 2, 0.5),
+    wire.Track(b"12345678", [Entry("login", "17", 3, 0.25, [(0.125, b"\x80")]), Entry("login", "", 2**53, 0.0)]),
+    wire.GetEvents("login"),
+    wire.GetEvents("", "login"),
     wire.GetView(),
     wire.GetView(["beta"], Tally(remembered=3)),
     wire.Ping(),
@@ -65,6 +70,9 @@ EXAMPLES: list[wire.Message] = [
     wire.Looked(1, False),
     wire.Scanned(1, [b"ns\0a"], (2.5, 2**63 - 1)),
     wire.Scanned(1, []),
+    wire.EventNames(1, [Totals("login", 1, 20, 300, 4.5)]),
+    wire.EventAccount(1, Account(9, [1, 8], [9], [Counted("17", 9, 1)], [Sample(7, "17", b"\x80", 0.5)])),
+    wire.EventAccount(1, None),
     wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats),
 ]
 

@@ -1,0 +1,130 @@
+"""`manage.py clusterevents`: ephemeral events on a terminal."""
+
+import contextlib
+import json
+import time
+from argparse import ArgumentParser
+from typing import Any
+
+import msgspec
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+
+from ... import events
+from ...core.events import Totals
+from ...exceptions import ClusterStateError
+
+ASK_EVERY = 1.0  # seconds
+BAR = 50  # characters of the longest
+TOP = 10
+
+_COLUMNS = "{:<50} {:>12} {:>12} {:>12}  {}"
+
+
+class Command(BaseCommand):
+    help = "Shows what events were tracked, or all that is kept of one. Exit code 1 when no node answers."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name", nargs="?", default="", help="of an event; all are listed without it")
+        parser.add_argument(
+            "--follow", action="store_true", help="print events of this name as they come, until Ctrl-C"
+        )
+        parser.add_argument("--json", action="store_true", help="print it as JSON; with --follow, one line an event")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        name, as_json = options["name"], options["json"]
+        if options["follow"] and not name:
+            raise CommandError("--follow needs the name of an event")
+        try:
+            if options["follow"]:
+                with contextlib.suppress(KeyboardInterrupt):
+                    self._follow(name, as_json=as_json)
+            elif name:
+                self._show(name, as_json=as_json)
+            else:
+                self._list(as_json=as_json)
+        except (ClusterStateError, ImproperlyConfigured, ValueError) as error:
+            raise CommandError(str(error)) from error
+
+    def _list(self, *, as_json: bool) -> None:
+        known = events.names()
+        if as_json:
+            self.stdout.write(json.dumps([msgspec.structs.asdict(one) for one in known], indent=2))
+            return
+        self.stdout.write(_COLUMNS.format("event", "last minute", "last hour", "total", "last"))
+        for one in known:
+            self.stdout.write(_row(one))
+
+    def _show(self, name: str, *, as_json: bool) -> None:
+        details = events.details(name)
+        if not details.counts.total:
+            raise CommandError(f"no event {name!r} is known")
+        if as_json:
+            self.stdout.write(json.dumps(_as_dict(details), indent=2))
+            return
+        counts = details.counts
+        self.stdout.write(
+            f"{_shown(name)}: {counts.minutes[0]:,} in the last minute, {sum(counts.minutes):,} in the last hour, "
+            f"{sum(counts.hours):,} in the last two days, {counts.total:,} in all\n"
+        )
+        self.stdout.write("minutes ago")
+        most = max(counts.minutes)
+        for minute in _until_the_first(counts.minutes):
+            times = counts.minutes[minute]
+            self.stdout.write(f"{minute:>11} {times:>12,} {'#' * -(-times * BAR // most)}".rstrip())
+        self.stdout.write("\nmost frequent keys of the last hour or two")
+        for key, times, error in details.top[:TOP]:
+            self.stdout.write(f"{times:>24,} {_shown(key)}" + (f" ({times - error:,} at least)" if error else ""))
+        self.stdout.write("\nlast events")
+        for sample in details.recent:
+            self.stdout.write(_line(sample))
+
+    def _follow(self, name: str, *, as_json: bool) -> None:
+        """Samples that come are those whose number is above the last one that their node told."""
+        last: dict[str, int] = {}
+        while True:
+            samples = events.recent(name)
+            for sample in reversed(samples):
+                if sample.number > last.get(sample.node, 0):
+                    self.stdout.write(json.dumps(sample._asdict()) if as_json else _line(sample))
+            # A node that was restarted, or has forgotten the name, begins with 1 again.
+            last |= {node: max(s.number for s in samples if s.node == node) for node in {s.node for s in samples}}
+            self.stdout.flush()
+            time.sleep(ASK_EVERY)
+
+
+def _row(one: Totals) -> str:
+    ago = f"{_shown_seconds(one.last_ago)} ago"
+    return _COLUMNS.format(_shown(one.name), f"{one.minute:,}", f"{one.hour:,}", f"{one.total:,}", ago)
+
+
+def _line(sample: events.Recent) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(time.time() - sample.ago))
+    fields = " ".join(f"{_shown(name)}={value!r}" for name, value in sample.fields.items())
+    return f"{at}  {_shown(sample.key)}  {fields}".rstrip()
+
+
+def _shown(text: str) -> str:
+    """In one line, and without what a terminal might take for a command: a key may be what a stranger has sent."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _shown_seconds(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def _until_the_first(minutes: list[int]) -> range:
+    """Without the minutes before the first event."""
+    return range(max((minute for minute, times in enumerate(minutes) if times), default=-1) + 1)
+
+
+def _as_dict(details: events.Details) -> dict[str, Any]:
+    return {
+        **details.counts._asdict(),
+        "top": [one._asdict() for one in details.top],
+        "recent": [one._asdict() for one in details.recent],
+    }
