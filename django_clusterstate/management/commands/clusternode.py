@@ -24,7 +24,7 @@ from ...core.messages import State
 from ...discovery import make_discovery
 from ...models import NodeAddress
 from ...node.config import NodeConfig, NodeError
-from ...node.node import Event, Isolated, Node, ViewChanged
+from ...node.node import NOT_NEWS, Event, Isolated, Node, ViewChanged
 from ...wire.address import TcpAddress
 
 OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
@@ -41,7 +41,6 @@ _SIGNALS: dict[State, Signal] = {
     State.LEAVING: signals.member_left,
     State.LEFT: signals.member_left,
 }
-_NOT_NEWS = {(State.SUSPECT, State.ALIVE), (State.LEAVING, State.LEFT)}
 _QUEUED_EVENTS = 10_000
 
 logger = logging.getLogger("django_clusterstate.node")
@@ -155,7 +154,7 @@ def _send_signal(event: Event) -> None:
             results = signals.view_changed.send_robust(Membership, old=old, new=new)
         case Isolated():
             results = signals.cluster_isolated.send_robust(Membership)
-        case Change(identity, before, after) if after in _SIGNALS and (before, after) not in _NOT_NEWS:
+        case Change(identity, before, after) if after in _SIGNALS and (before, after) not in NOT_NEWS:
             results = _SIGNALS[after].send_robust(Membership, identity=identity, old=before)
         case _:
             return
