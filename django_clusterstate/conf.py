@@ -60,6 +60,7 @@ _READ = {
     "LIMITS_VIEW": str,
     "CACHE_MAX_BYTES": int,
     "LIMITS_MAX_BYTES": int,
+    "METRICS_TOKEN": str,
     "WEIGHT": float,
 }
 _WORDS: dict[type, str] = {
@@ -116,6 +117,7 @@ class Settings:
     limits_view: str | None
     cache_max_bytes: int
     limits_max_bytes: int
+    metrics_token: str | None = field(repr=False)
     weight: float
 
     @property
@@ -181,6 +183,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
         limits_max_bytes=_checked(
             "LIMITS_MAX_BYTES", values["LIMITS_MAX_BYTES"], values["LIMITS_MAX_BYTES"] > 0, "bytes"
         ),
+        metrics_token=values.get("METRICS_TOKEN") or None,
         weight=_checked("WEIGHT", values["WEIGHT"], 0 < values["WEIGHT"] <= 1000, "a number above 0, up to 1000"),
     )
 

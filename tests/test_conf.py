@@ -70,6 +70,7 @@ ENTRIES: list[tuple[str, Any, str, str, Any, Any]] = [
     ),
     ("CACHE_MAX_BYTES", 1000, "2000", "cache_max_bytes", 1000, 2000),
     ("LIMITS_MAX_BYTES", 1000, "2000", "limits_max_bytes", 1000, 2000),
+    ("METRICS_TOKEN", "one", "two", "metrics_token", "one", "two"),
     ("WEIGHT", 2, "0.5", "weight", 2, 0.5),
 ]
 TIMINGS: list[tuple[str, float, str, str]] = [
