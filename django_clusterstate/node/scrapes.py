@@ -13,7 +13,7 @@ PATH = "/metrics"
 MAX_SCRAPERS = 16  # connections at a time
 SCRAPE_WITHIN = 5.0  # seconds from its opening that a connection has for all
 MAX_HEAD = 16 * 1024  # bytes of a request
-SPACING = 0.05  # seconds between two answers, each of which takes the loop half a millisecond
+SPACING = 0.05  # seconds between two answers, each of which takes the loop 0.4 to 0.7 ms
 
 Render = Callable[[str], tuple[bytes, str]]  # an Accept header -> a body and its content type
 
