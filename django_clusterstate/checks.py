@@ -11,6 +11,7 @@ from . import conf
 from .cache.bounds import own_bytes
 from .discovery import make_discovery
 from .middleware import read_limits
+from .settings import Settings
 
 SLOW_DEADLINE = 1.0
 PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
@@ -62,7 +63,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return found
 
 
-def check_limits(settings: conf.Settings) -> list[CheckMessage]:
+def check_limits(settings: Settings) -> list[CheckMessage]:
     try:
         read_limits(settings.limits)
     except ImproperlyConfigured as error:

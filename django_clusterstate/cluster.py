@@ -1,7 +1,7 @@
 """The cluster as any process sees it: what distributed Erlang knows as `Node.list`, `Node.self` and `Node.ping`.
 
-Each function has an `a…` twin for asynchronous code. They raise `Unavailable` when no node answers, but `ping` and
-`status`, which say it in their answers.
+Each function has an `a…` twin for asynchronous code. They raise `Unavailable` when no node answers, but `ping`,
+`status`, `local_status` and `problem`, which say it in their answers.
 """
 
 import time
@@ -144,6 +144,42 @@ async def astatus() -> ClusterStatus:
 def status() -> ClusterStatus:
     """As `astatus`."""
     return async_to_sync(astatus)()
+
+
+async def alocal_status() -> wire.Status | None:
+    """What this host's node says of itself and of its members; None when it doesn't answer."""
+    client = conf.get_async_client()
+    try:
+        reply = await client.call_node(client.routing.local, _GET_STATUS)
+    except ClusterStateError:
+        return None
+    return reply if isinstance(reply, wire.Status) else None
+
+
+def local_status() -> wire.Status | None:
+    """As `alocal_status`."""
+    client = conf.get_client()
+    try:
+        reply = client.call_node(client.routing.local, _GET_STATUS)
+    except ClusterStateError:
+        return None
+    return reply if isinstance(reply, wire.Status) else None
+
+
+async def aproblem() -> str:
+    """Why this host's node doesn't serve, in a few words; empty when it does. Says nothing of the other nodes."""
+    return _problem(await alocal_status())
+
+
+def problem() -> str:
+    """As `aproblem`."""
+    return _problem(local_status())
+
+
+def _problem(status: wire.Status | None) -> str:
+    if status is None:
+        return "this host's node doesn't answer"
+    return "" if status.state in SERVING else f"this host's node is {status.state}"
 
 
 def _known(table: Table) -> Table:

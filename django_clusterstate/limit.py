@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import msgspec
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 
-from . import conf
 from .core import limiter
 from .core.limiter import Algorithm, Rule, parse_rate
+from .settings import POLICIES
 from .wire import messages as wire
 
 MAX_RATES = 16  # of one limit, by the wire
@@ -41,8 +41,8 @@ class Limit:
         """From rates such as "10/m" or ["10/s", "100/h"]. Raises `ImproperlyConfigured`, which says what is wrong."""
         if algorithm not in ALGORITHMS:
             raise ImproperlyConfigured(f"{algorithm!r} is no algorithm; there are: {', '.join(ALGORITHMS)}.")
-        if on_unavailable is not None and on_unavailable not in conf.POLICIES:
-            raise ImproperlyConfigured(f"on_unavailable is one of {', '.join(conf.POLICIES)}, not {on_unavailable!r}.")
+        if on_unavailable is not None and on_unavailable not in POLICIES:
+            raise ImproperlyConfigured(f"on_unavailable is one of {', '.join(POLICIES)}, not {on_unavailable!r}.")
         try:
             texts = [rates] if isinstance(rates, str) else list(rates)
             rules = tuple(Rule(ALGORITHMS[algorithm], *parse_rate(text)) for text in texts)

@@ -21,7 +21,8 @@ FLOORS = {
     "client": {"core", "exceptions", "wire", "client"},
     "clientip": {"clientip"},
     "limits_storage": {"core", "exceptions", "client", "limits_storage"},
-    "conf": {"clientip", "core", "exceptions", "wire", "client", "limits_storage"},
+    "settings": {"clientip", "core", "wire"},
+    "conf": {"clientip", "core", "exceptions", "wire", "client", "limits_storage", "settings"},
 }
 FACES = {"cache", "ratelimit", "layers", "events", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}

@@ -17,7 +17,7 @@ from django.test import override_settings
 from django_clusterstate import conf
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.clientip import Proxies
-from django_clusterstate.conf import MAX_SOCKET_PATH, default_socket_path, read_settings
+from django_clusterstate.settings import MAX_SOCKET_PATH, READ, Settings, default_socket_path, read_settings
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 
 SECRET = "not-to-be-seen-by-anybody-" + "s" * 32
@@ -30,7 +30,7 @@ def forget() -> Iterator[None]:
     conf.forget()
 
 
-def read(options: dict[str, Any] | None = None, /, **environment: str) -> conf.Settings:
+def read(options: dict[str, Any] | None = None, /, **environment: str) -> Settings:
     return read_settings(options or {}, {f"CLUSTERSTATE_{entry}": text for entry, text in environment.items()})
 
 
@@ -72,6 +72,7 @@ ENTRIES: list[tuple[str, Any, str, str, Any, Any]] = [
     ("CACHE_MAX_BYTES", 1000, "2000", "cache_max_bytes", 1000, 2000),
     ("LIMITS_MAX_BYTES", 1000, "2000", "limits_max_bytes", 1000, 2000),
     ("LIMITS_STORAGE", "redis://a:1", "memcached://b:2", "limits_storage", "redis://a:1", "memcached://b:2"),
+    ("METRICS_TOKEN", "one", "two", "metrics_token", "one", "two"),
     ("WEIGHT", 2, "0.5", "weight", 2, 0.5),
 ]
 TIMINGS: list[tuple[str, float, str, str]] = [
@@ -105,7 +106,7 @@ def test_older_secrets_come_from_the_dict_or_the_environment() -> None:
 
 
 def test_every_entry_is_tested() -> None:
-    assert {entry for entry, *_ in ENTRIES} | {entry for entry, *_ in TIMINGS} | {"SECRET_FALLBACKS"} == set(conf._READ)
+    assert {entry for entry, *_ in ENTRIES} | {entry for entry, *_ in TIMINGS} | {"SECRET_FALLBACKS"} == set(READ)
 
 
 def test_everything_has_a_default() -> None:

@@ -16,7 +16,6 @@ from django_clusterstate import (
     cache,
     checks,
     cluster,
-    conf,
     decorators,
     events,
     layers,
@@ -25,8 +24,9 @@ from django_clusterstate import (
 )
 from django_clusterstate.cache import extras
 from django_clusterstate.management.commands import clusterevents, clusternode, clusterstatus
+from django_clusterstate.settings import DEFAULTS, READ
 from django_clusterstate.wire import messages as wire
-from django_clusterstate.wire.status import Stats, Tally
+from django_clusterstate.wire.status import Changes, Stats, Tally
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -67,16 +67,16 @@ def described() -> str:
 
 
 def test_settings_have_a_heading_each_and_no_others_do() -> None:
-    assert set(sections("docs/settings.md", 3, "CLUSTERSTATE")) == set(conf._READ)
+    assert set(sections("docs/settings.md", 3, "CLUSTERSTATE")) == set(READ)
 
 
-@pytest.mark.parametrize("entry", conf._READ)
+@pytest.mark.parametrize("entry", READ)
 def test_setting_is_described_with_type_default_and_variable(entry: str) -> None:
     text = sections("docs/settings.md", 3, "CLUSTERSTATE")[entry]
-    assert re.search(rf"^{conf._READ[entry].__name__}( or None)?, default: ", text, re.MULTILINE)
+    assert re.search(rf"^{READ[entry].__name__}( or None)?, default: ", text, re.MULTILINE)
     assert f"Environment: `CLUSTERSTATE_{entry}`" in text
-    if entry in conf._DEFAULTS:
-        default = conf._DEFAULTS[entry]
+    if entry in DEFAULTS:
+        default = DEFAULTS[entry]
         shown = f'"{default}"' if isinstance(default, str) else str(default)
         assert f"default: `{shown}`" in text
 
@@ -84,14 +84,14 @@ def test_setting_is_described_with_type_default_and_variable(entry: str) -> None
 def test_no_setting_is_mentioned_that_does_not_exist() -> None:
     named = re.findall(r"CLUSTERSTATE(?:_|\[[\"'])([A-Z][A-Z0-9_]*)", described())
     assert named
-    assert set(named) <= set(conf._READ)
+    assert set(named) <= set(READ)
 
 
 def test_links_to_settings_have_an_entry() -> None:
     linked = re.findall(r"\[`([A-Z_]+)`\]\((?:settings\.md)?#([a-z_]+)\)", described())
     assert linked
     assert [(name, anchor) for name, anchor in linked if name.lower() != anchor] == []
-    assert {name for name, _ in linked} <= {*conf._READ, *cache.requests.OPTIONS}
+    assert {name for name, _ in linked} <= {*READ, *cache.requests.OPTIONS}
 
 
 def test_cache_options_have_a_heading() -> None:
@@ -162,7 +162,10 @@ def test_no_message_is_described_that_does_not_exist() -> None:
     assert tagged <= real
 
 
-@pytest.mark.parametrize("counter", {*Stats.__struct_fields__, *Tally.__struct_fields__} - {"tally"})
+COUNTERS = {*Stats.__struct_fields__, *Tally.__struct_fields__, *Changes.__struct_fields__} - {"tally", "changes"}
+
+
+@pytest.mark.parametrize("counter", sorted(COUNTERS))
 def test_counter_is_described(counter: str) -> None:
     assert counter in rows("docs/operations.md")
 

@@ -20,6 +20,7 @@ from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import derive_keys
 from django_clusterstate.wire.messages import Get, Hit, Set, Values, encode
+from django_clusterstate.wire.status import Changes
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
 from tests.layers import LAYERS, SETTINGS, Layer
@@ -221,6 +222,15 @@ def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(fold
         wanted = {"member_up a", "member_up b", "member_up c", "member_down b", "member_left c", "view a,b,c -> a,c"}
         wait_until(lambda: wanted <= set(file.read_text().splitlines()), SECONDS, "all signals")
         assert "a receiver of the user's that fails" in cluster.processes["a"].output()
+        wait_until(lambda: _changes(cluster).restarted == 1, SECONDS, "the restart is counted")
+        changes = _changes(cluster)
+        assert (changes.joined, changes.down, changes.left, changes.isolated) == (4, 1, 1, 0)
+
+
+def _changes(cluster: LocalCluster) -> Changes:
+    status = cluster.status("a")
+    assert status is not None
+    return status.stats.changes
 
 
 def test_a_value_from_before_another_node_owned_the_key_is_never_read_again(folder: Path) -> None:

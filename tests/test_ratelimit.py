@@ -30,6 +30,7 @@ from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
 from django_clusterstate.fallback import ProcessLimits
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
+from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import ROOT, LocalCluster, free_port, wait_until
@@ -602,7 +603,7 @@ def test_without_a_node_the_policy_answers(hit: Hit, policy: str, allowed: bool)
 
 
 @pytest.mark.usefixtures("nowhere")
-@pytest.mark.parametrize("policy", conf.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_limit_of_zero_blocks_all_without_a_node_as_well(hit: Hit, policy: str) -> None:
     assert not hit(Limit.parse(["0/s", "3/m"], on_unavailable=policy), "group", "key").allowed
 

@@ -91,10 +91,12 @@ class AsyncClient:
                         raise
                     reply = await self._call_afresh(target, request, now + deadline)  # the node may have been restarted
         except ClusterStateError as error:
+            self.routing.waits.append(self._clock() - now)
             failure = named(target, error)
             if self.routing.failed(target, now):
                 logger.warning("%s; it is left alone until it answers again", failure)
             raise failure from error
+        self.routing.waits.append(self._clock() - now)
         if target.failures and target.answered():
             logger.info("%s answers again", target)
         if reply.epoch != self.routing.epoch:

@@ -22,6 +22,7 @@ HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody any time; 
 FIRST_TRY = 32  # the first such try may take this part of a deadline, each further one twice as long
 
 MAX_DOUBTS = 64
+MAX_WAITS = 65536  # exchanges between two requests for the view whose time is kept: more than a process can have
 _GET_VIEW = frame(encode(GetView()))
 
 
@@ -133,6 +134,9 @@ class Routing:
         self.epoch = NO_VIEW.epoch
         self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
         self.tally = Tally()  # counted since the view was last asked for
+        # Seconds that each exchange since then took. They are sorted once a second: at each exchange that would cost
+        # three times as much as to keep them, 3 % of the exchange.
+        self.waits: deque[float] = deque(maxlen=MAX_WAITS)
         self._asked_at = 0.0
         self._reported = Tally()  # told with a request that hasn't been answered yet
 
@@ -162,6 +166,8 @@ class Routing:
     def view_request(self) -> bytes:
         """The request for the view, with the members that fail us and what was counted since the last one."""
         counted, self.tally = self.tally, Tally()
+        waits, self.waits = self.waits, deque(maxlen=MAX_WAITS)
+        counted.took(list(waits))
         self._reported = self._reported.plus(counted)
         tally = None if self._reported == Tally() else self._reported
         doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]

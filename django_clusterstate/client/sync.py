@@ -146,6 +146,7 @@ class Client:
         return self._call_or_error(target, request, now)
 
     def _succeeded(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
+        self.routing.waits.append(self._clock() - now)
         if len(target.pool) < MAX_IDLE:
             target.pool.append(connection)
         else:
@@ -156,6 +157,7 @@ class Client:
             self.routing.noticed(reply.epoch, now)
 
     def _failed(self, target: Target, error: ClusterStateError, now: float) -> ClusterStateError:
+        self.routing.waits.append(self._clock() - now)
         _drop_pool(target)
         error = named(target, error)
         if self.routing.failed(target, now):

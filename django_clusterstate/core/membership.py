@@ -118,6 +118,7 @@ class Membership:
         self.started = now
         self.members: dict[str, Member] = {}
         self.dropped = 0  # heartbeats ignored: repeated, of a retired boot, or of one that is down
+        self.restarts = 0  # names that were heard from a new start
         self._sequence = 0
         self._ticked = now
         self._turn = 0
@@ -174,6 +175,7 @@ class Membership:
                 outcome.namesake = sender.address
 
     def _retire(self, member: Member, now: float, outcome: Outcome) -> None:
+        self.restarts += 1
         self._ignore(member.identity.boot)
         if member.state not in GONE:
             self._move(member, State.LEFT if member.state is State.LEAVING else State.DOWN, now, outcome)

@@ -60,7 +60,7 @@ class Handler:
     ) -> None:
         self._config = config
         self._clock = clock
-        self.stats = Stats()
+        self.stats = Stats(cache_max_bytes=config.cache_max_bytes, limit_max_bytes=config.limits_max_bytes)
         self.membership = membership
         self.channels = Channels()
         self._tenure = Tenure(config.name)
@@ -261,6 +261,10 @@ class Handler:
         return wire.Pong(self.epoch, self.membership.me)
 
     def _get_status(self, request: wire.GetStatus) -> wire.Reply:
+        return self.status()
+
+    def status(self) -> wire.Status:
+        """This node's account of itself."""
         now, membership, stats = self._clock(), self.membership, self.stats
         stats.cache_entries, stats.cache_bytes = self.cache.entries, self.cache.bytes
         stats.cache_evictions = self._forgotten_evictions + self.cache.evictions

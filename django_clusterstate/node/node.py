@@ -22,6 +22,7 @@ RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 
 DISCOVERY_TIMEOUT = 10.0
 REPORT_EVERY = 1.0  # seconds between two log lines about strangers, however many there are
 REPORT_AGAIN = 600.0  # seconds until the same is said again
+NOT_NEWS = {(State.SUSPECT, State.ALIVE), (State.LEAVING, State.LEFT)}  # moves that follow from one that was told
 
 logger = logging.getLogger("django_clusterstate.node")
 
@@ -171,6 +172,7 @@ class Node:
                 self.links.tick()
                 stats = self.handler.stats
                 stats.heartbeats_dropped = self.membership.dropped + self.heartbeats.rejected
+                stats.changes.restarted = self.membership.restarts
                 stats.channel_dropped = self.handler.channels.dropped + self.links.dropped
 
     async def _reclaim(self) -> None:
@@ -219,6 +221,7 @@ class Node:
             self._isolated = self.membership.isolated
             logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
             if self._isolated:
+                self.handler.stats.changes.isolated += 1
                 self._notify(Isolated())
         if outcome.given_up:
             logger.warning("others had given this node up and served its keys, so its cache starts empty")
@@ -231,6 +234,7 @@ class Node:
             self.handler.view_changed()
         for change in outcome.changes:
             self._log(change)
+            self._count(change)
             if change.new is State.DOWN:
                 self.links.reset(change.identity.address)
             elif change.identity is self.membership.me:
@@ -238,6 +242,20 @@ class Node:
             self._notify(change)
         if new.epoch != old.epoch:
             self._notify(ViewChanged(old, new))
+
+    def _count(self, change: Change) -> None:
+        changes = self.handler.stats.changes
+        if (change.old, change.new) in NOT_NEWS:
+            return
+        match change.new:
+            case State.ALIVE:
+                changes.joined += 1
+            case State.SUSPECT:
+                changes.suspected += 1
+            case State.DOWN:
+                changes.down += 1
+            case State.LEAVING | State.LEFT:
+                changes.left += 1
 
     def _log(self, change: Change) -> None:
         view = self.membership.view

@@ -1,6 +1,10 @@
 """What nodes and requesters count, and tell of themselves and of one another."""
 
-from typing import Annotated
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -8,6 +12,18 @@ from msgspec import Meta
 from ..core.messages import Identity, State
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+
+# Seconds that exchanges are sorted by, each up to its bound; longer ones come last. A part of the protocol: requesters
+# and nodes must have the same.
+LATENCY_BOUNDS = (
+    *(0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+)
+Latencies = Annotated[list[Count], Meta(min_length=len(LATENCY_BOUNDS) + 1, max_length=len(LATENCY_BOUNDS) + 1)]
+
+
+def no_latencies() -> list[int]:
+    return [0] * (len(LATENCY_BOUNDS) + 1)
 
 
 class Tally(msgspec.Struct, array_like=True):
@@ -18,12 +34,36 @@ class Tally(msgspec.Struct, array_like=True):
     fallback_process: Count = 0  #: hits counted in a process, since no node answered
     fallback_allow: Count = 0  #: hits allowed by policy, uncounted
     fallback_deny: Count = 0  #: hits denied by policy, uncounted
-
     events_dropped: Count = 0  #: events lost, or perhaps counted: no room in the process, or no owner in time
+    latencies: Latencies = msgspec.field(default_factory=no_latencies)  #: exchanges with nodes, by how long they took
+    latency_sum: Annotated[float, Meta(ge=0, le=2**53)] = 0.0  #: seconds that all of them took
+
+    def took(self, waits: Sequence[float]) -> None:
+        """Counts exchanges, by the seconds that each took."""
+        for bucket, count in Counter(map(partial(bisect_left, LATENCY_BOUNDS), waits)).items():
+            self.latencies[bucket] += count
+        self.latency_sum += sum(waits)
 
     def plus(self, other: "Tally") -> "Tally":
-        fields = Tally.__struct_fields__
-        return Tally(*(getattr(self, name) + getattr(other, name) for name in fields))
+        ours, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return Tally(*(_sum(one, another) for one, another in zip(ours, theirs, strict=True)))
+
+
+def _sum(one: Any, another: Any) -> Any:
+    if isinstance(one, list):
+        return [_sum(*pair) for pair in zip(one, another, strict=True)]
+    return one + another
+
+
+class Changes(msgspec.Struct, array_like=True):
+    """What became of the members, this node among them, as this node sees it."""
+
+    joined: int = 0  #: a member owns keys from then on: a new one, or one that was down
+    suspected: int = 0  #: one fell silent
+    down: int = 0  #: one is gone without a word
+    left: int = 0  #: one said that it leaves
+    isolated: int = 0  #: most peers fell silent at once
+    restarted: int = 0  #: a known name was heard from a new start
 
 
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -64,3 +104,6 @@ class Stats(msgspec.Struct, array_like=True):
     tally: Tally = msgspec.field(default_factory=Tally)  #: what the requesters that ask this node for the view counted
     events: int = 0  #: events counted
     event_evictions: int = 0  #: names of events dropped for room, with all that was counted of them
+    changes: Changes = msgspec.field(default_factory=Changes)  #: what became of the members
+    cache_max_bytes: int = 0  #: the bound of cache_bytes
+    limit_max_bytes: int = 0  #: the bound of limit_bytes

@@ -318,6 +318,26 @@ def test_answer_that_makes_no_sense_is_a_failure_of_the_node(make: Make) -> None
         requester.close()
 
 
+def test_time_of_each_exchange_is_kept_and_of_none_that_was_not_tried(make: Make) -> None:
+    with ScriptedNode(mute) as mute_node, ScriptedNode(answering()) as node:
+        requester = make(mute_node.address, deadline=0.05)
+        waits = requester.routing.waits
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(Unavailable):
+                requester.call_node(requester.routing.local, PING)
+        with pytest.raises(Unavailable, match="left alone"):
+            requester.call_node(requester.routing.local, PING)
+        assert len(waits) == FAILURES_TO_OPEN
+        assert max(waits) >= 0.05
+        one, two = Target("one", node.address), Target("two", node.address)
+        adopt(requester, one, two)
+        requester.call_node(one, PING)
+        requester.call_each([(one, PING), (two, PING)])
+        assert len(waits) == FAILURES_TO_OPEN + 3
+        assert min(waits) > 0
+        requester.close()
+
+
 def test_breaker_spares_the_deadline_and_lets_one_try_in_each_interval(make: Make) -> None:
     with ScriptedNode(mute) as node:
         requester = make(node.address, deadline=0.05)

@@ -277,6 +277,18 @@ def test_what_was_counted_is_told_until_it_has_arrived() -> None:
     assert told() is None
 
 
+def test_waits_are_told_sorted_and_once() -> None:
+    routing = Routing(LOCAL)
+    routing.waits.extend([0.0003, 0.0004, 2.0])
+    request = decode_request(routing.view_request()[HEADER:])
+    assert isinstance(request, GetView)
+    assert request.tally is not None
+    assert [count for count in request.tally.latencies if count] == [2, 1]
+    assert request.tally.latency_sum == pytest.approx(2.0007)
+    routing.learn(Viewed(1, (), "alpha"), routing.local, 0.0)
+    assert decode_request(routing.view_request()[HEADER:]) == GetView()
+
+
 def test_while_an_owner_fails_the_next_in_the_ranking_stands_in_then_the_local_node() -> None:
     routing = Routing(LOCAL)
     members = tuple(member(name) for name in "abcde")

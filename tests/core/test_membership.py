@@ -176,6 +176,7 @@ def test_new_boot_under_a_known_name_is_a_restart(clock: Clock) -> None:
     assert outcome.changes == [Change(A, State.ALIVE, State.DOWN), Change(A2, None, State.ALIVE)]
     assert outcome.answer
     assert clock.node.view.epoch != epoch
+    assert clock.node.restarts == 1
 
 
 def test_restart_of_a_leaving_node_ends_its_leave(clock: Clock) -> None:

@@ -387,6 +387,17 @@ def test_what_requesters_counted_is_added_up() -> None:
     assert bench.ask(wire.GetStatus()).stats.tally == Tally(remembered=5, fallback_deny=1)
 
 
+def test_latencies_of_requesters_are_added_up_bucket_by_bucket() -> None:
+    bench = Bench()
+    for waits in ((0.00002, 0.0004), (0.0004, 7.0)):
+        tally = Tally()
+        tally.took(waits)
+        bench.ask(wire.GetView([], tally))
+    told = bench.ask(wire.GetStatus()).stats.tally
+    assert told.latencies == [1, 0, 0, 0, 2, *[0] * 10, 1]
+    assert told.latency_sum == pytest.approx(7.00082)
+
+
 def test_node_that_leaves_is_not_in_its_own_view_but_answers() -> None:
     bench = Bench(others=("beta",))
     bench.membership.leave()

@@ -8,6 +8,7 @@ import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from channels.layers import channel_layers
@@ -24,8 +25,10 @@ from ...core.messages import State
 from ...discovery import make_discovery
 from ...models import NodeAddress
 from ...node.config import NodeConfig, NodeError
-from ...node.node import Event, Isolated, Node, ViewChanged
-from ...wire.address import TcpAddress
+from ...node.node import NOT_NEWS, Event, Isolated, Node, ViewChanged
+from ...node.scrapes import scraped
+from ...settings import Settings
+from ...wire.address import TcpAddress, parse_tcp
 
 OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
     "name": "NODE_NAME",
@@ -41,7 +44,6 @@ _SIGNALS: dict[State, Signal] = {
     State.LEAVING: signals.member_left,
     State.LEFT: signals.member_left,
 }
-_NOT_NEWS = {(State.SUSPECT, State.ALIVE), (State.LEAVING, State.LEFT)}
 _QUEUED_EVENTS = 10_000
 
 logger = logging.getLogger("django_clusterstate.node")
@@ -59,6 +61,10 @@ class Command(BaseCommand):
         parser.add_argument(
             "--discovery", metavar="WHERE", help="'database', 'dns://NAME:PORT' or 'HOST:PORT,HOST:PORT'"
         )
+        parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus there")
+        parser.add_argument(
+            "--metrics-address", default="127.0.0.1", metavar="HOST", help="of --metrics-port (default: %(default)s)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         _set_up_logging()
@@ -68,12 +74,12 @@ class Command(BaseCommand):
             )
             _refuse_weak_secret(settings)
             node = _make_node(settings)
-            _run(node)
+            _run(node, _metrics(node, options["metrics_address"], options["metrics_port"]))
         except (ImproperlyConfigured, NodeError, ValueError) as error:
             raise CommandError(str(error)) from error
 
 
-def _refuse_weak_secret(settings: conf.Settings) -> None:
+def _refuse_weak_secret(settings: Settings) -> None:
     for address in (settings.bind, settings.socket):
         if settings.secret_problem and isinstance(address, TcpAddress) and not address.is_loopback:
             raise NodeError(
@@ -82,7 +88,7 @@ def _refuse_weak_secret(settings: conf.Settings) -> None:
             )
 
 
-def _make_node(settings: conf.Settings) -> Node:
+def _make_node(settings: Settings) -> Node:
     config = NodeConfig(
         name=settings.node_name,
         cluster=settings.cluster,
@@ -115,7 +121,7 @@ def _check_migrated() -> None:
         ) from error
 
 
-def _channel_layer(settings: conf.Settings) -> Any:
+def _channel_layer(settings: Settings) -> Any:
     if settings.channel_layer is None:
         return None
     for problem in check_channel_layer(settings.channel_layer):
@@ -155,7 +161,7 @@ def _send_signal(event: Event) -> None:
             results = signals.view_changed.send_robust(Membership, old=old, new=new)
         case Isolated():
             results = signals.cluster_isolated.send_robust(Membership)
-        case Change(identity, before, after) if after in _SIGNALS and (before, after) not in _NOT_NEWS:
+        case Change(identity, before, after) if after in _SIGNALS and (before, after) not in NOT_NEWS:
             results = _SIGNALS[after].send_robust(Membership, identity=identity, old=before)
         case _:
             return
@@ -164,12 +170,24 @@ def _send_signal(event: Event) -> None:
             logger.error("receiver %r of a cluster signal failed", receiver, exc_info=result)
 
 
-def _run(node: Node) -> None:
+def _metrics(node: Node, host: str, port: int | None) -> AbstractAsyncContextManager[object]:
+    """What answers scrapers while it is entered."""
+    if port is None:
+        return nullcontext()
+    try:
+        from ...metrics import render  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise NodeError("Metrics need prometheus_client: pip install django-clusterstate[prometheus]") from error
+    address = parse_tcp(str(TcpAddress(host, port)))
+    return scraped(address, lambda accept: render(node.handler.status(), accept))
+
+
+def _run(node: Node, metrics: AbstractAsyncContextManager[object]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; many systems begin with 1,024
     factory = _loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_run_until_signalled(node))
+        runner.run(_run_until_signalled(node, metrics))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -180,7 +198,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _run_until_signalled(node: Node) -> None:
+async def _run_until_signalled(node: Node, metrics: AbstractAsyncContextManager[object]) -> None:
     stop = asyncio.Event()
 
     def on_signal() -> None:
@@ -191,7 +209,8 @@ async def _run_until_signalled(node: Node) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(signum, on_signal)
-    await node.run(stop)
+    async with metrics:
+        await node.run(stop)
 
 
 def _set_up_logging() -> None:

@@ -1,0 +1,11 @@
+"""`path("cluster/", include("django_clusterstate.urls"))`: for machines that watch, see `docs/metrics.md`."""
+
+from django.urls import path
+
+from . import views
+
+app_name = "clusterstate"
+urlpatterns = [
+    path("metrics/", views.metrics, name="metrics"),
+    path("health/", views.health, name="health"),
+]

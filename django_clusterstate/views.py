@@ -1,0 +1,59 @@
+"""What machines that watch a site ask this host's node: is it well, and what has it counted.
+
+Asynchronous, so that under ASGI they need no thread; under WSGI Django runs them as any other view.
+"""
+
+from http import HTTPStatus
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils.crypto import constant_time_compare
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from . import cluster, conf
+
+PERMISSION = "django_clusterstate.view_cluster"
+
+
+@never_cache
+@require_safe
+async def health(request: HttpRequest) -> HttpResponse:
+    """200 while this host's node serves, else 503 and why. Open to all, and no other node's business."""
+    problem = await cluster.aproblem()
+    if problem:
+        return JsonResponse({"ok": False, "reason": problem}, status=HTTPStatus.SERVICE_UNAVAILABLE)
+    return JsonResponse({"ok": True})
+
+
+@never_cache
+@require_safe
+async def metrics(request: HttpRequest) -> HttpResponse:
+    """The metrics of this host's node. 200 with `clusterstate_up 0` when it doesn't answer, as exporters do: a failed
+    scrape would say that this process is down.
+    """
+    refusal = await _refusal(request)
+    if refusal:
+        return HttpResponse(status=refusal, headers=_CHALLENGE if refusal == HTTPStatus.UNAUTHORIZED else None)
+    try:
+        from .metrics import render  # noqa: PLC0415 - an extra, which health() doesn't need
+    except ImportError:
+        text = "Metrics need prometheus_client: pip install django-clusterstate[prometheus]\n"
+        return HttpResponse(text, status=HTTPStatus.NOT_IMPLEMENTED, content_type="text/plain")
+    body, content_type = render(await cluster.alocal_status(), request.headers.get("Accept", ""))
+    return HttpResponse(body, content_type=content_type)
+
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cluster metrics"'}
+
+
+async def _refusal(request: HttpRequest) -> HTTPStatus | None:
+    """None for whoever knows the token, and for staff who may see the cluster in the admin."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        token = conf.get_settings().metrics_token
+        known = token is not None and constant_time_compare(given.strip(), token)
+        return None if known else HTTPStatus.UNAUTHORIZED
+    user = await request.auser() if hasattr(request, "auser") else None
+    if user is None or not user.is_authenticated:
+        return HTTPStatus.UNAUTHORIZED
+    return None if user.is_staff and await user.ahas_perm(PERMISSION) else HTTPStatus.FORBIDDEN
