@@ -360,7 +360,7 @@ def test_a_timeout_of_zero_or_less_stores_nothing(cache: Face, timeout: float) -
     "value",
     ["a string", "", "Iñtërnâtiônàlizætiøn \0 \U0001f40d", b"", b"\0\xff", zlib.compress(b"value"), 42, 0, -1, 1.5,
      [1, 2, 3], (1, 2), {"A": 1, "B": [2]}, {1, 2}, None, custom_key, JsonSerializer, 2**63 - 1, -(2**63)],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", repr(value)),
 )  # fmt: skip
 def test_a_value_comes_back_equal_and_of_its_type(cache: Face, value: object) -> None:
     cache.set("set", value)

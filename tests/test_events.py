@@ -97,7 +97,7 @@ class TestThreeNodes:
         assert ask("top", name, n=2)[0] == ("often", 100, 0)
         assert sorted(ask("top", name)) == [("0", 10, 0), ("1", 10, 0), ("2", 10, 0), ("often", 100, 0)]
         recent = ask("recent", name)
-        assert len(recent) == 3 * 3 + 1  # of each sum a few
+        assert 3 * 3 + 1 <= len(recent) <= 2 * (3 * 3) + 1  # of each sum in a batch a few; they may go in two
         shown = next(sample for sample in recent if sample.key == "1")
         assert shown.fields == {"number": shown.fields["number"], "text": "x" * 200, "share": 0.5, "good": True}
         assert [sample.ago for sample in recent] == sorted(sample.ago for sample in recent)
