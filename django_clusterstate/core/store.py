@@ -12,6 +12,9 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from .recency import PARTS, Recency
+from .wheel import Bucket, Space, due_of
+
 __all__ = ["ENTRY_OVERHEAD", "Cursor", "Store"]
 
 V = TypeVar("V")
@@ -22,47 +25,12 @@ Cursor = tuple[float, int]  # of a bucket: its due time and serial
 # since tables double; a test holds it to 30 %.
 ENTRY_OVERHEAD: Final = 320
 
-# A bucket of the timer wheel is a second wide, or 1/64 to 1/128 of its entries' ttl if that is more. So there are never
-# more than about 130 due times per doubling of the ttl (2,500 for ttls from a second to a year), and a dead entry's
-# memory is held at most 1.6 % of its ttl longer. Readers never see it: `get` compares the exact time.
-_BUCKET_BITS: Final = 7
-
 # A full bucket has another beside it, due at the same time, so that `scan` can go by buckets and yet never looks at
-# many keys at once. CPython 3.11 gives a set of 307 keys a table four times as large as one of 306.
-_BUCKET_KEYS: Final = 300
+# many keys at once. CPython gives a dict of 342 keys a table twice as large as one of 341.
+_BUCKET_KEYS: Final = 340
 _BUCKETS_PASSED: Final = 1000  # by one `scan`: those of other namespaces and nearly empty ones are cheap, not free
 
-_FOR_EVER: Final = 2.0**1000  # later due times count as none, so that rounding one up always gives a float
-
-
-class _Space:
-    """A namespace from its first entry to its last, or to clear(), where one flag makes all its entries absent."""
-
-    __slots__ = ("buckets", "cleared", "filling", "name", "serial", "spare")
-
-    def __init__(self, name: bytes, serial: int) -> None:
-        self.name = name
-        self.serial = serial
-        self.cleared = False
-        # By serial. Ordered, since a plain dict can't give its first item in O(1) once others before it are deleted.
-        self.buckets: OrderedDict[int, _Bucket] = OrderedDict()
-        # By due time: the bucket that takes new keys, and others that were full and aren't any more. Those are filled
-        # again before another is opened, so there are no more than the keys at their most have needed.
-        self.filling: dict[float, _Bucket] = {}
-        self.spare: dict[float, dict[int, _Bucket]] = {}
-
-
-class _Bucket:
-    """Up to _BUCKET_KEYS keys of one namespace that are dead at `due`: a whole second, or infinity. Never empty for
-    longer than a call."""
-
-    __slots__ = ("due", "keys", "serial", "space")
-
-    def __init__(self, space: _Space, due: float, serial: int) -> None:
-        self.space = space
-        self.due = due
-        self.serial = serial
-        self.keys: set[bytes] = set()
+_LARGE: Final = 32 * 1024 * 1024  # from there on in parts: see `recency`
 
 
 class _Entry(msgspec.Struct, Generic[V], gc=False):
@@ -72,9 +40,10 @@ class _Entry(msgspec.Struct, Generic[V], gc=False):
     value: V
     size: int
     expires: float
-    bucket: _Bucket
-    space: _Space
+    bucket: Bucket
+    space: Space
     stamp: int
+    used: float
 
 
 def _always(key: bytes, stamp: int) -> bool:
@@ -88,9 +57,9 @@ class Store(Generic[V]):
     is stored. Each entry counts as its key's length, that, and ENTRY_OVERHEAD; so `max_bytes` is real memory, provided
     namespaces are few (a namespace itself isn't counted).
 
-    Over the bound, dead entries go first (cleared, then due ones), then the least recently used live ones. A cleared
-    or expired entry is absent at once, but counts in `entries` and `bytes` until it is reclaimed: by `expire`, by the
-    bound, or by the next operation on its key.
+    Over the bound, dead entries go first (cleared, then due ones), then the least recently used live ones, nearly so in
+    a store of _LARGE bytes or more. A cleared or expired entry is absent at once, but counts in `entries` and `bytes`
+    until it is reclaimed: by `expire`, by the bound, or by the next operation on its key.
 
     `stamp` is noted with each value that is written; when it has been changed since, `still_good(key, the stamp noted)`
     is asked before the value is given out, and an entry that isn't good any more is absent.
@@ -103,6 +72,8 @@ class Store(Generic[V]):
         "_cleared",
         "_due",
         "_entries",
+        "_mask",
+        "_parts",
         "_serial",
         "_size_of",
         "_spaces",
@@ -128,12 +99,13 @@ class Store(Generic[V]):
         self.evictions = 0
         self.expirations = 0
         self._size_of = size_of
-        self._entries: OrderedDict[bytes, _Entry[V]] = OrderedDict()  # least recently used first
-        self._spaces: dict[bytes, _Space] = {}
-        self._cleared: OrderedDict[int, _Space] = OrderedDict()  # by serial; each still holds entries
+        self._entries: Recency[_Entry[V]] = Recency(1 if max_bytes < _LARGE else PARTS)
+        self._parts, self._mask = self._entries.parts, self._entries.mask  # for `get` and `set`, which are fast
+        self._spaces: dict[bytes, Space] = {}
+        self._cleared: OrderedDict[int, Space] = OrderedDict()  # by serial; each still holds entries
         # All buckets by (due, serial). A sorted list, not a heap, because buckets also go before they are due; they
         # are few enough for the insert's memmove to take a microsecond or two, once in _BUCKET_KEYS keys.
-        self._due: list[tuple[float, int, _Bucket]] = []
+        self._due: list[tuple[float, int, Bucket]] = []
         self._serial = 0
 
     @property
@@ -143,13 +115,15 @@ class Store(Generic[V]):
 
     def get(self, key: bytes, now: float) -> V | None:
         """The value, now the most recently used; None when absent."""
-        entry = self._entries.get(key)
+        part = self._parts[hash(key) & self._mask]
+        entry = part.get(key)
         if entry is None:
             return None
         if entry.expires <= now or entry.space.cleared or (entry.stamp != self.stamp and self._is_stale(entry)):
             self._drop_dead(entry)
             return None
-        self._entries.move_to_end(key)
+        part.move_to_end(key)
+        entry.used = now
         return entry.value
 
     def peek(self, key: bytes, now: float) -> tuple[V, float | None] | None:
@@ -165,7 +139,8 @@ class Store(Generic[V]):
         False when the value alone exceeds the bound; an older value is dropped then, so that nobody reads a stale one.
         """
         size = len(key) + self._size_of(value) + ENTRY_OVERHEAD
-        entry = self._entries.get(key)
+        part = self._parts[hash(key) & self._mask]
+        entry = part.get(key)
         if entry is not None and (entry.expires <= now or entry.space.cleared):
             self._drop_dead(entry)
             entry = None
@@ -175,12 +150,12 @@ class Store(Generic[V]):
             return size <= self.max_bytes
         expires = math.inf if ttl is None else now + ttl
         if entry is None:
-            bucket = self._bucket(self._space(key), _due(expires, now))
-            bucket.keys.add(key)
-            self._entries[key] = _Entry(key, value, size, expires, bucket, bucket.space, self.stamp)
+            bucket = self._bucket(self._space(key), due_of(expires, now))
+            bucket.keys[key] = None
+            part[key] = _Entry(key, value, size, expires, bucket, bucket.space, self.stamp, now)
             self.bytes += size
         else:
-            self._entries.move_to_end(key)
+            self._use(entry, now)
             self._assign(entry, value, size)
             self._reschedule(entry, expires, now)
         if self.bytes > self.max_bytes:
@@ -200,7 +175,7 @@ class Store(Generic[V]):
         if size > self.max_bytes:
             self._drop(entry)
             return False
-        self._entries.move_to_end(key)
+        self._use(entry, now)
         self._assign(entry, value, size)
         if self.bytes > self.max_bytes:
             self._make_room(now)
@@ -214,7 +189,7 @@ class Store(Generic[V]):
         if ttl is not None and ttl <= 0:
             self._drop(entry)
             return True
-        self._entries.move_to_end(key)
+        self._use(entry, now)
         self._reschedule(entry, math.inf if ttl is None else now + ttl, now)
         return True
 
@@ -269,13 +244,17 @@ class Store(Generic[V]):
             if not bucket.space.cleared:
                 self.expirations += count
             for _ in range(count):
-                self.bytes -= entries.pop(keys.pop()).size
+                self.bytes -= entries.pop(keys.popitem()[0]).size
             if not keys:
                 self._close(bucket)
         return budget - left if budget > 0 else 0
 
+    def _use(self, entry: _Entry[V], now: float) -> None:
+        entry.used = now
+        self._entries.of(entry.key).move_to_end(entry.key)
+
     def _live(self, key: bytes, now: float) -> _Entry[V] | None:
-        entry = self._entries.get(key)
+        entry = self._entries.of(key).get(key)
         if entry is not None and (
             entry.expires <= now or entry.space.cleared or (entry.stamp != self.stamp and self._is_stale(entry))
         ):
@@ -301,7 +280,7 @@ class Store(Generic[V]):
         entry.stamp = self.stamp
 
     def _drop(self, entry: _Entry[V]) -> None:
-        del self._entries[entry.key]
+        self._entries.pop(entry.key)
         self._forget(entry)
 
     def _drop_dead(self, entry: _Entry[V]) -> None:
@@ -314,11 +293,11 @@ class Store(Generic[V]):
         self._leave(entry.bucket, entry.key)
 
     def _make_room(self, now: float) -> None:
-        """Reclaim until the bound holds. Ends before the entry just stored: it's last in LRU order, and fits alone."""
+        """Reclaim until the bound holds. Ends before the entry just stored, which is the last used and fits alone."""
         while self.bytes > self.max_bytes:
             if self.expire(now, 1):
                 continue
-            _, entry = self._entries.popitem(last=False)
+            entry = self._entries.pop_oldest()
             if entry.expires <= now:
                 self.expirations += 1
             else:
@@ -329,15 +308,15 @@ class Store(Generic[V]):
     # once, so neither outlives the entries. An entry is in one bucket only, and buckets belong to one space, which is
     # how a cleared space's entries are found again without a second index.
 
-    def _space(self, key: bytes) -> _Space:
+    def _space(self, key: bytes) -> Space:
         name = key.partition(b"\0")[0]
         space = self._spaces.get(name)
         if space is None:
             self._serial += 1
-            space = self._spaces[name] = _Space(name, self._serial)
+            space = self._spaces[name] = Space(name, self._serial)
         return space
 
-    def _bucket(self, space: _Space, due: float) -> _Bucket:
+    def _bucket(self, space: Space, due: float) -> Bucket:
         """One with room for a key."""
         bucket = space.filling.get(due)
         if bucket is None or len(bucket.keys) >= _BUCKET_KEYS:
@@ -345,29 +324,29 @@ class Store(Generic[V]):
             bucket = space.filling[due] = spare.popitem()[1] if spare else self._open(space, due)
         return bucket
 
-    def _open(self, space: _Space, due: float) -> _Bucket:
+    def _open(self, space: Space, due: float) -> Bucket:
         self._serial += 1
-        bucket = space.buckets[self._serial] = _Bucket(space, due, self._serial)
+        bucket = space.buckets[self._serial] = Bucket(space, due, self._serial)
         insort(self._due, (due, self._serial, bucket))
         return bucket
 
     def _reschedule(self, entry: _Entry[V], expires: float, now: float) -> None:
         entry.expires = expires
-        old, due = entry.bucket, _due(expires, now)
+        old, due = entry.bucket, due_of(expires, now)
         if due != old.due:
             # Enter before leaving, or a space whose only entry this is would be dropped.
             entry.bucket = self._bucket(entry.space, due)
-            entry.bucket.keys.add(entry.key)
+            entry.bucket.keys[entry.key] = None
             self._leave(old, entry.key)
 
-    def _leave(self, bucket: _Bucket, key: bytes) -> None:
-        bucket.keys.remove(key)
+    def _leave(self, bucket: Bucket, key: bytes) -> None:
+        del bucket.keys[key]
         if not bucket.keys:
             self._close(bucket)
         elif len(bucket.keys) == _BUCKET_KEYS - 1 and bucket.space.filling.get(bucket.due) is not bucket:
             bucket.space.spare.setdefault(bucket.due, {})[bucket.serial] = bucket
 
-    def _close(self, bucket: _Bucket) -> None:
+    def _close(self, bucket: Bucket) -> None:
         space, due = bucket.space, bucket.due
         # A pair sorts before the triple it begins, and no two triples begin alike.
         del self._due[bisect_left(self._due, (due, bucket.serial))]
@@ -384,17 +363,10 @@ class Store(Generic[V]):
             else:
                 del self._spaces[space.name]
 
-    def _dead_bucket(self, now: float) -> _Bucket | None:
+    def _dead_bucket(self, now: float) -> Bucket | None:
         if self._cleared:
             space = next(iter(self._cleared.values()))
             return next(iter(space.buckets.values()))
         if self._due and self._due[0][0] <= now:
             return self._due[0][2]
         return None
-
-
-def _due(expires: float, now: float) -> float:
-    if expires >= _FOR_EVER:
-        return math.inf
-    shift = int(expires - now).bit_length() - _BUCKET_BITS
-    return int(expires) + 1 if shift <= 0 else ((int(expires) >> shift) + 1) << shift

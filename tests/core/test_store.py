@@ -35,7 +35,7 @@ def present(store: Store[bytes], keys: str, now: float = NOW) -> str:
 
 def check_structure(store: Store[bytes]) -> None:
     assert store.bytes <= store.max_bytes
-    assert store.bytes == sum(entry.size for entry in store._entries.values())
+    assert store.bytes == sum(entry.size for entry in map(store._entries.__getitem__, store._entries))
     spaces = [*store._spaces.values(), *store._cleared.values()]
     buckets = [(bucket.due, serial, bucket) for space in spaces for serial, bucket in space.buckets.items()]
     assert sorted(buckets) == store._due
@@ -49,7 +49,8 @@ def check_structure(store: Store[bytes]) -> None:
         assert space.cleared or all(len(bucket.keys) == store_module._BUCKET_KEYS for bucket in others)
     filed = [key for _, _, bucket in buckets for key in bucket.keys]
     assert sorted(filed) == sorted(store._entries)
-    for key, entry in store._entries.items():
+    for key in store._entries:
+        entry = store._entries[key]
         assert key is entry.key
         assert key in entry.bucket.keys
         assert entry.bucket is entry.space.buckets[entry.bucket.serial]
@@ -381,9 +382,10 @@ class AgainstPlainDict(RuleBasedStateMachine):
 
     model: dict[bytes, tuple[bytes, float]]
 
-    @initialize(small=st.booleans())
-    def start(self, small: bool) -> None:
+    @initialize(small=st.booleans(), parts=st.booleans())
+    def start(self, small: bool, parts: bool) -> None:
         self.patches = [mock.patch.object(store_module, name, 2) for name in ("_BUCKET_KEYS", "_BUCKETS_PASSED")]
+        self.patches.append(mock.patch.object(store_module, "_LARGE", 0 if parts else 2**62))
         for patch in self.patches:
             patch.start()
         self.small = small
