@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ..exceptions import ClusterStateError, Unavailable
@@ -62,6 +64,8 @@ class AsyncClient:
         self._deadline = deadline
         self._clock = clock
         self._loops: dict[Loop, LoopConnections] = {}
+        routing = weakref.ref(self.routing)
+        os.register_at_fork(after_in_child=lambda: _after_fork(routing))
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -187,3 +191,9 @@ def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[A
     connections.dialling.pop(target, None)
     if not dial.cancelled() and dial.exception() is None:
         connections.open[target] = dial.result()
+
+
+def _after_fork(reference: "weakref.ref[Routing]") -> None:
+    routing = reference()
+    if routing is not None:
+        routing.count_anew()

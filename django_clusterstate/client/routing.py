@@ -133,11 +133,15 @@ class Routing:
         self.table = Table(NO_VIEW, "", {})
         self.epoch = NO_VIEW.epoch
         self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
+        self._asked_at = 0.0
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """Forgets what was counted and not told yet, as in a forked child, whose parent will tell it."""
         self.tally = Tally()  # counted since the view was last asked for
         # Seconds that each exchange since then took. They are sorted once a second: at each exchange that would cost
         # three times as much as to keep them, 3 % of the exchange.
         self.waits: deque[float] = deque(maxlen=MAX_WAITS)
-        self._asked_at = 0.0
         self._reported = Tally()  # told with a request that hasn't been answered yet
 
     def owner(self, key: bytes) -> Target:

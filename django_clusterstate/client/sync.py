@@ -215,3 +215,4 @@ def _after_fork(reference: "weakref.ref[Client]") -> None:
     client = reference()
     if client is not None:
         client.close()
+        client.routing.count_anew()
