@@ -5,7 +5,6 @@ The only place that keeps process-wide state.
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -49,81 +48,50 @@ def shared(name: Hashable, make: Callable[[], _Shared]) -> _Shared:
     return made
 
 
+# `functools.cache` lets threads that come at the same moment each make one; by `shared` they get the same.
+
+
 @functools.cache
 def get_client() -> Client:
     """This process's blocking requester."""
-    with _making:
-        return _made_client()
+    settings = get_settings()
+    return shared(Client, lambda: Client(settings.socket, settings.link_keys, settings.deadline))
 
 
 @functools.cache
 def get_async_client() -> AsyncClient:
     """This process's asyncio requester."""
-    with _making:
-        return _made_async_client()
+    settings = get_settings()
+    return shared(AsyncClient, lambda: AsyncClient(settings.socket, settings.link_keys, settings.deadline))
 
 
 @functools.cache
 def get_tracker() -> Tracker:
     """What this process tracks, on its way to the owners."""
-    client = get_client()
-    with _making:
-        return _made_tracker(client)
-
-
-# `functools.cache` lets threads that come at the same moment each make one; behind the lock they get the same.
-_making = threading.Lock()
-
-
-@functools.cache
-def _made_client() -> Client:
-    settings = get_settings()
-    return Client(settings.socket, settings.link_keys, settings.deadline)
-
-
-@functools.cache
-def _made_async_client() -> AsyncClient:
-    settings = get_settings()
-    return AsyncClient(settings.socket, settings.link_keys, settings.deadline)
+    return shared(Tracker, lambda: Tracker(get_client()))
 
 
 @functools.cache
 def get_limits_storage() -> LimitsStorage | None:
     """What counts the limits in the nodes' place, if anything does. Raises `ImproperlyConfigured`."""
-    with _making:
-        return _made_limits_storage()
+    settings = get_settings()
+    uri = settings.limits_storage
+    if uri is None:
+        return None
+    return shared(LimitsStorage, lambda: LimitsStorage(uri, settings.cluster, settings.deadline))
 
 
 @functools.cache
 def get_async_limits_storage() -> AsyncLimitsStorage | None:
     """The same, for asyncio."""
-    with _making:
-        return _made_async_limits_storage()
-
-
-@functools.cache
-def _made_limits_storage() -> LimitsStorage | None:
     settings = get_settings()
     uri = settings.limits_storage
-    return None if uri is None else LimitsStorage(uri, settings.cluster, settings.deadline)
+    if uri is None:
+        return None
+    return shared(AsyncLimitsStorage, lambda: AsyncLimitsStorage(uri, settings.cluster, settings.deadline))
 
 
-@functools.cache
-def _made_async_limits_storage() -> AsyncLimitsStorage | None:
-    settings = get_settings()
-    uri = settings.limits_storage
-    return None if uri is None else AsyncLimitsStorage(uri, settings.cluster, settings.deadline)
-
-
-@functools.cache
-def _made_tracker(client: Client) -> Tracker:
-    return Tracker(client)
-
-
-_KEPT = (
-    *(get_settings, get_client, get_async_client, get_limits_storage, get_async_limits_storage, get_tracker),
-    *(_made_client, _made_async_client, _made_limits_storage, _made_async_limits_storage, _made_tracker),
-)
+_KEPT = (get_settings, get_client, get_async_client, get_tracker, get_limits_storage, get_async_limits_storage)
 
 
 def forget() -> None:

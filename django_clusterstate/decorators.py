@@ -14,9 +14,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.decorators import method_decorator
 
-from .keys import ALL, UNSAFE, USER_KEYS, Asked, Key, load_user
-from .limiting import Cost, Deducts, Rate, RequestLimit
 from .ratelimit import Decision, ahit, apeek, hit, peek
+from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Asked, Key, load_user
+from .ratelimit.requestlimit import Cost, Deducts, Rate, RequestLimit
 
 __all__ = ["ALL", "UNSAFE", "aget_usage", "ais_ratelimited", "cluster_ratelimit", "get_usage", "is_ratelimited"]
 

@@ -12,9 +12,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from . import conf
-from .answers import refuse
-from .limiting import RequestLimit
 from .ratelimit import Ratelimited
+from .ratelimit.answers import refuse
+from .ratelimit.requestlimit import RequestLimit
 
 Limits = list[tuple[re.Pattern[str], str, RequestLimit]]
 

@@ -11,7 +11,7 @@ import pytest
 
 from django_clusterstate import conf
 from testproject.processes import LocalCluster
-from tests.faces import cache, faces, nowhere, requests, unconnected  # noqa: F401 - fixtures
+from tests.faces import cache, faces, requests, unconnected  # noqa: F401 - fixtures
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
 from tests.views import Face
 
@@ -102,3 +102,13 @@ def offline(request: pytest.FixtureRequest) -> Iterator[Face]:
 @pytest.fixture
 def face(cluster: object, offline: Face) -> Face:
     return offline
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No node answers this process."""
+    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
+    conf.forget()
+    yield
+    monkeypatch.undo()
+    conf.forget()

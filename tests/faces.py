@@ -8,14 +8,12 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import SyncToAsync
 from django.core.cache import caches
 
-from django_clusterstate import conf
 from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
 from tests.counting import watch_requests
@@ -184,16 +182,6 @@ def cache(faces: Faces) -> Face:
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[wire.Message]:
     return watch_requests(monkeypatch)
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No node answers this process."""
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
-    conf.forget()
-    yield
-    monkeypatch.undo()
-    conf.forget()
 
 
 def wait_until_gone(cache: Face, *keys: str, seconds: float = 5.0) -> None:

@@ -28,8 +28,8 @@ from django_clusterstate.client.routing import Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
-from django_clusterstate.fallback import ProcessLimits
-from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, counting, routing_key
+from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress
@@ -82,19 +82,9 @@ def group() -> str:
 @pytest.fixture(autouse=True)
 def process_limits(monkeypatch: pytest.MonkeyPatch) -> ProcessLimits:
     limits = ProcessLimits()
-    monkeypatch.setattr(ratelimit, "_process", limits)
-    monkeypatch.setattr(ratelimit, "_denials", Denials())
+    monkeypatch.setattr(counting, "_process", limits)
+    monkeypatch.setattr(counting, "_denials", Denials())
     return limits
-
-
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No node answers this process."""
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
-    conf.forget()
-    yield
-    monkeypatch.undo()
-    conf.forget()
 
 
 @pytest.fixture
@@ -447,7 +437,7 @@ import asyncio, json, sys
 from concurrent.futures import ThreadPoolExecutor
 import django
 django.setup()
-from django_clusterstate.fallback import ProcessLimits
+from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, ahit, hit
 
 async def tasks(limit, key):
@@ -630,10 +620,10 @@ def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
 
 @pytest.mark.usefixtures("nowhere")
 def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("django_clusterstate.fallback.PROCESS_MAX_BYTES", 100_000)
+    monkeypatch.setattr("django_clusterstate.ratelimit.fallback.PROCESS_MAX_BYTES", 100_000)
     limits = ProcessLimits()
-    monkeypatch.setattr(ratelimit, "_process", limits)
-    monkeypatch.setattr(ratelimit, "_denials", Denials())
+    monkeypatch.setattr(counting, "_process", limits)
+    monkeypatch.setattr(counting, "_denials", Denials())
     limit = Limit.parse("3/d")
     for number in range(1000):
         assert hit(limit, "group", str(number)).allowed

@@ -113,7 +113,7 @@ class Tracker:
                     return
             try:
                 self._send(self._clock() + ATTEMPT)
-            except Exception:
+            except Exception:  # a bug: the thread goes on, or nothing would be sent any more
                 logger.exception("events could not be sent")
 
     def _send(self, until: float) -> bool:

@@ -10,8 +10,8 @@ from rest_framework.settings import api_settings
 
 from .. import conf
 from ..core.limiter import Rule
-from ..keys import ident_of
 from ..ratelimit import ALGORITHMS, Limit, hit
+from ..ratelimit.keys import ident_of
 
 GROUP = "rest_framework"
 

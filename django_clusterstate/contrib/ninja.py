@@ -10,8 +10,8 @@ from ninja import throttling
 from ninja.conf import settings
 
 from .. import conf
-from ..keys import ident_of
 from ..ratelimit import Decision, Limit, hit
+from ..ratelimit.keys import ident_of
 
 GROUP = "ninja"
 

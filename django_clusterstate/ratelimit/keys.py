@@ -9,8 +9,8 @@ from django.http import HttpRequest
 from django.utils.functional import LazyObject
 from django.utils.module_loading import import_string
 
-from . import conf
-from .clientip import client_ip, network_of
+from .. import conf
+from ..clientip import client_ip, network_of
 
 ALL = None
 UNSAFE = ("DELETE", "PATCH", "POST", "PUT")

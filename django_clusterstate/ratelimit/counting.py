@@ -1,39 +1,19 @@
-"""Rate limits that hold across the cluster: each key is counted in one place, its owner's memory.
-
-Nothing here raises for a failure of the cluster: the policy `on_unavailable` then answers, and the decision says so.
-"""
+"""Hits, and the questions about them: who is asked, what answers in its place, what is remembered of denials."""
 
 import time
 from collections.abc import Callable
 
-from . import conf
-from .client.aio import AsyncClient
-from .client.denials import Denials
-from .client.routing import Routing, Table, Target
-from .client.sync import Client
-from .exceptions import ClusterStateError
+from .. import conf
+from ..client.aio import AsyncClient
+from ..client.denials import Denials
+from ..client.routing import Routing, Table, Target
+from ..client.sync import Client
+from ..exceptions import ClusterStateError
+from ..limits_storage import AsyncLimitsStorage, LimitsStorage
+from ..wire import messages as wire
+from ..wire.framing import frame
 from .fallback import ProcessLimits, policy_of, without_nodes
-from .limit import ALGORITHMS, MAX_COST, Decision, Limit, Ratelimited, binding, routing_key
-from .limits_storage import AsyncLimitsStorage, LimitsStorage
-from .wire import messages as wire
-from .wire.framing import frame
-
-__all__ = [
-    "ALGORITHMS",
-    "MAX_COST",
-    "Decision",
-    "Limit",
-    "Ratelimited",
-    "ahit",
-    "apeek",
-    "arefund",
-    "areset",
-    "hit",
-    "peek",
-    "refund",
-    "reset",
-    "routing_key",
-]
+from .limit import MAX_COST, Decision, Limit, binding, routing_key
 
 
 def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False, fresh: bool = False) -> Decision:
@@ -42,12 +22,11 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False,
 
     `dry`: you let the hit pass whatever the answer; the nodes' statistics tell such denials apart.
     """
-    whole = routing_key(group, key)
+    whole, asked = routing_key(group, key), time.monotonic()
     if not (dry or fresh):
-        denied = _remembered(limit, whole, cost, conf.get_client)
+        denied = _remembered(limit, whole, cost, asked, conf.get_client)
         if denied is not None:
             return denied
-    asked = time.monotonic()
     return _noted(_ask(limit, whole, cost, dry=dry), limit, whole, cost, asked)
 
 
@@ -55,12 +34,11 @@ async def ahit(
     limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False, fresh: bool = False
 ) -> Decision:
     """As `hit`."""
-    whole = routing_key(group, key)
+    whole, asked = routing_key(group, key), time.monotonic()
     if not (dry or fresh):
-        denied = _remembered(limit, whole, cost, conf.get_async_client)
+        denied = _remembered(limit, whole, cost, asked, conf.get_async_client)
         if denied is not None:
             return denied
-    asked = time.monotonic()
     return _noted(await _aask(limit, whole, cost, dry=dry), limit, whole, cost, asked)
 
 
@@ -250,8 +228,10 @@ def _decision(limit: Limit, reply: wire.Reply, owner: str, fallback: str = "") -
 # -- denials that are remembered ----------------------------------------------------------------------------------
 
 
-def _remembered(limit: Limit, key: bytes, cost: int, get_client: Callable[[], Client | AsyncClient]) -> Decision | None:
-    found = _denials.find(key, limit, cost, time.monotonic())
+def _remembered(
+    limit: Limit, key: bytes, cost: int, now: float, get_client: Callable[[], Client | AsyncClient]
+) -> Decision | None:
+    found = _denials.find(key, limit, cost, now)
     if found is None:
         return None
     get_client().routing.tally.remembered += 1

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, cast
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
-from . import conf
+from .. import conf
 from .answers import arefuse, refuse, with_headers
+from .counting import ahit, arefund, hit, refund
 from .keys import ALL, USER_KEYS, Asked, Key, callable_of, key_of, load_user, methods_of
-from .ratelimit import MAX_COST, Decision, Limit, Ratelimited, ahit, arefund, hit, refund
+from .limit import MAX_COST, Decision, Limit, Ratelimited
 
 Rate = str | Iterable[str] | Asked | None
 Cost = int | Callable[[str, HttpRequest], int]

@@ -4,12 +4,12 @@ import threading
 import time
 from collections.abc import Sequence
 
-from . import conf
-from .core import limiter
-from .core.ledger import Ledger
-from .core.limiter import Rule
+from .. import conf
+from ..core import limiter
+from ..core.ledger import Ledger
+from ..core.limiter import Rule
+from ..wire.status import Tally
 from .limit import Decision, Limit, binding
-from .wire.status import Tally
 
 PROCESS_MAX_BYTES = 8 * 1024 * 1024  # for what a process counts by itself
 

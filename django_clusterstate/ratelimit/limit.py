@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import msgspec
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 
-from .core import limiter
-from .core.limiter import Algorithm, Rule, parse_rate
-from .settings import POLICIES
-from .wire import messages as wire
+from ..core import limiter
+from ..core.limiter import Algorithm, Rule, parse_rate
+from ..settings import POLICIES
+from ..wire import messages as wire
 
 MAX_RATES = 16  # of one limit, by the wire
 MAX_COST = 2**31

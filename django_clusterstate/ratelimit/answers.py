@@ -9,8 +9,8 @@ from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 from django.utils.module_loading import import_string
 
-from . import conf
-from .ratelimit import Decision, Limit, Ratelimited
+from .. import conf
+from .limit import Decision, Limit, Ratelimited
 
 TEMPLATE = "429.html"
 

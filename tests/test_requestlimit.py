@@ -26,9 +26,9 @@ from django_clusterstate.decorators import (
     get_usage,
     is_ratelimited,
 )
-from django_clusterstate.keys import ident_of
 from django_clusterstate.middleware import read_limits
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, Ratelimited, hit
+from django_clusterstate.ratelimit.keys import ident_of
 from testproject.processes import LocalCluster
 from tests.counting import watch_requests
 from tests.views import Face, from_ip, get, statuses
@@ -247,7 +247,7 @@ def test_headers_are_those_that_the_setting_names(face: Face, wanted: str, expec
 
 
 def test_x_headers_say_what_is_left_and_until_when_by_the_clock(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("django_clusterstate.answers.time", SimpleNamespace(time=lambda: 1000.5))
+    monkeypatch.setattr("django_clusterstate.ratelimit.answers.time", SimpleNamespace(time=lambda: 1000.5))
     ask = face.limited(rate="2/m")
     with settings(LIMITS_HEADERS="x"):
         response = ask()
