@@ -203,11 +203,16 @@ class Requests(BaseCache):
         """What `get_many` returns: of the values that were near, and of the answers for the others."""
         for keys, reply in answers:
             if isinstance(reply, wire.Values):
-                values.update((key, value) for key, value in zip(keys, reply.values, strict=True) if value is not None)
+                for key, value in zip(keys, reply.values, strict=True):
+                    if value is not None:
+                        values[key] = value
         for key, ticket in tickets.items():
             self._near.put(key, values.get(key), ticket, self._near_entries)
-        loaded = ((name, self._load(values[key], MISSING)) for key, name in wanted.items() if key in values)
-        return {name: value for name, value in loaded if value is not MISSING}
+        found = {}
+        for key, name in wanted.items():
+            if key in values and (loaded := self._load(values[key], MISSING)) is not MISSING:
+                found[name] = loaded
+        return found
 
     def _unstored(self, names: Mapping[bytes, Any], answers: Answers) -> list[Any]:
         stored: set[bytes] = set()
