@@ -351,7 +351,10 @@ class TestCommand:
         events.track(name, "before")
         assert events.flush()
         command = [sys.executable, "-u", str(ROOT / "manage.py"), "clusterevents", name, "--follow"]
+        # What is started from a shell in the background ignores Ctrl-C, and so would its children.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = Process(command, cluster.folder / "follow.log", cluster.env("beta"))
+        signal.signal(signal.SIGINT, before)
         try:
             wait_until(lambda: "before" in process.output(), 30, "the event before")
             for number in range(3):
