@@ -1,45 +1,13 @@
-"""Every message between a requester and a node, and between nodes.
+"""What a node is asked."""
 
-A connection carries requests one way and one reply for each the other way, in the same order; `Deliver` and `Forward`
-have no reply, and the replies to `Receive` come when there is something to receive. Each reply carries the epoch of
-the answering node's view, by which a requester notices that its own is old.
-
-Keys are `namespace`, a zero byte, and the rest. Values are opaque to the node, except integers, which it can add to.
-Durations are seconds; no timestamp crosses the wire, since hosts' clocks differ.
-"""
-
-from collections.abc import Callable
 from typing import Annotated
 
 import mmh3
-import msgspec
 from msgspec import Meta
 
-from ..core.events import MAX_ENTRIES, MAX_NAME, Account, Entry, Totals
-from ..core.limiter import Decision, Rule
-from ..core.messages import Identity, State
-from .status import MemberStatus, Stats, Tally
-
-MAX_KEY_BYTES = 1024
-
-# All that decoding raises: the last two are not wrapped by msgspec.
-DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-Key = Annotated[bytes, Meta(max_length=MAX_KEY_BYTES)]
-Namespace = Annotated[bytes, Meta(max_length=256)]
-ChannelName = Annotated[str, Meta(max_length=100)]
-Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Value = bytes | Integer
-Cursor = tuple[float, Integer]
-Seconds = Annotated[float, Meta(ge=0)]
-Rules = Annotated[list[Rule], Meta(min_length=1, max_length=16)]
-EventName = Annotated[str, Meta(max_length=MAX_NAME)]
-Cost = Annotated[int, Meta(ge=0, le=2**31)]
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
-    """The base of all. Encoded as an array whose first item is the tag; unknown further items are ignored."""
-
+from ...core.events import MAX_ENTRIES, Entry
+from ..status import Tally
+from .fields import ChannelName, Cost, Cursor, EventName, Integer, Key, Message, Namespace, Rules, Seconds, Value
 
 # -- cache ------------------------------------------------------------------------------------------------------
 
@@ -274,118 +242,3 @@ Request = (
     | Track | GetEvents
     | GetView | Ping | GetStatus | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
-
-
-# -- replies ----------------------------------------------------------------------------------------------------
-
-
-class Values(Message, frozen=True, tag=33):
-    epoch: int
-    values: list[Value | None]
-
-
-class Flags(Message, frozen=True, tag=34):
-    epoch: int
-    flags: list[bool]
-
-
-class Number(Message, frozen=True, tag=35):
-    epoch: int
-    value: int | None
-
-
-class Decided(Message, frozen=True, tag=36):
-    """One decision a rule, in the rules' order; the hit passed if all allow it."""
-
-    epoch: int
-    decisions: list[Decision]
-
-
-class Done(Message, frozen=True, tag=37):
-    epoch: int
-
-
-class Failed(Message, frozen=True, tag=38):
-    """The node understood, and won't: `reason` is `NOT_AN_INTEGER` or `CHANNEL_FULL`."""
-
-    epoch: int
-    reason: str
-
-
-NOT_AN_INTEGER = "not an integer"
-CHANNEL_FULL = "channel full"
-
-
-class Viewed(Message, frozen=True, tag=39):
-    """The serving members, and the name of the node that says so."""
-
-    epoch: int
-    members: tuple[Identity, ...]
-    name: str
-
-
-class Pong(Message, frozen=True, tag=40):
-    epoch: int
-    identity: Identity
-
-
-class Received(Message, frozen=True, tag=41):
-    epoch: int
-    channel: str
-    payload: bytes | None
-    more: list[tuple[str, bytes]] = []
-
-
-class Looked(Message, frozen=True, tag=43):
-    """Seconds left (None: for ever), and the value if it was asked for."""
-
-    epoch: int
-    found: bool
-    ttl: Seconds | None = None
-    value: Value | None = None
-
-
-class Scanned(Message, frozen=True, tag=44):
-    """Keys, at most a few hundred, perhaps none, and the cursor to go on with; None: there are no more."""
-
-    epoch: int
-    keys: list[bytes]
-    cursor: Cursor | None = None
-
-
-class EventNames(Message, frozen=True, tag=46):
-    """At most 100; fewer are the last ones."""
-
-    epoch: int
-    events: list[Totals]
-
-
-class EventAccount(Message, frozen=True, tag=47):
-    """None: no event of that name is known."""
-
-    epoch: int
-    account: Account | None
-
-
-class Status(Message, frozen=True, tag=42):
-    """A node's own account: who it is, for how long, whom it knows and what it counted."""
-
-    epoch: int
-    identity: Identity
-    state: State
-    uptime: float
-    isolated: bool
-    version: str
-    memory: int  #: resident bytes of the process
-    members: tuple[MemberStatus, ...]
-    stats: Stats
-
-
-Reply = (
-    Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
-    | EventNames | EventAccount
-)  # fmt: skip
-
-encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
-decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode
-decode_reply: Callable[[memoryview | bytes], Reply] = msgspec.msgpack.Decoder(Reply).decode

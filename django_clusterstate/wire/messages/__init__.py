@@ -1,0 +1,123 @@
+"""Every message between a requester and a node, and between nodes.
+
+A connection carries requests one way and one reply for each the other way, in the same order; `Deliver` and `Forward`
+have no reply, and the replies to `Receive` come when there is something to receive. Each reply carries the epoch of
+the answering node's view, by which a requester notices that its own is old.
+
+Keys are `namespace`, a zero byte, and the rest. Values are opaque to the node, except integers, which it can add to.
+Durations are seconds; no timestamp crosses the wire, since hosts' clocks differ.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from .fields import DECODE_ERRORS, MAX_KEY_BYTES, Message, Value
+from .replies import (
+    CHANNEL_FULL,
+    NOT_AN_INTEGER,
+    Decided,
+    Done,
+    EventAccount,
+    EventNames,
+    Failed,
+    Flags,
+    Looked,
+    Number,
+    Pong,
+    Received,
+    Reply,
+    Scanned,
+    Status,
+    Values,
+    Viewed,
+)
+from .requests import (
+    Clear,
+    Delete,
+    Deliver,
+    Flush,
+    Forward,
+    Get,
+    GetEvents,
+    GetStatus,
+    GetView,
+    GroupAdd,
+    GroupDiscard,
+    GroupSend,
+    Hit,
+    Incr,
+    Look,
+    Peek,
+    Ping,
+    Receive,
+    Refund,
+    Request,
+    Reset,
+    Scan,
+    Send,
+    Set,
+    Touch,
+    Track,
+    channel_tag,
+    tag_of,
+)
+
+__all__ = [
+    "CHANNEL_FULL",
+    "DECODE_ERRORS",
+    "MAX_KEY_BYTES",
+    "NOT_AN_INTEGER",
+    "Clear",
+    "Decided",
+    "Delete",
+    "Deliver",
+    "Done",
+    "EventAccount",
+    "EventNames",
+    "Failed",
+    "Flags",
+    "Flush",
+    "Forward",
+    "Get",
+    "GetEvents",
+    "GetStatus",
+    "GetView",
+    "GroupAdd",
+    "GroupDiscard",
+    "GroupSend",
+    "Hit",
+    "Incr",
+    "Look",
+    "Looked",
+    "Message",
+    "Number",
+    "Peek",
+    "Ping",
+    "Pong",
+    "Receive",
+    "Received",
+    "Refund",
+    "Reply",
+    "Request",
+    "Reset",
+    "Scan",
+    "Scanned",
+    "Send",
+    "Set",
+    "Status",
+    "Touch",
+    "Track",
+    "Value",
+    "Values",
+    "Viewed",
+    "channel_tag",
+    "decode_reply",
+    "decode_request",
+    "encode",
+    "tag_of",
+]
+
+encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
+decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode
+decode_reply: Callable[[memoryview | bytes], Reply] = msgspec.msgpack.Decoder(Reply).decode

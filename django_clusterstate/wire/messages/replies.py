@@ -1,0 +1,115 @@
+"""What it answers. Each reply begins with the epoch of the answering node's view."""
+
+from ...core.events import Account, Totals
+from ...core.limiter import Decision
+from ...core.messages import Identity, State
+from ..status import MemberStatus, Stats
+from .fields import Cursor, Message, Seconds, Value
+
+
+class Values(Message, frozen=True, tag=33):
+    epoch: int
+    values: list[Value | None]
+
+
+class Flags(Message, frozen=True, tag=34):
+    epoch: int
+    flags: list[bool]
+
+
+class Number(Message, frozen=True, tag=35):
+    epoch: int
+    value: int | None
+
+
+class Decided(Message, frozen=True, tag=36):
+    """One decision a rule, in the rules' order; the hit passed if all allow it."""
+
+    epoch: int
+    decisions: list[Decision]
+
+
+class Done(Message, frozen=True, tag=37):
+    epoch: int
+
+
+class Failed(Message, frozen=True, tag=38):
+    """The node understood, and won't: `reason` is `NOT_AN_INTEGER` or `CHANNEL_FULL`."""
+
+    epoch: int
+    reason: str
+
+
+NOT_AN_INTEGER = "not an integer"
+CHANNEL_FULL = "channel full"
+
+
+class Viewed(Message, frozen=True, tag=39):
+    """The serving members, and the name of the node that says so."""
+
+    epoch: int
+    members: tuple[Identity, ...]
+    name: str
+
+
+class Pong(Message, frozen=True, tag=40):
+    epoch: int
+    identity: Identity
+
+
+class Received(Message, frozen=True, tag=41):
+    epoch: int
+    channel: str
+    payload: bytes | None
+    more: list[tuple[str, bytes]] = []
+
+
+class Looked(Message, frozen=True, tag=43):
+    """Seconds left (None: for ever), and the value if it was asked for."""
+
+    epoch: int
+    found: bool
+    ttl: Seconds | None = None
+    value: Value | None = None
+
+
+class Scanned(Message, frozen=True, tag=44):
+    """Keys, at most a few hundred, perhaps none, and the cursor to go on with; None: there are no more."""
+
+    epoch: int
+    keys: list[bytes]
+    cursor: Cursor | None = None
+
+
+class EventNames(Message, frozen=True, tag=46):
+    """At most 100; fewer are the last ones."""
+
+    epoch: int
+    events: list[Totals]
+
+
+class EventAccount(Message, frozen=True, tag=47):
+    """None: no event of that name is known."""
+
+    epoch: int
+    account: Account | None
+
+
+class Status(Message, frozen=True, tag=42):
+    """A node's own account: who it is, for how long, whom it knows and what it counted."""
+
+    epoch: int
+    identity: Identity
+    state: State
+    uptime: float
+    isolated: bool
+    version: str
+    memory: int  #: resident bytes of the process
+    members: tuple[MemberStatus, ...]
+    stats: Stats
+
+
+Reply = (
+    Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
+    | EventNames | EventAccount
+)  # fmt: skip
