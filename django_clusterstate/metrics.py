@@ -126,6 +126,7 @@ def _requesters(tally: Tally) -> Iterator[Metric]:
         sum_value=tally.latency_sum,
         unit="seconds",
     )
+    yield _counter("request_failures", "Those of them without an answer in time, or a wrong one.", tally.failures)
 
 
 def _gauge(name: str, text: str, value: float, unit: str = "") -> Metric:

@@ -19,7 +19,7 @@ from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import derive_keys
-from django_clusterstate.wire.messages import Get, Hit, Set, Values, encode
+from django_clusterstate.wire.messages import Get, GetReport, Hit, Report, Set, Values, encode
 from django_clusterstate.wire.status import Changes
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
@@ -225,6 +225,19 @@ def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(fold
         wait_until(lambda: _changes(cluster).restarted == 1, SECONDS, "the restart is counted")
         changes = _changes(cluster)
         assert (changes.joined, changes.down, changes.left, changes.isolated) == (4, 1, 1, 0)
+        told = [(str(moment.what), moment.name) for moment in reversed(_report(cluster).timeline)]
+        assert sorted(told[:3]) == [("joined", "a"), ("joined", "b"), ("joined", "c")]
+        assert [moment for moment in told[3:] if moment[0] not in ("suspected", "heard again")] == [
+            ("down", "b"), ("left", "c"), ("joined", "b"),
+        ]  # fmt: skip
+
+
+def _report(cluster: LocalCluster) -> Report:
+    client = client_of(cluster, "a")
+    report = client.call_node(client.routing.local, frame(encode(GetReport())))
+    client.close()
+    assert isinstance(report, Report)
+    return report
 
 
 def _changes(cluster: LocalCluster) -> Changes:

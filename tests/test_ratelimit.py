@@ -267,6 +267,19 @@ def test_a_flood_on_a_denied_key_makes_no_round_trips(face: Face, group: str, mo
 
 
 @pytest.mark.usefixtures("cluster")
+def test_the_owner_learns_of_hits_that_were_denied_from_memory(
+    face: Face, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = Limit.parse("1/m")
+    for _ in range(6):
+        face.hit(limit, group, "key")
+    requests = watch_requests(monkeypatch)
+    for _ in range(2):
+        face.hit(limit, group, "key", fresh=True)
+    assert [request.remembered for request in requests if isinstance(request, wire.Hit)] == [4, 0]
+
+
+@pytest.mark.usefixtures("cluster")
 def test_a_remembered_denial_ends_in_time(face: Face, group: str) -> None:
     limit = Limit.parse("1/s")
     face.hit(limit, group, "key")

@@ -17,9 +17,10 @@ D = TypeVar("D")
 class Denials(Generic[D]):
     """The last denial of each key. `limit` is compared, never looked into."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_answered", "_known")
 
     def __init__(self) -> None:
+        self._answered: dict[bytes, int] = {}  # how often, from memory, and the owner doesn't know yet
         self._known: OrderedDict[bytes, tuple[float, float, object, int, D]] = OrderedDict()  # oldest first
 
     def find(self, key: bytes, limit: object, cost: int, now: float) -> tuple[D, float] | None:
@@ -30,6 +31,7 @@ class Denials(Generic[D]):
         until, asked, denied, least, answer = found
         if now >= until or cost < least or (denied is not limit and denied != limit):
             return None
+        self._answered[key] = self._answered.get(key, 0) + 1
         return answer, now - asked
 
     def note(self, key: bytes, limit: object, cost: int, answer: D, retry_after: float, asked: float) -> None:
@@ -37,10 +39,16 @@ class Denials(Generic[D]):
         self._known.pop(key, None)
         self._known[key] = (asked + min(retry_after, MAX_AGE), asked, limit, cost, answer)
         if len(self._known) > MAX_ENTRIES:
-            self._known.popitem(last=False)
+            oldest, _ = self._known.popitem(last=False)
+            self._answered.pop(oldest, None)
+
+    def take_answered(self, key: bytes) -> int:
+        """How many hits on the key were answered from memory since this was last asked: the owner is to be told."""
+        return self._answered.pop(key, 0)
 
     def forget(self, key: bytes) -> None:
         self._known.pop(key, None)
+        self._answered.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._known)

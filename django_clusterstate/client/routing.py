@@ -162,6 +162,7 @@ class Routing:
 
     def failed(self, target: Target, now: float) -> bool:
         """Counts a failure of a call. True when it opens the breaker; then the local node is told before long."""
+        self.tally.failures += 1
         opened = target.failed(now)
         if opened and target is not self.local:
             self.refresh_at = min(self.refresh_at, now)

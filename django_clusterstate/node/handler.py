@@ -17,6 +17,7 @@ from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats
 from .channels import Channels
 from .config import NodeConfig
+from .history import History
 from .partitions import Partitions
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -68,6 +69,7 @@ class Handler:
         self.cache = self._empty_cache()
         self.limits = Ledger(config.limits_max_bytes)
         self.events = Events()
+        self.history = History(clock())
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
         self._placed = Rendezvous({})
@@ -89,6 +91,7 @@ class Handler:
             wire.GetView: self._get_view,
             wire.Ping: self._ping,
             wire.GetStatus: self._get_status,
+            wire.GetReport: self._get_report,
             wire.Send: self._send,
             wire.GroupAdd: self._group_add,
             wire.GroupDiscard: self._group_discard,
@@ -123,7 +126,9 @@ class Handler:
 
     def tick(self) -> None:
         """What is due about once a second."""
-        self.channels.tick(self._clock())
+        now = self._clock()
+        self.channels.tick(now)
+        self.history.tick(self.stats, now)
 
     def forget_cache(self) -> None:
         """Others have served our keys meanwhile: what we hold is old."""
@@ -214,11 +219,14 @@ class Handler:
 
     def _hit(self, request: wire.Hit) -> wire.Reply:
         decisions, allowed = limiter.hit(self.limits, request.key, request.rules, request.cost, self._clock())
+        times, history = 1 + request.remembered, self.history
+        history.busiest.add(request.key, times)
         if allowed:
             self.stats.allowed += 1
         else:
             self.stats.denied += 1
             self.stats.dry_denied += request.dry
+            history.denied.add(request.key, times)
         return wire.Decided(self.epoch, decisions)
 
     def _peek(self, request: wire.Peek) -> wire.Reply:
@@ -262,6 +270,12 @@ class Handler:
 
     def _get_status(self, request: wire.GetStatus) -> wire.Reply:
         return self.status()
+
+    def _get_report(self, request: wire.GetReport) -> wire.Reply:
+        history, now = self.history, self._clock()
+        return wire.Report(
+            self.epoch, self.status(), history.timeline.moments(now), history.rates.all(), *history.most()
+        )
 
     def status(self) -> wire.Status:
         """This node's account of itself."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..core.membership import Change, Membership, Outcome
 from ..core.messages import GONE, Heartbeat, Identity, State, View
+from ..core.timeline import What
 from .channels import NODES_OWN
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
@@ -23,7 +24,14 @@ RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 
 DISCOVERY_TIMEOUT = 10.0
 REPORT_EVERY = 1.0  # seconds between two log lines about strangers, however many there are
 REPORT_AGAIN = 600.0  # seconds until the same is said again
-NOT_NEWS = {(State.SUSPECT, State.ALIVE), (State.LEAVING, State.LEFT)}  # moves that follow from one that was told
+
+_NEWS = {
+    State.ALIVE: What.JOINED,
+    State.SUSPECT: What.SUSPECTED,
+    State.DOWN: What.DOWN,
+    State.LEAVING: What.LEFT,
+    State.LEFT: What.LEFT,
+}
 
 logger = logging.getLogger("django_clusterstate.node")
 
@@ -211,6 +219,7 @@ class Node:
     def _act(self, outcome: Outcome) -> None:
         if outcome.stalled > self.config.timings.suspect_after:
             logger.warning("this node was stopped for %.1f s; nobody is judged by that silence", outcome.stalled)
+            self._note(What.STALLED)
             if outcome.stalled > self.config.timings.down_after:
                 self.handler.forget_cache()
                 _spare_the_collector()
@@ -223,8 +232,8 @@ class Node:
         if self.membership.isolated != self._isolated:
             self._isolated = self.membership.isolated
             logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
+            self._note(What.ISOLATED if self._isolated else What.RECONNECTED)
             if self._isolated:
-                self.handler.stats.changes.isolated += 1
                 self._notify(Isolated())
         if outcome.given_up:
             logger.warning("others had given this node up and served its keys, so its cache starts empty")
@@ -237,29 +246,26 @@ class Node:
             self._view = new
             self.handler.view_changed()
         for change in outcome.changes:
-            self._log(change)
-            self._count(change)
-            if change.new is State.DOWN:
-                self.links.reset(change.identity.address)
-            elif change.identity is self.membership.me:
-                self.heartbeats.beat_soon()
-            self._notify(change)
+            self._changed(change)
         if new.epoch != old.epoch:
             self._notify(ViewChanged(old, new))
 
-    def _count(self, change: Change) -> None:
-        changes = self.handler.stats.changes
-        if (change.old, change.new) in NOT_NEWS:
-            return
-        match change.new:
-            case State.ALIVE:
-                changes.joined += 1
-            case State.SUSPECT:
-                changes.suspected += 1
-            case State.DOWN:
-                changes.down += 1
-            case State.LEAVING | State.LEFT:
-                changes.left += 1
+    def _changed(self, change: Change) -> None:
+        self._log(change)
+        if (what := news(change)) is not None:
+            self._note(what, change.identity)
+        if change.new is State.DOWN:
+            self.links.reset(change.identity.address)
+        elif change.identity is self.membership.me:
+            self.heartbeats.beat_soon()
+        self._notify(change)
+
+    def _note(self, what: What, who: Identity | None = None) -> None:
+        """Counts what happened to a member, else to this node, and remembers it."""
+        who, changes = who or self.membership.me, self.handler.stats.changes
+        self.handler.history.timeline.note(what, who.name, who.boot, self._clock())
+        if what in changes.__struct_fields__:
+            setattr(changes, what, getattr(changes, what) + 1)
 
     def _log(self, change: Change) -> None:
         view = self.membership.view
@@ -284,6 +290,16 @@ class Node:
         more = f" (and {self._unreported} more since the last such line)" if self._unreported else ""
         logger.warning("%s%s", text, more)
         self._reports[text], self._unreported = now, 0
+
+
+def news(change: Change) -> What | None:
+    """What a move means to those who look at the cluster; None when it follows from one that was told."""
+    match change.old, change.new:
+        case State.SUSPECT, State.ALIVE:
+            return What.HEARD_AGAIN
+        case State.LEAVING, State.LEFT:
+            return None
+    return _NEWS.get(change.new)
 
 
 def _spare_the_collector() -> None:

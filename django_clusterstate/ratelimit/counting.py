@@ -195,7 +195,9 @@ def _checked(cost: int) -> int:
 
 def _request(limit: Limit, key: bytes, cost: int, counts: bool, dry: bool) -> bytes:
     rules, cost = list(limit.rules), _checked(cost)
-    return frame(wire.encode(wire.Hit(key, rules, cost, dry) if counts else wire.Peek(key, rules, cost)))
+    if not counts:
+        return frame(wire.encode(wire.Peek(key, rules, cost)))
+    return frame(wire.encode(wire.Hit(key, rules, cost, dry, _denials.take_answered(key))))
 
 
 def _refund_request(limit: Limit, key: bytes, cost: int, ago: float) -> bytes:

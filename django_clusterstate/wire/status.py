@@ -37,6 +37,7 @@ class Tally(msgspec.Struct, array_like=True):
     events_dropped: Count = 0  #: events lost, or perhaps counted: no room in the process, or no owner in time
     latencies: Latencies = msgspec.field(default_factory=no_latencies)  #: exchanges with nodes, by how long they took
     latency_sum: Annotated[float, Meta(ge=0, le=2**53)] = 0.0  #: seconds that all of them took
+    failures: Count = 0  #: exchanges without an answer in time, or with one that made no sense
 
     def took(self, waits: Sequence[float]) -> None:
         """Counts exchanges, by the seconds that each took."""

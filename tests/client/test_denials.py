@@ -38,6 +38,25 @@ def test_denial_is_forgotten_when_told_so_and_replaced_by_a_later_one() -> None:
     assert denials.find(b"k", "limit", 2, 101.5) is None
 
 
+def test_how_often_it_answered_is_told_once() -> None:
+    denials = noted()
+    assert denials.take_answered(b"k") == 0
+    for cost in (1, 2, 3):
+        denials.find(b"k", "limit", cost, 100.5)
+    denials.note(b"k", "limit", 2, "still no", 60.0, asked=101.0)
+    assert denials.take_answered(b"k") == 2
+    assert denials.take_answered(b"k") == 0
+
+
+def test_how_often_is_forgotten_with_the_denial() -> None:
+    denials: Denials[int] = Denials()
+    for number in range(MAX_ENTRIES + 10):
+        denials.note(b"%d" % number, "limit", 1, number, 60.0, 100.0)
+        denials.find(b"%d" % number, "limit", 1, 100.0)
+    denials.forget(b"11")
+    assert [denials.take_answered(b"%d" % number) for number in (9, 10, 11)] == [0, 1, 0]
+
+
 def test_no_more_are_kept_than_the_bound_and_the_latest_are() -> None:
     denials: Denials[int] = Denials()
     for number in range(MAX_ENTRIES + 10):

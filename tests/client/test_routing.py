@@ -255,7 +255,8 @@ def test_member_that_fails_again_and_again_is_named_to_the_local_node_at_once() 
         assert routing.refresh_at > NOW
         routing.failed(target, NOW)
     assert routing.refresh_at == NOW
-    assert decode_request(routing.view_request()[HEADER:]) == GetView(["b"])
+    assert decode_request(routing.view_request()[HEADER:]) == GetView(["b"], Tally(failures=FAILURES_TO_OPEN))
+    routing.learn(Viewed(1, routing.table.view.members, "a"), routing.local, NOW)
     target.answered()
     assert decode_request(routing.view_request()[HEADER:]) == GetView()
 

@@ -13,9 +13,11 @@ from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.core.store import Store
+from django_clusterstate.core.timeline import Moment, What
 from django_clusterstate.node.channels import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
+from django_clusterstate.node.history import TOP_SPAN
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
@@ -404,6 +406,37 @@ def test_node_that_leaves_is_not_in_its_own_view_but_answers() -> None:
     viewed = bench.ask(wire.GetView())
     assert [member.name for member in viewed.members] == ["beta"]
     assert bench.ask(wire.Ping()) == wire.Pong(bench.epoch, bench.membership.me)
+
+
+def test_report_tells_the_last_minutes() -> None:
+    bench = Bench()
+    limit = [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)]
+    for key, times in ((b"busy", 3), (b"quiet", 1)):
+        for _ in range(times):
+            bench.ask(wire.Hit(key, limit))
+    bench.ask(wire.Hit(b"busy", limit, remembered=10))
+    bench.ask(wire.GetView([], Tally(remembered=10, fallback_node=2, failures=4)))
+    bench.handler.history.timeline.note(What.DOWN, "beta", b"beta", bench.now)
+    bench.now += 5
+    bench.handler.tick()
+    report = bench.ask(wire.GetReport())
+    assert report.status == bench.ask(wire.GetStatus())
+    assert report.timeline == [Moment(5.0, What.DOWN, "beta", b"beta")]
+    assert report.busiest == [(b"busy", 14, 0), (b"quiet", 1, 0)]
+    assert report.denied == [(b"busy", 13, 0)]
+    assert report.rates == {
+        "requests": [5], "hits": [0], "misses": [0], "denials": [13], "fallbacks": [2], "errors": [4],
+    }  # fmt: skip
+
+
+def test_keys_that_are_busy_no_more_are_forgotten() -> None:
+    bench = Bench()
+    bench.ask(wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 0, 60.0)]))
+    for expected in ([(b"k", 1, 0)], []):
+        bench.now += TOP_SPAN
+        bench.handler.tick()
+        report = bench.ask(wire.GetReport())
+        assert report.busiest == report.denied == expected
 
 
 def test_status_tells_what_the_node_knows_and_counts() -> None:

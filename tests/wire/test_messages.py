@@ -14,6 +14,7 @@ from django_clusterstate.core.events import Account, Entry, Sample, Totals
 from django_clusterstate.core.limiter import Algorithm, Decision, Rule
 from django_clusterstate.core.messages import Identity, State
 from django_clusterstate.core.sketch import Counted
+from django_clusterstate.core.timeline import Moment, What
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import MAX_REQUEST
 from django_clusterstate.wire.status import MemberStatus, Stats, Tally
@@ -24,6 +25,7 @@ REPLIES = get_args(wire.Reply)
 alpha = Identity("alpha", b"b" * 16, "10.0.0.1:4370", 2.0)
 stats = Stats(requests=7, limit_evictions=1)
 member = MemberStatus(alpha, State.SUSPECT, 3, 1.5, 20.25, 2**64 - 1)
+status = wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats)
 EXAMPLES: list[wire.Message] = [
     wire.Get([b"ns\0a", b"ns\0b"]),
     wire.Set([(b"ns\0a", b"v"), (b"ns\0b", -(2**63))], 30.5, absent=True),
@@ -37,6 +39,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Scan(b"ns\0a"),
     wire.Scan(b"ns\0", (float("inf"), 7)),
     wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0), Rule(Algorithm.TOKEN_BUCKET, 0, 0.5)], 3),
+    wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)], dry=True, remembered=7),
     wire.Peek(b"k", [Rule(Algorithm.SLIDING_WINDOW, 10, 60.0)], 2),
     wire.Reset(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)]),
     wire.Refund(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)], 2, 0.5),
@@ -47,6 +50,7 @@ EXAMPLES: list[wire.Message] = [
     wire.GetView(["beta"], Tally(remembered=3)),
     wire.Ping(),
     wire.GetStatus(),
+    wire.GetReport(),
     wire.Send("specific.a.b!c", b"payload", 60.0, 100),
     wire.Receive("specific.a.b!", 2.0),
     wire.GroupAdd("chat", "specific.a.b!c", 86400.0),
@@ -73,7 +77,8 @@ EXAMPLES: list[wire.Message] = [
     wire.EventNames(1, [Totals("login", 1, 20, 300, 4.5)]),
     wire.EventAccount(1, Account(9, [1, 8], [9], [Counted("17", 9, 1)], [Sample(7, "17", b"\x80", 0.5)])),
     wire.EventAccount(1, None),
-    wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats),
+    status,
+    wire.Report(1, status, [Moment(0.5, What.DOWN, "beta", bytes(16))], {"hits": [1, 0]}, [Counted(b"k", 9, 1)], []),
 ]
 
 

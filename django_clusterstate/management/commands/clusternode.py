@@ -21,11 +21,11 @@ from ... import conf, signals
 from ...cache.bounds import own_bytes
 from ...checks import check_channel_layer
 from ...core.membership import Change, Membership
-from ...core.messages import State
+from ...core.timeline import What
 from ...discovery import make_discovery
 from ...models import NodeAddress
 from ...node.config import NodeConfig, NodeError
-from ...node.node import NOT_NEWS, Event, Isolated, Node, ViewChanged
+from ...node.node import Event, Isolated, Node, ViewChanged, news
 from ...node.scrapes import scraped
 from ...settings import Settings
 from ...wire.address import TcpAddress, parse_tcp
@@ -37,12 +37,11 @@ OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
     "socket": "SOCKET",
     "discovery": "DISCOVERY",
 }
-_SIGNALS: dict[State, Signal] = {
-    State.ALIVE: signals.member_up,
-    State.SUSPECT: signals.member_suspect,
-    State.DOWN: signals.member_down,
-    State.LEAVING: signals.member_left,
-    State.LEFT: signals.member_left,
+_SIGNALS: dict[What, Signal] = {
+    What.JOINED: signals.member_up,
+    What.SUSPECTED: signals.member_suspect,
+    What.DOWN: signals.member_down,
+    What.LEFT: signals.member_left,
 }
 _QUEUED_EVENTS = 10_000
 
@@ -161,8 +160,8 @@ def _send_signal(event: Event) -> None:
             results = signals.view_changed.send_robust(Membership, old=old, new=new)
         case Isolated():
             results = signals.cluster_isolated.send_robust(Membership)
-        case Change(identity, before, after) if after in _SIGNALS and (before, after) not in NOT_NEWS:
-            results = _SIGNALS[after].send_robust(Membership, identity=identity, old=before)
+        case Change(identity, before) if (what := news(event)) in _SIGNALS:
+            results = _SIGNALS[what].send_robust(Membership, identity=identity, old=before)
         case _:
             return
     for receiver, result in results:

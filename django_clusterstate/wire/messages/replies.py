@@ -3,6 +3,8 @@
 from ...core.events import Account, Totals
 from ...core.limiter import Decision
 from ...core.messages import Identity, State
+from ...core.sketch import Counted
+from ...core.timeline import Moment
 from ..status import MemberStatus, Stats
 from .fields import Cursor, Message, Seconds, Value
 
@@ -109,7 +111,23 @@ class Status(Message, frozen=True, tag=42):
     stats: Stats
 
 
+class Report(Message, frozen=True, tag=45):
+    """What a node can tell of itself, for those who look at it.
+
+    `timeline` is what happened to members, the latest first. `rates` tells by how much counters grew in each step of
+    five seconds, the latest first: ten minutes. `busiest` and `denied` are keys of limits, of the last five to ten
+    minutes.
+    """
+
+    epoch: int
+    status: Status
+    timeline: list[Moment]
+    rates: dict[str, list[int]]
+    busiest: list[Counted[bytes]]
+    denied: list[Counted[bytes]]
+
+
 Reply = (
     Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
-    | EventNames | EventAccount
+    | EventNames | EventAccount | Report
 )  # fmt: skip

@@ -81,12 +81,15 @@ class Hit(Message, frozen=True, tag=7):
     """Counts `cost` against every rule of a key, or against none if one denies. Answer: `Decided`.
 
     A cost of 0 only looks. `dry`: the requester lets the hit pass whatever the answer, which the statistics tell apart.
+    `remembered` hits on the key were denied from the requester's memory since it last asked: they count as denied ones
+    of the key, and against no rule.
     """
 
     key: Key
     rules: Rules
     cost: Cost = 1
     dry: bool = False
+    remembered: Cost = 0
 
 
 class Peek(Message, frozen=True, tag=8):
@@ -153,6 +156,10 @@ class Ping(Message, frozen=True, tag=10):
 
 class GetStatus(Message, frozen=True, tag=11):
     """All that this node can tell of itself and of its members. Answer: `Status`."""
+
+
+class GetReport(Message, frozen=True, tag=25):
+    """That, and what this node remembers of the last minutes. Answer: `Report`."""
 
 
 # -- channels (the embedded layer) ------------------------------------------------------------------------------
@@ -239,6 +246,6 @@ def tag_of(channel: str) -> str:
 
 Request = (
     Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund
-    | Track | GetEvents
-    | GetView | Ping | GetStatus | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
+    | Track | GetEvents | GetView | Ping | GetStatus | GetReport
+    | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip

@@ -1,0 +1,46 @@
+"""What a node remembers for those who look at it: what happened to members, how busy it was, with which limits."""
+
+from ..core.rates import Rates
+from ..core.sketch import Counted, Top
+from ..core.timeline import Timeline
+from ..wire.status import Stats
+
+TOP_SPAN = 300.0  # seconds: the busiest keys are those of the last one to two spans
+TOP_KEYS = 100  # a key that makes up more than a hundredth of a node's hits is known
+TOLD = 20  # of them
+
+
+class History:
+    """All of it is bounded, and lost with the node."""
+
+    def __init__(self, now: float) -> None:
+        self.timeline = Timeline()
+        self.rates = Rates(now)
+        self.busiest: Top[bytes] = Top(TOP_KEYS)
+        self.denied: Top[bytes] = Top(TOP_KEYS)
+        self._turn_at = now + TOP_SPAN
+
+    def tick(self, stats: Stats, now: float) -> None:
+        """What is due about once a second."""
+        self.rates.sample(counters(stats), now)
+        if now >= self._turn_at:
+            self._turn_at = now + TOP_SPAN
+            self.busiest.turn()
+            self.denied.turn()
+
+    def most(self) -> tuple[list[Counted[bytes]], list[Counted[bytes]]]:
+        """The busiest and the most denied keys of limits."""
+        return self.busiest.most(TOLD), self.denied.most(TOLD)
+
+
+def counters(stats: Stats) -> dict[str, int]:
+    """What is worth a curve: of this node, and of the requesters that ask it for the view."""
+    tally = stats.tally
+    return {
+        "requests": stats.requests,
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "denials": stats.denied + tally.remembered,
+        "fallbacks": tally.fallback_node + tally.fallback_process + tally.fallback_allow + tally.fallback_deny,
+        "errors": tally.failures,
+    }
