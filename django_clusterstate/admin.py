@@ -162,6 +162,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
     """The page stands where other models have their list; there is nothing to add, change or delete."""
 
     change_list_template = "admin/django_clusterstate/cluster/change_list.html"
+    live_template = "admin/django_clusterstate/cluster/live.html"
 
     def get_urls(self) -> list[URLPattern]:
         name = f"{self.opts.app_label}_{self.opts.model_name}_changelist"
@@ -179,14 +180,18 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if not self.has_view_permission(request):
             raise PermissionDenied
+        live = "live" in request.GET  # asked by the page's script, for what may have changed
         try:
-            cluster_context = _cluster_context(request.GET)
+            cluster_context = _cluster_context(QueryDict() if live else request.GET)
         except ImproperlyConfigured as error:
             cluster_context = {"misconfigured": str(error)}
+        if live:
+            return TemplateResponse(request, self.live_template, cluster_context)
         context = {
             **self.admin_site.each_context(request),
             "title": self.opts.verbose_name_plural,
             "opts": self.opts,
+            "tab": "overview",
             **cluster_context,
             **(extra_context or {}),
         }
@@ -197,16 +202,14 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
 def _cluster_context(query: QueryDict) -> dict[str, Any]:
     """What the nodes say. Raises `ImproperlyConfigured`."""
     status = cluster.status()
-    context: dict[str, Any] = {
+    return {
         "status": status,
         "observer": observer(status),
         "rows": rows(status),
         "views": views(status),
         "socket": str(conf.get_settings().socket),
+        **_key_context(query),
     }
-    if status.nodes:
-        context.update(_key_context(query))
-    return context
 
 
 def _key_context(query: QueryDict) -> dict[str, Any]:

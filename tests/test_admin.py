@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Permission, User
+from django.contrib.messages import get_messages
 from django.contrib.staticfiles import finders
 from django.core.cache import caches
 from django.test import AsyncClient, Client, override_settings
@@ -193,8 +194,8 @@ class TestRealCluster:
         assert {attrs["id"] for attrs in fields if str(attrs.get("id")).startswith("id_")} <= labels
         assert {"id_kind", "id_group", "id_key"} <= labels
         region = next(attrs for _, attrs in page.tags if attrs.get("role") == "region")
-        assert region["aria-labelledby"] == "clusterstate-members"
-        assert [attrs for attrs in page.all("caption") if attrs.get("id") == "clusterstate-members"]
+        assert region["aria-labelledby"] == "clusterstate-members-caption"
+        assert [attrs for attrs in page.all("caption") if attrs.get("id") == "clusterstate-members-caption"]
         assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th") if "id" not in attrs)
 
     def test_stylesheet_is_a_static_file(self, client: Client) -> None:
@@ -207,6 +208,83 @@ class TestRealCluster:
             page = Page(client.get(PAGE))
         assert page.all("html")[0]["dir"] == "rtl"
         assert "alpha" in page.text
+
+
+class TestLive:
+    """What panel.js asks for. What it does with it: tests/browser/."""
+
+    @staticmethod
+    def sections(page: Page) -> dict[str | None, dict[str, str | None]]:
+        return {attrs.get("id"): attrs for _, attrs in page.tags if "data-live" in attrs}
+
+    @pytest.mark.usefixtures("cluster")
+    def test_answer_is_the_live_sections_of_the_page_and_nothing_else(self, client: Client) -> None:
+        whole = Page(client.get(PAGE, {"kind": "plain", "key": "k"}))
+        live = Page(client.get(PAGE, {"kind": "plain", "key": "k", "live": ""}))
+        assert (
+            list(self.sections(live))
+            == list(self.sections(whole))
+            == ["clusterstate-agreement", "clusterstate-members"]
+        )
+        assert [attrs["data-key"] for attrs in live.all("tr") if "data-key" in attrs] == list(NODES)
+        assert not [tag for tag, _ in live.tags if tag in ("html", "body", "script", "link", "nav", "form")]
+
+    @pytest.mark.usefixtures("cluster")
+    def test_key_is_not_looked_up_again(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[object] = []
+
+        def ranking(key: object) -> list[str]:
+            asked.append(key)
+            return ["alpha"]
+
+        monkeypatch.setattr(functions, "ranking", ranking)
+        client.get(PAGE, {"kind": "plain", "key": "k", "live": ""})
+        assert asked == []
+        client.get(PAGE, {"kind": "plain", "key": "k"})
+        assert len(asked) == 1
+
+    @pytest.mark.usefixtures("cluster")
+    def test_messages_wait_for_the_next_page(self, client: Client) -> None:
+        client.post(reverse("admin:auth_user_add"), {"username": "new", "usable_password": "false"})
+        client.get(PAGE, {"live": ""})
+        assert [message.level_tag for message in get_messages(client.get(PAGE).wsgi_request)] == ["success"]
+
+    def test_what_matters_is_said_in_words_that_change_only_with_it(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, two = node("one"), node("two")
+        for nodes, silent, said in [
+            ({"one": one, "two": two}, {}, "2 nodes answer. The views agree."),
+            ({"one": one}, {}, "1 node answers. The views agree."),
+            ({"one": one}, {"two": "too late"}, "1 node answers. Others don't."),
+            ({"one": one, "two": node("two", 2)}, {}, "2 nodes answer. The views differ."),
+            ({}, {"/a.sock": "gone"}, "No node answers."),
+        ]:
+            page = shown(client, monkeypatch, ClusterStatus(next(iter(nodes), ""), nodes, silent))
+            assert [attrs["data-announce"] for _, attrs in page.tags if "data-announce" in attrs] == [said]
+
+    def test_script_is_a_static_file_and_its_button_is_hidden_without_it(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page = shown(client, monkeypatch, ClusterStatus("one", {"one": node("one")}))
+        (script,) = [
+            attrs for attrs in page.all("script") if str(attrs["src"]).endswith("django_clusterstate/panel.js")
+        ]
+        assert "defer" in script
+        assert finders.find("django_clusterstate/panel.js")
+        (button,) = [attrs for attrs in page.all("button") if attrs.get("id") == "clusterstate-pause"]
+        assert "hidden" in button
+
+    def test_tab_of_this_page_is_marked(self, client: Client, no_node: str) -> None:
+        current = [attrs["href"] for attrs in Page(client.get(PAGE)).all("a") if attrs.get("aria-current") == "page"]
+        assert PAGE in current
+
+    @pytest.mark.parametrize("name", ["anonymous", "clerk"])
+    def test_needs_the_same_permission(self, name: str) -> None:
+        browser = Client()
+        if name == "clerk":
+            browser.force_login(staff(name, "view_user"))
+        assert browser.get(PAGE, {"live": ""}).status_code == (403 if name == "clerk" else 302)
 
 
 class TestPermissions:
