@@ -28,7 +28,7 @@ from django_clusterstate.client.routing import Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
-from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, counting, routing_key
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, counting, routing_key, split_key
 from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
@@ -501,6 +501,24 @@ def test_no_two_pairs_of_group_and_key_are_counted_as_one(group1: str, key1: str
 def test_where_the_group_ends_makes_a_difference(text: str, cut1: int, cut2: int) -> None:
     pair1, pair2 = (text[:cut1], text[cut1:]), (text[:cut2], text[cut2:])
     assert (routing_key(*pair1) == routing_key(*pair2)) == (pair1 == pair2)
+
+
+@given(TEXT | st.text(st.characters(codec=None)), TEXT | st.text(st.characters(codec=None)))
+def test_routing_key_is_split_into_what_it_was_made_of_unless_it_is_hashed(group: str, key: str) -> None:
+    whole = f"\0{len(group)}:{group}{key}".encode(errors="surrogatepass")
+    hashed = len(whole) > wire.MAX_KEY_BYTES
+    assert split_key(routing_key(group, key)) == (None if hashed else (group, key))
+
+
+@given(st.binary() | TEXT.map(str.encode) | st.from_regex(rb"\0[0-9-]{0,3}:?.{0,4}", fullmatch=True))
+def test_what_is_no_routing_key_isnt_split(key: bytes) -> None:
+    pair = split_key(key)
+    assert pair is None or routing_key(*pair) == key
+
+
+@pytest.mark.parametrize("key", [b"", b"\0", b"\0:", b"1:ab", b"\x0001:ab", b"\0+1:ab", b"\x003:ab", b"\x001:\xff"])
+def test_only_what_routing_key_makes_is_split(key: bytes) -> None:
+    assert split_key(key) is None
 
 
 # -- when the owner doesn't answer ------------------------------------------------------------------------------

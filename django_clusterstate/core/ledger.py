@@ -85,7 +85,8 @@ class Ledger:
     time is over go first, then the least recently used.
 
     `entries`: states in memory, dead ones that aren't reclaimed yet included; `bytes`: what they take. `evictions`:
-    live ones lost to the bound. `expirations`: those dropped because their time was over.
+    live ones lost to the bound. `expirations`: those dropped because their time was over. `made`: states under keys that
+    had none.
     """
 
     __slots__ = (
@@ -104,12 +105,13 @@ class Ledger:
         "entries",
         "evictions",
         "expirations",
+        "made",
         "max_bytes",
     )
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.entries = self.bytes = self.evictions = self.expirations = 0
+        self.entries = self.bytes = self.evictions = self.expirations = self.made = 0
         self._index: tuple[dict[bytes, int], ...] = tuple({} for _ in range(_PARTS))  # the rows of keys
         self._keys: list[bytes] = []
         self._instant, self._expires = array("d"), array("d")
@@ -142,6 +144,7 @@ class Ledger:
             row = part[key] = self._row(key)
             self._used.append(row, _HEAD)
             self._timed.append(row, self._bucket(expires, now))
+            self.made += 1
             self.entries += 1
             self.bytes += len(key) + ROW_OVERHEAD
         else:

@@ -9,7 +9,8 @@ lets no extra hit through; above, it is held to half a hit.
 
 import enum
 import re
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Final, Protocol, TypeAlias
 
 import msgspec
@@ -18,11 +19,13 @@ __all__ = [
     "TOLERANCE",
     "Algorithm",
     "Decision",
+    "RecentRules",
     "Rule",
     "State",
     "StateStore",
     "decide",
     "decide_all",
+    "find",
     "hit",
     "parse_rate",
     "peek",
@@ -33,6 +36,8 @@ __all__ = [
 
 # Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
 TOLERANCE: Final = 1e-6
+
+MAX_RULES: Final = 256  # that a node remembers: a site has a few dozen
 
 # An instant, an amount and a count; what they mean is the algorithm's. Opaque to all but this module.
 State: TypeAlias = tuple[float, float, int]
@@ -50,6 +55,8 @@ class Algorithm(enum.IntEnum):
     window still covers, plus the current one."""
     TOKEN_BUCKET = 2
     """A burst of `limit`, refilled evenly at limit / period. Also known as a leaky bucket, or GCRA."""
+
+    __hash__ = int.__hash__  # an Enum's own is slower than all the rest of a Rule's
 
 
 class Rule(msgspec.Struct, frozen=True, array_like=True):
@@ -144,6 +151,37 @@ def peek(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: f
         decide(rule, state, 0, now)[0] if decision.allowed else decision
         for rule, state, decision in zip(rules, states, decisions, strict=True)
     ]
+
+
+class RecentRules:
+    """The distinct rules under which states were made last, MAX_RULES at most. A state's key contains its rule, so
+    who doesn't know the rule can't find the state."""
+
+    __slots__ = ("_rules",)
+
+    def __init__(self) -> None:
+        self._rules: OrderedDict[Rule, None] = OrderedDict()  # the least recent first
+
+    def note(self, rules: Sequence[Rule]) -> None:
+        for rule in rules:
+            try:
+                self._rules.move_to_end(rule)
+            except KeyError:
+                self._rules[rule] = None
+                if len(self._rules) > MAX_RULES:
+                    self._rules.popitem(last=False)
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self._rules)
+
+
+def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> list[tuple[Rule, Decision]]:
+    """Those of the rules under which a key has a state, and what a hit would be decided now, as by `peek`.
+
+    So `limit - remaining` is what is counted, and `retry_after` says when a denied key frees.
+    """
+    held = (rule for rule in rules if store.get(_state_key(key, rule), now) is not None)
+    return [(rule, peek(store, key, [rule], 1, now)[0]) for rule in held]
 
 
 def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> None:

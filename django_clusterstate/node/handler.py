@@ -29,7 +29,7 @@ RECLAIM = 300  # expired entries freed at once: half a millisecond for those of 
 # What a user asks for; the cluster's own messages would drown it.
 _COUNTED = frozenset((
     wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
-    wire.Hit, wire.Peek, wire.Reset, wire.Refund,
+    wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits,
 ))  # fmt: skip
 
 Push = Callable[[wire.Reply], None]
@@ -68,6 +68,7 @@ class Handler:
         self._forgotten_evictions = 0
         self.cache = self._empty_cache()
         self.limits = Ledger(config.limits_max_bytes)
+        self._rules = limiter.RecentRules()
         self.events = Events()
         self.history = History(clock())
         self._peers = peers
@@ -86,6 +87,7 @@ class Handler:
             wire.Peek: self._peek,
             wire.Reset: self._reset,
             wire.Refund: self._refund,
+            wire.FindLimits: self._find_limits,
             wire.Track: self._track,
             wire.GetEvents: self._get_events,
             wire.GetView: self._get_view,
@@ -210,7 +212,8 @@ class Handler:
         if held is None:
             return wire.Looked(self.epoch, found=False)
         value, ttl = held
-        return wire.Looked(self.epoch, True, ttl, value if request.value else None)
+        size = len(value) if isinstance(value, bytes) else 8
+        return wire.Looked(self.epoch, True, ttl, value if request.value else None, size)
 
     def _scan(self, request: wire.Scan) -> wire.Reply:
         return wire.Scanned(self.epoch, *self.cache.scan(request.prefix, request.cursor, self._clock()))
@@ -218,8 +221,11 @@ class Handler:
     # -- limits ---------------------------------------------------------------------------------------------
 
     def _hit(self, request: wire.Hit) -> wire.Reply:
-        decisions, allowed = limiter.hit(self.limits, request.key, request.rules, request.cost, self._clock())
-        times, history = 1 + request.remembered, self.history
+        limits, history, times = self.limits, self.history, 1 + request.remembered
+        made = limits.made
+        decisions, allowed = limiter.hit(limits, request.key, request.rules, request.cost, self._clock())
+        if limits.made != made:
+            self._rules.note(request.rules)
         history.busiest.add(request.key, times)
         if allowed:
             self.stats.allowed += 1
@@ -242,6 +248,9 @@ class Handler:
         limiter.refund(self.limits, request.key, request.rules, request.cost, now - request.ago, now)
         self.stats.refunds += 1
         return wire.Done(self.epoch)
+
+    def _find_limits(self, request: wire.FindLimits) -> wire.Reply:
+        return wire.LimitsFound(self.epoch, limiter.find(self.limits, request.key, self._rules, self._clock()))
 
     # -- events ---------------------------------------------------------------------------------------------
 

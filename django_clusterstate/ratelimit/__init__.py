@@ -4,7 +4,7 @@ Nothing here raises for a failure of the cluster: the policy `on_unavailable` th
 """
 
 from .counting import ahit, apeek, arefund, areset, hit, peek, refund, reset
-from .limit import ALGORITHMS, MAX_COST, Decision, Limit, Ratelimited, routing_key
+from .limit import ALGORITHMS, MAX_COST, Decision, Limit, Ratelimited, routing_key, split_key
 
 __all__ = [
     "ALGORITHMS",
@@ -21,4 +21,5 @@ __all__ = [
     "refund",
     "reset",
     "routing_key",
+    "split_key",
 ]

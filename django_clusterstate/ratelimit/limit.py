@@ -93,6 +93,16 @@ def routing_key(group: str, key: str) -> bytes:
     return whole
 
 
+def split_key(key: bytes) -> tuple[str, str] | None:
+    """The group and the key of a `routing_key`; None for a hashed one, and for what is none."""
+    try:
+        length, _, both = key.decode(errors="surrogatepass").removeprefix("\0").partition(":")
+        pair = both[: int(length)], both[int(length) :]
+    except ValueError:
+        return None
+    return pair if routing_key(*pair) == key else None
+
+
 def binding(rules: Sequence[Rule], decisions: Sequence[limiter.Decision], owner: str, fallback: str) -> Decision:
     """The one that matters to the caller: the longest denial, else the least that remains."""
     at = 0

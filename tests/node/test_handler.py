@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clusterstate.core.events import Entry, Sample
-from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.core.limiter import MAX_RULES, Algorithm, Rule
 from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.core.store import Store
@@ -159,9 +159,9 @@ def test_look_tells_what_is_left_and_the_value_where_it_is_wanted(bench: Bench) 
     bench.ask(wire.Set([(b"a", b"x")], 10))
     bench.ask(wire.Set([(b"b", 7)], None))
     bench.now += 4
-    assert bench.ask(wire.Look(b"a")) == wire.Looked(bench.epoch, True, 6.0)
-    assert bench.ask(wire.Look(b"a", value=True)) == wire.Looked(bench.epoch, True, 6.0, b"x")
-    assert bench.ask(wire.Look(b"b", value=True)) == wire.Looked(bench.epoch, True, None, 7)
+    assert bench.ask(wire.Look(b"a")) == wire.Looked(bench.epoch, True, 6.0, None, 1)
+    assert bench.ask(wire.Look(b"a", value=True)) == wire.Looked(bench.epoch, True, 6.0, b"x", 1)
+    assert bench.ask(wire.Look(b"b", value=True)) == wire.Looked(bench.epoch, True, None, 7, 8)
     assert bench.ask(wire.Look(b"none", value=True)) == wire.Looked(bench.epoch, False)
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (0, 0)
 
@@ -337,6 +337,54 @@ def test_denials_of_a_dry_run_are_told_apart(bench: Bench) -> None:
         bench.ask(wire.Hit(b"k", rules, 1, dry))
     stats = bench.ask(wire.GetStatus()).stats
     assert (stats.allowed, stats.denied, stats.dry_denied) == (1, 3, 2)
+
+
+RULES = [Rule(algorithm, limit, period) for algorithm in Algorithm for limit in (1, 5) for period in (1.0, 8.0)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"a", b"b", b"a\0b"]), st.lists(st.sampled_from(RULES), min_size=1, max_size=3),
+                  st.integers(0, 3), st.integers(0, 16)),
+        max_size=25,
+    )
+)  # fmt: skip
+def test_found_limits_are_those_that_still_count_as_the_limiter_decides_them(
+    hits: list[tuple[bytes, list[Rule], int, int]],
+) -> None:
+    bench = Bench()
+    for key, rules, cost, ticks in hits:
+        bench.ask(wire.Hit(key, rules, cost))
+        bench.now += ticks / 4
+    for key in (b"a", b"b", b"a\0b"):
+        found = bench.ask(wire.FindLimits(key)).limits
+        peeks = {rule: bench.ask(wire.Peek(key, [rule])).decisions[0] for rule in RULES}
+        assert dict(found) == {rule: peek for rule, peek in peeks.items() if peek.reset_after > 0}
+        assert len(dict(found)) == len(found)
+
+
+def test_found_limit_tells_its_count_and_when_it_frees(bench: Bench) -> None:
+    rule = Rule(Algorithm.FIXED_WINDOW, 3, 60.0)
+    bench.ask(wire.Hit(b"k", [rule], 2))
+    bench.now += 15
+    ((_, decision),) = bench.ask(wire.FindLimits(b"k")).limits
+    assert (decision.limit - decision.remaining, decision.retry_after, decision.reset_after) == (2, 0.0, 45.0)
+    bench.ask(wire.Hit(b"k", [rule]))
+    ((_, decision),) = bench.ask(wire.FindLimits(b"k")).limits
+    assert (decision.limit - decision.remaining, decision.retry_after, decision.reset_after) == (3, 45.0, 45.0)
+    bench.ask(wire.Reset(b"k", [rule]))
+    assert bench.ask(wire.FindLimits(b"k")) == wire.LimitsFound(bench.epoch, [])
+
+
+def test_rules_that_a_node_remembers_are_bounded_and_the_last_to_be_used_anew(bench: Bench) -> None:
+    kept, lost = Rule(Algorithm.FIXED_WINDOW, 10**6, 60.0), Rule(Algorithm.FIXED_WINDOW, 10**6 + 1, 60.0)
+    for rule in (kept, lost):
+        bench.ask(wire.Hit(b"k", [rule]))
+    for limit in range(1, MAX_RULES):
+        bench.ask(wire.Hit(b"another", [Rule(Algorithm.FIXED_WINDOW, limit, 60.0)]))
+        bench.ask(wire.Hit(b"%d" % limit, [kept]))
+    assert [rule for rule, _ in bench.ask(wire.FindLimits(b"k")).limits] == [kept]
+    assert len(bench.ask(wire.FindLimits(b"another")).limits) == MAX_RULES - 1
 
 
 def test_full_cache_evicts_no_limit(bench: Bench) -> None:

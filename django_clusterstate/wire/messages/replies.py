@@ -1,7 +1,7 @@
 """What it answers. Each reply begins with the epoch of the answering node's view."""
 
 from ...core.events import Account, Totals
-from ...core.limiter import Decision
+from ...core.limiter import Decision, Rule
 from ...core.messages import Identity, State
 from ...core.sketch import Counted
 from ...core.timeline import Moment
@@ -67,12 +67,13 @@ class Received(Message, frozen=True, tag=41):
 
 
 class Looked(Message, frozen=True, tag=43):
-    """Seconds left (None: for ever), and the value if it was asked for."""
+    """Seconds left (None: for ever), the value if it was asked for, and its bytes in any case, 8 for an integer."""
 
     epoch: int
     found: bool
     ttl: Seconds | None = None
     value: Value | None = None
+    size: int | None = None  #: None from a node that doesn't say it yet
 
 
 class Scanned(Message, frozen=True, tag=44):
@@ -95,6 +96,14 @@ class EventAccount(Message, frozen=True, tag=47):
 
     epoch: int
     account: Account | None
+
+
+class LimitsFound(Message, frozen=True, tag=48):
+    """The rules under which hits of the key are counted here, and what a hit of cost 1 would be decided by each now:
+    `limit - remaining` are counted, and a denied key frees in `retry_after`."""
+
+    epoch: int
+    limits: list[tuple[Rule, Decision]]
 
 
 class Status(Message, frozen=True, tag=42):
@@ -129,5 +138,5 @@ class Report(Message, frozen=True, tag=45):
 
 Reply = (
     Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
-    | EventNames | EventAccount | Report
+    | EventNames | EventAccount | Report | LimitsFound
 )  # fmt: skip

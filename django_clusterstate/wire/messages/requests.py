@@ -116,6 +116,12 @@ class Refund(Message, frozen=True, tag=21):
     ago: Seconds
 
 
+class FindLimits(Message, frozen=True, tag=22):
+    """What the node has counted of a key, under each of the rules that it remembers. Answer: `LimitsFound`."""
+
+    key: Key
+
+
 # -- events -----------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +251,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund
+    Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund | FindLimits
     | Track | GetEvents | GetView | Ping | GetStatus | GetReport
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
