@@ -1,7 +1,5 @@
 """The admin page "Cluster": the members as `manage.py clusterstatus` shows them, and who owns a key."""
 
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from django import forms
@@ -11,119 +9,13 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
-from django.utils import timezone
-from django.utils.formats import number_format
-from django.utils.functional import Promise
-from django.utils.timesince import timesince
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from . import cluster, conf, models, ratelimit
+from . import cluster, models, ratelimit
 from .cache import ClusterCache
-from .cluster import ClusterStatus
-from .core.messages import GONE, State
 from .exceptions import ClusterStateError
-from .wire.messages import Status
-
-STATE_LABELS: dict[State, str | Promise] = {
-    State.JOINING: _("joining"),
-    State.ALIVE: _("alive"),
-    State.SUSPECT: _("suspect"),
-    State.DOWN: _("down"),
-    State.LEAVING: _("leaving"),
-    State.LEFT: _("left"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One member in the table.
-
-    `told` is its own account, None when it gave none; `silent` then says why, if it was asked. `state` is its own
-    word, else the observer's; `seen_as` is the observer's where the two differ. `heard_ago` is None for the observer,
-    and for a member that it has never heard.
-    """
-
-    name: str
-    state: State
-    address: str
-    told: Status | None = None
-    silent: str = ""
-    seen_as: State | None = None
-    heard_ago: float | None = None
-    is_observer: bool = False
-
-    @property
-    def state_label(self) -> str | Promise:
-        return STATE_LABELS[self.state]
-
-    @property
-    def seen_as_label(self) -> str | Promise:
-        return "" if self.seen_as is None else STATE_LABELS[self.seen_as]
-
-    @property
-    def uptime(self) -> str:
-        return "" if self.told is None else duration(self.told.uptime)
-
-    @property
-    def heard(self) -> str:
-        return "" if self.heard_ago is None else duration(self.heard_ago)
-
-    @property
-    def entries(self) -> int:
-        return 0 if self.told is None else self.told.stats.cache_entries + self.told.stats.limit_entries
-
-    @property
-    def epoch(self) -> str:
-        return "" if self.told is None else f"{self.told.epoch:016x}"
-
-
-def observer(status: ClusterStatus) -> str:
-    """The node whose heartbeats the page shows: this host's, or the first that answers; empty when none does."""
-    return status.asked or next(iter(status.nodes), "")
-
-
-def rows(status: ClusterStatus) -> list[Row]:
-    """Those that answered and those that the observer knows of, by name; at the end those that are gone."""
-    name = observer(status)
-    seen = {member.identity.name: member for member in status.nodes[name].members} if name else {}
-    table = []
-    for member_name in {*status.nodes, *seen}:
-        told, member = status.nodes.get(member_name), seen.get(member_name)
-        heard_ago = None if member is None else member.heard_ago
-        if told is not None:
-            differs = member is not None and member.state != told.state
-            table.append(
-                Row(
-                    member_name,
-                    told.state,
-                    told.identity.address,
-                    told=told,
-                    seen_as=member.state if member is not None and differs else None,
-                    heard_ago=heard_ago,
-                    is_observer=member_name == name,
-                )
-            )
-        elif member is not None:
-            silent = status.silent.get(member_name, "")
-            table.append(Row(member_name, member.state, member.identity.address, silent=silent, heard_ago=heard_ago))
-    return sorted(table, key=lambda row: (row.state in GONE, row.name))
-
-
-def views(status: ClusterStatus) -> list[tuple[str, list[str]]]:
-    """The epochs of the nodes that answered, and who has which; the most common first."""
-    holders: dict[str, list[str]] = {}
-    for name, node in status.nodes.items():
-        holders.setdefault(f"{node.epoch:016x}", []).append(name)
-    return sorted(holders.items(), key=lambda view: (-len(view[1]), view[1]))
-
-
-def duration(seconds: float) -> str:
-    """`4.2 s`, or from a minute on in the words of Django's `timesince`."""
-    if seconds < 60:
-        return gettext("%(seconds)s s") % {"seconds": number_format(seconds, decimal_pos=1)}
-    now = timezone.now()
-    return timesince(now - timedelta(seconds=seconds), now)
+from .panel.overview import overview
 
 
 class KeyForm(forms.Form):
@@ -182,7 +74,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
             raise PermissionDenied
         live = "live" in request.GET  # asked by the page's script, for what may have changed
         try:
-            cluster_context = _cluster_context(QueryDict() if live else request.GET)
+            cluster_context = overview() if live else {**overview(), **_key_context(request.GET)}
         except ImproperlyConfigured as error:
             cluster_context = {"misconfigured": str(error)}
         if live:
@@ -197,19 +89,6 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(request, self.change_list_template, context)
-
-
-def _cluster_context(query: QueryDict) -> dict[str, Any]:
-    """What the nodes say. Raises `ImproperlyConfigured`."""
-    status = cluster.status()
-    return {
-        "status": status,
-        "observer": observer(status),
-        "rows": rows(status),
-        "views": views(status),
-        "socket": str(conf.get_settings().socket),
-        **_key_context(query),
-    }
 
 
 def _key_context(query: QueryDict) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from django.test import AsyncClient, Client, override_settings
 from django.urls import reverse
 from django.utils import translation
 
-from django_clusterstate import admin, conf, ratelimit
 from django_clusterstate import cluster as functions
+from django_clusterstate import conf, ratelimit
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.messages import Identity, State
-from django_clusterstate.wire.messages import Status
-from django_clusterstate.wire.status import MemberStatus, Stats
+from django_clusterstate.core.messages import State
+from django_clusterstate.panel import overview
 from tests.conftest import NODES
+from tests.panel.reports import member, node, reports_of
 
 PAGE = "/admin/django_clusterstate/cluster/"
 CACHE = "django_clusterstate.cache.ClusterCache"
@@ -96,21 +96,8 @@ class Page(html.parser.HTMLParser):
         self._text.append(data)
 
 
-def node(name: str, epoch: int = 1, *, state: State = State.ALIVE, members: tuple[MemberStatus, ...] = ()) -> Status:
-    stats = Stats(requests=1234, cache_entries=2, cache_bytes=2048, limit_entries=3)
-    return Status(epoch, identity(name), state, 3700.0, False, "1", 50 * 2**20, members, stats)
-
-
-def member(name: str, state: State = State.ALIVE, heard_ago: float = 0.25) -> MemberStatus:
-    return MemberStatus(identity(name), state, 0, heard_ago, 10.0, 1)
-
-
-def identity(name: str) -> Identity:
-    return Identity(name, bytes(16), f"{name}.example:4370")
-
-
 def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus) -> Page:
-    monkeypatch.setattr(functions, "status", lambda: status)
+    monkeypatch.setattr(overview, "gather", lambda: reports_of(status))
     return Page(client.get(PAGE))
 
 
@@ -221,12 +208,10 @@ class TestLive:
     def test_answer_is_the_live_sections_of_the_page_and_nothing_else(self, client: Client) -> None:
         whole = Page(client.get(PAGE, {"kind": "plain", "key": "k"}))
         live = Page(client.get(PAGE, {"kind": "plain", "key": "k", "live": ""}))
-        assert (
-            list(self.sections(live))
-            == list(self.sections(whole))
-            == ["clusterstate-agreement", "clusterstate-members"]
-        )
-        assert [attrs["data-key"] for attrs in live.all("tr") if "data-key" in attrs] == list(NODES)
+        assert list(self.sections(live)) == list(self.sections(whole))
+        names = ["agreement", "members", "rates", "top", "ownership", "reachability", "timeline"]
+        assert list(self.sections(live)) == [f"clusterstate-{name}" for name in names]
+        assert [attrs["data-key"] for attrs in live.all("tr") if "data-key" in attrs][: len(NODES)] == list(NODES)
         assert not [tag for tag, _ in live.tags if tag in ("html", "body", "script", "link", "nav", "form")]
 
     @pytest.mark.usefixtures("cluster")
@@ -373,60 +358,3 @@ class TestTrouble:
         full.stats.limit_evictions = 7
         page = shown(client, monkeypatch, ClusterStatus("one", {"one": full}))
         assert "7 live limits dropped for room: raise LIMITS_MAX_BYTES" in page.text
-
-
-class TestRows:
-    def test_members_that_do_not_answer_are_listed_with_their_state(self) -> None:
-        states = (State.SUSPECT, State.DOWN, State.LEAVING, State.LEFT, State.JOINING)
-        one = node("one", members=tuple(member(f"is-{state}", state, 5.0) for state in states))
-        rows = admin.rows(ClusterStatus("one", {"one": one}, {"is-suspect": "too late"}))
-        assert [(row.name, row.state, row.silent) for row in rows] == [
-            ("is-joining", State.JOINING, ""),
-            ("is-leaving", State.LEAVING, ""),
-            ("is-suspect", State.SUSPECT, "too late"),
-            ("one", State.ALIVE, ""),
-            ("is-down", State.DOWN, ""),
-            ("is-left", State.LEFT, ""),
-        ]
-        assert [row.told is None for row in rows] == [True, True, True, False, True, True]
-        assert [row.address for row in rows] == [f"{row.name}.example:4370" for row in rows]
-        assert [row.heard for row in rows] == ["5.0 s", "5.0 s", "5.0 s", "", "5.0 s", "5.0 s"]
-
-    def test_row_has_what_the_node_tells_of_itself(self) -> None:
-        (row,) = admin.rows(ClusterStatus("one", {"one": node("one", 255)}))
-        assert (row.entries, row.epoch, row.is_observer) == (5, "00000000000000ff", True)
-        assert row.uptime.replace("\xa0", " ") == "1 hour, 1 minute"
-
-    def test_heartbeats_are_those_heard_by_the_asked_node(self) -> None:
-        nodes = {
-            "one": node("one", members=(member("two", heard_ago=0.1),)),
-            "two": node("two", members=(member("one", heard_ago=0.2),)),
-        }
-        assert [row.heard_ago for row in admin.rows(ClusterStatus("one", nodes))] == [None, 0.1]
-        assert [row.heard_ago for row in admin.rows(ClusterStatus("two", nodes))] == [0.2, None]
-        assert [row.heard_ago for row in admin.rows(ClusterStatus("", nodes))] == [None, 0.1]
-
-    def test_node_that_the_asked_one_sees_in_another_state_says_so(self) -> None:
-        nodes = {"one": node("one", members=(member("two", State.SUSPECT),)), "two": node("two")}
-        one, two = admin.rows(ClusterStatus("one", nodes))
-        assert (one.seen_as, two.seen_as) == (None, State.SUSPECT)
-        assert two.state == State.ALIVE
-
-    def test_every_state_has_a_label(self) -> None:
-        assert set(admin.STATE_LABELS) == set(State)
-
-    def test_no_rows_when_no_node_answers(self) -> None:
-        assert admin.rows(ClusterStatus(silent={"/a.sock": "gone"})) == []
-        assert admin.views(ClusterStatus()) == []
-
-    def test_most_common_view_is_first(self) -> None:
-        nodes = {"a": node("a", 7), "b": node("b", 8), "c": node("c", 8)}
-        assert [names for _, names in admin.views(ClusterStatus("a", nodes))] == [["b", "c"], ["a"]]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 minute"), (7200, "2 hours"), (90000, "1 day, 1 hour")],
-)
-def test_duration_in_words(seconds: float, text: str) -> None:
-    assert admin.duration(seconds).replace("\xa0", " ") == text

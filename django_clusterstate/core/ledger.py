@@ -85,8 +85,8 @@ class Ledger:
     time is over go first, then the least recently used.
 
     `entries`: states in memory, dead ones that aren't reclaimed yet included; `bytes`: what they take. `evictions`:
-    live ones lost to the bound. `expirations`: those dropped because their time was over. `made`: states under keys that
-    had none.
+    live ones lost to the bound. `expirations`: those dropped because their time was over. `made`: states under keys
+    that had none.
     """
 
     __slots__ = (

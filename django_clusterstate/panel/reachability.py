@@ -1,0 +1,70 @@
+"""Who hears whom."""
+
+from dataclasses import dataclass
+
+from ..core.membership import Timings
+from ..core.messages import GONE, Identity
+from ..wire.messages import Status
+from .reports import Reports
+from .words import duration
+
+WIDEST = 24  # a matrix of more members is no help: then only what is wrong is listed
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """What one node hears of one member: `age` seconds ago, None for itself and where nothing is known."""
+
+    listener: str
+    speaker: str
+    age: float | None = None
+    is_self: bool = False
+    late: bool = False
+    lost: bool = False
+
+    @property
+    def text(self) -> str:
+        return "" if self.age is None else duration(self.age)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A row for each node that answered, with a column for each member that isn't gone."""
+
+    speakers: list[str]
+    rows: list[tuple[str, list[Hearing]]]
+
+    @property
+    def is_wide(self) -> bool:
+        return len(self.speakers) > WIDEST
+
+    @property
+    def wrong(self) -> list[Hearing]:
+        """What isn't as it should be."""
+        return [hearing for _, row in self.rows for hearing in row if hearing.late or hearing.lost]
+
+
+def matrix(reports: Reports, timings: Timings) -> Matrix:
+    """Late is what would make a suspect by these timings; lost, what nobody but others hears."""
+    nodes = reports.status.nodes
+    known = {*nodes}
+    for status in nodes.values():
+        known.update(member.identity.name for member in status.members if member.state not in GONE)
+    speakers = sorted(known)
+    return Matrix(speakers, [(name, _hearings(status, speakers, timings)) for name, status in nodes.items()])
+
+
+def _hearings(status: Status, speakers: list[str], timings: Timings) -> list[Hearing]:
+    me: Identity = status.identity
+    heard = {member.identity.name: member for member in status.members if member.state not in GONE}
+    hearings = []
+    for speaker in speakers:
+        member = heard.get(speaker)
+        if speaker == me.name:
+            hearings.append(Hearing(me.name, speaker, is_self=True))
+        elif member is None:
+            hearings.append(Hearing(me.name, speaker, lost=True))
+        else:
+            late = member.heard_ago > timings.suspect_after
+            hearings.append(Hearing(me.name, speaker, member.heard_ago, late=late, lost=member.unreachable))
+    return hearings

@@ -1,0 +1,73 @@
+"""What the nodes tell of themselves, asked for a page: all at once, and for no longer than a reader waits."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from asgiref.sync import async_to_sync
+
+from .. import conf
+from ..client.aio import AsyncClient
+from ..client.routing import Table, Target
+from ..cluster import ClusterStatus
+from ..exceptions import ClusterStateError
+from ..wire import messages as wire
+from ..wire.framing import frame
+
+PATIENCE = 0.4  # seconds until the page is shown without those that haven't answered
+
+_GET_REPORT = frame(wire.encode(wire.GetReport()))
+_PING = frame(wire.encode(wire.Ping()))
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """The reports of the nodes that answered, by name, and the seconds to each of them and back."""
+
+    status: ClusterStatus
+    of: dict[str, wire.Report] = field(default_factory=dict)
+    round_trips: dict[str, float] = field(default_factory=dict)
+
+
+def gather() -> Reports:
+    """Asks every node."""
+    return async_to_sync(agather)()
+
+
+async def agather() -> Reports:
+    client = conf.get_async_client()
+    until = asyncio.get_running_loop().time() + PATIENCE
+    table = await client.table()
+    targets = list({client.routing.local, *table.targets.values()})
+    answers = await asyncio.gather(*(_report_of(client, target, until) for target in targets))
+    return _sorted(table, dict(zip(targets, answers, strict=True)))
+
+
+async def _report_of(client: AsyncClient, target: Target, until: float) -> tuple[wire.Report, float] | str:
+    """The node's report and the seconds there and back, or why there is none."""
+    try:
+        async with asyncio.timeout_at(until):
+            report = await client.call_node(target, _GET_REPORT)
+            start = time.perf_counter()
+            await client.call_node(target, _PING)  # by the connection that is there now
+    except TimeoutError:
+        return f"{target}: no answer within {PATIENCE:g} s"
+    except ClusterStateError as error:
+        return str(error)
+    if not isinstance(report, wire.Report):
+        return f"{target} answered with {type(report).__name__}"
+    return report, time.perf_counter() - start
+
+
+def _sorted(table: Table, answers: dict[Target, tuple[wire.Report, float] | str]) -> Reports:
+    reports, round_trips, silent = {}, {}, {}
+    for target, answer in answers.items():
+        if isinstance(answer, str):
+            silent[target.name or str(target.address)] = answer
+        else:
+            report, seconds = answer
+            name = report.status.identity.name
+            reports[name], round_trips[name] = report, seconds
+    nodes = {name: reports[name].status for name in sorted(reports)}
+    asked = table.local_name if table.local_name in nodes else ""
+    return Reports(ClusterStatus(asked, nodes, dict(sorted(silent.items()))), reports, round_trips)

@@ -1,0 +1,138 @@
+"""How busy the nodes are and with what: curves of the last ten minutes, shares of the keys, the busiest limits."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from ..core.messages import SERVING
+from ..core.rates import STEP, STEPS
+from ..core.sketch import Counted
+from ..ratelimit import split_key
+from ..wire.messages import Report
+from .pictures import lengths, line
+from .reports import Reports
+
+WIDTH, HEIGHT = 240.0, 40.0  # of a curve
+BAR = 200.0  # the longest share
+SHOWN = 10  # keys
+
+CURVES: dict[str, str | Promise] = {
+    "requests": _("Requests"),
+    "denials": _("Denials"),
+    "hits": _("Cache hits"),
+    "misses": _("Cache misses"),
+    "errors": _("Failed exchanges"),
+    "fallbacks": _("Fallbacks"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Per second, of all nodes together, the oldest step first."""
+
+    name: str
+    label: str | Promise
+    values: list[float]
+
+    @property
+    def points(self) -> str:
+        return line(self.values, WIDTH, HEIGHT)
+
+    @property
+    def now(self) -> float:
+        return self.values[-1]
+
+    @property
+    def peak(self) -> float:
+        return max(self.values)
+
+
+def curves(reports: Iterable[Report]) -> list[Curve]:
+    """One for each kind. The nodes' steps don't begin together, so a step is exact to five seconds."""
+    everything = list(reports)
+    return [
+        Curve(name, label, _per_second([report.rates.get(name, []) for report in everything]))
+        for name, label in CURVES.items()
+    ]
+
+
+def _per_second(nodes: Sequence[list[int]]) -> list[float]:
+    sums = [0] * STEPS
+    for steps in nodes:
+        for back, count in enumerate(steps[:STEPS]):
+            sums[back] += count
+    return [total / STEP for total in reversed(sums)]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Of the keys: what a node should own by its weight, and what it holds of all entries. From 0 to 1."""
+
+    name: str
+    expected: float
+    actual: float
+    entries: int
+    expected_length: str
+    actual_length: str
+
+    @property
+    def expected_percent(self) -> float:
+        return 100 * self.expected
+
+    @property
+    def actual_percent(self) -> float:
+        return 100 * self.actual
+
+
+def shares(reports: Reports) -> list[Share]:
+    """Of the nodes that answered and serve, by name."""
+    nodes = [status for status in reports.status.nodes.values() if status.state in SERVING]
+    entries = [status.stats.cache_entries + status.stats.limit_entries for status in nodes]
+    weights, held = sum(status.identity.weight for status in nodes), sum(entries)
+    expected = [status.identity.weight / weights for status in nodes]
+    actual = [count / held if held else 0.0 for count in entries]
+    bars = lengths([*expected, *actual], BAR)
+    return [
+        Share(status.identity.name, *of)
+        for status, *of in zip(nodes, expected, actual, entries, bars[: len(nodes)], bars[len(nodes) :], strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TopKey:
+    """A key of limits, hit or denied `times` at most and `least` at least. `group` is None where it is hashed."""
+
+    group: str | None
+    key: str
+    times: int
+    least: int
+    length: str
+
+    @property
+    def query(self) -> str:
+        """Of the page that looks it up."""
+        return urlencode({"kind": "limit", "group": self.group, "key": self.key})
+
+
+def top(counted: Iterable[Counted[bytes]]) -> list[TopKey]:
+    """The most frequent ones. A key may be told of by several nodes: those that counted in the owner's place."""
+    sums: dict[bytes, tuple[int, int]] = {}
+    for key, times, error in counted:
+        all_times, all_errors = sums.get(key, (0, 0))
+        sums[key] = (all_times + times, all_errors + error)
+    first = sorted(sums.items(), key=lambda item: (-item[1][0], item[0]))[:SHOWN]
+    bars = lengths([times for _, (times, _) in first], BAR)
+    return [_top_key(key, times, error, bar) for (key, (times, error)), bar in zip(first, bars, strict=True)]
+
+
+def _top_key(key: bytes, times: int, error: int, length: str) -> TopKey:
+    group, user_key = split_key(key) or (None, "")
+    try:
+        urlencode({"group": group, "key": user_key})
+    except UnicodeEncodeError:  # no page can show it, nor can a form send it
+        group = None
+    shown = user_key if group is not None else key.decode(errors="backslashreplace")
+    return TopKey(group, shown, times, times - error, length)

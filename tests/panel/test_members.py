@@ -1,0 +1,98 @@
+"""The members' table."""
+
+import pytest
+
+from django_clusterstate.cluster import ClusterStatus
+from django_clusterstate.core.messages import State
+from django_clusterstate.core.timeline import Moment, What
+from django_clusterstate.panel.members import STATE_LABELS, rows, versions, views
+from django_clusterstate.panel.words import duration
+from tests.panel.reports import identity, member, node, report, reports_of
+
+
+def test_members_that_do_not_answer_are_listed_with_their_state() -> None:
+    states = (State.SUSPECT, State.DOWN, State.LEAVING, State.LEFT, State.JOINING)
+    one = node("one", members=tuple(member(f"is-{state}", state, 5.0) for state in states))
+    table = rows(reports_of(ClusterStatus("one", {"one": one}, {"is-suspect": "too late"})))
+    assert [(row.name, row.state, row.silent) for row in table] == [
+        ("is-joining", State.JOINING, ""),
+        ("is-leaving", State.LEAVING, ""),
+        ("is-suspect", State.SUSPECT, "too late"),
+        ("one", State.ALIVE, ""),
+        ("is-down", State.DOWN, ""),
+        ("is-left", State.LEFT, ""),
+    ]
+    assert [row.told is None for row in table] == [True, True, True, False, True, True]
+    assert [row.address for row in table] == [f"{row.name}.example:4370" for row in table]
+    assert [row.heard for row in table] == ["5.0 s", "5.0 s", "5.0 s", "", "5.0 s", "5.0 s"]
+
+
+def test_row_has_what_the_node_tells_of_itself() -> None:
+    (row,) = rows(reports_of(ClusterStatus("one", {"one": node("one", 255)})))
+    assert (row.entries, row.epoch, row.is_observer) == (5, "00000000000000ff", True)
+    assert row.uptime.replace("\xa0", " ") == "1 hour, 1 minute"
+
+
+def test_heartbeats_are_those_heard_by_the_asked_node() -> None:
+    nodes = {
+        "one": node("one", members=(member("two", heard_ago=0.1),)),
+        "two": node("two", members=(member("one", heard_ago=0.2),)),
+    }
+    assert [row.heard_ago for row in rows(reports_of(ClusterStatus("one", nodes)))] == [None, 0.1]
+    assert [row.heard_ago for row in rows(reports_of(ClusterStatus("two", nodes)))] == [0.2, None]
+    assert [row.heard_ago for row in rows(reports_of(ClusterStatus("", nodes)))] == [None, 0.1]
+
+
+def test_node_that_the_asked_one_sees_in_another_state_says_so() -> None:
+    nodes = {"one": node("one", members=(member("two", State.SUSPECT),)), "two": node("two")}
+    one, two = rows(reports_of(ClusterStatus("one", nodes)))
+    assert (one.seen_as, two.seen_as) == (None, State.SUSPECT)
+    assert two.state == State.ALIVE
+
+
+def test_every_state_has_a_label() -> None:
+    assert set(STATE_LABELS) == set(State)
+
+
+def test_no_rows_when_no_node_answers() -> None:
+    assert rows(reports_of(ClusterStatus(silent={"/a.sock": "gone"}))) == []
+    assert views(reports_of(ClusterStatus())) == []
+
+
+def test_most_common_view_is_first() -> None:
+    nodes = {"a": node("a", 7), "b": node("b", 8), "c": node("c", 8)}
+    assert [names for _, names in views(reports_of(ClusterStatus("a", nodes)))] == [["b", "c"], ["a"]]
+
+
+def test_restart_stands_out() -> None:
+    before = Moment(60.0, What.DOWN, "two", b"an earlier start")
+    now = Moment(50.0, What.JOINED, "two", identity("two").boot)
+    nodes = {"one": node("one"), "two": node("two")}
+    told = {"one": report(nodes["one"], timeline=[now, before])}
+    assert [row.restarted for row in rows(reports_of(ClusterStatus("one", nodes), told))] == [False, True]
+    told = {"one": report(nodes["one"], timeline=[now])}
+    assert [row.restarted for row in rows(reports_of(ClusterStatus("one", nodes), told))] == [False, False]
+
+
+def test_version_that_most_others_do_not_run_stands_out() -> None:
+    nodes = {name: node(name, version=version) for name, version in (("a", "1"), ("b", "2"), ("c", "2"))}
+    reports = reports_of(ClusterStatus("a", nodes))
+    assert [row.odd_version for row in rows(reports)] == [True, False, False]
+    assert versions(reports) == ["1", "2"]
+
+
+def test_row_has_the_round_trip_and_the_requests_of_the_last_step() -> None:
+    one = node("one")
+    told = {"one": report(one, rates={"requests": [40, 5000]})}
+    (row,) = rows(reports_of(ClusterStatus("one", {"one": one}), told))
+    assert (row.milliseconds, row.requests_per_second) == (1.0, 8.0)
+    (row,) = rows(reports_of(ClusterStatus("one", {"one": one})))
+    assert row.requests_per_second == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 minute"), (7200, "2 hours"), (90000, "1 day, 1 hour")],
+)
+def test_duration_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds).replace("\xa0", " ") == text
