@@ -81,10 +81,6 @@ class Row:
         steps = [] if self.report is None else self.report.rates.get("requests", [])
         return steps[0] / STEP if steps else 0.0
 
-    @property
-    def epoch(self) -> str:
-        return "" if self.told is None else f"{self.told.epoch:016x}"
-
 
 def observer(reports: Reports) -> str:
     """The node whose heartbeats the page shows: this host's, or the first that answers; empty when none does."""

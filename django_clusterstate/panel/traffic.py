@@ -16,7 +16,7 @@ from .pictures import lengths, line
 from .reports import Reports
 
 WIDTH, HEIGHT = 240.0, 40.0  # of a curve
-BAR = 200.0  # the longest share
+BAR = 120.0  # the longest share
 SHOWN = 10  # keys
 
 CURVES: dict[str, str | Promise] = {
