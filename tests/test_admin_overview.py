@@ -1,0 +1,158 @@
+"""The sections of the panel's first page, with real nodes."""
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.cache import caches
+from django.test import Client, override_settings
+
+from django_clusterstate import cluster as functions
+from django_clusterstate import conf, ratelimit
+from django_clusterstate.core.messages import State
+from django_clusterstate.panel import overview
+from django_clusterstate.panel.reports import Reports, gather
+from testproject.processes import LocalCluster, wait_until
+from tests.conftest import NODES, using
+from tests.panel.reports import member, node, report, reports_of
+from tests.test_admin import PAGE, Page
+
+pytestmark = pytest.mark.django_db
+SECONDS = 15.0
+
+
+@pytest.fixture
+def client() -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("root"))
+    return client
+
+
+@pytest.fixture
+def own_cluster(folder: Path) -> Iterator[LocalCluster]:
+    """Three nodes that may be harmed; this process is on the host of the first."""
+    with LocalCluster(folder, NODES) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with using(cluster, NODES[0]):
+            yield cluster
+
+
+def live(client: Client) -> Page:
+    return Page(client.get(PAGE, {"live": ""}))
+
+
+@pytest.mark.usefixtures("cluster")
+class TestReports:
+    def test_every_node_tells_of_itself_and_the_way_to_it_is_measured(self) -> None:
+        reports = gather()
+        assert list(reports.status.nodes) == sorted(reports.of) == sorted(reports.round_trips) == list(NODES)
+        assert reports.status.asked == NODES[0]
+        assert reports.status.agree
+        assert all(0 < seconds < 0.4 for seconds in reports.round_trips.values())
+
+    def test_denied_limits_are_shown_with_a_link_to_them(self, client: Client) -> None:
+        group, limit = uuid4().hex, ratelimit.Limit.parse("1/h")
+        for _ in range(2000):
+            ratelimit.hit(limit, group, "ip:10.0.0.7 & co", fresh=True)
+        page = live(client)
+        links = [str(attrs["href"]) for attrs in page.all("a")]
+        assert f"?kind=limit&group={group}&key=ip%3A10.0.0.7+%26+co#clusterstate-key" in links
+        assert re.search(
+            rf"Most denied limits, .*{group} ip:10.0.0.7 & co 1,999 .*Busiest limits, .*{group}", page.text
+        )
+
+    def test_curves_have_words_too(self, client: Client) -> None:
+        pictures = [attrs for attrs in live(client).all("svg") if attrs.get("role") == "img"]
+        names = ["Requests", "Denials", "Cache hits", "Cache misses", "Failed exchanges", "Fallbacks"]
+        assert [str(attrs["aria-label"]).partition(":")[0] for attrs in pictures] == names
+        assert all(re.search(r": [\d.,]+ now, [\d.,]+ at most", str(attrs["aria-label"])) for attrs in pictures)
+
+    def test_shares_and_hearing_and_joins_are_shown(self, client: Client) -> None:
+        page = live(client)
+        for name in NODES:
+            assert re.search(rf"{name} 33\.3 % [\d.]+ % [\d,]+ entr", page.text)
+            assert re.search(rf"{name} joined ({'|'.join(NODES)})", page.text)
+        assert re.search(rf"{NODES[0]} - \d\.\d s \d\.\d s {NODES[1]} \d\.\d s - \d\.\d s", page.text)
+
+    @override_settings(USE_THOUSAND_SEPARATOR=True, LANGUAGE_CODE="de")
+    def test_pictures_know_no_language(self, client: Client) -> None:
+        caches["default"].set(uuid4().hex, "x")
+        for attrs in live(client).all("rect"):
+            assert re.fullmatch(r"[\d.]+", str(attrs["width"]))
+
+
+class TestTrouble:
+    @pytest.mark.parametrize("stopped", [("alpha",), ("beta", "gamma")], ids=["this host's", "two others"])
+    def test_nodes_that_are_stopped_cost_half_a_second_at_most(
+        self, client: Client, own_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, stopped: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setenv("CLUSTERSTATE_DEADLINE", "5")
+        conf.forget()
+        assert "All 3 nodes" in live(client).text
+        for name in stopped:
+            own_cluster.processes[name].signal(signal.SIGSTOP)
+        try:
+            start = time.monotonic()
+            page = live(client)
+            took = time.monotonic() - start
+        finally:
+            for name in stopped:
+                own_cluster.processes[name].signal(signal.SIGCONT)
+        for name in NODES:
+            assert (f"node {name} at" in page.text) is (name in stopped)
+        assert took < 0.5 + 0.5  # half a second, and as much for a busy machine
+
+    def test_what_happened_to_a_killed_node_is_told_by_the_others(
+        self, client: Client, own_cluster: LocalCluster
+    ) -> None:
+        own_cluster.kill("beta")
+        wait_until(lambda: "beta is down alpha, gamma" in _sorted_tellers(live(client).text), SECONDS, "beta is down")
+        own_cluster.start("beta")
+        own_cluster.wait_for()
+        assert re.search(r"beta alive .*restarted", live(client).text)
+
+    def test_versions_that_differ_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        nodes = {"one": node("one", version="1"), "two": node("two", version="2")}
+        page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", nodes)))
+        assert "The nodes run different versions: 1, 2." in page.text
+
+    def test_member_that_does_not_reach_a_node_is_marked(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        nodes = {"one": node("one", members=(member("two", State.SUSPECT, 2.0),)), "two": node("two")}
+        page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", nodes)))
+        assert "one - 2.0 s late two unknown -" in page.text
+
+    def test_of_many_members_only_what_is_wrong_is_listed(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = [f"n{number:02}" for number in range(30)]
+        heard = {name: tuple(member(other) for other in names if other != name) for name in names}
+        nodes = {name: node(name, members=heard[name]) for name in names}
+        page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
+        assert "All members hear one another." in page.text
+        nodes["n01"] = node("n01", members=(member("n00", State.SUSPECT, 2.5), *heard["n01"][1:-1]))
+        page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
+        assert "n01 heard n00 2.5 s ago." in page.text
+        assert "n01 doesn't know n29." in page.text
+
+    def test_names_and_keys_are_escaped(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        name, key = "<b>'\"", ratelimit.routing_key("<i>", "<script>alert(1)</script>")
+        one = node(name)
+        reports = reports_of(functions.ClusterStatus(name, {name: one}), {name: report(one, denied=[(key, 1, 0)])})
+        page = _shown(client, monkeypatch, reports)
+        assert "<script>alert(1)</script>" in page.text
+        assert not [tag for tag, _ in page.tags if tag in ("script", "i")]
+
+
+def _shown(client: Client, monkeypatch: pytest.MonkeyPatch, reports: Reports) -> Page:
+    monkeypatch.setattr(overview, "gather", lambda: reports)
+    return live(client)
+
+
+def _sorted_tellers(text: str) -> str:
+    return text.replace("gamma, alpha", "alpha, gamma")
