@@ -62,7 +62,7 @@ lint: $(VENV)/dev  ## style and types
 bench: $(VENV)/dev  ## side by side with Redis, Memcached and others
 	$(RUN) -m bench
 
-screenshot: $(VENV)/dev  ## the picture of the admin page, with Chromium
+screenshot: $(VENV)/dev  ## the pictures of the admin's panel, with Chromium
 	$(RUN) -m docs.screenshot
 
 docs: $(VENV)/dev  ## the documentation, into docs/_build

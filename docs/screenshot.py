@@ -1,50 +1,42 @@
-"""Takes the picture of the admin page that the README shows: `make screenshot`. Needs Chromium."""
+"""Takes the pictures of the admin's panel that the documents show: `make screenshot`. Needs Chromium."""
 
 import os
-import re
-import subprocess
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
+from typing import Literal
 
 import django
+from playwright.sync_api import Browser, StorageState, ViewportSize
 
-from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
+from testproject.panel import CHROMIUM, PAGE, Panel, chromium, logged_in
+from testproject.processes import ROOT
 
-PICTURE = ROOT / "docs" / "_static" / "admin.png"
-PAGE = "admin/django_clusterstate/cluster/?kind=limit&group=login&key=ip:10.0.0.7"
-CHROMIUM = (
-    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--window-size=1280,900",
-)  # fmt: skip
+FOLDER = ROOT / "docs" / "_static"
+SERVER = "gunicorn"
+WINDOW = ViewportSize(width=1280, height=900)
+
+# What each picture shows. Those in the dark are beside them, as `NAME-dark.png`.
+PICTURES = {"admin": f"{PAGE}?kind=limit&group=login&key=ip:10.0.0.7"}
 
 
 def main() -> None:
-    with (
-        tempfile.TemporaryDirectory(prefix="cs-") as folder,
-        LocalCluster(Path(folder), ("web-1", "web-2", "web-3"), env={"DEMO_RUN_DIR": folder}) as nodes,
-    ):
-        nodes.start()
-        nodes.wait_for()
-        os.environ.update(nodes.env("web-1"))
-        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], check=True, cwd=ROOT)
+    if CHROMIUM is None:
+        sys.exit("This needs Chromium (Debian: apt-get install chromium).")
+    with tempfile.TemporaryDirectory(prefix="cs-") as folder, Panel(Path(folder), [SERVER]) as panel:
+        os.environ.update(panel.env)
         django.setup()
-        cookie = fill_and_log_in()
-        port = free_port()
-        command = [sys.executable, "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
-        site = Process(command, Path(folder) / "site.log", os.environ)
-        try:
-            take(f"http://127.0.0.1:{port}/", cookie, Path(folder))
-        finally:
-            site.kill()
+        fill()
+        with chromium() as browser:
+            login = logged_in(browser, panel, SERVER)
+            for name, path in PICTURES.items():
+                take(browser, login, panel.url(SERVER, path), FOLDER / f"{name}.png", dark=False)
+                take(browser, login, panel.url(SERVER, path), FOLDER / f"{name}-dark.png", dark=True)
 
 
-def fill_and_log_in() -> str:
-    """Gives the page something to show; returns an administrator's session cookie."""
-    from django.contrib.auth.models import User  # noqa: PLC0415 - there are models only after setup()
-    from django.core.cache import cache  # noqa: PLC0415
-    from django.test import Client  # noqa: PLC0415
+def fill() -> None:
+    """Gives the pages something to show."""
+    from django.core.cache import cache  # noqa: PLC0415 - there are settings only now
 
     from django_clusterstate.ratelimit import Limit, hit  # noqa: PLC0415
 
@@ -52,31 +44,15 @@ def fill_and_log_in() -> str:
     limit = Limit.parse("10/m")
     for number in range(50):
         hit(limit, "login", f"ip:10.0.0.{number}")
-    client = Client()
-    client.force_login(User.objects.create_superuser("admin"))
-    return f"sessionid={client.cookies['sessionid'].value}"
 
 
-def take(site: str, cookie: str, folder: Path) -> None:
-    """The page is fetched with the cookie, which Chromium's command line can't send, and shown from a file."""
-    request = urllib.request.Request(site + PAGE, headers={"Cookie": cookie})
-
-    def answers() -> bool:
-        try:
-            urllib.request.urlopen(site)
-        except OSError:
-            return False
-        return True
-
-    wait_until(answers, 20, "the site")
-    page = urllib.request.urlopen(request).read().decode()
-    page = page.replace("<head>", f'<head><base href="{site}">', 1)
-    page = re.sub(r"<script[^>]*theme\.js[^>]*></script>", "", page)  # it asks for storage that a file doesn't have
-    file = folder / "page.html"
-    file.write_text(page)
-    options = (f"--user-data-dir={folder}/profile", f"--screenshot={PICTURE}", file.as_uri())
-    subprocess.run([*CHROMIUM, *options], check=True, capture_output=True, timeout=60)
-    print(PICTURE)
+def take(browser: Browser, login: StorageState, url: str, picture: Path, *, dark: bool) -> None:
+    color_scheme: Literal["dark", "light"] = "dark" if dark else "light"
+    with browser.new_context(storage_state=login, viewport=WINDOW, color_scheme=color_scheme) as context:
+        page = context.new_page()
+        page.goto(url)
+        page.screenshot(path=picture, full_page=True)
+    print(picture.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""The admin's panel in a real browser: nodes, sites with an administrator, and Chromium. For its tests and pictures.
+
+While a `Browser` is open, Playwright's event loop runs in this thread, and Django's database refuses to work in it.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, StorageState, sync_playwright
+
+from testproject.demo import Site
+from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
+
+NODES = ("web-1", "web-2", "web-3")
+PAGE = "admin/django_clusterstate/cluster/"
+CHROMIUM = shutil.which("chromium")
+OPTIONS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+ADMIN = {"USERNAME": "admin", "PASSWORD": "for-this-run-only", "EMAIL": "admin@example.com"}
+
+
+class Panel:
+    """Three nodes, and on the host of the first a site under each of the servers; they share a database.
+
+    A context manager: starts all, and ends it.
+    """
+
+    def __init__(self, folder: Path, servers: Sequence[str], settings: str = "testproject.settings") -> None:
+        self._folder = folder
+        self.nodes = LocalCluster(folder, NODES, env={"DEMO_RUN_DIR": str(folder), "DJANGO_SETTINGS_MODULE": settings})
+        # Browsers open connections before they need them: a worker of gunicorn that has one thread would wait on such.
+        self.env = {**self.nodes.env(NODES[0]), "GUNICORN_CMD_ARGS": "--threads 4"}
+        self._sites = {server: Site(server, NODES[0], free_port(), server) for server in servers}
+        self._processes: dict[str, Process] = {}
+
+    def url(self, server: str, path: str = PAGE) -> str:
+        return self._sites[server].url + path
+
+    def start(self, server: str) -> None:
+        site = self._sites[server]
+        self._processes[server] = Process(site.command(), self._folder / f"{server}.log", self.env)
+        wait_until(site.answers, 20, f"the site under {server}")
+
+    def stop(self, server: str) -> None:
+        """At once, but so that gunicorn's workers go too, and leave the port."""
+        self._processes[server].signal(signal.SIGINT)
+        self._processes[server].stop()
+
+    def manage(self, *command: str) -> None:
+        env = {**self.env, **{f"DJANGO_SUPERUSER_{name}": value for name, value in ADMIN.items()}}
+        subprocess.run([sys.executable, "manage.py", *command], check=True, cwd=ROOT, env=env, capture_output=True)
+
+    def __enter__(self) -> "Panel":
+        self.nodes.start()
+        try:
+            self.manage("migrate", "--verbosity", "0")
+            self.manage("createsuperuser", "--no-input")
+            for server in self._sites:
+                self.start(server)
+            self.nodes.wait_for()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for server in self._processes:
+            self.stop(server)
+        self.nodes.__exit__()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's: Playwright downloads none."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def logged_in(browser: Browser, panel: Panel, server: str) -> StorageState:
+    """What a context of the browser needs to be the administrator's, on all of the panel's sites."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(panel.url(server, "admin/"))
+        page.fill("#id_username", ADMIN["USERNAME"])
+        page.fill("#id_password", ADMIN["PASSWORD"])
+        page.press("#id_password", "Enter")
+        page.wait_for_selector("#user-tools")
+        return context.storage_state()

@@ -1,0 +1,278 @@
+"""The admin's panel, as a person meets it."""
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from testproject.panel import NODES, PAGE, Panel
+from testproject.processes import wait_until
+from tests.browser.conftest import HASTE, SERVERS, Visit, Visited, assert_accessible, assert_fits, focused, is_refresh
+
+VICTIM = NODES[-1]
+KEY = f"{PAGE}?kind=plain&key=k"
+NARROW = {"width": 360, "height": 640}
+MINUTE = 60_000
+
+
+def row(page: Page, name: str) -> str:
+    return page.locator(f'tr[data-key="{name}"]').inner_text()
+
+
+def press_until(page: Page, key: str, id_: str) -> None:
+    for _ in range(60):
+        page.keyboard.press(key)
+        if focused(page) == id_:
+            return
+    raise AssertionError(f"{key} never led to {id_}")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+class TestBothServers:
+    def test_page_loads_without_a_word_in_the_console_and_refreshes_itself(self, visit: Visit, server: str) -> None:
+        visited = visit(server=server, before=HASTE)
+        expect(visited.page.locator("#clusterstate-agreement")).to_contain_text("All 3 nodes have the same view.")
+        visited.page.evaluate("window.notReloaded = true")
+        visited.await_refresh()
+        assert visited.page.evaluate("window.notReloaded")
+        assert visited.page.locator("tr[data-key]").count() == 3
+
+    def test_node_that_is_killed_and_comes_back_is_seen_without_a_reload(
+        self, visit: Visit, panel: Panel, server: str
+    ) -> None:
+        visited = visit(server=server)
+        page = visited.page
+        state = page.locator(f'tr[data-key="{VICTIM}"] .clusterstate-state')
+        announcement = page.locator("#clusterstate-announcement")
+        page.evaluate("window.notReloaded = true")
+        expect(state).to_have_text("alive")
+        expect(announcement).to_have_text("")
+        panel.nodes.kill(VICTIM)
+        try:
+            expect(state).to_have_text("down", timeout=10_000)
+            expect(announcement).to_have_text("2 nodes answer. The views agree.", timeout=10_000)
+        finally:
+            panel.nodes.start(VICTIM)
+        expect(state).to_have_text("alive", timeout=20_000)
+        expect(announcement).to_have_text("3 nodes answer. The views agree.", timeout=10_000)
+        assert page.evaluate("window.notReloaded")
+        panel.nodes.wait_for()
+
+
+def test_policy_is_in_force_here(visit: Visit) -> None:
+    visited = visit()
+    visited.page.evaluate("""document.body.insertAdjacentHTML("beforeend", '<p style="color: red">')""")
+    assert any("Content Security Policy" in problem for problem in visited.problems)
+    visited.problems.clear()
+
+
+class TestRefresh:
+    def test_is_one_request_about_every_two_seconds(self, visit: Visit) -> None:
+        visited = visit(KEY)
+        visited.await_refresh(3)
+        assert len(visited.requests) == len(visited.refreshes) == 3
+        assert all(request.url.endswith("?kind=plain&key=k&live=") for request in visited.requests)
+        starts = [request.timing["startTime"] / 1000 for request in visited.requests]
+        assert all(1.9 < after - before < 3 for before, after in itertools.pairwise(starts))
+
+    def test_keeps_focus_scroll_position_and_selection(self, visit: Visit) -> None:
+        visited = visit(viewport=NARROW, before=HASTE)
+        page = visited.page
+        page.evaluate("""() => {
+            window.region = document.querySelector("#clusterstate-members .clusterstate-scroll");
+            region.focus();
+            region.scrollLeft = 50;
+            getSelection().selectAllChildren(document.querySelector("tr[data-key] bdi"));
+        }""")
+        address = page.evaluate("getSelection().toString()")
+        assert address
+        before = row(page, NODES[1])
+        visited.await_refresh(2)
+        assert row(page, NODES[1]) != before  # heartbeats, at least
+        assert page.evaluate("document.activeElement === region && region.isConnected")
+        assert page.evaluate("region.scrollLeft") == 50
+        assert page.evaluate("getSelection().toString()") == address
+
+    def test_changes_rows_by_their_name_and_keeps_details_open(self, visit: Visit) -> None:
+        visited = visit(before=HASTE)
+        page = visited.page
+        shown = ["b c", "a b c", "c a", "a c"]
+
+        def answer(route: Route) -> None:
+            names = (shown.pop(0) if len(shown) > 1 else shown[0]).split()
+            rows = "".join(f'<tr data-key="{name}"><td>{name} of {len(names)}</td></tr>' for name in names)
+            route.fulfill(
+                body=f"""<section id="one" data-live><details data-key="more"><summary>{len(shown)}</summary>
+                <table>{rows}</table></details></section>"""
+            )
+
+        page.route(is_refresh, answer)
+        page.locator("summary").click()
+        page.evaluate("window.c = document.querySelector('[data-key=c]')")
+        for names in [["a", "b", "c"], ["c", "a"], ["a", "c"]]:
+            expect(page.locator("#one td")).to_have_text([f"{name} of {len(names)}" for name in names])
+            assert page.evaluate("document.querySelector('details').open")
+        assert page.locator("[data-live]").count() == 1
+
+    def test_row_that_stays_is_the_same_element(self, visit: Visit) -> None:
+        visited = visit(before=HASTE)
+        visited.page.evaluate("window.row = document.querySelector('tr[data-key]')")
+        visited.await_refresh(2)
+        assert visited.page.evaluate("row.isConnected")
+
+    def test_waits_for_an_answer_before_the_next_request(self, visit: Visit) -> None:
+        visited = visit(KEY, clock=True)
+        held: list[Route] = []
+        page = visited.page
+        page.route(is_refresh, lambda route: held.append(route))  # noqa: PLW0108 - not a built-in method
+        with page.expect_request(lambda request: is_refresh(request.url)):
+            page.clock.run_for(2_000)
+        page.clock.run_for(5_000)  # just before it is given up
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("button", name="Resume").click()
+        page.clock.run_for(100)
+        assert len(visited.requests) == 1
+        with page.expect_event("requestfinished", lambda request: is_refresh(request.url)):
+            held[0].continue_()
+        with page.expect_request(lambda request: is_refresh(request.url)):
+            page.clock.run_for(2_000)
+
+    def test_stops_on_pause_and_goes_on_at_once_on_resume(self, visit: Visit) -> None:
+        visited = visit(clock=True)
+        page = visited.page
+        page.get_by_role("button", name="Pause").click()
+        self.assert_no_request_for_a_minute(visited)
+        with page.expect_request(lambda request: is_refresh(request.url), timeout=1000):
+            page.get_by_role("button", name="Resume").click()
+        expect(page.get_by_role("button", name="Pause")).to_be_visible()
+
+    def test_makes_no_request_while_the_tab_is_hidden(self, visit: Visit) -> None:
+        visited = visit(clock=True)
+        turn = """(hidden) => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+        visited.page.evaluate(turn, True)
+        self.assert_no_request_for_a_minute(visited)
+        with visited.page.expect_request(lambda request: is_refresh(request.url), timeout=1000):
+            visited.page.evaluate(turn, False)
+
+    @staticmethod
+    def assert_no_request_for_a_minute(visited: Visited) -> None:
+        visited.requests.clear()
+        visited.page.clock.run_for(MINUTE)
+        assert visited.requests == []
+
+
+class TestTrouble:
+    def test_site_that_stops_is_told_and_its_return_too(self, visit: Visit, panel: Panel) -> None:
+        visited = visit(before=HASTE)
+        note = visited.page.get_by_role("status").filter(has_text="The site doesn't answer.")
+        panel.stop(SERVERS[0])
+        try:
+            expect(note).to_contain_text(re.compile(r"out of date since \d+:\d\d:\d\d"), timeout=10_000)
+        finally:
+            panel.start(SERVERS[0])
+        expect(note).to_have_count(0, timeout=15_000)
+        assert visited.problems
+        assert all("net::ERR_" in problem for problem in visited.problems)
+        visited.problems.clear()
+
+    def test_attempts_come_at_growing_intervals_and_the_note_is_written_once(self, visit: Visit) -> None:
+        visited = visit(
+            before="""
+            window.pauses = [];
+            const real = setTimeout;
+            window.setTimeout = (call, ms) => pauses.push(ms / 1000) && real(call, ms / 100);
+            """
+        )
+        visited.page.route(is_refresh, lambda route: route.fulfill(status=500, body="<p data-live>no</p>"))
+        visited.page.wait_for_selector("#clusterstate-trouble p")
+        visited.page.evaluate("window.note = document.querySelector('#clusterstate-trouble p')")
+        wait_until(lambda: visited.page.evaluate("pauses.length > 7"), 10, "eight attempts")
+        pauses = visited.page.evaluate("pauses")
+        assert pauses[pauses.index(4) :][:5] == [4, 8, 16, 30, 30]
+        assert visited.page.evaluate("note.isConnected")
+        visited.page.unroute(is_refresh)
+        visited.page.wait_for_selector("#clusterstate-trouble p", state="detached")
+        wait_until(lambda: visited.page.evaluate("pauses.at(-1) === 2"), 10, "the usual interval")
+        assert all("500" in problem for problem in visited.problems)
+        visited.problems.clear()
+
+    def test_answer_that_is_no_page_of_the_panel_is_not_shown(self, visit: Visit) -> None:
+        visited = visit(before=HASTE)
+        visited.page.route(is_refresh, lambda route: route.fulfill(body="<h1>Back soon</h1>"))
+        expect(visited.page.get_by_role("status")).to_contain_text("The site doesn't answer.")
+        assert visited.page.locator("tr[data-key]").count() == 3
+
+    def test_answer_that_never_comes_is_given_up(self, visit: Visit) -> None:
+        page = visit(clock=True).page
+        page.route(is_refresh, lambda route: None)
+        with page.expect_request(lambda request: is_refresh(request.url)):
+            page.clock.run_for(2_000)
+        page.clock.run_for(10_000)
+        expect(page.get_by_role("status")).to_contain_text("The site doesn't answer.")
+
+    def test_who_is_logged_out_is_told_and_led_to_the_login(self, visit: Visit) -> None:
+        visited = visit(KEY, before=HASTE)
+        visited.page.context.clear_cookies()
+        expect(visited.page.get_by_role("status").first).to_contain_text("You are logged out")
+        visited.page.get_by_role("link", name="Reload it").click()
+        expect(visited.page.locator("#id_username")).to_be_visible()
+        assert "%3Fkind%3Dplain%26key%3Dk" in visited.page.url
+
+
+class TestReaders:
+    """With the keyboard, without JavaScript, in the dark, on a small screen, from right to left."""
+
+    def test_key_is_looked_up_with_the_keyboard_alone(self, visit: Visit) -> None:
+        visited = visit(before=HASTE)
+        page = visited.page
+        press_until(page, "Tab", "id_kind")
+        page.keyboard.type("Rate")
+        press_until(page, "Tab", "id_group")
+        page.keyboard.type("login")
+        press_until(page, "Tab", "id_key")
+        page.keyboard.type("ip:10.0.0.7")
+        page.keyboard.press("Enter")
+        expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("owns ip:10.0.0.7")
+        assert "kind=limit&group=login" in page.url
+        visited.await_refresh()
+        expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("owns ip:10.0.0.7")
+
+    def test_pause_is_reached_with_the_keyboard_before_what_moves(self, visit: Visit) -> None:
+        page = visit().page
+        press_until(page, "Tab", "clusterstate-pause")
+        page.keyboard.press("Space")
+        expect(page.locator("#clusterstate-pause")).to_have_text("Resume")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.closest('#clusterstate-live') !== null")
+
+    def test_page_is_whole_without_javascript(self, visit: Visit) -> None:
+        page = visit(java_script_enabled=False).page
+        expect(page.locator("tr[data-key]")).to_have_count(3)
+        expect(page.locator("#clusterstate-pause")).to_be_hidden()
+        page.fill("#id_key", "k")
+        page.select_option("#id_kind", "plain")
+        page.get_by_role("button", name="Show owner").click()
+        expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("owns k")
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"color_scheme": "dark"}, {"viewport": NARROW}, {"viewport": NARROW, "locale": "ar"}],
+        ids=["light", "dark", "narrow", "narrow-right-to-left"],
+    )
+    def test_page_is_accessible_and_fits(self, visit: Visit, options: dict[str, Any]) -> None:
+        page = visit(KEY, bypass_csp=True, **options).page
+        assert page.locator("html").get_attribute("dir") == ("rtl" if "locale" in options else "ltr")
+        assert_fits(page)
+        assert_accessible(page)
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_trouble_is_accessible(self, visit: Visit, scheme: str) -> None:
+        visited = visit(bypass_csp=True, before=HASTE, color_scheme=scheme)
+        visited.page.context.clear_cookies()
+        visited.page.wait_for_selector("#clusterstate-trouble p")
+        assert_accessible(visited.page)
