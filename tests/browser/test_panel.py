@@ -37,7 +37,7 @@ class TestBothServers:
         visited.page.evaluate("window.notReloaded = true")
         visited.await_refresh()
         assert visited.page.evaluate("window.notReloaded")
-        assert visited.page.locator("tr[data-key]").count() == 3
+        assert visited.page.locator("#clusterstate-members tr[data-key]").count() == 3
 
     def test_node_that_is_killed_and_comes_back_is_seen_without_a_reload(
         self, visit: Visit, panel: Panel, server: str
@@ -205,7 +205,7 @@ class TestTrouble:
         visited = visit(before=HASTE)
         visited.page.route(is_refresh, lambda route: route.fulfill(body="<h1>Back soon</h1>"))
         expect(visited.page.get_by_role("status")).to_contain_text("The site doesn't answer.")
-        assert visited.page.locator("tr[data-key]").count() == 3
+        assert visited.page.locator("#clusterstate-members tr[data-key]").count() == 3
 
     def test_answer_that_never_comes_is_given_up(self, visit: Visit) -> None:
         page = visit(clock=True).page
@@ -252,7 +252,7 @@ class TestReaders:
 
     def test_page_is_whole_without_javascript(self, visit: Visit) -> None:
         page = visit(java_script_enabled=False).page
-        expect(page.locator("tr[data-key]")).to_have_count(3)
+        expect(page.locator("#clusterstate-members tr[data-key]")).to_have_count(3)
         expect(page.locator("#clusterstate-pause")).to_be_hidden()
         page.fill("#id_key", "k")
         page.select_option("#id_kind", "plain")
