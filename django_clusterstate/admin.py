@@ -1,5 +1,6 @@
-"""The admin page "Cluster": the members as `manage.py clusterstatus` shows them, and who owns a key."""
+"""The admin page "Cluster": the members as `manage.py clusterstatus` shows them, who owns a key, and the events."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -15,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from . import cluster, models, ratelimit
 from .cache import ClusterCache
 from .exceptions import ClusterStateError
+from .panel import events
 from .panel.overview import overview
 
 
@@ -55,10 +57,15 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
 
     change_list_template = "admin/django_clusterstate/cluster/change_list.html"
     live_template = "admin/django_clusterstate/cluster/live.html"
+    events_template = "admin/django_clusterstate/cluster/events.html"
+    events_live_template = "admin/django_clusterstate/cluster/events_live.html"
 
     def get_urls(self) -> list[URLPattern]:
-        name = f"{self.opts.app_label}_{self.opts.model_name}_changelist"
-        return [path("", self.admin_site.admin_view(self.changelist_view), name=name)]
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        return [
+            path("", self.admin_site.admin_view(self.changelist_view), name=f"{name}_changelist"),
+            path("events/", self.admin_site.admin_view(self.events_view), name=f"{name}_events"),
+        ]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -70,25 +77,42 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         return False
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        def gather() -> dict[str, Any]:
+            return overview() if "live" in request.GET else {**overview(), **_key_context(request.GET)}
+
+        page = {"title": self.opts.verbose_name_plural, "tab": "overview", **(extra_context or {})}
+        return self._answer(request, gather, self.change_list_template, self.live_template, page)
+
+    def events_view(self, request: HttpRequest) -> HttpResponse:
+        """All events, or the one that `?name` says."""
+        name = request.GET.get("name", "")
+
+        def gather() -> dict[str, Any]:
+            return events.gather(name, request.GET.get("q", ""))
+
+        page = {"title": name or gettext("Events"), "tab": "events"}
+        return self._answer(request, gather, self.events_template, self.events_live_template, page)
+
+    def _answer(
+        self,
+        request: HttpRequest,
+        gather: Callable[[], dict[str, Any]],
+        template: str,
+        live_template: str,
+        page: dict[str, Any],
+    ) -> HttpResponse:
+        """A page of the panel; on `?live`, by which its script asks, only what may have changed."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        live = "live" in request.GET  # asked by the page's script, for what may have changed
         try:
-            cluster_context = overview() if live else {**overview(), **_key_context(request.GET)}
+            gathered = gather()
         except ImproperlyConfigured as error:
-            cluster_context = {"misconfigured": str(error)}
-        if live:
-            return TemplateResponse(request, self.live_template, cluster_context)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": self.opts.verbose_name_plural,
-            "opts": self.opts,
-            "tab": "overview",
-            **cluster_context,
-            **(extra_context or {}),
-        }
+            gathered = {"misconfigured": str(error)}
+        if "live" in request.GET:
+            return TemplateResponse(request, live_template, gathered)
+        context = {**self.admin_site.each_context(request), "opts": self.opts, **gathered, **page}
         request.current_app = self.admin_site.name
-        return TemplateResponse(request, self.change_list_template, context)
+        return TemplateResponse(request, template, context)
 
 
 def _key_context(query: QueryDict) -> dict[str, Any]:

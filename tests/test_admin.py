@@ -1,6 +1,5 @@
 """The admin page "Cluster"."""
 
-import html.parser
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,19 +22,13 @@ from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.messages import State
 from django_clusterstate.panel import overview
 from tests.conftest import NODES
+from tests.pages import Page, staff
 from tests.panel.reports import member, node, reports_of
 
 PAGE = "/admin/django_clusterstate/cluster/"
 CACHE = "django_clusterstate.cache.ClusterCache"
-VOID = {"br", "hr", "img", "input", "link", "meta", "path", "col", "wbr"}
 
 pytestmark = pytest.mark.django_db
-
-
-def staff(name: str, *permissions: str) -> User:
-    user = User.objects.create_user(name, is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    return user
 
 
 @pytest.fixture
@@ -53,47 +46,6 @@ def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     conf.forget()
     yield path
     conf.forget()
-
-
-class Page(html.parser.HTMLParser):
-    """A page's text and elements. Refuses what is not nested well, ids that repeat, and inline script or style."""
-
-    def __init__(self, response: Any) -> None:
-        super().__init__()
-        assert response.status_code == 200
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self._open: list[str] = []
-        self._text: list[str] = []
-        self.feed(response.content.decode())
-        self.close()
-        assert self._open == []
-        ids = [attrs["id"] for _, attrs in self.tags if "id" in attrs]
-        assert len(ids) == len(set(ids))
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self._text))
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        assert len(found) == len(attrs)
-        assert "style" not in found
-        assert not any(name.startswith("on") for name in found)
-        assert tag != "style"
-        assert tag != "script" or "src" in found
-        self.tags.append((tag, found))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self._text.append(data)
 
 
 def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus) -> Page:

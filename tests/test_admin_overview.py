@@ -19,8 +19,9 @@ from django_clusterstate.panel import overview
 from django_clusterstate.panel.reports import Reports, gather
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
+from tests.pages import Page
 from tests.panel.reports import member, node, report, reports_of
-from tests.test_admin import PAGE, Page
+from tests.test_admin import PAGE
 
 pytestmark = pytest.mark.django_db
 SECONDS = 15.0
