@@ -1,54 +1,19 @@
-"""The admin page "Cluster": the members as `manage.py clusterstatus` shows them, who owns a key, and the events."""
+"""The admin page "Cluster": the members as `manage.py clusterstatus` shows them, the look-up of a key, and the events."""
 
 from collections.abc import Callable
 from typing import Any
 
-from django import forms
 from django.contrib import admin
-from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext
-from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_POST
 
-from . import cluster, models, ratelimit
-from .cache import ClusterCache
-from .exceptions import ClusterStateError
-from .panel import events
-from .panel.overview import overview
-
-
-class KeyForm(forms.Form):
-    """A key as its user writes it: to a cache of this project, to a rate limit, or to `cluster.owner()`.
-
-    Raises `ImproperlyConfigured` when a cache of the project can't be made.
-    """
-
-    kind = forms.ChoiceField(label=_("Kind"))
-    group = forms.CharField(label=_("Group"), required=False, strip=False, help_text=_("Of a rate limit only."))
-    key = forms.CharField(label=_("Key"), strip=False, help_text=_("As you pass it to cache.get(), for example."))
-
-    def __init__(self, data: QueryDict | None = None) -> None:
-        super().__init__(data)
-        made = {alias: caches[alias] for alias in caches}
-        self._caches = {alias: cache for alias, cache in made.items() if isinstance(cache, ClusterCache)}
-        self.fields["kind"].choices = [  # type: ignore[attr-defined] # of a ChoiceField
-            *((f"cache:{alias}", gettext("Cache “%(alias)s”") % {"alias": alias}) for alias in self._caches),
-            ("limit", gettext("Rate limit")),
-            ("plain", gettext("Plain key")),
-        ]
-
-    def routing_key(self) -> bytes:
-        """What decides who owns the key. Only of a valid form."""
-        kind, group, key = (self.cleaned_data[field] for field in ("kind", "group", "key"))
-        if kind == "limit":
-            return ratelimit.routing_key(group, key)
-        if kind == "plain":
-            plain: bytes = key.encode()
-            return plain
-        return self._caches[kind.removeprefix("cache:")].routing_key(key)
+from . import models
+from .panel import actions, events, keys
+from .panel.overview import overview, overview_with
 
 
 @admin.register(models.Cluster)
@@ -61,10 +26,11 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
     events_live_template = "admin/django_clusterstate/cluster/events_live.html"
 
     def get_urls(self) -> list[URLPattern]:
-        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        model = f"{self.opts.app_label}_{self.opts.model_name}"
         return [
-            path("", self.admin_site.admin_view(self.changelist_view), name=f"{name}_changelist"),
-            path("events/", self.admin_site.admin_view(self.events_view), name=f"{name}_events"),
+            path("", self.admin_site.admin_view(self.changelist_view), name=f"{model}_changelist"),
+            path("events/", self.admin_site.admin_view(self.events_view), name=f"{model}_events"),
+            path("act/", self.admin_site.admin_view(require_POST(self.act_view)), name=f"{model}_act"),
         ]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -78,7 +44,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         def gather() -> dict[str, Any]:
-            return overview() if "live" in request.GET else {**overview(), **_key_context(request.GET)}
+            return overview() if "live" in request.GET else _whole(request)
 
         page = {"title": self.opts.verbose_name_plural, "tab": "overview", **(extra_context or {})}
         return self._answer(request, gather, self.change_list_template, self.live_template, page)
@@ -114,12 +80,22 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         request.current_app = self.admin_site.name
         return TemplateResponse(request, template, context)
 
+    def act_view(self, request: HttpRequest) -> HttpResponse:
+        """Does what a form of the look-up asks for, and goes back to it."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        actions.act(request)
+        page = f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"
+        return HttpResponseRedirect(reverse(page, query=request.GET, current_app=self.admin_site.name))
 
-def _key_context(query: QueryDict) -> dict[str, Any]:
-    form = KeyForm(query if "key" in query else None)
-    if not form.is_valid():
-        return {"form": form}
-    try:
-        return {"form": form, "ranking": cluster.ranking(form.routing_key())}
-    except ClusterStateError as error:
-        return {"form": form, "key_error": str(error)}
+
+def _whole(request: HttpRequest) -> dict[str, Any]:
+    """All that the page shows: also the look-up, and what this user may do. Raises `ImproperlyConfigured`."""
+    form = keys.KeyForm(request.GET if "key" in request.GET else None)
+    return {
+        **(overview_with(form) if form.is_valid() else overview()),
+        "form": form,
+        "query": request.GET.urlencode(),
+        "clear_form": actions.ClearForm(),
+        "may": actions.permitted(request.user),
+    }

@@ -24,5 +24,10 @@ class Cluster(models.Model):
     class Meta:
         managed = False
         default_permissions = ("view",)
+        permissions = (
+            ("reset_limit", _("Can reset a rate limit")),
+            ("delete_cache_key", _("Can delete a key of a cache")),
+            ("clear_cache", _("Can empty a cache")),
+        )
         verbose_name = _("cluster")
         verbose_name_plural = _("Cluster")

@@ -1,5 +1,6 @@
 """What both faces of the cache share, without I/O: keys, values, requests, and what the answers to them mean."""
 
+import copy
 import hashlib
 import itertools
 import logging
@@ -7,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache
 from django.core.exceptions import ImproperlyConfigured
@@ -89,6 +90,12 @@ class Requests(BaseCache):
         # Of the namespace, since what is written through one alias is read through another.
         self._near = conf.shared(("near", self._namespace), Near)
         self._values = Values(options)
+
+    def raising(self) -> Self:
+        """This cache, but a failure of the cluster is raised as `ClusterStateError`, and is no miss."""
+        other = copy.copy(self)
+        other._raise = True
+        return other
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""

@@ -38,13 +38,13 @@ async def agather() -> Reports:
     client = conf.get_async_client()
     now = asyncio.get_running_loop().time()
     until = now + PATIENCE
-    table = await _table(client, now + PATIENCE / 2)
+    table = await known_table(client, now + PATIENCE / 2)
     targets = list({client.routing.local, *table.targets.values()})
     answers = await asyncio.gather(*(_report_of(client, target, until) for target in targets))
     return _sorted(table, dict(zip(targets, answers, strict=True)))
 
 
-async def _table(client: AsyncClient, until: float) -> Table:
+async def known_table(client: AsyncClient, until: float) -> Table:
     """The view, or the last one when nobody tells in time."""
     try:
         async with asyncio.timeout_at(until):
@@ -55,18 +55,23 @@ async def _table(client: AsyncClient, until: float) -> Table:
 
 async def _report_of(client: AsyncClient, target: Target, until: float) -> tuple[wire.Report, float] | str:
     """The node's report and the seconds there and back, or why there is none."""
+    report = await answer_in_time(client, target, _GET_REPORT, until)
+    if not isinstance(report, wire.Report):
+        return report if isinstance(report, str) else f"{target} answered with {type(report).__name__}"
+    start = time.perf_counter()
+    pong = await answer_in_time(client, target, _PING, until)  # by the connection that is there now
+    return pong if isinstance(pong, str) else (report, time.perf_counter() - start)
+
+
+async def answer_in_time(client: AsyncClient, target: Target, request: bytes, until: float) -> wire.Reply | str:
+    """The node's answer, or why there is none."""
     try:
         async with asyncio.timeout_at(until):
-            report = await client.call_node(target, _GET_REPORT)
-            start = time.perf_counter()
-            await client.call_node(target, _PING)  # by the connection that is there now
+            return await client.call_node(target, request)
     except TimeoutError:
         return f"{target}: no answer within {PATIENCE:g} s"
     except ClusterStateError as error:
         return str(error)
-    if not isinstance(report, wire.Report):
-        return f"{target} answered with {type(report).__name__}"
-    return report, time.perf_counter() - start
 
 
 def _sorted(table: Table, answers: dict[Target, tuple[wire.Report, float] | str]) -> Reports:

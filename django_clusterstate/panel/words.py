@@ -7,6 +7,10 @@ from django.utils.formats import number_format
 from django.utils.timesince import timesince
 from django.utils.translation import gettext
 
+from ..core.limiter import Rule
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
 
 def duration(seconds: float) -> str:
     """`4.2 s`, or from a minute on in the words of Django's `timesince`."""
@@ -14,3 +18,12 @@ def duration(seconds: float) -> str:
         return gettext("%(seconds)s s") % {"seconds": number_format(seconds, decimal_pos=1)}
     now = timezone.now()
     return timesince(now - timedelta(seconds=seconds), now)
+
+
+def rate(rule: Rule) -> str:
+    """As its user may have written it: "10/m", "5/30s"."""
+    for seconds, unit in _UNITS:
+        number, rest = divmod(rule.period, seconds)
+        if not rest:
+            return f"{rule.limit}/{'' if number == 1 else int(number)}{unit}"
+    return f"{rule.limit}/{rule.period}s"

@@ -256,7 +256,7 @@ class TestReaders:
         expect(page.locator("#clusterstate-pause")).to_be_hidden()
         page.fill("#id_key", "k")
         page.select_option("#id_kind", "plain")
-        page.get_by_role("button", name="Show owner").click()
+        page.get_by_role("button", name="Look up").click()
         expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("owns k")
 
     @pytest.mark.parametrize(

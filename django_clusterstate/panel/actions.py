@@ -1,0 +1,140 @@
+"""What may be done in the panel: a limit reset, a cache key deleted, a cache emptied, each with its own permission."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django import forms
+from django.contrib import messages
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import HttpRequest, QueryDict
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from .. import conf, models, ratelimit
+from ..exceptions import ClusterStateError
+from ..ratelimit.limit import MAX_RATES
+from . import keys
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an action. `level` is one of `django.contrib.messages`; `logged` says what was done, and is empty
+    where nothing was."""
+
+    level: int
+    message: str
+    object_repr: str = ""
+    action_flag: int = CHANGE
+    logged: str = ""
+
+
+class ClearForm(forms.Form):
+    """The alias of a cache that is to be emptied."""
+
+    alias = forms.ChoiceField(label=_("Cache"))
+    confirmed = forms.BooleanField(
+        label=_("Yes, empty it"), error_messages={"required": _("Nothing was emptied, since you didn't confirm it.")}
+    )
+
+    def __init__(self, data: QueryDict | None = None) -> None:
+        super().__init__(data)
+        self.caches = keys.cluster_caches()
+        self.fields["alias"].choices = [(alias, alias) for alias in self.caches]  # type: ignore[attr-defined]
+
+
+def permitted(user: AbstractBaseUser | AnonymousUser) -> set[str]:
+    """The actions that a user may take. Each is named as its permission."""
+    label = models.Cluster._meta.app_label
+    return {action for action in ACTIONS if user.has_perm(f"{label}.{action}")}  # type: ignore[union-attr]
+
+
+def act(request: HttpRequest) -> None:
+    """Takes the action of a POST, tells the user and the admin's log. Raises `PermissionDenied`.
+
+    The key stands in the address, as in the look-up: a browser would post it with other line ends than it has.
+    """
+    action = request.POST.get("action", "")
+    if action not in permitted(request.user):
+        raise PermissionDenied
+    try:
+        outcome = ACTIONS[action](request)
+    except (ClusterStateError, ImproperlyConfigured) as error:
+        outcome = Outcome(messages.ERROR, str(error))
+    messages.add_message(request, outcome.level, outcome.message)
+    if outcome.logged:
+        LogEntry.objects.create(
+            user_id=request.user.pk,  # type: ignore[misc] # who is anonymous has no permission
+            content_type=ContentType.objects.get_for_model(models.Cluster),
+            object_repr=outcome.object_repr[:200],
+            action_flag=outcome.action_flag,
+            change_message=outcome.logged,
+        )
+
+
+def _reset_limit(request: HttpRequest) -> Outcome:
+    form = keys.KeyForm(request.GET)
+    if not form.is_valid() or not form.is_limit:
+        return _refused(form)
+    found = keys.look_up(form)
+    if found.storage:
+        return Outcome(messages.ERROR, gettext("Limits aren't counted in the nodes, but in %s.") % found.storage)
+    if not found.counts:
+        if found.problem:
+            return Outcome(messages.ERROR, found.problem)
+        return Outcome(messages.WARNING, gettext("Nothing was counted for this key."))
+    rules = list(dict.fromkeys(count.rule for count in found.counts))
+    limits = [ratelimit.Limit(tuple(rules[at : at + MAX_RATES])) for at in range(0, len(rules), MAX_RATES)]
+    group, key = form.cleaned_data["group"], form.cleaned_data["key"]
+    done = [ratelimit.reset(limit, group, key) for limit in limits]
+    if all(done):
+        level, message = messages.SUCCESS, gettext("The limit was reset.")
+    else:
+        level = messages.WARNING
+        message = gettext("What other nodes counted in its place was reset, but %s doesn't answer.") % found.owner
+    counts = ", ".join(f"{count.used} of {count.rate} at {count.node}" for count in found.counts)
+    return Outcome(level, message, form.name, CHANGE, f"Reset: {counts}.")
+
+
+def _delete_cache_key(request: HttpRequest) -> Outcome:
+    form = keys.KeyForm(request.GET)
+    if not form.is_valid() or form.cache is None:
+        return _refused(form)
+    if not form.cache.raising().delete(form.cleaned_data["key"], version=form.cleaned_data["version"]):
+        return Outcome(messages.WARNING, gettext("The cache has no such key."))
+    return Outcome(messages.SUCCESS, gettext("The key was deleted."), form.name, DELETION, "Deleted the key.")
+
+
+def _clear_cache(request: HttpRequest) -> Outcome:
+    form = ClearForm(request.POST)
+    if not form.is_valid():
+        return _refused(form)
+    alias = form.cleaned_data["alias"]
+    level, message, logged = messages.SUCCESS, gettext("The cache “%s” was emptied.") % alias, "Emptied the cache."
+    try:
+        form.caches[alias].raising().clear()
+    except ClusterStateError as error:
+        if len(conf.get_client().table().targets) < 2:
+            raise
+        level = messages.WARNING
+        message = gettext("The cache “%(alias)s” was emptied, but not everywhere: %(error)s") % {
+            "alias": alias,
+            "error": error,
+        }
+        logged = f"Emptied the cache, but not everywhere: {error}"
+    return Outcome(level, message, f"cache:{alias}", DELETION, logged)
+
+
+def _refused(form: forms.Form) -> Outcome:
+    """The form is wrong, which only one that wasn't ours can be, but for the confirmation."""
+    problems = [str(problem) for problems in form.errors.values() for problem in problems]
+    return Outcome(messages.ERROR, " ".join(problems) or gettext("That can't be done to a key of this kind."))
+
+
+ACTIONS: dict[str, Callable[[HttpRequest], Outcome]] = {
+    "reset_limit": _reset_limit,
+    "delete_cache_key": _delete_cache_key,
+    "clear_cache": _clear_cache,
+}
