@@ -1,4 +1,4 @@
-"""The admin page "Cluster": the members as `manage.py clusterstatus` shows them, the look-up of a key, and the events."""
+"""The pages of the admin that show the cluster: the panel, the look-up of a key and what may be done, the events."""
 
 from collections.abc import Callable
 from typing import Any
