@@ -2,7 +2,8 @@
 
 `track()` counts an event in this process; its owner hears of it a quarter of a second later, and keeps the counts of
 the last hours in memory. The functions that read have an `a...` twin for asynchronous code; they merge what all nodes
-keep, leave out those that don't answer, and raise `Unavailable` when none does.
+keep, leave out those that don't answer, and raise `Unavailable` when none does. They ask by the asynchronous client, as
+`cluster.status()` does: it makes its connections all at once, so that a silent node costs the others no time.
 """
 
 from collections import Counter, defaultdict
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
+from asgiref.sync import async_to_sync
 
 from . import conf
 from .client.routing import Table, Target
@@ -140,13 +142,7 @@ def _value(event: str, name: str, value: Field) -> Field:
 
 def names() -> list[Totals]:
     """How often each event came in the last minute, in the last hour and since it is known; by name."""
-    client = conf.get_client()
-    found: list[Totals] = []
-    wanted = _first_pages(client.table())
-    while wanted:
-        replies = client.call_each([(target, _request(after=after)) for target, after in wanted])
-        wanted = _take_pages(found, wanted, replies)
-    return _merged_names(found)
+    return async_to_sync(anames)()
 
 
 async def anames() -> list[Totals]:
@@ -164,9 +160,7 @@ def details(name: str) -> Details:
 
     A name that is too long raises `ValueError`.
     """
-    client = conf.get_client()
-    targets = _targets(client.table())
-    return _merged(_accounts(targets, client.call_each([(target, _request(name)) for target in targets])))
+    return async_to_sync(adetails)(name)
 
 
 async def adetails(name: str) -> Details:

@@ -1,13 +1,15 @@
 """Takes the pictures of the admin's panel that the documents show: `make screenshot`. Needs Chromium."""
 
 import os
+import random
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Literal
 
 import django
-from playwright.sync_api import Browser, StorageState, ViewportSize
+from playwright.sync_api import Browser, FloatRect, StorageState, ViewportSize
 
 from testproject.panel import CHROMIUM, PAGE, Panel, chromium, logged_in
 from testproject.processes import ROOT
@@ -16,8 +18,14 @@ FOLDER = ROOT / "docs" / "_static"
 SERVER = "gunicorn"
 WINDOW = ViewportSize(width=1280, height=900)
 
-# What each picture shows. Those in the dark are beside them, as `NAME-dark.png`.
-PICTURES = {"admin": f"{PAGE}?kind=limit&group=login&key=ip:10.0.0.7"}
+# What each picture shows, and how much of its page. Those in the dark are beside them, as `NAME-dark.png`.
+PICTURES = {
+    "admin": (PAGE, "#content"),
+    "key": (f"{PAGE}?kind=limit&group=api&key=user:3", "#clusterstate-key"),
+    "events": (f"{PAGE}events/?name=export.failed", "#content"),
+}
+TALLEST = 1500.0  # pixels
+TRAFFIC = 60.0  # seconds, so that the curves show something
 
 
 def main() -> None:
@@ -29,29 +37,45 @@ def main() -> None:
         fill()
         with chromium() as browser:
             login = logged_in(browser, panel, SERVER)
-            for name, path in PICTURES.items():
-                take(browser, login, panel.url(SERVER, path), FOLDER / f"{name}.png", dark=False)
-                take(browser, login, panel.url(SERVER, path), FOLDER / f"{name}-dark.png", dark=True)
+            for name, (path, part) in PICTURES.items():
+                take(browser, login, panel.url(SERVER, path), part, FOLDER / f"{name}.png", dark=False)
+                take(browser, login, panel.url(SERVER, path), part, FOLDER / f"{name}-dark.png", dark=True)
 
 
 def fill() -> None:
     """Gives the pages something to show."""
     from django.core.cache import cache  # noqa: PLC0415 - there are settings only now
 
+    from django_clusterstate.events import flush, track  # noqa: PLC0415
     from django_clusterstate.ratelimit import Limit, hit  # noqa: PLC0415
 
-    cache.set_many({f"page-{number}": "x" * 500 for number in range(3000)})
-    limit = Limit.parse("10/m")
-    for number in range(50):
-        hit(limit, "login", f"ip:10.0.0.{number}")
+    limits = {"login": Limit.parse("10/m"), "api": Limit.parse(["20/s", "500/h"], "sliding_window")}
+    chance, end = random.Random(7), time.monotonic() + TRAFFIC
+    while (left := end - time.monotonic()) > 0:
+        busy = 2 if TRAFFIC / 3 < left < TRAFFIC / 2 else 1
+        for _ in range(busy):
+            number = int(chance.paretovariate(1)) % 200
+            hit(limits["login"], "login", f"ip:10.0.0.{number + 6}")
+            hit(limits["api"], "api", f"user:{number}")
+            if cache.get(f"page-{number}") is None:
+                cache.set(f"page-{number}", "x" * chance.randrange(10_000), 20)
+            if chance.random() < 0.1:
+                track(
+                    "export.failed", key=f"org-{number}", reason=chance.choice(("timeout", "quota")), rows=number * 100
+                )
+        time.sleep(0.01)
+    flush()
 
 
-def take(browser: Browser, login: StorageState, url: str, picture: Path, *, dark: bool) -> None:
+def take(browser: Browser, login: StorageState, url: str, part: str, picture: Path, *, dark: bool) -> None:
     color_scheme: Literal["dark", "light"] = "dark" if dark else "light"
     with browser.new_context(storage_state=login, viewport=WINDOW, color_scheme=color_scheme) as context:
         page = context.new_page()
         page.goto(url)
-        page.screenshot(path=picture, full_page=True)
+        box = page.locator(part).bounding_box()
+        assert box is not None
+        clip = FloatRect(x=box["x"], y=box["y"], width=box["width"], height=min(box["height"], TALLEST))
+        page.screenshot(path=picture, full_page=True, clip=clip)
     print(picture.relative_to(ROOT))
 
 
