@@ -36,7 +36,8 @@ class Panel:
         self._folder = folder
         self.nodes = LocalCluster(folder, NODES, env={"DEMO_RUN_DIR": str(folder), "DJANGO_SETTINGS_MODULE": settings})
         # Browsers open connections before they need them: a worker of gunicorn that has one thread would wait on such.
-        self.env = {**self.nodes.env(NODES[0]), "GUNICORN_CMD_ARGS": "--threads 4"}
+        # And a busy machine may hold up a process for longer than the default deadline of 0.1 s.
+        self.env = {**self.nodes.env(NODES[0]), "GUNICORN_CMD_ARGS": "--threads 4", "CLUSTERSTATE_DEADLINE": "1"}
         self._sites = {server: Site(server, NODES[0], free_port(), server) for server in servers}
         self._processes: dict[str, Process] = {}
 
