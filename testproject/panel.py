@@ -34,7 +34,9 @@ class Panel:
 
     def __init__(self, folder: Path, servers: Sequence[str], settings: str = "testproject.settings") -> None:
         self._folder = folder
-        self.nodes = LocalCluster(folder, NODES, env={"DEMO_RUN_DIR": str(folder), "DJANGO_SETTINGS_MODULE": settings})
+        # A machine that runs tests may hold up a process for longer than the default deadline of 0.1 s.
+        env = {"DEMO_RUN_DIR": str(folder), "DJANGO_SETTINGS_MODULE": settings, "CLUSTERSTATE_DEADLINE": "1"}
+        self.nodes = LocalCluster(folder, NODES, env=env)
         # Browsers open connections before they need them: a worker of gunicorn that has one thread would wait on such.
         # And a busy machine may hold up a process for longer than the default deadline of 0.1 s.
         self.env = {**self.nodes.env(NODES[0]), "GUNICORN_CMD_ARGS": "--threads 4", "CLUSTERSTATE_DEADLINE": "1"}
