@@ -32,8 +32,8 @@ demo: $(VENV)/demo  ## three nodes and three sites as one cluster, with a tour; 
 smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
 	@$(RUN) -m testproject.demo --check
 
-test: $(VENV)/dev  ## all tests but the real faults, in under five minutes, in two processes
-	$(BIN)/pytest -n 2 --dist loadfile
+test: $(VENV)/dev  ## all tests but the real faults, in under five minutes, in three processes
+	$(BIN)/pytest -n 3 --dist loadfile
 
 unit: $(VENV)/dev  ## the tests that need no process, in seconds
 	$(BIN)/pytest tests/core tests/wire tests/node
