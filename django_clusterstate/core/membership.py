@@ -32,7 +32,8 @@ from dataclasses import dataclass, field
 
 from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View
 
-STALL = 0.3  # seconds between two ticks that say that we ourselves were stopped: they are due every tenth
+TICK = 0.1  # seconds between two ticks, if their caller doesn't say otherwise
+STALL = 0.2  # seconds that a tick is late which say that we ourselves were stopped
 TOGETHER = 1.0  # peers that fell silent within so many seconds of each other did so for one reason
 SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
 TOMBSTONES = 256  # members that are gone stay visible, at most so many
@@ -94,7 +95,8 @@ class Outcome:
 
     `answer`: send the one who was heard a heartbeat now. `given_up`: others held this node for down, and have served
     its keys. `stalled`: seconds that this node was stopped. `namesake`: another running node uses our name, at this
-    address. `unreachable`: others hear these, and we don't any more.
+    address. `unreachable`: others hear these, and we don't any more. `unmet`: where members are that others know and we
+    don't.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -103,6 +105,7 @@ class Outcome:
     stalled: float = 0.0
     namesake: str = ""
     unreachable: list[Identity] = field(default_factory=list)
+    unmet: list[str] = field(default_factory=list)
 
 
 class Membership:
@@ -227,26 +230,29 @@ class Membership:
     def _take_in(self, sightings: Iterable[Sighting], now: float, outcome: Outcome) -> None:
         """Takes in when the sender heard other members, and of whom it wants to know when we did. A node hears
         thousands of sightings a second."""
-        members = self.members
+        members, mine, suspect = self.members, self.me.boot, State.SUSPECT
         for sighting in sightings:
-            member = members.get(sighting.name)
-            if member is None:
-                if sighting.boot == self.me.boot:
-                    self._refute(sighting, outcome)
-            elif member.identity.boot == sighting.boot and sighting.state not in GONE:
-                heard = now - sighting.age
-                member.told = max(member.told, heard)
-                if sighting.state is State.SUSPECT and now - member.heard < self.timings.suspect_after:
+            member, state = members.get(sighting.name), sighting.state
+            if sighting.boot == mine:
+                self._refute(sighting, outcome)
+            elif state in GONE:
+                continue
+            elif member is None or member.state in GONE:
+                outcome.unmet.append(sighting.address)
+            elif member.identity.boot == sighting.boot:
+                member.told = max(member.told, now - sighting.age)
+                if state is suspect and now - member.heard < self.timings.suspect_after:
                     self._asked[sighting.name] = None
 
     # -- what is not heard ----------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> Outcome:
-        """Judges silence. To be called every tenth of a second; a late call says that we were stopped."""
+    def tick(self, now: float, due: float = TICK) -> Outcome:
+        """Judges silence. To be called every tenth of a second or so, `due` after the last call; a late call says that
+        we were stopped."""
         outcome = Outcome()
         late = now - self._ticked
         self._ticked = now
-        if late > STALL:
+        if late > due + STALL:
             outcome.stalled = late
             self._discount(late, now)
         if self.deaf:

@@ -22,7 +22,7 @@ SERVING = frozenset({State.ALIVE, State.SUSPECT})
 GONE = frozenset({State.DOWN, State.LEFT})
 
 
-class Identity(msgspec.Struct, frozen=True, array_like=True):
+class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One start of one node, as it presents itself.
 
     `boot` is 128 random bits, new at every start: the same name with another boot is a restart.
@@ -35,7 +35,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     weight: float = 1.0
 
 
-class Sighting(msgspec.Struct, frozen=True, array_like=True):
+class Sighting(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the sender of a heartbeat knows of one member; `age` is seconds since it was last heard."""
 
     name: str

@@ -12,7 +12,7 @@ Deliver = Callable[[str, bytes | None], None]
 
 MAX_BYTES = 64 * 1024 * 1024  # of messages that wait, over all queues
 OVERHEAD = 256  # bytes that a message takes besides, or else empty ones could pile up for ever
-NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: heartbeats survive a flush
+NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: their heartbeats go there
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
 MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
@@ -115,8 +115,8 @@ class Channels:
     def flush(self) -> None:
         self._queues.clear()
         self._bytes = 0
-        self._groups = {name: members for name, members in self._groups.items() if name.startswith(NODES_OWN)}
-        self._memberships = sum(map(len, self._groups.values()))
+        self._groups.clear()
+        self._memberships = 0
 
     def tick(self, now: float) -> None:
         """Drops what has expired. Costs the number of queues: to be called about once a second."""

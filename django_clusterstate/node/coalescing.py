@@ -8,14 +8,15 @@ import contextlib
 import select
 from collections.abc import Callable
 
-MANY = 16  # sockets: with fewer, news is read as it comes
-REST = 0.08  # seconds that it waits for more, with so many
+MANY = 8  # sockets: with fewer, news is read as it comes
+REST = 0.25  # seconds that it waits for more, with so many, at most
 
 
 class Coalescer:
-    """Calls the `read` of each socket that has something."""
+    """Calls the `read` of each socket that has something. With many, what comes waits for `rest` seconds at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, rest: float) -> None:
+        self._rest = rest
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._reads: dict[int, Callable[[], None]] = {}
@@ -23,12 +24,13 @@ class Coalescer:
         self._looked = asyncio.Event()
         self._loop.add_reader(self._epoll.fileno(), self._wake)
 
-    async def rest(self, seconds: float) -> None:
-        """Sleeps, or until the sockets are looked at if that comes first: one wake-up does for both."""
+    async def rest(self, seconds: float) -> float:
+        """Sleeps, or until many sockets are looked at: one wake-up does for both. Returns how long that was to take."""
         if self._timer is None:
             await asyncio.sleep(seconds)
-        else:
-            await self._looked.wait()
+            return seconds
+        await self._looked.wait()
+        return self._rest
 
     def add(self, fileno: int, read: Callable[[], None]) -> None:
         self._reads[fileno] = read
@@ -51,14 +53,14 @@ class Coalescer:
         self._read()
         if len(self._reads) >= MANY:
             self._loop.remove_reader(self._epoll.fileno())
-            self._timer = self._loop.call_later(REST, self._look)
+            self._timer = self._loop.call_later(self._rest, self._look)
 
     def _look(self) -> None:
         self._read()
         self._looked.set()
         self._looked.clear()
         if len(self._reads) >= MANY:
-            self._timer = self._loop.call_later(REST, self._look)
+            self._timer = self._loop.call_later(self._rest, self._look)
         else:
             self._timer = None
             self._loop.add_reader(self._epoll.fileno(), self._wake)

@@ -74,6 +74,7 @@ class Handler:
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
         self._placed = Rendezvous({})
+        self.listeners: dict[str, Callable[[bytes], None]] = {}  # the node's own, by group; a flush leaves them alone
         self._methods: dict[type, Callable[[Any], wire.Reply | None]] = {
             wire.Get: self._get,
             wire.Set: self._set,
@@ -356,6 +357,8 @@ class Handler:
         return wire.Done(self.epoch)
 
     def _deliver(self, request: wire.Deliver) -> None:
+        if listener := self.listeners.get(request.group):
+            listener(request.payload)
         now = self._clock()
         for channel in self.channels.group(request.group, now):
             if not self._home(channel):  # else its place in the group is from before it moved, and it has another there

@@ -3,6 +3,7 @@ processes, without a socket in between. A hundred members send two hundred heart
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,54 +14,58 @@ from .channels import queue_name
 from .handler import Handler
 
 EXPIRY = 60.0  # seconds, of a message
-GROUP_EXPIRY = 86400.0
 CAPACITY = 10_000  # messages: after a stall a whole large cluster's come at once
 WAIT = 3600.0  # seconds until the node is asked again for the next message
 
 
 class OwnLayer:
-    """As `django_clusterstate.layers.ClusterChannelLayer`, and at most once as well."""
+    """As `django_clusterstate.layers.ClusterChannelLayer`, and at most once as well.
+
+    What is for its channel or its groups waits in one queue, since a node has one channel.
+    """
 
     def __init__(self, handler: Handler, clock: Callable[[], float]) -> None:
         self._handler = handler
         self._clock = clock
+        self._arrived: deque[bytes] = deque(maxlen=CAPACITY)
+        self._some = asyncio.Event()
 
     async def new_channel(self, prefix: str = "specific.") -> str:
         tag = wire.channel_tag(self._handler.membership.me.name)
-        return f"{prefix}{tag}.{secrets.token_hex(6)}!{secrets.token_hex(6)}"
+        channel = f"{prefix}{tag}.{secrets.token_hex(6)}!{secrets.token_hex(6)}"
+        self._listen(queue_name(channel))
+        return channel
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         self._ask(wire.Send(channel, msgspec.msgpack.encode(message), EXPIRY, CAPACITY))
 
     async def receive(self, channel: str) -> dict[str, Any]:
-        payload: bytes | None = None
-        while payload is None:
-            payload = await self._next(queue_name(channel))
-        message: dict[str, Any] = msgspec.msgpack.decode(payload)
+        while not self._arrived:
+            self._some.clear()
+            await self._some.wait()
+        message: dict[str, Any] = msgspec.msgpack.decode(self._arrived.popleft())
         return message
 
     async def group_add(self, group: str, channel: str) -> None:
-        self._ask(wire.GroupAdd(group, channel, GROUP_EXPIRY))
+        self._handler.listeners[group] = self._take
 
     async def group_discard(self, group: str, channel: str) -> None:
-        self._ask(wire.GroupDiscard(group, channel))
+        self._handler.listeners.pop(group, None)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         self._ask(wire.GroupSend(group, msgspec.msgpack.encode(message), EXPIRY, CAPACITY))
 
-    async def _next(self, queue: str) -> bytes | None:
-        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-
+    def _listen(self, queue: str) -> None:
         def deliver(_: str, payload: bytes | None) -> None:
-            if not future.done():
-                future.set_result(payload)
+            self._listen(queue)
+            if payload is not None:
+                self._take(payload)
 
         self._handler.channels.receive(self, queue, deliver, WAIT, self._clock())
-        try:
-            return await future
-        finally:
-            if future.cancelled():
-                self._handler.channels.forget(self)
+
+    def _take(self, payload: bytes) -> None:
+        self._arrived.append(payload)
+        self._some.set()
 
     def _ask(self, request: wire.Request) -> None:
         self._handler.handle(request, self, _ignore)

@@ -1,4 +1,8 @@
-"""The links of a node: one outgoing connection to each peer, dialled again for ever."""
+"""The links of a node: two outgoing connections to each peer, dialled again for ever.
+
+Heartbeats have one to themselves. They can wait, so a peer reads it together with those of others. The second carries
+what can't wait, and is read at once: users' messages, and that we leave.
+"""
 
 import asyncio
 import contextlib
@@ -13,6 +17,7 @@ from ..wire.aio import AsyncConnection, connect
 from ..wire.framing import frame
 from ..wire.handshake import OwnChallenge
 from ..wire.messages import Deliver, Forward, Ping, Pong, channel_tag, encode
+from .channels import NODES_OWN
 
 DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
@@ -46,6 +51,7 @@ class Links:
         self.on_refused = on_refused
         self.report = report
         self.dropped = 0  # messages that found a link closed or too slow
+        self.hurried = False  # set when we leave: then heartbeats can't wait any more
         self._clock = clock
         self._links: dict[str, Link] = {}
         self._ours: set[str] = {me.address}
@@ -81,9 +87,12 @@ class Links:
 
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
+        patient = message.group.startswith(NODES_OWN) and not self.hurried
         for link in self._links.values():
-            if link.identity is not None and not (link.connection and link.connection.cast(data)):
-                self.dropped += 1
+            if link.identity is not None:
+                connection = link.patient if patient else link.connection
+                if not (connection and connection.cast(data)):
+                    self.dropped += 1
 
     def forward(self, tag: str, message: Forward) -> None:
         """To the peer with this tag (see `channel_tag`)."""
@@ -134,6 +143,7 @@ class Link:
         self.wanted = now
         self.identity: Identity | None = None
         self.connection: AsyncConnection | None = None
+        self.patient: AsyncConnection | None = None
         self.opened = now
         self.retry = asyncio.Event()
         self._links = links
@@ -145,11 +155,11 @@ class Link:
         pause = REDIAL[0]
         try:
             while True:
+                self._close()
                 lost = asyncio.Event()
                 if await self._dial(lost):
                     pause = REDIAL[0]
                     await lost.wait()
-                    self.connection = None
                     continue
                 self.retry.clear()
                 with contextlib.suppress(TimeoutError):
@@ -159,15 +169,21 @@ class Link:
         except OwnChallenge:
             self._links.is_ours(self._address)
         finally:
-            if self.connection is not None:
-                self.connection.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Both connections, whichever was lost."""
+        for connection in (self.connection, self.patient):
+            if connection is not None:
+                connection.close()
+        self.connection = self.patient = None
 
     async def _dial(self, lost: asyncio.Event) -> bool:
         """Whether a peer answered. Raises `OwnChallenge` if it was ourselves."""
         links = self._links
         try:
-            connection = await connect(self._address, links.keys, DIAL_TIMEOUT, lost.set, links.me.boot)
-            connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+            self.patient = await self._connect(lost)
+            connection = await self._connect(lost)
             pong = await connection.request(_PING)
         except ProtocolError as error:
             if isinstance(error.__cause__, OwnChallenge):
@@ -184,6 +200,11 @@ class Link:
         self.identity, self.connection, self.opened = pong.identity, connection, links.now()
         links.on_open(pong.identity)
         return True
+
+    async def _connect(self, lost: asyncio.Event) -> AsyncConnection:
+        connection = await connect(self._address, self._links.keys, DIAL_TIMEOUT, lost.set, self._links.me.boot)
+        connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        return connection
 
     def _complain(self, text: str) -> None:
         if text != self._complaint:  # once, not at each dial

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from ..core.membership import Change, Membership, Outcome
-from ..core.messages import GONE, Heartbeat, Identity, State, View
+from ..core.membership import TICK, Change, Membership, Outcome
+from ..core.messages import Heartbeat, Identity, State, View
 from ..core.timeline import What
 from .channels import NODES_OWN
 from .config import NodeConfig, NodeError
@@ -19,7 +19,7 @@ from .layer import OwnLayer
 from .links import Links
 from .server import Server
 
-TICK = 0.1
+CLEAN_EVERY = 1.0  # seconds
 RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 a second
 DISCOVERY_TIMEOUT = 10.0
 REPORT_EVERY = 1.0  # seconds between two log lines about strangers, however many there are
@@ -122,6 +122,7 @@ class Node:
 
     async def _leave(self) -> None:
         """Says so before anything else, then serves on for those who haven't heard yet."""
+        self.links.hurried = True
         self._act(self.membership.leave())
         await self.heartbeats.beat()
         if self._discovery is not None:
@@ -147,13 +148,12 @@ class Node:
     # -- what happens ---------------------------------------------------------------------------------------
 
     def _heard(self, beat: Heartbeat) -> None:
-        known = self.membership.members
         if beat.identity.boot != self.membership.me.boot:
             self.handler.stats.heartbeats_heard += 1
             self.links.heard(beat.identity.address)
-            if unknown := [s for s in beat.sightings if s.name not in known or known[s.name].state in GONE]:
-                self.links.want(s.address for s in unknown if s.state not in GONE and not self.links.knows(s.address))
         outcome = self.membership.heard(beat, self._clock())
+        if outcome.unmet:
+            self.links.want(address for address in outcome.unmet if not self.links.knows(address))
         self._act(outcome)
         if outcome.answer and beat.channel:
             self._spawn(self.heartbeats.answer(beat.channel))
@@ -167,17 +167,18 @@ class Node:
         self._act(self.membership.refused(peer.name, peer.boot, self._clock()))
 
     async def _tick_forever(self) -> None:
-        slow = 0
+        cleaned = self._clock()
         coalescer = self.server.coalescer
         assert coalescer is not None  # the server listens
         while True:
-            await coalescer.rest(TICK)
+            due = await coalescer.rest(TICK)
+            now = self._clock()
             self.membership.deaf = self.heartbeats.failing
-            self._act(self.membership.tick(self._clock()))
+            self._act(self.membership.tick(now, due))
             if not self._reclaiming and self.handler.reclaim():
                 self._spawn(self._reclaim())
-            slow = (slow + 1) % 10
-            if not slow:
+            if now - cleaned >= CLEAN_EVERY:
+                cleaned = now
                 self.handler.tick()
                 self.links.tick()
                 stats = self.handler.stats

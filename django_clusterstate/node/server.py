@@ -18,7 +18,7 @@ from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from ..wire.handshake import NodeHandshake
 from ..wire.messages import DECODE_ERRORS, Deliver, Reply, decode_request, encode
 from .channels import NODES_OWN
-from .coalescing import Coalescer
+from .coalescing import REST, Coalescer
 from .config import NodeError
 from .handler import Handler
 
@@ -53,7 +53,7 @@ class Server:
     async def listen(self, address: Address) -> None:
         """Raises `NodeError` when the address can't be had."""
         loop = asyncio.get_running_loop()
-        self.coalescer = self.coalescer or Coalescer()
+        self.coalescer = self.coalescer or Coalescer(min(REST, self.handler.membership.timings.heartbeat / 2))
         try:
             if isinstance(address, UnixAddress):
                 server = await loop.create_unix_server(

@@ -15,10 +15,9 @@ from math import ceil
 from random import Random
 
 from django_clusterstate.core import membership as rules
-from django_clusterstate.core.membership import Change, Member, Membership, Outcome, Timings
+from django_clusterstate.core.membership import TICK, Change, Member, Membership, Outcome, Timings
 from django_clusterstate.core.messages import GONE, SERVING, Heartbeat, Identity, State, View
 
-TICK = 0.1
 JITTER = 0.1
 LEAVE_SECONDS = 2.0  # a leaving node serves on for so long
 REFUSAL = (0.005, 0.05)  # from the end of a process until a peer's fresh dial is refused
@@ -168,7 +167,7 @@ class Simulation:
             return
         self.at(self._about(TICK), lambda: self._ticks(node))
         late = self.now - node.ticked
-        if late > rules.STALL:
+        if late > TICK + rules.STALL:
             patience = self.timings.suspect_after
             node.judges_from = self.now + (self.timings.down_after if late >= patience else patience)
         node.ticked = self.now

@@ -3,7 +3,7 @@
 import pytest
 
 from django_clusterstate.core.hrw import Rendezvous
-from django_clusterstate.core.membership import RETIRED_BOOTS, Member, Membership, Outcome
+from django_clusterstate.core.membership import RETIRED_BOOTS, TICK, Member, Membership, Outcome
 from django_clusterstate.core.messages import Heartbeat, Sighting, State, View
 from tests.core.judge import ROUGH, storm
 from tests.core.simulation import Bus, Simulation, Violation
@@ -300,9 +300,9 @@ class RaisesOthers(Membership):
 
 
 class FallsBack(Membership):
-    def tick(self, now: float) -> Outcome:
+    def tick(self, now: float, due: float = TICK) -> Outcome:
         self.incarnation = max(0, self.incarnation - 1)
-        return super().tick(now)
+        return super().tick(now, due)
 
 
 class OwnEpoch(Membership):
@@ -331,9 +331,9 @@ class NamesAll(Membership):
 
 
 class KeepsEveryBoot(Membership):
-    def tick(self, now: float) -> Outcome:
+    def tick(self, now: float, due: float = TICK) -> Outcome:
         self._retired.update((number.to_bytes(16), None) for number in range(RETIRED_BOOTS + 1))
-        return super().tick(now)
+        return super().tick(now, due)
 
 
 class BearsAGrudge(Membership):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clusterstate.node import channels as module
-from django_clusterstate.node.channels import NODES_OWN, OVERHEAD, Channels, queue_name
+from django_clusterstate.node.channels import OVERHEAD, Channels, queue_name
 
 NOW = 1000.0
 
@@ -180,16 +180,6 @@ def test_flush_drops_messages_and_groups_but_not_those_who_wait() -> None:
     send(channels, "b", b"2")
     assert ear.heard == [("b", b"2")]
     assert_empty(channels)
-
-
-def test_flush_leaves_the_nodes_their_heartbeats() -> None:
-    channels = Channels()
-    channels.group_add(f"{NODES_OWN}default", "a", 60, NOW)
-    channels.group_add("chat", "a", 60, NOW)
-    channels.flush()
-    assert channels.group(f"{NODES_OWN}default", NOW) == ["a"]
-    assert channels.group("chat", NOW) == []
-    assert channels._memberships == 1
 
 
 def test_bytes_that_wait_are_bounded_over_all_queues(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from django_clusterstate.node.layer import WAIT, OwnLayer
@@ -40,8 +41,13 @@ async def test_a_group_is_heard_here_and_by_the_peers(bench: Bench, layer: OwnLa
     await layer.group_send("clusterstate.default", {"body": b"x"})
     assert await layer.receive(channel) == {"body": b"x"}
     assert [message.group for message in bench.peers.fanned_out] == ["clusterstate.default"]
+    bench.ask(wire.Flush())
+    bench.ask(wire.Deliver("clusterstate.default", msgspec.msgpack.encode({"body": b"y"}), 60, 9))
+    assert await layer.receive(channel) == {"body": b"y"}
     await layer.group_discard("clusterstate.default", channel)
-    assert not bench.handler.channels.group("clusterstate.default", bench.now)
+    await layer.group_send("clusterstate.default", {"body": b"unheard"})
+    await layer.send(channel, {"body": b"z"})
+    assert await layer.receive(channel) == {"body": b"z"}
 
 
 async def test_what_is_for_a_channel_of_another_node_goes_there(bench: Bench, layer: OwnLayer) -> None:

@@ -20,6 +20,7 @@ from django_clusterstate.node import coalescing
 from django_clusterstate.node import server as module
 from django_clusterstate.node.config import NodeConfig, NodeError
 from django_clusterstate.node.handler import Handler, resident_bytes
+from django_clusterstate.node.links import Links
 from django_clusterstate.node.server import Server
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
@@ -440,6 +441,34 @@ async def test_link_that_carries_messages_of_users_is_read_at_once(running: Runn
         chatty.cast(heartbeat(number, "chat"))
         await until_heard(heard, number + 1)
         assert heard[-1][0] - said < coalescing.REST / 2
+
+
+async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(running: Running) -> None:
+    heard = listen(running)
+    opened: list[Identity] = []
+    everybody = [
+        Links(
+            Identity(str(number), b"%d" % number, f"there:{number}"), KEYS, time.monotonic, opened.append, print, print
+        )
+        for number in range(coalescing.MANY)
+    ]
+    for links in everybody:
+        links.want([str(running.tcp)])
+    await until(lambda: len(opened) == len(everybody))
+    for number, links in enumerate(everybody):
+        links.fan_out(wire.Deliver(GROUP, b"%d" % number, 60, 10_000))
+    await until_heard(heard, len(everybody))
+    assert running.server.coalescer is not None
+    assert len(running.server.coalescer._reads) == len(everybody)  # of two connections each
+    for number, links in enumerate(everybody):
+        said = time.monotonic()
+        links.hurried = number % 2 == 0
+        links.fan_out(wire.Deliver(GROUP if links.hurried else "chat", b"%d" % number, 60, 10_000))
+        await until_heard(heard, len(everybody) + number + 1)
+        assert heard[-1][0] - said < coalescing.REST / 2
+    for links in everybody:
+        await links.close()
+    await until(lambda: not running.server.connections)
 
 
 async def test_link_read_with_others_is_answered_and_closed_as_any(running: Running) -> None:
