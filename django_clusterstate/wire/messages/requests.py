@@ -235,7 +235,7 @@ class Forward(Message, frozen=True, tag=19):
 
 
 class Flush(Message, frozen=True, tag=18):
-    """Drops all channels and groups of this node, but the nodes' own. Answer: `Done`."""
+    """Drops all channels and groups of this node. Answer: `Done`."""
 
 
 def channel_tag(node_name: str) -> str:
