@@ -14,7 +14,6 @@ from .middleware import read_limits
 from .settings import Settings
 
 SLOW_DEADLINE = 1.0
-PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
 MIDDLEWARE = "django_clusterstate.middleware.ClusterRatelimitMiddleware"
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
@@ -79,7 +78,7 @@ def check_limits(settings: Settings) -> list[CheckMessage]:
             Warning(
                 "CLUSTERSTATE['LIMITS'] limits nothing without its middleware.",
                 hint=f"Add {MIDDLEWARE!r} to MIDDLEWARE, behind AuthenticationMiddleware.",
-                id="clusterstate.W004",
+                id="clusterstate.W003",
             )
         ]
     return []
@@ -105,19 +104,4 @@ def check_channel_layer(alias: str | None) -> list[CheckMessage]:
                 id="clusterstate.E003",
             )
         ]
-    hosts = layers[alias].get("CONFIG", {}).get("hosts", [None])
-    if layers[alias].get("BACKEND") == PUBSUB_LAYER and any(_keeps_alive(host) for host in hosts):
-        return [
-            Warning(
-                f"The channel layer {alias!r} may stop a whole node when the network to Redis is cut for long.",
-                hint='Give each of its hosts "socket_keepalive": False, or use RedisChannelLayer.',
-                id="clusterstate.W003",
-            )
-        ]
     return []
-
-
-def _keeps_alive(host: object) -> bool:
-    """Whether redis-py lets the kernel end a dead connection, as it does by default. It takes the kernel's
-    `TimeoutError` for its own, that of a read without news, and reads again without end (seen with 8.1)."""
-    return not isinstance(host, dict) or host.get("socket_keepalive", True) is not False

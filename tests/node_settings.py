@@ -20,8 +20,7 @@ if os.environ.get("TEST_CACHES"):
 if os.environ.get("TEST_LAYER"):
     _layer: dict[str, Any] = {"BACKEND": os.environ["TEST_LAYER"]}
     if os.environ.get("TEST_REDIS"):
-        _host = {"address": f"redis://{os.environ['TEST_REDIS']}", "socket_keepalive": False}  # see check W003
-        _layer["CONFIG"] = {"hosts": [_host]}
+        _layer["CONFIG"] = {"hosts": [f"redis://{os.environ['TEST_REDIS']}"]}
     CHANNEL_LAYERS = {"tested": _layer}
     CLUSTERSTATE = {"CHANNEL_LAYER": "tested"}
 

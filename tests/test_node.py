@@ -38,7 +38,7 @@ def sees(cluster: LocalCluster, observer: str, name: str, *states: str) -> bool:
 
 
 def client_of(cluster: LocalCluster, name: str) -> Client:
-    return Client(UnixAddress(str(cluster.socket(name))), KEYS, 0.1)
+    return Client(UnixAddress(str(cluster.socket(name))), KEYS, 1.0)
 
 
 # -- becoming a cluster -------------------------------------------------------------------------------------------

@@ -26,6 +26,10 @@ LAYER_TIMEOUT = 2.0  # seconds that one call of the layer may take
 _decode = msgspec.msgpack.Decoder(Heartbeat).decode
 
 
+class ChannelGone(Exception):
+    """The layer has lost the channel that it gave us: another one is needed."""
+
+
 class ChannelLayer(Protocol):
     """What is used of the channel-layer specification."""
 
@@ -149,6 +153,8 @@ class Heartbeats:
             except Exception as error:  # a layer may raise anything; none of it may end the node
                 self._note(error)
                 joined = False
+                if isinstance(error, ChannelGone):
+                    self._channel = ""
                 await asyncio.sleep(RETRY_AFTER)
 
     def _take_in(self, message: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
 
+ASK_AGAIN = 0.05  # seconds
 PATIENCE = 0.4  # seconds until the page is shown without those that haven't answered
 
 _GET_REPORT = frame(wire.encode(wire.GetReport()))
@@ -45,10 +46,12 @@ async def agather() -> Reports:
 
 
 async def known_table(client: AsyncClient, until: float) -> Table:
-    """The view, or the last one when nobody tells in time."""
+    """The view, or the last one when nobody tells in time. A new process has none, and asks again and again."""
     try:
         async with asyncio.timeout_at(until):
-            return await client.table()
+            while not (table := await client.table()).targets:
+                await asyncio.sleep(ASK_AGAIN)
+            return table
     except TimeoutError:
         return client.routing.table
 

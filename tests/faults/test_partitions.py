@@ -26,8 +26,6 @@ Figure = Callable[[str, object], None]
 FIVE = ("a", "b", "c", "d", "e")
 LIMIT = 50
 REDIS = "10.89.0.6:6379"  # on the sixth host
-# This layer keeps its connection through a cut, and TCP tries again after at most as long as it was lost.
-WAITS_FOR_TCP = {"channels_redis.pubsub.RedisPubSubChannelLayer"}
 
 
 def split_and_heal(folder: Path, layer: str, figure: Figure, seconds: float) -> None:
@@ -56,7 +54,7 @@ def split_and_heal(folder: Path, layer: str, figure: Figure, seconds: float) -> 
         figure("requesters", requesters)
         assert not requesters.errors
         assert not any(tally.alone for tally in requesters.tallies)
-        assert took < 3 + (seconds if layer in WAITS_FOR_TCP else 0)
+        assert took < 3
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda path: path.rpartition(".")[2])

@@ -26,6 +26,7 @@ from ...discovery import make_discovery
 from ...models import NodeAddress
 from ...node.config import NodeConfig, NodeError
 from ...node.node import Event, Isolated, Node, ViewChanged, news
+from ...node.pubsub import PubSubLayer
 from ...node.scrapes import scraped
 from ...settings import Settings
 from ...wire.address import TcpAddress, parse_tcp
@@ -44,6 +45,8 @@ _SIGNALS: dict[What, Signal] = {
     What.LEFT: signals.member_left,
 }
 _QUEUED_EVENTS = 10_000
+PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
+MISSED_BEATS = 4  # of our own, after which a layer that keeps a dead connection is made like new
 
 logger = logging.getLogger("django_clusterstate.node")
 
@@ -124,13 +127,14 @@ def _channel_layer(settings: Settings) -> Any:
     if settings.channel_layer is None:
         return None
     for problem in check_channel_layer(settings.channel_layer):
-        if problem.is_serious():
-            raise NodeError(f"{problem.msg} {problem.hint}")
-        logger.warning("%s %s", problem.msg, problem.hint)
+        raise NodeError(f"{problem.msg} {problem.hint}")
     try:
-        return channel_layers[settings.channel_layer]
+        layer: Any = channel_layers[settings.channel_layer]
     except Exception as error:
         raise NodeError(f"The channel layer {settings.channel_layer!r} can't be made: {error}") from error
+    if f"{type(layer).__module__}.{type(layer).__qualname__}" == PUBSUB_LAYER:
+        return PubSubLayer(layer, MISSED_BEATS * settings.timings.heartbeat)
+    return layer
 
 
 class Announcer:
