@@ -49,7 +49,7 @@ async def known_table(client: AsyncClient, until: float) -> Table:
     """The view, or the last one when nobody tells in time. A new process has none, and asks again and again."""
     try:
         async with asyncio.timeout_at(until):
-            while not (table := await client.table()).targets:
+            while not (table := await client.table()).targets:  # noqa: ASYNC110 - nothing tells when a node starts
                 await asyncio.sleep(ASK_AGAIN)
             return table
     except TimeoutError:
