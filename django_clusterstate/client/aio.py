@@ -97,7 +97,7 @@ class AsyncClient:
         except ClusterStateError as error:
             self.routing.waits.append(self._clock() - now)
             failure = named(target, error)
-            if self.routing.failed(target, now):
+            if self.routing.failed(target, now, str(error)):
                 logger.warning("%s; it is left alone until it answers again", failure)
             raise failure from error
         self.routing.waits.append(self._clock() - now)

@@ -41,6 +41,8 @@ class Denials(Generic[D]):
         if len(self._known) > MAX_ENTRIES:
             oldest, _ = self._known.popitem(last=False)
             self._answered.pop(oldest, None)
+        if len(self._answered) > MAX_ENTRIES:  # left there by threads that were in each other's way
+            self._answered.clear()
 
     def take_answered(self, key: bytes) -> int:
         """How many hits on the key were answered from memory since this was last asked: the owner is to be told."""

@@ -29,12 +29,13 @@ _GET_VIEW = frame(encode(GetView()))
 class Breaker:
     """Whether what fails again and again is left alone for now. Its `str()` names it."""
 
-    __slots__ = ("failures", "retry_at", "tries")
+    __slots__ = ("failures", "retry_at", "tries", "why")
 
     def __init__(self) -> None:
         self.failures = 0
         self.retry_at = 0.0
         self.tries = 0  # since the breaker opened
+        self.why = ""  # it failed last
 
     def check(self, now: float) -> float:
         """The share of a deadline that a call may take.
@@ -45,7 +46,8 @@ class Breaker:
         if not self.is_open:
             return 1.0
         if now < self.retry_at:
-            raise Unavailable(f"{self} has failed {self.failures} times in a row and is left alone for now")
+            why = f": {self.why}" if self.why else ""
+            raise Unavailable(f"{self} has failed {self.failures} times in a row and is left alone for now{why}")
         self.retry_at = now + HALF_OPEN_AFTER
         self.tries += 1
         return 1 / max(1, FIRST_TRY >> (self.tries - 1))
@@ -55,9 +57,10 @@ class Breaker:
         """Whether it has failed so often that it is left alone."""
         return self.failures >= FAILURES_TO_OPEN
 
-    def failed(self, now: float) -> bool:
+    def failed(self, now: float, why: str = "") -> bool:
         """Counts a failure. True when it is the one that opens the breaker."""
         self.failures += 1
+        self.why = why
         self.retry_at = now + HALF_OPEN_AFTER
         return self.failures == FAILURES_TO_OPEN
 
@@ -160,10 +163,10 @@ class Routing:
         if epoch != self.epoch:
             self.refresh_at = min(self.refresh_at, max(now, self._asked_at + VIEW_MIN_AGE))
 
-    def failed(self, target: Target, now: float) -> bool:
+    def failed(self, target: Target, now: float, why: str = "") -> bool:
         """Counts a failure of a call. True when it opens the breaker; then the local node is told before long."""
         self.tally.failures += 1
-        opened = target.failed(now)
+        opened = target.failed(now, why)
         if opened and target is not self.local:
             self.refresh_at = min(self.refresh_at, now)
         return opened

@@ -159,10 +159,10 @@ class Client:
     def _failed(self, target: Target, error: ClusterStateError, now: float) -> ClusterStateError:
         self.routing.waits.append(self._clock() - now)
         _drop_pool(target)
-        error = named(target, error)
-        if self.routing.failed(target, now):
-            logger.warning("%s; it is left alone until it answers again", error)
-        return error
+        failure = named(target, error)
+        if self.routing.failed(target, now, str(error)):
+            logger.warning("%s; it is left alone until it answers again", failure)
+        return failure
 
     # -- the view -------------------------------------------------------------------------------------------
 

@@ -63,8 +63,8 @@ class Rule(msgspec.Struct, frozen=True, array_like=True):
     """`limit` hits (0 denies all) per `period` seconds. Validated by whoever makes it, and by whoever decodes it."""
 
     algorithm: Algorithm
-    limit: Annotated[int, msgspec.Meta(ge=0)]
-    period: Annotated[float, msgspec.Meta(gt=0)]
+    limit: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    period: Annotated[float, msgspec.Meta(ge=1e-3, le=1e14)]
 
 
 class Decision(msgspec.Struct, frozen=True, array_like=True):

@@ -5,6 +5,7 @@ a key that comes in takes over the count of what was dropped for it. Here half o
 costs O(log capacity) a key, amortised.
 """
 
+from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K")
@@ -42,9 +43,13 @@ class Sketch(Generic[K]):
         self._counts = dict(ranked[: self._capacity])
         self._floor = ranked[self._capacity][1][0]
 
-    def all(self) -> dict[K, tuple[int, int]]:
-        """The count and error of each key that is kept."""
-        return {key: (count, error) for key, (count, error) in self._counts.items()}
+    def keys(self) -> Iterable[K]:
+        return self._counts.keys()
+
+    def of(self, key: K) -> Counted[K]:
+        """A key that isn't kept may have come as often as any that was dropped."""
+        times, error = self._counts.get(key, (self._floor, self._floor))
+        return Counted(key, times, error)
 
 
 class Top(Generic[K]):
@@ -66,9 +71,9 @@ class Top(Generic[K]):
 
     def most(self, number: int) -> list[Counted[K]]:
         """The first so many, the most frequent first."""
-        sums = self._before.all()
-        for key, (count, error) in self._now.all().items():
-            before = sums.get(key, (0, 0))
-            sums[key] = (before[0] + count, before[1] + error)
-        ranked = sorted(sums.items(), key=lambda item: item[1][0], reverse=True)
-        return [Counted(key, count, error) for key, (count, error) in ranked[:number]]
+        both = (self._sum(key) for key in dict.fromkeys((*self._now.keys(), *self._before.keys())))
+        return sorted(both, key=lambda counted: counted.times, reverse=True)[:number]
+
+    def _sum(self, key: K) -> Counted[K]:
+        now, before = self._now.of(key), self._before.of(key)
+        return Counted(key, now.times + before.times, now.error + before.error)

@@ -56,14 +56,16 @@ class Coalescer:
             self._timer = self._loop.call_later(self._rest, self._look)
 
     def _look(self) -> None:
-        self._read()
-        self._looked.set()
-        self._looked.clear()
-        if len(self._reads) >= MANY:
-            self._timer = self._loop.call_later(self._rest, self._look)
-        else:
-            self._timer = None
-            self._loop.add_reader(self._epoll.fileno(), self._wake)
+        try:
+            self._read()
+        finally:  # whatever happens, the node's clock hangs on it
+            self._looked.set()
+            self._looked.clear()
+            if len(self._reads) >= MANY:
+                self._timer = self._loop.call_later(self._rest, self._look)
+            else:
+                self._timer = None
+                self._loop.add_reader(self._epoll.fileno(), self._wake)
 
     def _read(self) -> None:
         for fileno, _ in self._epoll.poll(0):

@@ -222,18 +222,19 @@ class Handler:
     # -- limits ---------------------------------------------------------------------------------------------
 
     def _hit(self, request: wire.Hit) -> wire.Reply:
-        limits, history, times = self.limits, self.history, 1 + request.remembered
+        limits, history = self.limits, self.history
         made = limits.made
         decisions, allowed = limiter.hit(limits, request.key, request.rules, request.cost, self._clock())
         if limits.made != made:
             self._rules.note(request.rules)
-        history.busiest.add(request.key, times)
+        history.busiest.add(request.key, 1 + request.remembered)
         if allowed:
             self.stats.allowed += 1
         else:
             self.stats.denied += 1
             self.stats.dry_denied += request.dry
-            history.denied.add(request.key, times)
+        if denied := request.remembered + (not allowed):
+            history.denied.add(request.key, denied)
         return wire.Decided(self.epoch, decisions)
 
     def _peek(self, request: wire.Peek) -> wire.Reply:

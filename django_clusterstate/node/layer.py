@@ -14,7 +14,8 @@ from .channels import queue_name
 from .handler import Handler
 
 EXPIRY = 60.0  # seconds, of a message
-CAPACITY = 10_000  # messages: after a stall a whole large cluster's come at once
+CAPACITY = 4096  # messages: after a stall a whole large cluster's come at once
+MAX_MESSAGE = 16 * 1024  # bytes; a heartbeat has 4 KiB at most. So what waits takes 64 MiB at most
 WAIT = 3600.0  # seconds until the node is asked again for the next message
 
 
@@ -40,11 +41,17 @@ class OwnLayer:
         self._ask(wire.Send(channel, msgspec.msgpack.encode(message), EXPIRY, CAPACITY))
 
     async def receive(self, channel: str) -> dict[str, Any]:
-        while not self._arrived:
-            self._some.clear()
-            await self._some.wait()
-        message: dict[str, Any] = msgspec.msgpack.decode(self._arrived.popleft())
-        return message
+        while True:
+            while not self._arrived:
+                self._some.clear()
+                await self._some.wait()
+            try:
+                message = msgspec.msgpack.decode(self._arrived.popleft())
+            except wire.DECODE_ERRORS:
+                message = None
+            if isinstance(message, dict):
+                return message
+            self._handler.channels.dropped += 1
 
     async def group_add(self, group: str, channel: str) -> None:
         self._handler.listeners[group] = self._take
@@ -64,6 +71,9 @@ class OwnLayer:
         self._handler.channels.receive(self, queue, deliver, WAIT, self._clock())
 
     def _take(self, payload: bytes) -> None:
+        if len(payload) > MAX_MESSAGE:
+            self._handler.channels.dropped += 1
+            return
         self._arrived.append(payload)
         self._some.set()
 

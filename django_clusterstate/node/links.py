@@ -1,7 +1,7 @@
 """The links of a node: two outgoing connections to each peer, dialled again for ever.
 
 Heartbeats have one to themselves. They can wait, so a peer reads it together with those of others. The second carries
-what can't wait, and is read at once: users' messages, and that we leave.
+what can't wait, and is read at once: users' messages, and once more that we leave.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
 DOUBT_EVERY = 1.0  # seconds: a link that is fresher than this isn't tried again
 UNWANTED_AFTER = 60.0  # an address that nobody has named for so long, and that doesn't answer, is dropped
+KEEPALIVE_AFTER = 30  # seconds that a connection is idle
 USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for so long has lost us: dial afresh
 
 _PING = frame(encode(Ping()))
@@ -51,7 +52,7 @@ class Links:
         self.on_refused = on_refused
         self.report = report
         self.dropped = 0  # messages that found a link closed or too slow
-        self.hurried = False  # set when we leave: then heartbeats can't wait any more
+        self.hurried = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
         self._clock = clock
         self._links: dict[str, Link] = {}
         self._ours: set[str] = {me.address}
@@ -87,12 +88,14 @@ class Links:
 
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
-        patient = message.group.startswith(NODES_OWN) and not self.hurried
+        patient = message.group.startswith(NODES_OWN)
         for link in self._links.values():
             if link.identity is not None:
                 connection = link.patient if patient else link.connection
                 if not (connection and connection.cast(data)):
                     self.dropped += 1
+                if patient and self.hurried and link.connection:
+                    link.connection.cast(data)
 
     def forward(self, tag: str, message: Forward) -> None:
         """To the peer with this tag (see `channel_tag`)."""
@@ -204,6 +207,9 @@ class Link:
     async def _connect(self, lost: asyncio.Event) -> AsyncConnection:
         connection = await connect(self._address, self._links.keys, DIAL_TIMEOUT, lost.set, self._links.me.boot)
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        # The second connection may be idle for hours, and a firewall between the hosts forget it.
+        connection.set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.set_option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_AFTER)
         return connection
 
     def _complain(self, text: str) -> None:

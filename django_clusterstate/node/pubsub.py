@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from .heartbeat import ChannelGone, ChannelLayer
 
+GRACE = 0.2  # seconds to read what came while this process itself was stopped
+
 
 class Flushable(ChannelLayer, Protocol):
     """`flush()` drops what this process has of the layer, connections included, and nothing of any other's."""
@@ -33,8 +35,12 @@ class PubSubLayer:
         return await self._layer.new_channel(prefix)
 
     async def receive(self, channel: str) -> dict[str, Any]:
+        message = asyncio.ensure_future(self._layer.receive(channel))
         try:
-            async with asyncio.timeout(self._silence):
-                return await self._layer.receive(channel)
-        except TimeoutError as error:
-            raise ChannelGone(f"not even our own heartbeats come back, for {self._silence:g} s") from error
+            for patience in (self._silence, GRACE):
+                await asyncio.wait({message}, timeout=patience)
+                if message.done():
+                    return message.result()
+        finally:
+            message.cancel()
+        raise ChannelGone(f"not even our own heartbeats come back, for {self._silence:g} s")

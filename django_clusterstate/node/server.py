@@ -99,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unserved: deque[memoryview] = deque()
         self._paused = False
+        self._had_heartbeat = False  # and nothing of users since
         self._coalesced = -1  # the number of our socket while it is read together with others
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -130,6 +131,8 @@ class Connection(asyncio.Protocol):
         except (ProtocolError, *DECODE_ERRORS) as error:
             # To the peer's address, once: it is either a stranger or a bug, and both want to be seen.
             self._turn_away(str(error))
+        except Exception as error:  # a bug of ours, which must end one connection and nothing else
+            self._turn_away(f"what it asked for can't be answered: {error!r}")
 
     def _serve(self) -> None:
         """Answers what has come, as far as the other side reads the answers."""
@@ -143,8 +146,11 @@ class Connection(asyncio.Protocol):
                 out.append(frame(encode(reply), MAX_FRAME))
                 size += len(out[-1])
             elif isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
-                self._read_with_others()  # a heartbeat, so this is a peer's link
-            elif self._coalesced >= 0:
+                if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
+                    self._read_with_others()
+                self._had_heartbeat = True
+            else:
+                self._had_heartbeat = False
                 self._read_alone()  # what follows a user's message mustn't wait
             if size > WRITE_AT_ONCE:
                 self._transport.write(b"".join(out))  # may pause us

@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from ..core.messages import Identity, State
 
-Count = Annotated[int, Meta(ge=0, le=2**53)]
+MOST = 2**53  # what is counted on counts no further, or else nobody could read it
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 
 # Seconds that exchanges are sorted by, each up to its bound; longer ones come last. A part of the protocol: requesters
 # and nodes must have the same.
@@ -36,7 +37,7 @@ class Tally(msgspec.Struct, array_like=True):
     fallback_deny: Count = 0  #: hits denied by policy, uncounted
     events_dropped: Count = 0  #: events lost, or perhaps counted: no room in the process, or no owner in time
     latencies: Latencies = msgspec.field(default_factory=no_latencies)  #: exchanges with nodes, by how long they took
-    latency_sum: Annotated[float, Meta(ge=0, le=2**53)] = 0.0  #: seconds that all of them took
+    latency_sum: Annotated[float, Meta(ge=0, le=MOST)] = 0.0  #: seconds that all of them took
     failures: Count = 0  #: exchanges without an answer in time, or with one that made no sense
 
     def took(self, waits: Sequence[float]) -> None:
@@ -53,7 +54,7 @@ class Tally(msgspec.Struct, array_like=True):
 def _sum(one: Any, another: Any) -> Any:
     if isinstance(one, list):
         return [_sum(*pair) for pair in zip(one, another, strict=True)]
-    return one + another
+    return min(one + another, MOST)
 
 
 class Changes(msgspec.Struct, array_like=True):

@@ -16,11 +16,24 @@ def test_counts_are_bounds_and_no_frequent_key_is_missing(stream: list[tuple[int
     for key, times in stream:
         sketch.add(key, times)
         exact[key] += times
-        assert len(sketch.all()) <= 2 * capacity
-    for key, (count, error) in sketch.all().items():
+        assert len(set(sketch.keys())) <= 2 * capacity
+    for key in range(61):
+        _, count, error = sketch.of(key)
         assert count - error <= exact[key] <= count
-    missing = exact.keys() - sketch.all().keys()
+    missing = exact.keys() - set(sketch.keys())
     assert all(exact[key] * capacity <= exact.total() for key in missing)
+
+
+@given(streams, st.integers(1, 20), st.integers(0, 300))
+def test_counts_are_bounds_across_a_turn(stream: list[tuple[int, int]], capacity: int, turn: int) -> None:
+    top, exact = Top[int](capacity), Counter[int]()
+    for number, (key, times) in enumerate(stream):
+        if number == turn:
+            top.turn()
+        top.add(key, times)
+        exact[key] += times
+    for key, count, error in top.most(1000):
+        assert count - error <= exact[key] <= count
 
 
 @given(streams)

@@ -21,7 +21,7 @@ from django_clusterstate.node.history import TOP_SPAN
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
-from django_clusterstate.wire.status import Tally
+from django_clusterstate.wire.status import MOST, Tally
 
 NAME = "alpha"
 CONFIG = NodeConfig(
@@ -476,6 +476,23 @@ def test_report_tells_the_last_minutes() -> None:
     assert report.rates == {
         "requests": [5], "hits": [0], "misses": [0], "denials": [13], "fallbacks": [2], "errors": [4],
     }  # fmt: skip
+
+
+def test_denials_from_memory_count_though_the_hit_that_tells_of_them_is_allowed() -> None:
+    bench = Bench()
+    bench.ask(wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)], remembered=7))
+    report = bench.ask(wire.GetReport())
+    assert (report.busiest, report.denied) == ([(b"k", 8, 0)], [(b"k", 7, 0)])
+
+
+def test_what_was_counted_never_grows_beyond_what_can_be_read() -> None:
+    bench = Bench()
+    most = Tally(remembered=MOST, latencies=[MOST] * 16, latency_sum=float(MOST))
+    for _ in range(3):
+        bench.ask(wire.GetView([], most))
+    reply = wire.decode_reply(wire.encode(bench.ask(wire.GetStatus())))
+    assert isinstance(reply, wire.Status)
+    assert reply.stats.tally == most
 
 
 def test_keys_that_are_busy_no_more_are_forgotten() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from django_clusterstate.node.layer import WAIT, OwnLayer
+from django_clusterstate.node.layer import CAPACITY, MAX_MESSAGE, WAIT, OwnLayer
 from django_clusterstate.wire import messages as wire
 from tests.node.test_handler import THERE, Bench
 
@@ -74,3 +74,21 @@ async def test_waiting_goes_on_when_nothing_came_for_long(bench: Bench, layer: O
     await asyncio.sleep(0)
     await layer.send(channel, {"body": b"x"})
     assert await waiting == {"body": b"x"}
+
+
+async def test_what_is_no_heartbeat_is_dropped_and_holds_nothing_up(bench: Bench, layer: OwnLayer) -> None:
+    channel = await layer.new_channel()
+    await layer.group_add("clusterstate.default", channel)
+    for payload in (b"\xc1", b"", b"\x01", b"\xc4\x01", b"\x81\xa1x\xc6" + bytes(MAX_MESSAGE)):
+        bench.ask(wire.Deliver("clusterstate.default", payload, 60, 9))
+    await layer.group_send("clusterstate.default", {"body": b"x"})
+    assert await layer.receive(channel) == {"body": b"x"}
+    assert bench.handler.channels.dropped == 5
+
+
+async def test_what_nobody_takes_is_bounded(bench: Bench, layer: OwnLayer) -> None:
+    await layer.group_add("clusterstate.default", await layer.new_channel())
+    for number in range(CAPACITY + 10):
+        bench.ask(wire.Deliver("clusterstate.default", b"%d" % number, 60, 9))
+    assert len(layer._arrived) == CAPACITY
+    assert layer._arrived[0] == b"10"
