@@ -119,6 +119,7 @@ def test_a_limit_is_parsed_from_one_rate_or_several() -> None:
         (Rule(Algorithm.TOKEN_BUCKET, 10, 1.0), Rule(Algorithm.TOKEN_BUCKET, 100, 7200.0)), "deny"
     )
     assert Limit.parse((rate for rate in ["1/s"]), "sliding_window").rules[0].algorithm is Algorithm.SLIDING_WINDOW
+    assert Limit.parse(["10/m", "100/h", "10/60s", "10/m"]) == Limit.parse(["10/m", "100/h"])  # each counts once
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Limit:
             raise ImproperlyConfigured(f"on_unavailable is one of {', '.join(POLICIES)}, not {on_unavailable!r}.")
         try:
             texts = [rates] if isinstance(rates, str) else list(rates)
-            rules = tuple(Rule(ALGORITHMS[algorithm], *parse_rate(text)) for text in texts)
+            rules = tuple(dict.fromkeys(Rule(ALGORITHMS[algorithm], *parse_rate(text)) for text in texts))
         except ValueError as error:
             raise ImproperlyConfigured(f"{error}.") from error
         except TypeError as error:
