@@ -1,7 +1,9 @@
 """The admin page "Cluster"."""
 
+import json
 import re
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from django.contrib.auth.models import Permission, User
 from django.contrib.messages import get_messages
 from django.contrib.staticfiles import finders
 from django.core.cache import caches
+from django.core.management import call_command
 from django.test import AsyncClient, Client, override_settings
 from django.urls import reverse
 from django.utils import translation
@@ -254,6 +257,15 @@ class TestPermissions:
     @pytest.mark.parametrize("path", ["add/", "1/", "1/change/", "1/delete/", "1/history/"])
     def test_nothing_can_be_added_changed_or_deleted(self, client: Client, path: str) -> None:
         assert client.get(PAGE + path).status_code == 404
+
+    @pytest.mark.parametrize("options", [{}, {"use_base_manager": True}], ids=["dumpdata", "dumpdata --all"])
+    def test_data_of_the_site_can_be_dumped(self, options: dict[str, bool]) -> None:
+        staff("clerk")
+        out = StringIO()
+        call_command("dumpdata", stdout=out, **options)
+        models = {entry["model"] for entry in json.loads(out.getvalue())}
+        assert "auth.user" in models
+        assert "django_clusterstate.cluster" not in models
 
     def test_link_is_where_the_admin_looks_for_it(self) -> None:
         assert reverse("admin:django_clusterstate_cluster_changelist") == PAGE
