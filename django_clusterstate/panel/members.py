@@ -24,14 +24,17 @@ STATE_LABELS: dict[State, str | Promise] = {
 }
 
 
+RECENT = 3600.0  # seconds for which a restart is worth a mark
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One member in the table.
 
     `report` is its own account, None when it gave none; `silent` then says why, if it was asked. `state` is its own
     word, else the observer's; `seen_as` is the observer's where the two differ. `heard_ago` is None for the observer,
-    and for a member that it has never heard. `restarted`: its name was known from an earlier start. `odd_version`: most
-    others run another one.
+    and for a member that it doesn't know. `restarted`: within the last hour, and its name was known from an earlier
+    start. `odd_version`: most others run another one.
     """
 
     name: str
@@ -88,16 +91,19 @@ def observer(reports: Reports) -> str:
 
 
 def rows(reports: Reports) -> list[Row]:
-    """Those that answered and those that the observer knows of, by name; at the end those that are gone."""
+    """Those that answered and those that any of them knows of, by name; at the end those that are gone."""
     name, nodes = observer(reports), reports.status.nodes
     seen = {member.identity.name: member for member in nodes[name].members} if name else {}
     usual, boots = _usual_version(nodes), _boots(reports)
     table = [
-        _silent_row(seen[silent], reports.status.silent.get(silent, "")) for silent in seen if silent not in nodes
+        _silent_row(member, seen.get(silent), reports.status.silent.get(silent, ""))
+        for silent, member in _last_heard(nodes).items()
+        if silent not in nodes
     ] + [
         _row(
             reports.of[told], seen.get(told), is_observer=told == name, round_trip=reports.round_trips.get(told),
-            restarted=bool(boots.get(told, set()) - {status.identity.boot}), odd_version=status.version != usual,
+            restarted=status.uptime < RECENT and bool(boots.get(told, set()) - {status.identity.boot}),
+            odd_version=status.version != usual,
         )
         for told, status in nodes.items()
     ]  # fmt: skip
@@ -117,8 +123,17 @@ def _row(report: Report, member: MemberStatus | None, **more: Any) -> Row:
     )
 
 
-def _silent_row(member: MemberStatus, why: str) -> Row:
-    return Row(member.identity.name, member.state, member.identity.address, silent=why, heard_ago=member.heard_ago)
+def _silent_row(heard: MemberStatus, seen: MemberStatus | None, why: str) -> Row:
+    """As the observer sees it, or else the node that `heard` it last."""
+    member = seen or heard
+    heard_ago = None if seen is None else seen.heard_ago
+    return Row(member.identity.name, member.state, member.identity.address, silent=why, heard_ago=heard_ago)
+
+
+def _last_heard(nodes: dict[str, Status]) -> dict[str, MemberStatus]:
+    """Each member by name, as the node knows it that heard it last."""
+    members = [member for status in nodes.values() for member in status.members]
+    return {member.identity.name: member for member in sorted(members, key=lambda member: -member.heard_ago)}
 
 
 def _usual_version(nodes: dict[str, Status]) -> str:

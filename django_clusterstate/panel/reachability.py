@@ -9,6 +9,7 @@ from .reports import Reports
 from .words import duration
 
 WIDEST = 24  # a matrix of more members is no help: then only what is wrong is listed
+LISTED = 50  # of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Hearing:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A row for each node that answered, with a column for each member that isn't gone."""
+    """A row for each node that answered; a column for each of them, and for each member that not all hold for gone."""
 
     speakers: list[str]
     rows: list[tuple[str, list[Hearing]]]
@@ -43,9 +44,19 @@ class Matrix:
         """What isn't as it should be."""
         return [hearing for _, row in self.rows for hearing in row if hearing.late or hearing.lost]
 
+    @property
+    def listed(self) -> list[Hearing]:
+        return self.wrong[:LISTED]
+
+    @property
+    def more(self) -> int:
+        """How many are wrong and not listed."""
+        return max(0, len(self.wrong) - LISTED)
+
 
 def matrix(reports: Reports, timings: Timings) -> Matrix:
-    """Late is what would make a suspect by these timings; lost, what nobody but others hears."""
+    """Late is who hasn't been heard for as long as makes a suspect by these timings; lost, whom the listener doesn't
+    know, holds for gone, or can't hear while others do."""
     nodes = reports.status.nodes
     known = {*nodes}
     for status in nodes.values():
@@ -56,7 +67,7 @@ def matrix(reports: Reports, timings: Timings) -> Matrix:
 
 def _hearings(status: Status, speakers: list[str], timings: Timings) -> list[Hearing]:
     me: Identity = status.identity
-    heard = {member.identity.name: member for member in status.members if member.state not in GONE}
+    heard = {member.identity.name: member for member in status.members}
     hearings = []
     for speaker in speakers:
         member = heard.get(speaker)
@@ -66,5 +77,6 @@ def _hearings(status: Status, speakers: list[str], timings: Timings) -> list[Hea
             hearings.append(Hearing(me.name, speaker, lost=True))
         else:
             late = member.heard_ago > timings.suspect_after
-            hearings.append(Hearing(me.name, speaker, member.heard_ago, late=late, lost=member.unreachable))
+            lost = member.unreachable or member.state in GONE
+            hearings.append(Hearing(me.name, speaker, member.heard_ago, late=late, lost=lost))
     return hearings

@@ -1,5 +1,6 @@
 """What happened in the cluster: the nodes' own accounts, as one."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -9,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..core.messages import State
 from ..core.timeline import Moment, What
+from .words import LONGEST
 
 TOGETHER = 10.0  # seconds within which nodes tell of one and the same thing
 SHOWN = 50
@@ -35,13 +37,15 @@ _LOOKS = {
 
 @dataclass(slots=True)
 class Happening:
-    """One thing that happened to one start of one node, `ago` seconds before, as the first of `tellers` noticed it."""
+    """One thing that happened to one start of one node, `ago` seconds before, as the first of `tellers` noticed it. The
+    `number`-th of its kind."""
 
     what: What
     name: str
     boot: bytes
     ago: float
     at: datetime
+    number: int
     tellers: list[str] = field(default_factory=list)
 
     @property
@@ -56,13 +60,14 @@ class Happening:
     @property
     def key(self) -> str:
         """What tells it from all others, from one look at the page to the next."""
-        return f"{self.what.name}-{self.boot.hex()[:8]}-{self.at.timestamp() // TOGETHER:.0f}"
+        return f"{self.what.name}-{self.boot.hex()}-{self.number}"
 
 
 def merged(timelines: Mapping[str, Iterable[Moment]], now: datetime) -> list[Happening]:
     """The last SHOWN happenings, the latest first, from what each node tells."""
     happenings: list[Happening] = []
     open_: dict[tuple[What, str, bytes], Happening] = {}
+    numbers: Counter[tuple[What, bytes]] = Counter()
     told = sorted(
         ((moment, teller) for teller, moments in timelines.items() for moment in moments),
         key=lambda pair: -pair[0].ago,
@@ -73,7 +78,9 @@ def merged(timelines: Mapping[str, Iterable[Moment]], now: datetime) -> list[Hap
         if known is not None and teller not in known.tellers and known.ago - moment.ago <= TOGETHER:
             known.tellers.append(teller)
             continue
-        at = now - timedelta(seconds=moment.ago)
-        open_[what] = Happening(moment.what, moment.name, moment.boot, moment.ago, at, [teller])
+        at = now - timedelta(seconds=min(LONGEST, moment.ago))
+        numbers[moment.what, moment.boot] += 1
+        number = numbers[moment.what, moment.boot]
+        open_[what] = Happening(moment.what, moment.name, moment.boot, moment.ago, at, number, [teller])
         happenings.append(open_[what])
     return happenings[: -SHOWN - 1 : -1]

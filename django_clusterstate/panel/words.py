@@ -9,6 +9,7 @@ from django.utils.translation import gettext
 
 from ..core.limiter import Rule
 
+LONGEST = 100 * 365 * 86400.0  # seconds; a time that is longer can't be told from one that never comes
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
@@ -16,6 +17,8 @@ def duration(seconds: float) -> str:
     """`4.2 s`, or from a minute on in the words of Django's `timesince`."""
     if seconds < 60:
         return gettext("%(seconds)s s") % {"seconds": number_format(seconds, decimal_pos=1)}
+    if not seconds < LONGEST:
+        return gettext("more than 100 years")
     now = timezone.now()
     return timesince(now - timedelta(seconds=seconds), now)
 

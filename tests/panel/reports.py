@@ -18,9 +18,10 @@ def node(
     members: tuple[MemberStatus, ...] = (),
     version: str = "1",
     weight: float = 1.0,
+    uptime: float = 3700.0,
 ) -> Status:
     stats = Stats(requests=1234, cache_entries=2, cache_bytes=2048, limit_entries=3)
-    return Status(epoch, identity(name, weight), state, 3700.0, False, version, 50 * 2**20, members, stats)
+    return Status(epoch, identity(name, weight), state, uptime, False, version, 50 * 2**20, members, stats)
 
 
 def member(name: str, state: State = State.ALIVE, heard_ago: float = 0.25) -> MemberStatus:

@@ -5,8 +5,8 @@ import pytest
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.messages import State
 from django_clusterstate.core.timeline import Moment, What
-from django_clusterstate.panel.members import STATE_LABELS, rows, versions, views
-from django_clusterstate.panel.words import duration
+from django_clusterstate.panel.members import RECENT, STATE_LABELS, rows, versions, views
+from django_clusterstate.panel.words import LONGEST, duration
 from tests.panel.reports import identity, member, node, report, reports_of
 
 
@@ -50,6 +50,19 @@ def test_node_that_the_asked_one_sees_in_another_state_says_so() -> None:
     assert two.state == State.ALIVE
 
 
+def test_silent_members_that_only_others_know_are_listed_as_who_heard_them_last_says() -> None:
+    nodes = {
+        "one": node("one", members=(member("known", State.SUSPECT, 2.0),)),
+        "two": node("two", members=(member("known", State.ALIVE, 0.1), member("new", State.DOWN, 9.0))),
+        "three": node("three", members=(member("new", State.ALIVE, 0.2),)),
+    }
+    table = {row.name: row for row in rows(reports_of(ClusterStatus("one", nodes, {"new": "too late"})))}
+    known, new = table["known"], table["new"]
+    assert (known.state, known.heard_ago) == (State.SUSPECT, 2.0)
+    assert (new.state, new.heard_ago, new.silent) == (State.ALIVE, None, "too late")
+    assert new.address == "new.example:4370"
+
+
 def test_every_state_has_a_label() -> None:
     assert set(STATE_LABELS) == set(State)
 
@@ -67,11 +80,15 @@ def test_most_common_view_is_first() -> None:
 def test_restart_stands_out() -> None:
     before = Moment(60.0, What.DOWN, "two", b"an earlier start")
     now = Moment(50.0, What.JOINED, "two", identity("two").boot)
-    nodes = {"one": node("one"), "two": node("two")}
-    told = {"one": report(nodes["one"], timeline=[now, before])}
-    assert [row.restarted for row in rows(reports_of(ClusterStatus("one", nodes), told))] == [False, True]
-    told = {"one": report(nodes["one"], timeline=[now])}
-    assert [row.restarted for row in rows(reports_of(ClusterStatus("one", nodes), told))] == [False, False]
+
+    def restarted(timeline: list[Moment], uptime: float) -> list[bool]:
+        nodes = {"one": node("one"), "two": node("two", uptime=uptime)}
+        told = {"one": report(nodes["one"], timeline=timeline)}
+        return [row.restarted for row in rows(reports_of(ClusterStatus("one", nodes), told))]
+
+    assert restarted([now, before], 50.0) == [False, True]
+    assert restarted([now], 50.0) == [False, False]
+    assert restarted([now, before], RECENT) == [False, False]
 
 
 def test_version_that_most_others_do_not_run_stands_out() -> None:
@@ -92,7 +109,19 @@ def test_row_has_the_round_trip_and_the_requests_of_the_last_step() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 minute"), (7200, "2 hours"), (90000, "1 day, 1 hour")],
+    [
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 minute"),
+        (7200, "2 hours"),
+        (90000, "1 day, 1 hour"),
+        (LONGEST - 1, "99 years, 11 months"),
+        (LONGEST, "more than 100 years"),
+        (8e10, "more than 100 years"),
+        (1e300, "more than 100 years"),
+        (float("inf"), "more than 100 years"),
+        (float("nan"), "more than 100 years"),
+    ],
 )
 def test_duration_in_words(seconds: float, text: str) -> None:
     assert duration(seconds).replace("\xa0", " ") == text

@@ -5,7 +5,7 @@ import msgspec
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.membership import Timings
 from django_clusterstate.core.messages import State
-from django_clusterstate.panel.reachability import WIDEST, Hearing, matrix
+from django_clusterstate.panel.reachability import LISTED, WIDEST, Hearing, matrix
 from tests.panel.reports import member, node, reports_of
 
 TIMINGS = Timings()
@@ -30,6 +30,30 @@ def test_member_that_only_others_hear_is_lost() -> None:
     unreachable = msgspec.structs.replace(member("b", heard_ago=9.0), unreachable=True)
     (hearing,) = matrix(reports_of(ClusterStatus("a", {"a": node("a", members=(unreachable,))})), TIMINGS).wrong
     assert (hearing.listener, hearing.speaker, hearing.lost) == ("a", "b", True)
+
+
+def test_member_that_one_side_of_a_partition_holds_for_gone_is_lost_there_with_its_age() -> None:
+    nodes = {
+        "a": node("a", members=(member("b"), member("c", State.DOWN, 9.0))),
+        "b": node("b", members=(member("a"), member("c", State.LEFT, 8.0))),
+        "c": node("c", members=(member("a", State.DOWN, 9.5), member("b", State.DOWN, 9.5))),
+    }
+    told = matrix(reports_of(ClusterStatus("a", nodes)), TIMINGS)
+    assert told.speakers == ["a", "b", "c"]
+    assert [(one.listener, one.speaker, one.age, one.lost) for one in told.wrong] == [
+        ("a", "c", 9.0, True),
+        ("b", "c", 8.0, True),
+        ("c", "a", 9.5, True),
+        ("c", "b", 9.5, True),
+    ]
+    assert all(one.text for one in told.wrong)
+
+
+def test_no_more_are_listed_than_can_be_read() -> None:
+    for count, listed, more in ((LISTED, LISTED, 0), (LISTED + 3, LISTED, 3)):
+        silent = tuple(member(f"m{number}", State.SUSPECT, 2.0) for number in range(count))
+        told = matrix(reports_of(ClusterStatus("a", {"a": node("a", members=silent)})), TIMINGS)
+        assert (len(told.wrong), len(told.listed), told.more) == (count, listed, more)
 
 
 def test_matrix_of_many_is_too_wide() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from django_clusterstate.core.timeline import Moment, What
 from django_clusterstate.panel.timeline import _LOOKS, LABELS, SHOWN, TOGETHER, merged
+from django_clusterstate.panel.words import LONGEST
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOOT = bytes(16)
@@ -36,6 +37,24 @@ def test_what_one_node_tells_twice_happened_twice() -> None:
     assert [one.ago for one in merged({"a": twice}, NOW)] == [3.0, 5.0]
 
 
+def test_each_happening_has_a_key_that_stays_as_time_goes_by() -> None:
+    told = [Moment(ago, what, "x", boot) for ago, what, boot in (
+        (2.9, What.SUSPECTED, b"1"), (3.9, What.SUSPECTED, b"1"), (4.9, What.DOWN, b"1"), (5.9, What.SUSPECTED, b"2"),
+    )]  # fmt: skip
+    keys = [one.key for one in merged({"a": told}, NOW)]
+    assert keys == ["SUSPECTED-31-2", "SUSPECTED-31-1", "DOWN-31-1", "SUSPECTED-32-1"]
+    later = [Moment(one.ago + 7.5, one.what, one.name, one.boot) for one in told]
+    new = Moment(0.5, What.SUSPECTED, "x", b"1")
+    assert [one.key for one in merged({"a": [new, *later]}, NOW + timedelta(seconds=7.6))] == [
+        "SUSPECTED-31-3", *keys
+    ]  # fmt: skip
+
+
+def test_what_happened_before_all_calendars_is_told_too() -> None:
+    (one,) = merged({"a": [Moment(8e10, What.JOINED, "x", BOOT)]}, NOW)
+    assert one.at == NOW - timedelta(seconds=LONGEST)
+
+
 def test_what_is_told_much_later_happened_again() -> None:
     told = {
         "a": [Moment(30.0, What.SUSPECTED, "x", BOOT)],
@@ -52,6 +71,7 @@ def test_nothing_is_lost_and_all_is_in_order(timelines: dict[str, list[Moment]])
         assert sum(len(one.tellers) for one in happenings) == sum(map(len, timelines.values()))
     for one in happenings:
         assert len(set(one.tellers)) == len(one.tellers)
+    assert len({one.key for one in happenings}) == len(happenings)
 
 
 def test_only_the_last_are_shown() -> None:
