@@ -5,11 +5,13 @@ Each function has an `a…` twin for asynchronous code. They raise `Unavailable`
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from asgiref.sync import async_to_sync
 
 from . import conf
+from .client.aio import silence
 from .client.routing import Table, Target
 from .core.messages import SERVING, Identity, State
 from .exceptions import ClusterStateError, Unavailable
@@ -30,6 +32,13 @@ class ClusterStatus:
     asked: str = ""
     nodes: dict[str, wire.Status] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, table: Table, nodes: Iterable[wire.Status], silent: dict[str, str]) -> "ClusterStatus":
+        """What was answered, in order. `table` says which is this host's node."""
+        by_name = {status.identity.name: status for status in nodes}
+        asked = table.local_name if table.local_name in by_name else ""
+        return cls(asked, dict(sorted(by_name.items())), dict(sorted(silent.items())))
 
     @property
     def agree(self) -> bool:
@@ -127,18 +136,11 @@ async def aping(node: str) -> float | None:
 async def astatus() -> ClusterStatus:
     """Asks every node, all at once: what doesn't answer costs one deadline."""
     client = conf.get_async_client()
-    local = client.routing.local
     table = await client.table()
-    targets: list[Target] = list({local, *table.targets.values()})
+    targets: list[Target] = list({client.routing.local, *table.targets.values()})
     replies = await client.call_each([(target, _GET_STATUS) for target in targets])
-    nodes, silent = {}, {}
-    for target, reply in zip(targets, replies, strict=True):
-        if isinstance(reply, wire.Status):
-            nodes[reply.identity.name] = reply
-        else:
-            silent[target.name or str(target.address)] = str(reply)
-    asked = table.local_name if table.local_name in nodes else ""
-    return ClusterStatus(asked, dict(sorted(nodes.items())), dict(sorted(silent.items())))
+    nodes = [reply for reply in replies if isinstance(reply, wire.Status)]
+    return ClusterStatus.of(table, nodes, silence(targets, replies, wire.Status))
 
 
 def status() -> ClusterStatus:

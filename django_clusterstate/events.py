@@ -4,6 +4,9 @@
 the last hours in memory. The functions that read have an `a...` twin for asynchronous code; they merge what all nodes
 keep, leave out those that don't answer, and raise `Unavailable` when none does. They ask by the asynchronous client, as
 `cluster.status()` does: it makes its connections all at once, so that a silent node costs the others no time.
+
+`anames` and `adetails` take two more arguments: `patience`, seconds that they wait at most, if the deadline is longer;
+`silent`, to which they add which nodes are left out, by name, and why.
 """
 
 from collections import Counter, defaultdict
@@ -15,6 +18,7 @@ import msgspec
 from asgiref.sync import async_to_sync
 
 from . import conf
+from .client.aio import AsyncClient, from_now, silence
 from .client.routing import Table, Target
 from .client.tracking import Field
 from .core.events import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, Account, Totals
@@ -145,12 +149,14 @@ def names() -> list[Totals]:
     return async_to_sync(anames)()
 
 
-async def anames() -> list[Totals]:
-    client = conf.get_async_client()
+async def anames(*, patience: float | None = None, silent: dict[str, str] | None = None) -> list[Totals]:
+    client, until = conf.get_async_client(), from_now(patience)
     found: list[Totals] = []
-    wanted = _first_pages(await client.table())
+    left_out = {} if silent is None else silent
+    wanted = _first_pages(await _table(client, patience))
     while wanted:
-        replies = await client.call_each([(target, _request(after=after)) for target, after in wanted])
+        replies = await client.call_each([(target, _request(after=after)) for target, after in wanted], until)
+        left_out |= silence([target for target, _ in wanted], replies, wire.EventNames)
         wanted = _take_pages(found, wanted, replies)
     return _merged_names(found)
 
@@ -163,10 +169,13 @@ def details(name: str) -> Details:
     return async_to_sync(adetails)(name)
 
 
-async def adetails(name: str) -> Details:
-    client = conf.get_async_client()
-    targets = _targets(await client.table())
-    return _merged(_accounts(targets, await client.call_each([(target, _request(name)) for target in targets])))
+async def adetails(name: str, *, patience: float | None = None, silent: dict[str, str] | None = None) -> Details:
+    client, until = conf.get_async_client(), from_now(patience)
+    targets = _targets(await _table(client, patience))
+    replies = await client.call_each([(target, _request(name)) for target in targets], until)
+    if silent is not None:
+        silent |= silence(targets, replies, wire.EventAccount)
+    return _merged(_accounts(targets, replies))
 
 
 def counts(name: str) -> Counts:
@@ -205,6 +214,11 @@ def _request(name: str = "", after: str = "") -> bytes:
     return frame(wire.encode(wire.GetEvents(name, after)))
 
 
+async def _table(client: AsyncClient, patience: float | None) -> Table:
+    """In half of the time, so that the nodes have the rest."""
+    return await client.table(from_now(None if patience is None else patience / 2))
+
+
 def _targets(table: Table) -> list[Target]:
     if not table.targets:
         raise Unavailable("no node has been reached, or none has joined yet. Start one with: manage.py clusternode")
@@ -220,10 +234,10 @@ def _take_pages(found: list[Totals], asked: list[tuple[Target, str]], replies: R
     if all(isinstance(reply, ClusterStateError) for reply in replies) and not found:
         raise _failure(replies)
     more = []
-    for (target, _), reply in zip(asked, replies, strict=True):
+    for (target, after), reply in zip(asked, replies, strict=True):
         if isinstance(reply, wire.EventNames):
             found += reply.events
-            if len(reply.events) >= PAGE:
+            if len(reply.events) >= PAGE and reply.events[-1].name > after:
                 more.append((target, reply.events[-1].name))
     return more
 

@@ -17,11 +17,13 @@ from django.urls import reverse
 from django.utils import translation
 
 from django_clusterstate import conf, events
+from django_clusterstate.client import aio as requester
 from django_clusterstate.core.events import Totals
 from django_clusterstate.core.sketch import Counted
 from django_clusterstate.events import Counts, Details, Recent
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.panel import events as panel
+from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
 from tests.pages import Page, staff
@@ -53,7 +55,7 @@ def totals(name: str, hour: int = 1) -> Totals:
 def tell(monkeypatch: pytest.MonkeyPatch, *known: Totals) -> None:
     """The nodes know these events, and no others."""
 
-    async def anames() -> list[Totals]:
+    async def anames(**how: Any) -> list[Totals]:
         return list(known)
 
     monkeypatch.setattr(events, "anames", anames)
@@ -63,7 +65,7 @@ def detail(monkeypatch: pytest.MonkeyPatch, *, top: list[Counted[str]], recent: 
     """The nodes keep this of every event."""
     total = max(1, sum(times for _, times, _ in top))
 
-    async def adetails(name: str) -> Details:
+    async def adetails(name: str, **how: Any) -> Details:
         return Details(Counts(total, [total] + [0] * 59, [total] + [0] * 47), top, recent)
 
     monkeypatch.setattr(events, "adetails", adetails)
@@ -321,13 +323,32 @@ class TestTrouble:
     def test_nodes_that_tell_nothing_of_events_are_a_message(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        async def refuse(*args: str) -> Any:
+        async def refuse(*args: str, **how: Any) -> Any:
             raise Unavailable("no such request")
 
         monkeypatch.setattr(events, "anames", refuse)
         monkeypatch.setattr(events, "adetails", refuse)
         assert "no such request" in Page(client.get(PAGE)).text
         assert "no such request" in Page(client.get(PAGE, {"name": "a"})).text
+
+    @pytest.mark.usefixtures("cluster")
+    @pytest.mark.parametrize("query", [{}, {"name": "a"}], ids=str)
+    def test_node_that_gives_no_events_is_named(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch, query: dict[str, str]
+    ) -> None:
+        call_each = requester.AsyncClient.call_each
+
+        async def without_beta(self: Any, requests: Any, until: float | None = None) -> list[Any]:
+            replies = await call_each(self, requests, until)
+            return [
+                wire.Failed(1, "none") if target.name == "beta" else reply
+                for (target, _), reply in zip(requests, replies, strict=True)
+            ]
+
+        monkeypatch.setattr(requester.AsyncClient, "call_each", without_beta)
+        text = Page(client.get(PAGE, query)).text
+        assert "1 node doesn't answer. What is counted there is left out." in text
+        assert re.search(r"node beta at \S+ answered with Failed", text)
 
     @pytest.mark.parametrize("visits", [1, 2], ids=["without connections", "with connections"])
     def test_rest_is_shown_within_half_a_second_when_a_node_stands_still(
@@ -353,7 +374,7 @@ class TestTrouble:
             stop()
             return await browser.get(PAGE, {"name": name})
 
-        with LocalCluster(folder, NODES, env={"CLUSTERSTATE_DEADLINE": "0.15"}) as cluster:
+        with LocalCluster(folder, NODES, env={"CLUSTERSTATE_DEADLINE": "5"}) as cluster:
             cluster.start()
             cluster.wait_for()
             with using(cluster, "alpha"):

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ from django.utils.safestring import mark_safe
 from django_clusterstate import cluster as functions
 from django_clusterstate import conf, events
 from django_clusterstate.client import tracking
+from django_clusterstate.client.routing import Target
+from django_clusterstate.core.events import PAGE, Totals
 from django_clusterstate.exceptions import Unavailable
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import TcpAddress
 from testproject.processes import ROOT, LocalCluster, Process, wait_until
 from tests.conftest import NODES, using
 
@@ -243,6 +248,27 @@ def test_node_that_stands_still_for_a_moment_counts_all_once(folder: Path, name:
             gamma = cluster.status("gamma")
             assert gamma is not None
             assert gamma.stats.events > 0
+
+
+@pytest.mark.parametrize(("first", "after", "goes_on"), [("b", "a", True), ("a", "b", False), ("b", "b", False)])
+def test_node_that_tells_the_same_names_again_is_asked_no_more(first: str, after: str, goes_on: bool) -> None:
+    target, page = Target("n", TcpAddress("127.0.0.1", 1)), [Totals(first, 0, 0, 1, 1.0)] * PAGE
+    more = events._take_pages([], [(target, after)], [wire.EventNames(1, page)])
+    assert more == ([(target, first)] if goes_on else [])
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_nodes_that_have_no_time_to_answer_are_told(name: str) -> None:
+    await events.anames()  # the view is known now, and the connections stand
+    silent: dict[str, str] = {}
+    for ask in (events.anames, partial(events.adetails, name)):
+        with pytest.raises(Unavailable, match="no answer in time"):
+            await ask(patience=0.0, silent=silent)
+        assert set(silent) == set(NODES)
+        silent.clear()
+        await ask(patience=5.0, silent=silent)
+        assert silent == {}
+    assert all(not target.failures for target in (await conf.get_async_client().table()).targets.values())
 
 
 @pytest.mark.usefixtures("no_node")

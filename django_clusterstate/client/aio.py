@@ -1,6 +1,7 @@
 """The asyncio face of a requester: one pipelined connection for each node and event loop."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -107,18 +108,25 @@ class AsyncClient:
             self.routing.noticed(reply.epoch, now)
         return reply
 
-    async def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
-        """As `Client.call_each`."""
+    async def call_each(
+        self, requests: Sequence[tuple[Target, bytes]], until: float | None = None
+    ) -> list[Reply | ClusterStateError]:
+        """As `Client.call_each`. For who waits less long than the deadline: what hasn't come by `until`, a time of the
+        running loop's clock, is `Unavailable`, and no node is blamed for it."""
         now = self._clock()
         if len(requests) == 1:
-            return [await self._call_or_error(*requests[0], now)]
-        return await asyncio.gather(*(self._call_or_error(target, request, now) for target, request in requests))
+            return [await self._call_or_error(*requests[0], now, until)]
+        return await asyncio.gather(*(self._call_or_error(target, request, now, until) for target, request in requests))
 
-    async def table(self) -> Table:
-        """As `Client.table`."""
+    async def table(self, until: float | None = None) -> Table:
+        """As `Client.table`. The last view if no other comes by `until`; meanwhile a process without any asks twice."""
         now = self._clock()
         if now >= self.routing.refresh_at:
-            await self._refresh(now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._refresh(now)
+                    if until is not None and not self.routing.table.targets:
+                        await self._refresh(self._clock())
         return self.routing.table
 
     async def close(self) -> None:
@@ -157,9 +165,14 @@ class AsyncClient:
         await connections.start()
         return connections
 
-    async def _call_or_error(self, target: Target, request: bytes, now: float) -> Reply | ClusterStateError:
+    async def _call_or_error(
+        self, target: Target, request: bytes, now: float, until: float | None
+    ) -> Reply | ClusterStateError:
         try:
-            return await self.call_node(target, request, now)
+            async with asyncio.timeout_at(until):
+                return await self.call_node(target, request, now)
+        except TimeoutError:
+            return Unavailable(f"{target}: no answer in time")
         except ClusterStateError as error:
             return error
 
@@ -185,6 +198,26 @@ class AsyncClient:
         connections = self._loops.get(asyncio.get_running_loop())
         if connections is not None and (connection := connections.open.pop(target, None)) is not None:
             connection.close()
+
+
+def from_now(seconds: float | None) -> float | None:
+    """That time of the running loop's clock, as `until` has it."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+
+def silence(
+    targets: Sequence[Target],
+    replies: Sequence[Reply | ClusterStateError],
+    wanted: type[Reply] | tuple[type[Reply], ...],
+) -> dict[str, str]:
+    """Which nodes didn't give the wanted answer, by name, and why."""
+    return {
+        target.name or str(target.address): (
+            str(reply) if isinstance(reply, ClusterStateError) else f"{target} answered with {type(reply).__name__}"
+        )
+        for target, reply in zip(targets, replies, strict=True)
+        if not isinstance(reply, wanted)
+    }
 
 
 def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:

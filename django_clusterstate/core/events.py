@@ -70,8 +70,8 @@ class Account(msgspec.Struct, frozen=True, array_like=True):
     """All that is kept of an event: counts by minute (60) and by hour (48), keys and samples, the latest first."""
 
     total: int
-    minutes: list[int]
-    hours: list[int]
+    minutes: Annotated[list[int], Meta(min_length=MINUTES, max_length=MINUTES)]
+    hours: Annotated[list[int], Meta(min_length=HOURS, max_length=HOURS)]
     top: list[Counted[str]]
     recent: list[Sample]
 

@@ -1,10 +1,8 @@
 """The tab "Events": all names, or what is kept of one.
 
-The nodes are asked for their status and for their events at once, on connections that are made at once: one that
-doesn't answer costs a deadline, and the page says that it is missing.
+A node that doesn't answer in time is left out, and the page says so.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +10,13 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 
-from .. import cluster, conf, events
+from .. import conf, events
 from ..core.events import MAX_NAME, MAX_SAMPLES, Totals
 from ..core.sketch import Counted
 from ..events import Recent
 from ..exceptions import ClusterStateError
 from .pictures import Bar, bars, lengths
+from .reports import PATIENCE
 from .words import duration
 
 MAX_NAMES = 200  # shown at once; there may be a thousand, and more on several nodes
@@ -69,16 +68,16 @@ def gather(name: str, query: str) -> dict[str, Any]:
 
 
 async def _gather(name: str, query: str) -> dict[str, Any]:
-    question = _one(name) if name else _all(query)
-    status, answer = await asyncio.gather(cluster.astatus(), question)
-    return {"status": status, "socket": str(conf.get_settings().socket), **answer}
-
-
-async def _all(query: str) -> dict[str, Any]:
+    silent: dict[str, str] = {}
     try:
-        known = await events.anames()
+        answer = await (_one(name, silent) if name else _all(query, silent))
     except ClusterStateError as error:
-        return {"error": str(error)}
+        answer = {"unanswered": list(silent.values()) or [str(error)]}
+    return {"name": name, "silent": silent, "socket": str(conf.get_settings().socket), **answer}
+
+
+async def _all(query: str, silent: dict[str, str]) -> dict[str, Any]:
+    known = await events.anames(patience=PATIENCE, silent=silent)
     wanted = query.strip().casefold()
     found = sorted((one for one in known if wanted in one.name.casefold()), key=_busiest_first)
     return {
@@ -89,20 +88,16 @@ async def _all(query: str) -> dict[str, Any]:
     }
 
 
-async def _one(name: str) -> dict[str, Any]:
-    """Without `total` when the event isn't known."""
+async def _one(name: str, silent: dict[str, str]) -> dict[str, Any]:
+    """Empty when the event isn't known."""
     if len(name) > MAX_NAME:
-        return {"name": name}
-    try:
-        details = await events.adetails(name)
-    except ClusterStateError as error:
-        return {"name": name, "error": str(error)}
+        return {}
+    details = await events.adetails(name, patience=PATIENCE, silent=silent)
     if not details.counts.total:
-        return {"name": name}
+        return {}
     columns = _columns(details.recent)
     samples = [_sample(sample, columns) for sample in details.recent[:MAX_SAMPLES]]
     return {
-        "name": name,
         "total": details.counts.total,
         "minutes": chart(details.counts.minutes),
         "hours": chart(details.counts.hours),

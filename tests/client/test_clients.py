@@ -17,7 +17,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from django_clusterstate import conf
-from django_clusterstate.client.aio import AsyncClient
+from django_clusterstate.client.aio import AsyncClient, from_now
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, Table, Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.messages import NO_VIEW, Identity, View
@@ -577,6 +577,34 @@ async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:
         with pytest.raises(asyncio.CancelledError):
             await cancelled
     assert target.failures == 0
+
+
+async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
+    with Nodes(answering(), mute) as requests:
+        client = AsyncClient(requests[0][0].address, KEYS, 60.0)
+        start = time.monotonic()
+        replies = await client.call_each(requests, from_now(0.2))
+        assert kinds(replies) == [wire.Done, Unavailable]
+        assert str(replies[1]) == f"{requests[1][0]}: no answer in time"
+        assert time.monotonic() - start < 10
+        assert [target.failures for target, _ in requests] == [0, 0]
+        await client.close()
+
+
+async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
+    with ScriptedNode(mute) as node:
+        client = AsyncClient(node.address, KEYS, 60.0)
+        last = client.routing.table = Table(NO_VIEW, "", {"n": Target("n", node.address)})
+        start = time.monotonic()
+        assert await client.table(from_now(0.2)) is last
+        assert time.monotonic() - start < 10
+        await client.close()
+
+
+async def test_who_knows_no_view_and_does_not_wait_long_asks_twice(tmp_path: Path) -> None:
+    client = AsyncClient(UnixAddress(str(tmp_path / "none")), KEYS, 60.0)
+    assert (await client.table(from_now(5.0))).targets == {}
+    assert client.routing.local.failures == 2
 
 
 async def test_closed_client_can_be_used_again(async_client: AsyncClient) -> None:

@@ -77,7 +77,9 @@ EXAMPLES: list[wire.Message] = [
     wire.Scanned(1, [b"ns\0a"], (2.5, 2**63 - 1)),
     wire.Scanned(1, []),
     wire.EventNames(1, [Totals("login", 1, 20, 300, 4.5)]),
-    wire.EventAccount(1, Account(9, [1, 8], [9], [Counted("17", 9, 1)], [Sample(7, "17", b"\x80", 0.5)])),
+    wire.EventAccount(
+        1, Account(9, [1, 8] + [0] * 58, [9] + [0] * 47, [Counted("17", 9, 1)], [Sample(7, "17", b"\x80", 0.5)])
+    ),
     wire.EventAccount(1, None),
     status,
     wire.Report(1, status, [Moment(0.5, What.DOWN, "beta", bytes(16))], {"hits": [1, 0]}, [Counted(b"k", 9, 1)], []),
@@ -96,6 +98,11 @@ def refused(data: bytes) -> None:
     for decode in (wire.decode_request, wire.decode_reply):
         with pytest.raises(wire.DECODE_ERRORS):
             decode(data)
+
+
+@pytest.mark.parametrize(("minutes", "hours"), [(59, 48), (61, 48), (60, 47), (60, 49), (0, 0)])
+def test_account_of_an_event_with_other_spans_is_refused(minutes: int, hours: int) -> None:
+    refused(wire.encode(wire.EventAccount(1, Account(1, [1] * minutes, [1] * hours, [], []))))
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
