@@ -9,11 +9,10 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext
-from django.views.decorators.http import require_POST
 
 from . import models
 from .panel import actions, events, keys
-from .panel.overview import overview, overview_with
+from .panel.overview import overview
 
 
 @admin.register(models.Cluster)
@@ -30,7 +29,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         return [
             path("", self.admin_site.admin_view(self.changelist_view), name=f"{model}_changelist"),
             path("events/", self.admin_site.admin_view(self.events_view), name=f"{model}_events"),
-            path("act/", self.admin_site.admin_view(require_POST(self.act_view)), name=f"{model}_act"),
+            path("act/", self.admin_site.admin_view(self.act_view), name=f"{model}_act"),
         ]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -81,10 +80,12 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         return TemplateResponse(request, template, context)
 
     def act_view(self, request: HttpRequest) -> HttpResponse:
-        """Does what a form of the look-up asks for, and goes back to it."""
+        """Does what a form of the look-up asks for, and goes back to it. What isn't a POST only goes back: the login
+        leads here, when the session has ended meanwhile."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        actions.act(request)
+        if request.method == "POST":
+            actions.act(request)
         page = f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"
         return HttpResponseRedirect(reverse(page, query=request.GET, current_app=self.admin_site.name))
 
@@ -93,7 +94,7 @@ def _whole(request: HttpRequest) -> dict[str, Any]:
     """All that the page shows: also the look-up, and what this user may do. Raises `ImproperlyConfigured`."""
     form = keys.KeyForm(request.GET if "key" in request.GET else None)
     return {
-        **(overview_with(form) if form.is_valid() else overview()),
+        **overview(form),
         "form": form,
         "query": request.GET.urlencode(),
         "clear_form": actions.ClearForm(),

@@ -38,8 +38,7 @@ class Panel:
         env = {"DEMO_RUN_DIR": str(folder), "DJANGO_SETTINGS_MODULE": settings, "CLUSTERSTATE_DEADLINE": "1"}
         self.nodes = LocalCluster(folder, NODES, env=env)
         # Browsers open connections before they need them: a worker of gunicorn that has one thread would wait on such.
-        # And a busy machine may hold up a process for longer than the default deadline of 0.1 s.
-        self.env = {**self.nodes.env(NODES[0]), "GUNICORN_CMD_ARGS": "--threads 4", "CLUSTERSTATE_DEADLINE": "1"}
+        self.env = {**self.nodes.env(NODES[0]), "GUNICORN_CMD_ARGS": "--threads 4"}
         self._sites = {server: Site(server, NODES[0], free_port(), server) for server in servers}
         self._processes: dict[str, Process] = {}
 

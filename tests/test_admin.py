@@ -18,12 +18,14 @@ from django.test import AsyncClient, Client, override_settings
 from django.urls import reverse
 from django.utils import translation
 
-from django_clusterstate import admin, conf, ratelimit
 from django_clusterstate import cluster as functions
+from django_clusterstate import conf, ratelimit
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.messages import State
 from django_clusterstate.panel import overview
+from django_clusterstate.panel.keys import LookUp, Question
+from django_clusterstate.panel.reports import Reports
 from tests.conftest import NODES
 from tests.pages import Page, staff
 from tests.panel.reports import member, node, reports_of
@@ -52,7 +54,10 @@ def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus) -> Page:
-    monkeypatch.setattr(overview, "gather", lambda: reports_of(status))
+    async def gather() -> Reports:
+        return reports_of(status)
+
+    monkeypatch.setattr(overview, "gather", gather)
     return Page(client.get(PAGE))
 
 
@@ -116,10 +121,12 @@ class TestRealCluster:
             for key in map(str, range(20))
         )
 
-    @pytest.mark.parametrize("query", [{"kind": "cache:none", "key": "k"}, {"kind": "plain", "key": ""}, {"key": "k"}])
+    @pytest.mark.parametrize(
+        "query", [{"kind": "cache:none", "key": "k"}, {"kind": "plain", "key": "\0"}, {"key": "k"}]
+    )
     def test_form_says_what_is_wrong(self, client: Client, query: dict[str, str]) -> None:
         response = client.get(PAGE, query)
-        assert "found" not in response.context
+        assert response.context["found"] is None
         assert [attrs for attrs in Page(response).all("ul") if attrs.get("class") == "errorlist"]
 
     def test_key_is_escaped(self, client: Client) -> None:
@@ -170,13 +177,13 @@ class TestLive:
 
     @pytest.mark.usefixtures("cluster")
     def test_key_is_not_looked_up_again(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[object] = []
+        asked: list[Question] = []
 
-        def overview_with(form: object) -> dict[str, object]:
-            asked.append(form)
-            return overview.overview()
+        async def look_up(question: Question) -> LookUp:
+            asked.append(question)
+            return LookUp([])
 
-        monkeypatch.setattr(admin, "overview_with", overview_with)
+        monkeypatch.setattr(overview, "alook_up", look_up)
         client.get(PAGE, {"kind": "plain", "key": "k", "live": ""})
         assert asked == []
         client.get(PAGE, {"kind": "plain", "key": "k"})

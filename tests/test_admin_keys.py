@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -97,6 +98,11 @@ def flat(page: Page) -> str:
     return re.sub(r"\s+", " ", page.text.replace("\xa0", " "))
 
 
+def tenants_key(key: str, prefix: str, version: int) -> str:
+    """As those of multi-tenant projects, it asks the connection of its thread."""
+    return f"{Permission.objects.count()}:{key}"
+
+
 @pytest.mark.usefixtures("cluster")
 class TestCacheKey:
     @pytest.mark.parametrize(("value", "size"), [(7, "8 bytes"), (-(2**62), "8 bytes"), ("x" * 5000, "4.9 KB")])
@@ -136,6 +142,13 @@ class TestCacheKey:
         assert act(client, "delete_cache_key", kind="cache:two", key=key, version="5")[0] == "success"
         assert (caches["two"].get(key), caches["two"].get(key, version=5)) == ("value", None)
         assert log()[0][1] == f"cache:two / {key} / version 5"
+
+    @override_settings(CACHES={"default": {"BACKEND": CACHE, "KEY_FUNCTION": tenants_key}})
+    def test_key_may_depend_on_the_database_connection_of_the_request(self, client: Client, key: str) -> None:
+        caches["default"].set(key, "value")
+        assert look_up(client, "cache:default", key)[0].entry.found
+        assert act(client, "delete_cache_key", kind="cache:default", key=key)[0] == "success"
+        assert caches["default"].get(key) is None
 
     @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
     def test_key_that_is_hashed_is_found_and_deleted(self, client: Client, key: str) -> None:
@@ -246,6 +259,28 @@ class TestLimit:
         assert act(client, "reset_limit", kind="limit", group=key, key="k")[0] == "success"
         assert look_up(client, "limit", "k", group=key)[0].counts == []
 
+    def test_what_is_counted_anywhere_is_shown_and_reset(self, client: Client, key: str) -> None:
+        limit, asking = Limit.parse("3/h"), conf.get_client()
+        local, rankings = asking.table().local_name, ((f"k{n}", ratelimit.routing_key(key, f"k{n}")) for n in range(99))
+        name, whole = next(pair for pair in rankings if asking.table().ranking(pair[1])[2].name != local)
+        last = asking.table().ranking(whole)[2]
+        asking.call_node(last, counting._request(limit, whole, 1, True, False))
+        assert [(count.node, count.used) for count in look_up(client, "limit", name, group=key)[0].counts] == [
+            (last.name, 1)
+        ]
+        assert act(client, "reset_limit", kind="limit", group=key, key=name)[0] == "success"
+        assert look_up(client, "limit", name, group=key)[0].counts == []
+        assert log()[0][3] == f"Reset: 1 of 3/h at {last.name}."
+
+    def test_limit_without_a_key_is_found_and_reset(self, client: Client, key: str) -> None:
+        ratelimit.hit(Limit.parse("3/h"), key, "")
+        found, page = look_up(client, "limit", "", group=key)
+        assert [count.used for count in found.counts] == [1]
+        assert f"{found.owner} owns the empty key." in flat(page)
+        assert act(client, "reset_limit", kind="limit", group=key, key="")[0] == "success"
+        assert look_up(client, "limit", "", group=key)[0].counts == []
+        assert log()[0][1] == f"limit / {key} / "
+
     def test_limits_of_an_engine_are_not_looked_for_in_the_nodes(
         self, client: Client, key: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -253,7 +288,7 @@ class TestLimit:
         monkeypatch.setenv("CLUSTERSTATE_LIMITS_STORAGE", "redis://127.0.0.1:1/0")
         conf.forget()
         found, page = look_up(client, "limit", "k", group=key)
-        assert (found.storage, found.counts) == ("redis", [])
+        assert found.counts == []
         assert "Limits are counted in redis, as LIMITS_STORAGE says, and not in the nodes." in flat(page)
         assert "owns k" not in flat(page)
         assert "reset_limit" not in actions_on(page)
@@ -379,8 +414,16 @@ class TestPermissions:
     def test_only_a_post_acts(self, client: Client, key: str, method: str) -> None:
         caches["default"].set(key, "value")
         where = address(kind="cache:default", key=key) + "&action=delete_cache_key"
-        assert getattr(client, method)(where).status_code == 405
+        response = getattr(client, method)(where)
+        assert (response.status_code, response["Location"]) == (302, where.replace(ACT, PAGE))
         assert caches["default"].get(key) == "value"
+
+    def test_who_logs_in_again_comes_back_to_the_look_up(self, client: Client, key: str) -> None:
+        where = address(kind="cache:default", key=key)
+        response = Client().post(where, {"action": "delete_cache_key"})
+        (after_login,) = parse_qs(urlsplit(response["Location"]).query)["next"]
+        response = client.get(after_login)
+        assert (response.status_code, response["Location"]) == (302, where.replace(ACT, PAGE))
 
     def test_anonymous_is_sent_to_the_login(self, key: str) -> None:
         caches["default"].set(key, "value")
@@ -481,7 +524,7 @@ class TestTrouble:
         assert [(count.node, count.used, bool(count.frees)) for count in found.counts] == [("one", 1, True)]
         assert "one in its owner's place 1 denied for" in flat(page)
         told = act(client, "reset_limit", kind="limit", group=stopped, key=stopped)
-        assert told == ("warning", "What other nodes counted in its place was reset, but two doesn't answer.")
+        assert told == ("warning", "The limit was reset, but not everywhere: no answer from two.")
         assert ratelimit.hit(limit, stopped, stopped).allowed
         assert [entry[1:] for entry in log()] == [(f"limit / {stopped} / {stopped}", CHANGE, "Reset: 1 of 1/d at one.")]
 
@@ -490,6 +533,37 @@ class TestTrouble:
         assert level == "warning"
         assert message.startswith("The cache “default” was emptied, but not everywhere: node two at")
         assert log()[0][3].startswith("Emptied the cache, but not everywhere: node two at")
+
+    def test_cache_that_is_emptied_nowhere_says_so_and_the_log_nothing(
+        self, client: Client, stopped: str, pair: LocalCluster
+    ) -> None:
+        pair.processes["one"].signal(signal.SIGSTOP)
+        try:
+            level, message = act(client, "clear_cache", alias="default", confirmed="on")
+        finally:
+            pair.processes["one"].signal(signal.SIGCONT)
+        assert (level, "emptied" in message) == ("error", False)
+        assert "node one at" in message
+        assert "node two at" in message
+        assert log() == []
+
+    def test_node_that_falls_silent_before_it_forgets_its_count_is_named(
+        self, client: Client, stopped: str, pair: LocalCluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ratelimit.hit(Limit.parse("1/d", on_unavailable="local"), stopped, stopped)
+        reset = ratelimit.reset
+
+        def stop_first(*args: Any) -> bool:
+            pair.processes["one"].signal(signal.SIGSTOP)
+            return reset(*args)
+
+        monkeypatch.setattr(ratelimit, "reset", stop_first)
+        try:
+            told = act(client, "reset_limit", kind="limit", group=stopped, key=stopped)
+        finally:
+            pair.processes["one"].signal(signal.SIGCONT)
+        assert told == ("error", "Nothing was reset: no answer from one, two.")
+        assert log() == []
 
     def test_page_answers_within_half_a_second_all_the_same(self, client: Client, stopped: str) -> None:
         client.get(PAGE)
@@ -518,7 +592,7 @@ class TestTrouble:
         "fields",
         [
             {"action": "reset_limit"},
-            {"action": "reset_limit", "kind": "limit", "key": ""},
+            {"action": "reset_limit", "kind": "limit", "key": "k\0"},
             {"action": "delete_cache_key", "kind": "cache:none", "key": "k"},
             {"action": "delete_cache_key", "kind": "cache:default", "key": "k", "version": "new"},
             {"action": "delete_cache_key", "kind": "cache:default", "key": "k\0"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.test import Client, override_settings
@@ -16,6 +17,7 @@ from django.test import Client, override_settings
 from django_clusterstate import cluster as functions
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.core.messages import State
+from django_clusterstate.core.timeline import Moment, What
 from django_clusterstate.panel import overview
 from django_clusterstate.panel.reports import Reports, gather
 from testproject.processes import LocalCluster, wait_until
@@ -52,7 +54,7 @@ def live(client: Client) -> Page:
 @pytest.mark.usefixtures("cluster")
 class TestReports:
     def test_every_node_tells_of_itself_and_the_way_to_it_is_measured(self) -> None:
-        reports = gather()
+        reports = async_to_sync(gather)()
         assert list(reports.status.nodes) == sorted(reports.of) == sorted(reports.round_trips) == list(NODES)
         assert reports.status.asked == NODES[0]
         assert reports.status.agree
@@ -141,6 +143,24 @@ class TestTrouble:
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
         assert "n01 heard n00 2.5 s ago." in page.text
         assert "n01 doesn't know n29." in page.text
+        assert "more are wrong" not in page.text
+        for name in names:
+            nodes[name] = node(name, members=tuple(member(other, State.DOWN, 9.0) for other in names if other != name))
+        page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
+        assert page.text.count(" 9.0 s ago.") == 50
+        assert "820 more are wrong." in page.text
+
+    def test_time_that_no_calendar_knows_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = node("one", members=(member("two", State.DOWN, 8e10),), uptime=8e10)
+        told = {"one": report(one, timeline=[Moment(8e10, What.JOINED, "one", bytes(16))])}
+        page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", {"one": one}), told))
+        assert "more than 100 years" in page.text
+
+    def test_limit_without_a_key_has_a_link_with_a_name(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        one, key = node("one"), ratelimit.routing_key("login", "")
+        reports = reports_of(functions.ClusterStatus("one", {"one": one}), {"one": report(one, denied=[(key, 3, 0)])})
+        page = _shown(client, monkeypatch, reports)
+        assert "login without a key 3" in page.text
 
     def test_names_and_keys_are_escaped(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         name, key = "<b>'\"", ratelimit.routing_key("<i>", "<script>alert(1)</script>")
@@ -152,7 +172,10 @@ class TestTrouble:
 
 
 def _shown(client: Client, monkeypatch: pytest.MonkeyPatch, reports: Reports) -> Page:
-    monkeypatch.setattr(overview, "gather", lambda: reports)
+    async def gather() -> Reports:
+        return reports
+
+    monkeypatch.setattr(overview, "gather", gather)
     return live(client)
 
 

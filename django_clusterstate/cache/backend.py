@@ -13,6 +13,8 @@ from typing import Any
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 
 from .. import conf
+from ..client.routing import Target
+from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
 from .extras import Extras
@@ -121,10 +123,15 @@ class ClusterCache(Extras):
 
     def clear(self) -> None:
         """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
+        self._cleared(list(self.clear_each().values()))
+
+    def clear_each(self) -> dict[Target, wire.Reply | ClusterStateError]:
+        """The same, and what each node answers."""
         client = conf.get_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
         try:
-            self._cleared(client.call_each([(target, request) for target in self._everywhere(client.table())]))
+            targets = self._everywhere(client.table())
+            return dict(zip(targets, client.call_each([(target, request) for target in targets]), strict=True))
         finally:
             self._near.clear()
 

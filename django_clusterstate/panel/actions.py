@@ -14,8 +14,11 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf, models, ratelimit
+from ..client.aio import silence
 from ..exceptions import ClusterStateError
 from ..ratelimit.limit import MAX_RATES
+from ..wire import messages as wire
+from ..wire.framing import frame
 from . import keys
 
 
@@ -78,24 +81,38 @@ def _reset_limit(request: HttpRequest) -> Outcome:
     form = keys.KeyForm(request.GET)
     if not form.is_valid() or not form.is_limit:
         return _refused(form)
-    found = keys.look_up(form)
-    if found.storage:
-        return Outcome(messages.ERROR, gettext("Limits aren't counted in the nodes, but in %s.") % found.storage)
+    if form.storage:
+        return Outcome(messages.ERROR, gettext("Limits aren't counted in the nodes, but in %s.") % form.storage)
+    question = form.question()
+    found = keys.look_up(question)
     if not found.counts:
-        if found.problem:
-            return Outcome(messages.ERROR, found.problem)
-        return Outcome(messages.WARNING, gettext("Nothing was counted for this key."))
+        nothing = Outcome(messages.WARNING, gettext("Nothing was counted for this key."))
+        return Outcome(messages.ERROR, found.problem) if found.problem else nothing
     rules = list(dict.fromkeys(count.rule for count in found.counts))
     limits = [ratelimit.Limit(tuple(rules[at : at + MAX_RATES])) for at in range(0, len(rules), MAX_RATES)]
     group, key = form.cleaned_data["group"], form.cleaned_data["key"]
-    done = [ratelimit.reset(limit, group, key) for limit in limits]
-    if all(done):
-        level, message = messages.SUCCESS, gettext("The limit was reset.")
-    else:
-        level = messages.WARNING
-        message = gettext("What other nodes counted in its place was reset, but %s doesn't answer.") % found.owner
-    counts = ", ".join(f"{count.used} of {count.rate} at {count.node}" for count in found.counts)
-    return Outcome(level, message, form.name, CHANGE, f"Reset: {counts}.")
+    others = {count.node for count in found.counts} - {found.owner}
+    failed: set[str] = set()
+    for limit in limits:
+        if not ratelimit.reset(limit, group, key):
+            failed.add(found.owner)
+        failed |= _reset_at(others, question.key, limit)
+    counts = ", ".join(f"{one.used} of {one.rate} at {one.node}" for one in found.counts if one.node not in failed)
+    logged = f"Reset: {counts}." if counts else ""
+    if not failed:
+        return Outcome(messages.SUCCESS, gettext("The limit was reset."), form.name, CHANGE, logged)
+    silent = ", ".join(sorted(failed))
+    if not logged:
+        return Outcome(messages.ERROR, gettext("Nothing was reset: no answer from %s.") % silent)
+    message = gettext("The limit was reset, but not everywhere: no answer from %s.") % silent
+    return Outcome(messages.WARNING, message, form.name, CHANGE, logged)
+
+
+def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
+    """Forgets what these nodes count of a key. Returns those that didn't answer."""
+    client, request = conf.get_client(), frame(wire.encode(wire.Reset(key, list(limit.rules))))
+    targets = [target for name, target in client.table().targets.items() if name in nodes]
+    return set(silence(targets, client.call_each([(target, request) for target in targets]), wire.Done))
 
 
 def _delete_cache_key(request: HttpRequest) -> Outcome:
@@ -112,18 +129,18 @@ def _clear_cache(request: HttpRequest) -> Outcome:
     if not form.is_valid():
         return _refused(form)
     alias = form.cleaned_data["alias"]
+    replies = form.caches[alias].raising().clear_each()
+    silent = silence(list(replies), list(replies.values()), wire.Done)
+    why = "; ".join(silent.values())
+    if len(silent) == len(replies):
+        return Outcome(messages.ERROR, why)
     level, message, logged = messages.SUCCESS, gettext("The cache “%s” was emptied.") % alias, "Emptied the cache."
-    try:
-        form.caches[alias].raising().clear()
-    except ClusterStateError as error:
-        if len(conf.get_client().table().targets) < 2:
-            raise
-        level = messages.WARNING
+    if silent:
+        level, logged = messages.WARNING, f"Emptied the cache, but not everywhere: {why}"
         message = gettext("The cache “%(alias)s” was emptied, but not everywhere: %(error)s") % {
             "alias": alias,
-            "error": error,
+            "error": why,
         }
-        logged = f"Emptied the cache, but not everywhere: {error}"
     return Outcome(level, message, f"cache:{alias}", DELETION, logged)
 
 

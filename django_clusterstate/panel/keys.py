@@ -1,7 +1,7 @@
 """The look-up of a key: who owns it, and what the nodes hold of it."""
 
-import asyncio
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from asgiref.sync import async_to_sync
 from django import forms
@@ -13,11 +13,12 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf, ratelimit
 from ..cache import ClusterCache
+from ..client.aio import from_now, silence
 from ..core.limiter import Algorithm, Decision, Rule
 from ..wire import messages as wire
 from ..wire.framing import frame
 from . import words
-from .reports import PATIENCE, answer_in_time, known_table
+from .reports import PATIENCE
 
 ALGORITHM_LABELS: dict[Algorithm, str | Promise] = {
     Algorithm.FIXED_WINDOW: _("fixed window"),
@@ -32,6 +33,13 @@ def cluster_caches() -> dict[str, ClusterCache]:
     return {alias: cache for alias, cache in made.items() if isinstance(cache, ClusterCache)}
 
 
+class Question(NamedTuple):
+    """What decides who owns a key, and what the nodes are asked of it; None: nothing."""
+
+    key: bytes
+    request: wire.Request | None
+
+
 class KeyForm(forms.Form):
     """A key as its user writes it: to a cache of this project, to a rate limit, or to `cluster.owner()`.
 
@@ -40,7 +48,9 @@ class KeyForm(forms.Form):
 
     kind = forms.ChoiceField(label=_("Kind"))
     group = forms.CharField(label=_("Group"), required=False, strip=False, help_text=_("Of a rate limit only."))
-    key = forms.CharField(label=_("Key"), strip=False, help_text=_("As you pass it to cache.get(), for example."))
+    key = forms.CharField(
+        label=_("Key"), required=False, strip=False, help_text=_("As you pass it to cache.get(), for example.")
+    )
     version = forms.IntegerField(
         label=_("Version"), required=False, help_text=_("Of a cache key only; empty for the cache's own.")
     )
@@ -65,14 +75,22 @@ class KeyForm(forms.Form):
     def is_limit(self) -> bool:
         return bool(self.cleaned_data["kind"] == "limit")
 
-    def routing_key(self) -> bytes:
-        """What decides who owns the key."""
+    @property
+    def storage(self) -> str:
+        """Where limits are counted in the nodes' place, if they are."""
+        storage = conf.get_limits_storage() if self.is_limit else None
+        return "" if storage is None else storage.name
+
+    def question(self) -> Question:
+        """Not to be asked for in an event loop: a KEY_FUNCTION may look at this thread's database connection."""
         cache, key = self.cache, self.cleaned_data["key"]
         if cache is not None:
-            return cache.routing_key(key, self.cleaned_data["version"])
+            whole = cache.routing_key(key, self.cleaned_data["version"])
+            return Question(whole, wire.Look(whole))
         if self.is_limit:
-            return ratelimit.routing_key(self.cleaned_data["group"], key)
-        return bytes(key.encode())
+            whole = ratelimit.routing_key(self.cleaned_data["group"], key)
+            return Question(whole, None if self.storage else wire.FindLimits(whole))
+        return Question(key.encode(), None)
 
     @property
     def name(self) -> str:
@@ -119,15 +137,13 @@ class LookUp:
 
     `ranking`: the owner, and who takes over after it; empty when no node is known. `entry`: what the owner says of
     a cache key, None if it doesn't or the key is none. `counts`: of a limit key, at the owner first, then at those who
-    may have counted in its place. `silent`: who didn't answer, and why. `storage`: where limits are counted in the
-    nodes' place, if they are.
+    have counted in its place. `silent`: who didn't answer, and why.
     """
 
     ranking: list[str]
     entry: wire.Looked | None = None
     counts: list[Count] = field(default_factory=list)
     silent: dict[str, str] = field(default_factory=dict)
-    storage: str = ""
 
     @property
     def owner(self) -> str:
@@ -144,33 +160,30 @@ class LookUp:
         return "" if self.entry is None or self.entry.ttl is None else words.duration(self.entry.ttl)
 
 
-def look_up(form: KeyForm) -> LookUp:
+def look_up(question: Question) -> LookUp:
     """As `alook_up`."""
-    return async_to_sync(alook_up)(form)
+    return async_to_sync(alook_up)(question)
 
 
-async def alook_up(form: KeyForm) -> LookUp:
-    """What the nodes say of a key within PATIENCE."""
-    key, client, until = form.routing_key(), conf.get_async_client(), asyncio.get_running_loop().time() + PATIENCE
-    table = await known_table(client, until - PATIENCE / 2)
-    nodes = table.ranking(key)
-    ranking, nodes = [node.name for node in nodes], nodes[:1]
-    if form.cache is not None:
-        request: wire.Request = wire.Look(key)
-    elif form.is_limit:
-        storage = conf.get_limits_storage()
-        if storage is not None:
-            return LookUp(ranking, storage=storage.name)
-        request = wire.FindLimits(key)
-        nodes += table.substitutes(key, client.routing.local)
-    else:
+async def alook_up(question: Question) -> LookUp:
+    """What the nodes say of a key within PATIENCE: of a cache key its owner, of a limit's all."""
+    client, until = conf.get_async_client(), from_now(PATIENCE)
+    nodes = (await client.table(from_now(PATIENCE / 2))).ranking(question.key)
+    ranking = [node.name for node in nodes]
+    if question.request is None:
         return LookUp(ranking)
-    data = frame(wire.encode(request))
-    answers = await asyncio.gather(*(answer_in_time(client, node, data, until) for node in nodes))
-    said = [(node.name, answer) for node, answer in zip(nodes, answers, strict=True)]
+    if isinstance(question.request, wire.Look):
+        nodes = nodes[:1]
+    request = frame(wire.encode(question.request))
+    replies = await client.call_each([(node, request) for node in nodes], until)
     return LookUp(
         ranking,
-        next((answer for _, answer in said if isinstance(answer, wire.Looked)), None),
-        [Count(name, *held) for name, answer in said if isinstance(answer, wire.LimitsFound) for held in answer.limits],
-        {name: answer for name, answer in said if isinstance(answer, str)},
+        next((reply for reply in replies if isinstance(reply, wire.Looked)), None),
+        [
+            Count(node.name, *held)
+            for node, reply in zip(nodes, replies, strict=True)
+            if isinstance(reply, wire.LimitsFound)
+            for held in reply.limits
+        ],
+        silence(nodes, replies, (wire.Looked, wire.LimitsFound)),
     )

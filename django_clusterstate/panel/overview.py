@@ -9,28 +9,29 @@ from django.utils import timezone
 
 from .. import conf
 from . import members, traffic
-from .keys import KeyForm, LookUp, alook_up
+from .keys import KeyForm, LookUp, Question, alook_up
 from .reachability import matrix
-from .reports import Reports, agather, gather
+from .reports import Reports, gather
 from .timeline import merged
 
 
-def overview() -> dict[str, Any]:
-    """The state of the cluster as all nodes that answer tell it. Raises `ImproperlyConfigured`."""
-    return shown(gather())
+def overview(form: KeyForm | None = None) -> dict[str, Any]:
+    """The state of the cluster as all nodes that answer tell it, and if the form is valid, what they hold of its key.
+
+    Raises `ImproperlyConfigured`.
+    """
+    question = form.question() if form is not None and form.is_valid() else None
+    reports, found = async_to_sync(_gather)(question)
+    return {**_shown(reports), "found": found}
 
 
-def overview_with(form: KeyForm) -> dict[str, Any]:
-    """The same, and what the nodes hold of a key, asked at the same time."""
-
-    async def ask() -> tuple[Reports, LookUp]:
-        return await asyncio.gather(agather(), alook_up(form))
-
-    reports, found = async_to_sync(ask)()
-    return {**shown(reports), "found": found}
+async def _gather(question: Question | None) -> tuple[Reports, LookUp | None]:
+    if question is None:
+        return await gather(), None
+    return await asyncio.gather(gather(), alook_up(question))
 
 
-def shown(reports: Reports) -> dict[str, Any]:
+def _shown(reports: Reports) -> dict[str, Any]:
     settings, told = conf.get_settings(), reports.of
     return {
         "status": reports.status,
