@@ -169,6 +169,8 @@ class AsyncClient:
         self, target: Target, request: bytes, now: float, until: float | None
     ) -> Reply | ClusterStateError:
         try:
+            if until is None:
+                return await self.call_node(target, request, now)
             async with asyncio.timeout_at(until):
                 return await self.call_node(target, request, now)
         except TimeoutError:

@@ -22,10 +22,10 @@ class What(enum.StrEnum):
 
 
 class Moment(msgspec.Struct, frozen=True, array_like=True):
-    """`ago` seconds before something happened to this start of this node."""
+    """`ago` seconds before something happened to this start of this node: `What`, or the word of a newer version."""
 
     ago: float
-    what: What
+    what: str
     name: str
     boot: bytes
 
@@ -36,7 +36,7 @@ class Timeline:
     __slots__ = ("_moments",)
 
     def __init__(self) -> None:
-        self._moments: deque[tuple[float, What, str, bytes]] = deque(maxlen=MOMENTS)
+        self._moments: deque[tuple[float, str, str, bytes]] = deque(maxlen=MOMENTS)
 
     def note(self, what: What, name: str, boot: bytes, now: float) -> None:
         self._moments.append((now, what, name, boot))

@@ -15,7 +15,7 @@ from .words import LONGEST
 TOGETHER = 10.0  # seconds within which nodes tell of one and the same thing
 SHOWN = 50
 
-LABELS: dict[What, str | Promise] = {
+LABELS: dict[str, str | Promise] = {
     What.JOINED: _("joined"),
     What.SUSPECTED: _("fell silent"),
     What.HEARD_AGAIN: _("was heard again"),
@@ -26,7 +26,7 @@ LABELS: dict[What, str | Promise] = {
     What.STALLED: _("was stopped for a while"),
 }
 
-_LOOKS = {
+_LOOKS: dict[str, str] = {
     What.JOINED: State.ALIVE,
     What.SUSPECTED: State.SUSPECT,
     What.ISOLATED: State.SUSPECT,
@@ -40,7 +40,7 @@ class Happening:
     """One thing that happened to one start of one node, `ago` seconds before, as the first of `tellers` noticed it. The
     `number`-th of its kind."""
 
-    what: What
+    what: str
     name: str
     boot: bytes
     ago: float
@@ -50,7 +50,7 @@ class Happening:
 
     @property
     def label(self) -> str | Promise:
-        return LABELS[self.what]
+        return LABELS.get(self.what, self.what)
 
     @property
     def looks(self) -> str:
@@ -60,14 +60,14 @@ class Happening:
     @property
     def key(self) -> str:
         """What tells it from all others, from one look at the page to the next."""
-        return f"{self.what.name}-{self.boot.hex()}-{self.number}"
+        return f"{self.what}-{self.boot.hex()}-{self.number}"
 
 
 def merged(timelines: Mapping[str, Iterable[Moment]], now: datetime) -> list[Happening]:
     """The last SHOWN happenings, the latest first, from what each node tells."""
     happenings: list[Happening] = []
-    open_: dict[tuple[What, str, bytes], Happening] = {}
-    numbers: Counter[tuple[What, bytes]] = Counter()
+    open_: dict[tuple[str, str, bytes], Happening] = {}
+    numbers: Counter[tuple[str, bytes]] = Counter()
     told = sorted(
         ((moment, teller) for teller, moments in timelines.items() for moment in moments),
         key=lambda pair: -pair[0].ago,

@@ -42,11 +42,11 @@ def test_each_happening_has_a_key_that_stays_as_time_goes_by() -> None:
         (2.9, What.SUSPECTED, b"1"), (3.9, What.SUSPECTED, b"1"), (4.9, What.DOWN, b"1"), (5.9, What.SUSPECTED, b"2"),
     )]  # fmt: skip
     keys = [one.key for one in merged({"a": told}, NOW)]
-    assert keys == ["SUSPECTED-31-2", "SUSPECTED-31-1", "DOWN-31-1", "SUSPECTED-32-1"]
+    assert keys == ["suspected-31-2", "suspected-31-1", "down-31-1", "suspected-32-1"]
     later = [Moment(one.ago + 7.5, one.what, one.name, one.boot) for one in told]
     new = Moment(0.5, What.SUSPECTED, "x", b"1")
     assert [one.key for one in merged({"a": [new, *later]}, NOW + timedelta(seconds=7.6))] == [
-        "SUSPECTED-31-3", *keys
+        "suspected-31-3", *keys
     ]  # fmt: skip
 
 
@@ -77,6 +77,11 @@ def test_nothing_is_lost_and_all_is_in_order(timelines: dict[str, list[Moment]])
 def test_only_the_last_are_shown() -> None:
     happenings = merged({"a": [Moment(float(ago), What.JOINED, str(ago), BOOT) for ago in range(SHOWN + 5)]}, NOW)
     assert [one.ago for one in happenings] == list(range(SHOWN))
+
+
+def test_word_of_a_newer_version_is_shown_as_it_is() -> None:
+    (one,) = merged({"a": [Moment(1.0, "handed over", "x", BOOT)]}, NOW)
+    assert (one.label, one.looks) == ("handed over", "other")
 
 
 def test_everything_has_a_label() -> None:
