@@ -541,10 +541,10 @@ def test_this_hosts_node_counts_also_when_it_becomes_the_owner_meanwhile(
     alone = View.of([status.identity])
     fail = Target.failed
 
-    def learn_and_fail(target: Target, now: float) -> bool:
+    def learn_and_fail(target: Target, now: float, why: str = "") -> bool:
         if target.name == DEAD:
             _fix_view(monkeypatch, alone, "alpha")
-        return fail(target, now)
+        return fail(target, now, why)
 
     monkeypatch.setattr(Target, "failed", learn_and_fail)
     decision = hit(Limit.parse("3/d", on_unavailable="local"), group, dead_owner)
