@@ -14,43 +14,55 @@ MAX_ENTRIES = 4096
 D = TypeVar("D")
 
 
+class Denial(Generic[D]):
+    """An answer that holds until `until`, and how often it was given from memory, which the owner doesn't know yet."""
+
+    __slots__ = ("answer", "answered", "asked", "cost", "limit", "until")
+
+    def __init__(self, answer: D, limit: object, cost: int, asked: float, until: float) -> None:
+        self.answer = answer
+        self.limit = limit
+        self.cost = cost
+        self.asked = asked
+        self.until = until
+        self.answered = 0
+
+
 class Denials(Generic[D]):
     """The last denial of each key. `limit` is compared, never looked into."""
 
-    __slots__ = ("_answered", "_known")
+    __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._answered: dict[bytes, int] = {}  # how often, from memory, and the owner doesn't know yet
-        self._known: OrderedDict[bytes, tuple[float, float, object, int, D]] = OrderedDict()  # oldest first
+        self._known: OrderedDict[bytes, Denial[D]] = OrderedDict()  # oldest first
 
     def find(self, key: bytes, limit: object, cost: int, now: float) -> tuple[D, float] | None:
         """The answer that still holds for a hit of `cost`, and its age in seconds."""
         found = self._known.get(key)
-        if found is None:
+        if found is None or now >= found.until or cost < found.cost:
             return None
-        until, asked, denied, least, answer = found
-        if now >= until or cost < least or (denied is not limit and denied != limit):
+        if found.limit is not limit and found.limit != limit:
             return None
-        self._answered[key] = self._answered.get(key, 0) + 1
-        return answer, now - asked
+        found.answered += 1
+        return found.answer, now - found.asked
 
     def note(self, key: bytes, limit: object, cost: int, answer: D, retry_after: float, asked: float) -> None:
         """Remembers an answer to a hit of `cost`. `asked`: when it was asked for; the owner decided after that."""
         self._known.pop(key, None)
-        self._known[key] = (asked + min(retry_after, MAX_AGE), asked, limit, cost, answer)
+        self._known[key] = Denial(answer, limit, cost, asked, asked + min(retry_after, MAX_AGE))
         if len(self._known) > MAX_ENTRIES:
-            oldest, _ = self._known.popitem(last=False)
-            self._answered.pop(oldest, None)
-        if len(self._answered) > MAX_ENTRIES:  # left there by threads that were in each other's way
-            self._answered.clear()
+            self._known.popitem(last=False)
 
     def take_answered(self, key: bytes) -> int:
         """How many hits on the key were answered from memory since this was last asked: the owner is to be told."""
-        return self._answered.pop(key, 0)
+        found = self._known.get(key)
+        if found is None:
+            return 0
+        answered, found.answered = found.answered, 0
+        return answered
 
     def forget(self, key: bytes) -> None:
         self._known.pop(key, None)
-        self._answered.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._known)

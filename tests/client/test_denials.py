@@ -43,7 +43,6 @@ def test_how_often_it_answered_is_told_once() -> None:
     assert denials.take_answered(b"k") == 0
     for cost in (1, 2, 3):
         denials.find(b"k", "limit", cost, 100.5)
-    denials.note(b"k", "limit", 2, "still no", 60.0, asked=101.0)
     assert denials.take_answered(b"k") == 2
     assert denials.take_answered(b"k") == 0
 
