@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from asgiref.sync import async_to_sync
 
 from . import conf
-from .client.aio import silence
-from .client.routing import Table, Target
+from .client.routing import Table, Target, silence
 from .core.messages import SERVING, Identity, State
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire

@@ -9,7 +9,6 @@ keep, leave out those that don't answer, and raise `Unavailable` when none does.
 `silent`, to which they add which nodes are left out, by name, and why.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 from uuid import UUID
@@ -18,11 +17,11 @@ import msgspec
 from asgiref.sync import async_to_sync
 
 from . import conf
-from .client.aio import AsyncClient, from_now, silence
-from .client.routing import Table, Target
+from .client.aio import AsyncClient, from_now
+from .client.routing import Table, Target, silence
 from .client.tracking import Field
 from .core.events import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, Account, Totals
-from .core.sketch import Counted
+from .core.sketch import Counted, merged
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.framing import frame
@@ -278,16 +277,12 @@ def _failure(replies: Replies) -> ClusterStateError:
 
 def _merged(accounts: list[tuple[str, Account]]) -> Details:
     minutes, hours = [0] * MINUTES, [0] * HOURS
-    keys: Counter[str] = Counter()
-    errors: defaultdict[str, int] = defaultdict(int)
+    keys: list[Counted[str]] = []
     samples: list[Recent] = []
     for node, account in accounts:
         minutes = [a + b for a, b in zip(minutes, account.minutes, strict=True)]
         hours = [a + b for a, b in zip(hours, account.hours, strict=True)]
-        for key, times, error in account.top:
-            keys[key] += times
-            errors[key] += error
+        keys += account.top
         samples += [Recent(s.key, _fields(s.fields), s.ago, node, s.number) for s in account.recent]
     total = sum(account.total for _, account in accounts)
-    top = [Counted(key, times, errors[key]) for key, times in keys.most_common()]
-    return Details(Counts(total, minutes, hours), top, sorted(samples, key=lambda sample: sample.ago))
+    return Details(Counts(total, minutes, hours), merged(keys), sorted(samples, key=lambda sample: sample.ago))

@@ -1,17 +1,15 @@
 """Takes the pictures of the admin's panel that the documents show: `make screenshot`. Needs Chromium."""
 
 import os
-import random
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Literal
 
 import django
 from playwright.sync_api import Browser, FloatRect, StorageState, ViewportSize
 
-from testproject.panel import CHROMIUM, PAGE, Panel, chromium, logged_in
+from testproject.panel import CHROMIUM, PAGE, Panel, chromium, logged_in, make_traffic
 from testproject.processes import ROOT
 
 FOLDER = ROOT / "docs" / "_static"
@@ -34,37 +32,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cs-") as folder, Panel(Path(folder), [SERVER]) as panel:
         os.environ.update(panel.env)
         django.setup()
-        fill()
+        make_traffic(TRAFFIC)
         with chromium() as browser:
             login = logged_in(browser, panel, SERVER)
             for name, (path, part) in PICTURES.items():
                 take(browser, login, panel.url(SERVER, path), part, FOLDER / f"{name}.png", dark=False)
                 take(browser, login, panel.url(SERVER, path), part, FOLDER / f"{name}-dark.png", dark=True)
-
-
-def fill() -> None:
-    """Gives the pages something to show."""
-    from django.core.cache import cache  # noqa: PLC0415 - there are settings only now
-
-    from django_clusterstate.events import flush, track  # noqa: PLC0415
-    from django_clusterstate.ratelimit import Limit, hit  # noqa: PLC0415
-
-    limits = {"login": Limit.parse("10/m"), "api": Limit.parse(["20/s", "500/h"], "sliding_window")}
-    chance, end = random.Random(7), time.monotonic() + TRAFFIC
-    while (left := end - time.monotonic()) > 0:
-        busy = 2 if TRAFFIC / 3 < left < TRAFFIC / 2 else 1
-        for _ in range(busy):
-            number = int(chance.paretovariate(1)) % 200
-            hit(limits["login"], "login", f"ip:10.0.0.{number + 6}")
-            hit(limits["api"], "api", f"user:{number}")
-            if cache.get(f"page-{number}") is None:
-                cache.set(f"page-{number}", "x" * chance.randrange(10_000), 20)
-            if chance.random() < 0.1:
-                track(
-                    "export.failed", key=f"org-{number}", reason=chance.choice(("timeout", "quota")), rows=number * 100
-                )
-        time.sleep(0.01)
-    flush()
 
 
 def take(browser: Browser, login: StorageState, url: str, part: str, picture: Path, *, dark: bool) -> None:

@@ -3,16 +3,21 @@
 While a `Browser` is open, Playwright's event loop runs in this thread, and Django's database refuses to work in it.
 """
 
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from django.core.cache import cache
 from playwright.sync_api import Browser, StorageState, sync_playwright
 
+from django_clusterstate.events import flush, track
+from django_clusterstate.ratelimit import Limit, hit
 from testproject.demo import Site
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
 
@@ -99,3 +104,23 @@ def logged_in(browser: Browser, panel: Panel, server: str) -> StorageState:
         page.press("#id_password", "Enter")
         page.wait_for_selector("#user-tools")
         return context.storage_state()
+
+
+def make_traffic(seconds: float) -> None:
+    """Gives the pages something to show: limits that deny, a cache, an event. Needs Django's settings."""
+    limits = {"login": Limit.parse("10/m"), "api": Limit.parse(["20/s", "500/h"], "sliding_window")}
+    chance, end = random.Random(7), time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        busy = 2 if seconds / 3 < left < seconds / 2 else 1
+        for _ in range(busy):
+            number = int(chance.paretovariate(1)) % 200
+            hit(limits["login"], "login", f"ip:10.0.0.{number + 6}")
+            hit(limits["api"], "api", f"user:{number}")
+            if cache.get(f"page-{number}") is None:
+                cache.set(f"page-{number}", "x" * chance.randrange(10_000), 20)
+            if chance.random() < 0.1:
+                track(
+                    "export.failed", key=f"org-{number}", reason=chance.choice(("timeout", "quota")), rows=number * 100
+                )
+        time.sleep(0.01)  # a hundred a second are enough to look at
+    flush()

@@ -24,6 +24,7 @@ FLOORS = {
     "settings": {"clientip", "core", "wire"},
     "conf": {"clientip", "core", "exceptions", "wire", "client", "limits_storage", "settings"},
 }
+FLOORS["panel"] = {*FLOORS["conf"], "conf", "cache", "cluster", "events", "models", "panel", "ratelimit"}
 PARTS_OF = {"store": {"recency", "wheel"}, "events": {"sketch"}}
 FACES = {"cache", "ratelimit", "layers", "events", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}
@@ -70,6 +71,12 @@ def test_rooms_of_the_core_know_only_the_messages_and_what_they_are_made_of() ->
     for path in (PACKAGE / "core").glob("*.py"):
         siblings = {what.split(".")[1] for what, of in imports(path) if of == "core"}
         assert siblings <= {"messages", *PARTS_OF.get(path.stem, ())}, path.name
+
+
+def test_only_the_admin_knows_the_panel() -> None:
+    for path in MODULES:
+        if floor(path) not in ("admin", "panel"):
+            assert not {what for what, of in imports(path) if of == "panel"}, path
 
 
 def test_node_and_wire_and_client_know_no_django() -> None:

@@ -207,21 +207,6 @@ def from_now(seconds: float | None) -> float | None:
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
-def silence(
-    targets: Sequence[Target],
-    replies: Sequence[Reply | ClusterStateError],
-    wanted: type[Reply] | tuple[type[Reply], ...],
-) -> dict[str, str]:
-    """Which nodes didn't give the wanted answer, by name, and why."""
-    return {
-        target.name or str(target.address): (
-            str(reply) if isinstance(reply, ClusterStateError) else f"{target} answered with {type(reply).__name__}"
-        )
-        for target, reply in zip(targets, replies, strict=True)
-        if not isinstance(reply, wanted)
-    }
-
-
 def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
     connections.dialling.pop(target, None)
     if not dial.cancelled() and dial.exception() is None:

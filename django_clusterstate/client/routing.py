@@ -12,7 +12,7 @@ from ..core.messages import NO_VIEW, Identity, View
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
-from ..wire.messages import GetView, Viewed, encode
+from ..wire.messages import GetView, Reply, Viewed, encode
 from ..wire.status import Tally
 
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
@@ -219,3 +219,18 @@ def named(target: Target, error: ClusterStateError) -> ClusterStateError:
     """The same error, with the name of the node that it concerns."""
     kind = ProtocolError if isinstance(error, ProtocolError) else Unavailable
     return kind(f"{target}: {error}")
+
+
+def silence(
+    targets: Sequence[Target],
+    replies: Sequence[Reply | ClusterStateError],
+    wanted: type[Reply] | tuple[type[Reply], ...],
+) -> dict[str, str]:
+    """Which nodes didn't give the wanted answer, by name, and why."""
+    return {
+        target.name or str(target.address): (
+            str(reply) if isinstance(reply, ClusterStateError) else f"{target} answered with {type(reply).__name__}"
+        )
+        for target, reply in zip(targets, replies, strict=True)
+        if not isinstance(reply, wanted)
+    }

@@ -19,6 +19,16 @@ class Counted(NamedTuple, Generic[K]):
     error: int
 
 
+def merged(counted: Iterable[Counted[K]]) -> list[Counted[K]]:
+    """What several counted of the same keys, as one: the most frequent first."""
+    sums: dict[K, tuple[int, int]] = {}
+    for key, times, error in counted:
+        all_times, all_errors = sums.get(key, (0, 0))
+        sums[key] = (all_times + times, all_errors + error)
+    whole = (Counted(key, *of) for key, of in sums.items())
+    return sorted(whole, key=lambda one: one.times, reverse=True)
+
+
 class Sketch(Generic[K]):
     """Counts of at most `2 * capacity` keys. A key that makes up more than 1 / capacity of the stream is in it."""
 
@@ -71,9 +81,5 @@ class Top(Generic[K]):
 
     def most(self, number: int) -> list[Counted[K]]:
         """The first so many, the most frequent first."""
-        both = (self._sum(key) for key in dict.fromkeys((*self._now.keys(), *self._before.keys())))
-        return sorted(both, key=lambda counted: counted.times, reverse=True)[:number]
-
-    def _sum(self, key: K) -> Counted[K]:
-        now, before = self._now.of(key), self._before.of(key)
-        return Counted(key, now.times + before.times, now.error + before.error)
+        keys = dict.fromkeys((*self._now.keys(), *self._before.keys()))
+        return merged(span.of(key) for key in keys for span in (self._now, self._before))[:number]

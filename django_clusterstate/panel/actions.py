@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from django import forms
 from django.contrib import messages
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
-from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, QueryDict
@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import conf, models, ratelimit
-from ..client.aio import silence
+from ..client.routing import silence
 from ..exceptions import ClusterStateError
 from ..ratelimit.limit import MAX_RATES
 from ..wire import messages as wire
@@ -45,13 +45,13 @@ class ClearForm(forms.Form):
     def __init__(self, data: QueryDict | None = None) -> None:
         super().__init__(data)
         self.caches = keys.cluster_caches()
-        self.fields["alias"].choices = [(alias, alias) for alias in self.caches]  # type: ignore[attr-defined]
+        keys.offer(self.fields["alias"], [(alias, alias) for alias in self.caches])
 
 
-def permitted(user: AbstractBaseUser | AnonymousUser) -> set[str]:
+def permitted(user: User | AnonymousUser) -> set[str]:
     """The actions that a user may take. Each is named as its permission."""
     label = models.Cluster._meta.app_label
-    return {action for action in ACTIONS if user.has_perm(f"{label}.{action}")}  # type: ignore[union-attr]
+    return {action for action in ACTIONS if user.has_perm(f"{label}.{action}")}
 
 
 def act(request: HttpRequest) -> None:

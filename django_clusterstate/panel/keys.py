@@ -13,7 +13,8 @@ from django.utils.translation import gettext_lazy as _
 
 from .. import conf, ratelimit
 from ..cache import ClusterCache
-from ..client.aio import from_now, silence
+from ..client.aio import from_now
+from ..client.routing import silence
 from ..core.limiter import Algorithm, Decision, Rule
 from ..wire import messages as wire
 from ..wire.framing import frame
@@ -31,6 +32,12 @@ def cluster_caches() -> dict[str, ClusterCache]:
     """This project's caches in the cluster, by alias. Raises `ImproperlyConfigured` when one can't be made."""
     made = {alias: caches[alias] for alias in caches}
     return {alias: cache for alias, cache in made.items() if isinstance(cache, ClusterCache)}
+
+
+def offer(field: forms.Field, choices: list[tuple[str, str]]) -> None:
+    """Choices that are known only when the form is made."""
+    assert isinstance(field, forms.ChoiceField)
+    field.choices = choices
 
 
 class Question(NamedTuple):
@@ -58,11 +65,8 @@ class KeyForm(forms.Form):
     def __init__(self, data: QueryDict | None = None) -> None:
         super().__init__(data)
         self._caches = cluster_caches()
-        self.fields["kind"].choices = [  # type: ignore[attr-defined] # of a ChoiceField
-            *((f"cache:{alias}", gettext("Cache “%(alias)s”") % {"alias": alias}) for alias in self._caches),
-            ("limit", gettext("Rate limit")),
-            ("plain", gettext("Plain key")),
-        ]
+        of_caches = [(f"cache:{alias}", gettext("Cache “%(alias)s”") % {"alias": alias}) for alias in self._caches]
+        offer(self.fields["kind"], [*of_caches, ("limit", gettext("Rate limit")), ("plain", gettext("Plain key"))])
 
     # All below are only of a valid form.
 

@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass, field
 
 from .. import conf
-from ..client.aio import AsyncClient, from_now, silence
-from ..client.routing import Target
+from ..client.aio import AsyncClient, from_now
+from ..client.routing import Target, silence
 from ..cluster import ClusterStatus
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire

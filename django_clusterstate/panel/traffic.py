@@ -9,7 +9,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..core.messages import SERVING
 from ..core.rates import STEP, STEPS
-from ..core.sketch import Counted
+from ..core.sketch import Counted, merged
 from ..ratelimit import split_key
 from ..wire.messages import Report
 from .pictures import lengths, line
@@ -119,13 +119,9 @@ class TopKey:
 
 def top(counted: Iterable[Counted[bytes]]) -> list[TopKey]:
     """The most frequent ones. A key may be told of by several nodes: those that counted in the owner's place."""
-    sums: dict[bytes, tuple[int, int]] = {}
-    for key, times, error in counted:
-        all_times, all_errors = sums.get(key, (0, 0))
-        sums[key] = (all_times + times, all_errors + error)
-    first = sorted(sums.items(), key=lambda item: (-item[1][0], item[0]))[:SHOWN]
-    bars = lengths([times for _, (times, _) in first], BAR)
-    return [_top_key(key, times, error, bar) for (key, (times, error)), bar in zip(first, bars, strict=True)]
+    first = sorted(merged(counted), key=lambda one: (-one.times, one.key))[:SHOWN]
+    bars = lengths([one.times for one in first], BAR)
+    return [_top_key(*one, bar) for one, bar in zip(first, bars, strict=True)]
 
 
 def _top_key(key: bytes, times: int, error: int, length: str) -> TopKey:

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
-from testproject.settings import *  # noqa: F403
+from testproject.settings import *  # noqa: F403 - as settings are extended
 
 MIDDLEWARE = [
     "tests.browser.settings.strict_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
-    *(name for name in MIDDLEWARE if "sessions" not in name),  # noqa: F405
+    *(name for name in MIDDLEWARE if "sessions" not in name),  # noqa: F405 - of the above
 ]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 

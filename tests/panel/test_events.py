@@ -26,20 +26,12 @@ from django_clusterstate.panel import events as panel
 from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
-from tests.pages import Page, staff
+from tests.panel.pages import Page, staff
 
 PAGE = "/admin/django_clusterstate/cluster/events/"
 NASTY = "\"'><script>alert(1)</script>&"
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def client() -> Client:
-    """A browser in which a superuser is logged in."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("root"))
-    return client
 
 
 @pytest.fixture

@@ -27,21 +27,13 @@ from django_clusterstate.panel import overview
 from django_clusterstate.panel.keys import LookUp, Question
 from django_clusterstate.panel.reports import Reports
 from tests.conftest import NODES
-from tests.pages import Page, staff
+from tests.panel.pages import Page, staff
 from tests.panel.reports import member, node, reports_of
 
 PAGE = "/admin/django_clusterstate/cluster/"
 CACHE = "django_clusterstate.cache.ClusterCache"
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def client() -> Client:
-    """A browser in which a superuser is logged in."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("root"))
-    return client
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from django_clusterstate.panel.keys import ALGORITHM_LABELS
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, counting
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
-from tests.pages import Page, staff
-from tests.test_admin import CACHE, PAGE
+from tests.panel.pages import Page, staff
+from tests.panel.test_admin import CACHE, PAGE
 
 ACT = f"{PAGE}act/"
 QUOTES = "\"'><script>alert(1)</script>"

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.test import Client, override_settings
 
@@ -22,19 +21,12 @@ from django_clusterstate.panel import overview
 from django_clusterstate.panel.reports import Reports, gather
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
-from tests.pages import Page
+from tests.panel.pages import Page
 from tests.panel.reports import member, node, report, reports_of
-from tests.test_admin import PAGE
+from tests.panel.test_admin import PAGE
 
 pytestmark = pytest.mark.django_db
 SECONDS = 15.0
-
-
-@pytest.fixture
-def client() -> Client:
-    client = Client()
-    client.force_login(User.objects.create_superuser("root"))
-    return client
 
 
 @pytest.fixture
