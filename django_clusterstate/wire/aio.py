@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -12,6 +13,7 @@ from .blocking import check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
+from .polling import LOOK_FOR, BusyPoll
 
 MAX_OUTPUT = 8 * 1024 * 1024
 
@@ -37,6 +39,8 @@ class AsyncConnection(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
+        self._polling = BusyPoll()
+        self._awake_until = 0.0  # while the loop is kept awake
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -46,6 +50,10 @@ class AsyncConnection(asyncio.Protocol):
         if self.closed or self._transport is None:
             future.set_exception(Unavailable("the connection is closed"))
             return future
+        now = time.monotonic()
+        if self._polling.due(now) and not self._awake_until:  # before the node has something to do
+            self._awake_until = now + LOOK_FOR
+            self._loop.call_soon(self._stay_awake)
         self._transport.write(data)
         self._waiting.append((future, self._loop.time() + self._deadline))
         if self._timer is None:
@@ -68,6 +76,17 @@ class AsyncConnection(asyncio.Protocol):
 
     def close(self) -> None:
         self._fail(Unavailable("the connection was closed"))
+
+    def _stay_awake(self) -> None:
+        """Keeps the loop from sleeping while an answer is looked for: see `polling`. All else in it takes its turn."""
+        if not self._waiting:
+            self._polling.found()
+        elif time.monotonic() < self._awake_until:
+            self._loop.call_soon(self._stay_awake)
+            return
+        else:
+            self._polling.missed()
+        self._awake_until = 0.0
 
     def _check_deadlines(self) -> None:
         # One timer a connection, not one a call: the oldest request is always the first in the queue.

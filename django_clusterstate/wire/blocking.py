@@ -12,6 +12,7 @@ from .address import Address, UnixAddress
 from .framing import HEADER, MAX_FRAME, frame
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
+from .polling import LOOK_FOR, BusyPoll
 
 _RECEIVE = 64 * 1024
 _SHORTEST = 0.001  # seconds; a timeout of 0 would mean something else
@@ -36,12 +37,14 @@ class BlockingConnection:
     Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
-    __slots__ = ("_deadline", "_socket", "_timeout", "_until", "_view")
+    __slots__ = ("_deadline", "_look_for_it", "_polling", "_sent", "_socket", "_timeout", "_view")
 
     def __init__(self, address: Address, keys: Sequence[bytes], deadline: float, until: float | None = None) -> None:
         self._deadline = deadline
-        self._timeout = self._until = 0.0
+        self._timeout = self._sent = 0.0
         self._view = memoryview(bytearray(_RECEIVE))
+        self._polling = BusyPoll()
+        self._look_for_it = False
         now = time.monotonic()
         if until is None:
             until = now + deadline
@@ -94,11 +97,12 @@ class BlockingConnection:
 
     def send(self, request: bytes) -> None:
         """Sends one framed request. Raises `Unavailable`."""
-        self._until = time.monotonic() + self._deadline
+        self._sent = time.monotonic()
+        self._look_for_it = self._polling.due(self._sent)  # before the node has something to do
         try:
             sent = self._socket.send(request)
             while sent < len(request):
-                self._wait_at_most(self._until)
+                self._wait_at_most(self._sent + self._deadline)
                 sent += self._socket.send(memoryview(request)[sent:])
         except OSError as error:
             self.close()
@@ -111,10 +115,12 @@ class BlockingConnection:
         """
         try:
             if until is None:
-                until = self._until
+                until = self._sent + self._deadline
+                received = self._look() if self._look_for_it else self._receive_some(self._view)
             else:
                 self._wait_at_most(until)
-            reply = decode_reply(self._receive(until))
+                received = self._receive_some(self._view)
+            reply = decode_reply(self._payload(received, until))
             if self._timeout != self._deadline:
                 self._set_timeout(self._deadline)
         except OSError as error:
@@ -128,8 +134,26 @@ class BlockingConnection:
             raise
         return reply
 
+    def _look(self) -> int:
+        """Looks for the answer for a moment before waiting for it: see `polling`. As `_receive_some`."""
+        until = time.monotonic() + LOOK_FOR
+        while True:
+            try:
+                received = self._receive_some(self._view, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    break
+            else:
+                self._polling.found()
+                return received
+        self._polling.missed()
+        return self._receive_some(self._view)
+
     def _receive(self, until: float) -> memoryview:
-        received = self._receive_some(self._view)
+        return self._payload(self._receive_some(self._view), until)
+
+    def _payload(self, received: int, until: float) -> memoryview:
+        """That of the reply whose first bytes have been received."""
         while received < HEADER:
             self._wait_at_most(until)
             received += self._receive_some(self._view[received:])
@@ -150,8 +174,8 @@ class BlockingConnection:
             received += self._receive_some(whole[received:size])
         return whole[HEADER:size]
 
-    def _receive_some(self, into: memoryview) -> int:
-        count = self._socket.recv_into(into)
+    def _receive_some(self, into: memoryview, flags: int = 0) -> int:
+        count = self._socket.recv_into(into, 0, flags)
         if not count:
             raise ConnectionResetError("the node closed the connection")
         return count

@@ -20,6 +20,7 @@ from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import NodeHandshake, Welcome
+from django_clusterstate.wire.polling import BusyPoll
 from testproject.processes import LocalCluster, free_port
 from tests.peers import (
     KEYS,
@@ -94,6 +95,12 @@ class Asyncio:
 
 
 Dial = Callable[..., Caller]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["sleeping", "looking"])
+def wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is said here holds whether or not an answer is looked for before it is slept for."""
+    monkeypatch.setattr(BusyPoll, "due", lambda self, now: request.param)
 
 
 @pytest.fixture(params=[Blocking, Asyncio], ids=["blocking", "asyncio"])
@@ -263,6 +270,18 @@ def test_reply_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
         caller = dial(node.address)
         refused_in_time(lambda: caller.call(PING))
         assert caller.closed
+
+
+def test_who_waits_long_sleeps(dial: Dial) -> None:
+    def slow(number: int) -> bytes:
+        take_time(0.2)
+        return DONE
+
+    with ScriptedNode(answering(slow)) as node:
+        caller = dial(node.address, deadline=2.0)
+        before = time.process_time()
+        assert isinstance(caller.call(PING), wire.Done)
+        assert time.process_time() - before < 0.1
 
 
 def test_late_reply_never_reaches_the_next_request(dial: Dial) -> None:
