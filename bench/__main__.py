@@ -1,7 +1,6 @@
 """`python -m bench`: measures, prints a table and what the claims came to, and writes both as JSON."""
 
 import argparse
-import functools
 import importlib.metadata
 import json
 import os
@@ -31,8 +30,7 @@ def main() -> int:
         os.environ.update(servers.environment())
         configure(servers)
         cases = [case for case in all_cases(servers, quick=options.quick) if options.only in case.name]
-        places = {place.name: functools.partial(place.apply, servers.pids()) for place in placements()}
-        results = measure(cases, places, rounds, batch, _progress)
+        results = measure(cases, placements(), servers.pids(), rounds, batch, _progress)
     _progress("")
     machine = _machine() | {"rounds": rounds, "batch": batch, "seconds": round(time.monotonic() - start, 1)}
     print(report.table(results))

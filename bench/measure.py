@@ -8,10 +8,12 @@ import asyncio
 import itertools
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
+
+from .placement import Placement
 
 try:
     import uvloop
@@ -21,6 +23,7 @@ except ImportError:  # it doesn't exist everywhere
 event_loop = uvloop.new_event_loop if uvloop else None
 
 WARM_UP = 2  # calls before each batch that aren't counted: the batch before was another's
+TRIES = 3  # of a batch in which the system moved us to the servers' processor
 BATCH_NS = 8_000_000  # a batch ends after this time too, so that slow operations don't take most of a run
 
 
@@ -74,29 +77,35 @@ Results = dict[str, Result]  # by the names of their cases
 
 def measure(
     cases: Sequence[Case],
-    places: Mapping[str, Callable[[], None]],
+    places: Sequence[Placement],
+    servers: Sequence[int],
     rounds: int,
     batch: int,
     progress: Callable[[str], None],
 ) -> dict[str, Results]:
-    """Results by place; of a missing case, one without rounds. Each round is held at each place, after calling it.
+    """Results by place; of a missing case, one without rounds. Each round is held at each place.
 
-    One event loop serves all asynchronous cases: uvloop's, which this package brings, so that an ASGI server uses it.
+    `servers` are process ids. One event loop serves all asynchronous cases: uvloop's, which this package brings, so
+    that an ASGI server uses it.
     """
-    results = {place: {case.name: Result(case) for case in cases} for place in places}
+    results = {place.name: {case.name: Result(case) for case in cases} for place in places}
     endless = {case.name: itertools.cycle(case.arguments) for case in cases}
     present = [case for case in cases if not case.missing]
     with asyncio.Runner(loop_factory=event_loop) as runner:
-        for number, (place, move) in itertools.product(range(rounds), places.items()):
-            progress(f"round {number + 1} of {rounds}, {place}")
-            move()
+        for number, place in itertools.product(range(rounds), places):
+            progress(f"round {number + 1} of {rounds}, {place.name}")
+            place.apply(servers)
             for case in random.sample(present, len(present)):
                 arguments = list(itertools.islice(endless[case.name], WARM_UP + batch))
-                if case.asynchronous:
-                    times, wrong = runner.run(_batch_async(case, arguments))
-                else:
-                    times, wrong = _batch(case, arguments)
-                result = results[place][case.name]
+                for _ in range(TRIES):
+                    place.begin()
+                    if case.asynchronous:
+                        times, wrong = runner.run(_batch_async(case, arguments))
+                    else:
+                        times, wrong = _batch(case, arguments)
+                    if place.stayed():
+                        break
+                result = results[place.name][case.name]
                 result.rounds.append([time / 1000 / case.per_call for time in times])
                 result.wrong += wrong
     return results

@@ -10,7 +10,8 @@ from .measure import Result, Results
 NOTES = (
     "One machine, one client, one request at a time; `times` compares with our row for another node, round by round.",
     "Batches of all rows take turns in random order. On one CPU a figure is the work of both sides and nothing else;",
-    "on two it is that and two wake-ups, which all rows but LocMemCache pay alike. A network comes on top.",
+    "on two it is that and two wake-ups, of which our clients mostly save one: they look before they sleep.",
+    "A network comes on top.",
     "The rows `Redis` are redis-py as `pip install redis` leaves it, and django-ratelimit goes through that.",
     "Asynchronous rows run in one event loop of uvloop, as uvicorn does where it is installed; so do nodes.",
     "Django's own asynchronous cache methods are its synchronous ones in a thread.",

@@ -19,7 +19,11 @@ def watch_requests(monkeypatch: pytest.MonkeyPatch) -> list[wire.Message]:
         if not isinstance(request, wire.GetView):
             seen.append(request)
 
-    send, request = BlockingConnection.send, AsyncConnection.request
+    call, send, request = BlockingConnection.call, BlockingConnection.send, AsyncConnection.request
+
+    def watched_call(self: BlockingConnection, data: bytes) -> wire.Reply:
+        note(data)
+        return call(self, data)
 
     def watched_send(self: BlockingConnection, data: bytes) -> None:
         note(data)
@@ -29,6 +33,7 @@ def watch_requests(monkeypatch: pytest.MonkeyPatch) -> list[wire.Message]:
         note(data)
         return request(self, data)
 
+    monkeypatch.setattr(BlockingConnection, "call", watched_call)
     monkeypatch.setattr(BlockingConnection, "send", watched_send)
     monkeypatch.setattr(AsyncConnection, "request", watched_request)
     return seen

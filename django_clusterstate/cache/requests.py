@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache, default_key_func
 from django.core.exceptions import ImproperlyConfigured
 
 from .. import conf
@@ -99,7 +99,13 @@ class Requests(BaseCache):
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""
-        whole = self._prefix + self.make_and_validate_key(key, version=version).encode()
+        if self.key_func is default_key_func:  # written out: `make_key` and what it calls take twice as long
+            name = f"{self.key_prefix}:{self.version if version is None else version}:{key}"
+        else:
+            name = self.make_key(key, version=version)
+        if len(name) > MEMCACHE_MAX_KEY_LENGTH or " " in name or not name.isprintable():
+            self.validate_key(name)
+        whole = self._prefix + name.encode()
         if len(whole) > wire.MAX_KEY_BYTES:
             whole = self._prefix + hashlib.blake2b(whole, digest_size=32).hexdigest().encode()
         return whole

@@ -108,8 +108,7 @@ class Client:
         """By an idle connection. None when there is none that still works: the node may have been restarted."""
         try:
             connection: BlockingConnection = target.pool.pop()
-            connection.send(request)
-            return connection, connection.receive()
+            return connection, connection.call(request)
         except IndexError:
             return None
         except Unavailable as error:

@@ -126,8 +126,13 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            self._unserved.extend(self._deframer.feed(data))
-            self._serve()
+            payloads = self._deframer.feed(data)
+            if len(payloads) == 1 and not self._paused:  # nearly always
+                if (answer := self._answer(payloads[0])) and self._transport is not None:
+                    self._transport.write(answer)
+            else:
+                self._unserved.extend(payloads)
+                self._serve()
         except (ProtocolError, *DECODE_ERRORS) as error:
             # To the peer's address, once: it is either a stranger or a bug, and both want to be seen.
             self._turn_away(str(error))
@@ -139,24 +144,31 @@ class Connection(asyncio.Protocol):
         out: list[bytes] = []
         size = 0
         while self._unserved and not self._paused and self._transport is not None:
-            payload = self._unserved.popleft()
-            if self._handshake is not None:
-                out.append(frame(self._shake_hands(payload)))
-            elif reply := self._handler.handle(request := decode_request(payload), self, self.push):
-                out.append(frame(encode(reply), MAX_FRAME))
-                size += len(out[-1])
-            elif isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
-                if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
-                    self._read_with_others()
-                self._had_heartbeat = True
-            else:
-                self._had_heartbeat = False
-                self._read_alone()  # what follows a user's message mustn't wait
+            if answer := self._answer(self._unserved.popleft()):
+                out.append(answer)
+                size += len(answer)
             if size > WRITE_AT_ONCE:
                 self._transport.write(b"".join(out))  # may pause us
                 out, size = [], 0
         if out and self._transport is not None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _answer(self, payload: memoryview) -> bytes:
+        """The frame to send; empty when nothing is due now."""
+        if self._handshake is not None:
+            return frame(self._shake_hands(payload))
+        request = decode_request(payload)
+        reply = self._handler.handle(request, self, self.push)
+        if reply is not None:
+            return frame(encode(reply), MAX_FRAME)
+        if isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
+            if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
+                self._read_with_others()
+            self._had_heartbeat = True
+        else:
+            self._had_heartbeat = False
+            self._read_alone()  # what follows a user's message mustn't wait
+        return b""
 
     def _read_with_others(self) -> None:
         coalescer = self._server.coalescer

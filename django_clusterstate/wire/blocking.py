@@ -7,9 +7,9 @@ import struct
 import time
 from collections.abc import Sequence
 
-from ..exceptions import ProtocolError, Unavailable
+from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from .address import Address, UnixAddress
-from .framing import HEADER, MAX_FRAME, frame
+from .framing import HEADER, MAX_FRAME, frame, size_at
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .polling import LOOK_FOR, BusyPoll
@@ -37,14 +37,13 @@ class BlockingConnection:
     Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
-    __slots__ = ("_deadline", "_look_for_it", "_polling", "_sent", "_socket", "_timeout", "_view")
+    __slots__ = ("_deadline", "_polling", "_socket", "_timeout", "_view")
 
     def __init__(self, address: Address, keys: Sequence[bytes], deadline: float, until: float | None = None) -> None:
         self._deadline = deadline
-        self._timeout = self._sent = 0.0
+        self._timeout = 0.0
         self._view = memoryview(bytearray(_RECEIVE))
         self._polling = BusyPoll()
-        self._look_for_it = False
         now = time.monotonic()
         if until is None:
             until = now + deadline
@@ -84,62 +83,74 @@ class BlockingConnection:
     def _shake_hands(self, keys: Sequence[bytes], until: float) -> None:
         handshake = RequesterHandshake(keys)
         try:
-            self._wait_at_most(until)
-            proof = handshake.receive_challenge(self._receive(until))
+            proof = handshake.receive_challenge(self._receive_rest(0, until))
             self._socket.sendall(frame(proof))
-            self._wait_at_most(until)
-            handshake.receive_welcome(self._receive(until))
+            handshake.receive_welcome(self._receive_rest(0, until))
         except BaseException:
             if handshake.farewell:
                 self._socket.sendall(frame(handshake.farewell))
             self.close()
             raise
 
-    def send(self, request: bytes) -> None:
-        """Sends one framed request. Raises `Unavailable`."""
-        self._sent = time.monotonic()
-        self._look_for_it = self._polling.due(self._sent)  # before the node has something to do
+    def call(self, request: bytes) -> Reply:
+        """Sends one framed request and brings its reply, within the deadline. Raises as `send` and `receive`."""
+        start = time.monotonic()
+        looking = self._polling.due(start)  # asked before the node has something to do
+        view = self._view
         try:
-            sent = self._socket.send(request)
-            while sent < len(request):
-                self._wait_at_most(self._sent + self._deadline)
-                sent += self._socket.send(memoryview(request)[sent:])
-        except OSError as error:
-            self.close()
-            raise _unavailable(error) from error
-
-    def receive(self, until: float | None = None) -> Reply:
-        """The reply to it: within the deadline from its sending, or until a moment of the monotonic clock.
-
-        Raises `Unavailable` when none comes in time, `ProtocolError` when it makes no sense.
-        """
-        try:
-            if until is None:
-                until = self._sent + self._deadline
-                received = self._look() if self._look_for_it else self._receive_some(self._view)
+            if (count := self._socket.send(request)) < len(request):
+                self._send_rest(request, count, start + self._deadline)
+            received = self._look() if looking else self._socket.recv_into(view)
+            if received > HEADER and received == HEADER + size_at(view)[0]:  # nearly always: the whole in one piece
+                reply = decode_reply(view[HEADER:received])
             else:
-                self._wait_at_most(until)
-                received = self._receive_some(self._view)
-            reply = decode_reply(self._payload(received, until))
+                reply = decode_reply(self._receive_rest(received, start + self._deadline))
             if self._timeout != self._deadline:
                 self._set_timeout(self._deadline)
-        except OSError as error:
-            self.close()
-            raise _unavailable(error) from error
-        except (ProtocolError, *DECODE_ERRORS) as error:
-            self.close()
-            raise ProtocolError(f"a reply that can't be read: {error}") from error
+        except (OSError, ProtocolError, *DECODE_ERRORS) as error:
+            raise self._broken(error) from error
         except BaseException:
             self.close()  # a signal handler raised between the request and its reply
             raise
         return reply
 
+    def send(self, request: bytes) -> None:
+        """Sends one framed request, within the deadline. Raises `Unavailable`."""
+        until = time.monotonic() + self._deadline
+        try:
+            self._send_rest(request, self._socket.send(request), until)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def receive(self, until: float) -> Reply:
+        """The reply to it, until a moment of the monotonic clock.
+
+        Raises `Unavailable` when none comes in time, `ProtocolError` when it makes no sense.
+        """
+        try:
+            self._wait_at_most(until)
+            reply = decode_reply(self._receive_rest(self._socket.recv_into(self._view), until))
+            self._set_timeout(self._deadline)
+        except (OSError, ProtocolError, *DECODE_ERRORS) as error:
+            raise self._broken(error) from error
+        except BaseException:
+            self.close()
+            raise
+        return reply
+
+    def _broken(self, error: Exception) -> ClusterStateError:
+        """Closes, so that no late answer can be taken for that to the next request. Returns what is to be raised."""
+        self.close()
+        if isinstance(error, OSError):
+            return _unavailable(error)
+        return ProtocolError(f"a reply that can't be read: {error}")
+
     def _look(self) -> int:
-        """Looks for the answer for a moment before waiting for it: see `polling`. As `_receive_some`."""
+        """Receives, but looks for the answer for a moment before it sleeps: see `polling`."""
         until = time.monotonic() + LOOK_FOR
         while True:
             try:
-                received = self._receive_some(self._view, socket.MSG_DONTWAIT)
+                received = self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 if time.monotonic() >= until:
                     break
@@ -147,35 +158,31 @@ class BlockingConnection:
                 self._polling.found()
                 return received
         self._polling.missed()
-        return self._receive_some(self._view)
+        return self._socket.recv_into(self._view)
 
-    def _receive(self, until: float) -> memoryview:
-        return self._payload(self._receive_some(self._view), until)
-
-    def _payload(self, received: int, until: float) -> memoryview:
-        """That of the reply whose first bytes have been received."""
-        while received < HEADER:
+    def _send_rest(self, request: bytes, sent: int, until: float) -> None:
+        while sent < len(request):
             self._wait_at_most(until)
-            received += self._receive_some(self._view[received:])
-        size = HEADER + int.from_bytes(self._view[:HEADER], "big")
-        if size == received:  # nearly always: the whole reply in one piece
-            return self._view[HEADER:size]
-        return self._receive_rest(size, received, until)
+            sent += self._socket.send(memoryview(request)[sent:])
 
-    def _receive_rest(self, size: int, received: int, until: float) -> memoryview:
+    def _receive_rest(self, received: int, until: float) -> memoryview:
+        """The payload of the frame whose first bytes have been received."""
+        whole = self._view
+        while received < HEADER:
+            received += self._receive_more(whole[received:], until)
+        size = HEADER + size_at(whole)[0]
         if size > HEADER + MAX_FRAME or received > size:
             raise ProtocolError(f"{received} bytes came where a frame of {size} was due")
-        whole = self._view
         if size > len(whole):
             whole = memoryview(bytearray(size))
             whole[:received] = self._view[:received]
         while received < size:
-            self._wait_at_most(until)
-            received += self._receive_some(whole[received:size])
+            received += self._receive_more(whole[received:size], until)
         return whole[HEADER:size]
 
-    def _receive_some(self, into: memoryview, flags: int = 0) -> int:
-        count = self._socket.recv_into(into, 0, flags)
+    def _receive_more(self, into: memoryview, until: float) -> int:
+        self._wait_at_most(until)
+        count = self._socket.recv_into(into)
         if not count:
             raise ConnectionResetError("the node closed the connection")
         return count

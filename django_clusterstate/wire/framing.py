@@ -9,7 +9,9 @@ MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message
 MAX_REQUEST = MAX_FRAME - 512  # a node passes a request on, or answers it, with another name or an epoch more
 HANDSHAKE_LIMIT = 512  # no message of the handshake is longer: a stranger can't make us hold more
 
-_size_at = struct.Struct(">I").unpack_from
+_LENGTH = struct.Struct(">I")
+_pack = _LENGTH.pack
+size_at = _LENGTH.unpack_from  # a buffer, and where the header begins in it: `(size,)` of the payload after it
 
 
 def frame(payload: bytes, limit: int = MAX_REQUEST) -> bytes:
@@ -17,7 +19,7 @@ def frame(payload: bytes, limit: int = MAX_REQUEST) -> bytes:
     size = len(payload)
     if size > limit:
         raise ValueError(f"a message of {size:,} bytes is longer than it may be ({limit:,})")
-    return size.to_bytes(HEADER, "big") + payload
+    return _pack(size) + payload
 
 
 class Deframer:
@@ -34,11 +36,13 @@ class Deframer:
         bytes are waited for."""
         if self._rest:
             data = self._rest + data
+        elif len(data) > HEADER and size_at(data)[0] == len(data) - HEADER <= self.limit:
+            return [memoryview(data)[HEADER:]]  # nearly always: one whole frame
         view = memoryview(data)
         payloads = []
         start, end = 0, len(data)
         while end - start >= HEADER:
-            size = _size_at(data, start)[0]
+            size = size_at(data, start)[0]
             if size > self.limit:
                 raise ProtocolError(f"a frame of {size:,} bytes, more than {self.limit:,}")
             stop = start + HEADER + size

@@ -59,8 +59,7 @@ def hit_once(address: TcpAddress, keys: Sequence[bytes], key: bytes) -> bool:
     """One hit on a connection of its own. Whether its answer came within 0.6 s, which is half of the time."""
     connection = BlockingConnection(address, keys, 0.6, time.monotonic() + 10)
     try:
-        connection.send(frame(encode(Hit(key, RULES))))
-        connection.receive()
+        connection.call(frame(encode(Hit(key, RULES))))
     except ClusterStateError:
         return False
     connection.close()

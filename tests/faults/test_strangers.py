@@ -74,8 +74,7 @@ def test_row_13_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -
         cluster.start()
         cluster.wait_for()
         connection = BlockingConnection(TcpAddress("127.0.0.1", proxy.port), link_keys(cluster, "a"), 1.0)
-        connection.send(PING)
-        assert isinstance(connection.receive(), Pong)
+        assert isinstance(connection.call(PING), Pong)
         connection.close()
         before, answers = refused(cluster, "a"), 0
         for _ in range(20):

@@ -55,8 +55,7 @@ class Blocking:
         self._connection = BlockingConnection(address, keys, deadline)
 
     def call(self, request: bytes) -> wire.Reply:
-        self._connection.send(request)
-        return self._connection.receive()
+        return self._connection.call(request)
 
     def close(self) -> None:
         self._connection.close()
