@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory, force_authenticate
@@ -99,6 +100,28 @@ def test_a_throttle_of_a_projects_own_says_its_key_and_algorithm() -> None:
 def test_a_rate_of_none_limits_nothing() -> None:
     view = view_of(type("Unlimited", (AnonRateThrottle,), {"THROTTLE_RATES": {"anon": None}}))
     assert statuses(view, *[{}] * 5) == [OK] * 5
+
+
+@pytest.mark.parametrize("base", [AnonRateThrottle, ScopedRateThrottle])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"algorithm": "leaky"}, "'leaky' is no algorithm"),
+        ({"on_unavailable": "Deny"}, "on_unavailable is one of local, allow, deny"),
+    ],
+)
+def test_a_wrong_throttle_is_refused_when_its_class_is_made(base: type, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=words):
+        type("Wrong", (base,), {"rate": "1/s", **options})
+
+
+@pytest.mark.parametrize("options", [{"algorithm": "leaky"}, {"on_unavailable": "Deny"}, {"rate": "-1/s"}])
+def test_what_a_class_is_given_later_lets_nothing_pass_if_it_is_wrong(options: dict[str, Any]) -> None:
+    throttle = type("Late", (AnonRateThrottle,), {"rate": "1/s"})
+    for name, value in options.items():
+        setattr(throttle, name, value)
+    with pytest.raises(ImproperlyConfigured):
+        ask(view_of(throttle))
 
 
 def test_a_header_that_anybody_can_send_makes_nobody_another_client() -> None:

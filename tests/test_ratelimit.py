@@ -625,6 +625,13 @@ def test_without_a_node_the_policy_answers(hit: Hit, policy: str, allowed: bool)
 
 
 @pytest.mark.usefixtures("nowhere")
+def test_what_is_no_policy_lets_nothing_pass(hit: Hit) -> None:
+    limit = Limit(Limit.parse("3/h").rules, "Deny")
+    decision = hit(limit, "group", "key")
+    assert (decision.allowed, decision.fallback) == (False, "deny")
+
+
+@pytest.mark.usefixtures("nowhere")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_limit_of_zero_blocks_all_without_a_node_as_well(hit: Hit, policy: str) -> None:
     assert not hit(Limit.parse(["0/s", "3/m"], on_unavailable=policy), "group", "key").allowed

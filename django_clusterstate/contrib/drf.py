@@ -9,8 +9,7 @@ from rest_framework import throttling
 from rest_framework.settings import api_settings
 
 from .. import conf
-from ..core.limiter import Rule
-from ..ratelimit import ALGORITHMS, Limit, hit
+from ..ratelimit import Limit, hit
 from ..ratelimit.keys import ident_of
 
 GROUP = "rest_framework"
@@ -19,19 +18,24 @@ GROUP = "rest_framework"
 class ClusterRateThrottle(throttling.SimpleRateThrottle):
     """The base of the others, and of your own: give it a `scope`, and `get_cache_key(request, view)`.
 
-    `algorithm` and `on_unavailable` are those of a `Limit`. After a request `decision` has the `Decision`.
+    `algorithm` and `on_unavailable` are those of a `Limit`; a class with others raises `ImproperlyConfigured`. After a
+    request `decision` has the `Decision`.
     """
 
     algorithm = "sliding_window"  # as the framework counts, in a few bytes instead of a list of times
     on_unavailable: str | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        Limit.parse("1/s", cls.algorithm, cls.on_unavailable)
 
     def allow_request(self, request: Any, view: Any) -> bool:
         """Counts the request. True if it may pass."""
         key = None if self.rate is None else self.get_cache_key(request, view)
         if key is None:
             return True
-        rule = Rule(ALGORITHMS[self.algorithm], self.num_requests, float(self.duration))
-        self.decision = hit(Limit((rule,), self.on_unavailable), GROUP, key)
+        limit = Limit.parse(f"{self.num_requests}/{self.duration}s", self.algorithm, self.on_unavailable)
+        self.decision = hit(limit, GROUP, key)
         return self.decision.allowed
 
     def wait(self) -> float:

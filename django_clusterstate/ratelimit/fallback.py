@@ -46,15 +46,15 @@ class ProcessLimits:
 def without_nodes(
     limit: Limit, key: bytes, cost: int, process: ProcessLimits, tally: Tally, *, counts: bool
 ) -> Decision:
-    """The decision of the limit's policy."""
+    """The decision of the limit's policy. What is none denies."""
     policy = policy_of(limit)
     if policy == "local":
         tally.fallback_process += counts
         return binding(limit.rules, process.decide(key, limit.rules, cost, counts=counts), "", "process")
     rule = min(limit.rules, key=lambda rule: rule.limit)
-    if policy == "deny" or not rule.limit:  # a limit of 0 needs no counting
-        tally.fallback_deny += counts
-        # Until when is unknown; a second is when the next attempt may well succeed.
-        return Decision(False, rule.limit, rule.period, 0, 1.0, 1.0, "", policy)
-    tally.fallback_allow += counts
-    return Decision(True, rule.limit, rule.period, rule.limit, 0.0, 0.0, "", policy)
+    if policy == "allow" and rule.limit:  # a limit of 0 needs no counting
+        tally.fallback_allow += counts
+        return Decision(True, rule.limit, rule.period, rule.limit, 0.0, 0.0, "", policy)
+    tally.fallback_deny += counts
+    # Until when is unknown; a second is when the next attempt may well succeed.
+    return Decision(False, rule.limit, rule.period, 0, 1.0, 1.0, "", "deny")
