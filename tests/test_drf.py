@@ -7,13 +7,15 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.utils.decorators import method_decorator
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory, force_authenticate
 from rest_framework.views import APIView
 
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate.contrib.drf import AnonRateThrottle, ClusterRateThrottle, ScopedRateThrottle, UserRateThrottle
-from django_clusterstate.ratelimit import routing_key
+from django_clusterstate.decorators import cluster_ratelimit
+from django_clusterstate.ratelimit import Limit, peek, routing_key
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -28,9 +30,9 @@ def group(monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def view_of(throttle: type, **attributes: Any) -> Any:
+def view_of(*throttles: type, **attributes: Any) -> Any:
     class View(APIView):
-        throttle_classes = [throttle]  # noqa: RUF012 - as the framework has it
+        throttle_classes = throttles
 
         def get(self, request: Any) -> Response:
             return Response("seen")
@@ -149,3 +151,94 @@ def test_the_decision_stays_with_the_throttle_and_names_the_owner(group: str) ->
     assert throttle.allow_request(request, None)
     assert throttle.decision.owner == cluster_state.owner(routing_key(group, "throttle_anon_127.0.0.1"))
     assert throttle.decision.remaining == 1
+
+
+# -- several throttles ------------------------------------------------------------------------------------------
+
+
+def throttle_of(scope: str, rate: str, base: type = AnonRateThrottle, **options: Any) -> type:
+    return type(scope, (base,), {"scope": scope, "rate": rate, **options})
+
+
+def left(group: str, scope: str, rate: str) -> int:
+    return peek(Limit.parse(rate, "sliding_window"), group, f"throttle_{scope}_127.0.0.1").remaining
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["the one that blocks first", "last"])
+def test_throttles_beside_one_that_blocks_arent_consumed(group: str, order: int) -> None:
+    throttles = [throttle_of("burst", "1/m"), throttle_of("middle", "20/d"), throttle_of("sustained", "10/d")]
+    view = view_of(*throttles[::order])
+    assert statuses(view, *[{}] * 5) == [OK] + [DENIED] * 4
+    assert (left(group, "burst", "1/m"), left(group, "middle", "20/d"), left(group, "sustained", "10/d")) == (0, 19, 9)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["the one that blocks first", "last"])
+@pytest.mark.parametrize(
+    ("policy", "passed", "kept"), [("local", 1, [0, 9]), ("allow", 1, [0, 10]), ("deny", 0, [1, 10])]
+)
+def test_throttles_beside_one_that_blocks_arent_consumed_without_a_node(
+    nowhere: None, group: str, order: int, policy: str, passed: int, kept: list[int]
+) -> None:
+    throttles = [throttle_of("burst", "1/m"), throttle_of("sustained", "10/d", on_unavailable=policy)]
+    view = view_of(*throttles[::order])
+    assert statuses(view, *[{}] * 5) == [OK] * passed + [DENIED] * (5 - passed)
+    assert [left(group, "burst", "1/m"), left(group, "sustained", "10/d")] == kept
+
+
+def test_the_longest_wait_of_several_is_told() -> None:
+    view = view_of(throttle_of("hourly", "1/h"), throttle_of("daily", "1/d"))
+    assert statuses(view, {}, {}) == [OK, DENIED]
+    assert 2 * 3600 < int(ask(view)["Retry-After"]) <= 2 * 86400
+
+
+def test_a_throttle_and_the_limits_around_and_in_it_let_each_other_off(group: str) -> None:
+    limits = {"outer": "20/d", "inner": "2/d"}
+
+    class View(APIView):
+        throttle_classes = (throttle_of("burst", "3/d"),)
+
+        @method_decorator(cluster_ratelimit(f"{group}-inner", rate="2/d"))
+        def get(self, request: Any) -> Response:
+            return Response("seen")
+
+    view = cluster_ratelimit(f"{group}-outer", rate="20/d")(View.as_view())
+    assert statuses(view, *[{}] * 5) == [OK, OK] + [DENIED] * 3
+    rests = [peek(Limit.parse(rate), f"{group}-{name}", "ip:127.0.0.1").remaining for name, rate in limits.items()]
+    assert (rests, left(group, "burst", "3/d")) == ([18, 0], 1)
+    assert statuses(view_of(throttle_of("burst", "3/d")), {}, {}) == [OK, DENIED]
+    assert statuses(view, {}) == [DENIED]
+    assert peek(Limit.parse("20/d"), f"{group}-outer", "ip:127.0.0.1").remaining == 18
+
+
+def test_a_throttle_that_overrules_a_denial_keeps_no_other_from_counting(group: str) -> None:
+    class Lenient(AnonRateThrottle):
+        scope, rate = "lenient", "1/d"
+
+        def allow_request(self, request: Any, view: Any) -> bool:
+            super().allow_request(request, view)
+            return True
+
+    view = view_of(throttle_of("first", "9/d"), Lenient, throttle_of("last", "3/d"))
+    assert statuses(view, *[{}] * 5) == [OK] * 3 + [DENIED] * 2
+    assert left(group, "first", "9/d") == 6
+
+
+def test_a_wait_that_is_asked_for_without_need_takes_nothing_back(group: str) -> None:
+    class Curious(AnonRateThrottle):
+        scope, rate = "curious", "5/d"
+
+        def allow_request(self, request: Any, view: Any) -> bool:
+            return super().allow_request(request, view) and self.wait() == 0
+
+    assert statuses(view_of(Curious), {}, {}) == [OK, OK]
+    assert left(group, "curious", "5/d") == 3
+
+
+def test_a_view_that_calls_others_doesnt_let_them_off() -> None:
+    blocked, counted = view_of(throttle_of("blocked", "0/d")), view_of(throttle_of("counted", "2/d"))
+
+    def batch() -> list[int]:
+        request = APIRequestFactory().get("/")
+        return [view(request).status_code for view in (blocked, counted)]
+
+    assert [batch() for _ in range(3)] == [[DENIED, OK], [DENIED, OK], [DENIED, DENIED]]

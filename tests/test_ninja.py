@@ -17,7 +17,7 @@ from ninja.throttling import BaseThrottle
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate.contrib.ninja import AnonRateThrottle, AuthRateThrottle, ClusterRateThrottle, UserRateThrottle
 from django_clusterstate.decorators import cluster_ratelimit
-from django_clusterstate.ratelimit import routing_key
+from django_clusterstate.ratelimit import Limit, peek, routing_key
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -102,6 +102,38 @@ def test_several_throttles_all_count_and_the_longest_wait_is_told(operation: Cal
     ask = operation(AnonRateThrottle("1/h", algorithm="fixed_window"), UserRateThrottle("1/d", "fixed_window"))
     assert statuses(ask, {}, {}) == [OK, DENIED]
     assert 3600 < int(ask()["Retry-After"]) <= 86400
+
+
+def left(group: str, scope: str, rate: str) -> int:
+    return peek(Limit.parse(rate, "sliding_window"), group, f"throttle_{scope}_127.0.0.1").remaining
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["the one that blocks first", "last"])
+def test_throttles_beside_one_that_blocks_arent_consumed(operation: Callable[..., Ask], group: str, order: int) -> None:
+    ask = operation(*[AnonRateThrottle("1/m"), UserRateThrottle("20/d"), AuthRateThrottle("10/d")][::order])
+    assert statuses(ask, *[{}] * 5) == [OK] + [DENIED] * 4
+    assert (left(group, "anon", "1/m"), left(group, "user", "20/d"), left(group, "auth", "10/d")) == (0, 19, 9)
+
+
+def test_throttles_beside_one_that_blocks_arent_consumed_without_a_node(
+    operation: Callable[..., Ask], nowhere: None, group: str
+) -> None:
+    ask = operation(UserRateThrottle("10/d"), AnonRateThrottle("1/m"), AuthRateThrottle("9/d", on_unavailable="allow"))
+    assert statuses(ask, *[{}] * 5) == [OK] + [DENIED] * 4
+    assert left(group, "user", "10/d") == 9
+
+
+def test_a_throttle_that_overrules_a_denial_keeps_no_other_from_counting(
+    operation: Callable[..., Ask], group: str
+) -> None:
+    class Lenient(AnonRateThrottle):
+        def allow_request(self, request: HttpRequest) -> bool:
+            super().allow_request(request)
+            return True
+
+    ask = operation(UserRateThrottle("9/d"), Lenient("1/d"), AuthRateThrottle("3/d"))
+    assert statuses(ask, *[{}] * 5) == [OK] * 3 + [DENIED] * 2
+    assert left(group, "user", "9/d") == 6
 
 
 def test_a_header_that_anybody_can_send_makes_nobody_another_client(operation: Callable[..., Ask]) -> None:

@@ -9,8 +9,10 @@ from rest_framework import throttling
 from rest_framework.settings import api_settings
 
 from .. import conf
-from ..ratelimit import Limit, hit
+from ..ratelimit import Limit
 from ..ratelimit.keys import ident_of
+from ..ratelimit.requestlimit import Question
+from ..ratelimit.throttling import block, throttle
 
 GROUP = "rest_framework"
 
@@ -35,11 +37,15 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         if key is None:
             return True
         limit = Limit.parse(f"{self.num_requests}/{self.duration}s", self.algorithm, self.on_unavailable)
-        self.decision = hit(limit, GROUP, key)
+        self._asked = request
+        self.decision = throttle(request, Question(limit, GROUP, key, 1))
         return self.decision.allowed
 
     def wait(self) -> float:
-        """Seconds until the next request may pass."""
+        """Seconds until the next request may pass. The framework asks where it blocks one: what that has counted, here
+        and at limits around, is given back."""
+        if not self.decision.allowed:
+            block(self._asked)
         return self.decision.retry_after
 
     def get_ident(self, request: Any) -> str:

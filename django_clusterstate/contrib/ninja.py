@@ -10,8 +10,10 @@ from ninja import throttling
 from ninja.conf import settings
 
 from .. import conf
-from ..ratelimit import Decision, Limit, hit
+from ..ratelimit import Decision, Limit
 from ..ratelimit.keys import ident_of
+from ..ratelimit.requestlimit import Question
+from ..ratelimit.throttling import block, throttle
 
 GROUP = "ninja"
 
@@ -31,6 +33,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         self.limit = Limit.parse(f"{number}s", algorithm, on_unavailable)
         # One throttle serves all requests, in several threads and tasks.
         self._decision: ContextVar[Decision | None] = ContextVar("decision", default=None)
+        self._denied: ContextVar[HttpRequest | None] = ContextVar("denied", default=None)
 
     @property
     def decision(self) -> Decision | None:
@@ -40,12 +43,19 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
     def allow_request(self, request: HttpRequest) -> bool:
         """Counts the request. True if it may pass."""
         key = None if self.rate is None else self.get_cache_key(request)
-        decision = None if key is None else hit(self.limit, GROUP, key)
+        decision = None if key is None else throttle(request, Question(self.limit, GROUP, key, 1))
+        allowed = decision is None or decision.allowed
         self._decision.set(decision)
-        return decision is None or decision.allowed
+        self._denied.set(None if allowed else request)
+        return allowed
 
     def wait(self) -> float | None:
-        """Seconds until the next request may pass."""
+        """Seconds until the next request may pass. The framework asks where it blocks one: what that has counted, here
+        and at limits around, is given back."""
+        denied = self._denied.get()
+        if denied is not None:
+            block(denied)
+            self._denied.set(None)
         decision = self.decision
         return None if decision is None else decision.retry_after
 
