@@ -1,5 +1,6 @@
 """Django REST framework's throttles, on the cluster."""
 
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -8,9 +9,12 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 from django.utils.decorators import method_decorator
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.decorators import action, api_view
 from rest_framework.response import Response
 from rest_framework.test import APIRequestFactory, force_authenticate
 from rest_framework.views import APIView
+from rest_framework.viewsets import ViewSet
 
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate.contrib.drf import AnonRateThrottle, ClusterRateThrottle, ScopedRateThrottle, UserRateThrottle
@@ -242,3 +246,112 @@ def test_a_view_that_calls_others_doesnt_let_them_off() -> None:
         return [view(request).status_code for view in (blocked, counted)]
 
     assert [batch() for _ in range(3)] == [[DENIED, OK], [DENIED, OK], [DENIED, DENIED]]
+
+
+# -- the decorator ----------------------------------------------------------------------------------------------
+
+
+class ByHeader(BaseAuthentication):
+    def authenticate(self, request: Any) -> tuple[User, None] | None:
+        pk = request.headers.get("X-User")
+        return None if pk is None else (User(pk=int(pk)), None)
+
+
+def by_user(pk: int) -> dict[str, str]:
+    return {"HTTP_X_USER": str(pk)}
+
+
+def function_view(limited: Any) -> Any:
+    @api_view(["GET", "POST"])  # type: ignore[untyped-decorator]
+    @limited  # type: ignore[untyped-decorator]
+    def view(request: Any) -> Response:
+        return Response("seen")
+
+    return view
+
+
+def function_view_around(limited: Any) -> Any:
+    return limited(api_view(["GET"])(lambda request: Response("seen")))
+
+
+def handler(limited: Any) -> Any:
+    class View(APIView):
+        authentication_classes = (ByHeader,)
+
+        @method_decorator(limited)
+        def get(self, request: Any) -> Response:
+            return Response("seen")
+
+        post = get
+
+    return View.as_view()
+
+
+def view_class(limited: Any) -> Any:
+    class View(APIView):
+        authentication_classes = (ByHeader,)
+
+        def get(self, request: Any) -> Response:
+            return Response("seen")
+
+    return limited(View).as_view()
+
+
+def viewset_action(limited: Any) -> Any:
+    class Things(ViewSet):
+        authentication_classes = (ByHeader,)
+
+        @action(detail=False)  # type: ignore[untyped-decorator]
+        @method_decorator(limited)
+        def recent(self, request: Any) -> Response:
+            return Response("seen")
+
+    return Things.as_view({"get": "recent"})
+
+
+KINDS = [function_view, function_view_around, handler, view_class, viewset_action]
+
+
+@pytest.mark.parametrize("made", KINDS)
+def test_the_decorator_limits_views_of_each_kind(made: Any, group: str) -> None:
+    view = made(cluster_ratelimit(group, key="ip", rate="2/d"))
+    responses = [ask(view, HTTP_ACCEPT="application/json") for _ in range(3)]
+    assert [response.status_code for response in responses] == [OK, OK, DENIED]
+    assert [response["RateLimit"][:15] for response in responses] == [f'"2/86400s";r={n};' for n in (1, 0, 0)]
+    assert int(responses[2]["Retry-After"]) > 0
+    assert json.loads(responses[2].content)["detail"].startswith("Too many requests")
+    assert ask(view, REMOTE_ADDR="10.9.9.9").status_code == OK
+
+
+@pytest.mark.parametrize("made", [handler, viewset_action])
+def test_handlers_know_the_user_whom_the_framework_has_authenticated(made: Any, group: str) -> None:
+    view = made(cluster_ratelimit(group, key="user", rate="1/d"))
+    assert statuses(view, by_user(1), by_user(2), by_user(1)) == [OK, OK, DENIED]
+
+
+def test_a_decorated_class_is_asked_before_the_framework_authenticates(group: str) -> None:
+    view = view_class(cluster_ratelimit(group, key="user", rate="1/d"))
+    assert statuses(view, by_user(1), by_user(2)) == [OK, DENIED]
+
+
+def name_of(group: str, request: Any) -> Any:
+    return request.data.get("name")
+
+
+@pytest.mark.parametrize(
+    ("key", "body", "last"),
+    [("post:name", "multipart", OK), ("post:name", "json", DENIED), (name_of, "multipart", OK), (name_of, "json", OK)],
+)
+@pytest.mark.parametrize("made", [function_view, handler])
+def test_only_forms_have_parameters_and_bodies_of_all_kinds_have_data(
+    made: Any, group: str, key: Any, body: str, last: int
+) -> None:
+    view = made(cluster_ratelimit(group, key=key, rate="1/d"))
+    asked = [APIRequestFactory().post("/", {"name": name}, format=body) for name in ("one", "other")]
+    assert [view(request).status_code for request in asked] == [OK, last]
+
+
+def test_only_some_responses_of_a_handler_count(group: str) -> None:
+    limited = cluster_ratelimit(group, rate="1/d", deduct_when=lambda request, response: response.status_code == OK)
+    view = handler(limited)
+    assert statuses(view, {}, {}) == [OK, DENIED]

@@ -208,16 +208,44 @@ def test_the_decision_names_the_owner(group: str) -> None:
     assert decision.remaining == 1
 
 
-async def test_asynchronous_operations_may_have_the_decorator_instead(group: str) -> None:
-    api = NinjaAPI(urls_namespace=group)
+@pytest.fixture(params=["sync", "async"])
+def decorated(request: pytest.FixtureRequest, group: str) -> Callable[..., Ask]:
+    """Makes an operation that returns what the test wants and has the decorator, and returns what asks it."""
 
-    @api.get("/{number}")
-    @cluster_ratelimit(group=group, key="ip", rate="1/d")
-    async def double(request: HttpRequest, number: int) -> int:
-        return 2 * number
+    def make(returned: Any, **options: Any) -> Ask:
+        def double(request: HttpRequest, number: int) -> Any:
+            return returned(number)
 
-    view = view_of(api, "double")
-    first, second = await view(request_of(), number="4"), await view(request_of(), number="4")
+        async def adouble(request: HttpRequest, number: int) -> Any:
+            return returned(number)
+
+        adouble.__name__ = "double"
+        api = NinjaAPI(urls_namespace=group)
+        operation = double if request.param == "sync" else adouble
+        api.get("/{number}")(cluster_ratelimit(group=group, **options)(operation))
+        view = view_of(api, "double")
+        if request.param == "sync":
+            return lambda number, **asked: view(request_of(**asked), number=number)
+        return lambda number, **asked: asyncio.run(view(request_of(**asked), number=number))
+
+    return make
+
+
+def test_operations_may_have_the_decorator_instead(decorated: Callable[..., Ask]) -> None:
+    ask = decorated(lambda number: 2 * number, key="user_or_ip", rate="1/d")
+    first, second = ask("4"), ask("4")
     assert (first.status_code, first.content) == (OK, b"8")
     assert second.status_code == DENIED
     assert int(second["Retry-After"]) > 0
+    assert second["RateLimit"].startswith('"1/86400s";r=0')
+    assert ask("4", user=User(pk=1)).status_code == OK
+
+
+def test_only_responses_can_have_headers(decorated: Callable[..., Ask]) -> None:
+    ask = decorated(lambda number: HttpResponse() if number else number, rate="9/d")
+    assert [ask(number).has_header("RateLimit") for number in ("0", "1")] == [False, True]
+
+
+def test_what_counts_is_said_by_what_the_operation_returns(decorated: Callable[..., Ask]) -> None:
+    ask = decorated(lambda number: number, rate="1/d", deduct_when=lambda request, returned: returned == 1)
+    assert [ask(number).status_code for number in "00100"] == [OK, OK, OK, DENIED, DENIED]
