@@ -15,6 +15,7 @@ from . import conf
 from .ratelimit import Ratelimited
 from .ratelimit.answers import refuse
 from .ratelimit.requestlimit import RequestLimit
+from .ratelimit.throttling import with_throttle_headers
 
 Limits = list[tuple[re.Pattern[str], str, RequestLimit]]
 
@@ -23,7 +24,8 @@ class ClusterRatelimitMiddleware:
     """Behind AuthenticationMiddleware, if a limit's key asks for the user.
 
     Each limit of LIMITS that a request's path matches counts it, in their order, until one denies; that gives back what
-    those before it have counted. `Ratelimited`, raised by a view, is answered as a denial too.
+    those before it have counted. `Ratelimited`, raised by a view, is answered as a denial too. What the throttles of a
+    framework have counted gets its RateLimit headers here.
     """
 
     sync_capable = async_capable = True
@@ -48,15 +50,13 @@ class ClusterRatelimitMiddleware:
 
     def _answer(self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]) -> HttpResponseBase:
         if not limits:
-            response: HttpResponseBase = self._get_response(request)
-            return response
+            return with_throttle_headers(request, self._get_response(request))
         (group, limit), *others = limits
         return limit.answer(group, request, lambda: self._answer(request, others))
 
     async def _aanswer(self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]) -> HttpResponseBase:
         if not limits:
-            response: HttpResponseBase = await self._get_response(request)
-            return response
+            return with_throttle_headers(request, await self._get_response(request))
         (group, limit), *others = limits
         return await limit.aanswer(group, request, lambda: self._aanswer(request, others))
 

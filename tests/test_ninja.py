@@ -212,7 +212,7 @@ def test_the_decision_names_the_owner(group: str) -> None:
 def decorated(request: pytest.FixtureRequest, group: str) -> Callable[..., Ask]:
     """Makes an operation that returns what the test wants and has the decorator, and returns what asks it."""
 
-    def make(returned: Any, **options: Any) -> Ask:
+    def make(returned: Any, auth: Any = None, **options: Any) -> Ask:
         def double(request: HttpRequest, number: int) -> Any:
             return returned(number)
 
@@ -222,7 +222,7 @@ def decorated(request: pytest.FixtureRequest, group: str) -> Callable[..., Ask]:
         adouble.__name__ = "double"
         api = NinjaAPI(urls_namespace=group)
         operation = double if request.param == "sync" else adouble
-        api.get("/{number}")(cluster_ratelimit(group=group, **options)(operation))
+        api.get("/{number}", auth=auth)(cluster_ratelimit(group=group, **options)(operation))
         view = view_of(api, "double")
         if request.param == "sync":
             return lambda number, **asked: view(request_of(**asked), number=number)
@@ -249,3 +249,12 @@ def test_only_responses_can_have_headers(decorated: Callable[..., Ask]) -> None:
 def test_what_counts_is_said_by_what_the_operation_returns(decorated: Callable[..., Ask]) -> None:
     ask = decorated(lambda number: number, rate="1/d", deduct_when=lambda request, returned: returned == 1)
     assert [ask(number).status_code for number in "00100"] == [OK, OK, OK, DENIED, DENIED]
+
+
+def test_the_decorator_knows_whom_the_framework_has_let_in(decorated: Callable[..., Ask]) -> None:
+    def auth(request: HttpRequest) -> str | None:
+        return request.headers.get("X-Token")
+
+    ask = decorated(lambda number: number, auth, key=lambda group, request: request.auth, rate="1/d")
+    asked = [ask("1", HTTP_X_TOKEN=token).status_code for token in ("one", "other", "one")]
+    assert asked == [OK, OK, DENIED]

@@ -5,21 +5,31 @@ known to count: a throttle of a project's own may overrule it.
 """
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+from django.http import HttpRequest, HttpResponseBase
+
+from .answers import with_headers
 from .counting import hit, peek
-from .limit import Decision
+from .limit import Decision, Limit
 from .requestlimit import Counted, Question, _counted, _refund, _take_all
+
+
+class Answer(NamedTuple):
+    """What one throttle has said of a request."""
+
+    limit: Limit
+    decision: Decision
 
 
 def throttle(request: Any, question: Question) -> Decision:
     """Counts a request, or only looks where it is blocked already."""
     # Noted at the framework's own request, where it has one: a view may call others, whose throttles are to count.
-    if getattr(request, "_clusterstate_blocked", False):
-        return peek(*question)
-    decision = hit(*question)
-    if decision.allowed:
+    blocked = getattr(request, "_clusterstate_blocked", False)
+    decision = (peek if blocked else hit)(*question)
+    if decision.allowed and not blocked:
         _counted(_unwrapped(request)).append(Counted(question, decision, time.monotonic()))
+    _note(_unwrapped(request), Answer(question.limit, decision))
     return decision
 
 
@@ -28,6 +38,22 @@ def block(request: Any) -> None:
     request._clusterstate_blocked = True
     for counted in _take_all(_unwrapped(request)):
         _refund(counted)
+
+
+def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    """Adds what LIMITS_HEADERS asks for, of the throttle that blocks for longest, or else has the least left."""
+    answer: Answer | None = getattr(request, "_clusterstate_throttle", None)
+    return response if answer is None else with_headers(response, *answer)
+
+
+def _note(request: Any, answer: Answer) -> None:
+    noted: Answer | None = getattr(request, "_clusterstate_throttle", None)
+    if noted is None or _weight(answer.decision) > _weight(noted.decision):
+        request._clusterstate_throttle = answer
+
+
+def _weight(decision: Decision) -> tuple[float, int]:
+    return decision.retry_after, -decision.remaining
 
 
 def _unwrapped(request: Any) -> Any:
