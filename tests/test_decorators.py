@@ -40,6 +40,10 @@ def rate_of_header(group: str, request: HttpRequest) -> Any:
     return request.headers.get("X-Rate")
 
 
+def cost_of_parameter(group: str, request: HttpRequest) -> int:
+    return int(request.GET["n"])
+
+
 async def coroutine_key(group: str, request: HttpRequest) -> str:
     return "key"
 
@@ -340,7 +344,11 @@ def test_a_request_may_cost_more(face: Face) -> None:
     ask = face.limited(rate="5/d", cost=2)
     assert [ask()["RateLimit"][:14] for _ in range(2)] == ['"5/86400s";r=3', '"5/86400s";r=1']
     assert ask().status_code == DENIED
-    ask = face.limited(rate="5/d", cost=lambda group, request: int(request.GET["n"]))
+
+
+@pytest.mark.parametrize("cost", [cost_of_parameter, f"{__name__}.cost_of_parameter"])
+def test_a_callable_says_what_a_request_costs(face: Face, cost: Any) -> None:
+    ask = face.limited(rate="5/d", cost=cost)
     asked = [get(query_params={"n": n}) for n in ("5", "1", "0")]
     assert statuses(ask, *asked) == [OK, DENIED, OK]
 

@@ -27,7 +27,7 @@ from django_clusterstate.decorators import (
     is_ratelimited,
 )
 from django_clusterstate.middleware import read_limits
-from django_clusterstate.ratelimit import ALGORITHMS, Limit, Ratelimited, hit
+from django_clusterstate.ratelimit import ALGORITHMS, Limit, Ratelimited, hit, peek
 from django_clusterstate.ratelimit.keys import ident_of
 from testproject.processes import LocalCluster
 from tests.counting import watch_requests
@@ -49,8 +49,16 @@ class settings:  # noqa: N801 - reads as a word
         self._override.disable()
 
 
+def cost_of(group: str, request: HttpRequest) -> int:
+    return int(request.GET.get("cost", "2"))
+
+
 def is_staff(group: str, request: HttpRequest) -> bool:
     return "X-Staff" in request.headers
+
+
+def is_plain(group: str, request: HttpRequest) -> bool:
+    return request.path == "/api/"
 
 
 def failed(request: HttpRequest, response: HttpResponseBase) -> bool:
@@ -271,6 +279,19 @@ def test_a_class_may_be_decorated(face: Face) -> None:
     assert [face.call(view).status_code for _ in range(3)] == [OK, OK, DENIED]
 
 
+def test_decorated_classes_without_a_group_count_by_themselves(face: Face) -> None:
+    def make(name: str) -> Any:
+        made = type(name, (View,), {"get": staticmethod(face.view())})
+        return cluster_ratelimit(rate="1/d")(made)
+
+    name = uuid4().hex
+    one, other = make(f"{name}One"), make(f"{name}Other")
+    heir: Any = type(f"{name}Inherits", (one,), {})
+    for made in (one, other, heir):
+        assert [face.call(made.as_view()).status_code for _ in range(2)] == [OK, DENIED]
+    assert not peek(Limit.parse("1/d"), f"{__name__}.{name}One.dispatch", "ip:127.0.0.1").allowed
+
+
 def test_usage_is_told_without_a_decorator(face: Face) -> None:
     group, request = uuid4().hex, get()
 
@@ -357,6 +378,51 @@ def test_a_site_is_limited_by_path_and_method(ask: Any) -> None:
         assert json.loads(response.content)["detail"].startswith("Too many requests")
         assert response.has_header("Retry-After")
         assert [ask(*args).status_code for args in (("/health/", "post"), ("/api/", "get"))] == [OK, OK]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "left"),
+    [
+        ({"cost": 2}, [OK, OK, DENIED], 1),
+        ({"cost": f"{__name__}.cost_of"}, [OK, OK, DENIED], 1),
+        ({"cost": 2, "algorithm": "sliding_window"}, [OK, OK, DENIED], 1),
+        ({"cost": 2, "algorithm": "token_bucket"}, [OK, OK, DENIED], 1),
+        ({"cost": 3, "exempt": f"{__name__}.is_plain"}, [OK, OK, OK], 5),
+        ({"cost": 3, "dry_run": True}, [OK, OK, OK], 2),
+        ({"cost": 3, "block": False}, [OK, OK, OK], 2),
+        ({"cost": 3, "deduct_when": f"{__name__}.failed"}, [OK, OK, OK], 5),
+        ({"cost": 3, "deduct_when": failed}, [OK, OK, OK], 5),
+    ],
+)
+def test_a_limit_of_a_site_takes_the_decorators_arguments(
+    ask: Any, options: dict[str, Any], expected: list[int], left: int
+) -> None:
+    group = uuid4().hex
+    with settings(LIMITS=[{"rate": "5/d", "group": group, **options}]):
+        responses = [ask("/api/") for _ in expected]
+    assert [response.status_code for response in responses] == expected
+    limit = Limit.parse("5/d", options.get("algorithm", "fixed_window"))
+    assert peek(limit, group, "ip:127.0.0.1").remaining == left
+    unseen = "exempt" in options or "dry_run" in options
+    assert [response.has_header("RateLimit") for response in responses] == [not unseen] * 3
+    if options.get("block") is False:
+        assert [response.content for response in responses] == [b"limited=False"] + [b"limited=True"] * 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("local", [OK, DENIED]), ("allow", [OK, OK]), ("deny", [DENIED, DENIED])]
+)
+def test_a_limit_of_a_site_has_a_policy(ask: Any, nowhere: None, policy: str, expected: list[int]) -> None:
+    with settings(LIMITS=[{"rate": "1/d", "group": uuid4().hex, "on_unavailable": policy}]):
+        assert [ask("/api/").status_code for _ in expected] == expected
+
+
+@pytest.mark.parametrize("view", ["slow_down", "aslow_down"])
+def test_a_view_of_the_project_answers_for_a_site(ask: Any, view: str) -> None:
+    with settings(LIMITS=[{"path": "/api/", "rate": "0/m"}], LIMITS_VIEW=f"{__name__}.{view}"):
+        responses = [ask(url) for url in ("/api/", "/api/async/", "/raising/")]
+    assert [response.status_code for response in responses] == [BUSY] * 3
+    assert [response["Retry-After"] for response in responses] == ["60", "60", "1"]
 
 
 def test_a_path_is_a_regular_expression_from_its_start(ask: Any) -> None:
