@@ -23,7 +23,7 @@ from django.views import View
 
 from django_clusterstate import conf
 from django_clusterstate.decorators import ALL, UNSAFE, cluster_ratelimit
-from django_clusterstate.ratelimit import ALGORITHMS, counting
+from django_clusterstate.ratelimit import ALGORITHMS, Limit, counting, reset
 from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.wire import messages as wire
 from tests.counting import watch_requests
@@ -320,6 +320,42 @@ def test_only_requests_of_the_method_count(offline: Face, cluster: object, metho
         if ask(RequestFactory().generic(name, "/")).status_code == DENIED
     }
     assert denied == counted
+
+
+def _sent(*methods: str) -> list[HttpRequest]:
+    return [RequestFactory().generic(method, "/") for method in methods]
+
+
+def test_limits_of_one_view_with_different_methods_count_apart(face: Face) -> None:
+    limited = cluster_ratelimit(rate="2/d", method="GET")(_named(face.view(), uuid4().hex))
+    view = cluster_ratelimit(rate="2/d", method="POST")(limited)
+    sent = _sent("GET", "POST", "GET", "POST", "GET", "POST")
+    assert statuses(lambda request: face.call(view, request), *sent) == [OK, OK, OK, OK, DENIED, DENIED]
+
+
+def test_a_limit_on_all_methods_and_one_on_some_count_a_request_once_each(face: Face) -> None:
+    limited = cluster_ratelimit(rate="2/d", method=UNSAFE)(_named(face.view(), uuid4().hex))
+    view = cluster_ratelimit(rate="2/d", method=ALL)(limited)
+    assert statuses(lambda request: face.call(view, request), *_sent("POST", "PUT", "POST")) == [OK, OK, DENIED]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("post", ["POST"]), (UNSAFE, ["put", "post", "patch", "delete"]), ({"PUT", "POST"}, ("POST", "PUT"))],
+)
+def test_the_same_methods_in_other_words_count_together(face: Face, one: Any, other: Any) -> None:
+    group = uuid4().hex
+    views = [cluster_ratelimit(group, rate="1/d", method=method)(face.view()) for method in (one, other)]
+    assert [face.call(view, *_sent("POST")).status_code for view in views] == [OK, DENIED]
+
+
+@pytest.mark.parametrize(("method", "suffix"), [(ALL, ""), ("post", " POST"), (UNSAFE, " DELETE,PATCH,POST,PUT")])
+def test_a_limit_is_reset_by_its_group_with_the_methods(face: Face, method: Any, suffix: str) -> None:
+    group = uuid4().hex
+    view = cluster_ratelimit(group, rate="1/d", method=method)(face.view())
+    assert [face.call(view, *_sent("POST")).status_code for _ in range(2)] == [OK, DENIED]
+    assert reset(Limit.parse("1/d"), f"{group}{suffix}", "ip:127.0.0.1")
+    assert face.call(view, *_sent("POST")).status_code == OK
 
 
 # -- block, cost, algorithm -------------------------------------------------------------------------------------

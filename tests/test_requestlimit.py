@@ -12,7 +12,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from django.test import AsyncClient, Client, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 from django.views import View
 
@@ -317,6 +317,25 @@ def test_usage_is_told_without_a_decorator(face: Face) -> None:
     assert not is_limited(method="POST")
 
 
+def test_usage_is_that_of_the_methods(face: Face) -> None:
+    group, request = uuid4().hex, RequestFactory().post("/")
+
+    def count(method: Any, *, increment: bool = False) -> int:
+        asked = {"key": "ip", "rate": "2/m", "method": method, "increment": increment}
+        if face.runner is None:
+            usage = get_usage(request, group, **asked)
+        else:
+            usage = face.runner.run(aget_usage(request, group, **asked))
+        assert usage is not None
+        return usage["count"]
+
+    assert count(ALL, increment=True) == 1
+    assert [count(method, increment=True) for method in (UNSAFE, "post", "POST")] == [1, 1, 2]
+    view = cluster_ratelimit(group, rate="2/m", method="POST")(face.view())
+    assert face.call(view, request).status_code == DENIED
+    assert [count(method) for method in (ALL, UNSAFE, "POST")] == [1, 1, 2]
+
+
 def test_usage_needs_a_group_or_a_function() -> None:
     with pytest.raises(ImproperlyConfigured, match="group"):
         get_usage(get(), key="ip", rate="1/s")
@@ -423,6 +442,14 @@ def test_a_view_of_the_project_answers_for_a_site(ask: Any, view: str) -> None:
         responses = [ask(url) for url in ("/api/", "/api/async/", "/raising/")]
     assert [response.status_code for response in responses] == [BUSY] * 3
     assert [response["Retry-After"] for response in responses] == ["60", "60", "1"]
+
+
+def test_limits_of_a_path_with_different_methods_count_apart(ask: Any) -> None:
+    group = uuid4().hex
+    entries = [{"path": "/api/", "rate": "2/d", "group": group, "method": method} for method in ("GET", "POST")]
+    with settings(LIMITS=[*entries, {**entries[0], "method": ["post", "put"]}]):
+        sent = ["get", "post", "get", "post", "get", "post"]
+        assert [ask("/api/", method).status_code for method in sent] == [OK, OK, OK, OK, DENIED, DENIED]
 
 
 def test_a_path_is_a_regular_expression_from_its_start(ask: Any) -> None:

@@ -54,7 +54,12 @@ class KeyForm(forms.Form):
     """
 
     kind = forms.ChoiceField(label=_("Kind"))
-    group = forms.CharField(label=_("Group"), required=False, strip=False, help_text=_("Of a rate limit only."))
+    group = forms.CharField(
+        label=_("Group"),
+        required=False,
+        strip=False,
+        help_text=_("Of a rate limit only. One on some methods has them behind it, as in “/api/ POST”."),
+    )
     key = forms.CharField(
         label=_("Key"), required=False, strip=False, help_text=_("As you pass it to cache.get(), for example.")
     )

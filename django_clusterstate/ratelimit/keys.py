@@ -32,6 +32,11 @@ def methods_of(method: str | Iterable[str] | None) -> frozenset[str] | None:
     return frozenset(one.upper() for one in given)
 
 
+def counted_group(group: str, methods: frozenset[str] | None) -> str:
+    """The group under which requests of these methods count by themselves; None: of all."""
+    return group if methods is None else f"{group} {','.join(sorted(methods))}"
+
+
 def callable_of(what: str, given: Any) -> Asked | None:
     """The callable that was given, or that at the dotted path that was; None for anything else."""
     if callable(given):

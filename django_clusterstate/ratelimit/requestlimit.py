@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponseBase
 from .. import conf
 from .answers import arefuse, refuse, with_headers
 from .counting import ahit, arefund, hit, refund
-from .keys import ALL, USER_KEYS, Asked, Key, callable_of, key_of, load_user, methods_of
+from .keys import ALL, USER_KEYS, Asked, Key, callable_of, counted_group, key_of, load_user, methods_of
 from .limit import MAX_COST, Decision, Limit, Ratelimited
 
 Rate = str | Iterable[str] | Asked | None
@@ -23,7 +23,7 @@ Deducts = Callable[[HttpRequest, HttpResponseBase], Any]
 
 
 class Question(NamedTuple):
-    """What is asked for one request."""
+    """What is asked for one request. `group` is that which is counted: with the methods, if not all count."""
 
     limit: Limit
     group: str
@@ -79,7 +79,7 @@ class RequestLimit:
                 return None
             limit = self._limit_of(rate)
         cost = cast(int, self.cost) if self._find_cost is None else self._find_cost(group, request)
-        return Question(limit, group, self._find_key(group, request), cost)
+        return Question(limit, counted_group(group, self._methods), self._find_key(group, request), cost)
 
     def _limit_of(self, rate: Any) -> Limit:
         return Limit.parse(rate, self.algorithm, self.on_unavailable)

@@ -17,15 +17,18 @@ from django.contrib.auth.models import Permission
 from django.contrib.messages import get_messages
 from django.core.cache import caches
 from django.core.management import call_command
-from django.test import Client, override_settings
+from django.test import Client, RequestFactory, override_settings
 from django.urls import reverse
 from django.utils.text import capfirst
 
 from django_clusterstate import cluster as functions
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.cache import ClusterCache
+from django_clusterstate.core.sketch import Counted
+from django_clusterstate.decorators import UNSAFE, get_usage
 from django_clusterstate.panel.actions import ACTIONS
 from django_clusterstate.panel.keys import ALGORITHM_LABELS
+from django_clusterstate.panel.traffic import top
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, counting
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
@@ -204,6 +207,16 @@ class TestLimit:
         assert "50/30m fixed window" in flat(page)
         assert "9/d token bucket" in flat(page)
         assert "Other processes of the site remember a denial for a second at most." in flat(page)
+
+    def test_limit_on_some_methods_is_found_and_reset_by_its_group_with_them(self, client: Client, key: str) -> None:
+        get_usage(RequestFactory().post("/"), key, key="ip", rate="3/h", method=UNSAFE, increment=True)
+        (shown,) = top([Counted(ratelimit.routing_key(f"{key} DELETE,PATCH,POST,PUT", "ip:127.0.0.1"), 1, 0)])
+        assert (shown.group, shown.key) == (f"{key} DELETE,PATCH,POST,PUT", "ip:127.0.0.1")
+        named = {name: value for name, (value,) in parse_qs(shown.query).items()}
+        found, _ = look_up(client, **named)
+        assert [(count.rate, count.used) for count in found.counts] == [("3/h", 1)]
+        assert act(client, "reset_limit", **named)[0] == "success"
+        assert look_up(client, **named)[0].counts == []
 
     def test_key_that_nothing_is_counted_of_says_so(self, client: Client, key: str) -> None:
         found, page = look_up(client, "limit", "k", group=key)
