@@ -24,7 +24,7 @@ class ClusterRatelimitMiddleware:
     """Behind AuthenticationMiddleware, if a limit's key asks for the user.
 
     Each limit of LIMITS that a request's path matches counts it, in their order, until one denies; that gives back what
-    those before it have counted. `Ratelimited`, raised by a view, is answered as a denial too. What the throttles of a
+    those before it have counted. `Ratelimited`, raised by a view, is answered with 429 too. What the throttles of a
     framework have counted gets its RateLimit headers here.
     """
 

@@ -207,7 +207,8 @@ def test_a_dry_run_around_a_limit_that_blocks(face: Face) -> None:
 
 
 def slow_down(request: HttpRequest, denial: Ratelimited) -> HttpResponse:
-    return HttpResponse(f"{denial}|{denial.decision.limit}", status=BUSY)
+    limit = denial.decision.limit if denial.decision is not None else "?"
+    return HttpResponse(f"{denial}|{limit}", status=BUSY)
 
 
 async def aslow_down(request: HttpRequest, denial: Ratelimited) -> HttpResponse:
@@ -362,12 +363,19 @@ def raising(request: HttpRequest) -> HttpResponse:
     raise Ratelimited(decision)
 
 
+def raising_bare(request: HttpRequest) -> HttpResponse:
+    if request.GET.get("as") == "class":
+        raise Ratelimited
+    raise Ratelimited()
+
+
 urlpatterns = [
     path("api/", plain),
     path("api/async/", aplain),
     path("api/limited/", limited),
     path("health/", plain),
     path("raising/", raising),
+    path("raising/bare/", raising_bare),
 ]
 
 
@@ -485,6 +493,36 @@ def test_what_a_view_raises_is_answered(ask: Any) -> None:
         assert ask("/raising/").status_code == FORBIDDEN
     with settings(LIMITS_VIEW=f"{__name__}.forbid"):
         assert ask("/raising/").status_code == FORBIDDEN
+
+
+def test_what_a_view_raises_with_a_decision_says_when_to_come_back(ask: Any) -> None:
+    response = ask("/raising/")
+    assert response["Retry-After"] == "1"
+    assert not response.has_header("RateLimit")  # of which limit is unknown
+
+
+@pytest.mark.parametrize("written", ["class", "instance"])
+def test_what_a_view_raises_without_a_decision_is_answered_without_a_time(ask: Any, written: str) -> None:
+    url = f"/raising/bare/?as={written}"
+    response = ask(url)
+    assert (response.status_code, response.content) == (DENIED, b"Too many requests.\n")
+    assert not [name for name in response.headers if "ratelimit" in name.lower() or name == "Retry-After"]
+    assert json.loads(ask(url, headers={"accept": "application/json"}).content) == {"detail": "Too many requests."}
+    with settings(LIMITS_VIEW=f"{__name__}.slow_down"):
+        response = ask(url)
+        assert (response.status_code, response.content) == (BUSY, b"Too many requests.|?")
+        assert not response.has_header("Retry-After")
+    with override_settings(MIDDLEWARE=[]):
+        assert ask(url).status_code == FORBIDDEN
+
+
+def test_a_page_of_the_project_says_that_too(ask: Any) -> None:
+    page = {"429.html": "<h1>{{ text }}</h1>{% if decision %}{{ decision.limit }}{% endif %}"}
+    engine = "django.template.backends.django.DjangoTemplates"
+    templates = {"BACKEND": engine, "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", page)]}}
+    with override_settings(TEMPLATES=[templates]):
+        response = ask("/raising/bare/", headers={"accept": "text/html"})
+    assert (response.status_code, response.content) == (DENIED, b"<h1>Too many requests.</h1>")
 
 
 def test_a_site_without_limits_asks_nobody(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:

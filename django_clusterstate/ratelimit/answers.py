@@ -40,7 +40,8 @@ def _refusal(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
     form = request.get_preferred_type(("text/plain", "text/html", "application/json"))
     response = HttpResponse(f"{text}\n", content_type="text/plain", status=429)
     if form == "application/json":
-        response = JsonResponse({"detail": text, "retry_after": denial.seconds}, status=429)
+        known = {} if denial.seconds is None else {"retry_after": denial.seconds}
+        response = JsonResponse({"detail": text, **known}, status=429)
     elif form == "text/html":
         try:
             # Without the request: its context processors may ask the database, which an asynchronous view must not.
@@ -52,7 +53,8 @@ def _refusal(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
 
 
 def _with_retry_after(response: HttpResponseBase, denial: Ratelimited) -> HttpResponseBase:
-    response.headers.setdefault("Retry-After", str(denial.seconds))
+    if denial.seconds is not None:
+        response.headers.setdefault("Retry-After", str(denial.seconds))
     return response
 
 

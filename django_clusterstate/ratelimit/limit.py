@@ -77,12 +77,16 @@ class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times
 
 class Ratelimited(PermissionDenied):
     """For your code to raise, and what a LIMITS_VIEW is given: a hit was denied. Django answers it with 403 where
-    `ClusterRatelimitMiddleware` doesn't with 429."""
+    `ClusterRatelimitMiddleware` doesn't with 429.
 
-    def __init__(self, decision: Decision) -> None:
+    `seconds`: until the same cost passes; None, as the decision, where none was given.
+    """
+
+    def __init__(self, decision: Decision | None = None) -> None:
         self.decision = decision
-        self.seconds = math.ceil(decision.retry_after)
-        super().__init__(f"Too many requests. Try again in {self.seconds} s.")
+        self.seconds = None if decision is None else math.ceil(decision.retry_after)
+        text = "Too many requests."
+        super().__init__(text if self.seconds is None else f"{text} Try again in {self.seconds} s.")
 
 
 def routing_key(group: str, key: str) -> bytes:
