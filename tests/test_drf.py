@@ -142,6 +142,15 @@ def test_clients_behind_a_trusted_proxy_count_by_their_own_address() -> None:
     assert statuses(view, one, one, one, other) == [OK, OK, DENIED, OK]
 
 
+def test_clients_without_an_address_are_not_taken_for_one() -> None:
+    view = view_of(TwoADay)
+    with pytest.raises(ImproperlyConfigured, match=r"address is unusable.*TRUSTED_PROXIES"):
+        ask(view, REMOTE_ADDR="")
+    with override_settings(CLUSTERSTATE={"TRUSTED_PROXIES": ["unix"]}):
+        one, other = ({"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": address} for address in ("1.2.3.4", "1.2.3.5"))
+        assert statuses(view, one, one, one, other) == [OK, OK, DENIED, OK]
+
+
 @override_settings(REST_FRAMEWORK={"NUM_PROXIES": 1})
 def test_the_frameworks_own_count_of_proxies_is_heeded() -> None:
     view = view_of(TwoADay)

@@ -150,6 +150,15 @@ def test_clients_behind_a_trusted_proxy_count_by_their_own_address(
         assert statuses(operation(AnonRateThrottle("2/day")), one, one, one, other) == [OK, OK, DENIED, OK]
 
 
+def test_clients_without_an_address_are_not_taken_for_one(operation: Callable[..., Ask]) -> None:
+    ask = operation(AnonRateThrottle("2/day"))
+    with pytest.raises(ImproperlyConfigured, match=r"address is unusable.*TRUSTED_PROXIES"):
+        ask(REMOTE_ADDR="")
+    with override_settings(CLUSTERSTATE={"TRUSTED_PROXIES": ["unix"]}):
+        one, other = ({"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": address} for address in ("1.2.3.4", "1.2.3.5"))
+        assert statuses(ask, one, one, one, other) == [OK, OK, DENIED, OK]
+
+
 def test_a_throttle_of_a_projects_own_says_its_key(operation: Callable[..., Ask]) -> None:
     class ByTenant(ClusterRateThrottle):
         scope = "tenant"

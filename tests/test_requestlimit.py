@@ -28,7 +28,7 @@ from django_clusterstate.decorators import (
 )
 from django_clusterstate.middleware import read_limits
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, Ratelimited, hit, peek
-from django_clusterstate.ratelimit.keys import ident_of
+from django_clusterstate.ratelimit.keys import client_of
 from testproject.processes import LocalCluster
 from tests.counting import watch_requests
 from tests.views import Face, from_ip, get, statuses
@@ -139,10 +139,12 @@ def test_a_hit_counts_when_the_view_raises(face: Face) -> None:
     assert ask().status_code == DENIED
 
 
-def test_frameworks_tell_clients_apart_by_what_stands_in_an_addresss_place() -> None:
+def test_a_client_is_its_address_and_without_one_clients_are_not_taken_for_one() -> None:
     with settings(TRUSTED_PROXIES=["10.0.0.1"]):
-        assert ident_of({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": "2001:db8::1"}) == "2001:db8::/64"
-        assert ident_of({"REMOTE_ADDR": ""}) == ""
+        assert client_of({"REMOTE_ADDR": "10.0.0.1", "HTTP_X_FORWARDED_FOR": "2001:db8::1"}) == "2001:db8::/64"
+        for meta in ({"REMOTE_ADDR": ""}, {"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": "1.2.3.4"}, {}):
+            with pytest.raises(ImproperlyConfigured, match=r"address is unusable.*TRUSTED_PROXIES"):
+                client_of(meta)
 
 
 # -- several limits ---------------------------------------------------------------------------------------------

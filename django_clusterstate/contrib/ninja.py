@@ -11,7 +11,7 @@ from ninja.conf import settings
 
 from .. import conf
 from ..ratelimit import Decision, Limit
-from ..ratelimit.keys import ident_of
+from ..ratelimit.keys import client_of
 from ..ratelimit.requestlimit import Question
 from ..ratelimit.throttling import block, throttle
 
@@ -61,10 +61,11 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
 
     def get_ident(self, request: HttpRequest) -> str | None:
         """The client: by TRUSTED_PROXIES, or as the framework says where its NUM_PROXIES is set. Unlike there, a header
-        that anybody can send counts for nothing where neither is."""
+        that anybody can send counts for nothing where neither is. Raises `ImproperlyConfigured` where there is no
+        address."""
         if settings.NUM_PROXIES is not None and not conf.get_settings().trusted_proxies:
             return super().get_ident(request)
-        return ident_of(request.META)
+        return client_of(request.META)
 
 
 class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):

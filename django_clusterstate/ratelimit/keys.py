@@ -84,28 +84,20 @@ def key_of(key: Key) -> Callable[[str, HttpRequest], str]:
 def client_of(meta: Mapping[str, Any]) -> str:
     """What a request's client is told apart by: its address, or the network that it is in.
 
-    Raises `ValueError`, which names the address, where that is no IP address.
+    Raises `ImproperlyConfigured` where that is no IP address: all clients would be one.
     """
     settings = conf.get_settings()
-    return network_of(client_ip(meta, settings.trusted_proxies), settings.ipv4_mask, settings.ipv6_mask)
-
-
-def ident_of(meta: Mapping[str, Any]) -> str:
-    """The same, or what stands in the address's place: for frameworks whose own throttles take anything."""
     try:
-        return client_of(meta)
-    except ValueError:
-        return client_ip(meta, conf.get_settings().trusted_proxies)
-
-
-def _ip(group: str, request: HttpRequest) -> str:
-    try:
-        return f"ip:{client_of(request.META)}"
+        return network_of(client_ip(meta, settings.trusted_proxies), settings.ipv4_mask, settings.ipv6_mask)
     except ValueError as error:
         raise ImproperlyConfigured(
             f"The client's address is unusable: {error}, so clients can't be told apart by it. Behind a unix socket, "
             "set CLUSTERSTATE['TRUSTED_PROXIES'], or use another key."
         ) from None
+
+
+def _ip(group: str, request: HttpRequest) -> str:
+    return f"ip:{client_of(request.META)}"
 
 
 async def load_user(request: HttpRequest) -> None:
