@@ -12,6 +12,8 @@ from typing import Any
 
 UNIX = "unix"  # names, among trusted proxies, whoever asks over a unix socket and so has no address
 
+THIS_HOST = "0.0.0.0"  # noqa: S104 - nothing is bound to it: it stands for a trusted proxy that has no address itself
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -43,21 +45,29 @@ class Proxies:
 
 
 def client_ip(meta: Mapping[str, Any], proxies: Proxies) -> str:
-    """The address of the client, by the `META` of its request; anything else where none is to be had.
+    """The address of the client, by the `META` of its request; anything else where none is to be had, which nothing
+    that a client sends brings about.
 
     Without proxies it is `REMOTE_ADDR`. With a count it is so many entries of `X-Forwarded-For` from the end, or the
-    first if there are fewer. With networks it is the last entry that isn't a trusted proxy's; what a trusted one wrote
-    instead of an address stands for that proxy's own.
+    first if there are fewer. With networks it is the last entry that isn't a trusted proxy's. What a trusted one wrote
+    instead of an address stands for that proxy's own; THIS_HOST where that is none, as behind a unix socket.
     """
     remote: str = meta.get("REMOTE_ADDR", "")
     if not proxies:
         return remote
     forwarded: str = meta.get("HTTP_X_FORWARDED_FOR", "")
-    hops = [*(hop.strip() for hop in forwarded.split(",") if hop.strip()), remote]
-    if proxies.count:
-        return hops[-min(proxies.count + 1, len(hops))]
-    found = hops.pop()
-    while hops and proxies.trusts(found) and (parse_hop(hops[-1]) or not found):
+    entries = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
+    found = _counted(entries, remote, proxies.count) if proxies.count else _untrusted(entries, remote, proxies)
+    return THIS_HOST if not found and entries and (proxies.count or proxies.unix) else found
+
+
+def _counted(entries: list[str], remote: str, count: int) -> str:
+    return next((hop for hop in entries[-count:] if parse_hop(hop)), remote)
+
+
+def _untrusted(entries: list[str], remote: str, proxies: Proxies) -> str:
+    hops, found = list(entries), remote
+    while hops and proxies.trusts(found) and parse_hop(hops[-1]):
         found = hops.pop()
     return found
 

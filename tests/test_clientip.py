@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.clientip import Proxies, client_ip, network_of, parse_hop
+from django_clusterstate.clientip import THIS_HOST, Proxies, client_ip, network_of, parse_hop
 
 OURS = Proxies.parse(["10.0.0.0/8", "::1", "fd00::/8"])
 TWO = Proxies.parse(["2"])
@@ -38,8 +38,20 @@ def meta(remote: str, forwarded: str) -> dict[str, str]:
         (TWO, "127.0.0.1", "", "127.0.0.1"),
         (SOCKET, "", "1.2.3.4", "1.2.3.4"),
         (SOCKET, "", "9.9.9.9, 1.2.3.4, 10.0.0.2", "1.2.3.4"),
+        (TWO, "127.0.0.1", "1.2.3.4, unknown, 5.6.7.8", "5.6.7.8"),
+        (TWO, "127.0.0.1", "unknown, 5.6.7.8", "5.6.7.8"),
+        (TWO, "127.0.0.1", "9.9.9.9, _hidden, unknown", "127.0.0.1"),
+        (TWO, "127.0.0.1", "unknown", "127.0.0.1"),
+        (TWO, "127.0.0.1", "1.2.3.4, unknown", "1.2.3.4"),
+        (TWO, "", "1.2.3.4, 5.6.7.8", "1.2.3.4"),
+        (TWO, "", "9.9.9.9, _hidden, unknown", THIS_HOST),
+        (TWO, "", "", ""),
+        (SOCKET, "", "1.2.3.4, unknown", THIS_HOST),
+        (SOCKET, "", "unix:", THIS_HOST),
+        (SOCKET, "", "unknown, 10.0.0.2", "10.0.0.2"),
         (SOCKET, "", "", ""),
         (OURS, "", "1.2.3.4", ""),
+        (OURS, "", "unknown", ""),
     ],
 )
 def test_the_client_is_the_last_that_no_proxy_of_ours_is(
@@ -53,6 +65,25 @@ def test_what_a_client_says_itself_changes_nothing(said: str) -> None:
     assert client_ip(meta("10.0.0.1", f"{said}, 1.2.3.4"), OURS) == "1.2.3.4"
     assert client_ip(meta("127.0.0.1", f"{said}, 1.2.3.4, 5.6.7.8"), TWO) == "1.2.3.4"
     assert client_ip(meta("1.2.3.4", said), Proxies()) == "1.2.3.4"
+
+
+@given(
+    st.sampled_from([OURS, TWO, SOCKET, Proxies()]),
+    st.ip_addresses() | st.just("10.0.0.1"),
+    st.text() | st.text(alphabet="0123456789.:,[]% af_", max_size=40),
+)
+def test_no_header_of_a_clients_leaves_it_without_an_address(proxies: Proxies, remote: object, said: str) -> None:
+    network_of(client_ip(meta(str(remote), said), proxies))
+    if proxies.unix and said.replace(",", "").strip():
+        network_of(client_ip(meta("", said), proxies))
+
+
+@given(st.sampled_from([OURS, TWO]), st.text(alphabet="0123456789.:,[]% af", max_size=40), st.integers(1, 2))
+def test_junk_that_a_proxy_wrote_makes_nobody_what_a_client_says(proxies: Proxies, said: str, junk: int) -> None:
+    """Two proxies of ours, of which one or both write no address: the client is the last that is known."""
+    written = ["unknown", "10.0.0.2"] if junk == 1 else ["unknown", "_hidden"]
+    found = client_ip(meta("10.0.0.1", ",".join([said, *written])), proxies)
+    assert found == ("10.0.0.2" if junk == 1 else "10.0.0.1")
 
 
 @given(st.text(), st.text())

@@ -209,6 +209,16 @@ def test_clients_behind_trusted_proxies_count_by_their_own_address(face: Face) -
     assert statuses(ask, *through, forged, other) == [OK, DENIED, OK, OK]
 
 
+@pytest.mark.parametrize("proxies", [1, ["127.0.0.1"]])
+def test_what_a_proxy_wrote_instead_of_an_address_is_no_error_and_counts_as_that_proxy(
+    face: Face, proxies: Any
+) -> None:
+    ask = face.limited(key="ip", rate="1/d")
+    with override_settings(CLUSTERSTATE={"TRUSTED_PROXIES": proxies}):
+        junk = [get(HTTP_X_FORWARDED_FOR=said) for said in ("unknown", "1.2.3.4, _hidden", "5.6.7.8, unknown")]
+        assert statuses(ask, *junk, get(HTTP_X_FORWARDED_FOR="1.2.3.4")) == [OK, DENIED, DENIED, OK]
+
+
 @pytest.mark.parametrize("address", ["", "junk", "1.2.3", "10.0.0.1, 10.0.0.2", "01.2.3.4"])
 @pytest.mark.parametrize("key", ["ip", "user_or_ip"])
 def test_what_is_no_address_is_said_to_be_none(face: Face, key: str, address: str) -> None:
