@@ -42,8 +42,8 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
     `group`: what is counted together; by default each view by itself.
     `key`: what tells clients apart: "ip", "user", "user_or_ip", "get:x", "post:x", "header:x", a callable
     `(group, request)` or its dotted path.
-    `rate`: "10/m", several (`["10/s", "100/h"]`: a hit counts against all or none), a callable `(group, request)` that
-    returns one, or its dotted path; "0/s" blocks all, None limits nothing.
+    `rate`: "10/m", (10, 60), several (`["10/s", "100/h"]`: a hit counts against all or none), a callable
+    `(group, request)` that returns one, or its dotted path; "0/s" blocks all, None limits nothing.
     `method`: which requests count: ALL, UNSAFE, one, or several. Limits with different methods count apart.
     `block`: False only sets `request.limited`, for the view to decide.
     `algorithm`: "fixed_window", "sliding_window" or "token_bucket".

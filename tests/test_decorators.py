@@ -285,7 +285,9 @@ def test_a_callable_key_gets_the_group_and_the_request(face: Face) -> None:
 # -- rate -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rate", ["2/d", "2/2h", "2/D", ["2/d"], ["2/d", "100/d"], ("5/d", "2/h")])
+@pytest.mark.parametrize(
+    "rate", ["2/d", "2/2h", "2/D", ["2/d"], ["2/d", "100/d"], ("5/d", "2/h"), "2/86400", "2/day", (2, 86400)]
+)
 def test_a_rate_is_text_or_several(face: Face, rate: Any) -> None:
     ask = face.limited(rate=rate)
     assert [ask().status_code for _ in range(3)] == [OK, OK, DENIED]
@@ -297,6 +299,7 @@ def test_a_rate_may_come_with_the_request(face: Face, rate: Any) -> None:
     one, none, blocked = get(headers={"X-Rate": "1/d"}), get(), get(headers={"X-Rate": "0/s"})
     assert statuses(ask, one, one, none, none, blocked) == [OK, DENIED, OK, OK, DENIED]
     assert face.limited(rate=lambda group, request: ["1/d", "5/d"])()["RateLimit-Policy"].count("q=") == 2
+    assert statuses(face.limited(rate=lambda group, request: (2, 600)), get(), get(), get()) == [OK, OK, DENIED]
     with pytest.raises(ImproperlyConfigured, match="'junk' is not a rate"):
         ask(get(headers={"X-Rate": "junk"}))
 

@@ -119,6 +119,8 @@ def test_a_limit_is_parsed_from_one_rate_or_several() -> None:
         (Rule(Algorithm.TOKEN_BUCKET, 10, 1.0), Rule(Algorithm.TOKEN_BUCKET, 100, 7200.0)), "deny"
     )
     assert Limit.parse((rate for rate in ["1/s"]), "sliding_window").rules[0].algorithm is Algorithm.SLIDING_WINDOW
+    assert Limit.parse((10, 60)) == Limit.parse("10/60") == Limit.parse("10/minute") == Limit.parse("10/m")
+    assert Limit.parse([(10, 60), "100/h"]) == Limit.parse(("10/m", "100/h")) == Limit.parse(((10, 60), (100, 3600)))
     assert Limit.parse(["10/m", "100/h", "10/60s", "10/m"]) == Limit.parse(["10/m", "100/h"])  # each counts once
 
 
@@ -136,6 +138,11 @@ def test_a_limit_is_parsed_from_one_rate_or_several() -> None:
         ((10,), "10 is no rate; write '10/m', or ['10/s', '100/h']"),
         (([10],), "[10] is no rate"),
         ((None,), "None is no rate"),
+        (((10, 0),), "(10, 0) is not a rate; a pair is (hits, whole seconds)"),
+        (((10, None),), "(10, None) is not a rate"),
+        (([10, 60],), "[10, 60] is no rate"),
+        (((10, 60, 60),), "(10, 60, 60) is no rate"),
+        (([(10, 60, 60)],), "[(10, 60, 60)] is no rate"),
         (("1/s", "leaky"), "'leaky' is no algorithm; there are: fixed_window, sliding_window, token_bucket"),
         (("1/s", "fixed_window", "explode"), "on_unavailable is one of local, allow, deny, not 'explode'"),
     ],

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 import msgspec
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
@@ -22,6 +23,9 @@ ALGORITHMS = {
     "token_bucket": Algorithm.TOKEN_BUCKET,
 }
 
+OneRate = str | tuple[int, float]  # "10/m", or hits and seconds
+Rates = OneRate | Iterable[OneRate]
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -35,17 +39,16 @@ class Limit:
     on_unavailable: str | None = None
 
     @classmethod
-    def parse(
-        cls, rates: str | Iterable[str], algorithm: str = "fixed_window", on_unavailable: str | None = None
-    ) -> "Limit":
-        """From rates such as "10/m" or ["10/s", "100/h"]. Raises `ImproperlyConfigured`, which says what is wrong."""
+    def parse(cls, rates: Rates, algorithm: str = "fixed_window", on_unavailable: str | None = None) -> "Limit":
+        """From rates such as "10/m", (10, 60) or ["10/s", "100/h"]. Raises `ImproperlyConfigured`, which says what is
+        wrong."""
         if algorithm not in ALGORITHMS:
             raise ImproperlyConfigured(f"{algorithm!r} is no algorithm; there are: {', '.join(ALGORITHMS)}.")
         if on_unavailable is not None and on_unavailable not in POLICIES:
             raise ImproperlyConfigured(f"on_unavailable is one of {', '.join(POLICIES)}, not {on_unavailable!r}.")
         try:
-            texts = [rates] if isinstance(rates, str) else list(rates)
-            rules = tuple(dict.fromkeys(Rule(ALGORITHMS[algorithm], *parse_rate(text)) for text in texts))
+            each: list[OneRate] = [rates] if _is_one(rates) else list(cast(Iterable[OneRate], rates))
+            rules = tuple(dict.fromkeys(Rule(ALGORITHMS[algorithm], *parse_rate(rate)) for rate in each))
         except ValueError as error:
             raise ImproperlyConfigured(f"{error}.") from error
         except TypeError as error:
@@ -53,6 +56,13 @@ class Limit:
         if not 0 < len(rules) <= MAX_RATES:
             raise ImproperlyConfigured(f"a limit needs a rate, such as '10/m', or up to {MAX_RATES} of them.")
         return cls(rules, on_unavailable)
+
+
+def _is_one(rates: Rates) -> TypeGuard[OneRate]:
+    """Whether it is a single rate. A pair of texts is two."""
+    return isinstance(rates, str) or (
+        isinstance(rates, tuple) and len(rates) == 2 and not any(isinstance(part, str | tuple) for part in rates)
+    )
 
 
 class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times as fast as a frozen dataclass

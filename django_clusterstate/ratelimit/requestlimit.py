@@ -15,9 +15,9 @@ from .. import conf
 from .answers import arefuse, refuse, with_headers
 from .counting import ahit, arefund, hit, refund
 from .keys import ALL, USER_KEYS, Asked, Key, callable_of, counted_group, key_of, load_user, methods_of
-from .limit import MAX_COST, Decision, Limit, Ratelimited
+from .limit import MAX_COST, Decision, Limit, Ratelimited, Rates
 
-Rate = str | Iterable[str] | Asked | None
+Rate = Rates | Asked | None
 Cost = int | Callable[[str, HttpRequest], int]
 Deducts = Callable[[HttpRequest, HttpResponseBase], Any]
 
