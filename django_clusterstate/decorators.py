@@ -96,11 +96,6 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
     return decorate
 
 
-# As attributes, since django-ratelimit has them there.
-cluster_ratelimit.ALL = ALL  # type: ignore[attr-defined]
-cluster_ratelimit.UNSAFE = UNSAFE  # type: ignore[attr-defined]
-
-
 # -- without a view, as django-ratelimit has it -------------------------------------------------------------------
 
 
@@ -152,6 +147,12 @@ def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
 async def ais_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
     """As `is_ratelimited`."""
     return _noted(request, await aget_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
+
+
+# As attributes, since django-ratelimit has them there.
+_function: Any
+for _function in (cluster_ratelimit, get_usage, aget_usage, is_ratelimited, ais_ratelimited):
+    _function.ALL, _function.UNSAFE = ALL, UNSAFE
 
 
 def _usage(decision: Decision) -> Usage:

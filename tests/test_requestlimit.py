@@ -268,8 +268,13 @@ def test_x_headers_say_what_is_left_and_until_when_by_the_clock(face: Face, monk
 # -- as django-ratelimit has it ---------------------------------------------------------------------------------
 
 
-def test_methods_are_attributes_of_the_decorator_too() -> None:
-    assert (cluster_ratelimit.ALL, cluster_ratelimit.UNSAFE) == (ALL, UNSAFE)  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    "function",
+    [cluster_ratelimit, get_usage, aget_usage, is_ratelimited, ais_ratelimited],
+    ids=lambda one: one.__name__,
+)
+def test_methods_are_attributes_of_the_functions_too(function: Any) -> None:
+    assert (function.ALL, function.UNSAFE) == (ALL, UNSAFE)
 
 
 def test_a_class_may_be_decorated(face: Face) -> None:
