@@ -124,14 +124,16 @@ def test_admits_exactly_what_the_slow_model_admits(algorithm: Algorithm, limit: 
     assert admitted_by(Rule(algorithm, limit, float(period)), some) == expected
 
 
-@given(limits, st.floats(0.1, 100), st.lists(st.tuples(st.floats(0, 30), st.integers(1, 4)), max_size=40))
-def test_bucket_admits_at_most_a_burst_and_the_refill_in_any_interval(
-    limit: int, period: float, some: list[tuple[float, int]]
+@pytest.mark.parametrize("algorithm", [SLIDING, BUCKET])
+@given(limits, st.floats(0.1, 100), st.lists(st.tuples(st.floats(0, 1.2), st.integers(1, 4)), max_size=60))
+def test_admits_at_most_the_limit_and_what_an_even_rate_brings_in_any_interval(
+    algorithm: Algorithm, limit: int, period: float, some: list[tuple[float, int]]
 ) -> None:
-    key, now = Key(Rule(BUCKET, limit, period)), START
+    """limit * (1 + interval / period): for the sliding window, of whatever buckets the interval has a part."""
+    key, now = Key(Rule(algorithm, limit, period)), START
     admitted: list[tuple[float, int]] = []
     for wait, cost in some:
-        now += wait
+        now += wait * period
         if key.hit(now, cost).allowed:
             admitted.append((now, cost))
     for i, (first, _) in enumerate(admitted):
@@ -139,6 +141,40 @@ def test_bucket_admits_at_most_a_burst_and_the_refill_in_any_interval(
         for last, cost in admitted[i:]:
             spent += cost
             assert spent <= limit + (last - first + 2 * TOLERANCE) * limit / period
+
+
+@given(limits, periods, hits)
+def test_sliding_window_admits_less_the_sooner_an_interval_ends_after_a_buckets_turn(
+    limit: int, period: int, some: Hits
+) -> None:
+    """In a period that ends `elapsed` after the turn: limit * (1 + elapsed / period). At the turn itself, the limit."""
+    key, now = Key(Rule(SLIDING, limit, float(period))), 1000.0
+    admitted: list[tuple[float, int]] = []
+    for ticks, cost in some:
+        now += ticks / 64
+        if key.hit(now, cost).allowed:
+            admitted.append((now, cost))
+            assert key.state is not None
+            elapsed = now - key.state[0]
+            spent = sum(cost for at, cost in admitted if at > now - period)
+            assert spent <= limit + (elapsed + TOLERANCE) * limit / period
+
+
+@pytest.mark.parametrize(("algorithm", "admitted"), [(FIXED, 199), (SLIDING, 101), (BUCKET, 104)])
+def test_bursts_on_both_sides_of_a_turn(algorithm: Algorithm, admitted: int) -> None:
+    """Of two bursts 4 s apart; a window or bucket that the first hit opened turns between them."""
+    key = Key(Rule(algorithm, 100, 100.0))
+    key.hit(0.0)
+    assert sum(key.hit(at).allowed for at in (98.0, 102.0) for _ in range(200)) == admitted
+
+
+@pytest.mark.parametrize("algorithm", [SLIDING, BUCKET])
+def test_a_burst_and_then_an_even_rate_come_close_to_twice_the_limit_in_a_period(algorithm: Algorithm) -> None:
+    key = Key(Rule(algorithm, 100, 100.0))
+    key.hit(0.0)
+    burst = sum(key.hit(99.0).allowed for _ in range(200))
+    later = sum(key.hit(99.0 + n / 10).allowed for n in range(1, 1000))
+    assert (burst, later) == ((99, 98) if algorithm == SLIDING else (100, 99))
 
 
 @every_algorithm
