@@ -10,8 +10,8 @@ from rest_framework.settings import api_settings
 
 from .. import conf
 from ..ratelimit import Limit
+from ..ratelimit.counted import Question
 from ..ratelimit.keys import client_of
-from ..ratelimit.requestlimit import Question
 from ..ratelimit.throttling import block, throttle
 
 GROUP = "rest_framework"

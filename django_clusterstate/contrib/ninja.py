@@ -11,8 +11,8 @@ from ninja.conf import settings
 
 from .. import conf
 from ..ratelimit import Decision, Limit
+from ..ratelimit.counted import Question
 from ..ratelimit.keys import client_of
-from ..ratelimit.requestlimit import Question
 from ..ratelimit.throttling import block, throttle
 
 GROUP = "ninja"

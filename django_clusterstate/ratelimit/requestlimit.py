@@ -3,40 +3,23 @@
 The decorator and the middleware are thin faces of `RequestLimit`.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from .. import conf
 from .answers import arefuse, refuse, with_headers
-from .counting import ahit, arefund, hit, refund
+from .counted import Counted, Question, agive_back, counted_by, give_back, note, take_all
+from .counting import ahit, hit
 from .keys import ALL, USER_KEYS, Asked, Key, callable_of, counted_group, key_of, load_user, methods_of
 from .limit import MAX_COST, Decision, Limit, Ratelimited, Rates
 
 Rate = Rates | Asked | None
 Cost = int | Callable[[str, HttpRequest], int]
 Deducts = Callable[[HttpRequest, HttpResponseBase], Any]
-
-
-class Question(NamedTuple):
-    """What is asked for one request. `group` is that which is counted: with the methods, if not all count."""
-
-    limit: Limit
-    group: str
-    key: str
-    cost: int
-
-
-class Counted(NamedTuple):
-    """A hit that this request has passed, and when that was known, on this process's monotonic clock."""
-
-    question: Question
-    decision: Decision
-    at: float
 
 
 @dataclass(kw_only=True, eq=False)
@@ -91,12 +74,12 @@ class RequestLimit:
             return respond()
         decision = hit(*question, dry=self.dry_run, fresh=self._deducts is not None)
         if not self._passes(request, question, decision):
-            for given_back in _take_all(request):
-                _refund(given_back)
+            for counted in take_all(request):
+                give_back(counted)
             return with_headers(refuse(request, Ratelimited(decision)), question.limit, decision)
         response = respond()
-        for given_back in self._uncounted(request, question, decision, response):
-            _refund(given_back)
+        for counted in self._uncounted(request, question, decision, response):
+            give_back(counted)
         return response if self.dry_run else with_headers(response, question.limit, decision)
 
     async def aanswer(
@@ -110,12 +93,12 @@ class RequestLimit:
             return await respond()
         decision = await ahit(*question, dry=self.dry_run, fresh=self._deducts is not None)
         if not self._passes(request, question, decision):
-            for given_back in _take_all(request):
-                await _arefund(given_back)
+            for counted in take_all(request):
+                await agive_back(counted)
             return with_headers(await arefuse(request, Ratelimited(decision)), question.limit, decision)
         response = await respond()
-        for given_back in self._uncounted(request, question, decision, response):
-            await _arefund(given_back)
+        for counted in self._uncounted(request, question, decision, response):
+            await agive_back(counted)
         return response if self.dry_run else with_headers(response, question.limit, decision)
 
     def _asked(self, group: str, request: HttpRequest) -> Question | None:
@@ -126,7 +109,7 @@ class RequestLimit:
     def _passes(self, request: HttpRequest, question: Question, decision: Decision) -> bool:
         """Notes the decision on the request. Whether its view is to be called."""
         if decision.allowed:
-            _counted(request).append(Counted(question, decision, time.monotonic()))
+            note(request, question, decision)
         if not self.dry_run:
             request.limited = request.limited or not decision.allowed  # type: ignore[attr-defined]
             request.ratelimit = decision  # type: ignore[attr-defined]
@@ -138,9 +121,9 @@ class RequestLimit:
         """What is given back of a request after its response is known: its own hit, if that isn't to count."""
         if self._deducts is None or self._deducts(request, response):
             return []
-        mine = [one for one in _counted(request) if one.decision is decision]
+        mine = [one for one in counted_by(request) if one.decision is decision]
         for one in mine:
-            _counted(request).remove(one)
+            counted_by(request).remove(one)
         return mine
 
 
@@ -149,27 +132,3 @@ def _optional(what: str, given: Any) -> Callable[..., Any] | None:
     if function is None and given is not None:
         raise ImproperlyConfigured(f"{what} is a callable or its dotted path, not {given!r}.")
     return function
-
-
-# -- hits of limits around one another: when one blocks, those that the request has passed get their hits back -----
-
-
-def _counted(request: HttpRequest) -> list[Counted]:
-    counted: list[Counted] | None = getattr(request, "_clusterstate_counted", None)
-    if counted is None:
-        counted = request._clusterstate_counted = []  # type: ignore[attr-defined]
-    return counted
-
-
-def _take_all(request: HttpRequest) -> list[Counted]:
-    taken = list(_counted(request))
-    _counted(request).clear()
-    return taken
-
-
-def _refund(counted: Counted) -> None:
-    refund(counted.decision, *counted.question, ago=time.monotonic() - counted.at)
-
-
-async def _arefund(counted: Counted) -> None:
-    await arefund(counted.decision, *counted.question, ago=time.monotonic() - counted.at)

@@ -4,15 +4,14 @@ A framework asks all of them, whatever the first has said, and each for its wait
 known to count: a throttle of a project's own may overrule it.
 """
 
-import time
 from typing import Any, NamedTuple
 
 from django.http import HttpRequest, HttpResponseBase
 
 from .answers import with_headers
+from .counted import Question, give_back, note, take_all
 from .counting import hit, peek
 from .limit import Decision, Limit
-from .requestlimit import Counted, Question, _counted, _refund, _take_all
 
 
 class Answer(NamedTuple):
@@ -28,16 +27,16 @@ def throttle(request: Any, question: Question) -> Decision:
     blocked = getattr(request, "_clusterstate_blocked", False)
     decision = (peek if blocked else hit)(*question)
     if decision.allowed and not blocked:
-        _counted(_unwrapped(request)).append(Counted(question, decision, time.monotonic()))
-    _note(_unwrapped(request), Answer(question.limit, decision))
+        note(_unwrapped(request), question, decision)
+    _answer(_unwrapped(request), Answer(question.limit, decision))
     return decision
 
 
 def block(request: Any) -> None:
     """Gives back what a request has counted that its framework blocks."""
     request._clusterstate_blocked = True
-    for counted in _take_all(_unwrapped(request)):
-        _refund(counted)
+    for counted in take_all(_unwrapped(request)):
+        give_back(counted)
 
 
 def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -46,7 +45,7 @@ def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> H
     return response if answer is None else with_headers(response, *answer)
 
 
-def _note(request: Any, answer: Answer) -> None:
+def _answer(request: Any, answer: Answer) -> None:
     noted: Answer | None = getattr(request, "_clusterstate_throttle", None)
     if noted is None or _weight(answer.decision) > _weight(noted.decision):
         request._clusterstate_throttle = answer
