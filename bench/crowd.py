@@ -22,7 +22,7 @@ from testproject.processes import LocalCluster
 
 ROUNDS = 3
 SECONDS = 1.5
-START = 1.5  # seconds that the processes have to start
+START = 4.0  # seconds that the processes have to start
 CROWDS = ((1, 0), (1, 200), (2, 0), (2, 200), (4, 0), (8, 0), (8, 200))  # clients, and microseconds of their own work
 
 Figures = Sequence[float]  # answers a second, median and p99 in microseconds, processor microseconds an answer

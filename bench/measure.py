@@ -97,17 +97,17 @@ def measure(
             place.apply(servers)
             for case in random.sample(present, len(present)):
                 arguments = list(itertools.islice(endless[case.name], WARM_UP + batch))
+                result = results[place.name][case.name]
                 for _ in range(TRIES):
                     place.begin()
                     if case.asynchronous:
                         times, wrong = runner.run(_batch_async(case, arguments))
                     else:
                         times, wrong = _batch(case, arguments)
+                    result.wrong += wrong
                     if place.stayed():
                         break
-                result = results[place.name][case.name]
                 result.rounds.append([time / 1000 / case.per_call for time in times])
-                result.wrong += wrong
     return results
 
 

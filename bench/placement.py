@@ -54,7 +54,7 @@ def placements() -> Sequence[Placement]:
     cpus = sorted(os.sched_getaffinity(0))
     first = frozenset(cpus[:1])
     one = Placement("one CPU", first, first, first)
-    return [one, Placement("two CPUs", frozenset(cpus), first, frozenset(cpus[1:2]))] if len(cpus) > 1 else [one]
+    return [one, Placement("two CPUs", frozenset(cpus[:2]), first, frozenset(cpus[1:2]))] if len(cpus) > 1 else [one]
 
 
 def _processor() -> int:

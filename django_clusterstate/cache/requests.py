@@ -82,6 +82,7 @@ class Requests(BaseCache):
         self._namespace = _namespace(location)
         self.max_bytes = _max_bytes(options.get("MAX_BYTES"))
         self._prefix = self._namespace + b"\0"
+        self._plain_keys = self.key_func is default_key_func and _keys_as_django(type(self))
         self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
         self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
         self._lease = _number(options, "LEASE", LEASE, "seconds")
@@ -99,12 +100,12 @@ class Requests(BaseCache):
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""
-        if self.key_func is default_key_func:  # written out: `make_key` and what it calls take twice as long
-            name = f"{self.key_prefix}:{self.version if version is None else version}:{key}"
+        if self._plain_keys:  # written out: `make_key` and what it calls take twice as long
+            name = f"{self.key_prefix!s}:{self.version if version is None else version!s}:{key!s}"
+            if not _is_plain(name):
+                self.validate_key(name)
         else:
-            name = self.make_key(key, version=version)
-        if len(name) > MEMCACHE_MAX_KEY_LENGTH or " " in name or not name.isprintable():
-            self.validate_key(name)
+            name = self.make_and_validate_key(key, version=version)
         whole = self._prefix + name.encode()
         if len(whole) > wire.MAX_KEY_BYTES:
             whole = self._prefix + hashlib.blake2b(whole, digest_size=32).hexdigest().encode()
@@ -112,7 +113,7 @@ class Requests(BaseCache):
 
     def validate_key(self, key: str) -> None:
         # Django looks at each character in turn, which takes longer than all else here: only where it may warn.
-        if len(key) > MEMCACHE_MAX_KEY_LENGTH or " " in key or not key.isprintable():
+        if not _is_plain(key):
             super().validate_key(key)
 
     def _ttl(self, timeout: Any) -> float | None:
@@ -269,6 +270,16 @@ class Requests(BaseCache):
         for reply in replies:
             if isinstance(reply, ClusterStateError):
                 self._failed(reply)
+
+
+def _is_plain(key: str) -> bool:
+    """Whether Django has nothing to say about a key."""
+    return len(key) <= MEMCACHE_MAX_KEY_LENGTH and " " not in key and key.isprintable()
+
+
+def _keys_as_django(cls: type[Requests]) -> bool:
+    own = (Requests.validate_key, BaseCache.make_key, BaseCache.make_and_validate_key)
+    return (cls.validate_key, cls.make_key, cls.make_and_validate_key) == own
 
 
 def flag(reply: wire.Reply | None) -> bool:

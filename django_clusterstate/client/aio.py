@@ -12,6 +12,7 @@ from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect
 from ..wire.messages import Reply, Viewed
+from ..wire.polling import Processors
 from .routing import Routing, Table, Target, named
 
 logger = logging.getLogger("django_clusterstate.client")
@@ -64,6 +65,7 @@ class AsyncClient:
         self._keys = keys
         self._deadline = deadline
         self._clock = clock
+        self._processors = Processors()
         self._loops: dict[Loop, LoopConnections] = {}
         routing = weakref.ref(self.routing)
         os.register_at_fork(after_in_child=lambda: _after_fork(routing))
@@ -153,7 +155,7 @@ class AsyncClient:
             connections = await self._start_loop(loop)
         dial = connections.dialling.get(target)
         if dial is None:
-            dial = loop.create_task(connect(target.address, self._keys, self._deadline))
+            dial = loop.create_task(connect(target.address, self._keys, self._deadline, idle=self._processors.idle))
             connections.dialling[target] = dial
             dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
         return await asyncio.shield(dial)

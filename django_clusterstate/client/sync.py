@@ -11,6 +11,7 @@ from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import BlockingConnection
 from ..wire.messages import Reply, Viewed
+from ..wire.polling import Processors
 from .routing import Routing, Table, Target, named
 
 MAX_IDLE = 64  # connections kept for each node
@@ -36,6 +37,7 @@ class Client:
         self._keys = keys
         self._deadline = deadline
         self._clock = clock
+        self._processors = Processors()
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _after_fork(this))
 
@@ -119,7 +121,7 @@ class Client:
 
     def _call_afresh(self, target: Target, request: bytes, until: float) -> tuple[BlockingConnection, Reply]:
         until += time.monotonic() - self._clock()
-        connection = BlockingConnection(target.address, self._keys, self._deadline, until)
+        connection = BlockingConnection(target.address, self._keys, self._deadline, until, self._processors.idle)
         connection.send(request)
         return connection, connection.receive(until)
 

@@ -13,7 +13,7 @@ from .blocking import check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
-from .polling import LOOK_FOR, BusyPoll
+from .polling import LOOK_FOR, BusyPoll, Idle, never
 
 MAX_OUTPUT = 8 * 1024 * 1024
 
@@ -26,7 +26,12 @@ class AsyncConnection(asyncio.Protocol):
     """
 
     def __init__(
-        self, keys: Sequence[bytes], deadline: float, on_close: Callable[[], None] | None = None, boot: bytes = b""
+        self,
+        keys: Sequence[bytes],
+        deadline: float,
+        on_close: Callable[[], None] | None = None,
+        boot: bytes = b"",
+        idle: Idle = never,
     ) -> None:
         self.closed = False
         self._loop = asyncio.get_running_loop()
@@ -39,7 +44,7 @@ class AsyncConnection(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
-        self._polling = BusyPoll()
+        self._polling = BusyPoll(idle)
         self._awake_until = 0.0  # while the loop is kept awake
 
     # -- requests -------------------------------------------------------------------------------------------
@@ -175,8 +180,10 @@ async def connect(
     deadline: float,
     on_close: Callable[[], None] | None = None,
     boot: bytes = b"",
+    idle: Idle = never,
 ) -> AsyncConnection:
-    """Dials a node and shakes hands, within the deadline. `boot` is our own if we are a node.
+    """Dials a node and shakes hands, within the deadline. `boot` is our own if we are a node; `idle` says whether a
+    processor is: then the loop is kept awake for answers.
 
     Raises `Unavailable` when nobody answers, `ProtocolError` when the other side isn't one of ours. The `__cause__` of
     either says more.
@@ -187,13 +194,13 @@ async def connect(
         async with asyncio.timeout(deadline):
             if isinstance(address, UnixAddress):
                 transport, connection = await loop.create_unix_connection(
-                    lambda: AsyncConnection((), deadline, on_close), address.path
+                    lambda: AsyncConnection((), deadline, on_close, idle=idle), address.path
                 )
                 if not check_unix_peer(transport.get_extra_info("socket")):
                     raise PermissionError("the socket belongs to another user")
             else:
                 _, connection = await loop.create_connection(
-                    lambda: AsyncConnection(keys, deadline, on_close, boot), address.host, address.port
+                    lambda: AsyncConnection(keys, deadline, on_close, boot, idle), address.host, address.port
                 )
                 connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await connection.ready()

@@ -12,9 +12,10 @@ from .address import Address, UnixAddress
 from .framing import HEADER, MAX_FRAME, frame, size_at
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
-from .polling import LOOK_FOR, BusyPoll
+from .polling import LOOK_FOR, BusyPoll, Idle, never
 
 _RECEIVE = 64 * 1024
+_CLOSED = "the node closed the connection"
 _SHORTEST = 0.001  # seconds; a timeout of 0 would mean something else
 
 
@@ -34,16 +35,24 @@ class BlockingConnection:
     """Connected and authenticated once constructed; one request at a time.
 
     `deadline` is seconds for each call. The connecting may take as long, or until a moment of the monotonic clock.
+    `idle` says whether a processor is: then calls look for their answers before they sleep.
     Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
     __slots__ = ("_deadline", "_polling", "_socket", "_timeout", "_view")
 
-    def __init__(self, address: Address, keys: Sequence[bytes], deadline: float, until: float | None = None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        keys: Sequence[bytes],
+        deadline: float,
+        until: float | None = None,
+        idle: Idle = never,
+    ) -> None:
         self._deadline = deadline
         self._timeout = 0.0
         self._view = memoryview(bytearray(_RECEIVE))
-        self._polling = BusyPoll()
+        self._polling = BusyPoll(idle)
         now = time.monotonic()
         if until is None:
             until = now + deadline
@@ -83,9 +92,9 @@ class BlockingConnection:
     def _shake_hands(self, keys: Sequence[bytes], until: float) -> None:
         handshake = RequesterHandshake(keys)
         try:
-            proof = handshake.receive_challenge(self._receive_rest(0, until))
+            proof = handshake.receive_challenge(self._receive_frame(until))
             self._socket.sendall(frame(proof))
-            handshake.receive_welcome(self._receive_rest(0, until))
+            handshake.receive_welcome(self._receive_frame(until))
         except BaseException:
             if handshake.farewell:
                 self._socket.sendall(frame(handshake.farewell))
@@ -128,8 +137,7 @@ class BlockingConnection:
         Raises `Unavailable` when none comes in time, `ProtocolError` when it makes no sense.
         """
         try:
-            self._wait_at_most(until)
-            reply = decode_reply(self._receive_rest(self._socket.recv_into(self._view), until))
+            reply = decode_reply(self._receive_frame(until))
             self._set_timeout(self._deadline)
         except (OSError, ProtocolError, *DECODE_ERRORS) as error:
             raise self._broken(error) from error
@@ -165,8 +173,13 @@ class BlockingConnection:
             self._wait_at_most(until)
             sent += self._socket.send(memoryview(request)[sent:])
 
+    def _receive_frame(self, until: float) -> memoryview:
+        return self._receive_rest(self._receive_more(self._view, until), until)
+
     def _receive_rest(self, received: int, until: float) -> memoryview:
         """The payload of the frame whose first bytes have been received."""
+        if not received:
+            raise ConnectionResetError(_CLOSED)
         whole = self._view
         while received < HEADER:
             received += self._receive_more(whole[received:], until)
@@ -184,7 +197,7 @@ class BlockingConnection:
         self._wait_at_most(until)
         count = self._socket.recv_into(into)
         if not count:
-            raise ConnectionResetError("the node closed the connection")
+            raise ConnectionResetError(_CLOSED)
         return count
 
     def _wait_at_most(self, until: float) -> None:

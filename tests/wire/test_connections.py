@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import signal
 import socket
 import threading
 import time
@@ -97,9 +99,11 @@ Dial = Callable[..., Caller]
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["sleeping", "looking"])
-def wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is said here holds whether or not an answer is looked for before it is slept for."""
-    monkeypatch.setattr(BusyPoll, "due", lambda self, now: request.param)
+def wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether answers are looked for before they are slept for. All that is said here holds in both cases."""
+    looking: bool = request.param
+    monkeypatch.setattr(BusyPoll, "due", lambda self, now: looking)
+    return looking
 
 
 @pytest.fixture(params=[Blocking, Asyncio], ids=["blocking", "asyncio"])
@@ -271,6 +275,61 @@ def test_reply_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
         assert caller.closed
 
 
+def test_looking_finds_and_misses(dial: Dial, monkeypatch: pytest.MonkeyPatch, wait: bool) -> None:
+    looks: list[bool] = []
+    monkeypatch.setattr(BusyPoll, "found", lambda self: looks.append(True))
+    monkeypatch.setattr(BusyPoll, "missed", lambda self: looks.append(False))
+    slow = threading.Event()
+
+    def reply(number: int) -> bytes:
+        take_time(0.05 if slow.is_set() else 0)
+        return DONE
+
+    with ScriptedNode(answering(reply)) as node:
+        caller = dial(node.address, deadline=2.0)
+        for _ in range(200):
+            caller.call(PING)
+        assert any(looks) == wait
+        slow.set()
+        before = len(looks)
+        for _ in range(3):
+            caller.call(PING)
+        assert (False in looks[before:]) == wait
+
+
+def test_signal_in_the_middle_of_a_call_closes() -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with ScriptedNode(mute) as node:
+            connection = BlockingConnection(node.address, KEYS, 2.0)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                connection.call(PING)
+            assert connection.fileno() == -1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_node_that_has_closed_is_told_from_a_late_one_however_late_that_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        read_frame(sock)
+
+    hours = itertools.count(step=3600.0)
+    with ScriptedNode(script) as node:
+        connection = BlockingConnection(node.address, KEYS, 2.0)
+        monkeypatch.setattr(time, "monotonic", lambda: next(hours))
+        with pytest.raises(Unavailable, match="closed") as raised:
+            connection.call(PING)
+        monkeypatch.undo()
+        assert isinstance(raised.value.__cause__, ConnectionResetError)
+
+
 def test_who_waits_long_sleeps(dial: Dial) -> None:
     def slow(number: int) -> bytes:
         take_time(0.2)
@@ -306,9 +365,9 @@ def test_reply_in_pieces_costs_the_next_call_nothing_of_its_time(dial: Dial) -> 
         shake_hands(sock)
         while True:
             read_frame(sock)
-            take_time(0.4 * DEADLINE)
+            take_time(0.7 * DEADLINE)  # of which the rest is the timeout of the second piece
             sock.sendall(DONE[:2])
-            take_time(0.4 * DEADLINE)
+            take_time(0.1 * DEADLINE)
             sock.sendall(DONE[2:])
 
     with ScriptedNode(script) as node:

@@ -7,9 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.wire.polling import BELIEVED_FOR, MAX_REST, MIN_REST, BusyPoll, idle_processor
+from django_clusterstate.wire.polling import (
+    BELIEVED_FOR,
+    MAX_REST,
+    MIN_REST,
+    BusyPoll,
+    Processors,
+    idle_processor,
+    never,
+)
 
 ANSWERS = 50_000
+
+
+def always(now: float) -> bool:
+    return True
 
 
 def looks(polling: BusyPoll, comes_in_time: Callable[[int], bool], answers: int = ANSWERS) -> list[bool]:
@@ -26,20 +38,20 @@ def looks(polling: BusyPoll, comes_in_time: Callable[[int], bool], answers: int 
 
 
 def test_who_always_finds_looks_always() -> None:
-    assert looks(BusyPoll(lambda: True), lambda _: True, 1000) == [True] * 1000
+    assert looks(BusyPoll(always), lambda _: True, 1000) == [True] * 1000
 
 
 def test_who_never_finds_hardly_ever_looks() -> None:
-    assert len(looks(BusyPoll(lambda: True), lambda _: False)) < 7 + ANSWERS / MAX_REST
+    assert len(looks(BusyPoll(always), lambda _: False)) < 7 + ANSWERS / MAX_REST
 
 
 def test_a_single_miss_is_soon_made_up_for() -> None:
     missed = [number == 500 for number in range(1000)]
-    assert len(looks(BusyPoll(lambda: True), lambda number: not missed[number], 1000)) == 1000 - MIN_REST
+    assert len(looks(BusyPoll(always), lambda number: not missed[number], 1000)) == 1000 - MIN_REST
 
 
 def test_who_is_near_again_is_found_again() -> None:
-    polling = BusyPoll(lambda: True)
+    polling = BusyPoll(always)
     assert not any(looks(polling, lambda _: False))
     found = looks(polling, lambda _: True)
     assert all(found)
@@ -48,7 +60,7 @@ def test_who_is_near_again_is_found_again() -> None:
 
 @given(st.lists(st.booleans(), max_size=300))
 def test_misses_in_a_row_are_ever_farther_apart(outcomes: list[bool]) -> None:
-    polling = BusyPoll(lambda: True)
+    polling = BusyPoll(always)
     rests = []
     for found in outcomes:
         rest = 0
@@ -66,17 +78,34 @@ def test_misses_in_a_row_are_ever_farther_apart(outcomes: list[bool]) -> None:
 
 
 def test_where_no_processor_is_idle_nobody_looks() -> None:
-    assert looks(BusyPoll(lambda: False), lambda _: True) == []
+    assert looks(BusyPoll(never), lambda _: True) == []
 
 
-def test_whether_one_is_idle_is_asked_now_and_then() -> None:
-    asked = []
-    polling = BusyPoll(lambda: bool(asked.append(now) or len(asked) % 2))  # type: ignore[func-returns-value]
-    steps = 10
-    for number in range(5 * steps):
-        now = number * BELIEVED_FOR / steps
-        assert polling.due(now) == (number // steps % 2 == 0)
-    assert len(asked) == 5
+class System:
+    """Says by turns that a processor is idle and that none is, and takes its time."""
+
+    def __init__(self, takes: float) -> None:
+        self.now = 0.0
+        self.asked = 0
+        self._takes = takes
+
+    def idle_processor(self) -> bool:
+        self.now += self._takes
+        self.asked += 1
+        return self.asked % 2 == 1
+
+
+@pytest.mark.parametrize(("takes", "believed"), [(0.0, BELIEVED_FOR), (1e-6, BELIEVED_FOR), (0.005, 0.5)])
+def test_what_the_system_said_is_believed_for_long_enough(takes: float, believed: float) -> None:
+    system = System(takes)
+    processors = Processors(system.idle_processor, lambda: system.now)
+    for number in range(1, 5):
+        said = processors.idle(system.now)
+        assert (said, system.asked) == (number % 2 == 1, number)
+        for part in (0.1, 0.5, 0.99):
+            assert processors.idle(system.now + part * believed) == said
+        system.now += believed * 1.0001
+    assert system.asked == 4
 
 
 @pytest.fixture
@@ -90,3 +119,8 @@ def one_processor() -> Iterator[None]:
 @pytest.mark.usefixtures("one_processor")
 def test_whoever_has_one_processor_has_no_idle_one() -> None:
     assert not idle_processor()
+
+
+def test_whoever_has_more_than_anybody_uses_has_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(100_000))
+    assert idle_processor()
