@@ -9,10 +9,13 @@ import json
 import logging
 import math
 import pickle
+import signal
 import time
 import warnings
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,6 +30,7 @@ from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, wait_until
+from tests.conftest import using
 from tests.faces import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
 
 
@@ -594,6 +598,37 @@ def test_decr_version_moves_a_value_to_the_version_before(faces: Faces) -> None:
     assert [two.get("answer2", version=version) for version in (None, 1, 2)] == [None, 42, None]
     with pytest.raises(ValueError, match="not found"):
         one.decr_version("absent", version=2)
+
+
+@pytest.fixture
+def two_nodes(folder: Path) -> Iterator[LocalCluster]:
+    """Of its own, and a node that is silent keeps its keys."""
+    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "0.5"}
+    with LocalCluster(folder, ["one", "two"], env=env) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with using(cluster, "one"):
+            yield cluster
+
+
+@pytest.mark.parametrize("name", ["incr_version", "decr_version"])
+def test_a_value_whose_new_version_cannot_be_stored_stays_in_the_old_one(
+    two_nodes: LocalCluster, unconnected: Faces, name: str
+) -> None:
+    cache, moved = unconnected["default"], {"incr_version": 6, "decr_version": 4}[name]
+    cache.get("any")  # from now on the owners are known
+    keys = [key for key in map("key{}".format, range(100)) if (owner(key, 5), owner(key, moved)) == ("one", "two")]
+    cache.set(keys[0], "value", version=5)
+    two_nodes.processes["two"].signal(signal.SIGSTOP)
+    with pytest.raises(ValueError, match=f"'{keys[0]}' could not be stored in version {moved}"):
+        cache.call(name, keys[0], version=5)
+    with pytest.raises(Unavailable):
+        unconnected["raise"].call(name, keys[0], version=5)
+    assert cache.get(keys[0], version=5) == "value"
+
+
+def owner(key: str, version: int) -> str | None:
+    return cluster_state.owner(caches["default"].routing_key(key, version))  # type: ignore[attr-defined]
 
 
 # -- get_or_set -------------------------------------------------------------------------------------------------

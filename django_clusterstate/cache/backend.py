@@ -96,11 +96,15 @@ class ClusterCache(Extras):
         return self._call(key, step)
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        """As Django's, but what is left of the timeout goes with the value."""
+        """As Django's, but what is left of the timeout goes with the value.
+
+        Raises `ValueError` for an absent key, and where the new version can't be stored: then the value stays in the
+        old one.
+        """
         version = self.version if version is None else version
         before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
         value, ttl = self._movable(self._call(before, wire.Look(before, value=True)), key)
-        self._call(after, wire.Set([(after, value)], ttl))
+        self._moved(self._call(after, wire.Set([(after, value)], ttl)), key, version + delta)
         self._call(before, wire.Delete([before]))
         return version + delta
 
@@ -196,7 +200,7 @@ class ClusterCache(Extras):
         version = self.version if version is None else version
         before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
         value, ttl = self._movable(await self._acall(before, wire.Look(before, value=True)), key)
-        await self._acall(after, wire.Set([(after, value)], ttl))
+        self._moved(await self._acall(after, wire.Set([(after, value)], ttl)), key, version + delta)
         await self._acall(before, wire.Delete([before]))
         return version + delta
 

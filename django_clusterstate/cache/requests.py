@@ -207,6 +207,10 @@ class Requests(BaseCache):
             raise ValueError(f"Key {key!r} not found")
         return reply.value, reply.ttl
 
+    def _moved(self, reply: wire.Reply | None, key: Any, version: int) -> None:
+        if not flag(reply):
+            raise ValueError(f"Key {key!r} could not be stored in version {version}, so it stays in the one it had")
+
     def _collect(
         self,
         wanted: Mapping[bytes, Any],
