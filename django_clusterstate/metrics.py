@@ -118,6 +118,7 @@ def _requesters(tally: Tally) -> Iterator[Metric]:
     }
     yield _counters("limit_fallbacks", "Hits that their owner didn't decide.", "policy", policies)
     yield _counter("limit_denials_remembered", "Hits denied from a requester's memory.", tally.remembered)
+    yield _counter("cache_values_too_big", "Values not stored, since they are too big.", tally.too_big)
     bounds = (*map(str, LATENCY_BOUNDS), "+Inf")
     yield HistogramMetricFamily(
         "clusterstate_request_duration_seconds",

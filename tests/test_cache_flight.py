@@ -51,7 +51,7 @@ class World:
         self._numbers = itertools.count()
 
     def flight(self, ttl: float | None = 100.0, stale: float = 0.0) -> Flight:
-        return Flight(KEY, ttl, stale, LEASE, _dump, _load, clock=lambda: self.now)
+        return Flight(KEY, ttl, stale, LEASE, _dump, _load, lambda: None, clock=lambda: self.now)
 
     def call(self, at: float, compute: Callable[[], tuple[float, Any]], *, stale: float = 0.0) -> int:
         """A caller that comes at some time. `compute` returns how long it takes and what it is, or fails with."""

@@ -5,16 +5,24 @@ import json
 import logging
 import pickle
 import sys
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
 from django_clusterstate.cache.values import MAX_DECOMPRESSED, ZlibCompressor, ZstdCompressor
 from django_clusterstate.wire import messages as wire
-from tests.faces import MIB, Face, Faces
+from testproject.processes import LocalCluster, wait_until
+from tests.conftest import using
+from tests.faces import BACKEND, MIB, Face, Faces
+from tests.layers import SETTINGS
 
 DATA = {"a": [1, 2.5, None, True, "é"], "b": {"c": ""}}
 TEXT = "spam and eggs, " * 1000
@@ -270,6 +278,94 @@ def test_values_that_are_too_big_make_one_line_in_the_log(ignoring: Face, caplog
     (line,) = (record for record in caplog.records if record.name == "django_clusterstate.cache")
     assert line.levelname == "WARNING"
     assert "'first'" in line.getMessage()
+
+
+# -- what its owner has no room for -----------------------------------------------------------------------------
+
+ROOM = {"default": {"CLUSTERSTATE_CACHE_MAX_BYTES": "100000"}, "small": {}}  # by LOCATION: what leaves too little
+NO_ROOM = b"x" * 200_000  # bytes
+MANY = {"small1": 1, "large": NO_ROOM, "small2": 2}
+
+
+@pytest.fixture(scope="module", params=ROOM)
+def narrow(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The LOCATION of a cache in which `NO_ROOM` has no room, at a node that this process uses."""
+    small = {"BACKEND": BACKEND, "LOCATION": "small", "OPTIONS": {"MAX_BYTES": 100_000}}
+    caches = {} if ROOM[request.param] else {"small": small}
+    env = {"DJANGO_SETTINGS_MODULE": SETTINGS, "TEST_CACHES": json.dumps(caches)}
+    env |= ROOM[request.param]
+    with tempfile.TemporaryDirectory(prefix="cs-") as folder, LocalCluster(Path(folder), ["one"], env=env) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        with using(cluster, "one"):
+            yield request.param
+
+
+@pytest.fixture(params=["raise", "ignore"])
+def policy(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def full(narrow: str, unconnected: Faces, policy: str) -> Iterator[Face]:
+    cache = unconnected.made_with({"VALUE_TOO_BIG": policy}, LOCATION=narrow)
+    yield cache
+    cache.clear()
+
+
+@pytest.mark.parametrize("name", ["set", "get_or_set"])
+def test_a_value_its_owner_has_no_room_for_is_refused_or_ignored_as_one_that_is_too_big(
+    full: Face, policy: str, name: str
+) -> None:
+    if policy == "ignore":
+        assert full.call(name, "key", NO_ROOM) == (None if name == "set" else NO_ROOM)
+    else:
+        with pytest.raises(ValueError, match=r"value of 'key' takes more than its owner has room for \(MAX_BYTES, or"):
+            full.call(name, "key", NO_ROOM)
+    assert full.has_key("key") is False
+
+
+def test_a_value_its_owner_has_no_room_for_leaves_no_older_one(full: Face, policy: str) -> None:
+    full.set("key", "older")
+    with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="has room for"):
+        full.set("key", NO_ROOM)
+    assert full.get("key") is None
+
+
+@pytest.mark.usefixtures("policy")
+def test_set_many_returns_what_its_owner_has_no_room_for_and_stores_the_rest(full: Face) -> None:
+    assert full.set_many(MANY) == ["large"]
+    assert full.get_many(MANY) == {"small1": 1, "small2": 2}
+
+
+def test_each_value_that_is_too_big_is_counted_and_told_to_this_hosts_node(full: Face, policy: str) -> None:
+    def told() -> float:
+        full.get("any")  # a process tells when it asks for the view, once a second
+        return float(full.stats()["one"]["too_big"])
+
+    conf.forget()  # what other tests have counted
+    before = told()
+    full.set_many(MANY)
+    for name in ("set", "get_or_set"):
+        for value in (NO_ROOM, BIG):
+            with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of 'key' takes"):
+                full.call(name, "key", value)
+    with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of 'key' takes"):
+        full.add("key", BIG)
+    wait_until(lambda: told() == before + 6, 10, "the node is told")
+
+
+def test_values_without_room_make_one_line_in_the_log(
+    full: Face, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    conf.forget()  # each process says it once
+    with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):
+        for _ in range(3):
+            full.set_many(MANY)
+    (line,) = (record for record in caplog.records if record.name == "django_clusterstate.cache")
+    assert line.levelname == "WARNING"
+    assert "'large' takes more than its owner has room for" in line.getMessage()
 
 
 # -- options ----------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class ClusterCache(Extras):
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = self._add_request(key, wire_key, value, timeout)
+        request = self._add_request(key, wire_key, value, timeout, conf.get_client)
         return request is not None and flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
@@ -45,7 +45,8 @@ class ClusterCache(Extras):
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        self._call(wire_key, self._set_request(key, wire_key, value, timeout))
+        request = self._set_request(key, wire_key, value, timeout, conf.get_client)
+        self._stored(request, self._call(wire_key, request), key, conf.get_client)
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -75,7 +76,7 @@ class ClusterCache(Extras):
         """
         if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
             return found
-        wire_key, steps = self._flight(key, default, timeout, version, stale)
+        wire_key, steps = self._flight(key, default, timeout, version, stale, conf.get_client)
         try:
             step = next(steps)
             while True:
@@ -117,10 +118,11 @@ class ClusterCache(Extras):
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version)
+        batch = self._batch(data, timeout, version, conf.get_client)
         if batch.too_big:
             self._call_owners(batch.too_big, wire.Delete)
-        return self._unstored(batch.names, self._call_owners(batch.values, batch.request, batch.size_of))
+        answers = self._call_owners(batch.values, batch.request, batch.size_of)
+        return self._unstored(batch.names, answers, conf.get_client)
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -143,7 +145,7 @@ class ClusterCache(Extras):
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = self._add_request(key, wire_key, value, timeout)
+        request = self._add_request(key, wire_key, value, timeout, conf.get_async_client)
         return request is not None and flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
@@ -152,7 +154,8 @@ class ClusterCache(Extras):
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        await self._acall(wire_key, self._set_request(key, wire_key, value, timeout))
+        request = self._set_request(key, wire_key, value, timeout, conf.get_async_client)
+        self._stored(request, await self._acall(wire_key, request), key, conf.get_async_client)
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -175,7 +178,7 @@ class ClusterCache(Extras):
         """As `get_or_set`; `default` may be a coroutine function as well."""
         if not stale and (found := await self.aget(key, MISSING, version)) is not MISSING:
             return found
-        wire_key, steps = self._flight(key, default, timeout, version, stale)
+        wire_key, steps = self._flight(key, default, timeout, version, stale, conf.get_async_client)
         try:
             step = next(steps)
             while True:
@@ -213,10 +216,11 @@ class ClusterCache(Extras):
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version)
+        batch = self._batch(data, timeout, version, conf.get_async_client)
         if batch.too_big:
             await self._acall_owners(batch.too_big, wire.Delete)
-        return self._unstored(batch.names, await self._acall_owners(batch.values, batch.request, batch.size_of))
+        answers = await self._acall_owners(batch.values, batch.request, batch.size_of)
+        return self._unstored(batch.names, answers, conf.get_async_client)
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)

@@ -124,8 +124,8 @@ class Extras(Calls):
     # -- statistics -----------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, dict[str, float]]:
-        """Of each node, by its name: `hits`, `misses` and `evictions` since its start, `entries` and `bytes` now, and
-        `uptime` in seconds. They count all namespaces together. A node that doesn't answer is missing."""
+        """Of each node, by its name: `hits`, `misses`, `evictions` and `too_big` since its start, `entries` and `bytes`
+        now, and `uptime` in seconds. They count all namespaces together. A node that doesn't answer is missing."""
         client = conf.get_client()
         targets = self._everywhere(client.table())
         return by_node(client.call_each([(target, _GET_STATUS) for target in targets]))
@@ -179,5 +179,6 @@ def _figures(status: wire.Status) -> dict[str, float]:
         "entries": stats.cache_entries,
         "bytes": stats.cache_bytes,
         "evictions": stats.cache_evictions,
+        "too_big": stats.tally.too_big,
         "uptime": status.uptime,
     }

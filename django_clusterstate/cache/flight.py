@@ -49,7 +49,8 @@ class Flight:
     """One `get_or_set()`. Times in seconds.
 
     The value is fresh for `ttl` (None: for ever) and kept `stale` longer; a lease ends after `lease`. `dump` returns
-    None for a value that is too big to be kept, `load` its second argument for one that can't be read.
+    None for a value that is too big to be kept, `load` its second argument for one that can't be read. `refused` is
+    called where the owner has no room for a value; it may raise, as `dump` may.
     """
 
     key: bytes
@@ -58,6 +59,7 @@ class Flight:
     lease: float
     dump: Callable[[Any], wire.Value | None]
     load: Callable[[wire.Value, Any], Any]
+    refused: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
 
     def missed(self) -> Steps:
@@ -119,6 +121,8 @@ class Flight:
             if theirs is not MISSING:
                 return theirs, True
             reply = yield wire.Set([(self.key, data)], ttl)  # what is there can't be read
+            if isinstance(reply, wire.Flags) and not reply.flags[0]:
+                self.refused()
         if self.stale:
             yield wire.Set([(self._mark_key, b"")], self.ttl)
         if not isinstance(reply, wire.Flags):

@@ -315,6 +315,12 @@ class TestTrouble:
         assert "manage.py clusternode" in page.text
         assert "What you see is what two knows." in page.text
 
+    def test_values_too_big_for_the_cache_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = node("one")
+        told.stats.tally.too_big = 3
+        page = shown(client, monkeypatch, ClusterStatus("one", {"one": told}))
+        assert "3 values too big for the cache" in page.text
+
     def test_dropped_limits_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         full = node("one")
         full.stats.limit_evictions = 7
