@@ -117,6 +117,11 @@ def _requesters(tally: Tally) -> Iterator[Metric]:
         "deny": tally.fallback_deny,
     }
     yield _counters("limit_fallbacks", "Hits that their owner didn't decide.", "policy", policies)
+    yield _counter(
+        "limit_fallback_evictions",
+        "Live limits dropped for room by processes that count by themselves: each is a bypass.",
+        tally.process_evictions,
+    )
     yield _counter("limit_denials_remembered", "Hits denied from a requester's memory.", tally.remembered)
     yield _counter("cache_values_too_big", "Values not stored, since they are too big.", tally.too_big)
     bounds = (*map(str, LATENCY_BOUNDS), "+Inf")

@@ -674,4 +674,6 @@ def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.Monke
     for number in range(1000):
         assert hit(limit, "group", str(number)).allowed
     assert limits._store.bytes <= 100_000
-    assert limits._store.evictions > 0
+    routings = [conf.get_client().routing, conf.get_async_client().routing]
+    told = sum(counted.process_evictions for routing in routings for counted in (routing.tally, routing._reported))
+    assert told == limits._store.evictions > 0

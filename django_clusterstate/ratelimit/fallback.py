@@ -24,6 +24,7 @@ class ProcessLimits:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._store = Ledger(PROCESS_MAX_BYTES)
+        self._told = 0  # evictions
 
     def decide(self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True) -> list[limiter.Decision]:
         now = time.monotonic()
@@ -32,6 +33,12 @@ class ProcessLimits:
             if not counts:
                 return limiter.peek(self._store, key, rules, cost, now)
             return limiter.hit(self._store, key, rules, cost, now)[0]
+
+    def take_evictions(self) -> int:
+        """How many live limits were dropped for room since this was asked last."""
+        with self._lock:
+            new, self._told = self._store.evictions - self._told, self._store.evictions
+        return new
 
     def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float) -> None:
         now = time.monotonic()
@@ -50,7 +57,9 @@ def without_nodes(
     policy = policy_of(limit)
     if policy == "local":
         tally.fallback_process += counts
-        return binding(limit.rules, process.decide(key, limit.rules, cost, counts=counts), "", "process")
+        decisions = process.decide(key, limit.rules, cost, counts=counts)
+        tally.process_evictions += process.take_evictions()
+        return binding(limit.rules, decisions, "", "process")
     rule = min(limit.rules, key=lambda rule: rule.limit)
     if policy == "allow" and rule.limit:  # a limit of 0 needs no counting
         tally.fallback_allow += counts

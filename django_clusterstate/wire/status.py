@@ -40,6 +40,7 @@ class Tally(msgspec.Struct, array_like=True):
     latency_sum: Annotated[float, Meta(ge=0, le=MOST)] = 0.0  #: seconds that all of them took
     failures: Count = 0  #: exchanges without an answer in time, or with one that made no sense
     too_big: Count = 0  #: values for the cache that weren't stored, being too big
+    process_evictions: Count = 0  #: live limits dropped for room by a process that counts by itself: each is a bypass
 
     def took(self, waits: Sequence[float]) -> None:
         """Counts exchanges, by the seconds that each took."""
