@@ -2,6 +2,7 @@
 
 One real node. This process writes the entries, as fast as sixteen requests at once get; another hits one limit a
 thousand times a second meanwhile, and while the entries expire. Memory is the node's resident memory by the kernel.
+At last, what a write costs a cache that is full.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from django_clusterstate.wire.aio import connect
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, wait_until
 
+from .full import measure as measure_full
 from .measure import event_loop
 
 NODE = "node"
@@ -55,6 +57,7 @@ KINDS: dict[str, Write] = {
     "tokens": limit(Algorithm.TOKEN_BUCKET),
     "cache": entry,
 }
+FULL = "full"
 
 
 # -- the process that measures ------------------------------------------------------------------------------------
@@ -174,10 +177,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.million", description=__doc__)
     parser.add_argument("--count", type=int, default=1_000_000, help="entries of each kind; default: %(default)s")
     parser.add_argument("--ttl", type=float, default=80.0, help="the shortest, in seconds; default: %(default)g")
-    parser.add_argument("--kinds", default="limits,cache", help=f"of {','.join(KINDS)}; default: %(default)s")
+    parts = ",".join([*KINDS, FULL])
+    parser.add_argument("--kinds", default=f"limits,cache,{FULL}", help=f"of {parts}; default: %(default)s")
     options = parser.parse_args()
     for kind in options.kinds.split(","):
-        for line in measure(kind, options.count, options.ttl):
+        lines = measure_full(options.count) if kind == FULL else measure(kind, options.count, options.ttl)
+        for line in lines:
             print(line, flush=True)
 
 

@@ -83,6 +83,14 @@ def test_peers_that_are_not_installed_are_not_measured(tmp_path: Path) -> None:
     assert list(claims.values()).count(None) == 7
 
 
+def test_a_full_cache_is_measured_at_three_sizes() -> None:
+    command = [sys.executable, "-m", "bench.million", "--kinds", "full", "--count", "100000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    figures = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in figures] == ["1,000", "10,000", "100,000"]
+    assert all(len(row) == 5 and min(map(float, row[1:])) > 0 for row in figures)
+
+
 @pytest.mark.parametrize("option", ["--rounds", "--only", "--check", "--quick", "--json"])
 def test_option_is_explained(option: str) -> None:
     done = subprocess.run(

@@ -32,6 +32,12 @@ _BUCKETS_PASSED: Final = 1000  # by one `scan`: those of other namespaces and ne
 
 _LARGE: Final = 32 * 1024 * 1024  # from there on in parts: see `recency`
 
+# One large value needs the room of thousands of small entries, which take milliseconds to evict. So a large store
+# keeps some room free, and makes it again a few entries at a time. _AT_ONCE take a tenth of a millisecond.
+_RESERVE: Final = 2 * 1024 * 1024  # bytes: the two largest values that a node takes, but at most the part
+_RESERVE_PART: Final = 16  # of the bound
+_AT_ONCE: Final = 50
+
 
 class _Entry(msgspec.Struct, Generic[V], gc=False):
     # With `gc` all would be visited again and again, a million for a quarter of a second. They are in no cycle.
@@ -58,8 +64,11 @@ class Store(Generic[V]):
     namespaces are few (a namespace itself isn't counted).
 
     Over the bound, dead entries go first (cleared, then due ones), then the least recently used live ones, nearly so in
-    a store of _LARGE bytes or more. A cleared or expired entry is absent at once, but counts in `entries` and `bytes`
-    until it is reclaimed: by `expire`, by the bound, or by the next operation on its key.
+    a store of _LARGE bytes or more. Such a store also keeps _RESERVE bytes free: a write that needs them gets them at
+    once, and they are made free again by `expire` and, _AT_ONCE entries at a time, by the next writes.
+
+    A cleared or expired entry is absent at once, but counts in `entries` and `bytes` until it is reclaimed: by
+    `expire`, by the bound, or by the next operation on its key.
 
     `stamp` is noted with each value that is written; when it has been changed since, `still_good(key, the stamp noted)`
     is asked before the value is given out, and an entry that isn't good any more is absent.
@@ -72,6 +81,7 @@ class Store(Generic[V]):
         "_cleared",
         "_due",
         "_entries",
+        "_full",
         "_mask",
         "_parts",
         "_serial",
@@ -99,7 +109,9 @@ class Store(Generic[V]):
         self.evictions = 0
         self.expirations = 0
         self._size_of = size_of
-        self._entries: Recency[_Entry[V]] = Recency(1 if max_bytes < _LARGE else PARTS)
+        large = max_bytes >= _LARGE
+        self._full = max_bytes - min(_RESERVE, max_bytes // _RESERVE_PART) * large  # bytes
+        self._entries: Recency[_Entry[V]] = Recency(PARTS if large else 1)
         self._parts, self._mask = self._entries.parts, self._entries.mask  # for `get` and `set`, which are fast
         self._spaces: dict[bytes, Space] = {}
         self._cleared: OrderedDict[int, Space] = OrderedDict()  # by serial; each still holds entries
@@ -136,7 +148,8 @@ class Store(Generic[V]):
     def set(self, key: bytes, value: V, ttl: float | None, now: float) -> bool:
         """Store `value` for `ttl` seconds (None: for ever; <= 0: delete the key).
 
-        False when the value alone exceeds the bound; an older value is dropped then, so that nobody reads a stale one.
+        False when the value alone exceeds the bound, or would keep the reserve in use; an older value is dropped then,
+        so that nobody reads a stale one.
         """
         size = len(key) + self._size_of(value) + ENTRY_OVERHEAD
         part = self._parts[hash(key) & self._mask]
@@ -144,10 +157,10 @@ class Store(Generic[V]):
         if entry is not None and (entry.expires <= now or entry.space.cleared):
             self._drop_dead(entry)
             entry = None
-        if size > self.max_bytes or (ttl is not None and ttl <= 0):
+        if size > self._full or (ttl is not None and ttl <= 0):
             if entry is not None:
                 self._drop(entry)
-            return size <= self.max_bytes
+            return size <= self._full
         expires = math.inf if ttl is None else now + ttl
         if entry is None:
             bucket = self._bucket(self._space(key), due_of(expires, now))
@@ -158,7 +171,7 @@ class Store(Generic[V]):
             self._use(entry, now)
             self._assign(entry, value, size)
             self._reschedule(entry, expires, now)
-        if self.bytes > self.max_bytes:
+        if self.bytes > self._full:
             self._make_room(now)
         return True
 
@@ -172,12 +185,12 @@ class Store(Generic[V]):
         if entry is None:
             return False
         size = len(key) + self._size_of(value) + ENTRY_OVERHEAD
-        if size > self.max_bytes:
+        if size > self._full:
             self._drop(entry)
             return False
         self._use(entry, now)
         self._assign(entry, value, size)
-        if self.bytes > self.max_bytes:
+        if self.bytes > self._full:
             self._make_room(now)
         return True
 
@@ -231,10 +244,18 @@ class Store(Generic[V]):
         return found, cursor if start + _BUCKETS_PASSED < len(self._due) else None
 
     def expire(self, now: float, budget: int = 1000) -> int:
-        """Reclaim cleared entries and those whose bucket is due, at most `budget`; the number reclaimed.
+        """Reclaim cleared entries and those whose bucket is due, then what the reserve needs; at most `budget`, and the
+        number reclaimed.
 
         Costs O(that number), however long the last call was ago. A result equal to `budget` means: call again soon.
         """
+        reclaimed = self._reclaim(now, budget)
+        while reclaimed < budget and self.bytes > self._full:
+            self._evict(now)
+            reclaimed += 1
+        return reclaimed
+
+    def _reclaim(self, now: float, budget: int) -> int:
         entries = self._entries
         left = budget
         while left > 0 and (bucket := self._dead_bucket(now)) is not None:
@@ -293,16 +314,21 @@ class Store(Generic[V]):
         self._leave(entry.bucket, entry.key)
 
     def _make_room(self, now: float) -> None:
-        """Reclaim until the bound holds. Ends before the entry just stored, which is the last used and fits alone."""
-        while self.bytes > self.max_bytes:
-            if self.expire(now, 1):
-                continue
-            entry = self._entries.pop_oldest()
-            if entry.expires <= now:
-                self.expirations += 1
-            else:
-                self.evictions += 1
-            self._forget(entry)
+        """Reclaim until the bound holds, and some more where the reserve is in use. Ends before the entry just stored,
+        which is the last used and fits alone."""
+        left = _AT_ONCE
+        while self.bytes > (self.max_bytes if left <= 0 else self._full):
+            left -= 1
+            if not self._reclaim(now, 1):
+                self._evict(now)
+
+    def _evict(self, now: float) -> None:
+        entry = self._entries.pop_oldest()
+        if entry.expires <= now:
+            self.expirations += 1
+        else:
+            self.evictions += 1
+        self._forget(entry)
 
     # Spaces and buckets. Each space holds a bucket and each bucket a key, between calls: what is empty is dropped at
     # once, so neither outlives the entries. An entry is in one bucket only, and buckets belong to one space, which is

@@ -152,6 +152,35 @@ def test_least_recently_used_goes_first() -> None:
     assert store.evictions == 3
 
 
+def test_a_large_value_in_a_large_store_takes_the_reserve_which_is_freed_in_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "_LARGE", 0)
+    monkeypatch.setattr(store_module, "_AT_ONCE", 3)
+    store = store_of(room_for(1600))
+    full = room_for(1500)
+    assert store.max_bytes - full == store.max_bytes // store_module._RESERVE_PART
+
+    def write(key: bytes, value: bytes = b"v") -> int:
+        before = store.entries
+        assert store.set(b"ns\0" + key, value, None, NOW)
+        assert store.bytes <= store.max_bytes
+        return before + 1 - store.entries
+
+    pushed_out = [write(bytes([number >> 8, number & 255, 0])) for number in range(1600)]
+    assert set(pushed_out) == {0, 1}
+    assert full - room_for(2) < store.bytes <= full
+    assert write(b"large", bytes(room_for(90))) == 3
+    assert store.bytes > full
+    assert [write(b"next"), write(b"next but one")] == [3, 3]
+    assert store.expire(NOW, 20) == 20
+    assert store.expire(NOW, 1000) < 1000
+    assert full - room_for(2) < store.bytes <= full
+    assert write(b"another", bytes(room_for(90))) == 3
+    assert write(b"third", bytes(room_for(90))) > 60  # the reserve is used up
+    assert all(store.get(b"ns\0" + key, NOW) for key in (b"large", b"another", b"third"))
+
+
 def test_growing_value_pushes_out_others_not_itself() -> None:
     store = store_of(room_for(3))
     fill(store, "abc")
@@ -386,6 +415,7 @@ class AgainstPlainDict(RuleBasedStateMachine):
     def start(self, small: bool, parts: bool) -> None:
         self.patches = [mock.patch.object(store_module, name, 2) for name in ("_BUCKET_KEYS", "_BUCKETS_PASSED")]
         self.patches.append(mock.patch.object(store_module, "_LARGE", 0 if parts else 2**62))
+        self.patches.append(mock.patch.object(store_module, "_AT_ONCE", 1))
         for patch in self.patches:
             patch.start()
         self.small = small
