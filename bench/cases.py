@@ -22,6 +22,7 @@ from .settings import DENYING, RATE, RATES, installed
 VALUE = "v" * 100
 KEYS = 64  # of each kind, used in turn
 MANY = 100
+MISS, ABSENT, MISSED_FOR = ", a miss", 5000, 30  # a run of that many misses takes longer than these seconds
 
 LOCAL, REMOTE = "this, owner on this host (unix)", "this, owner on another node (TCP)"
 THREE_NODES = "this, owners on three nodes"
@@ -78,6 +79,7 @@ def _cache(servers: Servers, *, asynchronous: bool) -> list[Case]:
     ours = caches["default"]
     assert isinstance(ours, ClusterCache)
     texts, counts = _split("text:{}".format, ours.routing_key), _split("count:{}".format, ours.routing_key)
+    _, absent = _split(f"absent:{asynchronous}:{{}}".format, ours.routing_key, ABSENT)
     many = [[f"many:{n}:{m}" for m in range(MANY)] for n in range(8)]
     rows = [(LOCAL, "default", texts[0], counts[0]), (REMOTE, "default", texts[1], counts[1])]
     rows += [(who, alias, texts[1], counts[1]) for who, alias in PEERS.items()]
@@ -94,6 +96,9 @@ def _cache(servers: Servers, *, asynchronous: bool) -> list[Case]:
             ("get_or_set", who, text_keys, VALUE.__eq__),
         ]
         if who != LOCAL:
+            # Some rows have one server, and what one has stored the other would find.
+            mine = absent if who == REMOTE else [f"{alias}:{key}" for key in absent]
+            kinds.append((f"get_or_set{MISS}", who, mine, VALUE.__eq__))
             kinds.append(("get_many", THREE_NODES if who == REMOTE else who, many, lambda found: len(found) == MANY))
         for name, whose, arguments, correct in kinds:
             method = f"a{name}" if asynchronous else name
@@ -106,7 +111,9 @@ def _cache(servers: Servers, *, asynchronous: bool) -> list[Case]:
 
 
 def _caller(alias: str, name: str) -> Callable[[Any], Any]:
-    method: Callable[..., Any] = getattr(caches[alias], name)
+    method: Callable[..., Any] = getattr(caches[alias], name.removesuffix(MISS))
+    if name.endswith(MISS):
+        return lambda key: method(key, lambda: VALUE, MISSED_FOR)
     return (lambda key: method(key, VALUE)) if name.endswith("set") else method
 
 
@@ -126,13 +133,15 @@ def _missing(servers: Servers, alias: str) -> str:
     return next((f"no {module}" for module in wanted if not installed(module)), "")
 
 
-def _split(make: Callable[[int], str], routing_key: Callable[[str], bytes]) -> tuple[list[str], list[str]]:
+def _split(
+    make: Callable[[int], str], routing_key: Callable[[str], bytes], most: int = KEYS
+) -> tuple[list[str], list[str]]:
     """Keys that this host's node owns, and keys that one other owns: peers too are one server each."""
     keys: dict[str, list[str]] = {NODES[0]: [], NODES[1]: [], NODES[2]: []}
-    for number in range(20 * KEYS):
+    for number in range(20 * most):
         key = make(number)
         keys[cluster.owner(routing_key(key))].append(key)
-    return keys[NODES[0]][:KEYS], keys[NODES[1]][:KEYS]
+    return keys[NODES[0]][:most], keys[NODES[1]][:most]
 
 
 # -- limits -------------------------------------------------------------------------------------------------------
