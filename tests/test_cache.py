@@ -20,8 +20,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from django.core.cache import CacheKeyWarning, caches
+from django.core.cache import CacheKeyWarning, InvalidCacheKey, caches
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.translation import gettext_lazy
 
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf
@@ -742,6 +743,48 @@ def test_what_is_left_of_the_timeout_goes_with_a_value_to_another_version(cache:
     assert 9_990 < cache.ttl("key", version=moved) <= 10_000
     assert cache.ttl("for_ever", version=moved) is None
     assert [cache.get(key, version=moved) for key in ("key", "for_ever")] == ["value", 7]
+
+
+# -- keys -------------------------------------------------------------------------------------------------------
+
+
+class Formatted(str):
+    """Says something else of itself when it is formatted."""
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        return "formatted"
+
+
+class TenantCache(ClusterCache):
+    tenant = "a"
+
+    def make_key(self, key: Any, version: int | None = None) -> str:
+        return f"{self.tenant}:{super().make_key(key, version)}"
+
+
+class PickyCache(ClusterCache):
+    def validate_key(self, key: str) -> None:
+        raise InvalidCacheKey(key)
+
+
+@pytest.mark.parametrize("version", [None, 0, 5])
+@pytest.mark.parametrize("params", [{}, {"KEY_PREFIX": "p", "VERSION": 3}, {"VERSION": 0}])
+@pytest.mark.parametrize("key", ["key", 7, None, b"b", ("a",), Formatted("text"), gettext_lazy("lazy"), 1.5, ""])
+def test_a_key_is_what_django_makes_of_it(key: Any, params: dict[str, Any], version: int | None) -> None:
+    cache = ClusterCache("name", params)
+    assert cache.routing_key(key, version) == b"name\0" + cache.make_and_validate_key(key, version).encode()
+
+
+def test_keys_of_a_subclass_are_its_own() -> None:
+    cache = TenantCache("name", {})
+    keys = []
+    for cache.tenant in ("a", "b"):
+        keys.append(cache.routing_key("key"))
+    assert keys == [b"name\0a::1:key", b"name\0b::1:key"]
+    with pytest.raises(InvalidCacheKey):
+        PickyCache("name", {}).routing_key("key")
 
 
 # -- patterns ---------------------------------------------------------------------------------------------------
