@@ -85,7 +85,7 @@ class Requests(BaseCache):
         self._namespace = _namespace(location)
         self.max_bytes = _max_bytes(options.get("MAX_BYTES"))
         self._prefix = self._namespace + b"\0"
-        self._plain_keys = self.key_func is default_key_func and _keys_as_django(type(self))
+        self._makes_keys = _makes_keys(type(self))
         self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
         self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
         self._lease = _number(options, "LEASE", LEASE, "seconds")
@@ -103,7 +103,8 @@ class Requests(BaseCache):
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""
-        if self._plain_keys:  # written out: `make_key` and what it calls take twice as long
+        if self.key_func is default_key_func and not self._makes_keys:
+            # Written out: `make_key` and what it calls take twice as long.
             name = f"{self.key_prefix!s}:{self.version if version is None else version!s}:{key!s}"
             if not _is_plain(name):
                 self.validate_key(name)
@@ -308,9 +309,10 @@ def _is_plain(key: str) -> bool:
     return len(key) <= MEMCACHE_MAX_KEY_LENGTH and " " not in key and key.isprintable()
 
 
-def _keys_as_django(cls: type[Requests]) -> bool:
-    own = (Requests.validate_key, BaseCache.make_key, BaseCache.make_and_validate_key)
-    return (cls.validate_key, cls.make_key, cls.make_and_validate_key) == own
+def _makes_keys(cls: type[Requests]) -> bool:
+    """Whether a subclass has its own way to make or to judge keys."""
+    ours = (Requests.validate_key, BaseCache.make_key, BaseCache.make_and_validate_key)
+    return (cls.validate_key, cls.make_key, cls.make_and_validate_key) != ours
 
 
 def flag(reply: wire.Reply | None) -> bool:
