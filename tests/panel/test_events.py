@@ -129,9 +129,9 @@ class TestNames:
 @pytest.mark.usefixtures("cluster")
 class TestOneEvent:
     def test_counts_keys_and_samples_of_all_nodes_are_shown(self, client: Client, name: str) -> None:
-        for number in range(60):
+        for number in range(45):  # no more samples than are shown: a node that is slower to answer has older ones
             events.track(name, number % 30, reason="timeout", rows=12_000 + number)
-        events.track(name, "often", times=140)
+        events.track(name, "often", times=155)
         assert events.flush()
         response = client.get(PAGE, {"name": name})
         page = Page(response)
@@ -142,7 +142,7 @@ class TestOneEvent:
         )
         assert "By minute, for an hour: 200 in all, 200 in the busiest minute" in page.text
         assert "By hour, for two days: 200 in all, 200 in the busiest hour" in page.text
-        assert "often 140 70.0 %" in page.text
+        assert "often 155 77.5 %" in page.text
         assert "11 more keys are kept." in page.text
         assert "timeout" in page.text
         assert re.search(r"12_?0\d\d", page.text)
