@@ -51,6 +51,16 @@ def layer(request: pytest.FixtureRequest, folder: Path) -> Iterator[Layer]:
         redis.process.stop()
 
 
+@pytest.fixture
+def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """This host has no node; the path where it would be."""
+    path = str(tmp_path / "none.sock")
+    monkeypatch.setenv("CLUSTERSTATE_SOCKET", path)
+    conf.forget()
+    yield path
+    conf.forget()
+
+
 @pytest.fixture(scope="session")
 def running_cluster() -> Iterator[LocalCluster]:
     """Three nodes, one view. Not to be harmed: tests that kill nodes start their own."""

@@ -9,7 +9,6 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from django_clusterstate import cluster as functions
-from django_clusterstate import conf
 from django_clusterstate.exceptions import Unavailable
 from testproject.processes import LocalCluster
 from tests.conftest import NODES, using
@@ -23,16 +22,6 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     if request.param == "sync":
         return lambda name, *args: getattr(functions, name)(*args)
     return lambda name, *args: async_to_sync(getattr(functions, f"a{name}"))(*args)
-
-
-@pytest.fixture
-def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """This host has no node; the path where it would be."""
-    path = str(tmp_path / "none.sock")
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", path)
-    conf.forget()
-    yield path
-    conf.forget()
 
 
 @pytest.mark.usefixtures("cluster")

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from io import StringIO
@@ -63,15 +63,6 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 def name() -> str:
     """The name of an event that no other test tracks."""
     return f"event {uuid.uuid4()}"
-
-
-@pytest.fixture
-def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This host has no node."""
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "none.sock"))
-    conf.forget()
-    yield
-    conf.forget()
 
 
 def start_tracking(cluster: LocalCluster, number: int, name: str, *, keys: int = 10, seconds: float = 0) -> Process:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from django.test import AsyncClient, Client, RequestFactory
 from health_check.views import HealthCheckView
 
 from django_clusterstate import cluster as functions
-from django_clusterstate import conf
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
 
@@ -55,14 +54,6 @@ def function() -> tuple[int, str]:
 def ask(request: pytest.FixtureRequest) -> Ask:
     """(200, "") or (503, why), by each way to it."""
     return request.param  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "none.sock"))
-    conf.forget()
-    yield
-    conf.forget()
 
 
 @pytest.mark.usefixtures("cluster")

@@ -217,14 +217,6 @@ def token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     conf.forget()
 
 
-@pytest.fixture
-def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "none.sock"))
-    conf.forget()
-    yield
-    conf.forget()
-
-
 @pytest.mark.usefixtures("cluster", "token")
 @pytest.mark.django_db(transaction=True)
 class TestView:

@@ -28,7 +28,7 @@ def throttle(request: Any, question: Question) -> Decision:
     decision = (peek if blocked else hit)(*question)
     if decision.allowed and not blocked:
         note(_unwrapped(request), question, decision)
-    _answer(_unwrapped(request), Answer(question.limit, decision))
+    _remember(_unwrapped(request), Answer(question.limit, decision))
     return decision
 
 
@@ -45,7 +45,8 @@ def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> H
     return response if answer is None else with_headers(response, *answer)
 
 
-def _answer(request: Any, answer: Answer) -> None:
+def _remember(request: Any, answer: Answer) -> None:
+    """Keeps what the response's headers are to say."""
     noted: Answer | None = getattr(request, "_clusterstate_throttle", None)
     if noted is None or _weight(answer.decision) > _weight(noted.decision):
         request._clusterstate_throttle = answer

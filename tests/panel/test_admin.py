@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from django.urls import reverse
 from django.utils import translation
 
 from django_clusterstate import cluster as functions
-from django_clusterstate import conf, ratelimit
+from django_clusterstate import ratelimit
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.messages import State
@@ -34,15 +32,6 @@ PAGE = "/admin/django_clusterstate/cluster/"
 CACHE = "django_clusterstate.cache.ClusterCache"
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    path = str(tmp_path / "none.sock")
-    monkeypatch.setenv("CLUSTERSTATE_SOCKET", path)
-    conf.forget()
-    yield path
-    conf.forget()
 
 
 def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus) -> Page:
