@@ -18,7 +18,7 @@ from asgiref.sync import async_to_sync
 
 from . import conf
 from .client.aio import AsyncClient, from_now
-from .client.routing import Table, Target, silence
+from .client.routing import Table, Target, no_owner, silence
 from .client.tracking import Field
 from .core.events import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, Account, Totals
 from .core.sketch import Counted, merged
@@ -220,7 +220,7 @@ async def _table(client: AsyncClient, patience: float | None) -> Table:
 
 def _targets(table: Table) -> list[Target]:
     if not table.targets:
-        raise Unavailable("no node has been reached, or none has joined yet. Start one with: manage.py clusternode")
+        raise no_owner()
     return list(table.targets.values())
 
 

@@ -17,7 +17,7 @@ from channels.layers import BaseChannelLayer
 
 from . import conf
 from .client.aio import AsyncClient
-from .client.routing import Target
+from .client.routing import Target, no_owner
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.aio import AsyncConnection, connect
@@ -117,7 +117,10 @@ class ClusterChannelLayer(BaseChannelLayer):
         client = self.client()
         table = await client.table()
         if "!" not in channel:
-            return client.routing.owner(channel.encode())
+            owner = table.owner(channel.encode())
+            if owner is None:
+                raise no_owner()
+            return owner
         tag = wire.tag_of(channel)
         local = client.routing.local
         if not tag or tag == wire.channel_tag(local.name):

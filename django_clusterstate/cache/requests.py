@@ -15,9 +15,9 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .. import conf
 from ..client.aio import AsyncClient
-from ..client.routing import Table, Target
+from ..client.routing import Table, Target, no_owner
 from ..client.sync import Client
-from ..exceptions import ClusterStateError, Unavailable
+from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .flight import MISSING, Flight, Steps
@@ -345,10 +345,6 @@ def without_failed(later: Groups, groups: Groups, replies: list[wire.Reply | Clu
         target for (target, _), reply in zip(groups, replies, strict=True) if isinstance(reply, ClusterStateError)
     }
     return [group for group in later if group[0] not in failed]
-
-
-def no_owner() -> Unavailable:
-    return Unavailable("no node has been reached, or none has joined yet")
 
 
 def _namespace(location: object) -> bytes:

@@ -13,7 +13,7 @@ from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
-from .routing import Routing, Table, Target, named
+from .routing import Routing, Table, Target, named, no_owner
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -78,7 +78,10 @@ class AsyncClient:
         if now >= self.routing.refresh_at:
             await self._refresh(now)
             now = self._clock()
-        return await self.call_node(self.routing.owner(key), request, now)
+        owner = self.routing.table.owner(key)
+        if owner is None:
+            raise no_owner()
+        return await self.call_node(owner, request, now)
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """As `Client.call_node`."""

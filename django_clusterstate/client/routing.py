@@ -147,15 +147,6 @@ class Routing:
         self.waits: deque[float] = deque(maxlen=MAX_WAITS)
         self._reported = Tally()  # told with a request that hasn't been answered yet
 
-    def owner(self, key: bytes) -> Target:
-        """The node that owns a key. Raises `Unavailable` when no node is known."""
-        target = self.table.owner(key)
-        if target is None:
-            raise Unavailable(
-                "no cluster: no node has been reached, or none has joined yet. Start one with: manage.py clusternode"
-            )
-        return target
-
     # -- keeping the view -----------------------------------------------------------------------------------
 
     def noticed(self, epoch: int, now: float) -> None:
@@ -213,6 +204,13 @@ def _target(member: Identity, known: dict[str, Target]) -> Target:
     address = parse_tcp(member.address)
     target = known.get(member.name)
     return target if target is not None and target.address == address else Target(member.name, address)
+
+
+def no_owner() -> Unavailable:
+    """What is to be raised where a table has no owner for a key."""
+    return Unavailable(
+        "no cluster: no node has been reached, or none has joined yet. Start one with: manage.py clusternode"
+    )
 
 
 def named(target: Target, error: ClusterStateError) -> ClusterStateError:

@@ -12,7 +12,7 @@ from ..wire.address import Address
 from ..wire.blocking import BlockingConnection
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
-from .routing import Routing, Table, Target, named
+from .routing import Routing, Table, Target, named, no_owner
 
 MAX_IDLE = 64  # connections kept for each node
 READ_ON = 0.02  # seconds for the rest of an answer whose beginning came in time
@@ -53,7 +53,10 @@ class Client:
         if now >= self.routing.refresh_at:
             self._refresh(now)
             now = self._clock()
-        return self.call_node(self.routing.owner(key), request, now)
+        owner = self.routing.table.owner(key)
+        if owner is None:
+            raise no_owner()
+        return self.call_node(owner, request, now)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """One request to one node. Raises as `call`."""
@@ -61,7 +64,14 @@ class Client:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
         try:
-            connection, reply = self._call_idle(target, request) or self._call_afresh(target, request, now + deadline)
+            try:
+                connection: BlockingConnection = target.pool.pop()
+                reply = connection.call(request)
+            except (IndexError, Unavailable) as error:  # no idle one, or it is broken: the node may have been restarted
+                if _is_late(error):
+                    raise
+                _drop_pool(target)
+                connection, reply = self._call_afresh(target, request, now + deadline)
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
         self._succeeded(target, connection, reply, now)
@@ -105,19 +115,6 @@ class Client:
             _drop_pool(target)
 
     # -- one exchange ---------------------------------------------------------------------------------------
-
-    def _call_idle(self, target: Target, request: bytes) -> tuple[BlockingConnection, Reply] | None:
-        """By an idle connection. None when there is none that still works: the node may have been restarted."""
-        try:
-            connection: BlockingConnection = target.pool.pop()
-            return connection, connection.call(request)
-        except IndexError:
-            return None
-        except Unavailable as error:
-            if _is_late(error):
-                raise
-            _drop_pool(target)
-            return None
 
     def _call_afresh(self, target: Target, request: bytes, until: float) -> tuple[BlockingConnection, Reply]:
         until += time.monotonic() - self._clock()
@@ -199,7 +196,7 @@ def _as_they_answer(
             yield *waiting.pop(fileno), max(until, time.monotonic() + READ_ON) if ready else until
 
 
-def _is_late(error: ClusterStateError) -> bool:
+def _is_late(error: Exception) -> bool:
     return isinstance(error.__cause__, BlockingIOError)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from .. import __version__
@@ -32,8 +32,6 @@ _COUNTED = frozenset((
     wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits,
 ))  # fmt: skip
 
-Push = Callable[[wire.Reply], None]
-
 
 def resident_bytes() -> int:
     """Memory of this process that is in RAM, from the kernel."""
@@ -47,6 +45,13 @@ class Peers(Protocol):
     def fan_out(self, message: wire.Deliver) -> None: ...
     def forward(self, tag: str, message: wire.Forward) -> None: ...
     def doubt(self, name: str) -> None: ...
+
+
+class Requester(Hashable, Protocol):
+    """Who asks."""
+
+    def push(self, reply: wire.Reply) -> None:
+        """Takes a reply that wasn't due at once."""
 
 
 class Handler:
@@ -108,19 +113,19 @@ class Handler:
     def epoch(self) -> int:
         return self.membership.view.epoch
 
-    def handle(self, request: wire.Request, connection: object, push: Push) -> wire.Reply | None:
-        """The reply, or None where none is due now: `push` is called with it later, or it has none."""
+    def handle(self, request: wire.Request, requester: Requester) -> wire.Reply | None:
+        """The reply, or None where none is due now: it is pushed later, or there is none."""
         kind = type(request)
         if kind in _COUNTED:
             self.stats.requests += 1
         elif isinstance(request, wire.Receive):
-            self._receive(request, connection, push)
+            self._receive(request, requester)
             return None
         return self._methods[kind](request)
 
-    def close(self, connection: object) -> None:
-        """The connection is gone, and so is what waits for its sake."""
-        self.channels.forget(connection)
+    def close(self, requester: Requester) -> None:
+        """It is gone, and so is what waits for its sake."""
+        self.channels.forget(requester)
 
     def reclaim(self) -> bool:
         """Frees some of what has expired, a millisecond's worth. Whether there is more to do."""
@@ -341,14 +346,14 @@ class Handler:
             tag = wire.channel_tag(owner) if owner is not None else ""
         return "" if tag == self._tag else tag  # a process's channel that names no node is where it is asked for
 
-    def _receive(self, request: wire.Receive, connection: object, push: Push) -> None:
+    def _receive(self, request: wire.Receive, requester: Requester) -> None:
         def deliver(channel: str, payload: bytes | None) -> None:
             more = []
             if payload is not None and request.most > 1:
                 more = self.channels.take(request.queue, request.most - 1, self._clock())
-            push(wire.Received(self.epoch, channel, payload, more))
+            requester.push(wire.Received(self.epoch, channel, payload, more))
 
-        self.channels.receive(connection, request.queue, deliver, request.wait, self._clock())
+        self.channels.receive(requester, request.queue, deliver, request.wait, self._clock())
 
     def _group_add(self, request: wire.GroupAdd) -> wire.Reply:
         self.channels.group_add(request.group, request.channel, request.expiry, self._clock())

@@ -78,8 +78,7 @@ class OwnLayer:
         self._some.set()
 
     def _ask(self, request: wire.Request) -> None:
-        self._handler.handle(request, self, _ignore)
+        self._handler.handle(request, self)
 
-
-def _ignore(reply: wire.Reply) -> None:
-    """No request of ours is answered later."""
+    def push(self, reply: wire.Reply) -> None:
+        """Nothing: no request of ours is answered later."""

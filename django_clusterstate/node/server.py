@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
         self._deframer = Deframer(HANDSHAKE_LIMIT)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._unserved: deque[memoryview] = deque()
+        self._unserved: deque[bytes] = deque()
         self._paused = False
         self._had_heartbeat = False  # and nothing of users since
         self._coalesced = -1  # the number of our socket while it is read together with others
@@ -153,12 +153,12 @@ class Connection(asyncio.Protocol):
         if out and self._transport is not None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
-    def _answer(self, payload: memoryview) -> bytes:
+    def _answer(self, payload: bytes) -> bytes:
         """The frame to send; empty when nothing is due now."""
         if self._handshake is not None:
             return frame(self._shake_hands(payload))
         request = decode_request(payload)
-        reply = self._handler.handle(request, self, self.push)
+        reply = self._handler.handle(request, self)
         if reply is not None:
             return frame(encode(reply), MAX_FRAME)
         if isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         else:
             self._read_alone()  # so that the transport finds out for itself that it is closed
 
-    def _shake_hands(self, payload: memoryview) -> bytes:
+    def _shake_hands(self, payload: bytes) -> bytes:
         assert self._handshake is not None
         welcome = self._handshake.receive(payload)
         self._handshake = None

@@ -124,7 +124,7 @@ class AsyncConnection(asyncio.Protocol):
                 error = ProtocolError(f"a reply that can't be read: {error}")
             self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
-    def _shake_hands(self, payload: memoryview) -> None:
+    def _shake_hands(self, payload: bytes) -> None:
         assert self._handshake is not None
         assert self._transport is not None
         if not self._challenged:

@@ -31,14 +31,13 @@ class Deframer:
         self.limit = limit
         self._rest = b""
 
-    def feed(self, data: bytes) -> list[memoryview]:
+    def feed(self, data: bytes) -> list[bytes]:
         """The payloads that are complete now. Raises `ProtocolError` on a length above the limit, before its
         bytes are waited for."""
         if self._rest:
             data = self._rest + data
         elif len(data) > HEADER and size_at(data)[0] == len(data) - HEADER <= self.limit:
-            return [memoryview(data)[HEADER:]]  # nearly always: one whole frame
-        view = memoryview(data)
+            return [data[HEADER:]]  # nearly always: one whole frame
         payloads = []
         start, end = 0, len(data)
         while end - start >= HEADER:
@@ -48,7 +47,7 @@ class Deframer:
             stop = start + HEADER + size
             if stop > end:
                 break
-            payloads.append(view[start + HEADER : stop])
+            payloads.append(data[start + HEADER : stop])
             start = stop
         self._rest = data[start:]
         return payloads

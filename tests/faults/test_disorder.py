@@ -74,8 +74,8 @@ def test_row_11_delay_disorder_and_duplicates_make_nobody_down_and_count_nothing
         client = client_on(cluster, "a", 5.0)
         with contextlib.closing(client), ThreadPoolExecutor(8) as pool:
             wait_until(lambda: len(client.table().targets) == 3, SECONDS, "the requester knows all")
-            owned = ((key, client.routing.owner(key)) for key in (b"\0key %d" % number for number in range(100)))
-            key, owner = next((key, owner) for key, owner in owned if owner.name != "a")
+            owned = ((key, client.table().owner(key)) for key in (b"\0key %d" % number for number in range(100)))
+            key, owner = next((key, owner) for key, owner in owned if owner and owner.name != "a")
             assert isinstance(owner.address, TcpAddress)
             answered = []
             while time.monotonic() < over:

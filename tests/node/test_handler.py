@@ -60,6 +60,16 @@ class Peers:
         self.doubted.append(name)
 
 
+class Requester:
+    """One connection, as far as the handler sees it."""
+
+    def __init__(self) -> None:
+        self.pushed: list[wire.Reply] = []
+
+    def push(self, reply: wire.Reply) -> None:
+        self.pushed.append(reply)
+
+
 class Bench:
     """A handler with all that it needs."""
 
@@ -72,11 +82,15 @@ class Bench:
         self.now += 2
         self.membership.tick(self.now)
         self.peers = Peers()
-        self.pushed: list[wire.Reply] = []
+        self.requester = Requester()
         self.handler = Handler(config, self.membership, lambda: self.now, self.peers)
 
-    def ask(self, request: wire.Request, connection: object = "connection") -> Any:
-        return self.handler.handle(request, connection, self.pushed.append)
+    def ask(self, request: wire.Request, requester: Requester | None = None) -> Any:
+        return self.handler.handle(request, requester or self.requester)
+
+    @property
+    def pushed(self) -> list[wire.Reply]:
+        return self.requester.pushed
 
     def received(self, queue: str) -> list[tuple[str, bytes | None]]:
         """All that waits in a queue."""
@@ -568,10 +582,11 @@ def test_receive_is_answered_without_a_message_in_the_end(bench: Bench) -> None:
 
 
 def test_closed_connection_receives_nothing(bench: Bench) -> None:
-    bench.ask(wire.Receive(HERE, 5), connection="gone")
-    bench.handler.close("gone")
+    gone = Requester()
+    bench.ask(wire.Receive(HERE, 5), gone)
+    bench.handler.close(gone)
     bench.ask(wire.Send(HERE + "a", b"x", 60, 1))
-    assert bench.pushed == []
+    assert gone.pushed == []
     assert bench.received(HERE) == [(HERE + "a", b"x")]
 
 
