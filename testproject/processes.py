@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from django_clusterstate.client.sync import Client
@@ -19,19 +20,35 @@ from django_clusterstate.wire.messages import GetStatus, Status, encode
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
 SERVER_PORTS = (12_000, 32_000)  # Linux gives clients those from 32,768 on
+BLOCK = 200  # ports; a hundred processes can each have a block
 
 _GET_STATUS = frame(encode(GetStatus()))
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses at the moment.
+    """A port of the loopback interface that nobody uses, and that nobody else is given while this process runs.
 
     None of those that the system gives to clients: one of them might have it before the server that it is for, and a
     client that tries it meanwhile might even be connected to itself.
     """
-    while not is_free(port := random.randrange(*SERVER_PORTS)):
-        pass
-    return port
+    return next(_own_ports)
+
+
+def _draw_ports() -> Iterator[int]:
+    """From blocks that are this process's own: it has bound the first port of each, which no other can then."""
+    first_ports = range(*SERVER_PORTS, BLOCK)
+    with ExitStack() as claims:  # until this process ends
+        for first in random.sample(first_ports, len(first_ports)):
+            claim = claims.enter_context(socket.socket())
+            try:
+                claim.bind(("127.0.0.1", first))
+            except OSError:
+                continue
+            yield from filter(is_free, range(first + 1, first + BLOCK))
+        raise RuntimeError("All ports are used, or claimed by other processes.")
+
+
+_own_ports = _draw_ports()
 
 
 def is_free(port: int) -> bool:
