@@ -14,11 +14,36 @@ from tests.browser.conftest import HASTE, SERVERS, Visit, Visited, assert_access
 VICTIM = NODES[-1]
 KEY = f"{PAGE}?kind=plain&key=k"
 NARROW = {"width": 360, "height": 640}
+SMALL = {"width": 1200, "height": 800}  # the admin's navigation takes 300 pixels of it
 MINUTE = 60_000
+
+# What a member's row shows when there is much to say, by the cell's place.
+LENGTHY = {
+    0: ("bdi", "ip-10-0-12-34.eu-central-1.compute.internal"),
+    1: ("span", "suspect"),
+    2: ("bdi", "[fd00:1234:5678:9abc:1234:5678:9abc:1234]:43700"),
+    5: ("small", "1,234,567,890 in all"),
+    6: ("small", "123 live limits dropped for room: raise LIMITS_MAX_BYTES"),
+}
+LENGTHEN = """(texts) => {
+    const cells = document.querySelector("#clusterstate-members tr[data-key]").cells;
+    for (const [place, [part, text]] of Object.entries(texts)) {
+        cells[place].querySelector(part).textContent = text;
+    }
+}"""
 
 
 def row(page: Page, name: str) -> str:
     return page.locator(f'tr[data-key="{name}"]').inner_text()
+
+
+def beside(page: Page) -> int:
+    """How many pixels of the members' table must be scrolled to."""
+    pixels: int = page.evaluate("""() => {
+        const table = document.querySelector("#clusterstate-members-table");
+        return table.scrollWidth - table.clientWidth;
+    }""")
+    return pixels
 
 
 def press_until(page: Page, key: str, id_: str) -> None:
@@ -288,6 +313,18 @@ class TestReaders:
         assert page.locator("html").get_attribute("dir") == ("rtl" if "locale" in options else "ltr")
         assert_fits(page)
         assert_accessible(page)
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_members_fit_beside_the_navigation(self, visit: Visit, scheme: str) -> None:
+        page = visit(viewport=SMALL, color_scheme=scheme).page
+        expect(page.locator("#nav-sidebar")).to_be_visible()
+        assert beside(page) == 0
+
+    def test_members_with_long_names_and_large_numbers_fit_too(self, visit: Visit) -> None:
+        page = visit(viewport=SMALL).page
+        page.get_by_role("button", name="Pause").click()
+        page.evaluate(LENGTHEN, LENGTHY)
+        assert beside(page) == 0
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_trouble_is_accessible(self, visit: Visit, scheme: str) -> None:
