@@ -54,9 +54,9 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
     `deduct_when`: a callable `(request, response)`; the hit is given back unless it says that it is to count.
 
     A blocked request is answered with 429, `Retry-After` and RateLimit headers, in the form that its client prefers:
-    text, JSON, or HTML where the project has a template `429.html`; or by the setting LIMITS_VIEW. What it has counted
-    at limits around this one is given back. `request.limited` says whether the limit was exceeded,
-    `request.ratelimit` has the `Decision`.
+    text, JSON, or HTML where the project has a template `429.html`; or by the setting LIMITS_VIEW. Limits around this
+    one whose response that becomes give back what they have counted. `request.limited` says whether the limit was
+    exceeded, `request.ratelimit` has the `Decision`.
     """
     limit = RequestLimit(
         key=key,

@@ -23,9 +23,9 @@ Limits = list[tuple[re.Pattern[str], str, RequestLimit]]
 class ClusterRatelimitMiddleware:
     """Behind AuthenticationMiddleware, if a limit's key asks for the user.
 
-    Each limit of LIMITS that a request's path matches counts it, in their order, until one denies; that gives back what
-    those before it have counted. `Ratelimited`, raised by a view, is answered with 429 too. What the throttles of a
-    framework have counted gets its RateLimit headers here.
+    Each limit of LIMITS that a request's path matches counts it, in their order, until one denies; those before it
+    then give back what they have counted. `Ratelimited`, raised by a view, is answered with 429 too. What the throttles
+    of a framework have counted gets its RateLimit headers here.
     """
 
     sync_capable = async_capable = True

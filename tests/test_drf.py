@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpResponse, JsonResponse
 from django.test import override_settings
 from django.utils.decorators import method_decorator
 from rest_framework.authentication import BaseAuthentication
@@ -255,6 +256,54 @@ def test_a_view_that_calls_others_doesnt_let_them_off() -> None:
         return [view(request).status_code for view in (blocked, counted)]
 
     assert [batch() for _ in range(3)] == [[DENIED, OK], [DENIED, OK], [DENIED, DENIED]]
+
+
+def test_a_view_that_has_ended_keeps_what_its_throttles_counted_when_a_later_one_is_blocked(group: str) -> None:
+    counted, blocked = view_of(throttle_of("counted", "9/d")), view_of(throttle_of("blocked", "0/d"))
+    request = APIRequestFactory().get("/")
+    assert [view(request).status_code for view in (counted, blocked)] == [OK, DENIED]
+    assert left(group, "counted", "9/d") == 8
+
+
+def test_a_handlers_own_limit_lets_its_throttles_off(group: str) -> None:
+    class View(APIView):
+        throttle_classes = (throttle_of("burst", "9/d"),)
+
+        @method_decorator(cluster_ratelimit(f"{group}-first", rate="9/d"))
+        @method_decorator(cluster_ratelimit(f"{group}-second", rate="1/d"))
+        def get(self, request: Any) -> Response:
+            return Response("seen")
+
+    assert statuses(View.as_view(), *[{}] * 3) == [OK] + [DENIED] * 2
+    assert left(group, "burst", "9/d") == 8
+    assert peek(Limit.parse("9/d"), f"{group}-first", "ip:127.0.0.1").remaining == 8
+
+
+def test_a_handler_that_has_called_a_limited_function_keeps_what_its_throttles_counted(group: str) -> None:
+    calls: list[Any] = [
+        cluster_ratelimit(f"{group}-{rate[0]}", rate=rate)(lambda request: HttpResponse()) for rate in ("9/d", "0/d")
+    ]
+
+    class View(APIView):
+        throttle_classes = (throttle_of("burst", "9/d"),)
+
+        def get(self, request: Any) -> Response:
+            return Response([call(request).status_code for call in calls])
+
+    assert ask(View.as_view()).data == [OK, DENIED]
+    assert left(group, "burst", "9/d") == 8
+    assert peek(Limit.parse("9/d"), f"{group}-9", "ip:127.0.0.1").remaining == 8
+
+
+def test_a_limit_around_counts_a_view_that_answers_for_itself(group: str) -> None:
+    blocked = view_of(throttle_of("blocked", "0/d"))
+
+    @cluster_ratelimit(f"{group}-outer", rate="9/d")
+    def batch(request: Any) -> Any:
+        return JsonResponse([blocked(request).status_code], safe=False)
+
+    assert json.loads(ask(batch).content) == [DENIED]
+    assert peek(Limit.parse("9/d"), f"{group}-outer", "ip:127.0.0.1").remaining == 8
 
 
 # -- the decorator ----------------------------------------------------------------------------------------------

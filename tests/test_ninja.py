@@ -54,10 +54,10 @@ def operation(request: pytest.FixtureRequest) -> Callable[..., Ask]:
     async def seen_too(request: HttpRequest) -> str:
         return "seen"
 
-    def make(*throttles: BaseThrottle, **options: Any) -> Ask:
+    def make(*throttles: BaseThrottle, around: Callable[[Any], Any] = lambda view: view, **options: Any) -> Ask:
         api = NinjaAPI(urls_namespace=uuid4().hex)
         api.get("/", throttle=list(throttles), **options)(seen if request.param == "sync" else seen_too)
-        view = view_of(api, "seen")
+        view = around(view_of(api, "seen"))
         if request.param == "sync":
             return lambda **asked: view(request_of(**asked))
         return lambda **asked: asyncio.run(view(request_of(**asked)))
@@ -134,6 +134,12 @@ def test_a_throttle_that_overrules_a_denial_keeps_no_other_from_counting(
     ask = operation(UserRateThrottle("9/d"), Lenient("1/d"), AuthRateThrottle("3/d"))
     assert statuses(ask, *[{}] * 5) == [OK] * 3 + [DENIED] * 2
     assert left(group, "user", "9/d") == 6
+
+
+def test_a_limit_around_is_let_off_by_a_throttle(operation: Callable[..., Ask], group: str) -> None:
+    ask = operation(AnonRateThrottle("1/m"), around=cluster_ratelimit(f"{group}-outer", rate="9/d"))
+    assert statuses(ask, {}, {}, {}) == [OK, DENIED, DENIED]
+    assert peek(Limit.parse("9/d"), f"{group}-outer", "ip:127.0.0.1").remaining == 8
 
 
 def test_a_header_that_anybody_can_send_makes_nobody_another_client(operation: Callable[..., Ask]) -> None:

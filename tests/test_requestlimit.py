@@ -181,6 +181,128 @@ def test_a_hit_is_given_back_once(face: Face) -> None:
     assert hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 0).remaining == 2
 
 
+# -- views that call others -------------------------------------------------------------------------------------
+
+
+def calling(face: Face, views: list[Any], answer: Any) -> Any:
+    """A view that calls others with its own request, one after the other, and answers by their responses."""
+    if face.runner is None:
+        return lambda request: answer([view(request) for view in views])
+
+    async def view(request: HttpRequest) -> Any:
+        return answer([await view(request) for view in views])
+
+    return view
+
+
+def batched(responses: list[HttpResponse]) -> HttpResponse:
+    return HttpResponse(",".join(str(response.status_code) for response in responses))
+
+
+def left(group: str) -> int:
+    return peek(Limit.parse("9/d"), group, "ip:127.0.0.1").remaining
+
+
+def of(group: str, view: Any, **options: Any) -> Any:
+    return cluster_ratelimit(group, rate="9/d", **options)(view)
+
+
+def blocked(face: Face) -> Any:
+    return cluster_ratelimit(uuid4().hex, rate="0/s")(face.view())
+
+
+def test_a_call_that_has_ended_keeps_its_hit_when_a_later_one_is_blocked(face: Face) -> None:
+    one, other = uuid4().hex, uuid4().hex
+    stacked = of(one, of(other, face.view()))
+    view = calling(face, [stacked, blocked(face)], batched)
+    assert [face.call(view).content for _ in range(2)] == [b"200,429"] * 2
+    assert [left(one), left(other)] == [7, 7]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["the blocked one last", "first"])
+def test_a_view_that_answers_for_itself_keeps_its_hit_whatever_it_calls_is_blocked(face: Face, order: int) -> None:
+    outer, inner = uuid4().hex, uuid4().hex
+    called = [of(inner, face.view()), blocked(face)][::order]
+    view = of(outer, calling(face, called, batched))
+    assert [face.call(view).status_code for _ in range(2)] == [OK, OK]
+    assert [left(outer), left(inner)] == [7, 7]
+
+
+def test_a_view_that_answers_with_a_refusal_gets_its_own_hit_back_and_no_other(face: Face) -> None:
+    outer, inner = uuid4().hex, uuid4().hex
+    view = of(outer, calling(face, [of(inner, face.view()), blocked(face)], lambda responses: responses[-1]))
+    assert face.call(view).status_code == DENIED
+    assert [left(outer), left(inner)] == [9, 8]
+
+
+def test_a_view_that_refuses_by_itself_keeps_its_hit(face: Face) -> None:
+    group = uuid4().hex
+    view = of(group, calling(face, [blocked(face)], lambda responses: HttpResponse(status=DENIED)))
+    assert face.call(view).status_code == DENIED
+    assert left(group) == 8
+
+
+def test_a_view_that_raises_after_a_refusal_keeps_its_hit(face: Face) -> None:
+    def fail(responses: list[HttpResponse]) -> HttpResponse:
+        raise PermissionDenied
+
+    group = uuid4().hex
+    with pytest.raises(PermissionDenied):
+        face.call(of(group, calling(face, [blocked(face)], fail)))
+    assert left(group) == 8
+
+
+def test_each_call_counts_by_its_own_response(face: Face) -> None:
+    outer, inner, dry = uuid4().hex, uuid4().hex, uuid4().hex
+    called = [of(inner, face.view(), deduct_when=failed), of(dry, face.view(), dry_run=True), blocked(face)]
+    view = of(outer, calling(face, called, batched), deduct_when=lambda request, response: response.content)
+    assert face.call(view).content == b"200,200,429"
+    assert [left(outer), left(inner), left(dry)] == [8, 9, 8]
+
+
+def test_a_call_keeps_its_hit_when_one_beside_it_is_blocked_meanwhile(cluster: object) -> None:
+    group = uuid4().hex
+
+    async def main(denied: Any) -> list[Any]:
+        begun, refused = asyncio.Event(), asyncio.Event()
+
+        async def slow(request: HttpRequest) -> HttpResponse:
+            begun.set()
+            await refused.wait()
+            return HttpResponse()
+
+        async def quick(request: HttpRequest) -> Any:
+            await begun.wait()
+            try:
+                return await denied(request)
+            finally:
+                refused.set()
+
+        request = get()
+        return list(await asyncio.gather(of(group, slow)(request), quick(request)))
+
+    with asyncio.Runner() as runner:
+        responses = runner.run(main(blocked(Face(runner))))
+    assert [response.status_code for response in responses] == [OK, DENIED]
+    assert left(group) == 8
+
+
+def test_which_responses_count_is_asked_of_no_refusal(face: Face) -> None:
+    asked = []
+    options: dict[str, Any] = {"deduct_when": lambda request, response: asked.append(response)}
+    view = of(uuid4().hex, cluster_ratelimit(uuid4().hex, rate="0/s", **options)(face.view()), **options)
+    assert face.call(view).status_code == DENIED
+    assert not asked
+
+
+def test_limits_around_one_whose_refusal_is_raised_get_their_hits_back(face: Face) -> None:
+    outer, inner = uuid4().hex, uuid4().hex
+    view = of(outer, of(inner, blocked(face)))
+    with settings(LIMITS_VIEW=f"{__name__}.forbid"), pytest.raises(PermissionDenied):
+        face.call(view)
+    assert [left(outer), left(inner)] == [9, 9]
+
+
 # -- dry runs ---------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +487,15 @@ def limited(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
+@cluster_ratelimit("resolver", rate="0/s")
+def resolver(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
+def resolving(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(f"resolved={resolver(request).status_code}")
+
+
 def raising(request: HttpRequest) -> HttpResponse:
     decision = hit(Limit.parse("0/s"), "raising", "key")
     raise Ratelimited(decision)
@@ -380,6 +511,8 @@ urlpatterns = [
     path("api/", plain),
     path("api/async/", aplain),
     path("api/limited/", limited),
+    path("api/denied/", resolver),
+    path("api/resolving/", resolving),
     path("health/", plain),
     path("raising/", raising),
     path("raising/bare/", raising_bare),
@@ -492,6 +625,22 @@ def test_a_limit_of_a_view_gives_the_sites_back(ask: Any) -> None:
         urls = [f"/api/limited/?k={key}"] * 3
         assert [ask(url).status_code for url in urls] == [OK, DENIED, DENIED]
         assert hit(Limit.parse("9/d"), group, "ip:127.0.0.1", 0).remaining == 8
+
+
+@pytest.mark.parametrize("view", ["", f"{__name__}.slow_down", f"{__name__}.forbid"])
+def test_a_limit_of_a_view_gives_the_sites_back_however_it_is_answered(ask: Any, view: str) -> None:
+    group = uuid4().hex
+    with settings(LIMITS=[{"path": "/api/", "rate": "9/d", "group": group}], LIMITS_VIEW=view):
+        assert ask("/api/denied/").status_code in (DENIED, BUSY, FORBIDDEN)
+        assert left(group) == 9
+
+
+def test_a_sites_limit_counts_a_view_that_does_without_what_it_was_refused(ask: Any) -> None:
+    """Or else whoever has used up one resolver's limit had no other."""
+    group = uuid4().hex
+    with settings(LIMITS=[{"path": "/api/", "rate": "9/d", "group": group}]):
+        assert ask("/api/resolving/").content == b"resolved=429"
+        assert left(group) == 8
 
 
 def test_what_a_view_raises_is_answered(ask: Any) -> None:

@@ -42,8 +42,8 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         return self.decision.allowed
 
     def wait(self) -> float:
-        """Seconds until the next request may pass. The framework asks where it blocks one: what that has counted, here
-        and at limits around, is given back."""
+        """Seconds until the next request may pass. The framework asks where it blocks one: what that has counted at
+        throttles is given back here, and by limits around once the response comes."""
         if not self.decision.allowed:
             block(self._asked)
         return self.decision.retry_after

@@ -50,8 +50,8 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         return allowed
 
     def wait(self) -> float | None:
-        """Seconds until the next request may pass. The framework asks where it blocks one: what that has counted, here
-        and at limits around, is given back."""
+        """Seconds until the next request may pass. The framework asks where it blocks one: what that has counted at
+        throttles is given back here, and by limits around once the response comes."""
         denied = self._denied.get()
         if denied is not None:
             block(denied)

@@ -1,12 +1,17 @@
-"""What a request has counted at the limits around its view, noted on it: when one blocks, others give theirs back."""
+"""What a request has counted, and what it gives back: that of which nothing came but the refusal of another limit.
+
+A limit around a view is still there when its response comes, and judges by that: a view may call others, and answer
+though one of them is refused. A throttle is asked and gone, so its hits are noted on its framework's request, and the
+next limit that is asked about that takes them over.
+"""
 
 import time
-from typing import NamedTuple
-
-from django.http import HttpRequest
+from typing import Any, NamedTuple
 
 from .counting import arefund, refund
 from .limit import Decision, Limit
+
+RAISED_STATUSES = (403, 429)  # what Django makes of a refusal that is raised, and what frameworks make of a throttle's
 
 
 class Question(NamedTuple):
@@ -26,28 +31,50 @@ class Counted(NamedTuple):
     at: float
 
 
-def note(request: HttpRequest, question: Question, decision: Decision) -> None:
-    """Adds a hit that has passed."""
-    counted_by(request).append(Counted(question, decision, time.monotonic()))
+def note(request: Any, counted: Counted) -> None:
+    """Adds a throttle's hit, at its framework's own request: others may be made of the same one of Django's."""
+    _list_of(request, "_clusterstate_counted").append(counted)
 
 
-def counted_by(request: HttpRequest) -> list[Counted]:
-    """What is noted, to be changed."""
-    counted: list[Counted] | None = getattr(request, "_clusterstate_counted", None)
-    if counted is None:
-        counted = request._clusterstate_counted = []  # type: ignore[attr-defined]
-    return counted
-
-
-def take_all(request: HttpRequest) -> list[Counted]:
-    taken = list(counted_by(request))
-    counted_by(request).clear()
+def take_all(request: Any) -> list[Counted]:
+    """The throttles' hits that nobody has taken before."""
+    noted = _list_of(request, "_clusterstate_counted")
+    taken = list(noted)
+    noted.clear()
     return taken
 
 
-def give_back(counted: Counted) -> None:
-    refund(counted.decision, *counted.question, ago=time.monotonic() - counted.at)
+def note_refusal(request: Any, outcome: Any) -> None:
+    """Remembers the response by which a limit blocks, or the exception. For a throttle that is any: its framework has
+    yet to raise its own."""
+    _list_of(unwrapped(request), "_clusterstate_refusals").append(outcome)
 
 
-async def agive_back(counted: Counted) -> None:
-    await arefund(counted.decision, *counted.question, ago=time.monotonic() - counted.at)
+def is_refusal(request: Any, outcome: Any) -> bool:
+    """Whether a view's response is that of a limit that blocks. One made of an exception is known by its status."""
+    refusals = _list_of(unwrapped(request), "_clusterstate_refusals")
+    if any(one is outcome for one in refusals):
+        return True
+    raised = any(isinstance(one, Exception) for one in refusals)
+    return raised and getattr(outcome, "status_code", None) in RAISED_STATUSES
+
+
+def unwrapped(request: Any) -> Any:
+    """Django's own request, where a framework has one around it."""
+    return getattr(request, "_request", request)
+
+
+def _list_of(request: Any, name: str) -> list[Any]:
+    """One kept on the request, to be changed. Not by getattr(): a framework's request has all that Django's has."""
+    found: list[Any] = vars(request).setdefault(name, [])
+    return found
+
+
+def give_back(hits: list[Counted]) -> None:
+    for one in hits:
+        refund(one.decision, *one.question, ago=time.monotonic() - one.at)
+
+
+async def agive_back(hits: list[Counted]) -> None:
+    for one in hits:
+        await arefund(one.decision, *one.question, ago=time.monotonic() - one.at)

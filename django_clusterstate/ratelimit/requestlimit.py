@@ -3,16 +3,17 @@
 The decorator and the middleware are thin faces of `RequestLimit`.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from .. import conf
 from .answers import arefuse, refuse, with_headers
-from .counted import Counted, Question, agive_back, counted_by, give_back, note, take_all
+from .counted import Counted, Question, agive_back, give_back, is_refusal, note_refusal, take_all
 from .counting import ahit, hit
 from .keys import ALL, USER_KEYS, Asked, Key, callable_of, counted_group, key_of, load_user, methods_of
 from .limit import MAX_COST, Decision, Limit, Ratelimited, Rates
@@ -20,6 +21,15 @@ from .limit import MAX_COST, Decision, Limit, Ratelimited, Rates
 Rate = Rates | Asked | None
 Cost = int | Callable[[str, HttpRequest], int]
 Deducts = Callable[[HttpRequest, HttpResponseBase], Any]
+
+
+class Passage(NamedTuple):
+    """A request at a limit: its own hit, if that was allowed, and those of the throttles that were asked before."""
+
+    request: HttpRequest
+    blocked: bool
+    own: list[Counted]
+    others: list[Counted]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,13 +83,13 @@ class RequestLimit:
         if question is None:
             return respond()
         decision = hit(*question, dry=self.dry_run, fresh=self._deducts is not None)
-        if not self._passes(request, question, decision):
-            for counted in take_all(request):
-                give_back(counted)
-            return with_headers(refuse(request, Ratelimited(decision)), question.limit, decision)
-        response = respond()
-        for counted in self._uncounted(request, question, decision, response):
-            give_back(counted)
+        passage = self._passage(request, question, decision)
+        try:
+            response = refuse(request, Ratelimited(decision)) if passage.blocked else respond()
+        except Exception as error:
+            give_back(self._uncounted(passage, error))
+            raise
+        give_back(self._uncounted(passage, response))
         return response if self.dry_run else with_headers(response, question.limit, decision)
 
     async def aanswer(
@@ -92,13 +102,13 @@ class RequestLimit:
         if question is None:
             return await respond()
         decision = await ahit(*question, dry=self.dry_run, fresh=self._deducts is not None)
-        if not self._passes(request, question, decision):
-            for counted in take_all(request):
-                await agive_back(counted)
-            return with_headers(await arefuse(request, Ratelimited(decision)), question.limit, decision)
-        response = await respond()
-        for counted in self._uncounted(request, question, decision, response):
-            await agive_back(counted)
+        passage = self._passage(request, question, decision)
+        try:
+            response = await (arefuse(request, Ratelimited(decision)) if passage.blocked else respond())
+        except Exception as error:
+            await agive_back(self._uncounted(passage, error))
+            raise
+        await agive_back(self._uncounted(passage, response))
         return response if self.dry_run else with_headers(response, question.limit, decision)
 
     def _asked(self, group: str, request: HttpRequest) -> Question | None:
@@ -106,25 +116,25 @@ class RequestLimit:
             request.limited = False  # type: ignore[attr-defined]
         return self.question(group, request)
 
-    def _passes(self, request: HttpRequest, question: Question, decision: Decision) -> bool:
-        """Notes the decision on the request. Whether its view is to be called."""
-        if decision.allowed:
-            note(request, question, decision)
+    def _passage(self, request: HttpRequest, question: Question, decision: Decision) -> Passage:
+        """Notes the decision on the request."""
         if not self.dry_run:
             request.limited = request.limited or not decision.allowed  # type: ignore[attr-defined]
             request.ratelimit = decision  # type: ignore[attr-defined]
-        return decision.allowed or not self.block or self.dry_run
+        own = [Counted(question, decision, time.monotonic())] if decision.allowed else []
+        blocked = self.block and not self.dry_run and not decision.allowed
+        return Passage(request, blocked, own, take_all(request))
 
-    def _uncounted(
-        self, request: HttpRequest, question: Question, decision: Decision, response: HttpResponseBase
-    ) -> list[Counted]:
-        """What is given back of a request after its response is known: its own hit, if that isn't to count."""
-        if self._deducts is None or self._deducts(request, response):
+    def _uncounted(self, passage: Passage, outcome: HttpResponseBase | Exception) -> list[Counted]:
+        """What is given back: all if the request was blocked, here or by a limit whose refusal the view's outcome is;
+        the own hit if the view's response isn't to count."""
+        if passage.blocked:
+            note_refusal(passage.request, outcome)
+        if is_refusal(passage.request, outcome):
+            return [*passage.others, *passage.own]
+        if self._deducts is None or isinstance(outcome, Exception) or self._deducts(passage.request, outcome):
             return []
-        mine = [one for one in counted_by(request) if one.decision is decision]
-        for one in mine:
-            counted_by(request).remove(one)
-        return mine
+        return passage.own
 
 
 def _optional(what: str, given: Any) -> Callable[..., Any] | None:

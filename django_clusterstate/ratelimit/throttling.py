@@ -4,14 +4,15 @@ A framework asks all of them, whatever the first has said, and each for its wait
 known to count: a throttle of a project's own may overrule it.
 """
 
+import time
 from typing import Any, NamedTuple
 
 from django.http import HttpRequest, HttpResponseBase
 
 from .answers import with_headers
-from .counted import Question, give_back, note, take_all
+from .counted import Counted, Question, give_back, note, note_refusal, take_all, unwrapped
 from .counting import hit, peek
-from .limit import Decision, Limit
+from .limit import Decision, Limit, Ratelimited
 
 
 class Answer(NamedTuple):
@@ -27,16 +28,16 @@ def throttle(request: Any, question: Question) -> Decision:
     blocked = getattr(request, "_clusterstate_blocked", False)
     decision = (peek if blocked else hit)(*question)
     if decision.allowed and not blocked:
-        note(_unwrapped(request), question, decision)
-    _remember(_unwrapped(request), Answer(question.limit, decision))
+        note(request, Counted(question, decision, time.monotonic()))
+    _remember(unwrapped(request), Answer(question.limit, decision))
     return decision
 
 
 def block(request: Any) -> None:
-    """Gives back what a request has counted that its framework blocks."""
+    """Gives back what throttles have counted of a request that its framework blocks. Limits around see to theirs."""
     request._clusterstate_blocked = True
-    for counted in take_all(_unwrapped(request)):
-        give_back(counted)
+    note_refusal(request, Ratelimited())
+    give_back(take_all(request))
 
 
 def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -54,8 +55,3 @@ def _remember(request: Any, answer: Answer) -> None:
 
 def _weight(decision: Decision) -> tuple[float, int]:
     return decision.retry_after, -decision.remaining
-
-
-def _unwrapped(request: Any) -> Any:
-    """Django's request, on which all limits note what they count."""
-    return getattr(request, "_request", request)
