@@ -24,6 +24,13 @@ if os.environ.get("TEST_LAYER"):
     CHANNEL_LAYERS = {"tested": _layer}
     CLUSTERSTATE = {"CHANNEL_LAYER": "tested"}
 
+if os.environ.get("TEST_DEBUG"):
+    LOGGING = {
+        "version": 1,
+        "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+        "loggers": {"django_clusterstate": {"level": "DEBUG", "handlers": ["stderr"]}},
+    }
+
 if os.environ.get("TEST_BLOCK"):
     # Python runs it between two instructions of the event loop's thread, which does nothing else meanwhile.
     signal.signal(signal.SIGUSR1, lambda *_: time.sleep(float(os.environ["TEST_BLOCK"])))

@@ -1,5 +1,6 @@
 """A node that misbehaves on purpose: a small server in a thread, which follows a script for each connection."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -119,3 +120,10 @@ def answering(reply: Callable[[int], bytes] | None = None) -> Script:
 def take_time(seconds: float) -> None:
     """What a slow peer does before it goes on."""
     time.sleep(seconds)
+
+
+async def keep_busy(seconds: float) -> None:
+    """Each turn of the loop takes so long."""
+    while True:
+        take_time(seconds)
+        await asyncio.sleep(0)

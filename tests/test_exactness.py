@@ -50,6 +50,7 @@ def sites_of(cluster: LocalCluster, folder: Path, server: str) -> Iterator[list[
         "DEMO_ASYNC": "1" * (server == "uvicorn"),
         # This machine serves 64 clients, three sites and three nodes: an answer may take longer than 0.1 s.
         "CLUSTERSTATE_DEADLINE": "5",
+        "TEST_DEBUG": "1",
     }
     with ExitStack() as stack:
         for site in sites:
@@ -132,6 +133,11 @@ class Clients:
                 connection.close()
 
 
+def said(folder: Path) -> str:
+    """What the sites have logged, to see why a hit was counted elsewhere."""
+    return "\n".join(f"--- {log.name}\n{log.read_text()[-20_000:]}" for log in folder.glob("site-*.log"))
+
+
 def one_key(algorithm: str) -> str:
     """The path of a limited view, for a key that nobody has hit."""
     return f"/{algorithm}/?who={uuid.uuid4().hex}"
@@ -186,6 +192,6 @@ def test_nobody_gets_an_error_and_what_passes_is_bounded_when_the_owner_is_kille
     assert not answers.errors
     assert set(answers.statuses) == {200, 429}
     # docs/guarantees.md: the heir counts for all, before and after it is the owner.
-    assert len(answers.passed) == 2
+    assert len(answers.passed) == 2, said(folder)
     assert max(answers.passed.values()) == LIMIT
     assert LIMIT < answers.passed.total() <= 2 * LIMIT

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
-from ..wire.aio import AsyncConnection, connect
+from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
 from .routing import Routing, Table, Target, named, no_owner
@@ -105,6 +105,8 @@ class AsyncClient:
             failure = named(target, error)
             if self.routing.failed(target, now, str(error)):
                 logger.warning("%s; it is left alone until it answers again", failure)
+            else:
+                logger.debug("%s; the next request tries it again", failure)
             raise failure from error
         self.routing.waits.append(self._clock() - now)
         if target.failures and target.answered():
@@ -144,7 +146,7 @@ class AsyncClient:
 
     async def _call_afresh(self, target: Target, request: bytes, until: float) -> Reply:
         try:
-            async with asyncio.timeout(until - self._clock()):
+            async with patient_timeout(until - self._clock()):
                 connection = await self._dial(target)
                 return await connection.request(request)
         except TimeoutError as error:

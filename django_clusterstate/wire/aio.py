@@ -1,10 +1,11 @@
 """One asyncio connection to a node: many requests at once, answered in order."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 from ..exceptions import ProtocolError, Unavailable
@@ -16,6 +17,7 @@ from .messages import DECODE_ERRORS, Reply, decode_reply
 from .polling import LOOK_FOR, BusyPoll, Idle, never
 
 MAX_OUTPUT = 8 * 1024 * 1024
+TICKS, SHORTEST_TICK = 8, 0.005  # seconds
 
 
 class AsyncConnection(asyncio.Protocol):
@@ -168,6 +170,31 @@ class AsyncConnection(asyncio.Protocol):
         await self._ready
 
 
+@contextlib.asynccontextmanager
+async def patient_timeout(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but told in ticks, of which each counts as one however late the loop comes round to it.
+
+    So what takes several turns of the loop, as a dial does, can be done though each of them takes long.
+    """
+    loop = asyncio.get_running_loop()
+    ticks = max(1, min(TICKS, int(seconds / SHORTEST_TICK)))
+    async with asyncio.timeout(None) as timeout:
+        handle: asyncio.TimerHandle
+
+        def tick(left: int) -> None:
+            nonlocal handle
+            if left:
+                handle = loop.call_later(seconds / ticks, tick, left - 1)
+            else:
+                timeout.reschedule(loop.time())
+
+        tick(ticks)
+        try:
+            yield
+        finally:
+            handle.cancel()
+
+
 def _too_late() -> Unavailable:
     error = Unavailable("no answer within the deadline")
     error.__cause__ = TimeoutError()  # which tells it from failures after which one may try again
@@ -191,7 +218,7 @@ async def connect(
     loop = asyncio.get_running_loop()
     connection: AsyncConnection | None = None
     try:
-        async with asyncio.timeout(deadline):
+        async with patient_timeout(deadline):
             if isinstance(address, UnixAddress):
                 transport, connection = await loop.create_unix_connection(
                     lambda: AsyncConnection((), deadline, on_close, idle=idle), address.path

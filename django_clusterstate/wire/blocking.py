@@ -16,7 +16,10 @@ from .polling import LOOK_FOR, BusyPoll, Idle, never
 
 _RECEIVE = 64 * 1024
 _CLOSED = "the node closed the connection"
-_SHORTEST = 0.001  # seconds; a timeout of 0 would mean something else
+
+# Seconds for what is still due when the time is over, though we haven't waited for it yet: it is we who come late, as
+# among threads that compute, or after a stop.
+OVERTIME = 0.02
 
 
 def check_unix_peer(sock: socket.socket) -> bool:
@@ -24,6 +27,11 @@ def check_unix_peer(sock: socket.socket) -> bool:
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", credentials)
     return uid in (os.geteuid(), 0)
+
+
+def _left(until: float) -> float:
+    """Seconds, at least 0, until a moment of the monotonic clock."""
+    return max(0.0, until - time.monotonic())
 
 
 def _unavailable(error: OSError) -> Unavailable:
@@ -57,7 +65,7 @@ class BlockingConnection:
         if until is None:
             until = now + deadline
         try:
-            self._connect(address, max(until - now, _SHORTEST))
+            self._connect(address, _left(until) or OVERTIME)
             self._shake_hands(() if isinstance(address, UnixAddress) else keys, until)
         except OSError as error:
             raise Unavailable(f"no node at {address}: {_unavailable(error)}") from error
@@ -170,11 +178,14 @@ class BlockingConnection:
 
     def _send_rest(self, request: bytes, sent: int, until: float) -> None:
         while sent < len(request):
-            self._wait_at_most(until)
+            if not (left := _left(until)):
+                raise BlockingIOError  # as the kernel says it
+            self._set_timeout(left)
             sent += self._socket.send(memoryview(request)[sent:])
 
     def _receive_frame(self, until: float) -> memoryview:
-        return self._receive_rest(self._receive_more(self._view, until), until)
+        self._set_timeout(_left(until) or OVERTIME)
+        return self._receive_rest(self._socket.recv_into(self._view), until)
 
     def _receive_rest(self, received: int, until: float) -> memoryview:
         """The payload of the frame whose first bytes have been received."""
@@ -194,17 +205,13 @@ class BlockingConnection:
         return whole[HEADER:size]
 
     def _receive_more(self, into: memoryview, until: float) -> int:
-        self._wait_at_most(until)
-        count = self._socket.recv_into(into)
+        if left := _left(until):
+            self._set_timeout(left)
+        # What has come is taken, however late we come ourselves.
+        count = self._socket.recv_into(into, 0, 0 if left else socket.MSG_DONTWAIT)
         if not count:
             raise ConnectionResetError(_CLOSED)
         return count
-
-    def _wait_at_most(self, until: float) -> None:
-        remaining = until - time.monotonic()
-        if remaining <= 0:
-            raise BlockingIOError  # as the kernel says it
-        self._set_timeout(remaining)
 
     def fileno(self) -> int:
         return self._socket.fileno()

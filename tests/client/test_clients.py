@@ -27,7 +27,7 @@ from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
-from tests.peers import KEYS, Script, ScriptedNode, answering, read_frame, shake_hands, wait_for_the_end
+from tests.peers import KEYS, Script, ScriptedNode, answering, keep_busy, read_frame, shake_hands, wait_for_the_end
 
 PING = frame(wire.encode(wire.Ping()))
 T = TypeVar("T")
@@ -564,6 +564,18 @@ async def test_calls_that_start_together_share_one_connection(async_client: Asyn
     replies = await asyncio.gather(*(async_client.call_node(target, PING) for _ in range(50)))
     assert all(isinstance(reply, wire.Pong) for reply in replies)
     assert open_files() - before == 1
+
+
+async def test_busy_loop_is_served(cluster: LocalCluster) -> None:
+    client = AsyncClient(local_socket(cluster), conf.get_settings().link_keys, DEADLINE)
+    busy = asyncio.create_task(keep_busy(DEADLINE / 2))  # a dial takes several turns
+    targets = (await client.table()).targets
+    assert set(targets) == set(NODES)
+    for target in targets.values():
+        assert isinstance(await client.call_node(target, PING), wire.Pong)
+        assert target.failures == 0
+    busy.cancel()
+    await client.close()
 
 
 async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:

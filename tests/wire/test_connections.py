@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 import pytest
+import uvloop
 
 from django_clusterstate import conf
 from django_clusterstate.exceptions import ProtocolError, Unavailable
@@ -30,6 +31,7 @@ from tests.peers import (
     ScriptedNode,
     answering,
     dribble,
+    keep_busy,
     read_frame,
     shake_hands,
     take_time,
@@ -330,6 +332,43 @@ def test_node_that_has_closed_is_told_from_a_late_one_however_late_that_is_seen(
         assert isinstance(raised.value.__cause__, ConnectionResetError)
 
 
+def test_time_that_we_did_not_have_ourselves_makes_nobody_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = threading.Event()
+
+    def script(sock: socket.socket) -> None:
+        shake_hands(sock)
+        read_frame(sock)
+        sock.sendall(DONE[:2])
+        take_time(0.05)  # so that it comes in two pieces
+        sock.sendall(DONE[2:])
+        sent.set()
+        wait_for_the_end(sock)
+
+    hours = itertools.count(step=3600.0)
+
+    def next_hour() -> float:
+        if connected:
+            sent.wait(5)
+        return next(hours)
+
+    with ScriptedNode(script) as node:
+        connected = False
+        monkeypatch.setattr(time, "monotonic", next_hour)
+        connection = BlockingConnection(node.address, KEYS, DEADLINE)
+        connection.send(PING)
+        connected = True
+        assert connection.receive(0.0) == wire.Done(1)
+        monkeypatch.undo()
+        connection.close()
+
+
+def test_silence_of_who_is_not_even_asked_in_time_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedNode(mute) as node:
+        connection = BlockingConnection(node.address, KEYS, 5.0)
+        connection.send(PING)
+        refused_in_time(lambda: connection.receive(0.0), match="no answer within the deadline")
+
+
 def test_who_waits_long_sleeps(dial: Dial) -> None:
     def slow(number: int) -> bytes:
         take_time(0.2)
@@ -418,6 +457,55 @@ def test_surplus_reply_never_reaches_the_next_request(dial: Dial) -> None:
 
 
 # -- the asyncio connection only ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=request.param) as runner:
+        yield runner
+
+
+def test_answer_that_came_while_the_loop_was_busy_is_in_time(runner: asyncio.Runner) -> None:
+    async def call(address: Address) -> None:
+        connection = await connect(address, KEYS, DEADLINE)
+        answer = connection.request(PING)
+        await asyncio.sleep(0.01)  # it is sent
+        take_time(2 * DEADLINE)
+        assert await answer == wire.Done(1)
+        connection.close()
+
+    def slow(number: int) -> bytes:
+        take_time(0.1)
+        return DONE
+
+    with ScriptedNode(answering(slow)) as node:
+        runner.run(call(node.address))
+
+
+def test_silence_ends_with_the_deadline_though_the_loop_is_busy(runner: asyncio.Runner) -> None:
+    async def call(address: Address) -> None:
+        connection = await connect(address, KEYS, DEADLINE)
+        busy = asyncio.ensure_future(keep_busy(0.05))
+        start = time.monotonic()
+        with pytest.raises(Unavailable, match="no answer within the deadline"):
+            await connection.request(PING)
+        assert time.monotonic() - start < DEADLINE + 0.25
+        busy.cancel()
+
+    with ScriptedNode(mute) as node:
+        runner.run(call(node.address))
+
+
+def test_busy_loop_can_connect(runner: asyncio.Runner) -> None:
+    async def call(address: Address) -> None:
+        busy = asyncio.ensure_future(keep_busy(DEADLINE / 2))
+        connection = await connect(address, KEYS, DEADLINE)
+        assert await connection.request(PING) == wire.Done(1)
+        connection.close()
+        busy.cancel()
+
+    with ScriptedNode(answering()) as node:
+        runner.run(call(node.address))
 
 
 async def test_requests_under_way_at_once_get_their_own_replies() -> None:
