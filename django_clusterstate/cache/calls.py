@@ -8,7 +8,7 @@ from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
-from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, value_of, without_failed
+from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, without_failed
 
 
 class Calls(Requests):
@@ -26,14 +26,22 @@ class Calls(Requests):
 
     def _value(self, key: bytes) -> wire.Value | None:
         if not self._near_ttl:
-            return value_of(self._call(key, wire.Get([key])))
+            return self._owners_value(key)
         now = time.monotonic()
         value = self._near.get(key, now - self._near_ttl)
         if value is None:
             ticket = self._near.ticket(key, now)
-            value = value_of(self._call(key, wire.Get([key])))
+            value = self._owners_value(key)
             self._near.put(key, value, ticket, self._near_entries)
         return value
+
+    def _owners_value(self, key: bytes) -> wire.Value | None:
+        try:
+            reply = conf.get_client().call(key, wire.get_frame(key))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+        return reply.values[0] if isinstance(reply, wire.Values) else None
 
     def _ask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
@@ -73,14 +81,22 @@ class Calls(Requests):
 
     async def _avalue(self, key: bytes) -> wire.Value | None:
         if not self._near_ttl:
-            return value_of(await self._acall(key, wire.Get([key])))
+            return await self._aowners_value(key)
         now = time.monotonic()
         value = self._near.get(key, now - self._near_ttl)
         if value is None:
             ticket = self._near.ticket(key, now)
-            value = value_of(await self._acall(key, wire.Get([key])))
+            value = await self._aowners_value(key)
             self._near.put(key, value, ticket, self._near_entries)
         return value
+
+    async def _aowners_value(self, key: bytes) -> wire.Value | None:
+        try:
+            reply = await conf.get_async_client().call(key, wire.get_frame(key))
+        except ClusterStateError as error:
+            self._failed(error)
+            return None
+        return reply.values[0] if isinstance(reply, wire.Values) else None
 
     async def _aask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:

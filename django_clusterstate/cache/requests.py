@@ -319,10 +319,6 @@ def flag(reply: wire.Reply | None) -> bool:
     return isinstance(reply, wire.Flags) and reply.flags[0]
 
 
-def value_of(reply: wire.Reply | None) -> wire.Value | None:
-    return reply.values[0] if isinstance(reply, wire.Values) else None
-
-
 def first_round(groups: Groups, size_of: SizeOf) -> tuple[Groups, Groups]:
     """What fits into one request to each owner, and the rest."""
     first, rest = [], []

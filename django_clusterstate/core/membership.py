@@ -129,13 +129,9 @@ class Membership:
         self._namesake = b""
         self._namesake_beats = 0
         self._namesake_sequence = 0
-        self._view = View.of(())
-        self._asked: dict[str, None] = {}  # members that others doubt and we have heard
-
-    @property
-    def view(self) -> View:
+        self.view = View.of(())
         """The members that own keys: the alive and the suspect ones, and this node once it has joined."""
-        return self._view
+        self._asked: dict[str, None] = {}  # members that others doubt and we have heard
 
     # -- what is heard --------------------------------------------------------------------------------------
 
@@ -327,7 +323,7 @@ class Membership:
         """The next heartbeat to send."""
         self._sequence += 1
         sightings = tuple(self._sightings(now))
-        return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self._view.epoch, sightings, channel)
+        return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self.view.epoch, sightings, channel)
 
     def _sightings(self, now: float) -> Iterator[Sighting]:
         """The doubted first, the latest heard of them before all, since only they can refute; then those that others
@@ -375,4 +371,4 @@ class Membership:
             serving = [member.identity for member in self.members.values() if member.state in SERVING]
             if self.state in SERVING:
                 serving.append(self.me)
-            self._view = View.of(serving)
+            self.view = View.of(serving)

@@ -118,7 +118,7 @@ class BlockingConnection:
             if (count := self._socket.send(request)) < len(request):
                 self._send_rest(request, count, start + self._deadline)
             received = self._look() if looking else self._socket.recv_into(view)
-            if received > HEADER and received == HEADER + size_at(view)[0]:  # nearly always: the whole in one piece
+            if received == HEADER + size_at(view)[0]:  # nearly always: the whole in one piece
                 reply = decode_reply(view[HEADER:received])
             else:
                 reply = decode_reply(self._receive_rest(received, start + self._deadline))

@@ -73,7 +73,10 @@ class BusyPoll:
         if self._rest:
             self._rest -= 1
             return False
-        return self._idle(now)
+        if self._idle(now):
+            return True
+        self._rest = MIN_REST
+        return False
 
     def found(self) -> None:
         """The answer came while we looked."""

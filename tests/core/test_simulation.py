@@ -309,7 +309,7 @@ class OwnEpoch(Membership):
     def _settle(self, outcome: Outcome) -> None:
         super()._settle(outcome)
         if outcome.changes:
-            self._view = View(self._view.members, self._view.epoch ^ self.me.boot[0])
+            self.view = View(self.view.members, self.view.epoch ^ self.me.boot[0])
 
 
 class NeverRefutes(Membership):

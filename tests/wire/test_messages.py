@@ -16,7 +16,7 @@ from django_clusterstate.core.messages import Identity, State
 from django_clusterstate.core.sketch import Counted
 from django_clusterstate.core.timeline import Moment, What
 from django_clusterstate.wire import messages as wire
-from django_clusterstate.wire.framing import MAX_REQUEST
+from django_clusterstate.wire.framing import MAX_REQUEST, frame
 from django_clusterstate.wire.status import MemberStatus, Stats, Tally
 
 REQUESTS = get_args(wire.Request)
@@ -138,6 +138,12 @@ def test_fields_of_a_later_version_are_ignored(message: wire.Message, surplus: l
 def test_left_out_fields_get_their_defaults() -> None:
     assert wire.decode_request(array(2, [], None)) == wire.Set([], None, absent=False)
     assert wire.decode_request(array(7, b"k", [[0, 1, 1.0]])) == wire.Hit(b"k", [Rule(Algorithm(0), 1, 1.0)], 1)
+
+
+def test_frame_of_a_get_is_that_of_its_message() -> None:
+    for size in range(wire.MAX_KEY_BYTES + 1):
+        key = bytes(n % 251 for n in range(size))
+        assert wire.get_frame(key) == frame(wire.encode(wire.Get([key])))
 
 
 def test_key_may_be_as_long_as_the_limit_and_no_longer() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from ..framing import frame
 from .fields import DECODE_ERRORS, MAX_KEY_BYTES, Message, Value
 from .replies import (
     CHANNEL_FULL,
@@ -123,9 +124,19 @@ __all__ = [
     "decode_reply",
     "decode_request",
     "encode",
+    "get_frame",
     "tag_of",
 ]
 
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
+# What frames of a `Get` of one key begin with, by the length of the key: made only once, they are half of the work.
+_GET_BEGINS = [frame(encode(Get([bytes(size)])))[: -size or None] for size in range(MAX_KEY_BYTES + 1)]
+
+
+def get_frame(key: bytes) -> bytes:
+    """`frame(encode(Get([key])))`, for a key that isn't longer than it may be."""
+    return _GET_BEGINS[len(key)] + key
+
+
 decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode
 decode_reply: Callable[[memoryview | bytes], Reply] = msgspec.msgpack.Decoder(Reply).decode
