@@ -653,7 +653,7 @@ def test_an_outage_costs_no_deadline_and_one_line_in_the_log(hit: Hit, caplog: p
             hit(limit, "group", "key")
             assert time.perf_counter() - start < 0.05
     lines = [record for record in caplog.records if record.name.startswith("django_clusterstate")]
-    assert [record.levelname for record in lines] == ["WARNING"]
+    assert [record.levelname for record in lines] == ["DEBUG", "DEBUG", "WARNING"]
 
 
 @pytest.mark.usefixtures("nowhere")

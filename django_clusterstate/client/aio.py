@@ -105,7 +105,7 @@ class AsyncClient:
             failure = named(target, error)
             if self.routing.failed(target, now, str(error)):
                 logger.warning("%s; it is left alone until it answers again", failure)
-            else:
+            elif not target.is_open:
                 logger.debug("%s; the next request tries it again", failure)
             raise failure from error
         self.routing.waits.append(self._clock() - now)

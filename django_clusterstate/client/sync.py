@@ -160,7 +160,7 @@ class Client:
         failure = named(target, error)
         if self.routing.failed(target, now, str(error)):
             logger.warning("%s; it is left alone until it answers again", failure)
-        else:
+        elif not target.is_open:
             logger.debug("%s; the next request tries it again", failure)
         return failure
 
