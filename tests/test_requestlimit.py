@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 from collections.abc import Iterator
 from http import HTTPStatus
 from types import SimpleNamespace
@@ -507,6 +508,10 @@ def raising_bare(request: HttpRequest) -> HttpResponse:
     raise Ratelimited()
 
 
+def raising_words(request: HttpRequest) -> HttpResponse:
+    raise Ratelimited("One export at a time.")
+
+
 urlpatterns = [
     path("api/", plain),
     path("api/async/", aplain),
@@ -516,6 +521,7 @@ urlpatterns = [
     path("health/", plain),
     path("raising/", raising),
     path("raising/bare/", raising_bare),
+    path("raising/words/", raising_words),
 ]
 
 
@@ -679,6 +685,21 @@ def test_a_page_of_the_project_says_that_too(ask: Any) -> None:
     with override_settings(TEMPLATES=[templates]):
         response = ask("/raising/bare/", headers={"accept": "text/html"})
     assert (response.status_code, response.content) == (DENIED, b"<h1>Too many requests.</h1>")
+
+
+def test_what_a_view_raises_with_words_of_its_own_is_answered_with_these(ask: Any) -> None:
+    response = ask("/raising/words/")
+    assert (response.status_code, response.content) == (DENIED, b"One export at a time.\n")
+    assert not response.has_header("Retry-After")
+    told = ask("/raising/words/", headers={"accept": "application/json"})
+    assert json.loads(told.content) == {"detail": "One export at a time."}
+
+
+def test_a_denial_may_be_handed_to_another_process() -> None:
+    decision = hit(Limit.parse("0/s"), "handed-over", "key")
+    for denial in (Ratelimited(decision), Ratelimited("One export at a time."), Ratelimited()):
+        copied = pickle.loads(pickle.dumps(denial))
+        assert (str(copied), copied.decision, copied.seconds) == (str(denial), denial.decision, denial.seconds)
 
 
 def test_a_site_without_limits_asks_nobody(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:

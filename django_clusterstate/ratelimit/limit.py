@@ -8,6 +8,7 @@ from typing import TypeGuard, cast
 
 import msgspec
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.utils.functional import Promise
 
 from ..core import limiter
 from ..core.limiter import Algorithm, Rule, parse_rate
@@ -16,6 +17,7 @@ from ..wire import messages as wire
 
 MAX_RATES = 16  # of one limit, by the wire
 MAX_COST = 2**31
+TOO_MANY = "Too many requests."
 
 ALGORITHMS = {
     "fixed_window": Algorithm.FIXED_WINDOW,
@@ -89,14 +91,18 @@ class Ratelimited(PermissionDenied):
     """For your code to raise, and what a LIMITS_VIEW is given: a hit was denied. Django answers it with 403 where
     `ClusterRatelimitMiddleware` doesn't with 429.
 
-    `seconds`: until the same cost passes; None, as the decision, where none was given.
+    `told`: the decision that denied, or words of your own for the client, as django-ratelimit's takes them.
+    `seconds`: until the same cost passes; None, as `decision`, where no decision was given.
     """
 
-    def __init__(self, decision: Decision | None = None) -> None:
-        self.decision = decision
-        self.seconds = None if decision is None else math.ceil(decision.retry_after)
-        text = "Too many requests."
-        super().__init__(text if self.seconds is None else f"{text} Try again in {self.seconds} s.")
+    def __init__(self, told: Decision | str | Promise | None = None) -> None:
+        self.decision = told if isinstance(told, Decision) else None
+        self.seconds = None if self.decision is None else math.ceil(self.decision.retry_after)
+        if told is None:
+            told = TOO_MANY
+        elif isinstance(told, Decision):
+            told = f"{TOO_MANY} Try again in {self.seconds} s."
+        super().__init__(told)
 
 
 def routing_key(group: str, key: str) -> bytes:
