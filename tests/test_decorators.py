@@ -23,8 +23,7 @@ from django.views import View
 
 from django_clusterstate import conf
 from django_clusterstate.decorators import ALL, UNSAFE, cluster_ratelimit
-from django_clusterstate.ratelimit import ALGORITHMS, Limit, counting, reset
-from django_clusterstate.ratelimit.fallback import ProcessLimits
+from django_clusterstate.ratelimit import ALGORITHMS, Limit, reset
 from django_clusterstate.wire import messages as wire
 from tests.counting import watch_requests
 from tests.views import Face, by, from_ip, get, statuses
@@ -528,7 +527,6 @@ def test_limited_stays_true_when_an_inner_limit_isnt_reached(face: Face) -> None
 def test_without_a_node_the_policy_answers(
     offline: Face, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, expected: list[int], by_setting: bool
 ) -> None:
-    monkeypatch.setattr(counting, "_process", ProcessLimits())
     # The view is decorated before the settings are what they will be, as with `override_settings` in tests.
     ask = offline.limited(rate="2/d") if by_setting else offline.limited(rate="2/d", on_unavailable=policy)
     monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))

@@ -24,13 +24,11 @@ from django.test import RequestFactory, override_settings
 
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.checks import check_settings
-from django_clusterstate.client.denials import Denials
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.decorators import cluster_ratelimit
 from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage, steps
 from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
-from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, counting, routing_key
-from django_clusterstate.ratelimit.fallback import ProcessLimits
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
 from testproject.processes import Process, free_port, wait_until
 from tests.layers import Redis
 
@@ -93,8 +91,6 @@ def servers() -> Iterator[dict[str, str]]:
 def use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Makes this process count at a URI. There is no node."""
     monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
-    monkeypatch.setattr(counting, "_process", ProcessLimits())
-    monkeypatch.setattr(counting, "_denials", Denials())
 
     def function(uri: str, deadline: float = DEADLINE) -> None:
         monkeypatch.setenv("CLUSTERSTATE_LIMITS_STORAGE", uri)

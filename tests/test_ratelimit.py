@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ from django_clusterstate.client.routing import Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
-from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, counting, routing_key, split_key
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key, split_key
 from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
@@ -80,11 +81,9 @@ def group() -> str:
 
 
 @pytest.fixture(autouse=True)
-def process_limits(monkeypatch: pytest.MonkeyPatch) -> ProcessLimits:
-    limits = ProcessLimits()
-    monkeypatch.setattr(counting, "_process", limits)
-    monkeypatch.setattr(counting, "_denials", Denials())
-    return limits
+def counts_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(conf._shared, ProcessLimits, ProcessLimits())
+    monkeypatch.setitem(conf._shared, Denials, Denials())
 
 
 @pytest.fixture
@@ -657,6 +656,25 @@ def test_an_outage_costs_no_deadline_and_one_line_in_the_log(hit: Hit, caplog: p
 
 
 @pytest.mark.usefixtures("nowhere")
+def test_what_this_process_counts_is_forgotten_with_its_settings(hit: Hit) -> None:
+    limit = Limit.parse("1/d")
+    for _ in range(2):
+        with override_settings(CLUSTERSTATE={}):
+            assert [hit(limit, "group", "key").allowed for _ in range(2)] == [True, False]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_denial_is_forgotten_with_the_settings(hit: Hit, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit.parse("1/d")
+    assert [hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
+    with monkeypatch.context() as patch:
+        patch.delenv("CLUSTERSTATE_SOCKET")
+        with override_settings(CLUSTERSTATE={"SOCKET": "/nowhere/node.sock"}):
+            decision = hit(limit, group, "key")
+    assert (decision.allowed, decision.fallback) == (True, "process")
+
+
+@pytest.mark.usefixtures("nowhere")
 def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
     limit = Limit.parse("100/d")
     with ThreadPoolExecutor(16) as threads:
@@ -668,8 +686,7 @@ def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
 def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_clusterstate.ratelimit.fallback.PROCESS_MAX_BYTES", 100_000)
     limits = ProcessLimits()
-    monkeypatch.setattr(counting, "_process", limits)
-    monkeypatch.setattr(counting, "_denials", Denials())
+    monkeypatch.setitem(conf._shared, ProcessLimits, limits)
     limit = Limit.parse("3/d")
     for number in range(1000):
         assert hit(limit, "group", str(number)).allowed

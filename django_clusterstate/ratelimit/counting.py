@@ -89,7 +89,7 @@ def reset(limit: Limit, group: str, key: str) -> bool:
     """Forgets all hits of a key under this limit, and what was counted in the owner's place, by other nodes and by this
     process. False when the owner couldn't be reached."""
     whole, storage, client = routing_key(group, key), conf.get_limits_storage(), conf.get_client()
-    _process.reset(whole, limit.rules)
+    _process().reset(whole, limit.rules)
     try:
         if storage is not None:
             storage.reset(whole, limit.rules)
@@ -98,14 +98,14 @@ def reset(limit: Limit, group: str, key: str) -> bool:
     except ClusterStateError:
         return False
     finally:
-        _denials.forget(whole)
+        _denials().forget(whole)
     return bool(replies) and isinstance(replies[0], wire.Done)
 
 
 async def areset(limit: Limit, group: str, key: str) -> bool:
     """As `reset`."""
     whole, storage, client = routing_key(group, key), conf.get_async_limits_storage(), conf.get_async_client()
-    _process.reset(whole, limit.rules)
+    _process().reset(whole, limit.rules)
     try:
         if storage is not None:
             await storage.reset(whole, limit.rules)
@@ -114,7 +114,7 @@ async def areset(limit: Limit, group: str, key: str) -> bool:
     except ClusterStateError:
         return False
     finally:
-        _denials.forget(whole)
+        _denials().forget(whole)
     return bool(replies) and isinstance(replies[0], wire.Done)
 
 
@@ -141,7 +141,7 @@ def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry: bool 
             continue
         tally.fallback_node += counts
         return decision
-    return without_nodes(limit, key, cost, _process, tally, counts=counts)
+    return without_nodes(limit, key, cost, _process(), tally, counts=counts)
 
 
 async def _aask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry: bool = False) -> Decision:
@@ -164,14 +164,14 @@ async def _aask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry
             continue
         tally.fallback_node += counts
         return decision
-    return without_nodes(limit, key, cost, _process, tally, counts=counts)
+    return without_nodes(limit, key, cost, _process(), tally, counts=counts)
 
 
 def _ask_storage(storage: LimitsStorage, limit: Limit, key: bytes, cost: int, *, counts: bool) -> Decision:
     try:
         decisions = (storage.hit if counts else storage.peek)(key, limit.rules, cost)
     except ClusterStateError:
-        return without_nodes(limit, key, cost, _process, conf.get_client().routing.tally, counts=counts)
+        return without_nodes(limit, key, cost, _process(), conf.get_client().routing.tally, counts=counts)
     return binding(limit.rules, decisions, storage.name, "")
 
 
@@ -179,7 +179,7 @@ async def _aask_storage(storage: AsyncLimitsStorage, limit: Limit, key: bytes, c
     try:
         decisions = await (storage.hit if counts else storage.peek)(key, limit.rules, cost)
     except ClusterStateError:
-        return without_nodes(limit, key, cost, _process, conf.get_async_client().routing.tally, counts=counts)
+        return without_nodes(limit, key, cost, _process(), conf.get_async_client().routing.tally, counts=counts)
     return binding(limit.rules, decisions, storage.name, "")
 
 
@@ -197,7 +197,7 @@ def _request(limit: Limit, key: bytes, cost: int, counts: bool, dry: bool) -> by
     rules, cost = list(limit.rules), _checked(cost)
     if not counts:
         return frame(wire.encode(wire.Peek(key, rules, cost)))
-    return frame(wire.encode(wire.Hit(key, rules, cost, dry, _denials.take_answered(key))))
+    return frame(wire.encode(wire.Hit(key, rules, cost, dry, _denials().take_answered(key))))
 
 
 def _refund_request(limit: Limit, key: bytes, cost: int, ago: float) -> bytes:
@@ -212,11 +212,11 @@ def _resets(table: Table, local: Target, key: bytes, limit: Limit) -> list[tuple
 
 def _refunded_here(decision: Decision, limit: Limit, key: bytes, cost: int, ago: float) -> bool | None:
     """Whether a hit is taken back by now; None when it was counted elsewhere."""
-    _denials.forget(key)
+    _denials().forget(key)
     if not decision.allowed or decision.fallback in ("allow", "deny"):
         return False
     if decision.fallback == "process":
-        _process.refund(key, limit.rules, cost, ago)
+        _process().refund(key, limit.rules, cost, ago)
         return True
     return None
 
@@ -233,7 +233,7 @@ def _decision(limit: Limit, reply: wire.Reply, owner: str, fallback: str = "") -
 def _remembered(
     limit: Limit, key: bytes, cost: int, now: float, get_client: Callable[[], Client | AsyncClient]
 ) -> Decision | None:
-    found = _denials.find(key, limit, cost, now)
+    found = _denials().find(key, limit, cost, now)
     if found is None:
         return None
     get_client().routing.tally.remembered += 1
@@ -246,9 +246,16 @@ def _remembered(
 
 def _noted(decision: Decision, limit: Limit, key: bytes, cost: int, asked: float) -> Decision:
     if not decision.allowed and not decision.fallback:
-        _denials.note(key, limit, cost, decision, decision.retry_after, asked)
+        _denials().note(key, limit, cost, decision, decision.retry_after, asked)
     return decision
 
 
-_process = ProcessLimits()
-_denials: Denials[Decision] = Denials()
+# Of the settings: after another CLUSTERSTATE others count, so neither holds any more.
+
+
+def _process() -> ProcessLimits:
+    return conf.shared(ProcessLimits, ProcessLimits)
+
+
+def _denials() -> Denials[Decision]:
+    return conf.shared(Denials, Denials)

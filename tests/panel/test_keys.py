@@ -233,7 +233,7 @@ class TestLimit:
         for limit in limits:
             assert ratelimit.hit(limit, key, "k", 2).allowed
             assert not ratelimit.hit(limit, key, "k").allowed
-            assert counting._denials.find(ratelimit.routing_key(key, "k"), limit, 1, time.monotonic())
+            assert counting._denials().find(ratelimit.routing_key(key, "k"), limit, 1, time.monotonic())
         told = act(client, "reset_limit", kind="limit", group=key, key="k")
         assert told == ("success", "The limit was reset.")
         assert look_up(client, "limit", "k", group=key)[0].counts == []
