@@ -371,6 +371,12 @@ def test_values_without_room_make_one_line_in_the_log(
 # -- options ----------------------------------------------------------------------------------------------------
 
 
+class MadeOfOptions:
+    """As the serializers of django-redis are."""
+
+    def __init__(self, options: dict[str, Any]) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -380,6 +386,11 @@ def test_values_without_room_make_one_line_in_the_log(
         ({"VALUE_TOO_BIG": "explode"}, "VALUE_TOO_BIG must be 'raise' or 'ignore', not 'explode'"),
         ({"SERIALIZER": "yaml"}, "SERIALIZER must be one of json, msgpack, pickle, or the dotted path of a class"),
         ({"COMPRESSOR": "lz77"}, "COMPRESSOR must be one of zlib, zstd, or the dotted path of a class"),
+        (
+            {"SERIALIZER": f"{__name__}.MadeOfOptions"},
+            f"SERIALIZER '{__name__}.MadeOfOptions' can't be made without arguments: ",
+        ),
+        ({"COMPRESSOR": 9}, "COMPRESSOR 9 can't be made without arguments: "),
     ],
     ids=str,
 )

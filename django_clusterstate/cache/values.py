@@ -139,16 +139,20 @@ class Values:
 
 
 def _made(option: str, given: Any, known: Mapping[str, type]) -> Any:
-    if not isinstance(given, str):
-        return given()
-    if given in known:
+    if isinstance(given, str) and given in known:
         return known[given]()
-    if "." not in given:
+    if isinstance(given, str) and "." not in given:
         raise ImproperlyConfigured(
             f"ClusterCache's {option} must be one of {', '.join(sorted(known))}, or the dotted path of a class, "
             f"not {given!r}."
         )
-    return import_string(given)()
+    made_of = import_string(given) if isinstance(given, str) else given
+    try:
+        return made_of()
+    except TypeError as error:  # such as django-redis's, which take the options
+        raise ImproperlyConfigured(
+            f"ClusterCache's {option} {given!r} can't be made without arguments: {error}"
+        ) from error
 
 
 def _as_bytes(data: Any, maker: Any, method: str) -> bytes:
