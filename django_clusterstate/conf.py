@@ -16,6 +16,7 @@ from .client.sync import Client
 from .client.tracking import Tracker
 from .limits_storage import AsyncLimitsStorage, LimitsStorage
 from .settings import PREFIX, Settings, read_settings
+from .wire.status import Tally
 
 
 @functools.cache
@@ -61,8 +62,15 @@ def get_client() -> Client:
 @functools.cache
 def get_async_client() -> AsyncClient:
     """This process's asyncio requester."""
-    settings = get_settings()
-    return shared(AsyncClient, lambda: AsyncClient(settings.socket, settings.link_keys, settings.deadline))
+    settings, untold = get_settings(), get_client().routing.untold
+    return shared(
+        AsyncClient, lambda: AsyncClient(settings.socket, settings.link_keys, settings.deadline, untold=untold)
+    )
+
+
+def get_tally() -> Tally:
+    """Where this process counts, for both clients. Asked for each time anew: what was told counts no further."""
+    return get_client().routing.untold.tally
 
 
 @functools.cache

@@ -36,7 +36,7 @@ class ClusterCache(Extras):
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = self._add_request(key, wire_key, value, timeout, conf.get_client)
+        request = self._add_request(key, wire_key, value, timeout)
         return request is not None and flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
@@ -45,8 +45,8 @@ class ClusterCache(Extras):
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        request = self._set_request(key, wire_key, value, timeout, conf.get_client)
-        self._stored(request, self._call(wire_key, request), key, conf.get_client)
+        request = self._set_request(key, wire_key, value, timeout)
+        self._stored(request, self._call(wire_key, request), key)
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -76,7 +76,7 @@ class ClusterCache(Extras):
         """
         if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
             return found
-        wire_key, steps = self._flight(key, default, timeout, version, stale, conf.get_client)
+        wire_key, steps = self._flight(key, default, timeout, version, stale)
         try:
             step = next(steps)
             while True:
@@ -118,11 +118,11 @@ class ClusterCache(Extras):
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version, conf.get_client)
+        batch = self._batch(data, timeout, version)
         if batch.too_big:
             self._call_owners(batch.too_big, wire.Delete)
         answers = self._call_owners(batch.values, batch.request, batch.size_of)
-        return self._unstored(batch.names, answers, conf.get_client)
+        return self._unstored(batch.names, answers)
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -145,7 +145,7 @@ class ClusterCache(Extras):
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = self._add_request(key, wire_key, value, timeout, conf.get_async_client)
+        request = self._add_request(key, wire_key, value, timeout)
         return request is not None and flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
@@ -154,8 +154,8 @@ class ClusterCache(Extras):
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        request = self._set_request(key, wire_key, value, timeout, conf.get_async_client)
-        self._stored(request, await self._acall(wire_key, request), key, conf.get_async_client)
+        request = self._set_request(key, wire_key, value, timeout)
+        self._stored(request, await self._acall(wire_key, request), key)
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
@@ -178,7 +178,7 @@ class ClusterCache(Extras):
         """As `get_or_set`; `default` may be a coroutine function as well."""
         if not stale and (found := await self.aget(key, MISSING, version)) is not MISSING:
             return found
-        wire_key, steps = self._flight(key, default, timeout, version, stale, conf.get_async_client)
+        wire_key, steps = self._flight(key, default, timeout, version, stale)
         try:
             step = next(steps)
             while True:
@@ -216,11 +216,11 @@ class ClusterCache(Extras):
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version, conf.get_async_client)
+        batch = self._batch(data, timeout, version)
         if batch.too_big:
             await self._acall_owners(batch.too_big, wire.Delete)
         answers = await self._acall_owners(batch.values, batch.request, batch.size_of)
-        return self._unstored(batch.names, answers, conf.get_async_client)
+        return self._unstored(batch.names, answers)
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)

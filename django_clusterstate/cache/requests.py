@@ -14,9 +14,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LE
 from django.core.exceptions import ImproperlyConfigured
 
 from .. import conf
-from ..client.aio import AsyncClient
 from ..client.routing import Table, Target, no_owner
-from ..client.sync import Client
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
@@ -50,7 +48,6 @@ Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
 SizeOf = Callable[[bytes], int]
-GetClient = Callable[[], Client | AsyncClient]  # of the face in use: each tells what it has counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +122,21 @@ class Requests(BaseCache):
             timeout = self.default_timeout
         return None if timeout is None else max(0.0, float(timeout))
 
-    def _dump(self, key: Any, value: Any, get_client: GetClient) -> wire.Value | None:
+    def _dump(self, key: Any, value: Any) -> wire.Value | None:
         """None for a value that is too big, where that is to be ignored."""
         data = self._values.dump(value)
         if isinstance(data, int) or len(data) <= MAX_VALUE_BYTES:
             return data
         problem = f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most"
-        self._too_big(problem, get_client, raises=self._refuse_big)
+        self._too_big(problem, raises=self._refuse_big)
         return None
 
-    def _no_room(self, key: Any, get_client: GetClient, *, raises: bool) -> None:
+    def _no_room(self, key: Any, *, raises: bool) -> None:
         problem = f"the value of {key!r} takes more than its owner has room for (MAX_BYTES, or CACHE_MAX_BYTES)"
-        self._too_big(problem, get_client, raises=raises)
+        self._too_big(problem, raises=raises)
 
-    def _too_big(self, problem: str, get_client: GetClient, *, raises: bool) -> None:
-        get_client().routing.tally.too_big += 1
+    def _too_big(self, problem: str, *, raises: bool) -> None:
+        conf.get_tally().too_big += 1
         if raises:
             raise ValueError(problem)
         self._warn_once("too big", "%s: it isn't stored, and neither are others", problem)
@@ -179,25 +176,21 @@ class Requests(BaseCache):
                     found[key] = value
         return found, tickets
 
-    def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any, get_client: GetClient) -> wire.Request:
-        data = self._dump(key, value, get_client)
+    def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
+        data = self._dump(key, value)
         # An older value must not outlive the one that was to replace it.
         return wire.Delete([wire_key]) if data is None else wire.Set([(wire_key, data)], self._ttl(timeout))
 
-    def _stored(self, request: wire.Request, reply: wire.Reply | None, key: Any, get_client: GetClient) -> None:
+    def _stored(self, request: wire.Request, reply: wire.Reply | None, key: Any) -> None:
         # To a Delete the answer is whether there was an older value.
         if isinstance(request, wire.Set) and isinstance(reply, wire.Flags) and not reply.flags[0]:
-            self._no_room(key, get_client, raises=self._refuse_big)
+            self._no_room(key, raises=self._refuse_big)
 
-    def _add_request(
-        self, key: Any, wire_key: bytes, value: Any, timeout: Any, get_client: GetClient
-    ) -> wire.Request | None:
-        data = self._dump(key, value, get_client)
+    def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request | None:
+        data = self._dump(key, value)
         return None if data is None else wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
 
-    def _flight(
-        self, key: Any, default: Any, timeout: Any, version: int | None, stale: float, get_client: GetClient
-    ) -> tuple[bytes, Steps]:
+    def _flight(self, key: Any, default: Any, timeout: Any, version: int | None, stale: float) -> tuple[bytes, Steps]:
         """The routing key, and the steps to the value of an entry that was absent or is to be renewed in time."""
         if stale < 0:
             raise ValueError(f"stale must be seconds, not {stale!r}")
@@ -205,8 +198,8 @@ class Requests(BaseCache):
         ttl = self._ttl(timeout)
         flight = Flight(
             wire_key, ttl, float(stale), self._lease,
-            lambda value: self._dump(key, value, get_client), self._load,
-            lambda: self._no_room(key, get_client, raises=self._refuse_big),
+            lambda value: self._dump(key, value), self._load,
+            lambda: self._no_room(key, raises=self._refuse_big),
         )  # fmt: skip
         if stale:
             return wire_key, flight.fresh_or_stale()
@@ -257,19 +250,19 @@ class Requests(BaseCache):
                 found[name] = loaded
         return found
 
-    def _unstored(self, names: Mapping[bytes, Any], answers: Answers, get_client: GetClient) -> list[Any]:
+    def _unstored(self, names: Mapping[bytes, Any], answers: Answers) -> list[Any]:
         stored: set[bytes] = set()
         for keys, reply in answers:
             for key, flag in zip(keys, reply.flags, strict=True) if isinstance(reply, wire.Flags) else ():
                 if flag:
                     stored.add(key)
                 else:
-                    self._no_room(names[key], get_client, raises=False)  # it is among what is returned
+                    self._no_room(names[key], raises=False)  # it is among what is returned
         return [name for key, name in names.items() if key not in stored]
 
-    def _batch(self, data: Mapping[Any, Any], timeout: Any, version: int | None, get_client: GetClient) -> Batch:
+    def _batch(self, data: Mapping[Any, Any], timeout: Any, version: int | None) -> Batch:
         names = {self.routing_key(name, version): name for name in data}
-        dumped = ((key, self._dump(name, data[name], get_client)) for key, name in names.items())
+        dumped = ((key, self._dump(name, data[name])) for key, name in names.items())
         return Batch(names, {key: value for key, value in dumped if value is not None}, self._ttl(timeout))
 
     def _groups(self, table: Table, keys: Iterable[bytes]) -> Groups:

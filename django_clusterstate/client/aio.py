@@ -13,7 +13,7 @@ from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
-from .routing import Routing, Table, Target, named, no_owner
+from .routing import Routing, Table, Target, Untold, named, no_owner
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -51,7 +51,7 @@ class LoopConnections:
 class AsyncClient:
     """Sends framed requests to the owners of their keys. One for all event loops of a process.
 
-    The arguments are those of `Client`, with which it shares what is known of the cluster.
+    The arguments are those of `Client`, with which it shares what `untold` counts.
     """
 
     def __init__(
@@ -60,8 +60,9 @@ class AsyncClient:
         keys: Sequence[bytes],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
+        untold: Untold | None = None,
     ) -> None:
-        self.routing = Routing(local)
+        self.routing = Routing(local, untold)
         self._keys = keys
         self._deadline = deadline
         self._clock = clock

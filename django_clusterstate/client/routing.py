@@ -125,27 +125,40 @@ class Table:
         return list(groups.items())
 
 
+class Untold:
+    """What was counted and not told yet. A process's requesters share it: who asks for the view next tells it."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+
+    def take(self) -> Tally:
+        taken, self.tally = self.tally, Tally()
+        return taken
+
+
 class Routing:
     """The view and what follows from it, for all threads of a process.
 
     `local` is the node of this host: it is asked for the view, and reached by its own socket when it owns a key.
     """
 
-    def __init__(self, local: Address) -> None:
+    def __init__(self, local: Address, untold: Untold | None = None) -> None:
         self.local = Target("", local)
+        self.untold = untold or Untold()
         self.table = Table(NO_VIEW, "", {})
         self.epoch = NO_VIEW.epoch
         self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
         self._asked_at = 0.0
-        self.count_anew()
+        # Seconds that each exchange took since the view was last asked for. They are sorted once a second: at each
+        # exchange that would cost three times as much as to keep them, 3 % of the exchange.
+        self.waits: deque[float] = deque(maxlen=MAX_WAITS)
+        self._reported = Tally()  # told with a request that hasn't been answered yet
 
     def count_anew(self) -> None:
         """Forgets what was counted and not told yet, as in a forked child, whose parent will tell it."""
-        self.tally = Tally()  # counted since the view was last asked for
-        # Seconds that each exchange since then took. They are sorted once a second: at each exchange that would cost
-        # three times as much as to keep them, 3 % of the exchange.
-        self.waits: deque[float] = deque(maxlen=MAX_WAITS)
-        self._reported = Tally()  # told with a request that hasn't been answered yet
+        self.untold.take()
+        self.waits.clear()
+        self._reported = Tally()
 
     # -- keeping the view -----------------------------------------------------------------------------------
 
@@ -156,7 +169,7 @@ class Routing:
 
     def failed(self, target: Target, now: float, why: str = "") -> bool:
         """Counts a failure of a call. True when it opens the breaker; then the local node is told before long."""
-        self.tally.failures += 1
+        self.untold.tally.failures += 1
         opened = target.failed(now, why)
         if opened and target is not self.local:
             self.refresh_at = min(self.refresh_at, now)
@@ -164,7 +177,7 @@ class Routing:
 
     def view_request(self) -> bytes:
         """The request for the view, with the members that fail us and what was counted since the last one."""
-        counted, self.tally = self.tally, Tally()
+        counted = self.untold.take()
         waits, self.waits = self.waits, deque(maxlen=MAX_WAITS)
         counted.took(list(waits))
         self._reported = self._reported.plus(counted)

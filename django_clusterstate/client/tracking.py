@@ -138,7 +138,7 @@ class Tracker:
     def _tell(self) -> None:
         """Lets the nodes know of what was dropped, with the next request for the view."""
         dropped = self.dropped
-        self._client.routing.tally.events_dropped += dropped - self._told
+        self._client.routing.untold.tally.events_dropped += dropped - self._told
         self._told = dropped
 
 

@@ -1,13 +1,10 @@
 """Hits, and the questions about them: who is asked, what answers in its place, what is remembered of denials."""
 
 import time
-from collections.abc import Callable
 
 from .. import conf
-from ..client.aio import AsyncClient
 from ..client.denials import Denials
 from ..client.routing import Routing, Table, Target
-from ..client.sync import Client
 from ..exceptions import ClusterStateError
 from ..limits_storage import AsyncLimitsStorage, LimitsStorage
 from ..wire import messages as wire
@@ -24,7 +21,7 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False,
     """
     whole, asked = routing_key(group, key), time.monotonic()
     if not (dry or fresh):
-        denied = _remembered(limit, whole, cost, asked, conf.get_client)
+        denied = _remembered(limit, whole, cost, asked)
         if denied is not None:
             return denied
     return _noted(_ask(limit, whole, cost, dry=dry), limit, whole, cost, asked)
@@ -36,7 +33,7 @@ async def ahit(
     """As `hit`."""
     whole, asked = routing_key(group, key), time.monotonic()
     if not (dry or fresh):
-        denied = _remembered(limit, whole, cost, asked, conf.get_async_client)
+        denied = _remembered(limit, whole, cost, asked)
         if denied is not None:
             return denied
     return _noted(await _aask(limit, whole, cost, dry=dry), limit, whole, cost, asked)
@@ -127,7 +124,7 @@ def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry: bool 
         return _ask_storage(storage, limit, key, _checked(cost), counts=counts)
     request, client = _request(limit, key, cost, counts, dry), conf.get_client()
     # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
-    table, tally = client.table(), client.routing.tally
+    table = client.table()
     owner = table.owner(key)
     try:
         if owner is not None:
@@ -139,9 +136,9 @@ def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry: bool 
             decision = _decision(limit, client.call_node(node, request), node.name, "node")
         except ClusterStateError:
             continue
-        tally.fallback_node += counts
+        conf.get_tally().fallback_node += counts
         return decision
-    return without_nodes(limit, key, cost, _process(), tally, counts=counts)
+    return without_nodes(limit, key, cost, _process(), counts=counts)
 
 
 async def _aask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry: bool = False) -> Decision:
@@ -150,7 +147,7 @@ async def _aask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry
         return await _aask_storage(storage, limit, key, _checked(cost), counts=counts)
     request, client = _request(limit, key, cost, counts, dry), conf.get_async_client()
     # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
-    table, tally = await client.table(), client.routing.tally
+    table = await client.table()
     owner = table.owner(key)
     try:
         if owner is not None:
@@ -162,16 +159,16 @@ async def _aask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry
             decision = _decision(limit, await client.call_node(node, request), node.name, "node")
         except ClusterStateError:
             continue
-        tally.fallback_node += counts
+        conf.get_tally().fallback_node += counts
         return decision
-    return without_nodes(limit, key, cost, _process(), tally, counts=counts)
+    return without_nodes(limit, key, cost, _process(), counts=counts)
 
 
 def _ask_storage(storage: LimitsStorage, limit: Limit, key: bytes, cost: int, *, counts: bool) -> Decision:
     try:
         decisions = (storage.hit if counts else storage.peek)(key, limit.rules, cost)
     except ClusterStateError:
-        return without_nodes(limit, key, cost, _process(), conf.get_client().routing.tally, counts=counts)
+        return without_nodes(limit, key, cost, _process(), counts=counts)
     return binding(limit.rules, decisions, storage.name, "")
 
 
@@ -179,7 +176,7 @@ async def _aask_storage(storage: AsyncLimitsStorage, limit: Limit, key: bytes, c
     try:
         decisions = await (storage.hit if counts else storage.peek)(key, limit.rules, cost)
     except ClusterStateError:
-        return without_nodes(limit, key, cost, _process(), conf.get_async_client().routing.tally, counts=counts)
+        return without_nodes(limit, key, cost, _process(), counts=counts)
     return binding(limit.rules, decisions, storage.name, "")
 
 
@@ -230,13 +227,11 @@ def _decision(limit: Limit, reply: wire.Reply, owner: str, fallback: str = "") -
 # -- denials that are remembered ----------------------------------------------------------------------------------
 
 
-def _remembered(
-    limit: Limit, key: bytes, cost: int, now: float, get_client: Callable[[], Client | AsyncClient]
-) -> Decision | None:
+def _remembered(limit: Limit, key: bytes, cost: int, now: float) -> Decision | None:
     found = _denials().find(key, limit, cost, now)
     if found is None:
         return None
-    get_client().routing.tally.remembered += 1
+    conf.get_tally().remembered += 1
     told, age = found
     return Decision(
         False, told.limit, told.period, told.remaining,

@@ -8,7 +8,6 @@ from .. import conf
 from ..core import limiter
 from ..core.ledger import Ledger
 from ..core.limiter import Rule
-from ..wire.status import Tally
 from .limit import Decision, Limit, binding
 
 PROCESS_MAX_BYTES = 8 * 1024 * 1024  # for what a process counts by itself
@@ -50,11 +49,9 @@ class ProcessLimits:
             limiter.reset(self._store, key, rules, time.monotonic())
 
 
-def without_nodes(
-    limit: Limit, key: bytes, cost: int, process: ProcessLimits, tally: Tally, *, counts: bool
-) -> Decision:
+def without_nodes(limit: Limit, key: bytes, cost: int, process: ProcessLimits, *, counts: bool) -> Decision:
     """The decision of the limit's policy. What is none denies."""
-    policy = policy_of(limit)
+    policy, tally = policy_of(limit), conf.get_tally()
     if policy == "local":
         tally.fallback_process += counts
         decisions = process.decide(key, limit.rules, cost, counts=counts)

@@ -499,10 +499,10 @@ def test_child_starts_without_connections(client: Client) -> None:
 @forking
 def test_child_tells_nothing_that_its_parent_has_counted(client: Client, async_client: AsyncClient) -> None:
     for routing in (client.routing, async_client.routing):
-        routing.tally.remembered += 1
+        routing.untold.tally.remembered += 1
         routing.waits.append(0.01)
-        assert in_child(lambda routing=routing: not routing.tally.remembered and not routing.waits)()  # type: ignore[misc]
-        assert routing.tally.remembered == 1
+        assert in_child(lambda routing=routing: not routing.untold.tally.remembered and not routing.waits)()  # type: ignore[misc]
+        assert routing.untold.tally.remembered == 1
 
 
 @forking

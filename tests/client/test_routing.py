@@ -12,6 +12,7 @@ from django_clusterstate.client.routing import (
     Routing,
     Table,
     Target,
+    Untold,
     named,
 )
 from django_clusterstate.core.hrw import Rendezvous
@@ -269,12 +270,24 @@ def test_what_was_counted_is_told_until_it_has_arrived() -> None:
         return request.tally
 
     assert told() is None
-    routing.tally.remembered += 2
+    routing.untold.tally.remembered += 2
     assert told() == Tally(remembered=2)
-    routing.tally.remembered += 1  # and nobody has answered
+    routing.untold.tally.remembered += 1  # and nobody has answered
     assert told() == Tally(remembered=3)
     routing.learn(Viewed(1, (), "alpha"), routing.local, 0.0)
     assert told() is None
+
+
+def test_what_requesters_of_a_process_count_is_told_by_who_asks_next_and_once() -> None:
+    untold = Untold()
+    untold.tally.too_big += 1
+    first, second = Routing(LOCAL, untold), Routing(LOCAL, untold)
+    first.failed(first.local, NOW)
+    assert decode_request(second.view_request()[HEADER:]) == GetView([], Tally(too_big=1, failures=1))
+    assert decode_request(first.view_request()[HEADER:]) == GetView()
+    untold.tally.too_big += 1
+    assert decode_request(first.view_request()[HEADER:]) == GetView([], Tally(too_big=1))
+    assert decode_request(second.view_request()[HEADER:]) == GetView([], Tally(too_big=1, failures=1))
 
 
 def test_waits_are_told_sorted_and_once() -> None:
