@@ -417,6 +417,9 @@ def test_the_largest_value_is_kept_under_the_longest_key(faces: Faces) -> None:
         assert cache.get(key) == value
         assert cache.get_many([key]) == {key: value}
         cache.delete(key)
+        assert cache.get_or_set(key, lambda: value) == value
+        assert cache.get(key) == value
+        cache.delete(key)
 
 
 @pytest.mark.parametrize("name", ["set", "add", "set_many"])

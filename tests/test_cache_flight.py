@@ -79,9 +79,19 @@ class World:
             return wire.Values(0, [self._store.get(key, self.now) for key in request.keys])
         if isinstance(request, wire.Set):
             store = self._store.add if request.absent else self._store.set
-            return wire.Flags(0, [store(key, value, request.ttl, self.now) for key, value in request.items])
+            flags = [store(key, value, request.ttl, self.now) for key, value in request.items]
+            for key in request.deletes if all(flags) else ():
+                self._store.delete(key, self.now)
+            return wire.Flags(0, flags, [self._store.get(key, self.now) for key in request.reads])
         assert isinstance(request, wire.Delete)
-        return wire.Flags(0, [self._store.delete(key, self.now) for key in request.keys])
+        held = [self._store.get(key, self.now) for key in request.keys]
+        return wire.Flags(
+            0,
+            [
+                value == (request.expected or value) and self._store.delete(key, self.now)
+                for key, value in zip(request.keys, held, strict=True)
+            ],
+        )
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (self.now + seconds, next(self._numbers), act))
@@ -174,6 +184,22 @@ def test_who_computes_for_longer_than_its_lease_leaves_that_of_another_alone() -
     world.run()
     assert len(world.computed) == 2
     assert world.results[third][1] == "late"
+
+
+@pytest.mark.parametrize("stale", [0.0, 60.0])
+def test_who_is_stopped_while_its_lease_ends_leaves_that_of_another_alone(stale: float) -> None:
+    world = World()
+    first = world.flight(stale=stale).missed()
+    step, value = next(first), "value"
+    while not (isinstance(step, wire.Set) and step.deletes):
+        step = first.send(value if step is Do.COMPUTE else world.answer(step))
+    world.answer(step)  # which is the last that the first hears of
+    world.put(None)
+    world.answer(next(world.flight(stale=stale).missed()))
+    reply = world.answer(first.throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        first.send(reply)
+    assert world.has(beside(KEY, b"lease"))
 
 
 def test_a_value_that_cant_be_kept_is_computed_by_each_without_waiting_in_turn() -> None:
@@ -343,6 +369,14 @@ def test_a_hit_is_one_request(cache: Face, requests: list[wire.Message]) -> None
     assert cache.get_or_set("key", lambda: 2) == 1
     assert cache.get_or_set("stale", lambda: 2, stale=60) == 1
     assert len(requests) == 2
+
+
+@pytest.mark.parametrize(("stale", "count"), [(0, 3), (60, 4)])
+def test_a_miss_is_three_requests_and_with_a_mark_four(
+    cache: Face, requests: list[wire.Message], stale: int, count: int
+) -> None:
+    assert cache.get_or_set("key", lambda: "value", stale=stale) == "value"
+    assert len(requests) == count
 
 
 def test_a_timeout_of_zero_stores_nothing(cache: Face) -> None:

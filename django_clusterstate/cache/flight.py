@@ -61,6 +61,7 @@ class Flight:
     load: Callable[[wire.Value, Any], Any]
     refused: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
+    token: bytes = field(default_factory=lambda: os.urandom(8))  # tells our lease from those of others
 
     def missed(self) -> Steps:
         """The value of an entry that was absent a moment ago."""
@@ -73,7 +74,7 @@ class Flight:
             if not isinstance(reply, wire.Flags):
                 return (yield Do.COMPUTE)
             if reply.flags[0]:
-                return (yield from self._hold(asked + self.lease))
+                return (yield from self._hold(asked + self.lease, reply))
             value = yield from self._wait(waiting)
             if value is not _ENDED:
                 return value
@@ -97,7 +98,7 @@ class Flight:
         asked = self.clock()
         reply = yield self._take()
         if isinstance(reply, wire.Flags) and reply.flags[0]:
-            return (yield from self._hold(asked + self.lease))
+            return (yield from self._hold(asked + self.lease, reply))
         return found
 
     @property
@@ -108,51 +109,70 @@ class Flight:
     def _mark_key(self) -> bytes:
         return beside(self.key, b"fresh")
 
-    def _keep(self, value: Any) -> Generator[wire.Request, Any, tuple[Any, bool]]:
-        """Stores a value. Returns it as others read it, or theirs if they were faster; and whether one is kept."""
+    @property
+    def _fresh_keys(self) -> list[bytes]:
+        return [self.key, self._mark_key] if self.stale else [self.key]
+
+    def _take(self) -> wire.Request:
+        # Another may have stored the value before we have the lease, so it is asked for as well.
+        return wire.Set([(self._lease_key, self.token)], self.lease, absent=True, reads=self._fresh_keys)
+
+    def _give_back(self) -> wire.Request:
+        return wire.Delete([self._lease_key], self.token)
+
+    def _hold(self, until: float, taken: wire.Flags) -> Steps:
+        """The lease is ours until then."""
+        last: wire.Request | None = self._give_back()
+        try:
+            value = self._fresh(taken)
+            if value is MISSING:
+                value, last = yield from self._keep((yield Do.COMPUTE), until)
+        except GeneratorExit:
+            last = None  # nobody takes our steps any more
+            raise
+        finally:
+            if last is not None and self.clock() < until:  # else it has ended, and another may have one
+                yield last
+        return value
+
+    def _keep(
+        self, value: Any, until: float = -math.inf
+    ) -> Generator[wire.Request, Any, tuple[Any, wire.Request | None]]:
+        """Stores a value, and with it ends the lease if that is ours until then.
+
+        Returns the value as others read it, or theirs if they were faster; and what is left to be done with the lease.
+        """
+        not_kept = wire.Set([(self._lease_key, NOT_KEPT)], self.lease)
         data = self.dump(value)
         if data is None:
             yield wire.Delete([self.key])
-            return value, False
-        ttl = None if self.ttl is None else self.ttl + self.stale
-        reply = yield wire.Set([(self.key, data)], ttl, absent=not self.stale)
+            return value, not_kept
+        ends = [self._lease_key] if self.clock() < until else []
+        reply = yield from self._store(data, ends, absent=not self.stale)
         if isinstance(reply, wire.Flags) and not reply.flags[0]:
-            theirs = yield from self._fresh()
+            theirs = self._fresh((yield wire.Get(self._fresh_keys)))
             if theirs is not MISSING:
-                return theirs, True
-            reply = yield wire.Set([(self.key, data)], ttl)  # what is there can't be read
+                return theirs, self._give_back()
+            reply = yield from self._store(data, ends)  # what is there can't be read
             if isinstance(reply, wire.Flags) and not reply.flags[0]:
                 self.refused()
-        if self.stale:
-            yield wire.Set([(self._mark_key, b"")], self.ttl)
+                return self.load(data, value), not_kept
         if not isinstance(reply, wire.Flags):
-            return value, True
-        return self.load(data, value), reply.flags[0]
+            return value, self._give_back()
+        return self.load(data, value), None
 
-    def _take(self) -> wire.Request:
-        return wire.Set([(self._lease_key, os.urandom(8))], self.lease, absent=True)
+    def _store(self, data: wire.Value, ends: list[bytes], *, absent: bool = False) -> Generator[wire.Request, Any, Any]:
+        """The value, then its mark; the lease ends with the last of them."""
+        if not self.stale:
+            return (yield wire.Set([(self.key, data)], self.ttl, absent, ends))
+        reply = yield wire.Set([(self.key, data)], None if self.ttl is None else self.ttl + self.stale, absent)
+        if isinstance(reply, wire.Flags) and reply.flags[0]:
+            reply = yield wire.Set([(self._mark_key, b"")], self.ttl, deletes=ends)
+        return reply
 
-    def _hold(self, until: float) -> Steps:
-        """The lease is ours until then."""
-        kept = True
-        try:
-            value = yield from self._fresh()  # another may have stored it before we had the lease
-            if value is MISSING:
-                value, kept = yield from self._keep((yield Do.COMPUTE))
-        except GeneratorExit:
-            until = -math.inf  # nobody takes our steps any more
-            raise
-        finally:
-            if self.clock() < until:  # else it has ended, and another may have one
-                yield self._give_back(kept)
-        return value
-
-    def _give_back(self, kept: bool) -> wire.Request:
-        return wire.Delete([self._lease_key]) if kept else wire.Set([(self._lease_key, NOT_KEPT)], self.lease)
-
-    def _fresh(self) -> Generator[wire.Request, Any, Any]:
-        reply = yield wire.Get([self.key, self._mark_key] if self.stale else [self.key])
-        if not isinstance(reply, wire.Values) or None in reply.values:
+    def _fresh(self, reply: wire.Reply | None) -> Any:
+        """The value in the answer to a request that reads `_fresh_keys`."""
+        if not isinstance(reply, wire.Values | wire.Flags) or None in reply.values:
             return MISSING
         return self._loaded(reply.values[0])
 

@@ -25,7 +25,7 @@ from .values import Values
 logger = logging.getLogger("django_clusterstate.cache")
 
 _ROOM = MAX_REQUEST - 64  # for the keys and values in one message
-MAX_VALUE_BYTES = _ROOM - wire.MAX_KEY_BYTES
+MAX_VALUE_BYTES = _ROOM - 2 * wire.MAX_KEY_BYTES  # its own, and that of a lease that ends with it
 _MAX_NAMESPACE = 256  # bytes, by the wire
 _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 

@@ -169,11 +169,14 @@ class Handler:
             else:
                 self.stats.hits += 1
             return wire.Values(self.membership.view.epoch, [value])
+        return wire.Values(self.epoch, self._read(request.keys))
+
+    def _read(self, keys: list[bytes]) -> list[wire.Value | None]:
         now = self._clock()
         get = self.cache.get
         values: list[wire.Value | None] = []
         room = MAX_REQUEST
-        for key in request.keys:
+        for key in keys:
             value = get(key, now)
             room -= VALUE_HEADER + (len(value) if isinstance(value, bytes) else 0)
             if room < 0 and values:
@@ -182,12 +185,16 @@ class Handler:
         misses = values.count(None)
         self.stats.misses += misses
         self.stats.hits += len(values) - misses
-        return wire.Values(self.epoch, values)
+        return values
 
     def _set(self, request: wire.Set) -> wire.Reply:
         now, ttl = self._clock(), request.ttl
         store = self.cache.add if request.absent else self.cache.set
-        return wire.Flags(self.epoch, [store(key, value, ttl, now) for key, value in request.items])
+        flags = [store(key, value, ttl, now) for key, value in request.items]
+        if request.deletes and all(flags):
+            for key in request.deletes:
+                self.cache.delete(key, now)
+        return wire.Flags(self.epoch, flags, self._read(request.reads) if request.reads else [])
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
         now, ttl = self._clock(), request.ttl

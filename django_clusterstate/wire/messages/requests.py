@@ -19,11 +19,16 @@ class Get(Message, frozen=True, tag=1):
 
 
 class Set(Message, frozen=True, tag=2):
-    """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Answer: `Flags`."""
+    """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Answer: `Flags`.
+
+    Then it removes the keys of `deletes`, if all was stored, and answers with the values of those of `reads` as well.
+    """
 
     items: list[tuple[Key, Value]]
     ttl: Seconds | None
     absent: bool = False
+    deletes: list[Key] = []
+    reads: list[Key] = []
 
 
 class Touch(Message, frozen=True, tag=3):
