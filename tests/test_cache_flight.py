@@ -82,7 +82,7 @@ class World:
             flags = [store(key, value, request.ttl, self.now) for key, value in request.items]
             for key in request.deletes if all(flags) else ():
                 self._store.delete(key, self.now)
-            return wire.Flags(0, flags, [self._store.get(key, self.now) for key in request.reads])
+            return wire.Flags(0, flags, tuple(self._store.get(key, self.now) for key in request.reads))
         assert isinstance(request, wire.Delete)
         held = [self._store.get(key, self.now) for key in request.keys]
         return wire.Flags(
@@ -424,8 +424,19 @@ def test_stale_takes_a_plain_value_and_a_version(cache: Face) -> None:
     assert cache.get_or_set("key", "other", 60, version=2, stale=60) == "value"
     assert cache.get("key", version=2) == "value"
     assert cache.has_key("key") is False
-    with pytest.raises(ValueError, match="stale must be seconds"):
-        cache.get_or_set("key", "value", stale=-1)
+    for senseless in (-1, "1", None):
+        with pytest.raises(ValueError, match="stale must be seconds"):
+            cache.get_or_set("key", "value", stale=senseless)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_default_that_must_be_awaited_is_sent_to_aget_or_set() -> None:
+    async def default() -> str:
+        return "value"
+
+    with pytest.raises(TypeError, match=r"aget_or_set\(\) does"):
+        caches["default"].get_or_set("key", default)
+    assert not caches["default"].has_key("key")
 
 
 @pytest.mark.usefixtures("nowhere")

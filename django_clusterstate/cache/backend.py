@@ -91,7 +91,11 @@ class ClusterCache(Extras):
 
     def _do(self, step: Step, key: bytes, default: Any) -> Any:
         if step is Do.COMPUTE:
-            return default() if callable(default) else default
+            value = default() if callable(default) else default
+            if inspect.iscoroutine(value):
+                value.close()
+                raise TypeError("get_or_set() can't await what its default returns; aget_or_set() does")
+            return value
         if isinstance(step, float):
             return time.sleep(step)
         return self._call(key, step)

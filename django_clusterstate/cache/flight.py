@@ -110,8 +110,8 @@ class Flight:
         return beside(self.key, b"fresh")
 
     @property
-    def _fresh_keys(self) -> list[bytes]:
-        return [self.key, self._mark_key] if self.stale else [self.key]
+    def _fresh_keys(self) -> tuple[bytes, ...]:
+        return (self.key, self._mark_key) if self.stale else (self.key,)
 
     def _take(self) -> wire.Request:
         # Another may have stored the value before we have the lease, so it is asked for as well.
@@ -147,10 +147,10 @@ class Flight:
         if data is None:
             yield wire.Delete([self.key])
             return value, not_kept
-        ends = [self._lease_key] if self.clock() < until else []
+        ends = (self._lease_key,) if self.clock() < until else ()
         reply = yield from self._store(data, ends, absent=not self.stale)
         if isinstance(reply, wire.Flags) and not reply.flags[0]:
-            theirs = self._fresh((yield wire.Get(self._fresh_keys)))
+            theirs = self._fresh((yield wire.Get(list(self._fresh_keys))))
             if theirs is not MISSING:
                 return theirs, self._give_back()
             reply = yield from self._store(data, ends)  # what is there can't be read
@@ -161,7 +161,9 @@ class Flight:
             return value, self._give_back()
         return self.load(data, value), None
 
-    def _store(self, data: wire.Value, ends: list[bytes], *, absent: bool = False) -> Generator[wire.Request, Any, Any]:
+    def _store(
+        self, data: wire.Value, ends: tuple[bytes, ...], *, absent: bool = False
+    ) -> Generator[wire.Request, Any, Any]:
         """The value, then its mark; the lease ends with the last of them."""
         if not self.stale:
             return (yield wire.Set([(self.key, data)], self.ttl, absent, ends))

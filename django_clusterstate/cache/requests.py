@@ -192,7 +192,7 @@ class Requests(BaseCache):
 
     def _flight(self, key: Any, default: Any, timeout: Any, version: int | None, stale: float) -> tuple[bytes, Steps]:
         """The routing key, and the steps to the value of an entry that was absent or is to be renewed in time."""
-        if stale < 0:
+        if not isinstance(stale, int | float) or stale < 0:
             raise ValueError(f"stale must be seconds, not {stale!r}")
         wire_key = self.routing_key(key, version)
         ttl = self._ttl(timeout)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from .. import __version__
@@ -171,7 +171,7 @@ class Handler:
             return wire.Values(self.membership.view.epoch, [value])
         return wire.Values(self.epoch, self._read(request.keys))
 
-    def _read(self, keys: list[bytes]) -> list[wire.Value | None]:
+    def _read(self, keys: Sequence[bytes]) -> list[wire.Value | None]:
         now = self._clock()
         get = self.cache.get
         values: list[wire.Value | None] = []
@@ -194,7 +194,7 @@ class Handler:
         if request.deletes and all(flags):
             for key in request.deletes:
                 self.cache.delete(key, now)
-        return wire.Flags(self.epoch, flags, self._read(request.reads) if request.reads else [])
+        return wire.Flags(self.epoch, flags, tuple(self._read(request.reads)) if request.reads else ())
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
         now, ttl = self._clock(), request.ttl

@@ -121,10 +121,10 @@ def test_values_come_back_in_the_order_of_their_keys(bench: Bench) -> None:
 
 def test_set_deletes_other_keys_once_all_is_stored_and_then_reads(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", b"x"), (b"b", 7)], None))
-    again = wire.Set([(b"a", b"y")], None, absent=True, deletes=[b"b"], reads=[b"b", b"a", b"c"])
-    assert bench.ask(again) == wire.Flags(bench.epoch, [False], [7, b"x", None])
-    other = wire.Set([(b"c", b"y")], None, absent=True, deletes=[b"b"], reads=[b"b", b"a", b"c"])
-    assert bench.ask(other) == wire.Flags(bench.epoch, [True], [None, b"x", b"y"])
+    again = wire.Set([(b"a", b"y")], None, absent=True, deletes=(b"b",), reads=(b"b", b"a", b"c"))
+    assert bench.ask(again) == wire.Flags(bench.epoch, [False], (7, b"x", None))
+    other = wire.Set([(b"c", b"y")], None, absent=True, deletes=(b"b",), reads=(b"b", b"a", b"c"))
+    assert bench.ask(other) == wire.Flags(bench.epoch, [True], (None, b"x", b"y"))
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (4, 2)
 
 

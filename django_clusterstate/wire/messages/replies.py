@@ -17,7 +17,7 @@ class Values(Message, frozen=True, tag=33):
 class Flags(Message, frozen=True, tag=34):
     epoch: int
     flags: list[bool]
-    values: list[Value | None] = []
+    values: tuple[Value | None, ...] = ()
 
 
 class Number(Message, frozen=True, tag=35):

@@ -27,8 +27,8 @@ class Set(Message, frozen=True, tag=2):
     items: list[tuple[Key, Value]]
     ttl: Seconds | None
     absent: bool = False
-    deletes: list[Key] = []
-    reads: list[Key] = []
+    deletes: tuple[Key, ...] = ()
+    reads: tuple[Key, ...] = ()
 
 
 class Touch(Message, frozen=True, tag=3):
