@@ -18,8 +18,19 @@ from .limits_storage import AsyncLimitsStorage, LimitsStorage
 from .settings import PREFIX, Settings, read_settings
 from .wire.status import Tally
 
+_Made = TypeVar("_Made")
+_kept: list["functools._lru_cache_wrapper[Any]"] = []
 
-@functools.cache
+
+def once(make: Callable[[], _Made]) -> "functools._lru_cache_wrapper[_Made]":
+    """Keeps what is made until the settings change. Threads that come at the same moment may each make one: where that
+    matters, it is to be `shared`."""
+    kept = functools.cache(make)
+    _kept.append(kept)
+    return kept
+
+
+@once
 def get_settings() -> Settings:
     """This process's settings. Raises `ImproperlyConfigured`."""
     return read_settings(getattr(django_settings, "CLUSTERSTATE", {}))
@@ -49,17 +60,14 @@ def shared(name: Hashable, make: Callable[[], _Shared]) -> _Shared:
     return made
 
 
-# `functools.cache` lets threads that come at the same moment each make one; by `shared` they get the same.
-
-
-@functools.cache
+@once
 def get_client() -> Client:
     """This process's blocking requester."""
     settings = get_settings()
     return shared(Client, lambda: Client(settings.socket, settings.link_keys, settings.deadline))
 
 
-@functools.cache
+@once
 def get_async_client() -> AsyncClient:
     """This process's asyncio requester."""
     settings, untold = get_settings(), get_client().routing.untold
@@ -73,13 +81,13 @@ def get_tally() -> Tally:
     return get_client().routing.untold.tally
 
 
-@functools.cache
+@once
 def get_tracker() -> Tracker:
     """What this process tracks, on its way to the owners."""
     return shared(Tracker, lambda: Tracker(get_client()))
 
 
-@functools.cache
+@once
 def get_limits_storage() -> LimitsStorage | None:
     """What counts the limits in the nodes' place, if anything does. Raises `ImproperlyConfigured`."""
     settings = get_settings()
@@ -89,7 +97,7 @@ def get_limits_storage() -> LimitsStorage | None:
     return shared(LimitsStorage, lambda: LimitsStorage(uri, settings.cluster, settings.deadline))
 
 
-@functools.cache
+@once
 def get_async_limits_storage() -> AsyncLimitsStorage | None:
     """The same, for asyncio."""
     settings = get_settings()
@@ -99,16 +107,13 @@ def get_async_limits_storage() -> AsyncLimitsStorage | None:
     return shared(AsyncLimitsStorage, lambda: AsyncLimitsStorage(uri, settings.cluster, settings.deadline))
 
 
-_KEPT = (get_settings, get_client, get_async_client, get_tracker, get_limits_storage, get_async_limits_storage)
-
-
 def forget() -> None:
     """Reads the settings anew when they are next needed, and closes the connections made by the old ones."""
     for made in (get_tracker, get_client, get_limits_storage):
         if made.cache_info().currsize and (blocking := made()) is not None:
             blocking.close()
-    for cached in _KEPT:
-        cached.cache_clear()
+    for kept in _kept:
+        kept.cache_clear()
     _shared.clear()
 
 

@@ -29,7 +29,7 @@ from django_clusterstate.client.routing import Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
-from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key, split_key
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, counting, routing_key, split_key
 from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
@@ -81,9 +81,10 @@ def group() -> str:
 
 
 @pytest.fixture(autouse=True)
-def counts_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(conf._shared, ProcessLimits, ProcessLimits())
-    monkeypatch.setitem(conf._shared, Denials, Denials())
+def counts_nothing_yet() -> None:
+    for kept, kind in ((counting._process, ProcessLimits), (counting._denials, Denials)):
+        kept.cache_clear()
+        conf._shared.pop(kind, None)
 
 
 @pytest.fixture
@@ -686,7 +687,7 @@ def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
 def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_clusterstate.ratelimit.fallback.PROCESS_MAX_BYTES", 100_000)
     limits = ProcessLimits()
-    monkeypatch.setitem(conf._shared, ProcessLimits, limits)
+    monkeypatch.setattr(counting, "_process", lambda: limits)
     limit = Limit.parse("3/d")
     for number in range(1000):
         assert hit(limit, "group", str(number)).allowed

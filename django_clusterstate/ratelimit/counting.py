@@ -233,9 +233,10 @@ def _remembered(limit: Limit, key: bytes, cost: int, now: float) -> Decision | N
         return None
     conf.get_tally().remembered += 1
     told, age = found
+    reset_after = told.reset_after - age
     return Decision(
         False, told.limit, told.period, told.remaining,
-        max(told.reset_after - age, 0.0), told.retry_after - age, told.owner,
+        reset_after if reset_after > 0 else 0.0, told.retry_after - age, told.owner,
     )  # fmt: skip
 
 
@@ -245,12 +246,14 @@ def _noted(decision: Decision, limit: Limit, key: bytes, cost: int, asked: float
     return decision
 
 
-# Of the settings: after another CLUSTERSTATE others count, so neither holds any more.
+# After a change of the settings others count, so neither holds any more.
 
 
+@conf.once
 def _process() -> ProcessLimits:
     return conf.shared(ProcessLimits, ProcessLimits)
 
 
+@conf.once
 def _denials() -> Denials[Decision]:
     return conf.shared(Denials, Denials)
