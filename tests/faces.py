@@ -119,6 +119,10 @@ class FaceLock:
         given: bool = self._run(self._lock.release())
         return given
 
+    def extend(self, timeout: float | None = None) -> bool:
+        longer: bool = self._run(self._lock.extend(timeout))
+        return longer
+
     def hold(self, then: Callable[[], object]) -> None:
         """Calls `then` while it is held by `with` or `async with`."""
 

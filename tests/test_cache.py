@@ -943,6 +943,21 @@ def test_a_lock_that_has_ended_is_released_by_its_new_holder_only(cache: Face) -
     assert next_one.release() is True
 
 
+def test_a_lock_is_extended_by_its_holder_only(cache: Face) -> None:
+    lock, other = (cache.lock("job", 0.5, blocking_timeout=0) for _ in range(2))
+    assert lock.extend() is False
+    assert lock.acquire() is True
+    assert other.extend() is False
+    assert lock.extend(60) is True
+    assert 59 < cache.ttl("lock:job") <= 60
+    assert lock.extend(0.05) is True
+    wait_until(other.acquire, 5, "the lock ended")
+    assert lock.extend() is False
+    with pytest.raises(ValueError, match="a lock's timeout must be seconds above 0"):
+        other.extend(0)
+    assert other.release() is True
+
+
 def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> None:
     other = cache.lock("job", blocking_timeout=0)
     held: list[bool] = []
@@ -1015,7 +1030,7 @@ def test_a_lock_that_would_never_end_or_never_rest_is_refused(unconnected: Faces
 def test_without_a_node_there_is_no_lock_to_be_had(unconnected: Faces) -> None:
     lock = unconnected["default"].lock("job")
     start = time.perf_counter()
-    assert [lock.acquire(), lock.release()] == [False, False]
+    assert [lock.acquire(), lock.extend(), lock.release()] == [False, False, False]
     assert time.perf_counter() - start < 0.05
     for alias in ("default", "raise"):
         with pytest.raises(Unavailable):

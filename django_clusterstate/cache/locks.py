@@ -16,6 +16,12 @@ from .calls import Calls
 from .requests import flag
 
 
+def _ending(timeout: float) -> float:
+    if timeout is None or not timeout > 0:
+        raise ValueError(f"a lock's timeout must be seconds above 0, not {timeout!r}: it ends a lock nobody releases")
+    return timeout
+
+
 class _Lock:
     """What both faces share. Times in seconds."""
 
@@ -28,16 +34,12 @@ class _Lock:
         blocking_timeout: float | None,
         version: int | None,
     ) -> None:
-        if timeout is None or not timeout > 0:
-            raise ValueError(
-                f"a lock's timeout must be seconds above 0, not {timeout!r}: it ends a lock nobody releases"
-            )
         if not sleep > 0:
             raise ValueError(f"a lock's sleep must be seconds above 0, not {sleep!r}")
         self._cache = cache
         self._name = key
         self._key = cache.routing_key(f"lock:{key}", version)
-        self._timeout = timeout
+        self._timeout = _ending(timeout)
         self._sleep = sleep
         self._patience = blocking_timeout
         self._token: wire.Value | None = None  # while it is ours, as far as we know
@@ -63,6 +65,10 @@ class _Lock:
         token, self._token = self._token, None
         return None if token is None else wire.Delete([self._key], token)
 
+    def _longer(self, timeout: float | None) -> wire.Touch | None:
+        ttl = self._timeout if timeout is None else _ending(timeout)
+        return None if self._token is None else wire.Touch([self._key], ttl, self._token)
+
     def _entered(self, acquired: bool | None) -> Self:
         if acquired is None:
             raise Unavailable(f"the lock {self._name!r} can't be had, since its owner can't be reached")
@@ -83,6 +89,12 @@ class Lock(_Lock):
     def release(self) -> bool:
         """False when it isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
         request = self._give()
+        return request is not None and flag(self._cache._call(self._key, request))
+
+    def extend(self, timeout: float | None = None) -> bool:
+        """Lets it end that many seconds from now, by default as many as it was made with. False when it isn't ours any
+        more, or its owner can't be reached, which may raise as in `acquire()`."""
+        request = self._longer(timeout)
         return request is not None and flag(self._cache._call(self._key, request))
 
     def _acquire(self) -> bool | None:
@@ -111,6 +123,10 @@ class AsyncLock(_Lock):
 
     async def release(self) -> bool:
         request = self._give()
+        return request is not None and flag(await self._cache._acall(self._key, request))
+
+    async def extend(self, timeout: float | None = None) -> bool:
+        request = self._longer(timeout)
         return request is not None and flag(await self._cache._acall(self._key, request))
 
     async def _acquire(self) -> bool | None:

@@ -197,20 +197,18 @@ class Handler:
         return wire.Flags(self.epoch, flags, tuple(self._read(request.reads)) if request.reads else ())
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
-        now, ttl = self._clock(), request.ttl
-        return wire.Flags(self.epoch, [self.cache.touch(key, ttl, now) for key in request.keys])
+        now, ttl, expected = self._clock(), request.ttl, request.expected
+        flags = [self._holds(key, expected, now) and self.cache.touch(key, ttl, now) for key in request.keys]
+        return wire.Flags(self.epoch, flags)
 
     def _delete(self, request: wire.Delete) -> wire.Reply:
         now, expected = self._clock(), request.expected
-        if expected is None:
-            return wire.Flags(self.epoch, [self.cache.delete(key, now) for key in request.keys])
-        return wire.Flags(
-            self.epoch,
-            [
-                (held := self.cache.peek(key, now)) is not None and held[0] == expected and self.cache.delete(key, now)
-                for key in request.keys
-            ],
-        )
+        flags = [self._holds(key, expected, now) and self.cache.delete(key, now) for key in request.keys]
+        return wire.Flags(self.epoch, flags)
+
+    def _holds(self, key: bytes, expected: wire.Value | None, now: float) -> bool:
+        """Whether the key has that value; None: whatever it has."""
+        return expected is None or ((held := self.cache.peek(key, now)) is not None and held[0] == expected)
 
     def _incr(self, request: wire.Incr) -> wire.Reply:
         now = self._clock()

@@ -156,6 +156,13 @@ def test_only_absent_keys_are_added(bench: Bench) -> None:
     assert bench.ask(wire.Get([b"a", b"b"])).values == [b"x", b"y"]
 
 
+def test_touch_leaves_keys_that_hold_something_else(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x"), (b"b", b"y")], 10))
+    assert bench.ask(wire.Touch([b"a", b"b", b"c"], 100, b"x")).flags == [True, False, False]
+    bench.now += 99
+    assert bench.ask(wire.Get([b"a", b"b"])).values == [b"x", None]
+
+
 def test_touch_gives_a_new_ttl_and_tells_absent_keys(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", b"x")], 10))
     assert bench.ask(wire.Touch([b"a", b"b"], 100)).flags == [True, False]
@@ -644,7 +651,7 @@ some_rules, costs = st.lists(rules, min_size=1, max_size=3), st.integers(0, 2**3
 requests = st.one_of(
     st.builds(wire.Get, st.lists(keys)),
     st.builds(wire.Set, st.lists(st.tuples(keys, values)), st.none() | seconds, st.booleans()),
-    st.builds(wire.Touch, st.lists(keys), st.none() | seconds),
+    st.builds(wire.Touch, st.lists(keys), st.none() | seconds, st.none() | values),
     st.builds(wire.Delete, st.lists(keys), st.none() | values),
     st.builds(wire.Incr, keys, st.integers(-(2**63), 2**63 - 1)),
     st.builds(wire.Clear, keys),

@@ -31,6 +31,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Set([(b"ns\0a", b"v"), (b"ns\0b", -(2**63))], 30.5, absent=True),
     wire.Set([(b"ns\0a", 2**63 - 1)], None, deletes=(b"ns\0b",), reads=(b"ns\0c", b"ns\0a")),
     wire.Touch([b"ns\0a"], None),
+    wire.Touch([b"ns\0a"], 2.5, b"token"),
     wire.Delete([b"ns\0a"]),
     wire.Delete([b"ns\0a"], b"v"),
     wire.Incr(b"ns\0a", -1),

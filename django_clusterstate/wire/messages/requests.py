@@ -32,10 +32,12 @@ class Set(Message, frozen=True, tag=2):
 
 
 class Touch(Message, frozen=True, tag=3):
-    """Gives keys a new ttl. Answer: `Flags`, false for an absent key."""
+    """Gives keys a new ttl, with `expected` only those that hold this value. Answer: `Flags`, false for a key that
+    keeps its own or is absent."""
 
     keys: list[Key]
     ttl: Seconds | None
+    expected: Value | None = None
 
 
 class Delete(Message, frozen=True, tag=4):
