@@ -15,7 +15,7 @@ from ..wire.polling import Processors
 from .routing import Routing, Table, Target, named, no_owner
 
 MAX_IDLE = 64  # connections kept for each node
-READ_ON = 0.02  # seconds for the rest of an answer whose beginning came in time
+READ_ON = 0.02  # seconds for the rest of an answer whose beginning came in time, and for all if the sending took theirs
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -92,7 +92,7 @@ class Client:
         for index, connection, patience in _as_they_answer(sent, until):
             target, request = requests[index]
             try:
-                results[index] = reply = connection.receive(patience)
+                results[index] = reply = connection.receive(patience, overtime=0)
             except ClusterStateError as error:
                 if _is_late(error):
                     results[index] = self._failed(target, error, now)
@@ -187,6 +187,7 @@ def _as_they_answer(
 ) -> Iterator[tuple[int, BlockingConnection, float]]:
     """(index, connection, until when to receive) of each connection as its answer comes; last, those without one."""
     waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
+    until = max(until, time.monotonic() + READ_ON)
     poll = select.poll()
     for fileno in waiting:
         poll.register(fileno, select.POLLIN)

@@ -139,13 +139,13 @@ class BlockingConnection:
         except OSError as error:
             raise self._broken(error) from error
 
-    def receive(self, until: float) -> Reply:
-        """The reply to it, until a moment of the monotonic clock.
+    def receive(self, until: float, overtime: float = OVERTIME) -> Reply:
+        """The reply to it, until a moment of the monotonic clock. `overtime`: 0 for who has waited for it until then.
 
         Raises `Unavailable` when none comes in time, `ProtocolError` when it makes no sense.
         """
         try:
-            reply = decode_reply(self._receive_frame(until))
+            reply = decode_reply(self._receive_frame(until, overtime))
             self._set_timeout(self._deadline)
         except (OSError, ProtocolError, *DECODE_ERRORS) as error:
             raise self._broken(error) from error
@@ -183,9 +183,8 @@ class BlockingConnection:
             self._set_timeout(left)
             sent += self._socket.send(memoryview(request)[sent:])
 
-    def _receive_frame(self, until: float) -> memoryview:
-        self._set_timeout(_left(until) or OVERTIME)
-        return self._receive_rest(self._socket.recv_into(self._view), until)
+    def _receive_frame(self, until: float, overtime: float = OVERTIME) -> memoryview:
+        return self._receive_rest(self._receive_more(self._view, until, overtime), until)
 
     def _receive_rest(self, received: int, until: float) -> memoryview:
         """The payload of the frame whose first bytes have been received."""
@@ -204,11 +203,11 @@ class BlockingConnection:
             received += self._receive_more(whole[received:size], until)
         return whole[HEADER:size]
 
-    def _receive_more(self, into: memoryview, until: float) -> int:
-        if left := _left(until):
-            self._set_timeout(left)
+    def _receive_more(self, into: memoryview, until: float, overtime: float = 0.0) -> int:
+        if seconds := _left(until) or overtime:
+            self._set_timeout(seconds)
         # What has come is taken, however late we come ourselves.
-        count = self._socket.recv_into(into, 0, 0 if left else socket.MSG_DONTWAIT)
+        count = self._socket.recv_into(into, 0, 0 if seconds else socket.MSG_DONTWAIT)
         if not count:
             raise ConnectionResetError(_CLOSED)
         return count

@@ -27,7 +27,16 @@ from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
-from tests.peers import KEYS, Script, ScriptedNode, answering, keep_busy, read_frame, shake_hands, wait_for_the_end
+from tests.peers import (
+    KEYS,
+    Script,
+    ScriptedNode,
+    answering,
+    keep_busy,
+    read_frame,
+    shake_hands,
+    wait_for_the_end,
+)
 
 PING = frame(wire.encode(wire.Ping()))
 T = TypeVar("T")
@@ -290,6 +299,19 @@ def test_node_that_is_stopped_takes_no_time_and_no_blame_of_the_others(make: Mak
             assert stopped.failures == failures
             assert [target.failures for target in others] == [0, 0]
         assert statistics.median(took) < AT_LATEST
+        requester.close()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_nodes_that_are_stopped_take_one_deadline_together(make: Make, warm: bool) -> None:
+    with Nodes(*(stopped_after_one_answer() if warm else mute for _ in range(12))) as requests:
+        requester = make(requests[0][0].address, deadline=DEADLINE)
+        adopt(requester, *(target for target, _ in requests))
+        if warm:
+            assert kinds(requester.call_each(requests)) == [wire.Done] * 12
+        start = time.monotonic()
+        assert kinds(requester.call_each(requests)) == [Unavailable] * 12
+        assert time.monotonic() - start < AT_LATEST
         requester.close()
 
 
