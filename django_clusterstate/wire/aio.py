@@ -10,7 +10,7 @@ from typing import cast
 
 from ..exceptions import ProtocolError, Unavailable
 from .address import Address, UnixAddress
-from .blocking import check_unix_peer
+from .blocking import OVERTIME, check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
@@ -145,6 +145,10 @@ class AsyncConnection(asyncio.Protocol):
             if not self._ready.done():
                 self._ready.set_result(None)
 
+    def eof_received(self) -> None:
+        # `connection_lost` comes a turn of the loop later: after the deadline's timer if the loop was busy until then.
+        self.connection_lost(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(Unavailable("the node closed the connection"))
 
@@ -174,8 +178,11 @@ class AsyncConnection(asyncio.Protocol):
 async def patient_timeout(seconds: float) -> AsyncIterator[None]:
     """As `asyncio.timeout`, but told in ticks, of which each counts as one however late the loop comes round to it.
 
-    So what takes several turns of the loop, as a dial does, can be done though each of them takes long.
+    So what takes several turns of the loop, as a dial does, can be done though each of them takes long. Who comes when
+    no seconds are left has `OVERTIME`.
     """
+    if seconds <= 0:
+        seconds = OVERTIME
     loop = asyncio.get_running_loop()
     ticks = max(1, min(TICKS, int(seconds / SHORTEST_TICK)))
     async with asyncio.timeout(None) as timeout:

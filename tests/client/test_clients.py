@@ -35,6 +35,7 @@ from tests.peers import (
     keep_busy,
     read_frame,
     shake_hands,
+    take_time,
     wait_for_the_end,
 )
 
@@ -598,6 +599,28 @@ async def test_busy_loop_is_served(cluster: LocalCluster) -> None:
         assert target.failures == 0
     busy.cancel()
     await client.close()
+
+
+async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> None:
+    connections = itertools.count()
+
+    def script(sock: Any) -> None:
+        if next(connections):
+            answering()(sock)
+            return
+        answers_once(sock)
+        read_frame(sock)
+        take_time(DEADLINE / 2)
+
+    with ScriptedNode(script) as node:
+        client, target = AsyncClient(node.address, KEYS, DEADLINE), Target("n", node.address)
+        await client.call_node(target, PING)
+        call = asyncio.create_task(client.call_node(target, PING))
+        await asyncio.sleep(0.01)  # it is sent
+        take_time(2 * DEADLINE)
+        assert await call == wire.Done(1)
+        assert target.failures == 0
+        await client.close()
 
 
 async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:
