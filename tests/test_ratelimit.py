@@ -692,6 +692,4 @@ def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.Monke
     for number in range(1000):
         assert hit(limit, "group", str(number)).allowed
     assert limits._store.bytes <= 100_000
-    routings = [conf.get_client().routing, conf.get_async_client().routing]
-    told = sum(counted.process_evictions for counted in (conf.get_tally(), *(face._reported for face in routings)))
-    assert told == limits._store.evictions > 0
+    assert conf.get_tally().process_evictions == limits._store.evictions > 0

@@ -190,18 +190,28 @@ class AsyncClient:
 
     async def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
-        request = self.routing.view_request()
+        request, counted = self.routing.view_request()
+        answered = False
+        try:
+            answered = await self._ask_for_view(request, now)
+        finally:
+            if not answered:
+                self.routing.untold.put_back(counted)
+
+    async def _ask_for_view(self, request: bytes, now: float) -> bool:
+        """Whether it was answered."""
         for source in self.routing.sources(now):
             try:
                 viewed = await self.call_node(source, request)
             except ClusterStateError:
                 if self._clock() - now >= self._deadline:
-                    return  # a caller waits
+                    return False  # a caller waits
                 continue
             if isinstance(viewed, Viewed):
                 for target in self.routing.learn(viewed, source, now):
                     self._forget(target)
-                return
+                return True
+        return False
 
     def _forget(self, target: Target) -> None:
         """Closes this loop's connection to a node that is gone; the other loops' close when it goes."""

@@ -135,6 +135,10 @@ class Untold:
         taken, self.tally = self.tally, Tally()
         return taken
 
+    def put_back(self, taken: Tally) -> None:
+        """Nobody has heard of it."""
+        self.tally = self.tally.plus(taken)
+
 
 class Routing:
     """The view and what follows from it, for all threads of a process.
@@ -152,13 +156,11 @@ class Routing:
         # Seconds that each exchange took since the view was last asked for. They are sorted once a second: at each
         # exchange that would cost three times as much as to keep them, 3 % of the exchange.
         self.waits: deque[float] = deque(maxlen=MAX_WAITS)
-        self._reported = Tally()  # told with a request that hasn't been answered yet
 
     def count_anew(self) -> None:
         """Forgets what was counted and not told yet, as in a forked child, whose parent will tell it."""
         self.untold.take()
         self.waits.clear()
-        self._reported = Tally()
 
     # -- keeping the view -----------------------------------------------------------------------------------
 
@@ -175,15 +177,15 @@ class Routing:
             self.refresh_at = min(self.refresh_at, now)
         return opened
 
-    def view_request(self) -> bytes:
-        """The request for the view, with the members that fail us and what was counted since the last one."""
+    def view_request(self) -> tuple[bytes, Tally]:
+        """The request for the view, with the members that fail us and what was counted since the last one: that is to
+        be put back if nobody answers. So of all who ask at once, each tells something else."""
         counted = self.untold.take()
         waits, self.waits = self.waits, deque(maxlen=MAX_WAITS)
         counted.took(list(waits))
-        self._reported = self._reported.plus(counted)
-        tally = None if self._reported == Tally() else self._reported
+        tally = None if counted == Tally() else counted
         doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
-        return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else _GET_VIEW
+        return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else _GET_VIEW, counted
 
     def sources(self, now: float) -> list[Target]:
         """Whom to ask for the view, in this order: the local node, then others of the last view."""
@@ -195,7 +197,6 @@ class Routing:
 
     def learn(self, viewed: Viewed, source: Target, now: float) -> list[Target]:
         """Takes in an answer. Returns the targets that are not needed any more, to be closed."""
-        self._reported = Tally()
         self.refresh_at = now + (VIEW_MAX_AGE if viewed.members else VIEW_MIN_AGE)
         old = self.table
         local_name = viewed.name if source is self.local else old.local_name

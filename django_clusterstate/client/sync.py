@@ -168,18 +168,28 @@ class Client:
 
     def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
-        request = self.routing.view_request()
+        request, counted = self.routing.view_request()
+        answered = False
+        try:
+            answered = self._ask_for_view(request, now)
+        finally:
+            if not answered:
+                self.routing.untold.put_back(counted)
+
+    def _ask_for_view(self, request: bytes, now: float) -> bool:
+        """Whether it was answered."""
         for source in self.routing.sources(now):
             try:
                 viewed = self.call_node(source, request)
             except ClusterStateError:
                 if self._clock() - now >= self._deadline:
-                    return  # a caller waits
+                    return False  # a caller waits
                 continue
             if isinstance(viewed, Viewed):
                 for target in self.routing.learn(viewed, source, now):
                     _drop_pool(target)
-                return
+                return True
+        return False
 
 
 def _as_they_answer(

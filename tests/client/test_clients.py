@@ -361,6 +361,40 @@ def test_time_of_each_exchange_is_kept_and_of_none_that_was_not_tried(make: Make
         requester.close()
 
 
+def test_what_was_counted_is_told_once_whoever_asks_meanwhile_and_kept_if_nobody_answers(tmp_path: Path) -> None:
+    told = []
+
+    def script(sock: Any) -> None:
+        shake_hands(sock)
+        while True:
+            request = wire.decode_request(read_frame(sock))
+            assert isinstance(request, wire.GetView)
+            told.append(request.tally.too_big if request.tally else 0)
+            take_time(0.05)
+            sock.sendall(frame(wire.encode(wire.Viewed(1, (), "n"))))
+
+    async def ask(client: AsyncClient) -> None:
+        await asyncio.gather(*(client.table() for _ in range(5)))
+        await client.close()
+
+    nowhere = UnixAddress(str(tmp_path / "none"))
+    with ScriptedNode(script) as node:
+        client, async_client = Client(nowhere, KEYS, 1.0), AsyncClient(nowhere, KEYS, 1.0)
+        for routing in (client.routing, async_client.routing):
+            routing.untold.tally.too_big += 1
+        client.table()
+        asyncio.run(async_client.table())
+        for routing in (client.routing, async_client.routing):
+            assert routing.untold.tally.too_big == 1
+            routing.local = Target("", node.address)
+        with ThreadPoolExecutor(5) as threads:
+            list(threads.map(lambda _: client.table(), range(5)))
+        assert sum(told) == 1
+        asyncio.run(ask(async_client))
+        assert sum(told) == 2
+        client.close()
+
+
 def test_breaker_spares_the_deadline_and_lets_one_try_in_each_interval(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
