@@ -202,6 +202,13 @@ def test_who_is_stopped_while_its_lease_ends_leaves_that_of_another_alone(stale:
     assert world.has(beside(KEY, b"lease"))
 
 
+@pytest.mark.parametrize("stale", [0.0, 60.0])
+def test_who_takes_the_lease_and_reads_nothing_computes(stale: float) -> None:
+    steps = World().flight(stale=stale).missed()
+    next(steps)
+    assert steps.send(wire.Flags(0, [True])) is Do.COMPUTE  # as a node answers that knows no `reads`
+
+
 def test_a_value_that_cant_be_kept_is_computed_by_each_without_waiting_in_turn() -> None:
     world = World()
     for _ in range(20):

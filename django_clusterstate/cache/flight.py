@@ -174,7 +174,7 @@ class Flight:
 
     def _fresh(self, reply: wire.Reply | None) -> Any:
         """The value in the answer to a request that reads `_fresh_keys`."""
-        if not isinstance(reply, wire.Values | wire.Flags) or None in reply.values:
+        if not isinstance(reply, wire.Values | wire.Flags) or not reply.values or None in reply.values:
             return MISSING
         return self._loaded(reply.values[0])
 
