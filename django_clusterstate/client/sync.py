@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
-from ..wire.blocking import BlockingConnection
+from ..wire.blocking import OVERTIME, BlockingConnection
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
 from .routing import Routing, Table, Target, named, no_owner
 
 MAX_IDLE = 64  # connections kept for each node
-READ_ON = 0.02  # seconds for the rest of an answer whose beginning came in time, and for all if the sending took theirs
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -197,7 +196,7 @@ def _as_they_answer(
 ) -> Iterator[tuple[int, BlockingConnection, float]]:
     """(index, connection, until when to receive) of each connection as its answer comes; last, those without one."""
     waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
-    until = max(until, time.monotonic() + READ_ON)
+    until = max(until, time.monotonic() + OVERTIME)
     poll = select.poll()
     for fileno in waiting:
         poll.register(fileno, select.POLLIN)
@@ -206,7 +205,7 @@ def _as_they_answer(
         for fileno in [fileno for fileno, _ in ready] or list(waiting):
             poll.unregister(fileno)
             # What has come in time is read, even if others took until now.
-            yield *waiting.pop(fileno), max(until, time.monotonic() + READ_ON) if ready else until
+            yield *waiting.pop(fileno), max(until, time.monotonic() + OVERTIME) if ready else until
 
 
 def _is_late(error: Exception) -> bool:

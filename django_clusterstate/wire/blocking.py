@@ -18,7 +18,7 @@ _RECEIVE = 64 * 1024
 _CLOSED = "the node closed the connection"
 
 # Seconds for what is still due when the time is over, though we haven't waited for it yet: it is we who come late, as
-# among threads that compute, or after a stop.
+# among threads that compute, or after a stop. Also for the rest of an answer whose beginning came in time.
 OVERTIME = 0.02
 
 
