@@ -176,6 +176,27 @@ def test_nobody_waits_for_longer_than_two_leases() -> None:
     assert max(world.computed) < 2 + 2 * LEASE + 0.1
 
 
+@pytest.mark.parametrize("stale", [0.0, 60.0])
+def test_who_is_told_of_its_own_lease_computes_at_once(stale: float) -> None:
+    world = World()
+    steps = world.flight(stale=stale).missed()
+    take = next(steps)
+    world.answer(take)  # the answer is lost with the connection, and it is asked for again
+    assert isinstance(steps.send(world.answer(take)), float)
+    look = steps.send(None)
+    assert steps.send(world.answer(look)) is Do.COMPUTE
+
+    def go_on() -> None:
+        step = steps.send("value")
+        while True:
+            step = steps.send(world.answer(step))
+
+    with pytest.raises(StopIteration) as end:
+        go_on()
+    assert end.value.value == "value"
+    assert not world.has(beside(KEY, b"lease"))
+
+
 def test_who_computes_for_longer_than_its_lease_leaves_that_of_another_alone() -> None:
     world = World()
     world.call(0.0, lambda: (LEASE + 2, "late"))

@@ -75,7 +75,7 @@ class Flight:
                 return (yield Do.COMPUTE)
             if reply.flags[0]:
                 return (yield from self._hold(asked + self.lease, reply))
-            value = yield from self._wait(waiting)
+            value = yield from self._wait(waiting, asked + self.lease)
             if value is not _ENDED:
                 return value
 
@@ -120,11 +120,11 @@ class Flight:
     def _give_back(self) -> wire.Request:
         return wire.Delete([self._lease_key], self.token)
 
-    def _hold(self, until: float, taken: wire.Flags) -> Steps:
-        """The lease is ours until then."""
+    def _hold(self, until: float, seen: wire.Flags | wire.Values) -> Steps:
+        """The lease is ours until then. `seen`: the entry, after it was taken."""
         last: wire.Request | None = self._give_back()
         try:
-            value = self._fresh(taken)
+            value = self._fresh(seen)
             if value is MISSING:
                 value, last = yield from self._keep((yield Do.COMPUTE), until)
         except GeneratorExit:
@@ -181,8 +181,9 @@ class Flight:
     def _loaded(self, value: wire.Value | None) -> Any:
         return MISSING if value is None else self.load(value, MISSING)
 
-    def _wait(self, waiting: "_Waiting") -> Steps:
-        """The value that another computes; `_ENDED` when the lease has ended without one."""
+    def _wait(self, waiting: "_Waiting", until: float) -> Steps:
+        """The value that another computes; `_ENDED` when the lease has ended without one. `until`: as long as ours
+        lasts."""
         while True:
             yield waiting.pause()
             reply = yield wire.Get([self.key, self._lease_key])
@@ -194,6 +195,8 @@ class Flight:
                 return found
             if lease is None:
                 return _ENDED
+            if lease == self.token:  # the answer that said so was lost with its connection
+                return (yield from self._hold(until, reply))
             if lease == NOT_KEPT or not waiting.goes_on(lease, self.clock()):
                 value, _ = yield from self._keep((yield Do.COMPUTE))
                 return value
