@@ -17,18 +17,21 @@ NARROW = {"width": 360, "height": 640}
 SMALL = {"width": 1200, "height": 800}  # the admin's navigation takes 300 pixels of it
 MINUTE = 60_000
 
-# What a member's row shows when there is much to say, by the cell's place.
-LENGTHY = {
-    0: ("bdi", "ip-10-0-12-34.eu-central-1.compute.internal"),
-    1: ("span", "suspect"),
-    2: ("bdi", "[fd00:1234:5678:9abc:1234:5678:9abc:1234]:43700"),
-    5: ("small", "1,234,567,890 in all"),
-    6: ("small", "123 live limits dropped for room: raise LIMITS_MAX_BYTES"),
-}
+# What a member's row shows when there is much to say: the cell's place, the part of it (none: its own text), and that.
+LENGTHY = [
+    (0, "bdi", "ip-10-0-12-34.eu-central-1.compute.internal"),
+    (1, "span", "suspect"),
+    (2, "bdi", "[fd00:1234:5678:9abc:1234:5678:9abc:1234]:43700"),
+    (3, "", "23 h 59 min"),
+    (4, "", "4.5 s ago"),
+    (5, "", "1,234.5/s"),
+    (5, "small", "1,234,567,890 in all"),
+    (6, "small", "123 live limits dropped for room: raise LIMITS_MAX_BYTES"),
+]
 LENGTHEN = """(texts) => {
     const cells = document.querySelector("#clusterstate-members tr[data-key]").cells;
-    for (const [place, [part, text]] of Object.entries(texts)) {
-        cells[place].querySelector(part).textContent = text;
+    for (const [place, part, text] of texts) {
+        (part ? cells[place].querySelector(part) : cells[place].firstChild).textContent = text;
     }
 }"""
 
