@@ -103,7 +103,7 @@ class NodeHandshake:
     def challenge(self) -> bytes:
         return msgspec.msgpack.encode(self._challenge)
 
-    def receive(self, payload: bytes | memoryview) -> bytes:
+    def receive(self, payload: bytes) -> bytes:
         """Takes the proof, gives the welcome. Raises `ProtocolError` when it proves nothing."""
         proof = _decode(payload, Proof)
         if not proof.version:

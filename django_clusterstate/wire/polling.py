@@ -58,7 +58,8 @@ class BusyPoll:
     """Decides for the answers of one connection, by what came of it before.
 
     After a look in vain it rests for 4 answers, after each further one for four times as many. So a node far away, or
-    slow, costs one look in MAX_REST answers, and where looking nearly always helps the exceptions cost nothing.
+    slow, costs one look in MAX_REST answers, and where looking nearly always helps the exceptions cost nothing. Where
+    no processor is idle it asks for one again after MIN_REST answers.
     """
 
     __slots__ = ("_idle", "_next_rest", "_rest")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -553,12 +554,16 @@ def test_child_starts_without_connections(client: Client) -> None:
     assert any(target.pool for target in targets)
 
 
+def has_nothing_to_tell(routing: Routing) -> bool:
+    return not routing.untold.tally.remembered and not routing.waits
+
+
 @forking
 def test_child_tells_nothing_that_its_parent_has_counted(client: Client, async_client: AsyncClient) -> None:
     for routing in (client.routing, async_client.routing):
         routing.untold.tally.remembered += 1
         routing.waits.append(0.01)
-        assert in_child(lambda routing=routing: not routing.untold.tally.remembered and not routing.waits)()  # type: ignore[misc]
+        assert in_child(partial(has_nothing_to_tell, routing))()
         assert routing.untold.tally.remembered == 1
 
 

@@ -138,5 +138,5 @@ def get_frame(key: bytes) -> bytes:
     return _GET_BEGINS[len(key)] + key
 
 
-decode_request: Callable[[memoryview | bytes], Request] = msgspec.msgpack.Decoder(Request).decode
+decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode
 decode_reply: Callable[[memoryview | bytes], Reply] = msgspec.msgpack.Decoder(Reply).decode
