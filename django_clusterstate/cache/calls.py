@@ -1,6 +1,5 @@
 """How the cache asks the nodes, blocking or not, and where their failures end."""
 
-import time
 from collections.abc import Iterable
 
 from .. import conf
@@ -9,6 +8,8 @@ from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
 from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, without_failed
+
+_FAR = None, None
 
 
 class Calls(Requests):
@@ -25,23 +26,18 @@ class Calls(Requests):
                 self._near.drop(key)
 
     def _value(self, key: bytes) -> wire.Value | None:
-        if not self._near_ttl:
-            return self._owners_value(key)
-        now = time.monotonic()
-        value = self._near.get(key, now - self._near_ttl)
-        if value is None:
-            ticket = self._near.ticket(key, now)
-            value = self._owners_value(key)
-            self._near.put(key, value, ticket, self._near_entries)
-        return value
-
-    def _owners_value(self, key: bytes) -> wire.Value | None:
+        near, ticket = self._near_value(key) if self._near_ttl else _FAR
+        if near is not None:
+            return near
         try:
             reply = conf.get_client().call(key, wire.get_frame(key))
         except ClusterStateError as error:
             self._failed(error)
             return None
-        return reply.values[0] if isinstance(reply, wire.Values) else None
+        value = reply.values[0] if isinstance(reply, wire.Values) else None
+        if ticket is not None:
+            self._near.put(key, value, ticket, self._near_entries)
+        return value
 
     def _ask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
@@ -80,23 +76,18 @@ class Calls(Requests):
                 self._near.drop(key)
 
     async def _avalue(self, key: bytes) -> wire.Value | None:
-        if not self._near_ttl:
-            return await self._aowners_value(key)
-        now = time.monotonic()
-        value = self._near.get(key, now - self._near_ttl)
-        if value is None:
-            ticket = self._near.ticket(key, now)
-            value = await self._aowners_value(key)
-            self._near.put(key, value, ticket, self._near_entries)
-        return value
-
-    async def _aowners_value(self, key: bytes) -> wire.Value | None:
+        near, ticket = self._near_value(key) if self._near_ttl else _FAR
+        if near is not None:
+            return near
         try:
             reply = await conf.get_async_client().call(key, wire.get_frame(key))
         except ClusterStateError as error:
             self._failed(error)
             return None
-        return reply.values[0] if isinstance(reply, wire.Values) else None
+        value = reply.values[0] if isinstance(reply, wire.Values) else None
+        if ticket is not None:
+            self._near.put(key, value, ticket, self._near_entries)
+        return value
 
     async def _aask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:

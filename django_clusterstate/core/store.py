@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from .recency import PARTS, Recency
+from .recency import Recency
 from .wheel import Bucket, Space, due_of
 
 __all__ = ["ENTRY_OVERHEAD", "Cursor", "Store"]
@@ -30,10 +30,9 @@ ENTRY_OVERHEAD: Final = 320
 _BUCKET_KEYS: Final = 340
 _BUCKETS_PASSED: Final = 1000  # by one `scan`: those of other namespaces and nearly empty ones are cheap, not free
 
-_LARGE: Final = 32 * 1024 * 1024  # from there on in parts: see `recency`
-
 # One large value needs the room of thousands of small entries, which take milliseconds to evict. So a large store
 # keeps some room free, and makes it again a few entries at a time. _AT_ONCE take a tenth of a millisecond.
+_LARGE: Final = 32 * 1024 * 1024  # bytes
 _RESERVE: Final = 2 * 1024 * 1024  # bytes: the two largest values that a node takes, but at most the part
 _RESERVE_PART: Final = 16  # of the bound
 _AT_ONCE: Final = 50
@@ -63,8 +62,8 @@ class Store(Generic[V]):
     is stored. Each entry counts as its key's length, that, and ENTRY_OVERHEAD; so `max_bytes` is real memory, provided
     namespaces are few (a namespace itself isn't counted).
 
-    Over the bound, dead entries go first (cleared, then due ones), then the least recently used live ones, nearly so in
-    a store of _LARGE bytes or more. Such a store also keeps _RESERVE bytes free: a write that needs them gets them at
+    Over the bound, dead entries go first (cleared, then due ones), then the least recently used live ones, or nearly:
+    see `recency`. A store of _LARGE bytes or more keeps _RESERVE bytes free: a write that needs them gets them at
     once, and they are made free again by `expire` and, _AT_ONCE entries at a time, by the next writes.
 
     A cleared or expired entry is absent at once, but counts in `entries` and `bytes` until it is reclaimed: by
@@ -82,8 +81,6 @@ class Store(Generic[V]):
         "_due",
         "_entries",
         "_full",
-        "_mask",
-        "_parts",
         "_serial",
         "_size_of",
         "_spaces",
@@ -109,10 +106,8 @@ class Store(Generic[V]):
         self.evictions = 0
         self.expirations = 0
         self._size_of = size_of
-        large = max_bytes >= _LARGE
-        self._full = max_bytes - min(_RESERVE, max_bytes // _RESERVE_PART) * large  # bytes
-        self._entries: Recency[_Entry[V]] = Recency(PARTS if large else 1)
-        self._parts, self._mask = self._entries.parts, self._entries.mask  # for `get` and `set`, which are fast
+        self._full = max_bytes - min(_RESERVE, max_bytes // _RESERVE_PART) * (max_bytes >= _LARGE)  # bytes
+        self._entries: Recency[_Entry[V]] = Recency()
         self._spaces: dict[bytes, Space] = {}
         self._cleared: OrderedDict[int, Space] = OrderedDict()  # by serial; each still holds entries
         # All buckets by (due, serial). A sorted list, not a heap, because buckets also go before they are due; they
@@ -127,15 +122,17 @@ class Store(Generic[V]):
 
     def get(self, key: bytes, now: float) -> V | None:
         """The value, now the most recently used; None when absent."""
-        part = self._parts[hash(key) & self._mask]
+        entries = self._entries
+        part = entries.parts[hash(key) & entries.mask]  # written out, as what follows: it is most of a read
         entry = part.get(key)
         if entry is None:
             return None
         if entry.expires <= now or entry.space.cleared or (entry.stamp != self.stamp and self._is_stale(entry)):
             self._drop_dead(entry)
             return None
-        part.move_to_end(key)
-        entry.used = now
+        if now - entry.used >= entries.lag:
+            part.move_to_end(key)
+            entry.used = now
         return entry.value
 
     def peek(self, key: bytes, now: float) -> tuple[V, float | None] | None:
@@ -152,8 +149,7 @@ class Store(Generic[V]):
         so that nobody reads a stale one.
         """
         size = len(key) + self._size_of(value) + ENTRY_OVERHEAD
-        part = self._parts[hash(key) & self._mask]
-        entry = part.get(key)
+        entry = self._entries.get(key)
         if entry is not None and (entry.expires <= now or entry.space.cleared):
             self._drop_dead(entry)
             entry = None
@@ -165,10 +161,10 @@ class Store(Generic[V]):
         if entry is None:
             bucket = self._bucket(self._space(key), due_of(expires, now))
             bucket.keys[key] = None
-            part[key] = _Entry(key, value, size, expires, bucket, bucket.space, self.stamp, now)
+            self._entries.add(_Entry(key, value, size, expires, bucket, bucket.space, self.stamp, now))
             self.bytes += size
         else:
-            self._use(entry, now)
+            self._entries.use(entry, now)
             self._assign(entry, value, size)
             self._reschedule(entry, expires, now)
         if self.bytes > self._full:
@@ -188,7 +184,7 @@ class Store(Generic[V]):
         if size > self._full:
             self._drop(entry)
             return False
-        self._use(entry, now)
+        self._entries.use(entry, now)
         self._assign(entry, value, size)
         if self.bytes > self._full:
             self._make_room(now)
@@ -202,7 +198,7 @@ class Store(Generic[V]):
         if ttl is not None and ttl <= 0:
             self._drop(entry)
             return True
-        self._use(entry, now)
+        self._entries.use(entry, now)
         self._reschedule(entry, math.inf if ttl is None else now + ttl, now)
         return True
 
@@ -270,12 +266,8 @@ class Store(Generic[V]):
                 self._close(bucket)
         return budget - left if budget > 0 else 0
 
-    def _use(self, entry: _Entry[V], now: float) -> None:
-        entry.used = now
-        self._entries.of(entry.key).move_to_end(entry.key)
-
     def _live(self, key: bytes, now: float) -> _Entry[V] | None:
-        entry = self._entries.of(key).get(key)
+        entry = self._entries.get(key)
         if entry is not None and (
             entry.expires <= now or entry.space.cleared or (entry.stamp != self.stamp and self._is_stale(entry))
         ):
@@ -323,7 +315,7 @@ class Store(Generic[V]):
                 self._evict(now)
 
     def _evict(self, now: float) -> None:
-        entry = self._entries.pop_oldest()
+        entry = self._entries.pop_oldest(now)
         if entry.expires <= now:
             self.expirations += 1
         else:

@@ -1,4 +1,4 @@
-"""Which entries go when there is no room: in one part the least recently used, in many one of the oldest."""
+"""Which entries go when there is no room: of few the least recently used, of many one of the oldest."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.recency import PARTS, Recency
+from django_clusterstate.core.recency import LAG, PARTS, UNDIVIDED, Recency
 
 
 @dataclass
@@ -15,50 +15,73 @@ class Entry:
     used: float
 
 
-def filled(parts: int, number: int) -> Recency[Entry]:
-    recency = Recency[Entry](parts)
+def filled(number: int, a_second: int = 1) -> Recency[Entry]:
+    recency = Recency[Entry]()
     for use in range(number):
-        key = b"%d" % use
-        recency.of(key)[key] = Entry(key, use)
+        recency.add(Entry(b"%d" % use, use / a_second))
     return recency
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60))
-def test_in_one_part_the_order_of_use_is_exact(uses: list[int]) -> None:
-    recency, order = Recency[Entry](1), list[bytes]()
+def test_of_few_the_order_of_use_is_exact(uses: list[int]) -> None:
+    recency, order = Recency[Entry](), list[bytes]()
     for use, number in enumerate(uses):
         key = b"%d" % number
-        recency.of(key)[key] = Entry(key, use)
-        recency.of(key).move_to_end(key)
+        if key in recency:
+            recency.use(recency[key], use)
+        else:
+            recency.add(Entry(key, use))
         order = [*(one for one in order if one != key), key]
-    assert [recency.pop_oldest().key for _ in range(len(recency))] == order
+    assert [recency.pop_oldest(99).key for _ in range(len(recency))] == order
+
+
+def test_many_are_divided_and_none_is_lost() -> None:
+    recency = filled(UNDIVIDED)
+    assert len(recency.parts) == 1
+    recency.add(Entry(b"one more", UNDIVIDED))
+    assert len(recency.parts) == PARTS
+    assert max(map(len, recency.parts)) < 2 * UNDIVIDED / PARTS
+    assert sorted(recency) == sorted([b"one more", *(b"%d" % use for use in range(UNDIVIDED))])
+    for key in list(recency):
+        assert recency.get(key) is recency[key] is recency.pop(key)
+    assert not len(recency)
+    assert recency.get(b"one more") is None
 
 
 @pytest.mark.parametrize("number", [1, 2, 20, 5000])
-def test_in_many_parts_all_go_and_the_last_used_goes_last(number: int) -> None:
-    recency = filled(PARTS, number)
-    last = b"%d" % (number - 1)
-    gone = [recency.pop_oldest().key for _ in range(number)]
+def test_all_go_and_the_last_used_goes_last(number: int) -> None:
+    recency = filled(number)
+    gone = [recency.pop_oldest(number).key for _ in range(number)]
     assert sorted(gone) == sorted(b"%d" % use for use in range(number))
-    assert gone[-1] == last
+    assert gone[-1] == b"%d" % (number - 1)
     assert not len(recency)
 
 
-def test_in_many_parts_those_that_go_are_old() -> None:
-    recency = filled(PARTS, 20_000)
-    first = [recency.pop_oldest().used for _ in range(10_000)]
+def test_of_many_those_that_go_are_old() -> None:
+    recency = filled(20_000)
+    first = [recency.pop_oldest(20_000).used for _ in range(10_000)]
     assert sum(use < 10_000 for use in first) > 9_000
     assert max(first) < 15_000
 
 
-def test_an_entry_in_use_stays() -> None:
-    recency, use = filled(PARTS, 200), 1000
-    for number in range(10_000):
-        use += 1
-        hot = recency[b"7"]
-        hot.used = use
-        recency.of(b"7").move_to_end(b"7")
-        recency.pop_oldest()
-        key = b"new %d" % number
-        recency.of(key)[key] = Entry(key, use)
+@pytest.mark.parametrize("held", [200, 2 * UNDIVIDED])
+@pytest.mark.parametrize("a_second", [1, 10, 1000, 100_000])
+def test_an_entry_that_is_read_stays_however_fast_others_go(a_second: int, held: int) -> None:
+    recency, now = filled(held, a_second), held / a_second
+    for number in range(2 * held):
+        now += 1 / a_second
+        read = recency[b"7"]
+        if now - read.used >= recency.lag:  # as `Store.get` does
+            recency.use(read, now)
+        recency.pop_oldest(now)
+        recency.add(Entry(b"new %d" % number, now))
     assert b"7" in recency
+
+
+def test_the_lag_is_less_where_entries_go_early() -> None:
+    recency = filled(10)
+    assert recency.lag == LAG
+    oldest = recency.pop_oldest(10)
+    assert recency.lag == (10 - oldest.used) / 16 < LAG
+    recency.pop_oldest(1000)
+    assert recency.lag == LAG

@@ -9,7 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from django_clusterstate.core import recency
 from django_clusterstate.core import store as store_module
+from django_clusterstate.core.recency import LAG
 from django_clusterstate.core.store import ENTRY_OVERHEAD, Cursor, Store
 
 NOW = 1000.25
@@ -141,10 +143,10 @@ def test_delete_tells_whether_the_key_was_present() -> None:
 def test_least_recently_used_goes_first() -> None:
     store = store_of(room_for(4))
     fill(store, "abcd")
-    store.get(b"ns\0a", NOW)
-    store.peek(b"ns\0b", NOW)
-    store.replace(b"ns\0c", b"w", NOW)
-    store.touch(b"ns\0d", None, NOW)
+    store.get(b"ns\0a", NOW + LAG)
+    store.peek(b"ns\0b", NOW + LAG)
+    store.replace(b"ns\0c", b"w", NOW + LAG)
+    store.touch(b"ns\0d", None, NOW + LAG)
     fill(store, "e")
     assert present(store, "abcde") == "acde"
     fill(store, "fg")
@@ -411,10 +413,11 @@ class AgainstPlainDict(RuleBasedStateMachine):
 
     model: dict[bytes, tuple[bytes, float]]
 
-    @initialize(small=st.booleans(), parts=st.booleans())
-    def start(self, small: bool, parts: bool) -> None:
+    @initialize(small=st.booleans(), large=st.booleans(), undivided=st.sampled_from([0, 2, 4096]))
+    def start(self, small: bool, large: bool, undivided: int) -> None:
         self.patches = [mock.patch.object(store_module, name, 2) for name in ("_BUCKET_KEYS", "_BUCKETS_PASSED")]
-        self.patches.append(mock.patch.object(store_module, "_LARGE", 0 if parts else 2**62))
+        self.patches.append(mock.patch.object(store_module, "_LARGE", 0 if large else 2**62))
+        self.patches.append(mock.patch.object(recency, "UNDIVIDED", undivided))
         self.patches.append(mock.patch.object(store_module, "_AT_ONCE", 1))
         for patch in self.patches:
             patch.start()

@@ -25,5 +25,5 @@ EventName = Annotated[str, Meta(max_length=MAX_NAME)]
 Cost = Annotated[int, Meta(ge=0, le=2**31)]
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
+class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", gc=False):  # none is in a cycle
     """The base of all. Encoded as an array whose first item is the tag; unknown further items are ignored."""
