@@ -1,29 +1,33 @@
 """Entries by key, of which the least recently used, or nearly, can be found.
 
 Where an entry isn't in the processor's cache, the memory that is touched is most of what a read costs. To move one in
-the order of use touches its neighbours. So one that is read again within a second stays in its place; Memcached does
-the same for a minute (its ITEM_UPDATE_INTERVAL).
+the order of use touches its neighbours. So time goes by moments of up to a second, and one that is read again in the
+same moment stays in its place; Memcached does so for a minute (its ITEM_UPDATE_INTERVAL). All that were used in a
+moment share its number, which is memory saved as well.
 
 A dict that grows is copied as a whole, an ordered one of 700,000 entries for 75 ms. So many entries are kept in parts,
-by the hash of the key, each in the order of use; and the oldest of a few parts' oldest is as good as the oldest of all.
+by the hash of the key, each in the order of use; and the older of two parts' oldest is as good as the oldest of all.
 Few are kept in one, since the heads of many dicts are memory to be touched as well.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 UNDIVIDED: Final = 4096  # entries; to divide as many takes a millisecond, once
 PARTS: Final = 64  # a power of two
-LOOKED_AT: Final = 8  # parts, to find an entry that hasn't been used for long
-LAG: Final = 1.0  # seconds, at most
-_LAG_PART: Final = 16  # of the age at which entries go
+LOOKED_AT: Final = (
+    2  # parts, to find an entry that has not been used for long; with one, parts would drift apart in size
+)
+MOMENT: Final = 1.0  # seconds, at most
+_MOMENTS: Final = 16  # that an unused entry lives for, at least, before it goes
 
 
 class Used(Protocol):
     key: bytes
     used: float
-    """When it was made the most recently used one."""
+    """The moment of its last use."""
 
 
 E = TypeVar("E", bound=Used)
@@ -32,28 +36,36 @@ E = TypeVar("E", bound=Used)
 class Recency(Generic[E]):
     """A key is in `parts[hash(key) & mask]`, if it is anywhere.
 
-    An entry that was made the most recently used one less than `lag` seconds ago needn't be made it again when it is
-    read: a second, or less where entries go early.
+    `moment`: when the current one began, in seconds of `now`, which never goes backwards; `lasts`: how long it does.
     """
 
-    __slots__ = ("_hand", "lag", "mask", "parts")
+    __slots__ = ("_hand", "_many", "lasts", "mask", "moment", "parts")
 
     def __init__(self) -> None:
         self.parts: list[OrderedDict[bytes, E]] = [OrderedDict()]  # the least recently used first
+        # Made beforehand: what there is when a node starts is frozen, so the garbage collector doesn't go through them.
+        self._many: list[OrderedDict[bytes, E]] = [OrderedDict() for _ in range(PARTS)]
         self.mask = 0
-        self.lag = LAG
+        self.moment = -math.inf
+        self.lasts = MOMENT
         self._hand = 0
 
     def add(self, entry: E) -> None:
-        """A new one, used now."""
+        """A new one, used at the moment."""
         self._part(entry.key)[entry.key] = entry
         if not self.mask and len(self.parts[0]) > UNDIVIDED:
             self._divide()
 
+    def at(self, now: float) -> float:
+        """The moment."""
+        if now - self.moment >= self.lasts:
+            self.moment = now
+        return self.moment
+
     def use(self, entry: E, now: float) -> None:
         """Makes it the most recently used one."""
         self._part(entry.key).move_to_end(entry.key)
-        entry.used = now
+        entry.used = self.at(now)
 
     def get(self, key: bytes) -> E | None:
         return self._part(key).get(key)
@@ -81,17 +93,16 @@ class Recency(Generic[E]):
                 break
         place.popitem(last=False)
         assert oldest is not None
-        self.lag = min(LAG, (now - oldest.used) / _LAG_PART)
+        self.lasts = min(MOMENT, (now - oldest.used) / _MOMENTS)
         return oldest
 
     def _part(self, key: bytes) -> OrderedDict[bytes, E]:
         return self.parts[hash(key) & self.mask]
 
     def _divide(self) -> None:
-        parts: list[OrderedDict[bytes, E]] = [OrderedDict() for _ in range(PARTS)]
         for key, entry in self.parts[0].items():
-            parts[hash(key) & (PARTS - 1)][key] = entry
-        self.parts, self.mask = parts, PARTS - 1
+            self._many[hash(key) & (PARTS - 1)][key] = entry
+        self.parts, self.mask = self._many, PARTS - 1
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._part(key)

@@ -70,7 +70,6 @@ class Handler:
         self.membership = membership
         self.channels = Channels()
         self._tenure = Tenure(config.name)
-        self._forgotten_evictions = 0
         self.cache = self._empty_cache()
         self.limits = Ledger(config.limits_max_bytes)
         self._rules = limiter.RecentRules()
@@ -140,8 +139,7 @@ class Handler:
 
     def forget_cache(self) -> None:
         """Others have served our keys meanwhile: what we hold is old."""
-        self._forgotten_evictions += self.cache.evictions
-        self.cache = self._empty_cache()
+        self.cache.clear_all(self._clock())
 
     def _empty_cache(self) -> Store[wire.Value] | Partitions:
         own = {namespace: self._empty_store(size) for namespace, size in self._config.cache_own_bytes.items()}
@@ -309,7 +307,7 @@ class Handler:
         """This node's account of itself."""
         now, membership, stats = self._clock(), self.membership, self.stats
         stats.cache_entries, stats.cache_bytes = self.cache.entries, self.cache.bytes
-        stats.cache_evictions = self._forgotten_evictions + self.cache.evictions
+        stats.cache_evictions = self.cache.evictions
         stats.limit_entries, stats.limit_bytes = self.limits.entries, self.limits.bytes
         stats.limit_evictions = self.limits.evictions
         stats.event_evictions = self.events.evictions

@@ -223,7 +223,6 @@ class Node:
             self._note(What.STALLED)
             if outcome.stalled > self.config.timings.down_after:
                 self.handler.forget_cache()
-                _spare_the_collector()
         if outcome.namesake:
             logger.error(
                 "another node at %s has our name %s: give each its own CLUSTERSTATE_NODE_NAME",
@@ -239,7 +238,6 @@ class Node:
         if outcome.given_up:
             logger.warning("others had given this node up and served its keys, so its cache starts empty")
             self.handler.forget_cache()
-            _spare_the_collector()
         for identity in outcome.unreachable:
             logger.warning("%s cannot reach this node: others hear it, so it stays a member", identity.name)
         old, new = self._view, self.membership.view

@@ -44,6 +44,10 @@ class Partitions:
     def clear(self, namespace: bytes, now: float) -> None:
         self._of(namespace).clear(namespace, now)
 
+    def clear_all(self, now: float) -> None:
+        for store in self._all:
+            store.clear_all(now)
+
     def expire(self, now: float, budget: int) -> int:
         left = budget
         for store in self._all:

@@ -1,12 +1,13 @@
 """Which entries go when there is no room: of few the least recently used, of many one of the oldest."""
 
+import gc
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.recency import LAG, PARTS, UNDIVIDED, Recency
+from django_clusterstate.core.recency import MOMENT, PARTS, UNDIVIDED, Recency
 
 
 @dataclass
@@ -48,6 +49,19 @@ def test_many_are_divided_and_none_is_lost() -> None:
     assert recency.get(b"one more") is None
 
 
+def test_the_collector_leaves_alone_what_was_frozen_when_it_was_empty() -> None:
+    recency = Recency[Entry]()
+    gc.freeze()
+    try:
+        for use in range(UNDIVIDED + 1):
+            recency.add(Entry(b"%d" % use, use))
+        visited = set(map(id, gc.get_objects()))
+        assert len(recency.parts) == PARTS
+        assert not visited.intersection(map(id, recency.parts))
+    finally:
+        gc.unfreeze()
+
+
 @pytest.mark.parametrize("number", [1, 2, 20, 5000])
 def test_all_go_and_the_last_used_goes_last(number: int) -> None:
     recency = filled(number)
@@ -71,17 +85,17 @@ def test_an_entry_that_is_read_stays_however_fast_others_go(a_second: int, held:
     for number in range(2 * held):
         now += 1 / a_second
         read = recency[b"7"]
-        if now - read.used >= recency.lag:  # as `Store.get` does
+        if recency.at(now) != read.used:  # as `Store.get` does
             recency.use(read, now)
         recency.pop_oldest(now)
-        recency.add(Entry(b"new %d" % number, now))
+        recency.add(Entry(b"new %d" % number, recency.at(now)))
     assert b"7" in recency
 
 
-def test_the_lag_is_less_where_entries_go_early() -> None:
+def test_moments_are_shorter_where_entries_go_early() -> None:
     recency = filled(10)
-    assert recency.lag == LAG
+    assert [recency.at(now) for now in (10, 10 + MOMENT / 2, 10 + MOMENT)] == [10, 10, 10 + MOMENT]
     oldest = recency.pop_oldest(10)
-    assert recency.lag == (10 - oldest.used) / 16 < LAG
+    assert recency.lasts == (10 - oldest.used) / 16 < MOMENT
     recency.pop_oldest(1000)
-    assert recency.lag == LAG
+    assert recency.lasts == MOMENT

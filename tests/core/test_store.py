@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from django_clusterstate.core import recency
 from django_clusterstate.core import store as store_module
-from django_clusterstate.core.recency import LAG
+from django_clusterstate.core.recency import MOMENT
 from django_clusterstate.core.store import ENTRY_OVERHEAD, Cursor, Store
 
 NOW = 1000.25
@@ -143,10 +143,10 @@ def test_delete_tells_whether_the_key_was_present() -> None:
 def test_least_recently_used_goes_first() -> None:
     store = store_of(room_for(4))
     fill(store, "abcd")
-    store.get(b"ns\0a", NOW + LAG)
-    store.peek(b"ns\0b", NOW + LAG)
-    store.replace(b"ns\0c", b"w", NOW + LAG)
-    store.touch(b"ns\0d", None, NOW + LAG)
+    store.get(b"ns\0a", NOW + MOMENT)
+    store.peek(b"ns\0b", NOW + MOMENT)
+    store.replace(b"ns\0c", b"w", NOW + MOMENT)
+    store.touch(b"ns\0d", None, NOW + MOMENT)
     fill(store, "e")
     assert present(store, "abcde") == "acde"
     fill(store, "fg")
@@ -352,6 +352,20 @@ def test_clear_empties_one_namespace_only() -> None:
     assert present(store, "ab") == ""
     assert all(store.get(key, NOW) for key in (b"nt\0a", b"n\0a", b"ns2\0a"))
     assert store.expirations == 0
+
+
+def test_clear_all_empties_each_namespace() -> None:
+    store = store_of()
+    keys = (b"ns\0a", b"nt\0a", b"n\0a")
+    for key in keys:
+        store.set(key, b"v", 60, NOW)
+    store.clear_all(NOW)
+    assert not any(store.get(key, NOW) for key in keys)
+    store.set(b"ns\0b", b"v", 60, NOW)
+    assert present(store, "ab") == "b"
+    store.clear_all(NOW)
+    assert store.expire(NOW) == 1
+    assert_empty(store)
 
 
 def test_cleared_entries_hold_memory_until_reclaimed() -> None:
