@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -1147,26 +1148,32 @@ CALLS: list[tuple[str, tuple[Any, ...], Any]] = [
 ]
 CALLS_THAT_NEED_A_VALUE = ["incr", "decr", "incr_version", "decr_version"]
 
+QUICK = 0.05  # seconds: nothing is waited for
+
 
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.parametrize(("name", "args", "miss"), CALLS)
 def test_without_a_node_every_call_is_a_quick_miss(
     unconnected: Faces, name: str, args: tuple[Any, ...], miss: object
 ) -> None:
+    took = []
     for _ in range(5):
         start = time.perf_counter()
         assert unconnected["default"].call(name, *args) == miss
-        assert time.perf_counter() - start < 0.05
+        took.append(time.perf_counter() - start)
+    assert median(took) < QUICK
 
 
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.parametrize("name", CALLS_THAT_NEED_A_VALUE)
 def test_without_a_node_there_is_nothing_to_count(unconnected: Faces, name: str) -> None:
+    took = []
     for _ in range(5):
         start = time.perf_counter()
         with pytest.raises(ValueError, match="not found"):
             unconnected["default"].call(name, "key")
-        assert time.perf_counter() - start < 0.05
+        took.append(time.perf_counter() - start)
+    assert median(took) < QUICK
 
 
 @pytest.mark.usefixtures("nowhere")
