@@ -36,7 +36,7 @@ class Full:
         key = key_of(self._written)
         self._written += 1
         start = time.perf_counter()
-        self._store.set(key, value, TTL, 0.0)
+        self._store.set(key, value, TTL, start)
         return time.perf_counter() - start
 
     def large_in_a_row(self) -> list[float]:

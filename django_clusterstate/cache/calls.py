@@ -9,7 +9,7 @@ from ..wire import messages as wire
 from ..wire.framing import frame
 from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, without_failed
 
-_FAR = None, None
+_NEITHER = None, None  # neither a near value nor a ticket
 
 
 class Calls(Requests):
@@ -26,7 +26,7 @@ class Calls(Requests):
                 self._near.drop(key)
 
     def _value(self, key: bytes) -> wire.Value | None:
-        near, ticket = self._near_value(key) if self._near_ttl else _FAR
+        near, ticket = self._near_value(key) if self._near_ttl else _NEITHER
         if near is not None:
             return near
         try:
@@ -76,7 +76,7 @@ class Calls(Requests):
                 self._near.drop(key)
 
     async def _avalue(self, key: bytes) -> wire.Value | None:
-        near, ticket = self._near_value(key) if self._near_ttl else _FAR
+        near, ticket = self._near_value(key) if self._near_ttl else _NEITHER
         if near is not None:
             return near
         try:

@@ -166,18 +166,19 @@ class Requests(BaseCache):
         """The value, or a ticket for it where it isn't near."""
         now = time.monotonic()
         value = self._near.get(key, now - self._near_ttl)
-        return value, self._near.ticket(key, now) if value is None else None
+        return value, (self._near.ticket(key, now) if value is None else None)
 
     def _nearby(self, keys: Iterable[bytes]) -> tuple[dict[bytes, wire.Value], dict[bytes, Ticket]]:
         """The values that are near, and the tickets for the rest; neither without a near cache."""
         found: dict[bytes, wire.Value] = {}
         tickets: dict[bytes, Ticket] = {}
-        for key in keys if self._near_ttl else ():
-            value, ticket = self._near_value(key)
-            if value is not None:
-                found[key] = value
-            elif ticket is not None:
-                tickets[key] = ticket
+        if self._near_ttl:
+            for key in keys:
+                value, ticket = self._near_value(key)
+                if value is not None:
+                    found[key] = value
+                elif ticket is not None:
+                    tickets[key] = ticket
         return found, tickets
 
     def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:

@@ -70,7 +70,7 @@ class Handler:
         self.membership = membership
         self.channels = Channels()
         self._tenure = Tenure(config.name)
-        self.cache = self._empty_cache()
+        self.cache = self._make_cache()
         self.limits = Ledger(config.limits_max_bytes)
         self._rules = limiter.RecentRules()
         self.events = Events()
@@ -141,15 +141,13 @@ class Handler:
         """Others have served our keys meanwhile: what we hold is old."""
         self.cache.clear_all(self._clock())
 
-    def _empty_cache(self) -> Store[wire.Value] | Partitions:
-        own = {namespace: self._empty_store(size) for namespace, size in self._config.cache_own_bytes.items()}
-        shared = self._empty_store(self._config.cache_max_bytes - sum(self._config.cache_own_bytes.values()))
-        return Partitions(shared, own) if own else shared
+    def _make_cache(self) -> Store[wire.Value] | Partitions:
+        def store(max_bytes: int) -> Store[wire.Value]:
+            return Store(max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
 
-    def _empty_store(self, max_bytes: int) -> Store[wire.Value]:
-        store = Store[wire.Value](max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
-        store.stamp = self._tenure.serial
-        return store
+        own = {namespace: store(size) for namespace, size in self._config.cache_own_bytes.items()}
+        shared = store(self._config.cache_max_bytes - sum(self._config.cache_own_bytes.values()))
+        return Partitions(shared, own) if own else shared
 
     def view_changed(self) -> None:
         """Other nodes may own our keys now, and write to them, until we own them again."""

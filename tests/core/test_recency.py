@@ -7,13 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.recency import MOMENT, PARTS, UNDIVIDED, Recency
+from django_clusterstate.core.recency import DIVIDED_FROM, JOINED_BELOW, MOMENT, PARTS, Recency
 
 
 @dataclass
 class Entry:
     key: bytes
     used: float
+
+
+def replace_one(recency: Recency[Entry], now: float) -> float:
+    """One goes and another comes; when the one that went was used."""
+    used = recency.pop_oldest(now).used
+    recency.add(Entry(b"%d" % now, now))
+    return used
 
 
 def filled(number: int, a_second: int = 1) -> Recency[Entry]:
@@ -36,30 +43,46 @@ def test_of_few_the_order_of_use_is_exact(uses: list[int]) -> None:
     assert [recency.pop_oldest(99).key for _ in range(len(recency))] == order
 
 
-def test_many_are_divided_and_none_is_lost() -> None:
-    recency = filled(UNDIVIDED)
+def test_many_are_divided_and_few_are_joined_again_in_exact_order() -> None:
+    recency = filled(DIVIDED_FROM - 1)
     assert len(recency.parts) == 1
-    recency.add(Entry(b"one more", UNDIVIDED))
+    recency.add(Entry(b"one more", DIVIDED_FROM))
     assert len(recency.parts) == PARTS
-    assert max(map(len, recency.parts)) < 2 * UNDIVIDED / PARTS
-    assert sorted(recency) == sorted([b"one more", *(b"%d" % use for use in range(UNDIVIDED))])
-    for key in list(recency):
+    assert max(map(len, recency.parts)) < 2 * DIVIDED_FROM / PARTS
+    assert sorted(recency) == sorted([b"one more", *(b"%d" % use for use in range(DIVIDED_FROM - 1))])
+    for use in range(DIVIDED_FROM - JOINED_BELOW):
+        key = b"%d" % use
         assert recency.get(key) is recency[key] is recency.pop(key)
-    assert not len(recency)
-    assert recency.get(b"one more") is None
+        assert recency.get(key) is None
+    assert len(recency.parts) == PARTS
+    recency.pop(b"one more")
+    assert len(recency.parts) == 1
+    assert [recency.pop_oldest(DIVIDED_FROM).key for _ in range(len(recency))] == [
+        b"%d" % use for use in range(DIVIDED_FROM - JOINED_BELOW, DIVIDED_FROM - 1)
+    ]
+    assert not list(recency)
 
 
 def test_the_collector_leaves_alone_what_was_frozen_when_it_was_empty() -> None:
     recency = Recency[Entry]()
     gc.freeze()
     try:
-        for use in range(UNDIVIDED + 1):
+        for use in range(DIVIDED_FROM):
             recency.add(Entry(b"%d" % use, use))
         visited = set(map(id, gc.get_objects()))
         assert len(recency.parts) == PARTS
         assert not visited.intersection(map(id, recency.parts))
     finally:
         gc.unfreeze()
+
+
+def test_parts_stay_alike_in_size_and_entries_in_age() -> None:
+    count = 5000
+    recency = filled(count)
+    ages = [now - replace_one(recency, now) for now in range(count, 41 * count)]
+    sizes = list(map(len, recency.parts))
+    assert max(sizes) < 3 * min(sizes)
+    assert sorted(ages)[len(ages) // 100] > 0.8 * count
 
 
 @pytest.mark.parametrize("number", [1, 2, 20, 5000])
@@ -78,7 +101,7 @@ def test_of_many_those_that_go_are_old() -> None:
     assert max(first) < 15_000
 
 
-@pytest.mark.parametrize("held", [200, 2 * UNDIVIDED])
+@pytest.mark.parametrize("held", [200, 2 * DIVIDED_FROM])
 @pytest.mark.parametrize("a_second", [1, 10, 1000, 100_000])
 def test_an_entry_that_is_read_stays_however_fast_others_go(a_second: int, held: int) -> None:
     recency, now = filled(held, a_second), held / a_second

@@ -427,11 +427,14 @@ class AgainstPlainDict(RuleBasedStateMachine):
 
     model: dict[bytes, tuple[bytes, float]]
 
-    @initialize(small=st.booleans(), large=st.booleans(), undivided=st.sampled_from([0, 2, 4096]))
-    def start(self, small: bool, large: bool, undivided: int) -> None:
+    @initialize(
+        small=st.booleans(), large=st.booleans(), divided=st.sampled_from([1, 3, 4096]), joined=st.integers(0, 2)
+    )
+    def start(self, small: bool, large: bool, divided: int, joined: int) -> None:
         self.patches = [mock.patch.object(store_module, name, 2) for name in ("_BUCKET_KEYS", "_BUCKETS_PASSED")]
         self.patches.append(mock.patch.object(store_module, "_LARGE", 0 if large else 2**62))
-        self.patches.append(mock.patch.object(recency, "UNDIVIDED", undivided))
+        self.patches.append(mock.patch.object(recency, "DIVIDED_FROM", divided))
+        self.patches.append(mock.patch.object(recency, "JOINED_BELOW", joined))
         self.patches.append(mock.patch.object(store_module, "_AT_ONCE", 1))
         for patch in self.patches:
             patch.start()
