@@ -7,7 +7,7 @@ moment share its number, which saves each 32 bytes.
 
 A dict that grows is copied as a whole, an ordered one of 700,000 entries for 75 ms. So many entries are kept in parts,
 by the hash of the key, each in the order of use; and the oldest of a few parts' oldest is as good as the oldest of all.
-Few are kept in one, in exact order: the heads of many dicts are memory to be touched as well.
+Few are kept in one: the heads of many dicts are memory to be touched as well.
 """
 
 import math

@@ -23,10 +23,10 @@ def replace_one(recency: Recency[Entry], now: float) -> float:
     return used
 
 
-def filled(number: int, a_second: int = 1) -> Recency[Entry]:
+def filled(number: int) -> Recency[Entry]:
     recency = Recency[Entry]()
     for use in range(number):
-        recency.add(Entry(b"%d" % use, use / a_second))
+        recency.add(Entry(b"%d" % use, use))
     return recency
 
 
@@ -99,20 +99,6 @@ def test_of_many_those_that_go_are_old() -> None:
     first = [recency.pop_oldest(20_000).used for _ in range(10_000)]
     assert sum(use < 10_000 for use in first) > 9_000
     assert max(first) < 15_000
-
-
-@pytest.mark.parametrize("held", [200, 2 * DIVIDED_FROM])
-@pytest.mark.parametrize("a_second", [1, 10, 1000, 100_000])
-def test_an_entry_that_is_read_stays_however_fast_others_go(a_second: int, held: int) -> None:
-    recency, now = filled(held, a_second), held / a_second
-    for number in range(2 * held):
-        now += 1 / a_second
-        read = recency[b"7"]
-        if recency.at(now) != read.used:  # as `Store.get` does
-            recency.use(read, now)
-        recency.pop_oldest(now)
-        recency.add(Entry(b"new %d" % number, recency.at(now)))
-    assert b"7" in recency
 
 
 def test_moments_are_shorter_where_entries_go_early() -> None:

@@ -154,6 +154,18 @@ def test_least_recently_used_goes_first() -> None:
     assert store.evictions == 3
 
 
+@pytest.mark.parametrize("held", [200, 2 * recency.DIVIDED_FROM])
+@pytest.mark.parametrize("a_second", [1, 10, 1000, 100_000])
+def test_an_entry_that_is_read_stays_however_fast_others_go(a_second: int, held: int) -> None:
+    store = store_of(room_for(held, b"ns\0%08d" % 0))
+    hot = held // 2
+    for number in range(3 * held):
+        now = NOW + number / a_second
+        assert store.set(b"ns\0%08d" % number, b"v", None, now)
+        assert number < hot or store.get(b"ns\0%08d" % hot, now)
+    assert store.evictions == 2 * held
+
+
 def test_a_large_value_in_a_large_store_takes_the_reserve_which_is_freed_in_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -24,6 +24,7 @@ from django_clusterstate.core.messages import State
 from django_clusterstate.panel import overview
 from django_clusterstate.panel.keys import LookUp, Question
 from django_clusterstate.panel.reports import Reports
+from testproject.processes import wait_until
 from tests.conftest import NODES
 from tests.panel.pages import Page, staff
 from tests.panel.reports import member, node, reports_of
@@ -45,6 +46,8 @@ def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus
 @pytest.mark.usefixtures("cluster")
 class TestRealCluster:
     def test_all_nodes_the_one_asked_and_agreement_are_shown(self, client: Client) -> None:
+        # A page doesn't wait long for the nodes, and this process may not have reached one yet.
+        wait_until(lambda: len(client.get(PAGE).context["rows"]) == len(NODES), 10, "all nodes answer")
         response = client.get(PAGE)
         page = Page(response)
         assert [row.name for row in response.context["rows"]] == list(NODES)
