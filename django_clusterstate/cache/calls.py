@@ -1,5 +1,6 @@
 """How the cache asks the nodes, blocking or not, and where their failures end."""
 
+import time
 from collections.abc import Iterable
 
 from .. import conf
@@ -26,7 +27,7 @@ class Calls(Requests):
                 self._near.drop(key)
 
     def _value(self, key: bytes) -> wire.Value | None:
-        near, ticket = self._near_value(key) if self._near_ttl else _NEITHER
+        near, ticket = self._near_value(key, time.monotonic()) if self._near_ttl else _NEITHER
         if near is not None:
             return near
         try:
@@ -76,7 +77,7 @@ class Calls(Requests):
                 self._near.drop(key)
 
     async def _avalue(self, key: bytes) -> wire.Value | None:
-        near, ticket = self._near_value(key) if self._near_ttl else _NEITHER
+        near, ticket = self._near_value(key, time.monotonic()) if self._near_ttl else _NEITHER
         if near is not None:
             return near
         try:

@@ -162,9 +162,8 @@ class Requests(BaseCache):
         if self._raise:
             raise error
 
-    def _near_value(self, key: bytes) -> tuple[wire.Value | None, Ticket | None]:
+    def _near_value(self, key: bytes, now: float) -> tuple[wire.Value | None, Ticket | None]:
         """The value, or a ticket for it where it isn't near."""
-        now = time.monotonic()
         value = self._near.get(key, now - self._near_ttl)
         return value, (self._near.ticket(key, now) if value is None else None)
 
@@ -173,8 +172,9 @@ class Requests(BaseCache):
         found: dict[bytes, wire.Value] = {}
         tickets: dict[bytes, Ticket] = {}
         if self._near_ttl:
+            now = time.monotonic()
             for key in keys:
-                value, ticket = self._near_value(key)
+                value, ticket = self._near_value(key, now)
                 if value is not None:
                     found[key] = value
                 elif ticket is not None:

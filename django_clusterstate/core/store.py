@@ -316,7 +316,7 @@ class Store(Generic[V]):
 
     def _make_room(self, now: float) -> None:
         """Reclaim until the bound holds, and some more where the reserve is in use. Ends before the entry just stored,
-        which is the last used and fits alone."""
+        which is the last used and fits alone: all but surely where the oldest is looked for in a few parts only."""
         left = _AT_ONCE
         while self.bytes > (self.max_bytes if left <= 0 else self._full):
             left -= 1

@@ -2,6 +2,7 @@ import gc
 import math
 import sys
 import tracemalloc
+from contextlib import ExitStack
 from unittest import mock
 
 import pytest
@@ -443,13 +444,14 @@ class AgainstPlainDict(RuleBasedStateMachine):
         small=st.booleans(), large=st.booleans(), divided=st.sampled_from([1, 3, 4096]), joined=st.integers(0, 2)
     )
     def start(self, small: bool, large: bool, divided: int, joined: int) -> None:
-        self.patches = [mock.patch.object(store_module, name, 2) for name in ("_BUCKET_KEYS", "_BUCKETS_PASSED")]
-        self.patches.append(mock.patch.object(store_module, "_LARGE", 0 if large else 2**62))
-        self.patches.append(mock.patch.object(recency, "DIVIDED_FROM", divided))
-        self.patches.append(mock.patch.object(recency, "JOINED_BELOW", joined))
-        self.patches.append(mock.patch.object(store_module, "_AT_ONCE", 1))
-        for patch in self.patches:
-            patch.start()
+        # As small as the examples are, which would never reach the real ones.
+        self.bounds = ExitStack()
+        self.bounds.enter_context(mock.patch.multiple(recency, DIVIDED_FROM=divided, JOINED_BELOW=joined))
+        self.bounds.enter_context(
+            mock.patch.multiple(
+                store_module, _BUCKET_KEYS=2, _BUCKETS_PASSED=2, _AT_ONCE=1, _LARGE=0 if large else 2**62
+            )
+        )
         self.small = small
         self.store = store_of(3 * ENTRY_OVERHEAD + 300 if small else AMPLE)
         self.model = {}
@@ -578,8 +580,7 @@ class AgainstPlainDict(RuleBasedStateMachine):
             self.store.clear(namespace, self.now)
         self.store.expire(self.now)
         assert_empty(self.store)
-        for patch in self.patches:
-            patch.stop()
+        self.bounds.close()
 
 
 AgainstPlainDict.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
