@@ -20,12 +20,13 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.framing import MAX_FRAME, Deframer, frame
-from django_clusterstate.wire.handshake import NodeHandshake, derive_keys
+from django_clusterstate.wire.handshake import NodeHandshake
+from django_clusterstate.wire.keys import derive_channel_keys, derive_link_keys
 from testproject.processes import LocalCluster, wait_until
 
 SECRET = "what the benchmark and its node know " * 2
-LINK_KEYS = derive_keys([SECRET], "default", "link")
-CHANNEL_KEYS = derive_keys([SECRET], "default", "channel")
+LINK_KEYS = derive_link_keys([SECRET], "default")
+CHANNEL_KEYS = derive_channel_keys([SECRET], "default")
 GROUP = "clusterstate.default"
 INTERVAL = 0.5
 NODE = "real"

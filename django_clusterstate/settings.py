@@ -22,7 +22,7 @@ from django.core.exceptions import ImproperlyConfigured
 from .clientip import Proxies
 from .core.membership import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
-from .wire.handshake import derive_keys
+from .wire.keys import Key, LinkKey, derive_channel_keys, derive_link_keys
 
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
@@ -118,12 +118,12 @@ class Settings:
     weight: float
 
     @property
-    def link_keys(self) -> tuple[bytes, ...]:
-        return derive_keys(self.secrets, self.cluster, "link")
+    def link_keys(self) -> tuple[LinkKey, ...]:
+        return derive_link_keys(self.secrets, self.cluster)
 
     @property
-    def channel_keys(self) -> tuple[bytes, ...]:
-        return derive_keys(self.secrets, self.cluster, "channel")
+    def channel_keys(self) -> tuple[Key, ...]:
+        return derive_channel_keys(self.secrets, self.cluster)
 
     @property
     def secret_problem(self) -> str:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.framing import HEADER, frame
-from django_clusterstate.wire.handshake import NodeHandshake
+from django_clusterstate.wire.handshake import NodeHandshake, Verdict
+from django_clusterstate.wire.keys import derive_link_keys
 from django_clusterstate.wire.messages import Done, encode
+from django_clusterstate.wire.noise import Opener, Sealer, record_size
 
 Script = Callable[[socket.socket], None]
 
-KEYS = (b"k" * 32,)
+KEYS = derive_link_keys(["the secret of all false nodes"], "tests")
 
 
 class ScriptedNode:
@@ -84,10 +86,43 @@ def _read_exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def shake_hands(sock: socket.socket) -> None:
-    handshake = NodeHandshake(KEYS)
+class SealedSocket:
+    """A node's end of a sealed connection. `raw` is the socket below it."""
+
+    def __init__(self, raw: socket.socket, sealer: Sealer, opener: Opener) -> None:
+        self.raw = raw
+        self.seal = sealer.seal
+        self._opener = opener
+
+    def sendall(self, data: bytes) -> None:
+        self.raw.sendall(self.seal(data))
+
+    def read_frame(self) -> bytes:
+        """Raises `ConnectionResetError` when the other side has gone."""
+        plain = self._read_record()
+        size = HEADER + int.from_bytes(plain[:HEADER], "big")
+        while len(plain) < size:
+            plain += self._read_record()
+        assert len(plain) == size
+        return plain[HEADER:]
+
+    def _read_record(self) -> bytes:
+        return self._opener.open(_read_exactly(self.raw, record_size(_read_exactly(self.raw, HEADER))))
+
+
+class AnyNode(NodeHandshake):
+    """Says that it is whichever node is meant."""
+
+    def _verdict(self) -> Verdict:
+        return Verdict(True, self.hello.wanted_name, self.hello.wanted_boot)
+
+
+def shake_hands(sock: socket.socket) -> SealedSocket:
+    handshake = AnyNode(KEYS)
     sock.sendall(frame(handshake.challenge()))
     sock.sendall(frame(handshake.receive(read_frame(sock))))
+    assert handshake.session is not None
+    return SealedSocket(sock, *handshake.session)
 
 
 def wait_for_the_end(sock: socket.socket) -> None:
@@ -107,12 +142,12 @@ def answering(reply: Callable[[int], bytes] | None = None) -> Script:
     """A node that answers the n-th request of a connection with `reply(n)`, or with `Done(n)`."""
 
     def script(sock: socket.socket) -> None:
-        shake_hands(sock)
+        sealed = shake_hands(sock)
         number = 0
         while True:
-            read_frame(sock)
+            sealed.read_frame()
             number += 1
-            sock.sendall(reply(number) if reply is not None else frame(encode(Done(number))))
+            sealed.sendall(reply(number) if reply is not None else frame(encode(Done(number))))
 
     return script
 

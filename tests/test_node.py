@@ -18,7 +18,7 @@ from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import derive_keys
+from django_clusterstate.wire.keys import derive_link_keys
 from django_clusterstate.wire.messages import Get, GetReport, Hit, Report, Set, Values, encode
 from django_clusterstate.wire.status import Changes
 from testproject import settings as demo_settings
@@ -29,7 +29,7 @@ PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
 SECONDS = 10.0
 _CACHE = {"BACKEND": "django_clusterstate.cache.ClusterCache"}
 CACHES = {"default": _CACHE, "small": {**_CACHE, "LOCATION": "small", "OPTIONS": {"MAX_BYTES": 1024 * 1024}}}
-KEYS = derive_keys([demo_settings.SECRET_KEY], "default", "link")
+KEYS = derive_link_keys([demo_settings.SECRET_KEY], "default")
 
 
 def sees(cluster: LocalCluster, observer: str, name: str, *states: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
+from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
 from .routing import Routing, Table, Target, Untold, named, no_owner
@@ -57,7 +58,7 @@ class AsyncClient:
     def __init__(
         self,
         local: Address,
-        keys: Sequence[bytes],
+        keys: Sequence[LinkKey],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
         untold: Untold | None = None,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import OVERTIME, BlockingConnection
+from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
 from .routing import Routing, Table, Target, named, no_owner
@@ -28,7 +29,7 @@ class Client:
     def __init__(
         self,
         local: Address,
-        keys: Sequence[bytes],
+        keys: Sequence[LinkKey],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

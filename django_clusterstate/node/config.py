@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ..core.membership import Timings
 from ..wire.address import TcpAddress, UnixAddress
+from ..wire.keys import Key, LinkKey
 
 
 class NodeError(Exception):
@@ -24,8 +25,8 @@ class NodeConfig:
     bind: TcpAddress
     advertise: TcpAddress
     socket: UnixAddress | TcpAddress
-    link_keys: tuple[bytes, ...] = field(repr=False)
-    channel_keys: tuple[bytes, ...] = field(repr=False)
+    link_keys: tuple[LinkKey, ...]
+    channel_keys: tuple[Key, ...]
     timings: Timings
     weight: float = 1.0
     cache_max_bytes: int = 256 * 1024 * 1024

@@ -48,10 +48,16 @@ class Peers(Protocol):
 
 
 class Requester(Hashable, Protocol):
-    """Who asks."""
+    """Who asks. `peer` is the boot id of the node that the connection belongs to; empty for any other requester."""
+
+    peer: bytes
 
     def push(self, reply: wire.Reply) -> None:
         """Takes a reply that wasn't due at once."""
+
+
+# Takes the payload of a message to a group, and the boot id of the node that sent it over its own connection.
+Listener = Callable[[bytes, bytes], None]
 
 
 class Handler:
@@ -78,7 +84,7 @@ class Handler:
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
         self._placed = Rendezvous({})
-        self.listeners: dict[str, Callable[[bytes], None]] = {}  # the node's own, by group; a flush leaves them alone
+        self.listeners: dict[str, Listener] = {}  # the node's own, by group; a flush leaves them alone
         self._methods: dict[type, Callable[[Any], wire.Reply | None]] = {
             wire.Get: self._get,
             wire.Set: self._set,
@@ -102,10 +108,13 @@ class Handler:
             wire.Send: self._send,
             wire.GroupAdd: self._group_add,
             wire.GroupDiscard: self._group_discard,
-            wire.GroupSend: self._group_send,
-            wire.Deliver: self._deliver,
             wire.Forward: self._forwarded,
             wire.Flush: self._flush,
+        }
+        self._methods_with_requester: dict[type, Callable[[Any, Requester], wire.Reply | None]] = {
+            wire.Receive: self._receive,
+            wire.GroupSend: self._group_send,
+            wire.Deliver: self._deliver,
         }
 
     @property
@@ -117,9 +126,8 @@ class Handler:
         kind = type(request)
         if kind in _COUNTED:
             self.stats.requests += 1
-        elif isinstance(request, wire.Receive):
-            self._receive(request, requester)
-            return None
+        elif kind in self._methods_with_requester:
+            return self._methods_with_requester[kind](request, requester)
         return self._methods[kind](request)
 
     def close(self, requester: Requester) -> None:
@@ -364,15 +372,15 @@ class Handler:
         self.channels.group_discard(request.group, request.channel)
         return wire.Done(self.epoch)
 
-    def _group_send(self, request: wire.GroupSend) -> wire.Reply:
+    def _group_send(self, request: wire.GroupSend, requester: Requester) -> wire.Reply:
         message = wire.Deliver(request.group, request.payload, request.expiry, request.capacity)
-        self._deliver(message)
+        self._deliver(message, requester)
         self._peers.fan_out(message)
         return wire.Done(self.epoch)
 
-    def _deliver(self, request: wire.Deliver) -> None:
+    def _deliver(self, request: wire.Deliver, requester: Requester) -> None:
         if listener := self.listeners.get(request.group):
-            listener(request.payload)
+            listener(request.payload, requester.peer)
         now = self._clock()
         for channel in self.channels.group(request.group, now):
             if not self._home(channel):  # else its place in the group is from before it moved, and it has another there

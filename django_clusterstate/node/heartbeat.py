@@ -14,7 +14,8 @@ import msgspec
 from ..core.membership import Membership
 from ..core.messages import Heartbeat
 from ..exceptions import ProtocolError
-from ..wire.handshake import MAX_SECRETS, VERSIONS, common_version, incompatible
+from ..wire.handshake import VERSIONS, common_version, incompatible
+from ..wire.keys import MAX_SECRETS, Key
 from ..wire.messages import DECODE_ERRORS
 
 JITTER = 0.1
@@ -41,13 +42,13 @@ class ChannelLayer(Protocol):
     async def group_send(self, group: str, message: dict[str, Any]) -> None: ...
 
 
-def seal(beat: Heartbeat, keys: Sequence[bytes]) -> dict[str, Any]:
+def seal(beat: Heartbeat, keys: Sequence[Key]) -> dict[str, Any]:
     """The channel message for a heartbeat, signed with every secret: some may know only the one before the newest."""
     body = bytes(VERSIONS) + msgspec.msgpack.encode(beat)
-    return {"type": "clusterstate.heartbeat", "body": body, "macs": [hmac.digest(key, body, "sha256") for key in keys]}
+    return {"type": "clusterstate.heartbeat", "body": body, "macs": [key.mac(body) for key in keys]}
 
 
-def unseal(message: dict[str, Any], keys: Sequence[bytes]) -> Heartbeat:
+def unseal(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
     """The heartbeat. Raises `ProtocolError` when it isn't signed with one of our secrets, before anything of it is
     decoded, and when we have no protocol version in common with its sender."""
     body, macs = message.get("body"), message.get("macs")
@@ -63,10 +64,10 @@ def unseal(message: dict[str, Any], keys: Sequence[bytes]) -> Heartbeat:
         raise ProtocolError(f"a heartbeat can't be read: {error}") from error
 
 
-def _is_signed(body: bytes, macs: list[Any], keys: Sequence[bytes]) -> bool:
+def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
     """Whether one of the MACs is that of one of our keys. Nearly always the first is that of the first."""
     for key in keys:
-        expected = hmac.digest(key, body, "sha256")
+        expected = key.mac(body)
         for mac in macs:
             if isinstance(mac, bytes) and hmac.compare_digest(mac, expected):
                 return True
@@ -85,7 +86,7 @@ class Heartbeats:
         membership: Membership,
         layer: ChannelLayer,
         group: str,
-        keys: Sequence[bytes],
+        keys: Sequence[Key],
         clock: Callable[[], float],
         on_heard: Callable[[Heartbeat], None],
         on_rejected: Callable[[str], None],

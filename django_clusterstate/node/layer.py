@@ -19,6 +19,15 @@ MAX_MESSAGE = 16 * 1024  # bytes; a heartbeat has 4 KiB at most. So what waits t
 WAIT = 3600.0  # seconds until the node is asked again for the next message
 
 
+class SessionMessage(dict[str, Any]):
+    """A message, and whose connection it came over: `session` is the boot id of that node, empty for a requester's, and
+    None where the layer doesn't know."""
+
+    def __init__(self, message: dict[str, Any], session: bytes | None) -> None:
+        super().__init__(message)
+        self.session = session
+
+
 class OwnLayer:
     """As `django_clusterstate.layers.ClusterChannelLayer`, and at most once as well.
 
@@ -26,9 +35,10 @@ class OwnLayer:
     """
 
     def __init__(self, handler: Handler, clock: Callable[[], float]) -> None:
+        self.peer = handler.membership.me.boot
         self._handler = handler
         self._clock = clock
-        self._arrived: deque[bytes] = deque(maxlen=CAPACITY)
+        self._arrived: deque[tuple[bytes, bytes | None]] = deque(maxlen=CAPACITY)
         self._some = asyncio.Event()
 
     async def new_channel(self, prefix: str = "specific.") -> str:
@@ -45,12 +55,13 @@ class OwnLayer:
             while not self._arrived:
                 self._some.clear()
                 await self._some.wait()
+            payload, session = self._arrived.popleft()
             try:
-                message = msgspec.msgpack.decode(self._arrived.popleft())
+                message = msgspec.msgpack.decode(payload)
             except wire.DECODE_ERRORS:
                 message = None
             if isinstance(message, dict):
-                return message
+                return SessionMessage(message, session)
             self._handler.channels.dropped += 1
 
     async def group_add(self, group: str, channel: str) -> None:
@@ -66,15 +77,15 @@ class OwnLayer:
         def deliver(_: str, payload: bytes | None) -> None:
             self._listen(queue)
             if payload is not None:
-                self._take(payload)
+                self._take(payload, None)
 
         self._handler.channels.receive(self, queue, deliver, WAIT, self._clock())
 
-    def _take(self, payload: bytes) -> None:
+    def _take(self, payload: bytes, session: bytes | None) -> None:
         if len(payload) > MAX_MESSAGE:
             self._handler.channels.dropped += 1
             return
-        self._arrived.append(payload)
+        self._arrived.append((payload, session))
         self._some.set()
 
     def _ask(self, request: wire.Request) -> None:

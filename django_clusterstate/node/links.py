@@ -6,17 +6,20 @@ what can't wait, and is read at once: users' messages, and once more that we lea
 
 import asyncio
 import contextlib
+import math
 import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from ..core.messages import Identity
 from ..exceptions import ProtocolError, Unavailable
 from ..wire.address import TcpAddress, parse_tcp
 from ..wire.aio import AsyncConnection, connect
 from ..wire.framing import frame
-from ..wire.handshake import OwnChallenge
-from ..wire.messages import Deliver, Forward, Ping, Pong, channel_tag, encode
+from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
+from ..wire.keys import LinkKey
+from ..wire.messages import Deliver, Forward, channel_tag, encode
 from .channels import NODES_OWN
 
 DIAL_TIMEOUT = 1.0
@@ -26,24 +29,44 @@ DOUBT_EVERY = 1.0  # seconds: a link that is fresher than this isn't tried again
 UNWANTED_AFTER = 60.0  # an address that nobody has named for so long, and that doesn't answer, is dropped
 KEEPALIVE_AFTER = 30  # seconds that a connection is idle
 USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for so long has lost us: dial afresh
+OURS_FOR = 60.0  # seconds until an address at which this node itself answered is dialled again
+MISDIRECTED_FOR = 60.0  # seconds that a wrong address of a peer is shown after it was last dialled or heard
+MAX_MISDIRECTED = 256
 
-_PING = frame(encode(Ping()))
+
+class Peer(NamedTuple):
+    """One start of another node, as its sealed handshake or its heartbeat shows it."""
+
+    name: str
+    boot: bytes
+
+
+class Misdirected(NamedTuple):
+    """At the address that a peer advertises another node answers; empty `found`: nobody that is known."""
+
+    address: str
+    found: str
+    seen: float
 
 
 class Links:
     """Keeps a link to every wanted address but our own.
 
-    `on_open(identity)` is called when a peer has answered; `on_refused(identity)` when its link was closed and a
-    fresh dial was refused, which says that its process is gone. `report` is told in words of peers that refuse us.
+    A link means whichever node answers at an address, until a heartbeat says which one it is: from then on only that
+    start of that node is accepted there.
+
+    `on_open(peer)` is called when a peer has completed the handshake; `on_refused(peer)` when its process is gone: its
+    link was closed and a fresh dial refused, or another start of it answers. `report` is told in words of peers that
+    refuse us. `misdirected` holds, by name, the peers at whose advertised address another node answers.
     """
 
     def __init__(
         self,
         me: Identity,
-        keys: Sequence[bytes],
+        keys: Sequence[LinkKey],
         clock: Callable[[], float],
-        on_open: Callable[[Identity], None],
-        on_refused: Callable[[Identity], None],
+        on_open: Callable[[Peer], None],
+        on_refused: Callable[[Peer], None],
         report: Callable[[str], None],
     ) -> None:
         self.me = me
@@ -54,8 +77,9 @@ class Links:
         self.dropped = 0  # messages that found a link closed or too slow
         self.hurried = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
         self._clock = clock
+        self.misdirected: dict[str, Misdirected] = {}
         self._links: dict[str, Link] = {}
-        self._ours: set[str] = {me.address}
+        self._ours: dict[str, float] = {me.address: math.inf}  # until when an address isn't dialled
 
     def now(self) -> float:
         return self._clock()
@@ -76,21 +100,38 @@ class Links:
     def knows(self, address: str) -> bool:
         return address in self._links or address in self._ours
 
-    def heard(self, address: str) -> None:
-        """A heartbeat came from there, so a dial is worth while now, however often it was refused before."""
-        link = self._links.get(address)
-        if link is None:
-            self.want([address])
+    def heard(self, identity: Identity) -> None:
+        """A heartbeat of this start of a node came, so it is dialled now, however often that was refused before."""
+        peer = Peer(identity.name, identity.boot)
+        if identity.address in self._ours:
+            self.misdirect(peer.name, identity.address, self.me.name)
             return
-        link.wanted = self._clock()
-        if link.connection is None:
-            link.retry.set()
+        link = self._links.get(identity.address)
+        if link is None:
+            self.want([identity.address])
+            link = self._links.get(identity.address)
+            if link is None:
+                return
+        link.mean(peer, self._clock())
+
+    def misdirect(self, name: str, address: str, found: str) -> None:
+        """Notes that `found` answers at the address which `name` advertises, and reports it once."""
+        known = self.misdirected.get(name)
+        if known is None and len(self.misdirected) >= MAX_MISDIRECTED:
+            return
+        self.misdirected[name] = Misdirected(address, found, self._clock())
+        if known is None or known[:2] != (address, found):
+            found = "this node itself" if found == self.me.name else found
+            self.report(
+                f"peer {name} advertises {address}, but {found} answers there, so {name} can't be reached: "
+                f"set CLUSTERSTATE_ADVERTISE of {name} to an address of its own"
+            )
 
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
         patient = message.group.startswith(NODES_OWN)
         for link in self._links.values():
-            if link.identity is not None:
+            if link.peer is not None:
                 connection = link.patient if patient else link.connection
                 if not (connection and connection.cast(data)):
                     self.dropped += 1
@@ -101,7 +142,7 @@ class Links:
         """To the peer with this tag (see `channel_tag`)."""
         data = frame(encode(message))
         for link in self._links.values():
-            if link.identity is not None and channel_tag(link.identity.name) == tag:
+            if link.peer is not None and channel_tag(link.peer.name) == tag:
                 if link.connection and link.connection.cast(data):
                     return
                 break
@@ -111,7 +152,7 @@ class Links:
         """A requester says that this peer fails: a fresh dial tells whether its process is gone, and harms nothing."""
         now = self._clock()
         for address, link in self._links.items():
-            if link.identity is not None and link.identity.name == name and now - link.opened > DOUBT_EVERY:
+            if link.peer is not None and link.peer.name == name and now - link.opened > DOUBT_EVERY:
                 self.reset(address)
 
     def reset(self, address: str) -> None:
@@ -126,10 +167,14 @@ class Links:
             if link.task.done() or (link.connection is None and now - link.wanted > UNWANTED_AFTER):
                 link.task.cancel()
                 del self._links[address]
+        for address in [address for address, until in self._ours.items() if until <= now]:
+            del self._ours[address]
+        for name in [name for name, wrong in self.misdirected.items() if now - wrong.seen > MISDIRECTED_FOR]:
+            del self.misdirected[name]
 
     def is_ours(self, address: TcpAddress) -> None:
-        """It was ourselves who answered there, or somebody who passes on what we say: not to be dialled again."""
-        self._ours.add(str(address))
+        """This node itself answered there, or somebody who passes on what it says: not to be dialled for a while."""
+        self._ours.setdefault(str(address), self._clock() + OURS_FOR)
 
     async def close(self) -> None:
         tasks = [link.task for link in self._links.values()]
@@ -144,15 +189,25 @@ class Link:
 
     def __init__(self, links: Links, address: TcpAddress, now: float) -> None:
         self.wanted = now
-        self.identity: Identity | None = None
+        self.peer: Peer | None = None  # that the link is or was open to
         self.connection: AsyncConnection | None = None
         self.patient: AsyncConnection | None = None
         self.opened = now
         self.retry = asyncio.Event()
+        self._meant: Peer | None = None  # None: whichever answers
         self._links = links
         self._address = address
         self._complaint = ""
         self.task = asyncio.create_task(self._run(), name=f"link to {address}")
+
+    def mean(self, peer: Peer, now: float) -> None:
+        """Only this start of this node is accepted from now on; one of another is closed, and dialled again."""
+        self.wanted = now
+        self._meant = peer
+        if self.connection is None:
+            self.retry.set()
+        elif self.peer != peer:
+            self.connection.close()
 
     async def _run(self) -> None:
         pause = REDIAL[0]
@@ -169,8 +224,10 @@ class Link:
                     async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
                         await self.retry.wait()
                 pause = min(pause * 2, REDIAL[1])
-        except OwnChallenge:
+        except DialledItself:
             self._links.is_ours(self._address)
+            if self._meant is not None:
+                self._links.misdirect(self._meant.name, str(self._address), self._links.me.name)
         finally:
             self._close()
 
@@ -182,30 +239,45 @@ class Link:
         self.connection = self.patient = None
 
     async def _dial(self, lost: asyncio.Event) -> bool:
-        """Whether a peer answered. Raises `OwnChallenge` if it was ourselves."""
-        links = self._links
+        """Whether a peer answered. Raises `DialledItself` if it was this node itself."""
+        links, meant = self._links, self._meant
         try:
-            self.patient = await self._connect(lost)
-            connection = await self._connect(lost)
-            pong = await connection.request(_PING)
+            self.patient = await self._connect(lost, meant)
+            verdict = self.patient.verdict
+            peer = Peer(verdict.name, verdict.boot)
+            connection = await self._connect(lost, peer)
+        except OtherStart as other:
+            self._gone(Peer(other.name, meant.boot if meant is not None else b""))
+            if self._meant == meant:
+                self._meant = None  # the start that answers now is as good as one that discovery names
+            return False
+        except OtherNode as other:
+            links.misdirect(meant.name if meant is not None else "a peer", str(self._address), other.name)
+            return False
         except ProtocolError as error:
-            if isinstance(error.__cause__, OwnChallenge):
+            if isinstance(error.__cause__, DialledItself):
                 raise error.__cause__ from None
             self._complain(str(error))
             return False
         except Unavailable as error:
-            if isinstance(error.__cause__, ConnectionRefusedError) and self.identity is not None:
-                gone, self.identity = self.identity, None
-                links.on_refused(gone)
+            if isinstance(error.__cause__, ConnectionRefusedError) and self.peer is not None:
+                self._gone(self.peer)
             return False
-        assert isinstance(pong, Pong)
         self._complaint = ""
-        self.identity, self.connection, self.opened = pong.identity, connection, links.now()
-        links.on_open(pong.identity)
+        links.misdirected.pop(peer.name, None)
+        self.peer, self.connection, self.opened = peer, connection, links.now()
+        links.on_open(peer)
         return True
 
-    async def _connect(self, lost: asyncio.Event) -> AsyncConnection:
-        connection = await connect(self._address, self._links.keys, DIAL_TIMEOUT, lost.set, self._links.me.boot)
+    def _gone(self, peer: Peer) -> None:
+        self.peer = None
+        self._links.on_refused(peer)
+
+    async def _connect(self, lost: asyncio.Event, meant: Peer | None) -> AsyncConnection:
+        me = self._links.me
+        name, boot = meant or ("", b"")
+        hello = Hello(Role.NODE, name, boot, name=me.name, boot=me.boot, address=me.address)
+        connection = await connect(self._address, self._links.keys, DIAL_TIMEOUT, lost.set, hello)
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         # The second connection may be idle for hours, and a firewall between the hosts forget it.
         connection.set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

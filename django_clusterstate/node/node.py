@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from ..core.membership import TICK, Change, Membership, Outcome
 from ..core.messages import Heartbeat, Identity, State, View
 from ..core.timeline import What
+from ..wire.handshake import Hello
 from .channels import NODES_OWN
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
 from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .layer import OwnLayer
-from .links import Links
+from .links import Links, Peer
 from .server import Server
 
 CLEAN_EVERY = 1.0  # seconds
@@ -78,7 +79,7 @@ class Node:
             me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused, report=logger.warning
         )
         self.handler = Handler(config, self.membership, clock, self.links)
-        self.server = Server(self.handler, config.link_keys, report=self._report_stranger)
+        self.server = Server(self.handler, config.link_keys, report=self._report_stranger, on_dialled=self._dialled_by)
         self.heartbeats = Heartbeats(
             self.membership,
             layer or OwnLayer(self.handler, clock),
@@ -150,20 +151,25 @@ class Node:
     def _heard(self, beat: Heartbeat) -> None:
         if beat.identity.boot != self.membership.me.boot:
             self.handler.stats.heartbeats_heard += 1
-            self.links.heard(beat.identity.address)
         outcome = self.membership.heard(beat, self._clock())
+        member = self.membership.members.get(beat.identity.name)
+        if member is not None and member.identity.boot == beat.identity.boot and member.state is not State.LEFT:
+            self.links.heard(member.identity)
         if outcome.unmet:
             self.links.want(address for address in outcome.unmet if not self.links.knows(address))
         self._act(outcome)
         if outcome.answer and beat.channel:
             self._spawn(self.heartbeats.answer(beat.channel))
 
-    def _link_opened(self, peer: Identity) -> None:
+    def _dialled_by(self, hello: Hello) -> None:
+        """A peer has completed a handshake with this node."""
+
+    def _link_opened(self, peer: Peer) -> None:
         member = self.membership.members.get(peer.name)
         if member is None or member.identity.boot != peer.boot or member.state is State.DOWN:
             self.heartbeats.beat_soon()
 
-    def _peer_refused(self, peer: Identity) -> None:
+    def _peer_refused(self, peer: Peer) -> None:
         self._act(self.membership.refused(peer.name, peer.boot, self._clock()))
 
     async def _tick_forever(self) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import cast
 
 from ..exceptions import ProtocolError
-from ..wire.address import Address, UnixAddress
+from ..wire.address import Address, TcpAddress, UnixAddress
 from ..wire.blocking import check_unix_peer
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
-from ..wire.handshake import NodeHandshake
-from ..wire.messages import DECODE_ERRORS, Deliver, Reply, decode_request, encode
+from ..wire.handshake import Hello, NodeHandshake, Role
+from ..wire.keys import LinkKey
+from ..wire.messages import DECODE_ERRORS, Deliver, Forward, Reply, decode_request, encode
+from ..wire.noise import Opener, Sealer
 from .channels import NODES_OWN
 from .coalescing import REST, Coalescer
 from .config import NodeError
@@ -30,20 +32,29 @@ READ_WITHIN = 5.0  # seconds that it has for that
 READ_AT_ONCE = 256 * 1024  # bytes of a peer's link
 WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
 NOT_READ = "a requester doesn't read its replies"
+NODES_ONLY = frozenset((Deliver, Forward))  # what no requester may send
 BACKLOG = 1024  # connections that the kernel keeps until we accept them
 
 
 class Server:
     """Listens, and serves `handler` to whoever is entitled.
 
-    `report` is told, in words, of each connection that was turned away for cause.
+    `report` is told, in words, of each connection that was turned away for cause. `on_dialled(hello)` is called when
+    another node has completed a handshake with this one.
     """
 
-    def __init__(self, handler: Handler, keys: Sequence[bytes], report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        keys: Sequence[LinkKey],
+        report: Callable[[str], None],
+        on_dialled: Callable[[Hello], None],
+    ) -> None:
         self.handler = handler
         self.keys = keys
-        self.boot = handler.membership.me.boot
+        self.me = handler.membership.me
         self.report = report
+        self.on_dialled = on_dialled
         self.connections: set[Connection] = set()
         self.strangers: dict[Connection, None] = {}  # the oldest first
         self.coalescer: Coalescer | None = None
@@ -89,11 +100,15 @@ class Server:
 class Connection(asyncio.Protocol):
     """One requester or peer. `keys` empty: a unix socket, whose other end the kernel names."""
 
-    def __init__(self, server: Server, keys: Sequence[bytes]) -> None:
+    def __init__(self, server: Server, keys: Sequence[LinkKey]) -> None:
         self._server = server
         self._handler = server.handler
         self._trusted = not keys
-        self._handshake: NodeHandshake | None = NodeHandshake(keys, server.boot)
+        self._keys = keys
+        self._handshake: NodeHandshake | None = None
+        self._sealer: Sealer | None = None
+        self._opener: Opener | None = None
+        self.peer = b""  # the boot id of the node at the other end; empty: a requester
         self._deframer = Deframer(HANDSHAKE_LIMIT)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -121,15 +136,19 @@ class Connection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(AUTHENTICATE_WITHIN, self._turn_away, "")
         # From this size on `pause_writing` is called.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
-        assert self._handshake is not None
+        me = server.me
+        self._handshake = NodeHandshake(self._keys, me.name, me.boot, _source(self._transport))
         self._transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
         try:
-            payloads = self._deframer.feed(data)
+            if self._handshake is not None:
+                self._shake_hands(self._handshake, data)
+                return
+            payloads = self._deframer.feed(data if self._opener is None else self._opener.feed(data))
             if len(payloads) == 1 and not self._paused:  # nearly always
                 if (answer := self._answer(payloads[0])) and self._transport is not None:
-                    self._transport.write(answer)
+                    self._transport.write(answer if self._sealer is None else self._sealer.seal(answer))
             else:
                 self._unserved.extend(payloads)
                 self._serve()
@@ -148,16 +167,21 @@ class Connection(asyncio.Protocol):
                 out.append(answer)
                 size += len(answer)
             if size > WRITE_AT_ONCE:
-                self._transport.write(b"".join(out))  # may pause us
+                self._write(b"".join(out))  # may pause us
                 out, size = [], 0
-        if out and self._transport is not None:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if out:
+            self._write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _write(self, answers: bytes) -> None:
+        """Frames that are sent together are sealed together: one by one would cost four times as much."""
+        if self._transport is not None:
+            self._transport.write(answers if self._sealer is None else self._sealer.seal(answers))
 
     def _answer(self, payload: bytes) -> bytes:
         """The frame to send; empty when nothing is due now."""
-        if self._handshake is not None:
-            return frame(self._shake_hands(payload))
         request = decode_request(payload)
+        if not self.peer and type(request) in NODES_ONLY:
+            raise ProtocolError(f"a requester sent {type(request).__name__}, which only nodes send each other")
         reply = self._handler.handle(request, self)
         if reply is not None:
             return frame(encode(reply), MAX_FRAME)
@@ -198,24 +222,43 @@ class Connection(asyncio.Protocol):
         else:
             self._read_alone()  # so that the transport finds out for itself that it is closed
 
-    def _shake_hands(self, payload: bytes) -> bytes:
-        assert self._handshake is not None
-        welcome = self._handshake.receive(payload)
+    def _shake_hands(self, handshake: NodeHandshake, data: bytes) -> None:
+        payloads = self._deframer.feed(data)
+        if not payloads:
+            return
+        if len(payloads) > 1 or self._deframer.pending:
+            raise ProtocolError("more came than the handshake's offers, before they were answered")
+        answer = handshake.receive(payloads[0])
+        if self._transport is None:
+            return
+        self._transport.write(frame(answer, HANDSHAKE_LIMIT))
+        if handshake.refused:
+            self._turn_away(handshake.refused, close=self._transport.close)
+            return
         self._handshake = None
+        self._admit(handshake)
+
+    def _admit(self, handshake: NodeHandshake) -> None:
+        server, hello = self._server, handshake.hello
+        if handshake.session is not None:
+            self._sealer, self._opener = handshake.session
+        if hello.role is Role.NODE:
+            self.peer = hello.boot
         self._deframer.limit = MAX_FRAME
-        self._server.strangers.pop(self, None)
-        self._server.connections.add(self)
-        self._handler.stats.connections = len(self._server.connections)
+        server.strangers.pop(self, None)
+        server.connections.add(self)
+        self._handler.stats.connections = len(server.connections)
         if self._timer is not None:
             self._timer.cancel()
-        return welcome
+        if self.peer:
+            server.on_dialled(hello)
 
     def push(self, reply: Reply) -> None:
         """Sends a reply that was not due at once."""
         if self._paused:
             self._turn_away(NOT_READ)
-        elif self._transport is not None:
-            self._transport.write(frame(encode(reply), MAX_FRAME))
+        else:
+            self._write(frame(encode(reply), MAX_FRAME))
 
     def pause_writing(self) -> None:
         """More than `MAX_OUTPUT` waits: until the other side has read some of it, nothing more is read from it."""
@@ -244,12 +287,16 @@ class Connection(asyncio.Protocol):
             self._handler.stats.connections = len(self._server.connections)
             self._handler.close(self)
 
-    def _turn_away(self, why: str) -> None:
+    def _turn_away(self, why: str, close: Callable[[], None] | None = None) -> None:
+        """Closes the connection for a reason: at once, or with `close` after what was written has been sent."""
         self._handler.stats.refused += 1
         if why:
             peer = self._transport.get_extra_info("peername") if self._transport else None
             self._server.report(f"closed a connection from {_readable(peer)}: {why}")
-        self.abort()
+        if close is None:
+            self.abort()
+        else:
+            close()
 
     def abort(self) -> None:
         """Closes at once; `connection_lost` follows."""
@@ -258,6 +305,12 @@ class Connection(asyncio.Protocol):
         self._read_alone()
         if transport is not None:
             transport.abort()
+
+
+def _source(transport: asyncio.Transport) -> str:
+    """The address that a dialler comes from; empty for a unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(TcpAddress(peer[0], peer[1])) if isinstance(peer, tuple) else ""
 
 
 def _readable(peer: object) -> str:

@@ -8,12 +8,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
+from msgspec import structs
+
 from ..exceptions import ProtocolError, Unavailable
 from .address import Address, UnixAddress
-from .blocking import OVERTIME, check_unix_peer
+from .blocking import ANYONE, OVERTIME, check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
-from .handshake import RequesterHandshake
+from .handshake import DiallerHandshake, Hello, OtherNode, Verdict
+from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
+from .noise import Opener, Sealer
 from .polling import LOOK_FOR, BusyPoll, Idle, never
 
 MAX_OUTPUT = 8 * 1024 * 1024
@@ -29,17 +33,20 @@ class AsyncConnection(asyncio.Protocol):
 
     def __init__(
         self,
-        keys: Sequence[bytes],
+        keys: Sequence[LinkKey],
         deadline: float,
         on_close: Callable[[], None] | None = None,
-        boot: bytes = b"",
+        hello: Hello = ANYONE,
         idle: Idle = never,
     ) -> None:
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._on_close = on_close
-        self._handshake: RequesterHandshake | None = RequesterHandshake(keys, boot)
+        self.verdict = Verdict(accepted=False)  # what the node says of itself, once the connection is ready
+        self._handshake: DiallerHandshake | None = DiallerHandshake(keys, hello)
+        self._sealer: Sealer | None = None
+        self._opener: Opener | None = None
         self._challenged = False
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._deframer = Deframer(HANDSHAKE_LIMIT)
@@ -61,7 +68,11 @@ class AsyncConnection(asyncio.Protocol):
         if self._polling.due(now) and not self._awake_until:  # before the node has something to do
             self._awake_until = now + LOOK_FOR
             self._loop.call_soon(self._stay_awake)
-        self._transport.write(data)
+        try:
+            self._transport.write(data if self._sealer is None else self._sealer.seal(data))
+        except OSError as error:
+            future.set_exception(Unavailable(str(error)))
+            return future
         self._waiting.append((future, self._loop.time() + self._deadline))
         if self._timer is None:
             self._timer = self._loop.call_later(self._deadline, self._check_deadlines)
@@ -73,7 +84,7 @@ class AsyncConnection(asyncio.Protocol):
             return False
         if self._transport.get_write_buffer_size() + len(data) > MAX_OUTPUT:
             return False
-        self._transport.write(data)
+        self._transport.write(data if self._sealer is None else self._sealer.seal(data))
         return True
 
     def set_option(self, level: int, option: int, value: int) -> None:
@@ -113,37 +124,47 @@ class AsyncConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for payload in self._deframer.feed(data):
-                if self._handshake is not None:
-                    self._shake_hands(payload)
-                    continue
+            if self._handshake is not None:
+                self._shake_hands(data)
+                return
+            for payload in self._deframer.feed(data if self._opener is None else self._opener.feed(data)):
                 reply = decode_reply(payload)  # before the future is taken: if it can't be read, all that wait fail
                 future, _ = self._waiting.popleft()
                 if not future.done():  # it may have been cancelled
                     future.set_result(reply)
         except (ProtocolError, IndexError, *DECODE_ERRORS) as error:
-            if self._ready.done():
+            if self._ready.done() and not isinstance(error, OtherNode):
                 error = ProtocolError(f"a reply that can't be read: {error}")
             self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
-    def _shake_hands(self, payload: bytes) -> None:
-        assert self._handshake is not None
+    def _shake_hands(self, data: bytes) -> None:
+        for payload in self._deframer.feed(data):
+            if self._handshake is None:
+                raise ProtocolError("more came than the answer that ends the handshake")
+            self._take_step(self._handshake, payload)
+        if self._handshake is None and self._deframer.pending:
+            raise ProtocolError("more came than the answer that ends the handshake")
+
+    def _take_step(self, handshake: DiallerHandshake, payload: bytes) -> None:
         assert self._transport is not None
         if not self._challenged:
             self._challenged = True
             try:
-                answer = self._handshake.receive_challenge(payload)
+                offers = handshake.receive_challenge(payload)
             except ProtocolError:
-                if self._handshake.farewell:
-                    self._transport.write(frame(self._handshake.farewell))
+                if handshake.farewell:
+                    self._transport.write(frame(handshake.farewell))
                 raise
-            self._transport.write(frame(answer))
-        else:
-            self._handshake.receive_welcome(payload)
-            self._handshake = None
-            self._deframer.limit = MAX_FRAME
-            if not self._ready.done():
-                self._ready.set_result(None)
+            self._transport.write(frame(offers, HANDSHAKE_LIMIT))
+            return
+        handshake.receive_answer(payload)
+        self.verdict = handshake.verdict
+        if handshake.session is not None:
+            self._sealer, self._opener = handshake.session
+        self._handshake = None
+        self._deframer.limit = MAX_FRAME
+        if not self._ready.done():
+            self._ready.set_result(None)
 
     def eof_received(self) -> None:
         # `connection_lost` comes a turn of the loop later: after the deadline's timer if the loop was busy until then.
@@ -210,18 +231,19 @@ def _too_late() -> Unavailable:
 
 async def connect(
     address: Address,
-    keys: Sequence[bytes],
+    keys: Sequence[LinkKey],
     deadline: float,
     on_close: Callable[[], None] | None = None,
-    boot: bytes = b"",
+    hello: Hello = ANYONE,
     idle: Idle = never,
 ) -> AsyncConnection:
-    """Dials a node and shakes hands, within the deadline. `boot` is our own if we are a node; `idle` says whether a
-    processor is: then the loop is kept awake for answers.
+    """Dials a node and shakes hands, within the deadline. `hello` says who we are and which node is meant; `idle` says
+    whether a processor is: then the loop is kept awake for answers.
 
-    Raises `Unavailable` when nobody answers, `ProtocolError` when the other side isn't one of ours. The `__cause__` of
-    either says more.
+    Raises `Unavailable` when nobody answers, `OtherNode` when it isn't the node that is meant, `ProtocolError` when the
+    other side isn't one of ours. The `__cause__` of the first and the last says more.
     """
+    hello = structs.replace(hello, dialled=str(address))
     loop = asyncio.get_running_loop()
     connection: AsyncConnection | None = None
     try:
@@ -234,10 +256,12 @@ async def connect(
                     raise PermissionError("the socket belongs to another user")
             else:
                 _, connection = await loop.create_connection(
-                    lambda: AsyncConnection(keys, deadline, on_close, boot, idle), address.host, address.port
+                    lambda: AsyncConnection(keys, deadline, on_close, hello, idle), address.host, address.port
                 )
                 connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await connection.ready()
+    except OtherNode:
+        raise
     except ProtocolError as error:
         raise ProtocolError(f"node at {address}: {error}") from error
     except Unavailable as error:

@@ -7,15 +7,20 @@ import struct
 import time
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from .address import Address, UnixAddress
-from .framing import HEADER, MAX_FRAME, frame, size_at
-from .handshake import RequesterHandshake
+from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
+from .handshake import DiallerHandshake, Hello, OtherNode
+from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
+from .noise import MAX_RECORD, RECORD_HEADER, TAG, Opener, Sealer, record_size
 from .polling import LOOK_FOR, BusyPoll, Idle, never
 
-_RECEIVE = 64 * 1024
+_RECEIVE = MAX_RECORD  # bytes: so the longest record fits
 _CLOSED = "the node closed the connection"
+ANYONE = Hello()  # a requester that takes whichever node answers
 
 # Seconds for what is still due when the time is over, though we haven't waited for it yet: it is we who come late, as
 # among threads that compute, or after a stop. Also for the rest of an answer whose beginning came in time.
@@ -42,33 +47,40 @@ def _unavailable(error: OSError) -> Unavailable:
 class BlockingConnection:
     """Connected and authenticated once constructed; one request at a time.
 
-    `deadline` is seconds for each call. The connecting may take as long, or until a moment of the monotonic clock.
+    `hello` says which node is meant. `deadline` is seconds for each call. The connecting may take as long, or until a
+    moment of the monotonic clock.
     `idle` says whether a processor is: then calls look for their answers before they sleep.
     Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
-    __slots__ = ("_deadline", "_polling", "_socket", "_timeout", "_view")
+    __slots__ = ("_deadline", "_opener", "_polling", "_sealer", "_socket", "_timeout", "_view")
 
     def __init__(
         self,
         address: Address,
-        keys: Sequence[bytes],
+        keys: Sequence[LinkKey],
         deadline: float,
         until: float | None = None,
         idle: Idle = never,
+        hello: Hello = ANYONE,
     ) -> None:
         self._deadline = deadline
         self._timeout = 0.0
         self._view = memoryview(bytearray(_RECEIVE))
         self._polling = BusyPoll(idle)
+        self._sealer: Sealer | None = None  # None: a unix socket, or the handshake isn't over
+        self._opener: Opener | None = None
         now = time.monotonic()
         if until is None:
             until = now + deadline
         try:
             self._connect(address, _left(until) or OVERTIME)
-            self._shake_hands(() if isinstance(address, UnixAddress) else keys, until)
+            unix = isinstance(address, UnixAddress)
+            self._shake_hands(() if unix else keys, structs.replace(hello, dialled=str(address)), until)
         except OSError as error:
             raise Unavailable(f"no node at {address}: {_unavailable(error)}") from error
+        except OtherNode:
+            raise
         except ProtocolError as error:
             raise ProtocolError(f"node at {address}: {error}") from error
         self._set_timeout(deadline)
@@ -97,12 +109,14 @@ class BlockingConnection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
-    def _shake_hands(self, keys: Sequence[bytes], until: float) -> None:
-        handshake = RequesterHandshake(keys)
+    def _shake_hands(self, keys: Sequence[LinkKey], hello: Hello, until: float) -> None:
+        handshake = DiallerHandshake(keys, hello)
         try:
-            proof = handshake.receive_challenge(self._receive_frame(until))
-            self._socket.sendall(frame(proof))
-            handshake.receive_welcome(self._receive_frame(until))
+            offers = handshake.receive_challenge(self._receive_frame(until))
+            self._socket.sendall(frame(offers, HANDSHAKE_LIMIT))
+            handshake.receive_answer(self._receive_frame(until))
+            if handshake.session is not None:
+                self._sealer, self._opener = handshake.session
         except BaseException:
             if handshake.farewell:
                 self._socket.sendall(frame(handshake.farewell))
@@ -115,13 +129,21 @@ class BlockingConnection:
         looking = self._polling.due(start)  # asked before the node has something to do
         view = self._view
         try:
+            if self._sealer is not None:
+                request = self._sealer.seal(request)
             if (count := self._socket.send(request)) < len(request):
                 self._send_rest(request, count, start + self._deadline)
             received = self._look() if looking else self._socket.recv_into(view)
-            if received == HEADER + size_at(view)[0]:  # nearly always: the whole in one piece
+            if received != HEADER + size_at(view)[0]:  # hardly ever: it doesn't come in one piece
+                reply = decode_reply(self._receive_rest(received, start + self._deadline))
+            elif self._opener is None:
                 reply = decode_reply(view[HEADER:received])
             else:
-                reply = decode_reply(self._receive_rest(received, start + self._deadline))
+                plain = self._opener.open(view[HEADER:received])
+                if HEADER < len(plain) == HEADER + size_at(plain)[0]:
+                    reply = decode_reply(plain[HEADER:])
+                else:
+                    reply = decode_reply(self._open_rest(plain, start + self._deadline))
             if self._timeout != self._deadline:
                 self._set_timeout(self._deadline)
         except (OSError, ProtocolError, *DECODE_ERRORS) as error:
@@ -135,6 +157,8 @@ class BlockingConnection:
         """Sends one framed request, within the deadline. Raises `Unavailable`."""
         until = time.monotonic() + self._deadline
         try:
+            if self._sealer is not None:
+                request = self._sealer.seal(request)
             self._send_rest(request, self._socket.send(request), until)
         except OSError as error:
             raise self._broken(error) from error
@@ -187,9 +211,11 @@ class BlockingConnection:
         return self._receive_rest(self._receive_more(self._view, until, overtime), until)
 
     def _receive_rest(self, received: int, until: float) -> memoryview:
-        """The payload of the frame whose first bytes have been received."""
+        """The payload of the frame whose first bytes have been received, plain or sealed."""
         if not received:
             raise ConnectionResetError(_CLOSED)
+        if self._opener is not None:
+            return self._open_rest(self._opener.open(self._receive_record(received, until)), until)
         whole = self._view
         while received < HEADER:
             received += self._receive_more(whole[received:], until)
@@ -202,6 +228,38 @@ class BlockingConnection:
         while received < size:
             received += self._receive_more(whole[received:size], until)
         return whole[HEADER:size]
+
+    def _receive_record(self, received: int, until: float) -> memoryview:
+        """The sealed bytes of the record whose first bytes have been received."""
+        view = self._view
+        while received < RECORD_HEADER:
+            received += self._receive_more(view[received:RECORD_HEADER], until)
+        size = RECORD_HEADER + record_size(view)
+        if received > size:
+            raise ProtocolError(f"{received} bytes came where a sealed record of {size} was due")
+        while received < size:
+            received += self._receive_more(view[received:size], until)
+        return view[RECORD_HEADER:size]
+
+    def _open_rest(self, plain: bytes, until: float) -> memoryview:
+        """The payload of the frame that begins with the plain bytes of its first record."""
+        assert self._opener is not None
+        if len(plain) < HEADER:
+            raise ProtocolError("a sealed record ends within the length of a frame")
+        size = HEADER + size_at(plain)[0]
+        if size > HEADER + MAX_FRAME or len(plain) > size:
+            raise ProtocolError(f"{len(plain)} bytes came where a frame of {size} was due")
+        if len(plain) == size:
+            return memoryview(plain)[HEADER:]
+        whole = memoryview(bytearray(size))
+        filled = len(plain)
+        whole[:filled] = plain
+        while filled < size:
+            record = self._receive_record(0, until)
+            if filled + len(record) - TAG > size:
+                raise ProtocolError(f"more came than the rest of a frame of {size} bytes")
+            filled += self._opener.open_into(record, whole[filled : filled + len(record) - TAG])
+        return whole[HEADER:]
 
     def _receive_more(self, into: memoryview, until: float, overtime: float = 0.0) -> int:
         if seconds := _left(until) or overtime:

@@ -7,7 +7,7 @@ from ..exceptions import ProtocolError
 HEADER = 4
 MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message around it
 MAX_REQUEST = MAX_FRAME - 512  # a node passes a request on, or answers it, with another name or an epoch more
-HANDSHAKE_LIMIT = 512  # no message of the handshake is longer: a stranger can't make us hold more
+HANDSHAKE_LIMIT = 8192  # bytes: four offers with the longest names. A stranger can't make us hold more
 
 _LENGTH = struct.Struct(">I")
 _pack = _LENGTH.pack
@@ -30,6 +30,11 @@ class Deframer:
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self.limit = limit
         self._rest = b""
+
+    @property
+    def pending(self) -> bool:
+        """Whether the beginning of a frame waits for its rest."""
+        return bool(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads that are complete now. Raises `ProtocolError` on a length above the limit, before its

@@ -1,38 +1,54 @@
-"""How the two ends of a connection agree on a version and prove to each other that they know the secret. Pure.
+"""How the two ends of a connection agree on a version, prove that they know the secret, and say who they are. Pure.
 
-    node       -> requester   Challenge(magic, versions, nonce, boot id)
-    requester  -> node        Proof(version, nonce, one MAC for each secret it knows)
-    node       -> requester   Welcome(MAC)
+    node     -> dialler   Challenge(magic, versions, nonce, boot id)
+    dialler  -> node      Offers(version, one first message of the Noise handshake for each secret it knows)
+    node     -> dialler   the index of the offer it took, and the second message of the Noise handshake
+    both                  sealed records from then on
 
-A MAC is HMAC-SHA-256 over the role that makes it, the versions, both nonces and the node's boot id: a proof sent back
-to its maker is worthless, and so is a recorded one. A node that dials knows its own challenge by the boot id, and
-proves nothing to whoever passes it on. Each side proves itself before the other decodes anything else. The requester
-offers a proof for every secret it knows (the newest first), so that a rotation of the secret splits nothing.
+The Noise handshake (see `noise`) is bound to the challenge: a changed version, a message repeated on another connection
+and one relayed from another node fail to decrypt. An offer begins with an id, an HMAC of the challenge under a key of
+the secret, so the node finds the secret in common without a key exchange, and a stranger never causes one.
 
-On a unix socket the kernel has already said who the other is, and the MACs are left out.
+Inside the sealed messages each side says who it is, and the dialler which node it means. A node that isn't meant
+answers with a `Verdict` that says so, and closes.
+
+On a unix socket the kernel has already said who the other is: there is no offer, and nothing is sealed.
 """
 
+import enum
 import hmac
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from ..exceptions import ProtocolError
+from .keys import MAX_SECRETS, LinkKey
 from .messages import DECODE_ERRORS
+from .noise import Initiator, Opener, Responder, Sealer
 
 MAGIC = "clusterstate"
-VERSIONS = (1, 1)  # the oldest and the newest protocol version understood
-MAX_SECRETS = 4
+VERSIONS = (2, 2)  # the oldest and the newest protocol version understood
 
 _NONCE = 32
+_ID = 8  # bytes of an offer that say which secret it was made with
+_PROLOGUE = b"clusterstate\0seal"
 
 T = TypeVar("T")
+Session = tuple[Sealer, Opener]
+
+Name = Annotated[str, Meta(max_length=100)]
+Boot = Annotated[bytes, Meta(max_length=16)]
+AddressText = Annotated[str, Meta(max_length=300)]
 
 
-class OwnChallenge(ProtocolError):
-    """Whoever answers there is ourselves, or passes on what we say."""
+class Role(enum.IntEnum):
+    """What the dialler is. Only nodes may send what nodes send each other."""
+
+    REQUESTER = 0
+    NODE = 1
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True):
@@ -43,18 +59,61 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True):
     boot: bytes = b""
 
 
-class Proof(msgspec.Struct, frozen=True, array_like=True):
-    """`version` 0 says that there is none in common; then `oldest` and `newest` say what the requester speaks."""
+class Offers(msgspec.Struct, frozen=True, array_like=True):
+    """`version` 0 says that there is none in common; then `oldest` and `newest` say what the dialler speaks."""
 
     version: int
-    nonce: bytes
-    macs: tuple[bytes, ...]
+    offers: Annotated[tuple[bytes, ...], Meta(max_length=MAX_SECRETS)] = ()
     oldest: int = VERSIONS[0]
     newest: int = VERSIONS[1]
 
 
-class Welcome(msgspec.Struct, frozen=True, array_like=True):
-    mac: bytes
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """What a dialler says in the first sealed message.
+
+    `wanted_name` and `wanted_boot` are the node that it means, and the start of it; empty: whichever answers. `dialled`
+    is the address that it dialled. A node adds its own name, boot id and advertised address.
+    """
+
+    role: Role = Role.REQUESTER
+    wanted_name: Name = ""
+    wanted_boot: Boot = b""
+    dialled: AddressText = ""
+    name: Name = ""
+    boot: Boot = b""
+    address: AddressText = ""
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """What a node says in the second sealed message: whether it is the one that is meant, who it is, and from which
+    address it sees the dialler."""
+
+    accepted: bool
+    name: Name = ""
+    boot: Boot = b""
+    source: AddressText = ""
+
+
+class OtherNode(ProtocolError):
+    """Another node than the one that is meant answers. `name` and `boot` are those of the one that answers."""
+
+    def __init__(self, hello: Hello, verdict: Verdict) -> None:
+        self.name = verdict.name
+        self.boot = verdict.boot
+        wanted = hello.wanted_name or "another node"
+        super().__init__(f"{wanted} was dialled at {hello.dialled}, but {verdict.name} answers there")
+
+
+class OtherStart(OtherNode):
+    """The node that is meant answers, but has been restarted since the dialler heard of it."""
+
+    def __init__(self, hello: Hello, verdict: Verdict) -> None:
+        super().__init__(hello, verdict)
+        self.args = (f"{verdict.name} at {hello.dialled} has been restarted",)
+
+
+class DialledItself(ProtocolError):
+    """A node has dialled an address at which it answers itself, or at which somebody passes its own messages on."""
 
 
 def common_version(oldest: int, newest: int) -> int:
@@ -70,22 +129,6 @@ def incompatible(oldest: int, newest: int) -> str:
     )
 
 
-def derive_keys(secrets: Sequence[str], cluster: str, purpose: str) -> tuple[bytes, ...]:
-    """Keys for one purpose, one for each secret: HKDF-SHA-256 (RFC 5869) with the cluster and purpose as info,
-    so that neither clusters nor purposes can use each other's."""
-    info = f"clusterstate|{purpose}|{cluster}".encode()
-    keys = []
-    for secret in secrets[:MAX_SECRETS]:
-        extracted = hmac.digest(b"django-clusterstate", secret.encode(), "sha256")
-        keys.append(hmac.digest(extracted, info + b"\x01", "sha256"))
-    return tuple(keys)
-
-
-def _mac(key: bytes, role: bytes, challenge: Challenge, version: int, nonce: bytes) -> bytes:
-    versions = bytes((challenge.oldest & 255, challenge.newest & 255, version & 255))
-    return hmac.digest(key, role + versions + challenge.nonce + nonce + challenge.boot, "sha256")
-
-
 def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
@@ -93,62 +136,130 @@ def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
         raise ProtocolError("the other side doesn't speak our protocol") from error
 
 
-class NodeHandshake:
-    """The node's side. `keys` empty: the connection is trusted already. `boot` is that of the node."""
+def _offer_id(key: LinkKey, challenge: bytes) -> bytes:
+    return key.offers.mac(challenge)[:_ID]
 
-    def __init__(self, keys: Sequence[bytes], boot: bytes = b"") -> None:
+
+def _prologue(version: int, challenge: bytes) -> bytes:
+    return _PROLOGUE + bytes((version,)) + challenge
+
+
+class NodeHandshake:
+    """The node's side. `keys` empty: a unix socket.
+
+    `name` and `boot` are the node's own; `source` is the address that the dialler comes from. After `receive`: `hello`
+    is what the dialler said, `session` seals the connection (None on a unix socket), and with `refused` not empty the
+    answer is to be sent, then the connection closed for that reason.
+    """
+
+    def __init__(self, keys: Sequence[LinkKey], name: str = "", boot: bytes = b"", source: str = "") -> None:
         self._keys = keys
-        self._challenge = Challenge(MAGIC, *VERSIONS, os.urandom(_NONCE), boot)
+        self._name = name
+        self._boot = boot
+        self._source = source
+        self._challenge = msgspec.msgpack.encode(Challenge(MAGIC, *VERSIONS, os.urandom(_NONCE), boot))
+        self.hello = Hello()
+        self.session: Session | None = None
+        self.refused = ""
 
     def challenge(self) -> bytes:
-        return msgspec.msgpack.encode(self._challenge)
+        return self._challenge
 
     def receive(self, payload: bytes) -> bytes:
-        """Takes the proof, gives the welcome. Raises `ProtocolError` when it proves nothing."""
-        proof = _decode(payload, Proof)
-        if not proof.version:
-            raise ProtocolError(incompatible(proof.oldest, proof.newest))
-        if not self._challenge.oldest <= proof.version <= self._challenge.newest:
-            raise ProtocolError(f"protocol version {proof.version} was chosen, which was not offered")
+        """Takes the offers, gives the answer. Raises `ProtocolError` when the dialler gets none."""
+        offers = _decode(payload, Offers)
+        if not offers.version:
+            raise ProtocolError(incompatible(offers.oldest, offers.newest))
+        if not VERSIONS[0] <= offers.version <= VERSIONS[1]:
+            raise ProtocolError(f"protocol version {offers.version} was chosen, which was not offered")
         if not self._keys:
-            return msgspec.msgpack.encode(Welcome(b""))
-        if len(proof.nonce) == _NONCE:
-            for key in self._keys:
-                expected = _mac(key, b"requester", self._challenge, proof.version, proof.nonce)
-                if any(hmac.compare_digest(expected, mac) for mac in proof.macs[:MAX_SECRETS]):
-                    mac = _mac(key, b"node", self._challenge, proof.version, proof.nonce)
-                    return msgspec.msgpack.encode(Welcome(mac))
-        raise ProtocolError("wrong secret")
+            return msgspec.msgpack.encode(self._verdict())
+        found = self._matching(offers.offers)
+        if found is None:
+            self.refused = "it has another secret, or belongs to another cluster"
+            return b""
+        index, key = found
+        responder = Responder(key.psk, _prologue(offers.version, self._challenge))
+        self.hello = _decode(responder.read(offers.offers[index][_ID:]), Hello)
+        answer = bytes((index,)) + responder.write(msgspec.msgpack.encode(self._verdict()))
+        self.session = responder.session()
+        return answer
+
+    def _matching(self, offers: Sequence[bytes]) -> tuple[int, LinkKey] | None:
+        """The index of the first offer made with a secret of ours, and that secret's keys."""
+        for key in self._keys:
+            expected = _offer_id(key, self._challenge)
+            for index, offer in enumerate(offers):
+                if hmac.compare_digest(expected, offer[:_ID]):
+                    return index, key
+        return None
+
+    def _verdict(self) -> Verdict:
+        hello = self.hello
+        if hello.wanted_name not in ("", self._name):
+            self.refused = f"it means {hello.wanted_name} at {hello.dialled}, but this is {self._name}"
+        elif hello.wanted_boot not in (b"", self._boot):
+            self.refused = f"it means an earlier start of {self._name}"
+        return Verdict(not self.refused, self._name, self._boot, self._source)
 
 
-class RequesterHandshake:
-    """The side that dialled. `keys` empty: the connection is trusted already. `boot` is its own if it is a node."""
+class DiallerHandshake:
+    """The dialler's side. `keys` empty: a unix socket. `hello` says who we are, and who is meant.
 
-    def __init__(self, keys: Sequence[bytes], boot: bytes = b"") -> None:
+    After `receive_answer`: `verdict` is what the node said of itself, and `session` seals the connection.
+    """
+
+    def __init__(self, keys: Sequence[LinkKey], hello: Hello) -> None:
         self._keys = keys
-        self._boot = boot
-        self._nonce = os.urandom(_NONCE)
-        self._expected: list[bytes] = []
+        self._hello = hello
+        self._initiators: list[Initiator] = []
+        self.verdict = Verdict(accepted=False)
+        self.session: Session | None = None
         self.farewell = b""  # after an error: what is to be sent before closing, so that the other side can say why
 
     def receive_challenge(self, payload: bytes | memoryview) -> bytes:
-        """Takes the challenge, gives the proof. Raises `ProtocolError` when there is no common version, `OwnChallenge`
-        when it is our own."""
-        challenge = _decode(payload, Challenge)
+        """Takes the challenge, gives the offers.
+
+        Raises `ProtocolError` when there is no common version, `DialledItself` when the challenge is our own.
+        """
+        verbatim = bytes(payload)
+        challenge = _decode(verbatim, Challenge)
         if challenge.magic != MAGIC or len(challenge.nonce) != _NONCE:
             raise ProtocolError("what answers there is no node")
-        if self._boot and challenge.boot == self._boot:
-            raise OwnChallenge("it is this node itself")
+        if self._hello.boot and challenge.boot == self._hello.boot:
+            raise DialledItself("it is this node itself")
         version = common_version(challenge.oldest, challenge.newest)
         if not version:
-            self.farewell = msgspec.msgpack.encode(Proof(0, b"", (), *VERSIONS))
+            self.farewell = msgspec.msgpack.encode(Offers(0, (), *VERSIONS))
             raise ProtocolError(incompatible(challenge.oldest, challenge.newest))
-        self._expected = [_mac(key, b"node", challenge, version, self._nonce) for key in self._keys]
-        macs = tuple(_mac(key, b"requester", challenge, version, self._nonce) for key in self._keys)
-        return msgspec.msgpack.encode(Proof(version, self._nonce, macs))
+        hello = msgspec.msgpack.encode(self._hello)
+        offers = []
+        for key in self._keys:
+            initiator = Initiator(key.psk, _prologue(version, verbatim))
+            offers.append(_offer_id(key, verbatim) + initiator.write(hello))
+            self._initiators.append(initiator)
+        return msgspec.msgpack.encode(Offers(version, tuple(offers)))
 
-    def receive_welcome(self, payload: bytes | memoryview) -> None:
-        """Raises `ProtocolError` when the node can't prove that it knows one of the secrets."""
-        welcome = _decode(payload, Welcome)
-        if self._keys and not any(hmac.compare_digest(mac, welcome.mac) for mac in self._expected):
-            raise ProtocolError("wrong secret")
+    def receive_answer(self, payload: bytes | memoryview) -> None:
+        """Takes the node's answer.
+
+        Raises `ProtocolError` when it doesn't prove that the node knows one of the secrets, `OtherNode` or `OtherStart`
+        when it isn't the one that is meant.
+        """
+        if not self._keys:
+            self.verdict = _decode(payload, Verdict)
+            return
+        if not payload:
+            raise ProtocolError("it has another SECRET or SECRET_KEY, or belongs to another cluster")
+        index = payload[0]
+        if index >= len(self._initiators):
+            raise ProtocolError("the other side doesn't speak our protocol")
+        initiator = self._initiators[index]
+        verdict = _decode(initiator.read(bytes(payload[1:])), Verdict)
+        self.verdict = verdict
+        hello = self._hello
+        if not verdict.accepted or hello.wanted_name not in ("", verdict.name):
+            if hello.wanted_boot and verdict.name == hello.wanted_name:
+                raise OtherStart(hello, verdict)
+            raise OtherNode(hello, verdict)
+        self.session = initiator.session()

@@ -5,6 +5,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import socket
 import statistics
 import threading
 import time
@@ -26,6 +27,7 @@ from django_clusterstate.exceptions import ClusterStateError, ProtocolError, Una
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.keys import LinkKey
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
 from tests.peers import (
@@ -34,7 +36,6 @@ from tests.peers import (
     ScriptedNode,
     answering,
     keep_busy,
-    read_frame,
     shake_hands,
     take_time,
     wait_for_the_end,
@@ -69,7 +70,7 @@ class Requester(Protocol):
 
 
 class Sync(Client):
-    def __init__(self, local: Address, keys: Sequence[bytes], deadline: float) -> None:
+    def __init__(self, local: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self.clock = Clock()
         super().__init__(local, keys, deadline, self.clock)
 
@@ -77,7 +78,7 @@ class Sync(Client):
 class Async:
     """The asyncio client, in one event loop."""
 
-    def __init__(self, local: Address, keys: Sequence[bytes], deadline: float) -> None:
+    def __init__(self, local: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self.clock = Clock()
         self._client = AsyncClient(local, keys, deadline, self.clock)
         self._runner = asyncio.Runner()
@@ -109,7 +110,7 @@ Make = Callable[..., Requester]
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     made: list[Requester] = []
 
-    def make(local: Address, keys: Sequence[bytes] = KEYS, deadline: float = 2.0) -> Requester:
+    def make(local: Address, keys: Sequence[LinkKey] = KEYS, deadline: float = 2.0) -> Requester:
         made.append(request.param(local, keys, deadline))
         return made[-1]
 
@@ -235,9 +236,9 @@ def mute(sock: Any) -> None:
 
 
 def answers_once(sock: Any) -> None:
-    shake_hands(sock)
-    read_frame(sock)
-    sock.sendall(frame(wire.encode(wire.Done(1))))
+    sealed = shake_hands(sock)
+    sealed.read_frame()
+    sealed.sendall(frame(wire.encode(wire.Done(1))))
 
 
 def stopped_after_one_answer() -> Script:
@@ -366,13 +367,13 @@ def test_what_was_counted_is_told_once_whoever_asks_meanwhile_and_kept_if_nobody
     told = []
 
     def script(sock: Any) -> None:
-        shake_hands(sock)
+        sealed = shake_hands(sock)
         while True:
-            request = wire.decode_request(read_frame(sock))
+            request = wire.decode_request(sealed.read_frame())
             assert isinstance(request, wire.GetView)
             told.append(request.tally.too_big if request.tally else 0)
             take_time(0.05)
-            sock.sendall(frame(wire.encode(wire.Viewed(1, (), "n"))))
+            sealed.sendall(frame(wire.encode(wire.Viewed(1, (), "n"))))
 
     async def ask(client: AsyncClient) -> None:
         await asyncio.gather(*(client.table() for _ in range(5)))
@@ -444,9 +445,9 @@ def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Mak
         view = View.of([Identity("owner", b"o", str(owner.address))])
 
         def local(sock: Any) -> None:
-            shake_hands(sock)
-            read_frame(sock)
-            sock.sendall(frame(wire.encode(wire.Viewed(view.epoch, view.members, "local"))))
+            sealed = shake_hands(sock)
+            sealed.read_frame()
+            sealed.sendall(frame(wire.encode(wire.Viewed(view.epoch, view.members, "local"))))
             wait_for_the_end(sock)
 
         with ScriptedNode(local) as stopped:
@@ -648,7 +649,7 @@ async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> No
             answering()(sock)
             return
         answers_once(sock)
-        read_frame(sock)
+        sock.recv(1, socket.MSG_WAITALL)
         take_time(DEADLINE / 2)
 
     with ScriptedNode(script) as node:

@@ -12,7 +12,7 @@ from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import derive_keys
+from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.messages import Hit, Reply, encode
 from testproject import settings as demo_settings
 from testproject.processes import LocalCluster, wait_until
@@ -41,9 +41,9 @@ class Tally:
     errors: list[Exception] = field(default_factory=list)  # what a view would see
 
 
-def link_keys(cluster: LocalCluster, host: str) -> tuple[bytes, ...]:
+def link_keys(cluster: LocalCluster, host: str) -> tuple[LinkKey, ...]:
     secret = cluster.env(host).get("CLUSTERSTATE_SECRET") or demo_settings.SECRET_KEY
-    return derive_keys([secret], "default", "link")
+    return derive_link_keys([secret], "default")
 
 
 def client_on(cluster: LocalCluster, host: str, deadline: float = DEADLINE) -> Client:

@@ -15,6 +15,7 @@ from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.keys import LinkKey
 from django_clusterstate.wire.messages import Decided, Hit, encode
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, moves, status_of
@@ -55,7 +56,7 @@ def far_apart(folder: Path) -> Iterator[ProxiedCluster]:
         yield cluster
 
 
-def hit_once(address: TcpAddress, keys: Sequence[bytes], key: bytes) -> bool:
+def hit_once(address: TcpAddress, keys: Sequence[LinkKey], key: bytes) -> bool:
     """One hit on a connection of its own. Whether its answer came within 0.6 s, which is half of the time."""
     connection = BlockingConnection(address, keys, 0.6, time.monotonic() + 10)
     try:

@@ -21,7 +21,8 @@ from django_clusterstate.node.heartbeat import unseal
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import Challenge, derive_keys
+from django_clusterstate.wire.handshake import Challenge
+from django_clusterstate.wire.keys import derive_channel_keys, derive_link_keys
 from django_clusterstate.wire.messages import Ping, Pong, encode
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, wait_until
@@ -56,7 +57,7 @@ def test_row_13_a_wrong_secret_admits_nobody_and_is_said_once(folder: Path, figu
         cluster.start()
         cluster.wait_for()
         before, admitted = refused(cluster, "a"), 0
-        wrong = derive_keys(["another secret"], "default", "link")
+        wrong = derive_link_keys(["another secret"], "default")
         for _ in range(100):
             try:
                 BlockingConnection(TcpAddress("127.0.0.1", cluster.ports["a"]), wrong, 1.0).close()
@@ -64,7 +65,7 @@ def test_row_13_a_wrong_secret_admits_nobody_and_is_said_once(folder: Path, figu
             except ClusterStateError:
                 pass
         wait_until(lambda: refused(cluster, "a") >= before + 100, SECONDS, "all are counted")
-        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "wrong secret")
+        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "another secret")
         figure("of 100", f"{admitted} admitted, {counted} counted, {len(said)} log lines")
         assert (admitted, counted, len(said)) == (0, 100, 1)
 
@@ -84,7 +85,7 @@ def test_row_13_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -
                 with contextlib.suppress(ConnectionResetError):
                     answers += len(sock.recv(4096))
         wait_until(lambda: refused(cluster, "a") >= before + 20, SECONDS, "all are counted")
-        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "wrong secret")
+        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "more came than the handshake's offers")
         figure("of 20", f"{answers} bytes answered, {counted} counted, {len(said)} log lines")
         assert (answers, counted, len(said)) == (0, 20, 1)
 
@@ -113,7 +114,7 @@ def test_row_13_a_nodes_own_challenge_reflected_to_it_admits_nobody(folder: Path
         cluster.wait_for()
         wait_until(lambda: attacker.accepted == 3, SECONDS, "the node dials again and again")
         wait_until(lambda: refused(cluster, "a") == 2, SECONDS, "those in disguise are counted")
-        said = lines(cluster, "a", "wrong secret")
+        said = lines(cluster, "a", "another secret")
         figure(f"of {attacker.accepted} reflected", f"{len(answers)} admitted, {len(said)} log lines")
         assert not answers
         assert len(proofs) == 2
@@ -130,7 +131,7 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
         cluster.wait_for()
         with using(cluster, "a"):
             recorded = asyncio.run(_listen(12))
-        keys = derive_keys([demo_settings.SECRET_KEY], "default", "channel")
+        keys = derive_channel_keys([demo_settings.SECRET_KEY], "default")
         assert {unseal(message, keys).identity.name for message in recorded} == {"a", "b", "c"}
         cluster.kill("c")
         until_all_say(cluster, State.DOWN, "c", ("a", "b"))
@@ -228,7 +229,7 @@ def test_row_14_a_release_without_a_common_version_is_refused_in_clear_words_on_
         cluster.start("a", "b")
         cluster.wait_for("a", "b")
         epoch = status_of(cluster, "a").epoch
-        start_with(cluster, "c", TEST_VERSIONS="2-2")
+        start_with(cluster, "c", TEST_VERSIONS="3-3")
         wait_until(lambda: bool(lines(cluster, "c", "serves")), SECONDS, "it runs")
         time.sleep(5)
         said = {name: lines(cluster, name, "protocol versions") for name in cluster.names}
@@ -245,8 +246,8 @@ def test_row_14_a_release_without_a_common_version_is_refused_in_clear_words_on_
 
 def test_row_14_a_requester_without_a_common_version_learns_why(folder: Path) -> None:
     with LocalCluster(folder, ("a",), env={"DJANGO_SETTINGS_MODULE": SETTINGS}) as cluster:
-        start_with(cluster, "a", TEST_VERSIONS="2-3")
+        start_with(cluster, "a", TEST_VERSIONS="3-4")
         wait_until(lambda: bool(lines(cluster, "a", "serves")), SECONDS, "it runs")
-        with pytest.raises(ProtocolError, match="speaks protocol versions 2 to 3, this side 1 to 1"):
+        with pytest.raises(ProtocolError, match="speaks protocol versions 3 to 4, this side 2 to 2"):
             BlockingConnection(TcpAddress("127.0.0.1", cluster.ports["a"]), link_keys(cluster, "a"), 1.0)
-        wait_until(lambda: bool(lines(cluster, "a", "1 to 1, this side 2 to 3")), SECONDS, "the node says it too")
+        wait_until(lambda: bool(lines(cluster, "a", "2 to 2, this side 3 to 4")), SECONDS, "the node says it too")

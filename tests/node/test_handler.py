@@ -31,8 +31,8 @@ CONFIG = NodeConfig(
     bind=TcpAddress("127.0.0.1", 4370),
     advertise=TcpAddress("127.0.0.1", 4370),
     socket=UnixAddress("/nowhere"),
-    link_keys=(b"k",),
-    channel_keys=(b"k",),
+    link_keys=(),
+    channel_keys=(),
     timings=Timings(),
     cache_max_bytes=8 * 1024 * 1024,
     limits_max_bytes=1024 * 1024,
@@ -62,6 +62,8 @@ class Peers:
 
 class Requester:
     """One connection, as far as the handler sees it."""
+
+    peer = b"a node's boot id"
 
     def __init__(self) -> None:
         self.pushed: list[wire.Reply] = []

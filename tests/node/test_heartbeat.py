@@ -1,6 +1,5 @@
 """The sealed heartbeat: signed, versioned, and nothing decoded that isn't ours."""
 
-import hmac
 from typing import Any
 
 import msgspec
@@ -11,15 +10,16 @@ from hypothesis import strategies as st
 from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.heartbeat import seal, unseal
-from django_clusterstate.wire.handshake import VERSIONS, derive_keys
+from django_clusterstate.wire.handshake import VERSIONS
+from django_clusterstate.wire.keys import Key, derive_channel_keys
 
-OLD, NEW, FOREIGN = (derive_keys([secret], "default", "channel")[0] for secret in ("old", "new", "foreign"))
+OLD, NEW, FOREIGN = derive_channel_keys(["old", "new", "foreign"], "default")
 BEAT = Heartbeat(Identity("a", b"a" * 16, "10.0.0.1:4370"), 0, 1, State.ALIVE, 7, channel="x")
 
 
-def versioned(oldest: int, newest: int, body: bytes, key: bytes = NEW) -> dict[str, Any]:
+def versioned(oldest: int, newest: int, body: bytes, key: Key = NEW) -> dict[str, Any]:
     whole = bytes((oldest, newest)) + body
-    return {"body": whole, "macs": [hmac.digest(key, whole, "sha256")]}
+    return {"body": whole, "macs": [key.mac(whole)]}
 
 
 def test_heartbeat_is_what_was_sealed() -> None:
@@ -29,9 +29,7 @@ def test_heartbeat_is_what_was_sealed() -> None:
 @pytest.mark.parametrize(
     ("signs", "knows"), [([NEW, OLD], [OLD]), ([OLD], [NEW, OLD]), ([NEW, OLD], [NEW, OLD])], ids=str
 )
-def test_nodes_before_and_after_a_rotation_of_the_secret_hear_each_other(
-    signs: list[bytes], knows: list[bytes]
-) -> None:
+def test_nodes_before_and_after_a_rotation_of_the_secret_hear_each_other(signs: list[Key], knows: list[Key]) -> None:
     assert unseal(seal(BEAT, signs), knows) == BEAT
 
 

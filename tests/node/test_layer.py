@@ -91,4 +91,4 @@ async def test_what_nobody_takes_is_bounded(bench: Bench, layer: OwnLayer) -> No
     for number in range(CAPACITY + 10):
         bench.ask(wire.Deliver("clusterstate.default", b"%d" % number, 60, 9))
     assert len(layer._arrived) == CAPACITY
-    assert layer._arrived[0] == b"10"
+    assert layer._arrived[0][0] == b"10"

@@ -17,20 +17,22 @@ import pytest
 
 from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Identity
-from django_clusterstate.exceptions import Unavailable
+from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.node import coalescing
 from django_clusterstate.node import server as module
 from django_clusterstate.node.config import NodeConfig, NodeError
-from django_clusterstate.node.handler import Handler, resident_bytes
-from django_clusterstate.node.links import Links
+from django_clusterstate.node.handler import Handler, Requester, resident_bytes
+from django_clusterstate.node.links import Links, Peer
 from django_clusterstate.node.server import Server
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame
+from django_clusterstate.wire.handshake import Hello, Role
+from django_clusterstate.wire.keys import derive_link_keys
 from testproject.processes import free_port
 
-KEYS = (b"k" * 32,)
+KEYS = derive_link_keys(["the secret"], "default")
 PING = frame(wire.encode(wire.Ping()))
 MIB = 1024 * 1024
 
@@ -47,12 +49,13 @@ class Running:
     def __init__(self, folder: Path) -> None:
         self.unix = UnixAddress(str(folder / "node.sock"))
         self.tcp = TcpAddress("127.0.0.1", free_port())
-        config = NodeConfig("alpha", "default", self.tcp, self.tcp, self.unix, KEYS, KEYS, Timings())
+        config = NodeConfig("alpha", "default", self.tcp, self.tcp, self.unix, KEYS, (), Timings())
         membership = Membership(Identity("alpha", b"boot", str(self.tcp)), Timings(), time.monotonic())
         self.handler = Handler(config, membership, time.monotonic, NoPeers())
         self.reports: list[str] = []
         self.dialled: list[asyncio.StreamWriter] = []
-        self.server = Server(self.handler, KEYS, self.reports.append)
+        self.dialled_by: list[Hello] = []
+        self.server = Server(self.handler, KEYS, self.reports.append, self.dialled_by.append)
 
     async def start(self) -> None:
         await self.server.listen(self.unix)
@@ -63,7 +66,8 @@ class Running:
         return self.handler.stats.refused
 
     async def friend(self) -> AsyncConnection:
-        return await connect(self.tcp, KEYS, 2)
+        """A peer, which may send what only nodes send."""
+        return await connect(self.tcp, KEYS, 2, hello=Hello(Role.NODE, name="beta", boot=os.urandom(16)))
 
     async def stranger(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connected, and challenged."""
@@ -216,10 +220,10 @@ async def test_random_bytes_from_strangers_do_no_harm(running: Running, caplog: 
 
 
 async def test_wrong_secret_is_refused_counted_and_reported(running: Running) -> None:
-    with pytest.raises(ConnectionError, match="closed the connection"):
-        await connect(running.tcp, (b"other" * 8,), 2)
+    with pytest.raises(ProtocolError, match="it has another SECRET or SECRET_KEY, or belongs to another cluster"):
+        await connect(running.tcp, derive_link_keys(["another secret"], "default"), 2)
     assert running.refused == 1
-    assert running.reports[0].endswith(": wrong secret")
+    assert running.reports[0].endswith(": it has another secret, or belongs to another cluster")
     assert await running.serves()
 
 
@@ -248,7 +252,7 @@ async def test_recorded_session_admits_nobody(running: Running) -> None:
     writer.write(record)
     assert await closed(reader)
     assert running.handler.stats.requests == 1
-    assert running.reports[0].endswith(": wrong secret")
+    assert running.reports[0].endswith(": more came than the handshake's offers, before they were answered")
 
 
 # -- those who know the secret --------------------------------------------------------------------------------
@@ -368,10 +372,10 @@ def listen(running: Running) -> list[tuple[float, int]]:
     """When each message to the groups is heard, and which."""
     heard: list[tuple[float, int]] = []
 
-    def hear(request: wire.Deliver) -> None:
+    def hear(request: wire.Deliver, requester: Requester) -> None:
         heard.append((time.monotonic(), int(request.payload)))
 
-    running.handler._methods[wire.Deliver] = hear
+    running.handler._methods_with_requester[wire.Deliver] = hear
     return heard
 
 
@@ -500,7 +504,7 @@ async def test_link_that_carries_messages_of_users_is_read_at_once(running: Runn
 
 async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(running: Running) -> None:
     heard = listen(running)
-    opened: list[Identity] = []
+    opened: list[Peer] = []
     everybody = [
         Links(
             Identity(str(number), b"%d" % number, f"there:{number}"), KEYS, time.monotonic, opened.append, print, print

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import pytest
 import uvloop
 
@@ -22,7 +21,8 @@ from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import NodeHandshake, Welcome
+from django_clusterstate.wire.handshake import NodeHandshake
+from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.polling import BusyPoll
 from testproject.processes import LocalCluster, free_port
 from tests.peers import (
@@ -55,7 +55,7 @@ class Caller(Protocol):
 
 
 class Blocking:
-    def __init__(self, address: Address, keys: Sequence[bytes], deadline: float) -> None:
+    def __init__(self, address: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self._connection = BlockingConnection(address, keys, deadline)
 
     def call(self, request: bytes) -> wire.Reply:
@@ -70,7 +70,7 @@ class Blocking:
 
 
 class Asyncio:
-    def __init__(self, address: Address, keys: Sequence[bytes], deadline: float) -> None:
+    def __init__(self, address: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self._runner = asyncio.Runner()
         try:
             self._connection: AsyncConnection = self._runner.run(connect(address, keys, deadline))
@@ -113,7 +113,7 @@ def dial(request: pytest.FixtureRequest) -> Iterator[Dial]:
     """Makes connections that are closed in the end."""
     made: list[Caller] = []
 
-    def dial(address: Address, keys: Sequence[bytes] = KEYS, deadline: float = DEADLINE) -> Caller:
+    def dial(address: Address, keys: Sequence[LinkKey] = KEYS, deadline: float = DEADLINE) -> Caller:
         made.append(request.param(address, keys, deadline))
         return made[-1]
 
@@ -171,8 +171,8 @@ def test_message_that_the_node_cannot_read_closes_the_connection(known: Caller) 
 
 
 def test_wrong_secret_is_refused(dial: Dial, cluster: LocalCluster) -> None:
-    with pytest.raises(Unavailable, match=r"no node at 127\.0\.0\.1:\d+: the node closed the connection"):
-        dial(TcpAddress("127.0.0.1", cluster.ports["alpha"]), (b"another secret",), 2.0)
+    with pytest.raises(ProtocolError, match=r"node at 127\.0\.0\.1:\d+: it has another SECRET"):
+        dial(TcpAddress("127.0.0.1", cluster.ports["alpha"]), derive_link_keys(["another"], "default"), 2.0)
 
 
 # -- nobody, or somebody else ---------------------------------------------------------------------------------
@@ -208,11 +208,11 @@ def test_node_of_another_secret_is_refused(dial: Dial) -> None:
     def script(sock: socket.socket) -> None:
         sock.sendall(CHALLENGE)
         read_frame(sock)
-        sock.sendall(frame(msgspec.msgpack.encode(Welcome(b"\0" * 32))))
+        sock.sendall(frame(b"\0" * 49))
         wait_for_the_end(sock)
 
     with ScriptedNode(script) as other:
-        refused_in_time(lambda: dial(other.address), ProtocolError, "wrong secret")
+        refused_in_time(lambda: dial(other.address), ProtocolError, "another secret|of no use")
 
 
 def test_silence_ends_with_the_deadline(dial: Dial) -> None:
@@ -267,9 +267,9 @@ def test_long_request_that_is_not_read_ends_with_the_deadline(dial: Dial) -> Non
 
 def test_reply_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
     def script(sock: socket.socket) -> None:
-        shake_hands(sock)
-        read_frame(sock)
-        dribble(sock, frame(wire.encode(wire.Values(1, [b"x" * 1000]))), DEADLINE / 20)
+        sealed = shake_hands(sock)
+        sealed.read_frame()
+        dribble(sock, sealed.seal(frame(wire.encode(wire.Values(1, [b"x" * 1000])))), DEADLINE / 20)
 
     with ScriptedNode(script) as node:
         caller = dial(node.address)
@@ -319,8 +319,8 @@ def test_node_that_has_closed_is_told_from_a_late_one_however_late_that_is_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def script(sock: socket.socket) -> None:
-        shake_hands(sock)
-        read_frame(sock)
+        sealed = shake_hands(sock)
+        sealed.read_frame()
 
     hours = itertools.count(step=3600.0)
     with ScriptedNode(script) as node:
@@ -336,11 +336,12 @@ def test_time_that_we_did_not_have_ourselves_makes_nobody_late(monkeypatch: pyte
     sent = threading.Event()
 
     def script(sock: socket.socket) -> None:
-        shake_hands(sock)
-        read_frame(sock)
-        sock.sendall(DONE[:2])
+        sealed = shake_hands(sock)
+        sealed.read_frame()
+        done = sealed.seal(DONE)
+        sock.sendall(done[:2])
         take_time(0.05)  # so that it comes in two pieces
-        sock.sendall(DONE[2:])
+        sock.sendall(done[2:])
         sent.set()
         wait_for_the_end(sock)
 
@@ -385,10 +386,10 @@ def test_late_reply_never_reaches_the_next_request(dial: Dial) -> None:
     late = threading.Event()
 
     def script(sock: socket.socket) -> None:
-        shake_hands(sock)
-        read_frame(sock)
+        sealed = shake_hands(sock)
+        sealed.read_frame()
         late.wait(5)
-        sock.sendall(DONE)
+        sealed.sendall(DONE)
         wait_for_the_end(sock)
 
     with ScriptedNode(script) as node:
@@ -401,13 +402,14 @@ def test_late_reply_never_reaches_the_next_request(dial: Dial) -> None:
 
 def test_reply_in_pieces_costs_the_next_call_nothing_of_its_time(dial: Dial) -> None:
     def script(sock: socket.socket) -> None:
-        shake_hands(sock)
+        sealed = shake_hands(sock)
         while True:
-            read_frame(sock)
+            sealed.read_frame()
+            done = sealed.seal(DONE)
             take_time(0.7 * DEADLINE)  # of which the rest is the timeout of the second piece
-            sock.sendall(DONE[:2])
+            sock.sendall(done[:2])
             take_time(0.1 * DEADLINE)
-            sock.sendall(DONE[2:])
+            sock.sendall(done[2:])
 
     with ScriptedNode(script) as node:
         caller = dial(node.address)
@@ -418,9 +420,9 @@ def test_reply_in_pieces_costs_the_next_call_nothing_of_its_time(dial: Dial) -> 
 @pytest.mark.parametrize("length", [0, 2, 5])
 def test_node_that_ends_in_the_middle_of_a_reply_is_unavailable(dial: Dial, length: int) -> None:
     def script(sock: socket.socket) -> None:
-        shake_hands(sock)
-        read_frame(sock)
-        sock.sendall(DONE[:length])
+        sealed = shake_hands(sock)
+        sealed.read_frame()
+        sock.sendall(sealed.seal(DONE)[:length])
 
     with ScriptedNode(script) as node:
         caller = dial(node.address)
@@ -444,6 +446,13 @@ def test_reply_that_makes_no_sense_is_a_protocol_error_and_closes(dial: Dial, re
         caller = dial(node.address)
         refused_in_time(lambda: caller.call(PING), ProtocolError, "a reply that can't be read")
         assert caller.closed
+
+
+def test_record_that_ends_within_the_length_of_a_frame_is_a_protocol_error() -> None:
+    with ScriptedNode(answering(lambda number: b"\xff")) as node:
+        connection = BlockingConnection(node.address, KEYS, DEADLINE)
+        refused_in_time(lambda: connection.call(PING), ProtocolError, "a reply that can't be read")
+        assert connection.fileno() == -1
 
 
 def test_surplus_reply_never_reaches_the_next_request(dial: Dial) -> None:

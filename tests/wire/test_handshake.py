@@ -1,6 +1,7 @@
-"""Two state machines wired to each other: who gets in, and who doesn't."""
+"""Two state machines wired to each other: who gets in, who doesn't, and what each side learns of the other."""
 
-import hmac
+import contextlib
+import itertools
 
 import msgspec
 import pytest
@@ -11,201 +12,285 @@ from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.wire import handshake
 from django_clusterstate.wire.framing import HANDSHAKE_LIMIT
 from django_clusterstate.wire.handshake import (
-    MAX_SECRETS,
     VERSIONS,
     Challenge,
+    DialledItself,
+    DiallerHandshake,
+    Hello,
     NodeHandshake,
-    OwnChallenge,
-    Proof,
-    RequesterHandshake,
-    Welcome,
-    derive_keys,
+    Offers,
+    OtherNode,
+    OtherStart,
+    Role,
+    Verdict,
 )
+from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 
-NEW, OLD, OTHER = derive_keys(["new secret", "old secret", "another's"], "cluster", "link")
+NEW, OLD, OTHER = derive_link_keys(["new secret", "old secret", "another's"], "cluster")
+BOOT, EARLIER = b"b" * 16, b"e" * 16
+ADDRESS = "10.0.0.2:4370"
+ANYONE = Hello(dialled=ADDRESS)
+REFUSED = "it has another SECRET or SECRET_KEY, or belongs to another cluster"
 
 
-def shake(node: NodeHandshake, requester: RequesterHandshake) -> None:
-    requester.receive_welcome(node.receive(requester.receive_challenge(node.challenge())))
+def node(*keys: LinkKey) -> NodeHandshake:
+    return NodeHandshake(keys, "web-2", BOOT, "10.0.0.1:5000")
+
+
+def shake(node: NodeHandshake, dialler: DiallerHandshake) -> None:
+    """Raises what the dialler raises; then both have a session that fits."""
+    dialler.receive_answer(node.receive(dialler.receive_challenge(node.challenge())))
+    assert node.session is not None
+    assert dialler.session is not None
+    assert node.session[1].feed(dialler.session[0].seal(b"ping")) == b"ping"
+    assert dialler.session[1].feed(node.session[0].seal(b"pong")) == b"pong"
 
 
 def challenge_of(oldest: int, newest: int) -> bytes:
     return msgspec.msgpack.encode(Challenge(handshake.MAGIC, oldest, newest, b"n" * 32))
 
 
+# -- the secret ---------------------------------------------------------------------------------------------------
+
+
 def test_both_sides_accept_each_other_with_the_same_secret() -> None:
-    shake(NodeHandshake([NEW]), RequesterHandshake([NEW]))
+    shake(node(NEW), DiallerHandshake([NEW], ANYONE))
 
 
-def test_wrong_secret_is_refused_by_the_node() -> None:
-    node, requester = NodeHandshake([NEW]), RequesterHandshake([OTHER])
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        node.receive(requester.receive_challenge(node.challenge()))
+def test_wrong_secret_is_refused_and_both_sides_can_say_so() -> None:
+    web, dialler = node(NEW), DiallerHandshake([OTHER], ANYONE)
+    answer = web.receive(dialler.receive_challenge(web.challenge()))
+    assert web.session is None
+    assert web.refused == "it has another secret, or belongs to another cluster"
+    with pytest.raises(ProtocolError, match=REFUSED):
+        dialler.receive_answer(answer)
+    assert dialler.session is None
 
 
-@pytest.mark.parametrize("mac", [b"", b"\0" * 32, b"\0" * 33])
-def test_node_that_cannot_prove_itself_is_refused_by_the_requester(mac: bytes) -> None:
-    requester = RequesterHandshake([NEW])
-    requester.receive_challenge(challenge_of(*VERSIONS))
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        requester.receive_welcome(msgspec.msgpack.encode(Welcome(mac)))
+def test_cluster_of_another_name_is_refused() -> None:
+    (elsewhere,) = derive_link_keys(["new secret"], "elsewhere")
+    with pytest.raises(ProtocolError, match=REFUSED):
+        shake(node(NEW), DiallerHandshake([elsewhere], ANYONE))
 
 
-def test_proof_sent_back_to_its_maker_is_worthless() -> None:
-    # The attacker knows no secret, and answers a requester with what the requester itself said.
-    requester = RequesterHandshake([NEW])
-    proof = msgspec.msgpack.decode(requester.receive_challenge(challenge_of(*VERSIONS)), type=Proof)
-    for mac in proof.macs:
-        with pytest.raises(ProtocolError, match="wrong secret"):
-            requester.receive_welcome(msgspec.msgpack.encode(Welcome(mac)))
+def test_stranger_causes_no_key_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(handshake, "Responder", made.append)
+    web = node(NEW, OLD)
+    for offers in ((), (b"",), (b"x" * 300,), (b"\0" * 8 + b"k" * 48,) * 4):
+        assert web.receive(msgspec.msgpack.encode(Offers(VERSIONS[1], offers))) == b""
+    assert not made
 
 
-def test_challenge_reflected_to_a_node_of_the_same_secret_does_not_admit() -> None:
-    # The attacker is dialled by a node, and dials it back with the challenge that it was given there.
-    node = NodeHandshake([NEW])
-    challenge = msgspec.msgpack.decode(node.challenge(), type=Challenge)
-    proof = Proof(VERSIONS[1], challenge.nonce, (hmac.digest(b"", challenge.nonce, "sha256"),))
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        node.receive(msgspec.msgpack.encode(proof))
+@pytest.mark.parametrize(("ours", "theirs"), list(itertools.product([(0,), (1,), (0, 1), (1, 0)], repeat=2)))
+def test_rotation_splits_nothing_while_one_secret_is_common(ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    """All 16 ways in which two sides can have one or both of two secrets."""
+    secrets = (NEW, OLD)
+    web, dialler = node(*(secrets[i] for i in ours)), DiallerHandshake([secrets[i] for i in theirs], ANYONE)
+    if set(ours) & set(theirs):
+        shake(web, dialler)
+    else:
+        with pytest.raises(ProtocolError, match=REFUSED):
+            shake(web, dialler)
 
 
-def test_node_proves_nothing_to_whoever_passes_its_own_challenge_on() -> None:
-    # The attacker is dialled by a node, and dials it back at the same time.
-    node, dialler = NodeHandshake([NEW], b"boot"), RequesterHandshake([NEW], b"boot")
-    with pytest.raises(OwnChallenge):
-        dialler.receive_challenge(node.challenge())
+# -- changed, repeated, relayed -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cut", "boot"), [(0, b""), (0, b"other"), (0, b"boot\0"), (1, b"boot"), (-1, b"oot")])
-def test_own_challenge_in_disguise_is_worthless(cut: int, boot: bytes) -> None:
-    node, dialler = NodeHandshake([NEW], b"boot"), RequesterHandshake([NEW], b"boot")
-    challenge = msgspec.msgpack.decode(node.challenge(), type=Challenge)
-    nonce = challenge.nonce[cut:] if cut >= 0 else challenge.nonce + b"b"
-    disguised = msgspec.structs.replace(challenge, nonce=nonce, boot=boot)
-    with pytest.raises(ProtocolError, match=r"wrong secret|no node"):
-        node.receive(dialler.receive_challenge(msgspec.msgpack.encode(disguised)))
+def test_each_altered_bit_of_the_challenge_is_found() -> None:
+    challenge = node(NEW).challenge()
+    for bit in range(len(challenge) * 8):
+        web = node(NEW)
+        shown = bytearray(web.challenge())
+        shown[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ProtocolError):
+            shake_over(web, DiallerHandshake([NEW], ANYONE), bytes(shown))
 
 
-def test_recorded_proof_is_worthless_to_another_connection() -> None:
-    node, requester = NodeHandshake([NEW]), RequesterHandshake([NEW])
-    proof = requester.receive_challenge(node.challenge())
-    node.receive(proof)
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        NodeHandshake([NEW]).receive(proof)
+def shake_over(web: NodeHandshake, dialler: DiallerHandshake, shown: bytes) -> None:
+    """As `shake`, with another challenge shown to the dialler than the node's."""
+    dialler.receive_answer(web.receive(dialler.receive_challenge(shown)))
 
 
-def test_recorded_welcome_is_worthless_to_another_connection() -> None:
-    node, requester = NodeHandshake([NEW]), RequesterHandshake([NEW])
-    challenge = node.challenge()
-    welcome = node.receive(requester.receive_challenge(challenge))
-    second = RequesterHandshake([NEW])
+def test_each_altered_bit_of_the_offers_and_of_the_answer_is_found() -> None:
+    web, dialler = node(NEW), DiallerHandshake([NEW], ANYONE)
+    offers = dialler.receive_challenge(web.challenge())
+    (offer,) = msgspec.msgpack.decode(offers, type=Offers).offers
+    for bit in range(len(offer) * 8):
+        changed = bytearray(offer)
+        changed[bit // 8] ^= 1 << bit % 8
+        with contextlib.suppress(ProtocolError):
+            assert web.receive(msgspec.msgpack.encode(Offers(VERSIONS[1], (bytes(changed),)))) == b""
+        assert web.session is None
+    answer = web.receive(offers)
+    for bit in range(len(answer) * 8):
+        changed = bytearray(answer)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ProtocolError):
+            dialler.receive_answer(bytes(changed))
+
+
+def test_offers_are_worthless_to_another_connection() -> None:
+    web, dialler = node(NEW), DiallerHandshake([NEW], ANYONE)
+    offers = dialler.receive_challenge(web.challenge())
+    web.receive(offers)
+    assert web.session is not None
+    second = node(NEW)
+    assert second.receive(offers) == b""
+    assert second.session is None
+
+
+def test_answer_is_worthless_to_another_connection() -> None:
+    web, dialler = node(NEW), DiallerHandshake([NEW], ANYONE)
+    challenge = web.challenge()
+    answer = web.receive(dialler.receive_challenge(challenge))
+    second = DiallerHandshake([NEW], ANYONE)
     second.receive_challenge(challenge)
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        second.receive_welcome(welcome)
+    with pytest.raises(ProtocolError, match="altered, or made with another secret"):
+        second.receive_answer(answer)
+
+
+def test_offers_sent_back_to_their_maker_are_worthless() -> None:
+    dialler = DiallerHandshake([NEW], ANYONE)
+    offers = msgspec.msgpack.decode(dialler.receive_challenge(node(NEW).challenge()), type=Offers)
+    for offer in offers.offers:
+        with pytest.raises(ProtocolError):
+            dialler.receive_answer(b"\0" + offer[8:])
+
+
+def test_relay_learns_nothing_and_the_wanted_node_knows_that_it_was_not_dialled() -> None:
+    """An attacker at an old address of web-9 passes everything on to web-2, and back."""
+    web = node(NEW)
+    with pytest.raises(OtherNode, match=rf"web-9 was dialled at {ADDRESS}, but web-2 answers there"):
+        shake(web, DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
+    assert web.refused == f"it means web-9 at {ADDRESS}, but this is web-2"
+
+
+def test_node_offers_nothing_to_whoever_passes_its_own_challenge_on() -> None:
+    web, dialler = node(NEW), DiallerHandshake([NEW], Hello(Role.NODE, boot=BOOT, name="web-2", dialled=ADDRESS))
+    with pytest.raises(DialledItself):
+        dialler.receive_challenge(web.challenge())
+
+
+def test_own_challenge_in_disguise_is_worthless() -> None:
+    web, dialler = node(NEW), DiallerHandshake([NEW], Hello(Role.NODE, boot=BOOT, name="web-2", dialled=ADDRESS))
+    challenge = msgspec.msgpack.decode(web.challenge(), type=Challenge)
+    disguised = msgspec.msgpack.encode(msgspec.structs.replace(challenge, boot=EARLIER))
+    with pytest.raises(ProtocolError, match=REFUSED):
+        shake_over(web, dialler, disguised)
+
+
+# -- who answers --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("node_keys", "requester_keys"),
-    [([NEW, OLD], [OLD]), ([OLD], [NEW, OLD]), ([NEW, OLD], [OLD, NEW]), ([OTHER, NEW, OLD], [OLD, OTHER])],
+    "hello",
+    [ANYONE, Hello(wanted_name="web-2", dialled=ADDRESS), Hello(Role.NODE, "web-2", BOOT, ADDRESS, "web-1", EARLIER)],
 )
-def test_rotation_splits_nothing_while_one_secret_is_common(
-    node_keys: list[bytes], requester_keys: list[bytes]
-) -> None:
-    shake(NodeHandshake(node_keys), RequesterHandshake(requester_keys))
+def test_node_that_is_meant_accepts_and_each_side_knows_the_other(hello: Hello) -> None:
+    web, dialler = node(NEW), DiallerHandshake([NEW], hello)
+    shake(web, dialler)
+    assert web.hello == hello
+    assert dialler.verdict == Verdict(True, "web-2", BOOT, "10.0.0.1:5000")
 
 
-def test_welcome_is_made_with_the_secret_that_the_requester_proved() -> None:
-    node, requester = NodeHandshake([NEW, OLD]), RequesterHandshake([OLD])
-    shake(node, requester)
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        shake(NodeHandshake([NEW, OTHER]), RequesterHandshake([OLD]))
+def test_earlier_start_is_told_from_another_node() -> None:
+    web, dialler = node(NEW), DiallerHandshake([NEW], Hello(wanted_name="web-2", wanted_boot=EARLIER, dialled=ADDRESS))
+    with pytest.raises(OtherStart, match=f"web-2 at {ADDRESS} has been restarted") as raised:
+        shake(web, dialler)
+    assert (raised.value.name, raised.value.boot) == ("web-2", BOOT)
+    assert web.refused == "it means an earlier start of web-2"
+    assert dialler.session is None
 
 
-def test_trusted_connection_needs_no_secret() -> None:
-    shake(NodeHandshake(()), RequesterHandshake(()))
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        shake(NodeHandshake([NEW]), RequesterHandshake(()))
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        shake(NodeHandshake(()), RequesterHandshake([NEW]))
+def test_dialler_does_not_trust_a_node_that_accepts_for_another() -> None:
+    class Liar(NodeHandshake):
+        def _verdict(self) -> Verdict:
+            return Verdict(True, "web-2", BOOT)
+
+    with pytest.raises(OtherNode):
+        shake(Liar([NEW]), DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
 
 
-@pytest.mark.parametrize(("theirs", "chosen"), [((1, 1), 1), ((1, 9), 1), ((0, 1), 1)])
+def test_unix_socket_is_neither_sealed_nor_proved() -> None:
+    web, dialler = NodeHandshake((), "web-2", BOOT), DiallerHandshake((), ANYONE)
+    dialler.receive_answer(web.receive(dialler.receive_challenge(web.challenge())))
+    assert dialler.verdict.name == "web-2"
+    assert web.session is dialler.session is None
+
+
+def test_dialler_that_seals_is_not_talked_to_in_plain_text() -> None:
+    web, dialler = NodeHandshake((), "web-2", BOOT), DiallerHandshake([NEW], ANYONE)
+    with pytest.raises(ProtocolError):
+        dialler.receive_answer(web.receive(dialler.receive_challenge(web.challenge())))
+    plain = DiallerHandshake((), ANYONE)
+    sealing = node(NEW)
+    with pytest.raises(ProtocolError):
+        plain.receive_answer(sealing.receive(plain.receive_challenge(sealing.challenge())))
+
+
+# -- versions and nonsense ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("theirs", "chosen"), [((2, 2), 2), ((2, 9), 2), ((1, 2), 2)])
 def test_newest_common_version_is_chosen(theirs: tuple[int, int], chosen: int) -> None:
-    proof = RequesterHandshake([NEW]).receive_challenge(challenge_of(*theirs))
-    assert msgspec.msgpack.decode(proof, type=Proof).version == chosen
+    offers = DiallerHandshake([NEW], ANYONE).receive_challenge(challenge_of(*theirs))
+    assert msgspec.msgpack.decode(offers, type=Offers).version == chosen
 
 
 def test_ranges_of_versions_that_overlap_meet_in_their_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshake, "VERSIONS", (2, 4))
-    node = NodeHandshake([NEW])
+    web = node(NEW)
+    challenge = web.challenge()
     monkeypatch.setattr(handshake, "VERSIONS", (3, 7))
-    requester = RequesterHandshake([NEW])
-    proof = requester.receive_challenge(node.challenge())
-    assert msgspec.msgpack.decode(proof, type=Proof).version == 4
-    requester.receive_welcome(node.receive(proof))
+    dialler = DiallerHandshake([NEW], ANYONE)
+    offers = dialler.receive_challenge(challenge)
+    assert msgspec.msgpack.decode(offers, type=Offers).version == 4
+    monkeypatch.setattr(handshake, "VERSIONS", (2, 4))
+    dialler.receive_answer(web.receive(offers))
 
 
-@pytest.mark.parametrize("theirs", [(2, 3), (-3, 0)])
+@pytest.mark.parametrize("theirs", [(3, 4), (-3, 1), (1, 1)])
 def test_versions_with_nothing_in_common_are_refused_with_a_way_out(theirs: tuple[int, int]) -> None:
-    message = f"it speaks protocol versions {theirs[0]} to {theirs[1]}, this side 1 to 1: upgrade the older one"
+    dialler = DiallerHandshake([NEW], ANYONE)
+    message = f"it speaks protocol versions {theirs[0]} to {theirs[1]}, this side 2 to 2: upgrade the older one"
     with pytest.raises(ProtocolError, match=message):
-        RequesterHandshake([NEW]).receive_challenge(challenge_of(*theirs))
+        dialler.receive_challenge(challenge_of(*theirs))
+    with pytest.raises(ProtocolError, match="it speaks protocol versions 2 to 2, this side 2 to 2"):
+        node(NEW).receive(dialler.farewell)
 
 
 @pytest.mark.parametrize("version", [-1, VERSIONS[1] + 1, VERSIONS[1] + 256])
 def test_version_that_was_not_offered_is_refused(version: int) -> None:
-    node, requester = NodeHandshake([NEW]), RequesterHandshake([NEW])
-    proof = msgspec.msgpack.decode(requester.receive_challenge(node.challenge()), type=Proof)
+    web, dialler = node(NEW), DiallerHandshake([NEW], ANYONE)
+    offers = msgspec.msgpack.decode(dialler.receive_challenge(web.challenge()), type=Offers)
     with pytest.raises(ProtocolError, match=f"version {version} was chosen, which was not offered"):
-        node.receive(msgspec.msgpack.encode(Proof(version, proof.nonce, proof.macs)))
-
-
-def test_offered_versions_cannot_be_changed_on_the_way() -> None:
-    node, requester = NodeHandshake([NEW]), RequesterHandshake([NEW])
-    challenge = msgspec.msgpack.decode(node.challenge(), type=Challenge)
-    changed = Challenge(challenge.magic, challenge.oldest, challenge.newest + 1, challenge.nonce)
-    with pytest.raises(ProtocolError, match="wrong secret"):
-        node.receive(requester.receive_challenge(msgspec.msgpack.encode(changed)))
+        web.receive(msgspec.msgpack.encode(Offers(version, offers.offers)))
 
 
 def test_something_else_that_speaks_msgpack_is_no_node() -> None:
     with pytest.raises(ProtocolError, match="is no node"):
-        RequesterHandshake([NEW]).receive_challenge(msgspec.msgpack.encode(Challenge("redis", 1, 1, b"")))
+        DiallerHandshake([NEW], ANYONE).receive_challenge(msgspec.msgpack.encode(Challenge("redis", 1, 1, b"")))
 
 
 @given(st.one_of(st.binary(max_size=HANDSHAKE_LIMIT), st.just(b"\x91" * HANDSHAKE_LIMIT)))
 def test_random_bytes_are_refused_by_both_sides(payload: bytes) -> None:
-    requester = RequesterHandshake([NEW])
+    dialler = DiallerHandshake([NEW], ANYONE)
     with pytest.raises(ProtocolError):
-        requester.receive_challenge(payload)
+        dialler.receive_challenge(payload)
+    dialler.receive_challenge(node(NEW).challenge())
     with pytest.raises(ProtocolError):
-        requester.receive_welcome(payload)
+        dialler.receive_answer(payload)
     with pytest.raises(ProtocolError):
-        NodeHandshake([NEW]).receive(payload)
+        node(NEW).receive(payload)
 
 
 def test_every_message_fits_the_limit_for_strangers() -> None:
-    keys = derive_keys(["a", "b", "c", "d", "e"], "cluster", "link")
-    node, requester = NodeHandshake(keys), RequesterHandshake(keys)
-    challenge = node.challenge()
-    proof = requester.receive_challenge(challenge)
-    welcome = node.receive(proof)
-    assert len(keys) == MAX_SECRETS
-    assert max(map(len, (challenge, proof, welcome))) < HANDSHAKE_LIMIT
-
-
-def test_keys_differ_by_secret_purpose_and_cluster() -> None:
-    keys = [
-        *derive_keys(["one", "two"], "a", "link"),
-        *derive_keys(["one", "two"], "a", "channel"),
-        *derive_keys(["one", "two"], "b", "link"),
-    ]
-    assert len(set(keys)) == len(keys) == 6
-    assert {len(key) for key in keys} == {32}
-    assert derive_keys(["one", "two"], "a", "link") == tuple(keys[:2])
-
-
-def test_keys_are_those_of_rfc_5869() -> None:
-    # HKDF with SHA-256, written out: extract, then one block of expand.
-    extracted = hmac.digest(b"django-clusterstate", b"secret", "sha256")
-    assert derive_keys(["secret"], "blue", "link") == (hmac.digest(extracted, b"clusterstate|link|blue\x01", "sha256"),)
+    keys = derive_link_keys(["a", "b", "c", "d", "e"], "cluster")
+    name, address = "\U0001f600" * 100, "x" * 300
+    web = NodeHandshake(keys, name, BOOT, address)
+    dialler = DiallerHandshake(keys, Hello(Role.NODE, name, BOOT, address, name, EARLIER, address))
+    offers = dialler.receive_challenge(web.challenge())
+    answer = web.receive(offers)
+    assert not web.refused
+    assert max(map(len, (web.challenge(), offers, answer))) < HANDSHAKE_LIMIT

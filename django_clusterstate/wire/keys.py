@@ -1,0 +1,76 @@
+"""Keys derived from the project's secrets.
+
+HKDF-SHA-256 (RFC 5869) with the salt `django-clusterstate`. The purpose and the cluster's name are the info, so no key
+can be used for another purpose or in another cluster.
+"""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+MAX_SECRETS = 4
+
+_SALT = b"django-clusterstate"
+_LENGTH = 32
+
+
+class Key:
+    """32 secret bytes that print as `<Key>`.
+
+    An error report shows the variables of each function that an exception passed through. So a key is handed around as
+    such an object, never as bytes, and can't be pickled.
+    """
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, material: bytes) -> None:
+        self._bytes = material
+
+    def __repr__(self) -> str:
+        return "<Key>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and hmac.compare_digest(self._bytes, other._bytes)
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a key can't be pickled or copied")
+
+    def mac(self, message: bytes) -> bytes:
+        """HMAC-SHA-256 of the message: 32 bytes."""
+        return hmac.digest(self._bytes, message, "sha256")
+
+    def expand(self, salt: bytes, length: int) -> bytes:
+        """HKDF-SHA-256 with this key as the input keying material and no info."""
+        return HKDF(SHA256(), length, salt, b"").derive(self._bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkKey:
+    """What one secret gives for connections: the pre-shared key of the handshake, and the key of its offers' ids."""
+
+    psk: Key
+    offers: Key
+
+
+def _derive(secret: str, info: str) -> Key:
+    return Key(HKDF(SHA256(), _LENGTH, _SALT, info.encode()).derive(secret.encode()))
+
+
+def derive_link_keys(secrets: Sequence[str], cluster: str) -> tuple[LinkKey, ...]:
+    """The keys for connections, one pair for each of the first four secrets, in their order."""
+    return tuple(
+        LinkKey(_derive(secret, f"clusterstate|seal2|{cluster}"), _derive(secret, f"clusterstate|seal2-id|{cluster}"))
+        for secret in secrets[:MAX_SECRETS]
+    )
+
+
+def derive_channel_keys(secrets: Sequence[str], cluster: str) -> tuple[Key, ...]:
+    """The keys that sign heartbeats, one for each of the first four secrets, in their order."""
+    return tuple(_derive(secret, f"clusterstate|channel|{cluster}") for secret in secrets[:MAX_SECRETS])

@@ -1,0 +1,288 @@
+"""The Noise handshake against a published vector and another implementation; records against every kind of change."""
+
+import ctypes
+import os
+import random
+import warnings
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+from noise.connection import Keypair, NoiseConnection
+
+from django_clusterstate.exceptions import ProtocolError
+from django_clusterstate.wire import noise
+from django_clusterstate.wire.keys import Key
+from django_clusterstate.wire.noise import (
+    MAX_PLAIN,
+    RECORD_HEADER,
+    TAG,
+    Forked,
+    Initiator,
+    Opener,
+    Responder,
+    Sealer,
+)
+
+PSK = b"p" * 32
+KEY = b"k" * 32
+
+
+def pair() -> tuple[Sealer, Opener]:
+    return Sealer(KEY), Opener(KEY)
+
+
+def shaken() -> tuple[tuple[Sealer, Opener], tuple[Sealer, Opener]]:
+    """The sessions of both sides."""
+    initiator, responder = Initiator(Key(PSK), b"prologue"), Responder(Key(PSK), b"prologue")
+    responder.read(initiator.write(b"from the initiator"))
+    initiator.read(responder.write(b"from the responder"))
+    return initiator.session(), responder.session()
+
+
+# -- the handshake ------------------------------------------------------------------------------------------------
+
+
+def test_published_vector_is_reproduced_in_both_directions() -> None:
+    """Cacophony's vectors, as in snow's tests/vectors/cacophony.txt: `Noise_NNpsk0_25519_ChaChaPoly_SHA256`. Their
+    `handshake_hash` is that after the first of the two messages."""
+    psk = Key(bytes.fromhex("54686973206973206d7920417573747269616e20706572737065637469766521"))
+    prologue = bytes.fromhex("4a6f686e2047616c74")
+    initiator, responder = Initiator(psk, prologue), Responder(psk, prologue)
+    initiator._private = X25519PrivateKey.from_private_bytes(
+        bytes.fromhex("893e28b9dc6ca8d611ab664754b8ceb7bac5117349a4439a6b0569da977c464a")
+    )
+    responder._private = X25519PrivateKey.from_private_bytes(
+        bytes.fromhex("bbdb4cdbd309f1a1f2e1456967fe288cadd6f712d65dc7b7793d5e63da6b375b")
+    )
+    payloads = [
+        bytes.fromhex(text)
+        for text in (
+            "4c756477696720766f6e204d69736573",
+            "4d757272617920526f746862617264",
+            "462e20412e20486179656b",
+            "4361726c204d656e676572",
+            "4a65616e2d426170746973746520536179",
+            "457567656e2042f6686d20766f6e2042617765726b",
+        )
+    ]
+    first = initiator.write(payloads[0])
+    assert first.hex() == (
+        "ca35def5ae56cec33dc2036731ab14896bc4c75dbb07a61f879f8e3afa4c794479b962b8aff8485742ac32f905ba45369e2465fb59e138a9"
+        "3d67a0d1266b6a54"
+    )
+    assert responder.read(first) == payloads[0]
+    for side in (initiator, responder):
+        assert side.hash.hex() == "054a32eaeedc4061a64cec028e34e5775d4de033e32525a5dfbd719056bae0b6"
+    second = responder.write(payloads[1])
+    assert second.hex() == (
+        "95ebc60d2b1fa672c1f46a8aa265ef51bfe38e7ccb39ec5be34069f144808843d6062704d5a9c422a8e834423f8c1feada7e8d0d910a1a2c"
+        "d030fb584221e3"
+    )
+    assert initiator.read(second) == payloads[1]
+    assert initiator.hash == responder.hash
+    ends = [initiator.session(), responder.session()]
+    for payload, sealed in zip(
+        payloads[2:],
+        (
+            "e632c3763d7669067383433197a3baddf146e9e70ad4b4e9e59e0f",
+            "64c6bee32ea91c8474bb4c21d7a700109ad45af77b29764ba5eb1e",
+            "e2fa0bed0603b62d3ccac2ecabbf3fe33f3e86514909b323361626266cb2471cc8",
+            "0c01dc9cec1fe4ddd692e8dd32188aa351088dc91183639a53b57aa4692b5ebdef8b8ca111",
+        ),
+        strict=True,
+    ):
+        (sealer, _), (_, opener) = ends
+        record = sealer.seal(payload)
+        assert record[RECORD_HEADER:].hex() == sealed
+        assert opener.open(record[RECORD_HEADER:]) == payload
+        ends.reverse()
+
+
+@pytest.mark.parametrize("ours_dials", [True, False])
+def test_another_implementation_is_understood(ours_dials: bool) -> None:
+    other = NoiseConnection.from_name(b"Noise_NNpsk0_25519_ChaChaPoly_SHA256")
+    other.set_prologue(b"prologue")
+    other.set_psks(psk=PSK)
+    if ours_dials:
+        initiator = Initiator(Key(PSK), b"prologue")
+        other.set_as_responder()
+        other.start_handshake()
+        assert other.read_message(initiator.write(b"hello")) == b"hello"
+        assert initiator.read(bytes(other.write_message(b"verdict"))) == b"verdict"
+        sealer, opener = initiator.session()
+    else:
+        responder = Responder(Key(PSK), b"prologue")
+        other.set_as_initiator()
+        other.start_handshake()
+        assert responder.read(bytes(other.write_message(b"hello"))) == b"hello"
+        assert other.read_message(responder.write(b"verdict")) == b"verdict"
+        sealer, opener = responder.session()
+    for number in range(3):
+        text = b"%d" % number
+        assert other.decrypt(sealer.seal(text)[RECORD_HEADER:]) == text
+        assert opener.open(bytes(other.encrypt(text))) == text
+
+
+def test_another_implementation_makes_the_same_next_key() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of keys that aren't random
+        other = NoiseConnection.from_name(b"Noise_NNpsk0_25519_ChaChaPoly_SHA256")
+        other.set_keypair_from_private_bytes(Keypair.EPHEMERAL, bytes(32))
+        other.set_psks(psk=PSK)
+        other.set_as_initiator()
+        other.start_handshake()
+        responder = Responder(Key(PSK), b"")
+        responder.read(bytes(other.write_message(b"")))
+        other.read_message(responder.write(b""))
+    sealer, opener = responder.session()
+    sealer._rekey_at = opener._rekey_at = 2 * noise._STEP
+    for text in (b"one", b"two", b"three", b"four"):
+        if text == b"three":
+            other.rekey_inbound_cipher()
+            other.rekey_outbound_cipher()
+        assert other.decrypt(sealer.seal(text)[RECORD_HEADER:]) == text
+        assert opener.open(bytes(other.encrypt(text))) == text
+
+
+@pytest.mark.parametrize(
+    ("psk", "prologue"), [(b"q" * 32, b"prologue"), (PSK, b"another"), (PSK, b"")], ids=["psk", "prologue", "none"]
+)
+def test_another_key_or_prologue_fails_at_the_first_message(psk: bytes, prologue: bytes) -> None:
+    with pytest.raises(ProtocolError, match="altered, or made with another secret"):
+        Responder(Key(psk), prologue).read(Initiator(Key(PSK), b"prologue").write(b"hello"))
+
+
+def test_each_altered_bit_of_both_messages_is_found() -> None:
+    initiator = Initiator(Key(PSK), b"prologue")
+    first = initiator.write(b"hello")
+    responder = Responder(Key(PSK), b"prologue")
+    responder.read(first)
+    second = responder.write(b"verdict")
+    for bit in range(len(first) * 8):
+        with pytest.raises(ProtocolError):
+            Responder(Key(PSK), b"prologue").read(flipped(first, bit))
+    for bit in range(len(second) * 8):
+        reader = Initiator(Key(PSK), b"prologue")
+        reader.__dict__.update(initiator.__dict__)
+        with pytest.raises(ProtocolError):
+            reader.read(flipped(second, bit))
+
+
+def test_point_that_gives_every_key_the_same_secret_is_refused() -> None:
+    class Zero(Initiator):
+        @property
+        def public(self) -> bytes:
+            return bytes(32)
+
+    responder = Responder(Key(PSK), b"")
+    assert responder.read(Zero(Key(PSK), b"").write(b"hello")) == b"hello"
+    with pytest.raises(ProtocolError, match="of no use"):
+        responder.write(b"verdict")
+
+
+@pytest.mark.parametrize("length", [0, 31, 32, 47])
+def test_message_that_is_too_short_is_refused(length: int) -> None:
+    with pytest.raises(ProtocolError, match="too short"):
+        Responder(Key(PSK), b"").read(bytes(length))
+    initiator = Initiator(Key(PSK), b"")
+    initiator.write(b"")
+    with pytest.raises(ProtocolError, match="too short"):
+        initiator.read(bytes(length))
+
+
+def test_sessions_of_two_handshakes_have_nothing_in_common() -> None:
+    (sealer, _), _ = shaken()
+    _, (_, opener) = shaken()
+    with pytest.raises(ProtocolError):
+        opener.open(sealer.seal(b"x")[RECORD_HEADER:])
+
+
+# -- records ------------------------------------------------------------------------------------------------------
+
+
+def flipped(message: bytes, bit: int) -> bytes:
+    changed = bytearray(message)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20), st.randoms(use_true_random=False))
+def test_records_come_out_as_they_went_in_however_they_are_cut(messages: list[bytes], source: random.Random) -> None:
+    sealer, opener = pair()
+    stream = b"".join(sealer.seal(message) for message in messages)
+    out, start = b"", 0
+    while start < len(stream):
+        stop = start + source.randint(1, 40)
+        out += opener.feed(stream[start:stop])
+        start = stop
+    assert out == b"".join(messages)
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_PLAIN - 1, MAX_PLAIN, MAX_PLAIN + 1, 3 * MAX_PLAIN + 5])
+def test_message_of_any_length_is_sealed_in_full_records(size: int) -> None:
+    sealer, opener = pair()
+    message = os.urandom(size)
+    sealed = sealer.seal(message)
+    assert len(sealed) == size + max(1, -(-size // MAX_PLAIN)) * (RECORD_HEADER + TAG)
+    assert opener.feed(sealed) == message
+
+
+def test_each_altered_bit_of_a_record_is_found() -> None:
+    sealed = pair()[0].seal(b"what nobody may alter")
+    for bit in range(len(sealed) * 8):
+        opener = Opener(KEY)
+        try:
+            plain = opener.feed(flipped(sealed, bit))
+        except ProtocolError:
+            continue
+        assert plain == b""  # a length that is greater now: the rest never comes
+
+
+def test_records_can_be_neither_repeated_nor_left_out_nor_swapped() -> None:
+    sealer, _ = pair()
+    one, two, three = (sealer.seal(text) for text in (b"one", b"two", b"three"))
+    for stream in (one + one, two, two + one, one + three):
+        with pytest.raises(ProtocolError, match="altered, repeated or lost"):
+            Opener(KEY).feed(stream)
+
+
+def test_record_sent_back_to_its_sender_is_worthless() -> None:
+    (sealer, opener), _ = shaken()
+    with pytest.raises(ProtocolError):
+        opener.feed(sealer.seal(b"x"))
+
+
+@pytest.mark.parametrize("size", [0, TAG - 1, 65536, 2**32 - 1])
+def test_length_that_no_record_has_is_refused_before_its_bytes_come(size: int) -> None:
+    with pytest.raises(ProtocolError, match="which none can have"):
+        Opener(KEY).feed(size.to_bytes(4, "big"))
+
+
+def test_key_changes_on_both_sides_after_so_many_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "REKEY_EVERY", 3)
+    sealer, opener = pair()
+    first = sealer._cipher
+    for number in range(10):
+        assert opener.feed(sealer.seal(b"%d" % number)) == b"%d" % number
+    assert sealer._cipher is not first
+    sealer, _ = pair()
+    sealed = [sealer.seal(b"x" * MAX_PLAIN * 2) for _ in range(2)]
+    assert Opener(KEY).feed(b"".join(sealed)) == b"x" * MAX_PLAIN * 4
+
+
+def test_forked_child_seals_nothing_even_if_python_does_not_know_of_the_fork() -> None:
+    sealer, _ = pair()
+    sealer.seal(b"the parent's")
+    child = ctypes.CDLL(None).fork()
+    if child == 0:
+        code = 1
+        try:
+            sealer.seal(b"the child's")
+        except Forked:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    sealer.seal(b"the parent's again")
