@@ -20,7 +20,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.framing import MAX_FRAME, Deframer, frame
-from django_clusterstate.wire.handshake import NodeHandshake
+from django_clusterstate.wire.handshake import Hello, NodeHandshake, Role
 from django_clusterstate.wire.keys import derive_channel_keys, derive_link_keys
 from testproject.processes import LocalCluster, wait_until
 
@@ -33,26 +33,23 @@ NODE = "real"
 
 
 class Pretender(asyncio.Protocol):
-    """The listening side of a played member: shakes hands, and answers each ping."""
+    """The listening side of a played member: shakes hands, and reads what it is sent."""
 
     def __init__(self, identity: Identity) -> None:
-        self._pong = frame(wire.encode(wire.Pong(1, identity)))
-        self._handshake: NodeHandshake | None = NodeHandshake(LINK_KEYS)
+        self._handshake = NodeHandshake(LINK_KEYS, identity.name, identity.boot)
         self._deframer = Deframer(MAX_FRAME)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        assert self._handshake is not None
         self._transport = transport
         transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
+        if self._handshake.session is not None:
+            self._deframer.feed(self._handshake.session[1].feed(data))
+            return
         for payload in self._deframer.feed(data):
-            if self._handshake is not None:
-                self._transport.write(frame(self._handshake.receive(payload)))
-                self._handshake = None
-            elif isinstance(wire.decode_request(payload), wire.Ping):
-                self._transport.write(self._pong)
+            self._transport.write(frame(self._handshake.receive(payload)))
 
 
 class Member:
@@ -70,7 +67,9 @@ class Member:
         server = await loop.create_server(lambda: Pretender(self.identity), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         self.identity = Identity(f"played-{self._number:04}", os.urandom(16), f"127.0.0.1:{port}")
-        self._links = [await connect(self._node, LINK_KEYS, 5.0) for _ in range(2)]
+        me = self.identity
+        hello = Hello(Role.NODE, name=me.name, boot=me.boot, address=me.address)
+        self._links = [await connect(self._node, LINK_KEYS, 5.0, hello=hello) for _ in range(2)]
 
     def beat(self, others: list[Identity]) -> None:
         self._sequence += 1

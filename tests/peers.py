@@ -14,7 +14,7 @@ from django_clusterstate.wire.keys import derive_link_keys
 from django_clusterstate.wire.messages import Done, encode
 from django_clusterstate.wire.noise import Opener, Sealer, record_size
 
-Script = Callable[[socket.socket], None]
+Script = Callable[[socket.socket], object]
 
 KEYS = derive_link_keys(["the secret of all false nodes"], "tests")
 
@@ -131,7 +131,7 @@ def wait_for_the_end(sock: socket.socket) -> None:
         pass
 
 
-def dribble(sock: socket.socket, data: bytes, seconds: float) -> None:
+def dribble(sock: socket.socket, data: bytes | bytearray, seconds: float) -> None:
     """Byte by byte, with so many seconds after each."""
     for byte in data:
         sock.sendall(bytes([byte]))

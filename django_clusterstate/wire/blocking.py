@@ -15,7 +15,7 @@ from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello, OtherNode
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
-from .noise import MAX_RECORD, RECORD_HEADER, TAG, Opener, Sealer, record_size
+from .noise import MAX_RECORD, RECORD_HEADER, TAG, Data, Opener, Sealer, record_size
 from .polling import LOOK_FOR, BusyPoll, Idle, never
 
 _RECEIVE = MAX_RECORD  # bytes: so the longest record fits
@@ -129,10 +129,9 @@ class BlockingConnection:
         looking = self._polling.due(start)  # asked before the node has something to do
         view = self._view
         try:
-            if self._sealer is not None:
-                request = self._sealer.seal(request)
-            if (count := self._socket.send(request)) < len(request):
-                self._send_rest(request, count, start + self._deadline)
+            data = request if self._sealer is None else self._sealer.seal(request)
+            if (count := self._socket.send(data)) < len(data):
+                self._send_rest(data, count, start + self._deadline)
             received = self._look() if looking else self._socket.recv_into(view)
             if received != HEADER + size_at(view)[0]:  # hardly ever: it doesn't come in one piece
                 reply = decode_reply(self._receive_rest(received, start + self._deadline))
@@ -157,9 +156,8 @@ class BlockingConnection:
         """Sends one framed request, within the deadline. Raises `Unavailable`."""
         until = time.monotonic() + self._deadline
         try:
-            if self._sealer is not None:
-                request = self._sealer.seal(request)
-            self._send_rest(request, self._socket.send(request), until)
+            data = request if self._sealer is None else self._sealer.seal(request)
+            self._send_rest(data, self._socket.send(data), until)
         except OSError as error:
             raise self._broken(error) from error
 
@@ -200,12 +198,12 @@ class BlockingConnection:
         self._polling.missed()
         return self._socket.recv_into(self._view)
 
-    def _send_rest(self, request: bytes, sent: int, until: float) -> None:
-        while sent < len(request):
+    def _send_rest(self, data: Data, sent: int, until: float) -> None:
+        while sent < len(data):
             if not (left := _left(until)):
                 raise BlockingIOError  # as the kernel says it
             self._set_timeout(left)
-            sent += self._socket.send(memoryview(request)[sent:])
+            sent += self._socket.send(memoryview(data)[sent:])
 
     def _receive_frame(self, until: float, overtime: float = OVERTIME) -> memoryview:
         return self._receive_rest(self._receive_more(self._view, until, overtime), until)

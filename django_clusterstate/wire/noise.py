@@ -1,4 +1,4 @@
-"""The handshake `Noise_NNpsk0_25519_ChaChaPoly_SHA256` and the sealed records that follow it. Pure: bytes in and out.
+"""The handshake `Noise_NNpsk0_25519_AESGCM_SHA256` and the sealed records that follow it. Pure: bytes in and out.
 
 The Noise Protocol Framework, revision 34 (https://noiseprotocol.org/noise.html): two messages, an ephemeral X25519 key
 in each, and a pre-shared key mixed in first. Only holders of that key can make or read either message, and a key that
@@ -11,7 +11,7 @@ import struct
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ..exceptions import ProtocolError
 from .keys import Key
@@ -22,10 +22,9 @@ RECORD_HEADER = 4
 MAX_RECORD = RECORD_HEADER + 65535
 PUBLIC_KEY = 32  # bytes
 
-_PROTOCOL = b"Noise_NNpsk0_25519_ChaChaPoly_SHA256"
+_PROTOCOL = b"Noise_NNpsk0_25519_AESGCM_SHA256"
 _HASH = 32
-_STEP = 1 << 32  # a nonce is four zero bytes and the counter, little-endian: counted as one number of 12 bytes
-REKEY_EVERY = 1 << 20  # records
+REKEY_EVERY = 1 << 20  # records: 2**32 blocks of AES at most under one key, where GCM allows far more (RFC 8446, 5.5)
 _LAST_NONCE = bytes(4) + b"\xff" * 8  # the nonce that Noise reserves for making the next key
 
 _ALTERED = "a sealed record was altered, repeated or lost on its way"
@@ -34,67 +33,84 @@ _pack = _LENGTH.pack
 _size_at = _LENGTH.unpack_from
 _pid = os.getpid
 
+Data = bytes | bytearray
+
 
 class Forked(OSError):
     """The connection belongs to the parent of this process: to use it here would repeat a nonce."""
 
 
 def _nonce(counter: int) -> bytes:
-    return (counter * _STEP).to_bytes(12, "little")
+    """Four zero bytes, and the counter in eight, big-endian."""
+    return counter.to_bytes(12, "big")
 
 
-def _rekeyed(cipher: ChaCha20Poly1305) -> ChaCha20Poly1305:
-    return ChaCha20Poly1305(cipher.encrypt(_LAST_NONCE, bytes(32), None)[:32])
+def _rekeyed(cipher: AESGCM) -> AESGCM:
+    return AESGCM(cipher.encrypt(_LAST_NONCE, bytes(32), None)[:32])
 
 
 class Sealer:
     """Seals what is sent in one direction of a connection, as records: a length of four bytes, big-endian, the
     ciphertext and its tag. Each record has the next nonce."""
 
-    __slots__ = ("_cipher", "_nonce", "_owner", "_rekey_at")
+    __slots__ = ("_cipher", "_count", "_owner", "_rekey_at")
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = ChaCha20Poly1305(key)
-        self._nonce = 0
-        self._rekey_at = REKEY_EVERY * _STEP
+        self._cipher = AESGCM(key)
+        self._count = 0
+        self._rekey_at = REKEY_EVERY
         self._owner = _pid()
 
-    def seal(self, data: bytes) -> bytes:
+    def seal(self, data: bytes) -> Data:
         """One record, or several for more than `MAX_PLAIN` bytes. Raises `Forked` in a forked child, whichever way it
         was forked."""
         if _pid() != self._owner:
             raise Forked("the connection belongs to the parent of this process")
         size = len(data)
         if size > MAX_PLAIN:
-            view = memoryview(data)
-            return b"".join([self._record(view[start : start + MAX_PLAIN]) for start in range(0, size, MAX_PLAIN)])
-        return self._record(data)
-
-    def _record(self, part: bytes | memoryview) -> bytes:
-        sealed = _pack(len(part) + TAG) + self._cipher.encrypt(self._nonce.to_bytes(12, "little"), part, None)
-        self._nonce += _STEP
-        if self._nonce == self._rekey_at:
-            self._cipher = _rekeyed(self._cipher)
-            self._rekey_at += REKEY_EVERY * _STEP
+            return self._seal_long(memoryview(data))
+        sealed = _pack(size + TAG) + self._cipher.encrypt(self._count.to_bytes(12, "big"), data, None)
+        self._advance()
         return sealed
+
+    def _seal_long(self, data: memoryview) -> bytearray:
+        """In place, since to join long records would copy all of them once more."""
+        records = -(-len(data) // MAX_PLAIN)
+        sealed = bytearray(len(data) + records * (RECORD_HEADER + TAG))
+        view = memoryview(sealed)
+        start = 0
+        for first in range(0, len(data), MAX_PLAIN):
+            part = data[first : first + MAX_PLAIN]
+            stop = start + RECORD_HEADER + len(part) + TAG
+            _LENGTH.pack_into(view, start, len(part) + TAG)
+            self._cipher.encrypt_into(self._count.to_bytes(12, "big"), part, None, view[start + RECORD_HEADER : stop])
+            self._advance()
+            start = stop
+        return sealed
+
+    def _advance(self) -> None:
+        self._count += 1
+        if self._count == self._rekey_at:
+            self._cipher = _rekeyed(self._cipher)
+            self._rekey_at += REKEY_EVERY
 
 
 class Opener:
     """Opens what is received in one direction of a connection. After any error the connection is to be closed."""
 
-    __slots__ = ("_cipher", "_nonce", "_rekey_at", "_rest")
+    __slots__ = ("_cipher", "_count", "_rekey_at", "_rest")
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = ChaCha20Poly1305(key)
-        self._nonce = 0
-        self._rekey_at = REKEY_EVERY * _STEP
-        self._rest = b""
+        self._cipher = AESGCM(key)
+        self._count = 0
+        self._rekey_at = REKEY_EVERY
+        self._rest: Data = b""
 
-    def open(self, sealed: bytes | memoryview) -> bytes:
+    def open(self, sealed: Data | memoryview) -> bytes:
         """The plain bytes of one record, given without its length. Raises `ProtocolError` if a byte was altered, or if
         the record isn't the next one."""
         try:
-            plain = self._cipher.decrypt(self._nonce.to_bytes(12, "little"), sealed, None)
+            plain = self._cipher.decrypt(self._count.to_bytes(12, "big"), sealed, None)
         except InvalidTag:
             raise ProtocolError(_ALTERED) from None
         self._advance()
@@ -103,19 +119,19 @@ class Opener:
     def open_into(self, sealed: memoryview, into: memoryview) -> int:
         """As `open`, into a buffer of the size of the plain bytes. Returns that size."""
         try:
-            count = self._cipher.decrypt_into(self._nonce.to_bytes(12, "little"), sealed, None, into)
+            count = self._cipher.decrypt_into(self._count.to_bytes(12, "big"), sealed, None, into)
         except InvalidTag:
             raise ProtocolError(_ALTERED) from None
         self._advance()
         return count
 
     def _advance(self) -> None:
-        self._nonce += _STEP
-        if self._nonce == self._rekey_at:
+        self._count += 1
+        if self._count == self._rekey_at:
             self._cipher = _rekeyed(self._cipher)
-            self._rekey_at += REKEY_EVERY * _STEP
+            self._rekey_at += REKEY_EVERY
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: Data) -> bytes:
         """The plain bytes of all records that are complete now; less than one record is kept for later.
 
         Raises `ProtocolError` as `open`, and on a length that no record can have, before its bytes are waited for.
@@ -149,7 +165,7 @@ class _Handshake:
     """Noise's symmetric state, and the steps that both sides share."""
 
     def __init__(self, psk: Key, prologue: bytes) -> None:
-        self.hash = hashlib.sha256(_PROTOCOL).digest()  # the name is longer than a hash
+        self.hash = _PROTOCOL  # as it is, since it has the 32 bytes of a hash
         self._chaining = self.hash
         self._private = X25519PrivateKey.generate()
         self._mix_hash(prologue)
@@ -174,7 +190,7 @@ class _Handshake:
         self._start_cipher(expanded[_HASH:])
 
     def _start_cipher(self, key: bytes) -> None:
-        self._cipher = ChaCha20Poly1305(key)
+        self._cipher = AESGCM(key)
         self._counter = 0
 
     def _mix_public(self, public: bytes) -> None:

@@ -5,7 +5,6 @@ import gc
 import itertools
 import multiprocessing
 import os
-import socket
 import statistics
 import threading
 import time
@@ -34,6 +33,7 @@ from tests.peers import (
     KEYS,
     Script,
     ScriptedNode,
+    SealedSocket,
     answering,
     keep_busy,
     shake_hands,
@@ -235,10 +235,11 @@ def mute(sock: Any) -> None:
     wait_for_the_end(sock)
 
 
-def answers_once(sock: Any) -> None:
+def answers_once(sock: Any) -> SealedSocket:
     sealed = shake_hands(sock)
     sealed.read_frame()
     sealed.sendall(frame(wire.encode(wire.Done(1))))
+    return sealed
 
 
 def stopped_after_one_answer() -> Script:
@@ -648,8 +649,7 @@ async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> No
         if next(connections):
             answering()(sock)
             return
-        answers_once(sock)
-        sock.recv(1, socket.MSG_WAITALL)
+        answers_once(sock).read_frame()
         take_time(DEADLINE / 2)
 
     with ScriptedNode(script) as node:

@@ -18,6 +18,7 @@ from django_clusterstate.wire.noise import (
     MAX_PLAIN,
     RECORD_HEADER,
     TAG,
+    Data,
     Forked,
     Initiator,
     Opener,
@@ -45,7 +46,7 @@ def shaken() -> tuple[tuple[Sealer, Opener], tuple[Sealer, Opener]]:
 
 
 def test_published_vector_is_reproduced_in_both_directions() -> None:
-    """Cacophony's vectors, as in snow's tests/vectors/cacophony.txt: `Noise_NNpsk0_25519_ChaChaPoly_SHA256`. Their
+    """Cacophony's vectors, as in snow's tests/vectors/cacophony.txt: `Noise_NNpsk0_25519_AESGCM_SHA256`. Their
     `handshake_hash` is that after the first of the two messages."""
     psk = Key(bytes.fromhex("54686973206973206d7920417573747269616e20706572737065637469766521"))
     prologue = bytes.fromhex("4a6f686e2047616c74")
@@ -69,16 +70,16 @@ def test_published_vector_is_reproduced_in_both_directions() -> None:
     ]
     first = initiator.write(payloads[0])
     assert first.hex() == (
-        "ca35def5ae56cec33dc2036731ab14896bc4c75dbb07a61f879f8e3afa4c794479b962b8aff8485742ac32f905ba45369e2465fb59e138a9"
-        "3d67a0d1266b6a54"
+        "ca35def5ae56cec33dc2036731ab14896bc4c75dbb07a61f879f8e3afa4c79447c37a89fc17813788d30df2d59501d6066f5f8aecc3406bb"
+        "d9829f2d24a531b1"
     )
     assert responder.read(first) == payloads[0]
     for side in (initiator, responder):
-        assert side.hash.hex() == "054a32eaeedc4061a64cec028e34e5775d4de033e32525a5dfbd719056bae0b6"
+        assert side.hash.hex() == "29d92c13649b5d28b41afd8dc5d6ce7f46df2348e4061c09f1c354b593e13add"
     second = responder.write(payloads[1])
     assert second.hex() == (
-        "95ebc60d2b1fa672c1f46a8aa265ef51bfe38e7ccb39ec5be34069f144808843d6062704d5a9c422a8e834423f8c1feada7e8d0d910a1a2c"
-        "d030fb584221e3"
+        "95ebc60d2b1fa672c1f46a8aa265ef51bfe38e7ccb39ec5be34069f1448088432f29d79368ef9de4e1ae7a362fb05bf0ad668e026bf57145"
+        "54497b3a720461"
     )
     assert initiator.read(second) == payloads[1]
     assert initiator.hash == responder.hash
@@ -86,10 +87,10 @@ def test_published_vector_is_reproduced_in_both_directions() -> None:
     for payload, sealed in zip(
         payloads[2:],
         (
-            "e632c3763d7669067383433197a3baddf146e9e70ad4b4e9e59e0f",
-            "64c6bee32ea91c8474bb4c21d7a700109ad45af77b29764ba5eb1e",
-            "e2fa0bed0603b62d3ccac2ecabbf3fe33f3e86514909b323361626266cb2471cc8",
-            "0c01dc9cec1fe4ddd692e8dd32188aa351088dc91183639a53b57aa4692b5ebdef8b8ca111",
+            "7c01e898a6201f36aecee532e29cd0b7f8ffa29d3366ad0dce39a6",
+            "a9ff535aace3db6a1da1a7fb00fe2de2622bb373abad9fb42c00e0",
+            "6cfc49a3e65472edc2d0152abe5ce950170a8a47c959f30bd48b5f0aacf29adbfd",
+            "9bc86e6d974ed21ba04604a94aa68de21677eb409ead070c0cd569b069ee19ba142aa4c1a9",
         ),
         strict=True,
     ):
@@ -102,7 +103,7 @@ def test_published_vector_is_reproduced_in_both_directions() -> None:
 
 @pytest.mark.parametrize("ours_dials", [True, False])
 def test_another_implementation_is_understood(ours_dials: bool) -> None:
-    other = NoiseConnection.from_name(b"Noise_NNpsk0_25519_ChaChaPoly_SHA256")
+    other = NoiseConnection.from_name(b"Noise_NNpsk0_25519_AESGCM_SHA256")
     other.set_prologue(b"prologue")
     other.set_psks(psk=PSK)
     if ours_dials:
@@ -128,7 +129,7 @@ def test_another_implementation_is_understood(ours_dials: bool) -> None:
 def test_another_implementation_makes_the_same_next_key() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of keys that aren't random
-        other = NoiseConnection.from_name(b"Noise_NNpsk0_25519_ChaChaPoly_SHA256")
+        other = NoiseConnection.from_name(b"Noise_NNpsk0_25519_AESGCM_SHA256")
         other.set_keypair_from_private_bytes(Keypair.EPHEMERAL, bytes(32))
         other.set_psks(psk=PSK)
         other.set_as_initiator()
@@ -137,7 +138,7 @@ def test_another_implementation_makes_the_same_next_key() -> None:
         responder.read(bytes(other.write_message(b"")))
         other.read_message(responder.write(b""))
     sealer, opener = responder.session()
-    sealer._rekey_at = opener._rekey_at = 2 * noise._STEP
+    sealer._rekey_at = opener._rekey_at = 2
     for text in (b"one", b"two", b"three", b"four"):
         if text == b"three":
             other.rekey_inbound_cipher()
@@ -202,7 +203,7 @@ def test_sessions_of_two_handshakes_have_nothing_in_common() -> None:
 # -- records ------------------------------------------------------------------------------------------------------
 
 
-def flipped(message: bytes, bit: int) -> bytes:
+def flipped(message: Data, bit: int) -> bytes:
     changed = bytearray(message)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
