@@ -288,7 +288,7 @@ class Stream:
             if self._connection is not None:
                 self._connection.close()
             self._node = node
-            self._connection = await connect(node.address, conf.get_settings().link_keys, 2 * WAIT)
+            self._connection = await connect(node.address, conf.get_settings().link_keys, 2 * WAIT, hello=node.hello)
             for place in self._inbox.groups_of(self._queue):
                 await self._connection.request(_request(place))
         return self._connection

@@ -91,7 +91,7 @@ def test_two_clusters_on_one_host_ignore_each_other(folder: Path, layer: Layer) 
         cluster.processes["b"] = other
         cluster.wait_for("a")
         cluster.wait_for("b")
-        assert "wrong secret" in other.output()
+        assert "belongs to another cluster" in other.output()
 
 
 # -- leaving, dying, coming back ----------------------------------------------------------------------------------
@@ -304,9 +304,9 @@ def test_a_foreign_secret_on_the_same_channel_layer_is_said_once(folder: Path, l
         foreign = cluster.env("b") | {"CLUSTERSTATE_SECRET": 50 * "z"}
         cluster.processes["b"] = Process([sys.executable, "manage.py", "clusternode"], folder / "b.log", foreign)
         cluster.wait_for("b")
-        wait_until(lambda: "wrong secret" in cluster.processes["a"].output(), SECONDS, "a says so")
+        wait_until(lambda: "belongs to another cluster" in cluster.processes["a"].output(), SECONDS, "a says so")
         cluster.wait_for("a")
-        assert cluster.processes["a"].output().count("wrong secret") <= 2
+        assert cluster.processes["a"].output().count("belongs to another cluster") <= 2
 
 
 def test_a_node_may_open_as_many_files_as_the_system_lets_it(folder: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
+from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
@@ -83,7 +84,20 @@ class AsyncClient:
         owner = self.routing.table.owner(key)
         if owner is None:
             raise no_owner()
-        return await self.call_node(owner, request, now)
+        try:
+            return await self.call_node(owner, request, now)
+        except OtherStart:
+            return await self._call_again(key, request)
+
+    async def _call_again(self, key: bytes, request: bytes) -> Reply:
+        """As `Client._call_again`."""
+        now = self._clock()
+        if now >= self.routing.refresh_at:
+            await self._refresh(now)
+        owner = self.routing.table.owner(key)
+        if owner is None:
+            raise no_owner()
+        return await self.call_node(owner, request)
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """As `Client.call_node`."""
@@ -102,6 +116,9 @@ class AsyncClient:
                     if isinstance(error.__cause__, TimeoutError):
                         raise
                     reply = await self._call_afresh(target, request, now + deadline)  # the node may have been restarted
+        except OtherStart:
+            self.routing.restarted(now)
+            raise
         except ClusterStateError as error:
             self.routing.waits.append(self._clock() - now)
             failure = named(target, error)
@@ -162,7 +179,9 @@ class AsyncClient:
             connections = await self._start_loop(loop)
         dial = connections.dialling.get(target)
         if dial is None:
-            dial = loop.create_task(connect(target.address, self._keys, self._deadline, idle=self._processors.idle))
+            dial = loop.create_task(
+                connect(target.address, self._keys, self._deadline, hello=target.hello, idle=self._processors.idle)
+            )
             connections.dialling[target] = dial
             dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
         return await asyncio.shield(dial)

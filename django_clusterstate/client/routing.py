@@ -12,6 +12,7 @@ from ..core.messages import NO_VIEW, Identity, View
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
+from ..wire.handshake import Hello
 from ..wire.messages import GetView, Reply, Viewed, encode
 from ..wire.status import Tally
 
@@ -72,14 +73,18 @@ class Breaker:
 
 
 class Target(Breaker):
-    """A node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client."""
+    """One start of a node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client.
 
-    __slots__ = ("address", "name", "pool")
+    Without a name it is whichever node answers at the address, without a boot id whichever start.
+    """
 
-    def __init__(self, name: str, address: Address) -> None:
+    __slots__ = ("address", "hello", "name", "pool")
+
+    def __init__(self, name: str, address: Address, boot: bytes = b"") -> None:
         super().__init__()
         self.name = name
         self.address = address
+        self.hello = Hello(wanted_name=name, wanted_boot=boot)
         self.pool: deque[Any] = deque()
 
     def __str__(self) -> str:
@@ -169,6 +174,10 @@ class Routing:
         if epoch != self.epoch:
             self.refresh_at = min(self.refresh_at, max(now, self._asked_at + VIEW_MIN_AGE))
 
+    def restarted(self, now: float) -> None:
+        """A node has been restarted since the view was made: another view is to be asked for before long."""
+        self.refresh_at = min(self.refresh_at, max(now, self._asked_at + VIEW_MIN_AGE))
+
     def failed(self, target: Target, now: float, why: str = "") -> bool:
         """Counts a failure of a call. True when it opens the breaker; then the local node is told before long."""
         self.untold.tally.failures += 1
@@ -214,10 +223,11 @@ class Routing:
 
 
 def _target(member: Identity, known: dict[str, Target]) -> Target:
-    """The target that we have for a member, with its breaker and connections, or a new one if it has moved."""
-    address = parse_tcp(member.address)
+    """The target that is known for a member, with its breaker and connections, or a new one if it has moved or was
+    restarted."""
+    made = Target(member.name, parse_tcp(member.address), member.boot)
     target = known.get(member.name)
-    return target if target is not None and target.address == address else Target(member.name, address)
+    return target if target is not None and (target.address, target.hello) == (made.address, made.hello) else made
 
 
 def no_owner() -> Unavailable:

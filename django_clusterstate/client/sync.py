@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import OVERTIME, BlockingConnection
+from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
@@ -56,7 +57,20 @@ class Client:
         owner = self.routing.table.owner(key)
         if owner is None:
             raise no_owner()
-        return self.call_node(owner, request, now)
+        try:
+            return self.call_node(owner, request, now)
+        except OtherStart:
+            return self._call_again(key, request)
+
+    def _call_again(self, key: bytes, request: bytes) -> Reply:
+        """The owner has been restarted, and the request not sent: once more, by a new view if there is one."""
+        now = self._clock()
+        if now >= self.routing.refresh_at:
+            self._refresh(now)
+        owner = self.routing.table.owner(key)
+        if owner is None:
+            raise no_owner()
+        return self.call_node(owner, request)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """One request to one node. Raises as `call`."""
@@ -72,6 +86,9 @@ class Client:
                     raise
                 _drop_pool(target)
                 connection, reply = self._call_afresh(target, request, now + deadline)
+        except OtherStart:
+            self.routing.restarted(now)
+            raise
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
         self._succeeded(target, connection, reply, now)
@@ -118,7 +135,9 @@ class Client:
 
     def _call_afresh(self, target: Target, request: bytes, until: float) -> tuple[BlockingConnection, Reply]:
         until += time.monotonic() - self._clock()
-        connection = BlockingConnection(target.address, self._keys, self._deadline, until, self._processors.idle)
+        connection = BlockingConnection(
+            target.address, self._keys, self._deadline, until, self._processors.idle, target.hello
+        )
         connection.send(request)
         return connection, connection.receive(until)
 

@@ -238,7 +238,8 @@ class DiallerHandshake:
             initiator = Initiator(key.psk, _prologue(version, verbatim))
             offers.append(_offer_id(key, verbatim) + initiator.write(hello))
             self._initiators.append(initiator)
-        return msgspec.msgpack.encode(Offers(version, tuple(offers)))
+        # Nothing more: each byte of it is bound to the handshake, or makes it unreadable.
+        return msgspec.msgpack.encode((version, offers))
 
     def receive_answer(self, payload: bytes | memoryview) -> None:
         """Takes the node's answer.

@@ -4,11 +4,13 @@ HKDF-SHA-256 (RFC 5869) with the salt `django-clusterstate`. The purpose and the
 can be used for another purpose or in another cluster.
 """
 
+import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
@@ -16,6 +18,13 @@ MAX_SECRETS = 4
 
 _SALT = b"django-clusterstate"
 _LENGTH = 32
+
+
+class _Expanded(bytes):
+    """Key material that is about to be cut into keys: a variable of a function like any other, so it prints nothing."""
+
+    def __repr__(self) -> str:
+        return "<keys>"
 
 
 class Key:
@@ -46,9 +55,18 @@ class Key:
         """HMAC-SHA-256 of the message: 32 bytes."""
         return hmac.digest(self._bytes, message, "sha256")
 
-    def expand(self, salt: bytes, length: int) -> bytes:
-        """HKDF-SHA-256 with this key as the input keying material and no info."""
-        return HKDF(SHA256(), length, salt, b"").derive(self._bytes)
+    def expand(self, salt: "Key", count: int) -> list["Key"]:
+        """So many keys, by HKDF-SHA-256 with this key as the input keying material and no info."""
+        expanded = _Expanded(HKDF(SHA256(), count * _LENGTH, salt._bytes, b"").derive(self._bytes))
+        return [Key(expanded[number * _LENGTH : (number + 1) * _LENGTH]) for number in range(count)]
+
+    def cipher(self) -> AESGCM:
+        """AES-256-GCM under this key."""
+        return AESGCM(self._bytes)
+
+    def hash_after(self, data: bytes) -> bytes:
+        """SHA-256 of the data followed by this key."""
+        return hashlib.sha256(data + self._bytes).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ MAX_RECORD = RECORD_HEADER + 65535
 PUBLIC_KEY = 32  # bytes
 
 _PROTOCOL = b"Noise_NNpsk0_25519_AESGCM_SHA256"
-_HASH = 32
 REKEY_EVERY = 1 << 20  # records: 2**32 blocks of AES at most under one key, where GCM allows far more (RFC 8446, 5.5)
 _LAST_NONCE = bytes(4) + b"\xff" * 8  # the nonce that Noise reserves for making the next key
 
@@ -55,8 +54,8 @@ class Sealer:
 
     __slots__ = ("_cipher", "_count", "_owner", "_rekey_at")
 
-    def __init__(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
+    def __init__(self, key: Key) -> None:
+        self._cipher = key.cipher()
         self._count = 0
         self._rekey_at = REKEY_EVERY
         self._owner = _pid()
@@ -100,8 +99,8 @@ class Opener:
 
     __slots__ = ("_cipher", "_count", "_rekey_at", "_rest")
 
-    def __init__(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
+    def __init__(self, key: Key) -> None:
+        self._cipher = key.cipher()
         self._count = 0
         self._rekey_at = REKEY_EVERY
         self._rest: Data = b""
@@ -166,7 +165,7 @@ class _Handshake:
 
     def __init__(self, psk: Key, prologue: bytes) -> None:
         self.hash = _PROTOCOL  # as it is, since it has the 32 bytes of a hash
-        self._chaining = self.hash
+        self._chaining = Key(_PROTOCOL)
         self._private = X25519PrivateKey.generate()
         self._mix_hash(prologue)
         self._mix_key_and_hash(psk)
@@ -179,18 +178,16 @@ class _Handshake:
         self.hash = hashlib.sha256(self.hash + data).digest()
 
     def _mix_key_and_hash(self, psk: Key) -> None:
-        chaining, hashed, key = _three(psk.expand(self._chaining, 3 * _HASH))
-        self._chaining = chaining
-        self._mix_hash(hashed)
+        self._chaining, hashed, key = psk.expand(self._chaining, 3)
+        self.hash = hashed.hash_after(self.hash)
         self._start_cipher(key)
 
     def _mix_key(self, material: Key) -> None:
-        expanded = material.expand(self._chaining, 2 * _HASH)
-        self._chaining = expanded[:_HASH]
-        self._start_cipher(expanded[_HASH:])
+        self._chaining, key = material.expand(self._chaining, 2)
+        self._start_cipher(key)
 
-    def _start_cipher(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
+    def _start_cipher(self, key: Key) -> None:
+        self._cipher = key.cipher()
         self._counter = 0
 
     def _mix_public(self, public: bytes) -> None:
@@ -220,9 +217,9 @@ class _Handshake:
         self._mix_hash(sealed)
         return plain
 
-    def _split(self) -> tuple[bytes, bytes]:
-        expanded = Key(b"").expand(self._chaining, 2 * _HASH)
-        return expanded[:_HASH], expanded[_HASH:]
+    def _split(self) -> list[Key]:
+        """The keys for what the initiator sends, and for what the responder sends."""
+        return Key(b"").expand(self._chaining, 2)
 
 
 class Initiator(_Handshake):
@@ -269,7 +266,3 @@ def _public_of(message: bytes) -> bytes:
     if len(message) < PUBLIC_KEY + TAG:
         raise ProtocolError("a message of the handshake is too short")
     return message[:PUBLIC_KEY]
-
-
-def _three(expanded: bytes) -> tuple[bytes, bytes, bytes]:
-    return expanded[:_HASH], expanded[_HASH : 2 * _HASH], expanded[2 * _HASH :]

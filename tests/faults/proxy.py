@@ -1,4 +1,4 @@
-"""A TCP proxy that delays each direction, or records what passes. Bytes stay in order, as TCP's do."""
+"""A TCP proxy that delays each direction, records what passes, or alters it. Bytes stay in order, as TCP's do."""
 
 import asyncio
 import contextlib
@@ -8,17 +8,28 @@ from collections.abc import Callable
 from testproject.processes import free_port
 
 Delay = Callable[[], float]
+Alter = Callable[[int, bool, bytes], bytes]  # the connection's number, whether its maker says it, and what is said
 
 
 class Proxy:
     """Listens on `port` of the loopback interface and passes on to another port while its context is entered."""
 
-    def __init__(self, target: int, delay: Delay = lambda: 0.0) -> None:
-        self.port = free_port()
+    def __init__(
+        self,
+        target: int,
+        delay: Delay = lambda: 0.0,
+        *,
+        port: int = 0,
+        alter: Alter = lambda number, from_maker, data: data,
+    ) -> None:
+        self.port = port or free_port()
         self.connections = 0
         self.sent: list[list[bytes]] = []  # by connection, what its maker said
+        self.answered: list[list[bytes]] = []  # and what was said to it
         self._target = target
+        self._tasks: list[object] = []
         self._delay = delay
+        self._alter = alter
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -44,19 +55,22 @@ class Proxy:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = self.connections
         self.connections += 1
-        said: list[bytes] = []
-        self.sent.append(said)
+        self._tasks.append(asyncio.current_task())  # a loop's own reference is weak
+        self.sent.append([])
+        self.answered.append([])
         with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
             with contextlib.closing(back):
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._pump(reader, back, said))
-                    tasks.create_task(self._pump(there, writer, None))
+                    tasks.create_task(self._pump(reader, back, number, from_maker=True))
+                    tasks.create_task(self._pump(there, writer, number, from_maker=False))
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: list[bytes] | None
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, *, from_maker: bool
     ) -> None:
+        record = (self.sent if from_maker else self.answered)[number]
         loop = asyncio.get_running_loop()
         due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
@@ -78,7 +92,8 @@ class Proxy:
                     data = await reader.read(65536)
                 except OSError:
                     data = b""
-                if record is not None and data:
+                if data:
+                    data = self._alter(number, from_maker, data)
                     record.append(data)
                 last = max(last, loop.time() + self._delay())
                 due.put_nowait((last, data))

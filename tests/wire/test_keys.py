@@ -25,8 +25,8 @@ def test_keys_are_those_of_rfc_5869() -> None:
 
 def test_expansion_is_that_of_rfc_5869() -> None:
     # Its test case 3: zero-length salt and info.
-    expanded = Key(b"\x0b" * 22).expand(b"", 42)
-    assert expanded.hex() == ("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8")
+    (first,) = Key(b"\x0b" * 22).expand(Key(b""), 1)
+    assert first == Key(bytes.fromhex("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"))
 
 
 def test_keys_differ_by_secret_purpose_and_cluster() -> None:
@@ -62,8 +62,9 @@ def test_key_is_not_copied(leak: Callable[[object], object]) -> None:
 
 def test_traceback_with_variables_shows_no_key() -> None:
     key = Key(b"what must never be seen 12345678")
+    salt = Key(b"nor must this never be seen")
     try:
-        key.expand(b"", 10**9)
+        key.expand(salt, 10**9)
     except Exception as error:
         shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     assert "HKDF" in shown

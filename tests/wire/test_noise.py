@@ -27,7 +27,7 @@ from django_clusterstate.wire.noise import (
 )
 
 PSK = b"p" * 32
-KEY = b"k" * 32
+KEY = Key(b"k" * 32)
 
 
 def pair() -> tuple[Sealer, Opener]:
