@@ -18,6 +18,7 @@ from django_clusterstate.layers import ClusterChannelLayer
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
+from tests.forks import InChild
 
 Layers = dict[str, ClusterChannelLayer]
 
@@ -63,6 +64,29 @@ async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
     for layer, channel in receivers:
         await layer.send(channel, {"type": "end"})
     return [await soon(layer.receive(channel)) for layer, channel in receivers] == [{"type": "end"}] * len(receivers)
+
+
+# -- forks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_loop_that_goes_on_in_a_child_has_channels_of_its_own_there(cluster: LocalCluster, in_child: InChild) -> None:
+    layer = LayerOf(cluster, "alpha")
+
+    async def use(who: str) -> str:
+        channel = await layer.new_channel()
+        for number in range(50):
+            await layer.send(channel, {"type": who, "number": number})
+            assert await soon(layer.receive(channel)) == {"type": who, "number": number}
+        return channel.partition("!")[0]
+
+    with asyncio.Runner() as runner:
+        mine = runner.run(use("parent"))
+        child = in_child(lambda: runner.run(use("child")) != mine)
+        assert runner.run(use("parent")) == mine
+        assert child()
+        assert runner.run(use("parent")) == mine
+        runner.run(layer.close())
 
 
 # -- channels -------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage
 from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
 from testproject.processes import Process, free_port, wait_until
+from tests.forks import InChild
 from tests.layers import Redis
 
 SECONDS = 10.0
@@ -478,19 +479,33 @@ def test_a_password_is_used_and_never_told(
 
 @pytest.mark.parametrize("kind", ["redis", "memcached"])
 def test_a_child_makes_connections_of_its_own(
-    servers: dict[str, str], use: Callable[..., None], group: str, kind: str
+    servers: dict[str, str], use: Callable[..., None], group: str, kind: str, in_child: InChild
 ) -> None:
     use(servers[kind])
     limit = Limit.parse("100000/d")
     ratelimit.hit(limit, group, "key")
-    child = os.fork()
-    if not child:
-        allowed = [ratelimit.hit(limit, group, "key").owner == kind for _ in range(300)]
-        os._exit(0 if all(allowed) else 1)
+    child = in_child(lambda: all(ratelimit.hit(limit, group, "key").owner == kind for _ in range(300)))
     decisions = [ratelimit.hit(limit, group, "key") for _ in range(300)]
-    assert os.waitpid(child, 0)[1] == 0
+    assert child()
     assert {decision.owner for decision in decisions} == {kind}
     assert ratelimit.peek(limit, group, "key").remaining == 100_000 - 601
+
+
+@pytest.mark.parametrize("kind", ["redis", "memcached"])
+def test_a_child_that_goes_on_with_a_loop_makes_connections_of_its_own(
+    servers: dict[str, str], use: Callable[..., None], group: str, kind: str, in_child: InChild
+) -> None:
+    use(servers[kind])
+    limit = Limit.parse("100000/d")
+
+    async def hits() -> bool:
+        return all([(await ratelimit.ahit(limit, group, "key")).owner == kind for _ in range(300)])
+
+    with asyncio.Runner() as runner:
+        assert runner.run(hits())
+        assert in_child(lambda: runner.run(hits()))()
+        assert runner.run(hits())
+    assert ratelimit.peek(limit, group, "key").remaining == 100_000 - 900
 
 
 @pytest.mark.parametrize("kind", SCHEMES)

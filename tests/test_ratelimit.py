@@ -37,6 +37,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import ROOT, LocalCluster, free_port, wait_until
 from tests.counting import watch_requests
+from tests.forks import InChild
 
 Hit = Callable[..., Decision]
 DEAD = "dead"
@@ -695,3 +696,23 @@ def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.Monke
         assert hit(limit, "group", str(number)).allowed
     assert limits._store.bytes <= 100_000
     assert conf.get_tally().process_evictions == limits._store.evictions > 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_child: InChild) -> None:
+    limits, held, done = ProcessLimits(), threading.Event(), threading.Event()
+    rules = Limit.parse("2/d").rules
+
+    def hold() -> None:
+        with limits._lock:
+            held.set()
+            done.wait(10)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        assert held.wait(10)
+        child = in_child(lambda: [limits.decide(b"k", rules, 1)[0].allowed for _ in range(3)] == [True, True, False])
+        try:
+            assert child()
+        finally:
+            done.set()

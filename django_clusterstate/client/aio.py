@@ -3,16 +3,16 @@
 import asyncio
 import contextlib
 import logging
-import os
 import time
-import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
+from os import getpid
 
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
+from .forks import PerProcess, disown
 from .routing import Routing, Table, Target, Untold, named, no_owner
 
 logger = logging.getLogger("django_clusterstate.client")
@@ -36,6 +36,13 @@ class LoopConnections:
     async def close(self) -> None:
         await self._closer.aclose()
 
+    def disown(self) -> None:
+        """In a forked child: leaves the connections to the parent's event loop, of which this one is a copy."""
+        for connection in self.open.values():
+            disown(connection.fileno())
+        self.open.clear()
+        self.dialling.clear()
+
     async def _close_at_end(self, at_end: Callable[[], object]) -> AsyncGenerator[None, None]:
         try:
             yield
@@ -48,7 +55,7 @@ class LoopConnections:
             await asyncio.sleep(0)  # lets the transports finish
 
 
-class AsyncClient:
+class AsyncClient(PerProcess):
     """Sends framed requests to the owners of their keys. One for all event loops of a process.
 
     The arguments are those of `Client`, with which it shares what `untold` counts.
@@ -68,8 +75,7 @@ class AsyncClient:
         self._clock = clock
         self._processors = Processors()
         self._loops: dict[Loop, LoopConnections] = {}
-        routing = weakref.ref(self.routing)
-        os.register_at_fork(after_in_child=lambda: _after_fork(routing))
+        super().__init__()
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -86,6 +92,8 @@ class AsyncClient:
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """As `Client.call_node`."""
+        if getpid() != self._pid:
+            self._forked()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -139,9 +147,16 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections of the running loop; the client can be used again."""
+        if getpid() != self._pid:
+            self._forked()
         connections = self._loops.get(asyncio.get_running_loop())
         if connections is not None:
             await connections.close()
+
+    def _start_anew(self) -> None:
+        for connections in self._loops.values():
+            connections.disown()
+        self.routing.count_anew()
 
     # -- connections ----------------------------------------------------------------------------------------
 
@@ -226,12 +241,8 @@ def from_now(seconds: float | None) -> float | None:
 
 
 def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
-    connections.dialling.pop(target, None)
+    if connections.dialling.get(target) is not dial:
+        return  # it was begun by the process that this one is a fork of
+    del connections.dialling[target]
     if not dial.cancelled() and dial.exception() is None:
         connections.open[target] = dial.result()
-
-
-def _after_fork(reference: "weakref.ref[Routing]") -> None:
-    routing = reference()
-    if routing is not None:
-        routing.count_anew()

@@ -1,17 +1,17 @@
 """The blocking face of a requester: pooled sockets, one for each thread that asks at the same moment."""
 
 import logging
-import os
 import select
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
+from os import getpid
 
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import OVERTIME, BlockingConnection
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
+from .forks import PerProcess
 from .routing import Routing, Table, Target, named, no_owner
 
 MAX_IDLE = 64  # connections kept for each node
@@ -19,7 +19,7 @@ MAX_IDLE = 64  # connections kept for each node
 logger = logging.getLogger("django_clusterstate.client")
 
 
-class Client:
+class Client(PerProcess):
     """Sends framed requests to the owners of their keys. Safe to share between threads, and to use after a fork.
 
     `local` is this host's node, `keys` prove us to the others, `deadline` is seconds for each operation.
@@ -37,8 +37,7 @@ class Client:
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _after_fork(this))
+        super().__init__()
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -59,6 +58,8 @@ class Client:
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """One request to one node. Raises as `call`."""
+        if getpid() != self._pid:
+            self._forked()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -78,6 +79,8 @@ class Client:
 
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
         """Several requests to different nodes at once. An error stands where its reply would."""
+        if getpid() != self._pid:
+            self._forked()
         now = self._clock()
         if len(requests) == 1:
             return [self._call_or_error(*requests[0], now)]
@@ -112,6 +115,10 @@ class Client:
         """Closes all idle connections; the client can be used again."""
         for target in {self.routing.local, *self.routing.table.targets.values()}:
             _drop_pool(target)
+
+    def _start_anew(self) -> None:
+        self.close()
+        self.routing.count_anew()
 
     # -- one exchange ---------------------------------------------------------------------------------------
 
@@ -218,11 +225,3 @@ def _drop_pool(target: Target) -> None:
             target.pool.pop().close()
         except IndexError:  # another thread was faster
             return
-
-
-def _after_fork(reference: "weakref.ref[Client]") -> None:
-    """The parent goes on using its sockets: the child must not read a byte of theirs."""
-    client = reference()
-    if client is not None:
-        client.close()
-        client.routing.count_anew()

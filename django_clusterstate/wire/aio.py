@@ -81,6 +81,9 @@ class AsyncConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(level, option, value)
 
+    def fileno(self) -> int:
+        return -1 if self._transport is None else int(self._transport.get_extra_info("socket").fileno())
+
     def close(self) -> None:
         self._fail(Unavailable("the connection was closed"))
 

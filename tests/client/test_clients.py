@@ -28,6 +28,7 @@ from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
+from tests.forks import InChild, in_child_of
 from tests.peers import (
     KEYS,
     Script,
@@ -522,22 +523,11 @@ def test_more_threads_than_a_node_accepts_at_a_time_are_all_served(client: Clien
     assert all(len(target.pool) <= 64 for target in client.routing.table.targets.values())
 
 
-def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
-    """Starts the work in a forked child. Returns how to ask whether all went well."""
-    pid = os.fork()
-    if not pid:
-        try:
-            os._exit(0 if work() else 1)
-        except BaseException:
-            os._exit(2)
-    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
 forking = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @forking
-def test_child_and_parent_never_share_a_socket(client: Client) -> None:
+def test_child_and_parent_never_share_a_socket(client: Client, in_child: InChild) -> None:
     assert exchange(client, 0, 20)
     children = [in_child(lambda who=who: exchange(client, who, 100)) for who in range(1, 4)]  # type: ignore[misc]
     assert exchange(client, 9, 100)
@@ -550,25 +540,31 @@ def test_child_starts_without_connections(client: Client) -> None:
     exchange(client, 0, 20)
     targets = {client.routing.local, *client.routing.table.targets.values()}
     assert any(target.pool for target in targets)
-    assert in_child(lambda: not any(target.pool for target in targets))()
+    assert in_child_of(os.fork)(lambda: not any(target.pool for target in targets))()  # before it asks for anything
     assert any(target.pool for target in targets)
 
 
-def has_nothing_to_tell(routing: Routing) -> bool:
-    return not routing.untold.tally.remembered and not routing.waits
-
-
 @forking
-def test_child_tells_nothing_that_its_parent_has_counted(client: Client, async_client: AsyncClient) -> None:
-    for routing in (client.routing, async_client.routing):
+def test_child_tells_nothing_that_its_parent_has_counted(
+    client: Client, async_client: AsyncClient, in_child: InChild
+) -> None:
+    def blocking() -> bool:
+        assert isinstance(client.call_node(client.routing.local, PING), wire.Pong)
+        return client.routing.untold.tally.remembered == 0 and len(client.routing.waits) == 1
+
+    async def asynchronous() -> bool:
+        assert isinstance(await async_client.call_node(async_client.routing.local, PING), wire.Pong)
+        return async_client.routing.untold.tally.remembered == 0 and len(async_client.routing.waits) == 1
+
+    for routing, work in ((client.routing, blocking), (async_client.routing, lambda: asyncio.run(asynchronous()))):
         routing.untold.tally.remembered += 1
         routing.waits.append(0.01)
-        assert in_child(partial(has_nothing_to_tell, routing))()
+        assert in_child(work)()
         assert routing.untold.tally.remembered == 1
 
 
 @forking
-def test_child_of_an_event_loop_has_connections_of_its_own(async_client: AsyncClient) -> None:
+def test_child_of_an_event_loop_has_connections_of_its_own(async_client: AsyncClient, in_child: InChild) -> None:
     async def parent() -> bool:
         assert await aexchange(async_client, 0, 20)
         child = in_child(lambda: asyncio.run(aexchange(async_client, 1, 100)))
@@ -576,6 +572,40 @@ def test_child_of_an_event_loop_has_connections_of_its_own(async_client: AsyncCl
         return child() and mine
 
     assert asyncio.run(parent())
+
+
+@forking
+def test_event_loop_that_goes_on_in_a_child_has_connections_of_its_own_there(
+    async_client: AsyncClient, in_child: InChild
+) -> None:
+    with asyncio.Runner() as runner:
+        assert runner.run(aexchange(async_client, 0, 20))
+        assert in_child(lambda: all(runner.run(aexchange(async_client, 1, 20)) for _ in range(20)))()
+        connections = dict(async_client._loops[runner.get_loop()].open)
+        assert all(runner.run(aexchange(async_client, 2, 20)) for _ in range(20))
+        assert async_client._loops[runner.get_loop()].open == connections
+    assert async_client._loops == {}
+
+
+@forking
+def test_threads_of_a_child_that_come_at_the_same_time_share_no_socket_with_the_parent(
+    client: Client, in_child: InChild
+) -> None:
+    def work(first: int) -> bool:
+        start = threading.Barrier(8)
+
+        def thread(who: int) -> bool:
+            start.wait()
+            return exchange(client, who, 20)
+
+        with ThreadPoolExecutor(8) as threads:
+            return all(threads.map(thread, range(first, first + 8)))
+
+    with ThreadPoolExecutor(8) as threads:  # so that there are several idle connections
+        assert all(threads.map(lambda who: exchange(client, who, 20), range(8)))
+    children = [in_child(partial(work, first)) for first in (10, 20, 30)]
+    assert exchange(client, 9, 100)
+    assert all(child() for child in children)
 
 
 @forking
