@@ -84,8 +84,8 @@ def _read_exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def shake_hands(sock: socket.socket) -> None:
-    handshake = NodeHandshake(KEYS)
+def shake_hands(sock: socket.socket, boot: bytes = b"") -> None:
+    handshake = NodeHandshake(KEYS, boot)
     sock.sendall(frame(handshake.challenge()))
     sock.sendall(frame(handshake.receive(read_frame(sock))))
 

@@ -26,7 +26,7 @@ from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.denials import MAX_AGE, Denials
-from django_clusterstate.client.routing import Target
+from django_clusterstate.client.routing import Table, Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
@@ -34,9 +34,10 @@ from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit,
 from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
-from django_clusterstate.wire.address import UnixAddress
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from testproject.processes import ROOT, LocalCluster, free_port, wait_until
 from tests.counting import watch_requests
+from tests.faults.proxy import Proxy
 from tests.forks import InChild
 
 Hit = Callable[..., Decision]
@@ -676,6 +677,26 @@ def test_a_denial_is_forgotten_with_the_settings(hit: Hit, group: str, monkeypat
         with override_settings(CLUSTERSTATE={"SOCKET": "/nowhere/node.sock"}):
             decision = hit(limit, group, "key")
     assert (decision.allowed, decision.fallback) == (True, "process")
+
+
+def test_hit_whose_answer_was_lost_is_counted_once_by_each_who_was_asked(
+    hit: Hit, cluster: LocalCluster, group: str
+) -> None:
+    limit = Limit.parse("10/d")
+    key = next(key for key in map(str, range(100)) if cluster_state.owner(routing_key(group, key)) == "beta")
+    assert hit(limit, group, key).owner == "beta"
+    with Proxy(cluster.ports["beta"]) as proxy:
+        conf.get_client().close()
+        for client in (conf.get_client(), conf.get_async_client()):
+            table, by_proxy = client.routing.table, Target("beta", TcpAddress("127.0.0.1", proxy.port))
+            client.routing.table = Table(table.view, table.local_name, {**table.targets, "beta": by_proxy})
+        assert hit(limit, group, key).owner == "beta"
+        proxy.cut_on += [key.encode()]
+        lost = hit(limit, group, key)
+        assert not proxy.cut_on
+        assert (lost.fallback, lost.remaining) == ("node", 9)
+    conf.forget()
+    assert ratelimit.peek(limit, group, key).remaining == 10 - 3
 
 
 @pytest.mark.usefixtures("nowhere")

@@ -7,18 +7,19 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from os import getpid
 
-from ..exceptions import ClusterStateError, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, TimedOut, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
 from .forks import PerProcess, disown
-from .routing import Routing, Table, Target, Untold, named, no_owner
+from .routing import GET_VIEW, Routing, Table, Target, Untold, is_refused, may_send_again, named, no_owner
 
 logger = logging.getLogger("django_clusterstate.client")
 
 
 Loop = asyncio.AbstractEventLoop
+Lost = tuple[AsyncConnection, ClusterStateError]  # a connection, and how it failed
 
 
 class LoopConnections:
@@ -105,10 +106,10 @@ class AsyncClient(PerProcess):
             else:
                 try:
                     reply = await connection.request(request)
-                except Unavailable as error:
-                    if isinstance(error.__cause__, TimeoutError):
-                        raise
-                    reply = await self._call_afresh(target, request, now + deadline)  # the node may have been restarted
+                except TimedOut:
+                    raise
+                except Unavailable as error:  # the node may have been restarted
+                    reply = await self._call_afresh(target, request, now + deadline, (connection, error))
         except ClusterStateError as error:
             self.routing.waits.append(self._clock() - now)
             failure = named(target, error)
@@ -160,13 +161,24 @@ class AsyncClient(PerProcess):
 
     # -- connections ----------------------------------------------------------------------------------------
 
-    async def _call_afresh(self, target: Target, request: bytes, until: float) -> Reply:
+    async def _call_afresh(self, target: Target, request: bytes, until: float, lost: Lost | None = None) -> Reply:
+        """By a new connection. After one that was `lost` only what can't so be executed twice."""
+        sent = False
         try:
             async with patient_timeout(until - self._clock()):
                 connection = await self._dial(target)
+                if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
+                    raise lost[1]
+                sent = True
                 return await connection.request(request)
         except TimeoutError as error:
-            raise Unavailable("no answer within the deadline") from error
+            if lost is not None and not sent:
+                raise lost[1] from error
+            raise (TimedOut if sent else Unavailable)("no answer within the deadline") from error
+        except Unavailable as error:
+            if lost is None or sent or error is lost[1] or is_refused(error):
+                raise
+            raise lost[1] from error
 
     async def _dial(self, target: Target) -> AsyncConnection:
         """A new connection; those who want it at the same time share one dial."""
@@ -206,27 +218,25 @@ class AsyncClient(PerProcess):
     async def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
         request, counted = self.routing.view_request()
-        answered = False
+        told = False
         try:
-            answered = await self._ask_for_view(request, now)
+            for source in self.routing.sources(now):
+                try:
+                    viewed = await self.call_node(source, request)
+                except ClusterStateError as error:
+                    if isinstance(error, AnswerLost):
+                        told, request = True, GET_VIEW  # what may have been counted isn't told again
+                    if self._clock() - now >= self._deadline:
+                        return  # a caller waits
+                    continue
+                told = True
+                if isinstance(viewed, Viewed):
+                    for target in self.routing.learn(viewed, source, now):
+                        self._forget(target)
+                    return
         finally:
-            if not answered:
+            if not told:
                 self.routing.untold.put_back(counted)
-
-    async def _ask_for_view(self, request: bytes, now: float) -> bool:
-        """Whether it was answered."""
-        for source in self.routing.sources(now):
-            try:
-                viewed = await self.call_node(source, request)
-            except ClusterStateError:
-                if self._clock() - now >= self._deadline:
-                    return False  # a caller waits
-                continue
-            if isinstance(viewed, Viewed):
-                for target in self.routing.learn(viewed, source, now):
-                    self._forget(target)
-                return True
-        return False
 
     def _forget(self, target: Target) -> None:
         """Closes this loop's connection to a node that is gone; the other loops' close when it goes."""

@@ -6,15 +6,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from os import getpid
 
-from ..exceptions import ClusterStateError, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, TimedOut, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import OVERTIME, BlockingConnection
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
 from .forks import PerProcess
-from .routing import Routing, Table, Target, named, no_owner
+from .routing import GET_VIEW, Routing, Table, Target, is_refused, may_send_again, named, no_owner
 
 MAX_IDLE = 64  # connections kept for each node
+LONG_IDLE = 0.05  # seconds after which a connection is looked at before it is used: the node may have closed it
+_ENDED = "the node closed the connection while it was idle"
+
+Lost = tuple[BlockingConnection, ClusterStateError]  # a connection, and how it failed
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -66,12 +70,16 @@ class Client(PerProcess):
         try:
             try:
                 connection: BlockingConnection = target.pool.pop()
+                if now - connection.idle_since > LONG_IDLE and connection.has_ended():
+                    raise Unavailable(_ENDED)
                 reply = connection.call(request)
-            except (IndexError, Unavailable) as error:  # no idle one, or it is broken: the node may have been restarted
-                if _is_late(error):
-                    raise
-                _drop_pool(target)
+            except IndexError:
                 connection, reply = self._call_afresh(target, request, now + deadline)
+            except TimedOut:
+                raise
+            except Unavailable as error:  # the node may have been restarted
+                _drop_pool(target)
+                connection, reply = self._call_afresh(target, request, now + deadline, (connection, error))
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
         self._succeeded(target, connection, reply, now)
@@ -85,7 +93,7 @@ class Client(PerProcess):
         if len(requests) == 1:
             return [self._call_or_error(*requests[0], now)]
         until = time.monotonic() + self._deadline
-        sent = [self._send(target, request) for target, request in requests]
+        sent = [self._send(target, request, now) for target, request in requests]
         # Where no idle connection is at hand one is made, while the others' answers are under way.
         results = [
             self._call_in_time(target, request, now, until) if connection is None else None
@@ -96,10 +104,7 @@ class Client(PerProcess):
             try:
                 results[index] = reply = connection.receive(patience, overtime=0)
             except ClusterStateError as error:
-                if _is_late(error):
-                    results[index] = self._failed(target, error, now)
-                else:
-                    results[index] = self._call_in_time(target, request, now, until)
+                results[index] = self._call_again(target, request, (connection, error), now, until)
             else:
                 self._succeeded(target, connection, reply, now)
         return [result for result in results if result is not None]
@@ -122,20 +127,48 @@ class Client(PerProcess):
 
     # -- one exchange ---------------------------------------------------------------------------------------
 
-    def _call_afresh(self, target: Target, request: bytes, until: float) -> tuple[BlockingConnection, Reply]:
+    def _call_afresh(
+        self, target: Target, request: bytes, until: float, lost: Lost | None = None
+    ) -> tuple[BlockingConnection, Reply]:
+        """By a new connection. After one that was `lost` only what can't so be executed twice."""
         until += time.monotonic() - self._clock()
-        connection = BlockingConnection(target.address, self._keys, self._deadline, until, self._processors.idle)
+        try:
+            connection = BlockingConnection(target.address, self._keys, self._deadline, until, self._processors.idle)
+        except Unavailable as error:
+            if lost is not None and not is_refused(error):
+                raise lost[1] from error
+            raise
+        if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
+            connection.close()
+            raise lost[1]
         connection.send(request)
         return connection, connection.receive(until)
 
-    def _send(self, target: Target, request: bytes) -> BlockingConnection | None:
+    def _send(self, target: Target, request: bytes, now: float) -> BlockingConnection | None:
         """An idle connection on which the request is under way now, or None."""
         try:
             connection: BlockingConnection = target.pool.pop()
+            if now - connection.idle_since > LONG_IDLE and connection.has_ended():
+                return None
             connection.send(request)
         except (IndexError, Unavailable):
             return None
         return connection
+
+    def _call_again(
+        self, target: Target, request: bytes, lost: Lost, now: float, until: float
+    ) -> Reply | ClusterStateError:
+        """What becomes of a request that was sent together with others, and whose connection failed."""
+        connection, error = lost
+        try:
+            if not isinstance(error, Unavailable) or isinstance(error, TimedOut) or time.monotonic() >= until:
+                raise error
+            _drop_pool(target)
+            connection, reply = self._call_afresh(target, request, now + self._deadline, lost)
+        except ClusterStateError as failure:
+            return self._failed(target, failure, now)
+        self._succeeded(target, connection, reply, now)
+        return reply
 
     def _call_or_error(self, target: Target, request: bytes, now: float) -> Reply | ClusterStateError:
         try:
@@ -150,7 +183,8 @@ class Client(PerProcess):
         return self._call_or_error(target, request, now)
 
     def _succeeded(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
-        self.routing.waits.append(self._clock() - now)
+        connection.idle_since = answered = self._clock()
+        self.routing.waits.append(answered - now)
         if len(target.pool) < MAX_IDLE:
             target.pool.append(connection)
         else:
@@ -175,27 +209,25 @@ class Client(PerProcess):
     def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
         request, counted = self.routing.view_request()
-        answered = False
+        told = False
         try:
-            answered = self._ask_for_view(request, now)
+            for source in self.routing.sources(now):
+                try:
+                    viewed = self.call_node(source, request)
+                except ClusterStateError as error:
+                    if isinstance(error, AnswerLost):
+                        told, request = True, GET_VIEW  # what may have been counted isn't told again
+                    if self._clock() - now >= self._deadline:
+                        return  # a caller waits
+                    continue
+                told = True
+                if isinstance(viewed, Viewed):
+                    for target in self.routing.learn(viewed, source, now):
+                        _drop_pool(target)
+                    return
         finally:
-            if not answered:
+            if not told:
                 self.routing.untold.put_back(counted)
-
-    def _ask_for_view(self, request: bytes, now: float) -> bool:
-        """Whether it was answered."""
-        for source in self.routing.sources(now):
-            try:
-                viewed = self.call_node(source, request)
-            except ClusterStateError:
-                if self._clock() - now >= self._deadline:
-                    return False  # a caller waits
-                continue
-            if isinstance(viewed, Viewed):
-                for target in self.routing.learn(viewed, source, now):
-                    _drop_pool(target)
-                return True
-        return False
 
 
 def _as_they_answer(
@@ -213,10 +245,6 @@ def _as_they_answer(
             poll.unregister(fileno)
             # What has come in time is read, even if others took until now.
             yield *waiting.pop(fileno), max(until, time.monotonic() + OVERTIME) if ready else until
-
-
-def _is_late(error: Exception) -> bool:
-    return isinstance(error.__cause__, BlockingIOError)
 
 
 def _drop_pool(target: Target) -> None:

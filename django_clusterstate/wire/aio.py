@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
-from ..exceptions import ProtocolError, Unavailable
+from ..exceptions import AnswerLost, ProtocolError, TimedOut, Unavailable
 from .address import Address, UnixAddress
 from .blocking import OVERTIME, check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
@@ -36,6 +36,7 @@ class AsyncConnection(asyncio.Protocol):
         idle: Idle = never,
     ) -> None:
         self.closed = False
+        self.node_boot = b""  # names the start of the node that answers; empty if it doesn't say
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._on_close = on_close
@@ -85,7 +86,7 @@ class AsyncConnection(asyncio.Protocol):
         return -1 if self._transport is None else int(self._transport.get_extra_info("socket").fileno())
 
     def close(self) -> None:
-        self._fail(Unavailable("the connection was closed"))
+        self._fail(AnswerLost("the connection was closed"))
 
     def _stay_awake(self) -> None:
         """Keeps the loop from sleeping while an answer is looked for: see `polling`. All else in it takes its turn."""
@@ -136,6 +137,7 @@ class AsyncConnection(asyncio.Protocol):
             self._challenged = True
             try:
                 answer = self._handshake.receive_challenge(payload)
+                self.node_boot = self._handshake.node_boot
             except ProtocolError:
                 if self._handshake.farewell:
                     self._transport.write(frame(self._handshake.farewell))
@@ -153,7 +155,7 @@ class AsyncConnection(asyncio.Protocol):
         self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(Unavailable("the node closed the connection"))
+        self._fail(AnswerLost("the node closed the connection"))
 
     def _fail(self, error: Exception) -> None:
         if self.closed:
@@ -205,9 +207,9 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
             handle.cancel()
 
 
-def _too_late() -> Unavailable:
-    error = Unavailable("no answer within the deadline")
-    error.__cause__ = TimeoutError()  # which tells it from failures after which one may try again
+def _too_late() -> TimedOut:
+    error = TimedOut("no answer within the deadline")
+    error.__cause__ = TimeoutError()
     return error
 
 

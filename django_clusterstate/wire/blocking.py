@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Sequence
 
-from ..exceptions import ClusterStateError, ProtocolError, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, ProtocolError, TimedOut, Unavailable
 from .address import Address, UnixAddress
 from .framing import HEADER, MAX_FRAME, frame, size_at
 from .handshake import RequesterHandshake
@@ -47,7 +47,7 @@ class BlockingConnection:
     Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
-    __slots__ = ("_deadline", "_polling", "_socket", "_timeout", "_view")
+    __slots__ = ("_deadline", "_polling", "_socket", "_timeout", "_view", "idle_since", "node_boot")
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class BlockingConnection:
     ) -> None:
         self._deadline = deadline
         self._timeout = 0.0
+        self.idle_since = 0.0  # for whoever keeps it
+        self.node_boot = b""  # names the start of the node that answers; empty if it doesn't say
         self._view = memoryview(bytearray(_RECEIVE))
         self._polling = BusyPoll(idle)
         now = time.monotonic()
@@ -101,6 +103,7 @@ class BlockingConnection:
         handshake = RequesterHandshake(keys)
         try:
             proof = handshake.receive_challenge(self._receive_frame(until))
+            self.node_boot = handshake.node_boot
             self._socket.sendall(frame(proof))
             handshake.receive_welcome(self._receive_frame(until))
         except BaseException:
@@ -114,9 +117,11 @@ class BlockingConnection:
         start = time.monotonic()
         looking = self._polling.due(start)  # asked before the node has something to do
         view = self._view
+        sent = False
         try:
             if (count := self._socket.send(request)) < len(request):
                 self._send_rest(request, count, start + self._deadline)
+            sent = True
             received = self._look() if looking else self._socket.recv_into(view)
             if received == HEADER + size_at(view)[0]:  # nearly always: the whole in one piece
                 reply = decode_reply(view[HEADER:received])
@@ -125,7 +130,7 @@ class BlockingConnection:
             if self._timeout != self._deadline:
                 self._set_timeout(self._deadline)
         except (OSError, ProtocolError, *DECODE_ERRORS) as error:
-            raise self._broken(error) from error
+            raise self._broken(error, sent) from error
         except BaseException:
             self.close()  # a signal handler raised between the request and its reply
             raise
@@ -137,7 +142,7 @@ class BlockingConnection:
         try:
             self._send_rest(request, self._socket.send(request), until)
         except OSError as error:
-            raise self._broken(error) from error
+            raise self._broken(error, sent=False) from error
 
     def receive(self, until: float, overtime: float = OVERTIME) -> Reply:
         """The reply to it, until a moment of the monotonic clock. `overtime`: 0 for who has waited for it until then.
@@ -154,11 +159,16 @@ class BlockingConnection:
             raise
         return reply
 
-    def _broken(self, error: Exception) -> ClusterStateError:
-        """Closes, so that no late answer can be taken for that to the next request. Returns what is to be raised."""
+    def _broken(self, error: Exception, sent: bool = True) -> ClusterStateError:
+        """Closes, so that no late answer can be taken for that to the next request. Returns what is to be raised.
+
+        A request that wasn't `sent` whole can't have been executed.
+        """
         self.close()
+        if isinstance(error, BlockingIOError | TimeoutError):
+            return TimedOut(str(_unavailable(error)))
         if isinstance(error, OSError):
-            return _unavailable(error)
+            return AnswerLost(str(error)) if sent else Unavailable(str(error))
         return ProtocolError(f"a reply that can't be read: {error}")
 
     def _look(self) -> int:
@@ -211,6 +221,17 @@ class BlockingConnection:
         if not count:
             raise ConnectionResetError(_CLOSED)
         return count
+
+    def has_ended(self) -> bool:
+        """Whether the node has closed it since the last answer, or said something unasked. Then it is closed here."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        self.close()
+        return True
 
     def fileno(self) -> int:
         return self._socket.fileno()

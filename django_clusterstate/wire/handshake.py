@@ -128,6 +128,7 @@ class RequesterHandshake:
         self._keys = keys
         self._boot = boot
         self._nonce = os.urandom(_NONCE)
+        self.node_boot = b""  # of the node that answers, once it has
         self._expected: list[bytes] = []
         self.farewell = b""  # after an error: what is to be sent before closing, so that the other side can say why
 
@@ -139,6 +140,7 @@ class RequesterHandshake:
             raise ProtocolError("what answers there is no node")
         if self._boot and challenge.boot == self._boot:
             raise OwnChallenge("it is this node itself")
+        self.node_boot = challenge.boot
         version = common_version(challenge.oldest, challenge.newest)
         if not version:
             self.farewell = msgspec.msgpack.encode(Proof(0, b"", (), *VERSIONS))

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from unittest.mock import ANY
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -21,13 +22,17 @@ from django_clusterstate import conf
 from django_clusterstate.client.aio import AsyncClient, from_now
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, Table, Target
 from django_clusterstate.client.sync import Client
+from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import NO_VIEW, Identity, View
-from django_clusterstate.exceptions import ClusterStateError, ProtocolError, Unavailable
+from django_clusterstate.exceptions import AnswerLost, ClusterStateError, ProtocolError, Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.handshake import derive_keys
+from testproject import settings
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
+from tests.faults.proxy import Proxy
 from tests.forks import InChild, in_child_of
 from tests.peers import (
     KEYS,
@@ -274,7 +279,7 @@ class Nodes:
 
 
 def kinds(replies: Sequence[object]) -> list[type]:
-    return [type(reply) for reply in replies]
+    return [Unavailable if isinstance(reply, Unavailable) else type(reply) for reply in replies]
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -330,6 +335,180 @@ def test_connection_that_the_node_has_closed_is_replaced(make: Make) -> None:
         for _ in range(2):
             assert kinds(requester.call_each([(target, PING), (other, PING)])) == [wire.Done] * 2
         assert target.failures == other.failures == 0
+        requester.close()
+
+
+# -- connections that are lost with an answer --------------------------------------------------------------------
+
+RULES = [Rule(Algorithm.FIXED_WINDOW, 100, 3600.0)]
+
+
+def incr_request(key: bytes) -> bytes:
+    return frame(wire.encode(wire.Incr(key, 1)))
+
+
+@pytest.fixture
+def cut(cluster: LocalCluster, requester: Requester) -> Iterator[tuple[Proxy, Target, Target]]:
+    """A proxy before a node, which can lose answers; the node by way of it; and the node itself."""
+    direct = requester.table().targets["beta"]
+    with Proxy(cluster.ports["beta"]) as proxy:
+        target = Target("beta by proxy", TcpAddress("127.0.0.1", proxy.port))
+        if isinstance(requester, Client):
+            requester.close()
+        adopt(requester, target, direct)
+        requester.call_node(target, PING)
+        yield proxy, target, direct
+        if isinstance(requester, Client):
+            requester.close()
+
+
+Ways = Callable[[Requester, Target, Target, bytes], wire.Reply | ClusterStateError]
+
+
+def alone(requester: Requester, target: Target, direct: Target, request: bytes) -> wire.Reply | ClusterStateError:
+    try:
+        return requester.call_node(target, request)
+    except ClusterStateError as error:
+        return error
+
+
+def with_others(requester: Requester, target: Target, direct: Target, request: bytes) -> wire.Reply | ClusterStateError:
+    replies = requester.call_each([(direct, PING), (target, request)])
+    assert isinstance(replies[0], wire.Pong)
+    return replies[1]
+
+
+@pytest.mark.parametrize("way", [alone, with_others])
+@pytest.mark.parametrize("what", ["incr", "hit", "add", "refund", "send"])
+def test_request_that_must_not_be_executed_twice_is_not_sent_again(
+    requester: Requester, cut: tuple[Proxy, Target, Target], way: Ways, what: str
+) -> None:
+    proxy, target, direct = cut
+    key = b"cut\0" + os.urandom(8)
+    requests: dict[str, wire.Request] = {
+        "incr": wire.Incr(key, 1),
+        "hit": wire.Hit(key, RULES),
+        "add": wire.Set([(key, 1)], 60.0, absent=True),
+        "refund": wire.Refund(key, RULES, 1, 0.0),
+        "send": wire.Send(f"cut.{key[4:].hex()}", b"message", 60.0, 100),
+    }
+    requester.call_node(direct, frame(wire.encode(wire.Hit(key, RULES, 5))))
+    if what == "incr":
+        requester.call_node(direct, set_request(key, 0))
+    for times in range(1, 3):
+        requester.call_node(target, PING)
+        proxy.cut = 1
+        reply = way(requester, target, direct, frame(wire.encode(requests[what])))
+        assert type(reply) is AnswerLost
+        assert proxy.cut == 0
+        said = wire.decode_request(b"".join(proxy.sent[-2])[-len(wire.encode(requests[what])) :])
+        assert said == requests[what]  # it had come to the node
+        assert all(len(sent) == 1 for sent in proxy.sent[-1:])  # a handshake, and nothing more
+        if what == "incr":
+            assert values(requester.call_node(direct, get_request(key))) == [times]
+        elif what in ("hit", "refund"):
+            peeked = requester.call_node(direct, frame(wire.encode(wire.Peek(key, RULES))))
+            assert isinstance(peeked, wire.Decided)
+            assert peeked.decisions[0].remaining == 100 - 5 - (times if what == "hit" else -times)
+
+
+@pytest.mark.parametrize("way", [alone, with_others])
+@pytest.mark.parametrize("what", ["get", "set", "touch", "delete", "take", "peek"])
+def test_request_that_may_be_executed_twice_is_sent_again(
+    requester: Requester, cut: tuple[Proxy, Target, Target], way: Ways, what: str
+) -> None:
+    proxy, target, direct = cut
+    key, other = b"cut\0" + os.urandom(8), b"cut\0" + os.urandom(8)
+    requests: dict[str, wire.Request] = {
+        "get": wire.Get([key]),
+        "set": wire.Set([(key, 2)], 60.0),
+        "touch": wire.Touch([key], 60.0),
+        "delete": wire.Delete([key]),
+        "take": wire.Set([(other, b"token")], 60.0, absent=True, or_same=True),
+        "peek": wire.Peek(key, RULES),
+    }
+    requester.call_node(direct, set_request(key, 1))
+    proxy.cut = 1
+    reply = way(requester, target, direct, frame(wire.encode(requests[what])))
+    assert isinstance(reply, wire.Values | wire.Flags | wire.Decided)
+    assert proxy.cut == 0
+    if isinstance(reply, wire.Flags):
+        assert reply.flags == [what != "delete"]  # there it was absent by then
+    assert target.failures == 0
+
+
+@pytest.mark.parametrize(("boots", "again"), [((b"a", b"b"), True), ((b"a", b"a"), False), ((b"", b"a"), False)])
+@pytest.mark.parametrize("way", [alone, with_others])
+def test_node_that_was_started_since_is_asked_again_whatever_it_is(
+    make: Make, way: Ways, boots: tuple[bytes, bytes], again: bool
+) -> None:
+    connections, asked = iter(boots), []
+
+    def script(sock: Any) -> None:
+        shake_hands(sock, boot := next(connections))
+        for number in itertools.count():
+            asked.append((boot, wire.decode_request(read_frame(sock))))
+            if len(asked) == 2:
+                return  # it ends before it answers
+            sock.sendall(frame(wire.encode(wire.Done(number))))
+
+    with ScriptedNode(script) as node, ScriptedNode(answering(pong)) as other:
+        requester = make(node.address)
+        target, direct = Target("n", node.address), Target("other", other.address)
+        adopt(requester, target, direct)
+        requester.call_node(target, PING)
+        reply = way(requester, target, direct, incr_request(b"k"))
+        assert type(reply) is (wire.Done if again else AnswerLost)
+        assert [boot for boot, request in asked if isinstance(request, wire.Incr)] == list(boots)[: 1 + again]
+        requester.close()
+
+
+def pong(number: int) -> bytes:
+    return frame(wire.encode(wire.Pong(1, Identity("other", b"boot", "h:1"))))
+
+
+def test_restart_of_an_idle_node_is_noticed_before_anything_is_sent(folder: Path, make: Make) -> None:
+    with LocalCluster(folder, ("only",)) as nodes:
+        nodes.start()
+        nodes.wait_for()
+        keys = derive_keys([settings.SECRET_KEY], "default", "link")
+        over_tcp = Target("only", TcpAddress("127.0.0.1", nodes.ports["only"]))
+        requester = make(local_socket(nodes, "only"), keys)
+        adopt(requester, over_tcp)
+        for target in (over_tcp, requester.routing.local):
+            requester.call_node(target, set_request(b"k", 1))
+        nodes.kill("only")
+        nodes.start("only")
+        nodes.wait_for()
+        requester.clock.ahead += 1.0
+        for target in (over_tcp, requester.routing.local):
+            assert requester.call_node(target, incr_request(b"k")) == wire.Number(ANY, None)
+            assert target.failures == 0
+        requester.close()
+
+
+def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) -> None:
+    told = []
+
+    def script(sock: Any) -> None:
+        shake_hands(sock, b"boot")
+        while True:
+            request = wire.decode_request(read_frame(sock))
+            assert isinstance(request, wire.GetView)
+            told.append(request.tally.too_big if request.tally else 0)
+            if len(told) == 2:
+                return
+            sock.sendall(frame(wire.encode(wire.Viewed(1, (), "n"))))
+
+    with ScriptedNode(script) as node:
+        requester = make(node.address)
+        requester.table()
+        requester.routing.untold.tally.too_big += 1
+        for _ in range(3):
+            requester.clock.ahead += 2
+            requester.table()
+        assert sum(told) == 1
+        assert len(told) >= 4
         requester.close()
 
 

@@ -1,7 +1,9 @@
-"""A TCP proxy that delays each direction, or records what passes. Bytes stay in order, as TCP's do."""
+"""A TCP proxy that delays each direction, records what passes, or resets connections. Bytes stay in order."""
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -17,6 +19,8 @@ class Proxy:
         self.port = free_port()
         self.connections = 0
         self.sent: list[list[bytes]] = []  # by connection, what its maker said
+        self.cut = 0  # of how many next answers the connection is reset in their place
+        self.cut_on: list[bytes] = []  # once one of these words was sent, the answer to it
         self._target = target
         self._delay = delay
         self._loop = asyncio.new_event_loop()
@@ -80,6 +84,13 @@ class Proxy:
                     data = b""
                 if record is not None and data:
                     record.append(data)
+                    if any(word in data for word in self.cut_on):
+                        self.cut_on.clear()
+                        self.cut = 1
+                elif data and self.cut:
+                    self.cut -= 1
+                    _reset(writer)
+                    return
                 last = max(last, loop.time() + self._delay())
                 due.put_nowait((last, data))
                 if not data:
@@ -87,3 +98,10 @@ class Proxy:
             await delivery
         finally:
             delivery.cancel()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Closes with a reset in the place of an orderly end."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
