@@ -236,15 +236,41 @@ def _as_they_answer(
     """(index, connection, until when to receive) of each connection as its answer comes; last, those without one."""
     waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
     until = max(until, time.monotonic() + OVERTIME)
-    poll = select.poll()
+    poll = _make_poll()
     for fileno in waiting:
         poll.register(fileno, select.POLLIN)
-    while waiting:
-        ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        for fileno in [fileno for fileno, _ in ready] or list(waiting):
-            poll.unregister(fileno)
-            # What has come in time is read, even if others took until now.
-            yield *waiting.pop(fileno), max(until, time.monotonic() + OVERTIME) if ready else until
+    try:
+        while waiting:
+            ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+            for fileno in [fileno for fileno, _ in ready] or list(waiting):
+                poll.unregister(fileno)
+                # What has come in time is read, even if others took until now.
+                yield *waiting.pop(fileno), max(until, time.monotonic() + OVERTIME) if ready else until
+    finally:
+        for _, connection in waiting.values():  # what waits here was interrupted, by a signal or a greenlet's timeout
+            connection.close()
+
+
+class _SelectPoll:
+    """`select.poll()` by way of `select.select()`, for reading."""
+
+    def __init__(self) -> None:
+        self._filenos: set[int] = set()
+
+    def register(self, fileno: int, events: int) -> None:
+        self._filenos.add(fileno)
+
+    def unregister(self, fileno: int) -> None:
+        self._filenos.discard(fileno)
+
+    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+        ready, _, _ = select.select(self._filenos, (), (), milliseconds / 1000)
+        return [(fileno, select.POLLIN) for fileno in ready]
+
+
+def _make_poll() -> "select.poll | _SelectPoll":
+    # eventlet takes `poll` away, and puts a cooperative function in the place of `select`.
+    return select.poll() if hasattr(select, "poll") else _SelectPoll()
 
 
 def _drop_pool(target: Target) -> None:

@@ -47,7 +47,7 @@ class BlockingConnection:
     Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
-    __slots__ = ("_deadline", "_polling", "_socket", "_timeout", "_view", "idle_since", "node_boot")
+    __slots__ = ("_cooperative", "_deadline", "_polling", "_socket", "_timeout", "_view", "idle_since", "node_boot")
 
     def __init__(
         self,
@@ -78,10 +78,11 @@ class BlockingConnection:
     def _connect(self, address: Address, seconds: float) -> None:
         if not isinstance(address, UnixAddress):
             self._socket = socket.create_connection(address, seconds)
-            self._socket.settimeout(None)
+            self._see_how_it_waits()
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return
         self._socket = socket.socket(socket.AF_UNIX)
+        self._see_how_it_waits()
         self._set_timeout(seconds)  # so that a node with many to accept is waited for
         try:
             self._socket.connect(address.path)
@@ -91,9 +92,19 @@ class BlockingConnection:
             self.close()
             raise
 
+    def _see_how_it_waits(self) -> None:
+        self._socket.settimeout(None)  # a default timeout may be set
+        # The patched sockets of gevent and eventlet never block: they wait in an event loop, while other greenlets run.
+        self._cooperative = not os.get_blocking(self._socket.fileno())
+        if self._cooperative:
+            self._polling = BusyPoll(never)  # nothing else would run meanwhile
+
     def _set_timeout(self, seconds: float) -> None:
-        # Timeouts by the kernel: Python's own cost a poll() before every send and receive.
         self._timeout = seconds
+        if self._cooperative:
+            self._socket.settimeout(seconds)
+            return
+        # Timeouts by the kernel: Python's own cost a poll() before every send and receive.
         whole = int(seconds)
         value = struct.pack("ll", whole, max(1, int((seconds - whole) * 1_000_000)))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
@@ -214,10 +225,10 @@ class BlockingConnection:
         return whole[HEADER:size]
 
     def _receive_more(self, into: memoryview, until: float, overtime: float = 0.0) -> int:
-        if seconds := _left(until) or overtime:
-            self._set_timeout(seconds)
         # What has come is taken, however late we come ourselves.
-        count = self._socket.recv_into(into, 0, 0 if seconds else socket.MSG_DONTWAIT)
+        if (seconds := _left(until) or overtime) or self._cooperative:
+            self._set_timeout(seconds)
+        count = self._socket.recv_into(into, 0, 0 if seconds or self._cooperative else socket.MSG_DONTWAIT)
         if not count:
             raise ConnectionResetError(_CLOSED)
         return count
@@ -225,8 +236,12 @@ class BlockingConnection:
     def has_ended(self) -> bool:
         """Whether the node has closed it since the last answer, or said something unasked. Then it is closed here."""
         try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if self._cooperative:
+                self._set_timeout(0.0)
+            self._socket.recv(1, socket.MSG_PEEK | (0 if self._cooperative else socket.MSG_DONTWAIT))
         except BlockingIOError:
+            if self._cooperative:
+                self._set_timeout(self._deadline)
             return False
         except OSError:
             pass
