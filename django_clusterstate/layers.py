@@ -17,7 +17,7 @@ from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
 from . import conf
-from .client.aio import AsyncClient
+from .client.aio import AsyncClient, silence_at_end
 from .client.forks import disown
 from .client.routing import Target, no_owner
 from .exceptions import ClusterStateError, Unavailable
@@ -263,6 +263,7 @@ class Stream:
         self._connection: AsyncConnection | None = None
         self._node: Target | None = None
         self.task = asyncio.create_task(self._run(), name=f"receiving {queue}")
+        silence_at_end(self.task)
 
     async def _run(self) -> None:
         pause = RETRY_AFTER[0]

@@ -1,6 +1,7 @@
 """The contract of a channel layer, kept by three real nodes: messages and groups between hosts, at most once."""
 
 import asyncio
+import gc
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -64,6 +65,30 @@ async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
     for layer, channel in receivers:
         await layer.send(channel, {"type": "end"})
     return [await soon(layer.receive(channel)) for layer, channel in receivers] == [{"type": "end"}] * len(receivers)
+
+
+# -- the end of a loop -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_loop_that_is_closed_while_it_receives_says_nothing_of_our_tasks(
+    cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = LayerOf(cluster, "alpha")
+
+    async def receive() -> None:
+        channel = await layer.new_channel()
+        await layer.send(channel, {"type": "hello"})
+        await soon(layer.receive(channel))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(receive())
+    loop.close()
+    del loop
+    asyncio.run(receive())
+    layer._inboxes.clear()
+    gc.collect()
+    assert caplog.text == ""
 
 
 # -- forks ----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from os import getpid
+from typing import Any
 
 from ..exceptions import AnswerLost, ClusterStateError, TimedOut, Unavailable
 from ..wire.address import Address
@@ -17,6 +18,8 @@ from .routing import GET_VIEW, Routing, Table, Target, Untold, is_refused, may_s
 
 logger = logging.getLogger("django_clusterstate.client")
 
+
+_LOGS_ITS_END = "_log_destroy_pending"
 
 Loop = asyncio.AbstractEventLoop
 Lost = tuple[AsyncConnection, ClusterStateError]  # a connection, and how it failed
@@ -189,6 +192,7 @@ class AsyncClient(PerProcess):
         dial = connections.dialling.get(target)
         if dial is None:
             dial = loop.create_task(connect(target.address, self._keys, self._deadline, idle=self._processors.idle))
+            silence_at_end(dial)
             connections.dialling[target] = dial
             dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
         return await asyncio.shield(dial)
@@ -248,6 +252,15 @@ class AsyncClient(PerProcess):
 def from_now(seconds: float | None) -> float | None:
     """That time of the running loop's clock, as `until` has it."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+
+def silence_at_end(task: "asyncio.Task[Any]") -> None:
+    """Whoever closes an event loop without cancelling its tasks isn't told of those that we have started there.
+
+    asyncio does the same with what it starts itself (in `gather()`, for one).
+    """
+    with contextlib.suppress(AttributeError):  # the tasks of another loop may lack it
+        setattr(task, _LOGS_ITS_END, False)
 
 
 def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:

@@ -104,6 +104,8 @@ class LimitsStorage(_Face):
 
     def close(self) -> None:
         """Closes all idle connections; the storage can be used again."""
+        if getpid() != self._pid:
+            self._forked()
         storage, self._storage = self._storage, None
         if storage is not None:
             with suppress(Exception):  # it may be broken

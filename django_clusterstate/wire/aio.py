@@ -161,6 +161,8 @@ class AsyncConnection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
+        if self._loop.is_closed():
+            return  # nobody waits any more
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:

@@ -930,3 +930,24 @@ def test_loop_that_ended_without_a_farewell_is_forgotten(async_client: AsyncClie
     assert async_client._loops == {}
     del loop
     gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_loop_that_ends_in_the_middle_of_a_dial_says_nothing_of_our_tasks(
+    async_client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def begin() -> None:
+        call = asyncio.create_task(async_client.call_node(Target("silent", node.address), PING))
+        await asyncio.to_thread(node.until_accepted, 1)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    with ScriptedNode(wait_for_the_end) as node:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        del loop
+        async_client._loops.clear()
+        gc.collect()
+    assert caplog.text == ""
