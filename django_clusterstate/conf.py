@@ -3,6 +3,7 @@
 The only place that keeps process-wide state.
 """
 
+import atexit
 import functools
 import os
 from collections.abc import Callable, Hashable, Mapping
@@ -115,6 +116,16 @@ def forget() -> None:
     for kept in _kept:
         kept.cache_clear()
     _shared.clear()
+
+
+def _at_exit() -> None:
+    """Closes the sockets: Python warns of those that are open when it ends, in its development mode."""
+    for made in (get_client, get_limits_storage):
+        if made.cache_info().currsize and (blocking := made()) is not None:
+            blocking.close()
+
+
+atexit.register(_at_exit)  # before the tracker's, which runs earlier therefore
 
 
 def _setting_changed(*, setting: str, **kwargs: Any) -> None:

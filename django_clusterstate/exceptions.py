@@ -1,4 +1,4 @@
-"""The three things that can go wrong between a requester and a node."""
+"""What can go wrong between a requester and a node."""
 
 
 class ClusterStateError(Exception):
@@ -11,3 +11,11 @@ class ProtocolError(ClusterStateError):
 
 class Unavailable(ClusterStateError, ConnectionError):
     """No answer came: refused, closed or too late. Also a `ConnectionError`, which health checks understand."""
+
+
+class AnswerLost(Unavailable):
+    """The request was sent, and the connection ended before the answer: it may have been executed or not."""
+
+
+class TimedOut(AnswerLost):
+    """The request was sent, and no answer came within the deadline: it may have been executed, or may still be."""

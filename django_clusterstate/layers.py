@@ -9,6 +9,7 @@ import asyncio
 import re
 import secrets
 from collections import deque
+from os import getpid
 from typing import Any
 
 import msgspec
@@ -16,7 +17,8 @@ from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
 from . import conf
-from .client.aio import AsyncClient
+from .client.aio import AsyncClient, silence_at_end
+from .client.forks import disown
 from .client.routing import Target, no_owner
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
@@ -100,8 +102,11 @@ class ClusterChannelLayer(BaseChannelLayer):
     async def close(self) -> None:
         """Ends this event loop's receiving."""
         inbox = self._inboxes.pop(asyncio.get_running_loop(), None)
-        if inbox is not None:
-            await inbox.close()
+        if inbox is None:
+            return
+        if inbox.pid != getpid():
+            inbox.disown()
+        await inbox.close()
 
     async def close_pools(self) -> None:
         """The name under which Channels' tests and users of other layers know `close`."""
@@ -136,6 +141,9 @@ class ClusterChannelLayer(BaseChannelLayer):
     def _inbox(self) -> "Inbox":
         loop = asyncio.get_running_loop()
         inbox = self._inboxes.get(loop)
+        if inbox is not None and inbox.pid != getpid():
+            inbox.disown()
+            inbox = None
         if inbox is None:
             for other in [other for other in list(self._inboxes) if other.is_closed()]:
                 self._inboxes.pop(other, None)
@@ -149,6 +157,7 @@ class Inbox:
     def __init__(self, layer: ClusterChannelLayer) -> None:
         self.layer = layer
         self.groups: dict[tuple[str, str], float] = {}  # until when, by the loop's clock
+        self.pid = getpid()  # a forked child that goes on with this loop needs channels of its own
         self._loop = asyncio.get_running_loop()
         self._buffers: dict[str, deque[tuple[float, bytes]]] = {}
         self._waiting: dict[str, deque[asyncio.Future[bytes]]] = {}
@@ -213,6 +222,11 @@ class Inbox:
             if self.layer.non_local_name(channel) == queue
         ]
 
+    def disown(self) -> None:
+        """In a forked child: leaves the connections, and the messages, to the parent."""
+        for stream in self._streams.values():
+            stream.disown()
+
     async def close(self) -> None:
         tasks = [stream.task for stream in self._streams.values()]
         for task in tasks:
@@ -249,6 +263,7 @@ class Stream:
         self._connection: AsyncConnection | None = None
         self._node: Target | None = None
         self.task = asyncio.create_task(self._run(), name=f"receiving {queue}")
+        silence_at_end(self.task)
 
     async def _run(self) -> None:
         pause = RETRY_AFTER[0]
@@ -269,6 +284,11 @@ class Stream:
         finally:
             if self._connection is not None:
                 self._connection.close()
+
+    def disown(self) -> None:
+        if self._connection is not None:
+            disown(self._connection.fileno())
+        self.task.cancel()
 
     async def _is_wanted(self) -> bool:
         """Nothing is fetched in advance, but who has just taken a message will soon want the next."""

@@ -12,6 +12,7 @@ import pytest
 from django_clusterstate import conf
 from testproject.processes import LocalCluster
 from tests.faces import cache, faces, requests, unconnected  # noqa: F401 - fixtures
+from tests.forks import FORKS, InChild, in_child_of
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
 from tests.views import Face
 
@@ -34,6 +35,12 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[[str, obj
         print(f"\n  {what}: {value}", end="", flush=True)
 
     return note
+
+
+@pytest.fixture(params=FORKS)
+def in_child(request: pytest.FixtureRequest) -> InChild:
+    """Starts work in a forked child, whoever forks, and returns how to ask whether all went well."""
+    return in_child_of(FORKS[request.param])
 
 
 @pytest.fixture(params=LAYERS, ids=lambda path: path.rpartition(".")[2])

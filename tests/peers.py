@@ -114,11 +114,11 @@ class AnyNode(NodeHandshake):
     """Says that it is whichever node is meant."""
 
     def _verdict(self) -> Verdict:
-        return Verdict(True, self.hello.wanted_name, self.hello.wanted_boot)
+        return Verdict(True, self.hello.wanted_name, self._boot or self.hello.wanted_boot)
 
 
-def shake_hands(sock: socket.socket) -> SealedSocket:
-    handshake = AnyNode(KEYS)
+def shake_hands(sock: socket.socket, boot: bytes = b"") -> SealedSocket:
+    handshake = AnyNode(KEYS, "", boot)
     sock.sendall(frame(handshake.challenge()))
     sock.sendall(frame(handshake.receive(read_frame(sock))))
     assert handshake.session is not None

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from django_clusterstate.cache import ClusterCache
 from django_clusterstate.clientip import Proxies
 from django_clusterstate.settings import MAX_SOCKET_PATH, READ, Settings, default_socket_path, read_settings
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
+from testproject.processes import ROOT, LocalCluster
 
 SECRET = "not-to-be-seen-by-anybody-" + "s" * 32
 
@@ -348,3 +351,28 @@ def test_cache_url_of_django_environ_is_a_cluster_cache_once_the_scheme_is_regis
         assert isinstance(cache, ClusterCache)
         assert cache.default_timeout == 3600
         assert cache.routing_key("key").startswith(b"sessions\0")
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        "cache.get_many(map(str, range(50)))",
+        "asyncio.run(cache.aget('key'))",
+        "events.track('name')",
+        "cache.get('key'); events.track('name'); asyncio.run(cache.aget('key')); ratelimit.hit(limit, 'group', 'key')",
+    ],
+)
+def test_process_that_ends_leaves_no_socket_open(cluster: LocalCluster, uses: str) -> None:
+    code = f"""
+import asyncio, django
+django.setup()
+from django.core.cache import cache
+from django_clusterstate import events, ratelimit
+limit = ratelimit.Limit.parse("10/s")
+{uses}
+"""
+    command = [sys.executable, "-X", "dev", "-c", code]
+    ended = subprocess.run(
+        command, check=False, env=cluster.env("alpha"), cwd=ROOT, text=True, capture_output=True, timeout=30
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -1,8 +1,6 @@
 """`events`: one suite for the blocking functions and their `a...` twins; processes that track as fast as they can."""
 
 import json
-import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
 from io import StringIO
@@ -32,6 +31,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress
 from testproject.processes import ROOT, LocalCluster, Process, wait_until
 from tests.conftest import NODES, using
+from tests.forks import InChild
 
 Ask = Callable[..., Any]
 SECONDS = 10.0
@@ -152,18 +152,49 @@ class TestThreeNodes:
         assert events.counts(name).total == 20_000
 
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-    def test_forked_child_sends_its_own_events_and_not_its_parents(self, name: str) -> None:
-        def child() -> None:
+    def test_forked_child_sends_its_own_events_and_not_its_parents(self, name: str, in_child: InChild) -> None:
+        def child() -> bool:
             events.track(name, "child", times=10)
-            os._exit(0 if events.flush(SECONDS) else 1)
+            return events.flush(SECONDS)
 
         events.track(name, "parent")
-        process = multiprocessing.get_context("fork").Process(target=child)
-        process.start()
-        process.join()
-        assert process.exitcode == 0
+        assert in_child(child)()
         assert events.flush(SECONDS)
         assert sorted(events.top(name)) == [("child", 10, 0), ("parent", 1, 0)]
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_forked_child_that_ends_at_once_sends_nothing_of_its_parents(self, name: str, in_child: InChild) -> None:
+        def end() -> bool:
+            conf.get_tracker().close()  # as at exit
+            return True
+
+        events.track(name, "parent")
+        assert in_child(end)()
+        assert events.flush(SECONDS)
+        assert events.counts(name).total == 1
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_forked_child_has_locks_that_nobody_holds(self, name: str, in_child: InChild) -> None:
+        held, done = threading.Event(), threading.Event()
+        tracker = conf.get_tracker()
+
+        def hold() -> None:
+            with tracker._lock, tracker._sending:
+                held.set()
+                done.wait(SECONDS)
+
+        def child() -> bool:
+            events.track(name, "child")
+            return events.flush(1.0)
+
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(hold)
+            assert held.wait(SECONDS)
+            child_done = in_child(child)
+            try:
+                assert child_done()
+            finally:
+                done.set()
 
     def test_end_of_a_process_sends_what_is_left(self, cluster: LocalCluster, name: str) -> None:
         code = f"import django; django.setup(); from django_clusterstate import events; events.track({name!r}, times=7)"

@@ -1,6 +1,7 @@
 """The contract of a channel layer, kept by three real nodes: messages and groups between hosts, at most once."""
 
 import asyncio
+import gc
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from django_clusterstate.layers import ClusterChannelLayer
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
+from tests.forks import InChild
 
 Layers = dict[str, ClusterChannelLayer]
 
@@ -63,6 +65,53 @@ async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
     for layer, channel in receivers:
         await layer.send(channel, {"type": "end"})
     return [await soon(layer.receive(channel)) for layer, channel in receivers] == [{"type": "end"}] * len(receivers)
+
+
+# -- the end of a loop -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_loop_that_is_closed_while_it_receives_says_nothing_of_our_tasks(
+    cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = LayerOf(cluster, "alpha")
+
+    async def receive() -> None:
+        channel = await layer.new_channel()
+        await layer.send(channel, {"type": "hello"})
+        await soon(layer.receive(channel))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(receive())
+    loop.close()
+    del loop
+    asyncio.run(receive())
+    layer._inboxes.clear()
+    gc.collect()
+    assert caplog.text == ""
+
+
+# -- forks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_loop_that_goes_on_in_a_child_has_channels_of_its_own_there(cluster: LocalCluster, in_child: InChild) -> None:
+    layer = LayerOf(cluster, "alpha")
+
+    async def use(who: str) -> str:
+        channel = await layer.new_channel()
+        for number in range(50):
+            await layer.send(channel, {"type": who, "number": number})
+            assert await soon(layer.receive(channel)) == {"type": who, "number": number}
+        return channel.partition("!")[0]
+
+    with asyncio.Runner() as runner:
+        mine = runner.run(use("parent"))
+        child = in_child(lambda: runner.run(use("child")) != mine)
+        assert runner.run(use("parent")) == mine
+        assert child()
+        assert runner.run(use("parent")) == mine
+        runner.run(layer.close())
 
 
 # -- channels -------------------------------------------------------------------------------------------------

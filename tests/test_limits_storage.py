@@ -30,6 +30,8 @@ from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage
 from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
 from testproject.processes import Process, free_port, wait_until
+from tests.faults.proxy import Proxy
+from tests.forks import InChild
 from tests.layers import Redis
 
 SECONDS = 10.0
@@ -478,19 +480,33 @@ def test_a_password_is_used_and_never_told(
 
 @pytest.mark.parametrize("kind", ["redis", "memcached"])
 def test_a_child_makes_connections_of_its_own(
-    servers: dict[str, str], use: Callable[..., None], group: str, kind: str
+    servers: dict[str, str], use: Callable[..., None], group: str, kind: str, in_child: InChild
 ) -> None:
     use(servers[kind])
     limit = Limit.parse("100000/d")
     ratelimit.hit(limit, group, "key")
-    child = os.fork()
-    if not child:
-        allowed = [ratelimit.hit(limit, group, "key").owner == kind for _ in range(300)]
-        os._exit(0 if all(allowed) else 1)
+    child = in_child(lambda: all(ratelimit.hit(limit, group, "key").owner == kind for _ in range(300)))
     decisions = [ratelimit.hit(limit, group, "key") for _ in range(300)]
-    assert os.waitpid(child, 0)[1] == 0
+    assert child()
     assert {decision.owner for decision in decisions} == {kind}
     assert ratelimit.peek(limit, group, "key").remaining == 100_000 - 601
+
+
+@pytest.mark.parametrize("kind", ["redis", "memcached"])
+def test_a_child_that_goes_on_with_a_loop_makes_connections_of_its_own(
+    servers: dict[str, str], use: Callable[..., None], group: str, kind: str, in_child: InChild
+) -> None:
+    use(servers[kind])
+    limit = Limit.parse("100000/d")
+
+    async def hits() -> bool:
+        return all([(await ratelimit.ahit(limit, group, "key")).owner == kind for _ in range(300)])
+
+    with asyncio.Runner() as runner:
+        assert runner.run(hits())
+        assert in_child(lambda: runner.run(hits()))()
+        assert runner.run(hits())
+    assert ratelimit.peek(limit, group, "key").remaining == 100_000 - 900
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
@@ -504,6 +520,51 @@ def test_each_loop_has_connections_of_its_own_and_leaves_none(
     storage = conf.get_async_limits_storage()
     assert storage is not None
     assert storage._loops == {}
+
+
+# The asynchronous clients of clusters leave tasks and connections of their own behind when they are cut off.
+@pytest.mark.parametrize(
+    ("kind", "asynchronous"),
+    [*((kind, False) for kind in SCHEMES), *((kind, True) for kind in SCHEMES if kind not in CLUSTERS)],
+)
+def test_hit_is_counted_once_though_the_connection_was_reset_before_its_answer(
+    folder: Path, use: Callable[..., None], group: str, kind: str, asynchronous: bool
+) -> None:
+    port, limit = free_port(), Limit.parse("100/d")
+    if kind in CLUSTERS:
+        process = start_cluster(folder, port)
+    elif kind == "memcached":
+        process = start_memcached(folder, port)
+    else:
+        started = Redis(folder)
+        process, port = started.process, int(started.address.rpartition(":")[2])
+    try:
+        wait_until(lambda: accepts(port), SECONDS, "a server")
+        with Proxy(port) as proxy, asyncio.Runner() as runner:
+            if kind in CLUSTERS:  # its clients go to the address that it tells
+                with redis.Redis(port=port) as client:
+                    client.config_set("cluster-announce-ip", "127.0.0.1")
+                    client.config_set("cluster-announce-port", str(proxy.port))
+            use(f"{kind}://127.0.0.1:{proxy.port}", 1.0)
+
+            def hit() -> ratelimit.Decision:
+                return (
+                    runner.run(ratelimit.ahit(limit, group, "key"))
+                    if asynchronous
+                    else ratelimit.hit(limit, group, "key")
+                )
+
+            assert hit().owner == kind
+            proxy.cut_on += [b"EVALSHA", b"incr"]
+            assert hit().fallback == "process"
+            assert not proxy.cut
+            assert not proxy.cut_on
+            wait_until(
+                lambda: ratelimit.peek(limit, group, "key").owner == kind, SECONDS, "the storage is reached again"
+            )
+            assert ratelimit.peek(limit, group, "key").remaining == 100 - 2
+    finally:
+        process.kill()
 
 
 def test_clusters_that_share_an_engine_count_apart(on_redis: str, group: str) -> None:

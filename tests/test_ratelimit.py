@@ -26,7 +26,7 @@ from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.denials import MAX_AGE, Denials
-from django_clusterstate.client.routing import Target
+from django_clusterstate.client.routing import Table, Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import Identity, View
@@ -34,9 +34,11 @@ from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit,
 from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
-from django_clusterstate.wire.address import UnixAddress
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from testproject.processes import ROOT, LocalCluster, free_port, wait_until
 from tests.counting import watch_requests
+from tests.faults.proxy import Proxy
+from tests.forks import InChild
 
 Hit = Callable[..., Decision]
 DEAD = "dead"
@@ -677,6 +679,26 @@ def test_a_denial_is_forgotten_with_the_settings(hit: Hit, group: str, monkeypat
     assert (decision.allowed, decision.fallback) == (True, "process")
 
 
+def test_hit_whose_answer_was_lost_is_counted_once_by_each_who_was_asked(
+    hit: Hit, cluster: LocalCluster, group: str
+) -> None:
+    limit = Limit.parse("10/d")
+    key = next(key for key in map(str, range(100)) if cluster_state.owner(routing_key(group, key)) == "beta")
+    assert hit(limit, group, key).owner == "beta"
+    with Proxy(cluster.ports["beta"]) as proxy:
+        conf.get_client().close()
+        for client in (conf.get_client(), conf.get_async_client()):
+            table, by_proxy = client.routing.table, Target("beta", TcpAddress("127.0.0.1", proxy.port))
+            client.routing.table = Table(table.view, table.local_name, {**table.targets, "beta": by_proxy})
+        assert hit(limit, group, key).owner == "beta"
+        proxy.cut = 1
+        lost = hit(limit, group, key)
+        assert proxy.cut == 0
+        assert (lost.fallback, lost.remaining) == ("node", 9)
+    conf.forget()
+    assert ratelimit.peek(limit, group, key).remaining == 10 - 3
+
+
 @pytest.mark.usefixtures("nowhere")
 def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
     limit = Limit.parse("100/d")
@@ -695,3 +717,23 @@ def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.Monke
         assert hit(limit, "group", str(number)).allowed
     assert limits._store.bytes <= 100_000
     assert conf.get_tally().process_evictions == limits._store.evictions > 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_child: InChild) -> None:
+    limits, held, done = ProcessLimits(), threading.Event(), threading.Event()
+    rules = Limit.parse("2/d").rules
+
+    def hold() -> None:
+        with limits._lock:
+            held.set()
+            done.wait(10)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        assert held.wait(10)
+        child = in_child(lambda: [limits.decide(b"k", rules, 1)[0].allowed for _ in range(3)] == [True, True, False])
+        try:
+            assert child()
+        finally:
+            done.set()

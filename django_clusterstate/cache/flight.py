@@ -115,7 +115,8 @@ class Flight:
 
     def _take(self) -> wire.Request:
         # Another may have stored the value before we have the lease, so it is asked for as well.
-        return wire.Set([(self._lease_key, self.token)], self.lease, absent=True, reads=self._fresh_keys)
+        # The token is ours alone, so the request may be sent again.
+        return wire.Set([(self._lease_key, self.token)], self.lease, absent=True, reads=self._fresh_keys, or_same=True)
 
     def _give_back(self) -> wire.Request:
         return wire.Delete([self._lease_key], self.token)

@@ -48,7 +48,7 @@ class _Lock:
         return self._cache._values.dump(secrets.token_hex(16))
 
     def _take(self, token: wire.Value) -> wire.Set:
-        return wire.Set([(self._key, token)], self._timeout, absent=True)
+        return wire.Set([(self._key, token)], self._timeout, absent=True, or_same=True)
 
     def _taken(self, token: wire.Value, reply: wire.Reply | None) -> bool:
         if flag(reply):

@@ -3,24 +3,28 @@
 import asyncio
 import contextlib
 import logging
-import os
 import time
-import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
+from os import getpid
+from typing import Any
 
-from ..exceptions import ClusterStateError, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, TimedOut, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
-from .routing import Routing, Table, Target, Untold, named, no_owner
+from .forks import PerProcess, disown
+from .routing import GET_VIEW, Routing, Table, Target, Untold, is_refused, may_send_again, named, no_owner
 
 logger = logging.getLogger("django_clusterstate.client")
 
 
+_LOGS_ITS_END = "_log_destroy_pending"
+
 Loop = asyncio.AbstractEventLoop
+Lost = tuple[AsyncConnection, ClusterStateError]  # a connection, and how it failed
 
 
 class LoopConnections:
@@ -38,6 +42,13 @@ class LoopConnections:
     async def close(self) -> None:
         await self._closer.aclose()
 
+    def disown(self) -> None:
+        """In a forked child: leaves the connections to the parent's event loop, of which this one is a copy."""
+        for connection in self.open.values():
+            disown(connection.fileno())
+        self.open.clear()
+        self.dialling.clear()
+
     async def _close_at_end(self, at_end: Callable[[], object]) -> AsyncGenerator[None, None]:
         try:
             yield
@@ -50,7 +61,7 @@ class LoopConnections:
             await asyncio.sleep(0)  # lets the transports finish
 
 
-class AsyncClient:
+class AsyncClient(PerProcess):
     """Sends framed requests to the owners of their keys. One for all event loops of a process.
 
     The arguments are those of `Client`, with which it shares what `untold` counts.
@@ -70,8 +81,7 @@ class AsyncClient:
         self._clock = clock
         self._processors = Processors()
         self._loops: dict[Loop, LoopConnections] = {}
-        routing = weakref.ref(self.routing)
-        os.register_at_fork(after_in_child=lambda: _after_fork(routing))
+        super().__init__()
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -87,10 +97,10 @@ class AsyncClient:
         try:
             return await self.call_node(owner, request, now)
         except OtherStart:
-            return await self._call_again(key, request)
+            return await self._call_new_owner(key, request)
 
-    async def _call_again(self, key: bytes, request: bytes) -> Reply:
-        """As `Client._call_again`."""
+    async def _call_new_owner(self, key: bytes, request: bytes) -> Reply:
+        """As `Client._call_new_owner`."""
         now = self._clock()
         if now >= self.routing.refresh_at:
             await self._refresh(now)
@@ -101,6 +111,8 @@ class AsyncClient:
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """As `Client.call_node`."""
+        if getpid() != self._pid:
+            self._forked()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -112,10 +124,10 @@ class AsyncClient:
             else:
                 try:
                     reply = await connection.request(request)
-                except Unavailable as error:
-                    if isinstance(error.__cause__, TimeoutError):
-                        raise
-                    reply = await self._call_afresh(target, request, now + deadline)  # the node may have been restarted
+                except TimedOut:
+                    raise
+                except Unavailable as error:  # the node may have been restarted
+                    reply = await self._call_afresh(target, request, now + deadline, (connection, error))
         except OtherStart:
             self.routing.restarted(now)
             raise
@@ -157,19 +169,37 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections of the running loop; the client can be used again."""
+        if getpid() != self._pid:
+            self._forked()
         connections = self._loops.get(asyncio.get_running_loop())
         if connections is not None:
             await connections.close()
 
+    def _start_anew(self) -> None:
+        for connections in self._loops.values():
+            connections.disown()
+        self.routing.count_anew()
+
     # -- connections ----------------------------------------------------------------------------------------
 
-    async def _call_afresh(self, target: Target, request: bytes, until: float) -> Reply:
+    async def _call_afresh(self, target: Target, request: bytes, until: float, lost: Lost | None = None) -> Reply:
+        """By a new connection. After one that was `lost` only what can't so be executed twice."""
+        sent = False
         try:
             async with patient_timeout(until - self._clock()):
                 connection = await self._dial(target)
+                if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
+                    raise lost[1]
+                sent = True
                 return await connection.request(request)
         except TimeoutError as error:
-            raise Unavailable("no answer within the deadline") from error
+            if lost is not None and not sent:
+                raise lost[1] from error
+            raise (TimedOut if sent else Unavailable)("no answer within the deadline") from error
+        except Unavailable as error:
+            if lost is None or sent or error is lost[1] or is_refused(error):
+                raise
+            raise lost[1] from error
 
     async def _dial(self, target: Target) -> AsyncConnection:
         """A new connection; those who want it at the same time share one dial."""
@@ -182,6 +212,7 @@ class AsyncClient:
             dial = loop.create_task(
                 connect(target.address, self._keys, self._deadline, hello=target.hello, idle=self._processors.idle)
             )
+            silence_at_end(dial)
             connections.dialling[target] = dial
             dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
         return await asyncio.shield(dial)
@@ -211,27 +242,25 @@ class AsyncClient:
     async def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
         request, counted = self.routing.view_request()
-        answered = False
+        told = False
         try:
-            answered = await self._ask_for_view(request, now)
+            for source in self.routing.sources(now):
+                try:
+                    viewed = await self.call_node(source, request)
+                except ClusterStateError as error:
+                    if isinstance(error, AnswerLost):
+                        told, request = True, GET_VIEW  # what may have been counted isn't told again
+                    if self._clock() - now >= self._deadline:
+                        return  # a caller waits
+                    continue
+                told = True
+                if isinstance(viewed, Viewed):
+                    for target in self.routing.learn(viewed, source, now):
+                        self._forget(target)
+                    return
         finally:
-            if not answered:
+            if not told:
                 self.routing.untold.put_back(counted)
-
-    async def _ask_for_view(self, request: bytes, now: float) -> bool:
-        """Whether it was answered."""
-        for source in self.routing.sources(now):
-            try:
-                viewed = await self.call_node(source, request)
-            except ClusterStateError:
-                if self._clock() - now >= self._deadline:
-                    return False  # a caller waits
-                continue
-            if isinstance(viewed, Viewed):
-                for target in self.routing.learn(viewed, source, now):
-                    self._forget(target)
-                return True
-        return False
 
     def _forget(self, target: Target) -> None:
         """Closes this loop's connection to a node that is gone; the other loops' close when it goes."""
@@ -245,13 +274,18 @@ def from_now(seconds: float | None) -> float | None:
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
+def silence_at_end(task: "asyncio.Task[Any]") -> None:
+    """Whoever closes an event loop without cancelling its tasks isn't told of those that we have started there.
+
+    asyncio does the same with what it starts itself (in `gather()`, for one).
+    """
+    with contextlib.suppress(AttributeError):  # the tasks of another loop may lack it
+        setattr(task, _LOGS_ITS_END, False)
+
+
 def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
-    connections.dialling.pop(target, None)
+    if connections.dialling.get(target) is not dial:
+        return  # it was begun by the process that this one is a fork of
+    del connections.dialling[target]
     if not dial.cancelled() and dial.exception() is None:
         connections.open[target] = dial.result()
-
-
-def _after_fork(reference: "weakref.ref[Routing]") -> None:
-    routing = reference()
-    if routing is not None:
-        routing.count_anew()

@@ -13,13 +13,11 @@ from ..core.events import MAX_ENTRIES, Entry
 from ..exceptions import ClusterStateError
 from ..wire.framing import frame
 from ..wire.messages import Reply, Track, encode
-from .routing import Table, Target
+from .routing import Table, Target, is_refused
 
 KEEP = 5.0  # seconds until an event that no owner takes is dropped
 MAX_WAITING = 20_000  # sums
 MAX_BATCH = 200_000  # characters and bytes in a batch, which is so less than a frame, in whatever alphabet
-
-_REFUSED = (ConnectionRefusedError, FileNotFoundError)  # nobody listens: who did has ended, with all it had taken
 
 Call = Callable[[Target, bytes], Reply]
 
@@ -129,7 +127,7 @@ class Outbox:
         try:
             call(batch.target, request)
         except ClusterStateError as error:
-            if _is_refused(error):
+            if is_refused(error):
                 batch.asked = False
             elif error.__cause__ is not None:  # else the breaker was open and nothing was sent now
                 batch.asked = True
@@ -160,13 +158,6 @@ def _parts(sums: list[Packed]) -> list[list[Packed]]:
             room = MAX_BATCH - one.size
         parts[-1].append(one)
     return parts
-
-
-def _is_refused(error: ClusterStateError) -> bool:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, _REFUSED):
-        cause = cause.__cause__
-    return cause is not None
 
 
 def _clean(text: str) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 from ..core.hrw import Rendezvous
 from ..core.messages import NO_VIEW, Identity, View
-from ..exceptions import ClusterStateError, ProtocolError, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, Unavailable
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
 from ..wire.handshake import Hello
 from ..wire.messages import GetView, Reply, Viewed, encode
+from ..wire.retries import may_repeat_frame
 from ..wire.status import Tally
 
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
@@ -24,7 +25,8 @@ FIRST_TRY = 32  # the first such try may take this part of a deadline, each furt
 
 MAX_DOUBTS = 64
 MAX_WAITS = 65536  # exchanges between two requests for the view whose time is kept: more than a process can have
-_GET_VIEW = frame(encode(GetView()))
+_REFUSED = (ConnectionRefusedError, FileNotFoundError)
+GET_VIEW = frame(encode(GetView()))
 
 
 class Breaker:
@@ -188,13 +190,13 @@ class Routing:
 
     def view_request(self) -> tuple[bytes, Tally]:
         """The request for the view, with the members that fail us and what was counted since the last one: that is to
-        be put back if nobody answers. So of all who ask at once, each tells something else."""
+        be put back if no node can have heard it. So of all who ask at once, each tells something else."""
         counted = self.untold.take()
         waits, self.waits = self.waits, deque(maxlen=MAX_WAITS)
         counted.took(list(waits))
         tally = None if counted == Tally() else counted
         doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
-        return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else _GET_VIEW, counted
+        return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else GET_VIEW, counted
 
     def sources(self, now: float) -> list[Target]:
         """Whom to ask for the view, in this order: the local node, then others of the last view."""
@@ -237,10 +239,28 @@ def no_owner() -> Unavailable:
     )
 
 
+def may_send_again(request: bytes, error: ClusterStateError, old_boot: bytes, new_boot: bytes) -> bool:
+    """Whether a framed request may go to its node once more, after `error` by the connection that it went by before.
+
+    It must not have been executed, or may be executed twice. A node that was started since then has executed nothing,
+    and nothing is left of what the one before it did. Boot ids are empty where they aren't known.
+    """
+    if not isinstance(error, AnswerLost):
+        return True
+    return may_repeat_frame(request) or (bool(old_boot) and bool(new_boot) and old_boot != new_boot)
+
+
 def named(target: Target, error: ClusterStateError) -> ClusterStateError:
     """The same error, with the name of the node that it concerns."""
-    kind = ProtocolError if isinstance(error, ProtocolError) else Unavailable
-    return kind(f"{target}: {error}")
+    return type(error)(f"{target}: {error}")
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether nobody listened: the process that did has ended, with all that it had taken in."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _REFUSED):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def silence(

@@ -1,27 +1,31 @@
 """The blocking face of a requester: pooled sockets, one for each thread that asks at the same moment."""
 
 import logging
-import os
 import select
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
+from os import getpid
 
-from ..exceptions import ClusterStateError, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, TimedOut, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import OVERTIME, BlockingConnection
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
-from .routing import Routing, Table, Target, named, no_owner
+from .forks import PerProcess
+from .routing import GET_VIEW, Routing, Table, Target, is_refused, may_send_again, named, no_owner
 
 MAX_IDLE = 64  # connections kept for each node
+LONG_IDLE = 0.05  # seconds after which a connection is looked at before it is used: the node may have closed it
+_ENDED = "the node closed the connection while it was idle"
+
+Lost = tuple[BlockingConnection, ClusterStateError]  # a connection, and how it failed
 
 logger = logging.getLogger("django_clusterstate.client")
 
 
-class Client:
+class Client(PerProcess):
     """Sends framed requests to the owners of their keys. Safe to share between threads, and to use after a fork.
 
     `local` is this host's node, `keys` prove us to the others, `deadline` is seconds for each operation.
@@ -39,8 +43,7 @@ class Client:
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _after_fork(this))
+        super().__init__()
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -60,9 +63,9 @@ class Client:
         try:
             return self.call_node(owner, request, now)
         except OtherStart:
-            return self._call_again(key, request)
+            return self._call_new_owner(key, request)
 
-    def _call_again(self, key: bytes, request: bytes) -> Reply:
+    def _call_new_owner(self, key: bytes, request: bytes) -> Reply:
         """The owner has been restarted, and the request not sent: once more, by a new view if there is one."""
         now = self._clock()
         if now >= self.routing.refresh_at:
@@ -74,18 +77,24 @@ class Client:
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """One request to one node. Raises as `call`."""
+        if getpid() != self._pid:
+            self._forked()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
         try:
             try:
                 connection: BlockingConnection = target.pool.pop()
+                if now - connection.idle_since > LONG_IDLE and connection.has_ended():
+                    raise Unavailable(_ENDED)
                 reply = connection.call(request)
-            except (IndexError, Unavailable) as error:  # no idle one, or it is broken: the node may have been restarted
-                if _is_late(error):
-                    raise
-                _drop_pool(target)
+            except IndexError:
                 connection, reply = self._call_afresh(target, request, now + deadline)
+            except TimedOut:
+                raise
+            except Unavailable as error:  # the node may have been restarted
+                _drop_pool(target)
+                connection, reply = self._call_afresh(target, request, now + deadline, (connection, error))
         except OtherStart:
             self.routing.restarted(now)
             raise
@@ -96,11 +105,13 @@ class Client:
 
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
         """Several requests to different nodes at once. An error stands where its reply would."""
+        if getpid() != self._pid:
+            self._forked()
         now = self._clock()
         if len(requests) == 1:
             return [self._call_or_error(*requests[0], now)]
         until = time.monotonic() + self._deadline
-        sent = [self._send(target, request) for target, request in requests]
+        sent = [self._send(target, request, now) for target, request in requests]
         # Where no idle connection is at hand one is made, while the others' answers are under way.
         results = [
             self._call_in_time(target, request, now, until) if connection is None else None
@@ -111,10 +122,7 @@ class Client:
             try:
                 results[index] = reply = connection.receive(patience, overtime=0)
             except ClusterStateError as error:
-                if _is_late(error):
-                    results[index] = self._failed(target, error, now)
-                else:
-                    results[index] = self._call_in_time(target, request, now, until)
+                results[index] = self._call_again(target, request, (connection, error), now, until)
             else:
                 self._succeeded(target, connection, reply, now)
         return [result for result in results if result is not None]
@@ -131,24 +139,56 @@ class Client:
         for target in {self.routing.local, *self.routing.table.targets.values()}:
             _drop_pool(target)
 
+    def _start_anew(self) -> None:
+        self.close()
+        self.routing.count_anew()
+
     # -- one exchange ---------------------------------------------------------------------------------------
 
-    def _call_afresh(self, target: Target, request: bytes, until: float) -> tuple[BlockingConnection, Reply]:
+    def _call_afresh(
+        self, target: Target, request: bytes, until: float, lost: Lost | None = None
+    ) -> tuple[BlockingConnection, Reply]:
+        """By a new connection. After one that was `lost` only what can't so be executed twice."""
         until += time.monotonic() - self._clock()
-        connection = BlockingConnection(
-            target.address, self._keys, self._deadline, until, self._processors.idle, target.hello
-        )
+        try:
+            connection = BlockingConnection(
+                target.address, self._keys, self._deadline, until, self._processors.idle, target.hello
+            )
+        except Unavailable as error:
+            if lost is not None and not is_refused(error):
+                raise lost[1] from error
+            raise
+        if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
+            connection.close()
+            raise lost[1]
         connection.send(request)
         return connection, connection.receive(until)
 
-    def _send(self, target: Target, request: bytes) -> BlockingConnection | None:
+    def _send(self, target: Target, request: bytes, now: float) -> BlockingConnection | None:
         """An idle connection on which the request is under way now, or None."""
         try:
             connection: BlockingConnection = target.pool.pop()
+            if now - connection.idle_since > LONG_IDLE and connection.has_ended():
+                return None
             connection.send(request)
         except (IndexError, Unavailable):
             return None
         return connection
+
+    def _call_again(
+        self, target: Target, request: bytes, lost: Lost, now: float, until: float
+    ) -> Reply | ClusterStateError:
+        """What becomes of a request that was sent together with others, and whose connection failed."""
+        connection, error = lost
+        try:
+            if not isinstance(error, Unavailable) or isinstance(error, TimedOut) or time.monotonic() >= until:
+                raise error
+            _drop_pool(target)
+            connection, reply = self._call_afresh(target, request, now + self._deadline, lost)
+        except ClusterStateError as failure:
+            return self._failed(target, failure, now)
+        self._succeeded(target, connection, reply, now)
+        return reply
 
     def _call_or_error(self, target: Target, request: bytes, now: float) -> Reply | ClusterStateError:
         try:
@@ -163,7 +203,8 @@ class Client:
         return self._call_or_error(target, request, now)
 
     def _succeeded(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
-        self.routing.waits.append(self._clock() - now)
+        connection.idle_since = answered = self._clock()
+        self.routing.waits.append(answered - now)
         if len(target.pool) < MAX_IDLE:
             target.pool.append(connection)
         else:
@@ -188,27 +229,25 @@ class Client:
     def _refresh(self, now: float) -> None:
         """Asks for the view. When nobody answers, the old one stays."""
         request, counted = self.routing.view_request()
-        answered = False
+        told = False
         try:
-            answered = self._ask_for_view(request, now)
+            for source in self.routing.sources(now):
+                try:
+                    viewed = self.call_node(source, request)
+                except ClusterStateError as error:
+                    if isinstance(error, AnswerLost):
+                        told, request = True, GET_VIEW  # what may have been counted isn't told again
+                    if self._clock() - now >= self._deadline:
+                        return  # a caller waits
+                    continue
+                told = True
+                if isinstance(viewed, Viewed):
+                    for target in self.routing.learn(viewed, source, now):
+                        _drop_pool(target)
+                    return
         finally:
-            if not answered:
+            if not told:
                 self.routing.untold.put_back(counted)
-
-    def _ask_for_view(self, request: bytes, now: float) -> bool:
-        """Whether it was answered."""
-        for source in self.routing.sources(now):
-            try:
-                viewed = self.call_node(source, request)
-            except ClusterStateError:
-                if self._clock() - now >= self._deadline:
-                    return False  # a caller waits
-                continue
-            if isinstance(viewed, Viewed):
-                for target in self.routing.learn(viewed, source, now):
-                    _drop_pool(target)
-                return True
-        return False
 
 
 def _as_they_answer(
@@ -217,19 +256,41 @@ def _as_they_answer(
     """(index, connection, until when to receive) of each connection as its answer comes; last, those without one."""
     waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
     until = max(until, time.monotonic() + OVERTIME)
-    poll = select.poll()
+    poll = _make_poll()
     for fileno in waiting:
         poll.register(fileno, select.POLLIN)
-    while waiting:
-        ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
-        for fileno in [fileno for fileno, _ in ready] or list(waiting):
-            poll.unregister(fileno)
-            # What has come in time is read, even if others took until now.
-            yield *waiting.pop(fileno), max(until, time.monotonic() + OVERTIME) if ready else until
+    try:
+        while waiting:
+            ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+            for fileno in [fileno for fileno, _ in ready] or list(waiting):
+                poll.unregister(fileno)
+                # What has come in time is read, even if others took until now.
+                yield *waiting.pop(fileno), max(until, time.monotonic() + OVERTIME) if ready else until
+    finally:
+        for _, connection in waiting.values():  # what waits here was interrupted, by a signal or a greenlet's timeout
+            connection.close()
 
 
-def _is_late(error: Exception) -> bool:
-    return isinstance(error.__cause__, BlockingIOError)
+class _SelectPoll:
+    """`select.poll()` by way of `select.select()`, for reading."""
+
+    def __init__(self) -> None:
+        self._filenos: set[int] = set()
+
+    def register(self, fileno: int, events: int) -> None:
+        self._filenos.add(fileno)
+
+    def unregister(self, fileno: int) -> None:
+        self._filenos.discard(fileno)
+
+    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+        ready, _, _ = select.select(self._filenos, (), (), milliseconds / 1000)
+        return [(fileno, select.POLLIN) for fileno in ready]
+
+
+def _make_poll() -> "select.poll | _SelectPoll":
+    # eventlet takes `poll` away, and puts a cooperative function in the place of `select`.
+    return select.poll() if hasattr(select, "poll") else _SelectPoll()
 
 
 def _drop_pool(target: Target) -> None:
@@ -238,11 +299,3 @@ def _drop_pool(target: Target) -> None:
             target.pool.pop().close()
         except IndexError:  # another thread was faster
             return
-
-
-def _after_fork(reference: "weakref.ref[Client]") -> None:
-    """The parent goes on using its sockets: the child must not read a byte of theirs."""
-    client = reference()
-    if client is not None:
-        client.close()
-        client.routing.count_anew()

@@ -7,13 +7,14 @@ at most, and is given up KEEP seconds after it came.
 import atexit
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from os import getpid
 
+from .forks import PerProcess
 from .outbox import Outbox, Sum
 from .sync import Client
 
@@ -31,7 +32,7 @@ Field = str | int | float | bool
 logger = logging.getLogger("django_clusterstate.client")
 
 
-class Tracker:
+class Tracker(PerProcess):
     """Counts events, and sends them by `client`. Safe to share between threads, and to use after a fork.
 
     `dropped` says how many events were lost, or may be: no room was left, or no owner answered in time.
@@ -41,9 +42,8 @@ class Tracker:
         self._client = client
         self._clock = clock
         self._start_anew()
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _after_fork(this))
-        atexit.register(_at_exit, this)
+        super().__init__()
+        atexit.register(_at_exit, weakref.ref(self))
 
     def _start_anew(self) -> None:
         """Empty, with locks that nobody holds and without a thread, as a forked child is to be."""
@@ -59,10 +59,14 @@ class Tracker:
 
     @property
     def dropped(self) -> int:
+        if getpid() != self._pid:
+            self._forked()
         return self._refused + self._outbox.dropped
 
     def track(self, name: str, key: str, times: int, fields: Mapping[str, Field]) -> None:
         """Counts an event. Its arguments are within the bounds."""
+        if getpid() != self._pid:
+            self._forked()
         with self._lock:
             found = self._sums.get((name, key))
             if found is None:
@@ -89,6 +93,8 @@ class Tracker:
 
     def flush(self, timeout: float) -> bool:
         """Sends what was tracked until now. False if that isn't done within `timeout` seconds, or if some was lost."""
+        if getpid() != self._pid:
+            self._forked()
         until, dropped = self._clock() + timeout, self.dropped
         while not self._send(until):
             if self._clock() + RETRY >= until:
@@ -98,6 +104,8 @@ class Tracker:
 
     def close(self) -> None:
         """Sends what there is, for half a second at most, and ends the thread. The tracker can be used again."""
+        if getpid() != self._pid:
+            self._forked()
         with self._lock:
             thread, self._thread = self._thread, None
             self._wake.put(False)
@@ -140,13 +148,6 @@ class Tracker:
         dropped = self.dropped
         self._client.routing.untold.tally.events_dropped += dropped - self._told
         self._told = dropped
-
-
-def _after_fork(reference: "weakref.ref[Tracker]") -> None:
-    """What the parent has gathered is the parent's to send, by a thread that the child doesn't have."""
-    tracker = reference()
-    if tracker is not None:
-        tracker._start_anew()
 
 
 def _at_exit(reference: "weakref.ref[Tracker]") -> None:

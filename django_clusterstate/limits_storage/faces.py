@@ -3,15 +3,16 @@
 import asyncio
 import hashlib
 import logging
-import os
 import time
-import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from os import getpid
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
+from ..client.forks import PerProcess
 from ..core.limiter import Algorithm, Decision, Rule
 from ..exceptions import Unavailable
 from . import steps
@@ -23,7 +24,7 @@ MEMCACHED_MAX_TTL = 30 * 86400  # what is longer, Memcached takes for a date, lo
 logger = logging.getLogger("django_clusterstate.client")
 
 
-class _Face:
+class _Face(PerProcess):
     """What both faces share. `cluster` keeps the counters of several apart, `deadline` is seconds for an exchange."""
 
     def __init__(self, uri: str, cluster: str, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,6 +33,7 @@ class _Face:
         self._cluster = cluster
         self._deadline = deadline
         self._clock = clock
+        super().__init__()
 
     @property
     def name(self) -> str:
@@ -83,8 +85,6 @@ class LimitsStorage(_Face):
     def __init__(self, uri: str, cluster: str, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(uri, cluster, deadline, clock)
         self._storage: Any = None
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _after_fork(this))
 
     def hit(self, key: bytes, rules: Sequence[Rule], cost: int) -> list[Decision]:
         """Counts a hit of `cost` (0 only looks) against all rules or none. One decision for each rule."""
@@ -104,16 +104,20 @@ class LimitsStorage(_Face):
 
     def close(self) -> None:
         """Closes all idle connections; the storage can be used again."""
+        if getpid() != self._pid:
+            self._forked()
         storage, self._storage = self._storage, None
         if storage is not None:
             with suppress(Exception):  # it may be broken
                 storage.storage.close()
 
-    def forget(self) -> None:
-        """Lets go of the connections without a word to the engine."""
+    def _start_anew(self) -> None:
+        self._inherited = self._storage  # kept, since a client that is freed may say something to the engine
         self._storage = None
 
     def _run(self, under_way: Steps[T]) -> T:
+        if getpid() != self._pid:
+            self._forked()
         now = self._check()
         try:
             storage = self._storage
@@ -157,7 +161,13 @@ class AsyncLimitsStorage(_Face):
         """As `LimitsStorage.reset`."""
         await self._run(steps.reset(self._counters(key, rules)))
 
+    def _start_anew(self) -> None:
+        self._inherited = self._loops  # as above
+        self._loops = {}
+
     async def _run(self, under_way: Steps[T]) -> T:
+        if getpid() != self._pid:
+            self._forked()
         mine = self._loops.get(asyncio.get_running_loop()) or await self._start_loop()
         async with mine.turns:
             now = self._check()
@@ -183,7 +193,7 @@ class AsyncLimitsStorage(_Face):
         loop = asyncio.get_running_loop()
         for other in [other for other in list(self._loops) if other.is_closed()]:  # others may add theirs meanwhile
             self._loops.pop(other, None)  # it ended without shutting down its generators
-        mine = self._loops[loop] = _Loop(at_end=lambda: self._loops.pop(loop, None))
+        mine = self._loops[loop] = _Loop(at_end=partial(self._loops.pop, loop, None))
         await mine.start()
         return mine
 
@@ -212,10 +222,3 @@ class _Loop:
         finally:
             at_end()
             await self.disconnect()
-
-
-def _after_fork(reference: "weakref.ref[LimitsStorage]") -> None:
-    """The parent goes on using its sockets: the child must not read a byte of theirs."""
-    storage = reference()
-    if storage is not None:
-        storage.forget()

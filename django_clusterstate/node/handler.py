@@ -195,6 +195,10 @@ class Handler:
         now, ttl = self._clock(), request.ttl
         store = self.cache.add if request.absent else self.cache.set
         flags = [store(key, value, ttl, now) for key, value in request.items]
+        if request.or_same and not all(flags):
+            flags = [
+                flag or self._holds(key, value, now) for flag, (key, value) in zip(flags, request.items, strict=True)
+            ]
         if request.deletes and all(flags):
             for key in request.deletes:
                 self.cache.delete(key, now)

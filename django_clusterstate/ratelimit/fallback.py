@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Sequence
+from os import getpid
 
 from .. import conf
+from ..client.forks import PerProcess
 from ..core import limiter
 from ..core.ledger import Ledger
 from ..core.limiter import Rule
@@ -17,15 +19,21 @@ def policy_of(limit: Limit) -> str:
     return limit.on_unavailable or conf.get_settings().on_unavailable
 
 
-class ProcessLimits:
+class ProcessLimits(PerProcess):
     """What this process counts by itself while no node answers. Forgotten when the process ends."""
 
     def __init__(self) -> None:
+        self._start_anew()
+        super().__init__()
+
+    def _start_anew(self) -> None:
         self._lock = threading.Lock()
         self._store = Ledger(PROCESS_MAX_BYTES)
         self._told = 0  # evictions
 
     def decide(self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True) -> list[limiter.Decision]:
+        if getpid() != self._pid:
+            self._forked()
         now = time.monotonic()
         with self._lock:
             self._store.expire(now)
@@ -35,16 +43,22 @@ class ProcessLimits:
 
     def take_evictions(self) -> int:
         """How many live limits were dropped for room since this was asked last."""
+        if getpid() != self._pid:
+            self._forked()
         with self._lock:
             new, self._told = self._store.evictions - self._told, self._store.evictions
         return new
 
     def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float) -> None:
+        if getpid() != self._pid:
+            self._forked()
         now = time.monotonic()
         with self._lock:
             limiter.refund(self._store, key, rules, cost, now - ago, now)
 
     def reset(self, key: bytes, rules: Sequence[Rule]) -> None:
+        if getpid() != self._pid:
+            self._forked()
         with self._lock:
             limiter.reset(self._store, key, rules, time.monotonic())
 

@@ -10,7 +10,7 @@ from typing import cast
 
 from msgspec import structs
 
-from ..exceptions import ProtocolError, Unavailable
+from ..exceptions import AnswerLost, ProtocolError, TimedOut, Unavailable
 from .address import Address, UnixAddress
 from .blocking import ANYONE, OVERTIME, check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
@@ -40,6 +40,7 @@ class AsyncConnection(asyncio.Protocol):
         idle: Idle = never,
     ) -> None:
         self.closed = False
+        self.node_boot = b""  # names the start of the node that answers; empty if it doesn't say
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._on_close = on_close
@@ -92,8 +93,11 @@ class AsyncConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(level, option, value)
 
+    def fileno(self) -> int:
+        return -1 if self._transport is None else int(self._transport.get_extra_info("socket").fileno())
+
     def close(self) -> None:
-        self._fail(Unavailable("the connection was closed"))
+        self._fail(AnswerLost("the connection was closed"))
 
     def _stay_awake(self) -> None:
         """Keeps the loop from sleeping while an answer is looked for: see `polling`. All else in it takes its turn."""
@@ -159,6 +163,7 @@ class AsyncConnection(asyncio.Protocol):
             return
         handshake.receive_answer(payload)
         self.verdict = handshake.verdict
+        self.node_boot = handshake.verdict.boot
         if handshake.session is not None:
             self._sealer, self._opener = handshake.session
         self._handshake = None
@@ -171,12 +176,14 @@ class AsyncConnection(asyncio.Protocol):
         self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(Unavailable("the node closed the connection"))
+        self._fail(AnswerLost("the node closed the connection"))
 
     def _fail(self, error: Exception) -> None:
         if self.closed:
             return
         self.closed = True
+        if self._loop.is_closed():
+            return  # nobody waits any more
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
@@ -223,9 +230,9 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
             handle.cancel()
 
 
-def _too_late() -> Unavailable:
-    error = Unavailable("no answer within the deadline")
-    error.__cause__ = TimeoutError()  # which tells it from failures after which one may try again
+def _too_late() -> TimedOut:
+    error = TimedOut("no answer within the deadline")
+    error.__cause__ = TimeoutError()
     return error
 
 

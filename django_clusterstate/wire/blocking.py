@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from ..exceptions import ClusterStateError, ProtocolError, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, ProtocolError, TimedOut, Unavailable
 from .address import Address, UnixAddress
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello, OtherNode
@@ -53,7 +53,10 @@ class BlockingConnection:
     Any error closes the connection, so a late answer can't be taken for that to the next request.
     """
 
-    __slots__ = ("_deadline", "_opener", "_polling", "_sealer", "_socket", "_timeout", "_view")
+    __slots__ = (
+        "_cooperative", "_deadline", "_opener", "_polling", "_sealer", "_socket", "_timeout", "_view",
+        "idle_since", "node_boot",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -66,6 +69,8 @@ class BlockingConnection:
     ) -> None:
         self._deadline = deadline
         self._timeout = 0.0
+        self.idle_since = 0.0  # for whoever keeps it
+        self.node_boot = b""  # names the start of the node that answers; empty if it doesn't say
         self._view = memoryview(bytearray(_RECEIVE))
         self._polling = BusyPoll(idle)
         self._sealer: Sealer | None = None  # None: a unix socket, or the handshake isn't over
@@ -88,10 +93,11 @@ class BlockingConnection:
     def _connect(self, address: Address, seconds: float) -> None:
         if not isinstance(address, UnixAddress):
             self._socket = socket.create_connection(address, seconds)
-            self._socket.settimeout(None)
+            self._see_how_it_waits()
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return
         self._socket = socket.socket(socket.AF_UNIX)
+        self._see_how_it_waits()
         self._set_timeout(seconds)  # so that a node with many to accept is waited for
         try:
             self._socket.connect(address.path)
@@ -101,9 +107,19 @@ class BlockingConnection:
             self.close()
             raise
 
+    def _see_how_it_waits(self) -> None:
+        self._socket.settimeout(None)  # a default timeout may be set
+        # The patched sockets of gevent and eventlet never block: they wait in an event loop, while other greenlets run.
+        self._cooperative = not os.get_blocking(self._socket.fileno())
+        if self._cooperative:
+            self._polling = BusyPoll(never)  # nothing else would run meanwhile
+
     def _set_timeout(self, seconds: float) -> None:
-        # Timeouts by the kernel: Python's own cost a poll() before every send and receive.
         self._timeout = seconds
+        if self._cooperative:
+            self._socket.settimeout(seconds)
+            return
+        # Timeouts by the kernel: Python's own cost a poll() before every send and receive.
         whole = int(seconds)
         value = struct.pack("ll", whole, max(1, int((seconds - whole) * 1_000_000)))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
@@ -115,6 +131,7 @@ class BlockingConnection:
             offers = handshake.receive_challenge(self._receive_frame(until))
             self._socket.sendall(frame(offers, HANDSHAKE_LIMIT))
             handshake.receive_answer(self._receive_frame(until))
+            self.node_boot = handshake.verdict.boot
             if handshake.session is not None:
                 self._sealer, self._opener = handshake.session
         except BaseException:
@@ -128,10 +145,12 @@ class BlockingConnection:
         start = time.monotonic()
         looking = self._polling.due(start)  # asked before the node has something to do
         view = self._view
+        sent = False
         try:
             data = request if self._sealer is None else self._sealer.seal(request)
             if (count := self._socket.send(data)) < len(data):
                 self._send_rest(data, count, start + self._deadline)
+            sent = True
             received = self._look() if looking else self._socket.recv_into(view)
             if received != HEADER + size_at(view)[0]:  # hardly ever: it doesn't come in one piece
                 reply = decode_reply(self._receive_rest(received, start + self._deadline))
@@ -146,7 +165,7 @@ class BlockingConnection:
             if self._timeout != self._deadline:
                 self._set_timeout(self._deadline)
         except (OSError, ProtocolError, *DECODE_ERRORS) as error:
-            raise self._broken(error) from error
+            raise self._broken(error, sent) from error
         except BaseException:
             self.close()  # a signal handler raised between the request and its reply
             raise
@@ -159,7 +178,7 @@ class BlockingConnection:
             data = request if self._sealer is None else self._sealer.seal(request)
             self._send_rest(data, self._socket.send(data), until)
         except OSError as error:
-            raise self._broken(error) from error
+            raise self._broken(error, sent=False) from error
 
     def receive(self, until: float, overtime: float = OVERTIME) -> Reply:
         """The reply to it, until a moment of the monotonic clock. `overtime`: 0 for who has waited for it until then.
@@ -176,11 +195,16 @@ class BlockingConnection:
             raise
         return reply
 
-    def _broken(self, error: Exception) -> ClusterStateError:
-        """Closes, so that no late answer can be taken for that to the next request. Returns what is to be raised."""
+    def _broken(self, error: Exception, sent: bool = True) -> ClusterStateError:
+        """Closes, so that no late answer can be taken for that to the next request. Returns what is to be raised.
+
+        A request that wasn't `sent` whole can't have been executed.
+        """
         self.close()
+        if isinstance(error, BlockingIOError | TimeoutError):
+            return TimedOut(str(_unavailable(error)))
         if isinstance(error, OSError):
-            return _unavailable(error)
+            return AnswerLost(str(error)) if sent else Unavailable(str(error))
         return ProtocolError(f"a reply that can't be read: {error}")
 
     def _look(self) -> int:
@@ -260,13 +284,28 @@ class BlockingConnection:
         return whole[HEADER:]
 
     def _receive_more(self, into: memoryview, until: float, overtime: float = 0.0) -> int:
-        if seconds := _left(until) or overtime:
-            self._set_timeout(seconds)
         # What has come is taken, however late we come ourselves.
-        count = self._socket.recv_into(into, 0, 0 if seconds else socket.MSG_DONTWAIT)
+        if (seconds := _left(until) or overtime) or self._cooperative:
+            self._set_timeout(seconds)
+        count = self._socket.recv_into(into, 0, 0 if seconds or self._cooperative else socket.MSG_DONTWAIT)
         if not count:
             raise ConnectionResetError(_CLOSED)
         return count
+
+    def has_ended(self) -> bool:
+        """Whether the node has closed it since the last answer, or said something unasked. Then it is closed here."""
+        try:
+            if self._cooperative:
+                self._set_timeout(0.0)
+            self._socket.recv(1, socket.MSG_PEEK | (0 if self._cooperative else socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            if self._cooperative:
+                self._set_timeout(self._deadline)
+            return False
+        except OSError:
+            pass
+        self.close()
+        return True
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from unittest.mock import ANY
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -21,14 +22,20 @@ from django_clusterstate import conf
 from django_clusterstate.client.aio import AsyncClient, from_now
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, Table, Target
 from django_clusterstate.client.sync import Client
+from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import NO_VIEW, Identity, View
-from django_clusterstate.exceptions import ClusterStateError, ProtocolError, Unavailable
+from django_clusterstate.exceptions import AnswerLost, ClusterStateError, ProtocolError, Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.keys import LinkKey
+from django_clusterstate.wire.handshake import Hello
+from django_clusterstate.wire.keys import LinkKey, derive_link_keys
+from django_clusterstate.wire.noise import RECORD_HEADER, TAG
+from testproject import settings
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
+from tests.faults.proxy import Proxy
+from tests.forks import InChild, in_child_of
 from tests.peers import (
     KEYS,
     Script,
@@ -275,7 +282,7 @@ class Nodes:
 
 
 def kinds(replies: Sequence[object]) -> list[type]:
-    return [type(reply) for reply in replies]
+    return [Unavailable if isinstance(reply, Unavailable) else type(reply) for reply in replies]
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -331,6 +338,180 @@ def test_connection_that_the_node_has_closed_is_replaced(make: Make) -> None:
         for _ in range(2):
             assert kinds(requester.call_each([(target, PING), (other, PING)])) == [wire.Done] * 2
         assert target.failures == other.failures == 0
+        requester.close()
+
+
+# -- connections that are lost with an answer --------------------------------------------------------------------
+
+RULES = [Rule(Algorithm.FIXED_WINDOW, 100, 3600.0)]
+
+
+def incr_request(key: bytes) -> bytes:
+    return frame(wire.encode(wire.Incr(key, 1)))
+
+
+@pytest.fixture
+def cut(cluster: LocalCluster, requester: Requester) -> Iterator[tuple[Proxy, Target, Target]]:
+    """A proxy before a node, which can lose answers; the node by way of it; and the node itself."""
+    direct = requester.table().targets["beta"]
+    with Proxy(cluster.ports["beta"]) as proxy:
+        target = Target("beta by proxy", TcpAddress("127.0.0.1", proxy.port))
+        target.hello = Hello(wanted_name="beta")
+        if isinstance(requester, Client):
+            requester.close()
+        adopt(requester, target, direct)
+        requester.call_node(target, PING)
+        yield proxy, target, direct
+        if isinstance(requester, Client):
+            requester.close()
+
+
+Ways = Callable[[Requester, Target, Target, bytes], wire.Reply | ClusterStateError]
+
+
+def alone(requester: Requester, target: Target, direct: Target, request: bytes) -> wire.Reply | ClusterStateError:
+    try:
+        return requester.call_node(target, request)
+    except ClusterStateError as error:
+        return error
+
+
+def with_others(requester: Requester, target: Target, direct: Target, request: bytes) -> wire.Reply | ClusterStateError:
+    replies = requester.call_each([(direct, PING), (target, request)])
+    assert isinstance(replies[0], wire.Pong)
+    return replies[1]
+
+
+@pytest.mark.parametrize("way", [alone, with_others])
+@pytest.mark.parametrize("what", ["incr", "hit", "add", "refund", "send"])
+def test_request_that_must_not_be_executed_twice_is_not_sent_again(
+    requester: Requester, cut: tuple[Proxy, Target, Target], way: Ways, what: str
+) -> None:
+    proxy, target, direct = cut
+    key = b"cut\0" + os.urandom(8)
+    requests: dict[str, wire.Request] = {
+        "incr": wire.Incr(key, 1),
+        "hit": wire.Hit(key, RULES),
+        "add": wire.Set([(key, 1)], 60.0, absent=True),
+        "refund": wire.Refund(key, RULES, 1, 0.0),
+        "send": wire.Send(f"cut.{key[4:].hex()}", b"message", 60.0, 100),
+    }
+    requester.call_node(direct, frame(wire.encode(wire.Hit(key, RULES, 5))))
+    if what == "incr":
+        requester.call_node(direct, set_request(key, 0))
+    for times in range(1, 3):
+        requester.call_node(target, PING)
+        proxy.cut = 1
+        reply = way(requester, target, direct, frame(wire.encode(requests[what])))
+        assert type(reply) is AnswerLost
+        assert proxy.cut == 0
+        assert len(proxy.sent[-2][-1]) == len(frame(wire.encode(requests[what]))) + RECORD_HEADER + TAG  # it was sent
+        assert all(len(sent) == 1 for sent in proxy.sent[-1:])  # a handshake, and nothing more
+        if what == "incr":
+            assert values(requester.call_node(direct, get_request(key))) == [times]
+        elif what in ("hit", "refund"):
+            peeked = requester.call_node(direct, frame(wire.encode(wire.Peek(key, RULES))))
+            assert isinstance(peeked, wire.Decided)
+            assert peeked.decisions[0].remaining == 100 - 5 - (times if what == "hit" else -times)
+
+
+@pytest.mark.parametrize("way", [alone, with_others])
+@pytest.mark.parametrize("what", ["get", "set", "touch", "delete", "take", "peek"])
+def test_request_that_may_be_executed_twice_is_sent_again(
+    requester: Requester, cut: tuple[Proxy, Target, Target], way: Ways, what: str
+) -> None:
+    proxy, target, direct = cut
+    key, other = b"cut\0" + os.urandom(8), b"cut\0" + os.urandom(8)
+    requests: dict[str, wire.Request] = {
+        "get": wire.Get([key]),
+        "set": wire.Set([(key, 2)], 60.0),
+        "touch": wire.Touch([key], 60.0),
+        "delete": wire.Delete([key]),
+        "take": wire.Set([(other, b"token")], 60.0, absent=True, or_same=True),
+        "peek": wire.Peek(key, RULES),
+    }
+    requester.call_node(direct, set_request(key, 1))
+    proxy.cut = 1
+    reply = way(requester, target, direct, frame(wire.encode(requests[what])))
+    assert isinstance(reply, wire.Values | wire.Flags | wire.Decided)
+    assert proxy.cut == 0
+    if isinstance(reply, wire.Flags):
+        assert reply.flags == [what != "delete"]  # there it was absent by then
+    assert target.failures == 0
+
+
+@pytest.mark.parametrize(("boots", "again"), [((b"a", b"b"), True), ((b"a", b"a"), False), ((b"", b"a"), False)])
+@pytest.mark.parametrize("way", [alone, with_others])
+def test_node_that_was_started_since_is_asked_again_whatever_it_is(
+    make: Make, way: Ways, boots: tuple[bytes, bytes], again: bool
+) -> None:
+    connections, asked = iter(boots), []
+
+    def script(sock: Any) -> None:
+        sealed = shake_hands(sock, boot := next(connections))
+        for number in itertools.count():
+            asked.append((boot, wire.decode_request(sealed.read_frame())))
+            if len(asked) == 2:
+                return  # it ends before it answers
+            sealed.sendall(frame(wire.encode(wire.Done(number))))
+
+    with ScriptedNode(script) as node, ScriptedNode(answering(pong)) as other:
+        requester = make(node.address)
+        target, direct = Target("n", node.address), Target("other", other.address)
+        adopt(requester, target, direct)
+        requester.call_node(target, PING)
+        reply = way(requester, target, direct, incr_request(b"k"))
+        assert type(reply) is (wire.Done if again else AnswerLost)
+        assert [boot for boot, request in asked if isinstance(request, wire.Incr)] == list(boots)[: 1 + again]
+        requester.close()
+
+
+def pong(number: int) -> bytes:
+    return frame(wire.encode(wire.Pong(1, Identity("other", b"boot", "h:1"))))
+
+
+def test_restart_of_an_idle_node_is_noticed_before_anything_is_sent(folder: Path, make: Make) -> None:
+    with LocalCluster(folder, ("only",)) as nodes:
+        nodes.start()
+        nodes.wait_for()
+        keys = derive_link_keys([settings.SECRET_KEY], "default")
+        over_tcp = Target("only", TcpAddress("127.0.0.1", nodes.ports["only"]))
+        requester = make(local_socket(nodes, "only"), keys)
+        adopt(requester, over_tcp)
+        for target in (over_tcp, requester.routing.local):
+            requester.call_node(target, set_request(b"k", 1))
+        nodes.kill("only")
+        nodes.start("only")
+        nodes.wait_for()
+        requester.clock.ahead += 1.0
+        for target in (over_tcp, requester.routing.local):
+            assert requester.call_node(target, incr_request(b"k")) == wire.Number(ANY, None)
+            assert target.failures == 0
+        requester.close()
+
+
+def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) -> None:
+    told = []
+
+    def script(sock: Any) -> None:
+        sealed = shake_hands(sock, b"boot")
+        while True:
+            request = wire.decode_request(sealed.read_frame())
+            assert isinstance(request, wire.GetView)
+            told.append(request.tally.too_big if request.tally else 0)
+            if len(told) == 2:
+                return
+            sealed.sendall(frame(wire.encode(wire.Viewed(1, (), "n"))))
+
+    with ScriptedNode(script) as node:
+        requester = make(node.address)
+        requester.table()
+        requester.routing.untold.tally.too_big += 1
+        for _ in range(3):
+            requester.clock.ahead += 2
+            requester.table()
+        assert sum(told) == 1
+        assert len(told) >= 4
         requester.close()
 
 
@@ -524,22 +705,11 @@ def test_more_threads_than_a_node_accepts_at_a_time_are_all_served(client: Clien
     assert all(len(target.pool) <= 64 for target in client.routing.table.targets.values())
 
 
-def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
-    """Starts the work in a forked child. Returns how to ask whether all went well."""
-    pid = os.fork()
-    if not pid:
-        try:
-            os._exit(0 if work() else 1)
-        except BaseException:
-            os._exit(2)
-    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
 forking = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @forking
-def test_child_and_parent_never_share_a_socket(client: Client) -> None:
+def test_child_and_parent_never_share_a_socket(client: Client, in_child: InChild) -> None:
     assert exchange(client, 0, 20)
     children = [in_child(lambda who=who: exchange(client, who, 100)) for who in range(1, 4)]  # type: ignore[misc]
     assert exchange(client, 9, 100)
@@ -552,25 +722,31 @@ def test_child_starts_without_connections(client: Client) -> None:
     exchange(client, 0, 20)
     targets = {client.routing.local, *client.routing.table.targets.values()}
     assert any(target.pool for target in targets)
-    assert in_child(lambda: not any(target.pool for target in targets))()
+    assert in_child_of(os.fork)(lambda: not any(target.pool for target in targets))()  # before it asks for anything
     assert any(target.pool for target in targets)
 
 
-def has_nothing_to_tell(routing: Routing) -> bool:
-    return not routing.untold.tally.remembered and not routing.waits
-
-
 @forking
-def test_child_tells_nothing_that_its_parent_has_counted(client: Client, async_client: AsyncClient) -> None:
-    for routing in (client.routing, async_client.routing):
+def test_child_tells_nothing_that_its_parent_has_counted(
+    client: Client, async_client: AsyncClient, in_child: InChild
+) -> None:
+    def blocking() -> bool:
+        assert isinstance(client.call_node(client.routing.local, PING), wire.Pong)
+        return client.routing.untold.tally.remembered == 0 and len(client.routing.waits) == 1
+
+    async def asynchronous() -> bool:
+        assert isinstance(await async_client.call_node(async_client.routing.local, PING), wire.Pong)
+        return async_client.routing.untold.tally.remembered == 0 and len(async_client.routing.waits) == 1
+
+    for routing, work in ((client.routing, blocking), (async_client.routing, lambda: asyncio.run(asynchronous()))):
         routing.untold.tally.remembered += 1
         routing.waits.append(0.01)
-        assert in_child(partial(has_nothing_to_tell, routing))()
+        assert in_child(work)()
         assert routing.untold.tally.remembered == 1
 
 
 @forking
-def test_child_of_an_event_loop_has_connections_of_its_own(async_client: AsyncClient) -> None:
+def test_child_of_an_event_loop_has_connections_of_its_own(async_client: AsyncClient, in_child: InChild) -> None:
     async def parent() -> bool:
         assert await aexchange(async_client, 0, 20)
         child = in_child(lambda: asyncio.run(aexchange(async_client, 1, 100)))
@@ -578,6 +754,40 @@ def test_child_of_an_event_loop_has_connections_of_its_own(async_client: AsyncCl
         return child() and mine
 
     assert asyncio.run(parent())
+
+
+@forking
+def test_event_loop_that_goes_on_in_a_child_has_connections_of_its_own_there(
+    async_client: AsyncClient, in_child: InChild
+) -> None:
+    with asyncio.Runner() as runner:
+        assert runner.run(aexchange(async_client, 0, 20))
+        assert in_child(lambda: all(runner.run(aexchange(async_client, 1, 20)) for _ in range(20)))()
+        connections = dict(async_client._loops[runner.get_loop()].open)
+        assert all(runner.run(aexchange(async_client, 2, 20)) for _ in range(20))
+        assert async_client._loops[runner.get_loop()].open == connections
+    assert async_client._loops == {}
+
+
+@forking
+def test_threads_of_a_child_that_come_at_the_same_time_share_no_socket_with_the_parent(
+    client: Client, in_child: InChild
+) -> None:
+    def work(first: int) -> bool:
+        start = threading.Barrier(8)
+
+        def thread(who: int) -> bool:
+            start.wait()
+            return exchange(client, who, 20)
+
+        with ThreadPoolExecutor(8) as threads:
+            return all(threads.map(thread, range(first, first + 8)))
+
+    with ThreadPoolExecutor(8) as threads:  # so that there are several idle connections
+        assert all(threads.map(lambda who: exchange(client, who, 20), range(8)))
+    children = [in_child(partial(work, first)) for first in (10, 20, 30)]
+    assert exchange(client, 9, 100)
+    assert all(child() for child in children)
 
 
 @forking
@@ -722,3 +932,24 @@ def test_loop_that_ended_without_a_farewell_is_forgotten(async_client: AsyncClie
     assert async_client._loops == {}
     del loop
     gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_loop_that_ends_in_the_middle_of_a_dial_says_nothing_of_our_tasks(
+    async_client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def begin() -> None:
+        call = asyncio.create_task(async_client.call_node(Target("silent", node.address), PING))
+        await asyncio.to_thread(node.until_accepted, 1)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    with ScriptedNode(wait_for_the_end) as node:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        del loop
+        async_client._loops.clear()
+        gc.collect()
+    assert caplog.text == ""

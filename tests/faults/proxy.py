@@ -1,7 +1,9 @@
-"""A TCP proxy that delays each direction, records what passes, or alters it. Bytes stay in order, as TCP's do."""
+"""A TCP proxy that delays each direction, records or alters what passes, or resets connections. Bytes stay in order."""
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -26,6 +28,8 @@ class Proxy:
         self.connections = 0
         self.sent: list[list[bytes]] = []  # by connection, what its maker said
         self.answered: list[list[bytes]] = []  # and what was said to it
+        self.cut = 0  # of how many next answers the connection is reset in their place
+        self.cut_on: list[bytes] = []  # once one of these words was sent, the answer to it
         self._target = target
         self._tasks: list[object] = []
         self._delay = delay
@@ -95,6 +99,14 @@ class Proxy:
                 if data:
                     data = self._alter(number, from_maker, data)
                     record.append(data)
+                if data and from_maker:
+                    if any(word in data for word in self.cut_on):
+                        self.cut_on.clear()
+                        self.cut = 1
+                elif data and self.cut:
+                    self.cut -= 1
+                    _reset(writer)
+                    return
                 last = max(last, loop.time() + self._delay())
                 due.put_nowait((last, data))
                 if not data:
@@ -102,3 +114,10 @@ class Proxy:
             await delivery
         finally:
             delivery.cancel()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Closes with a reset in the place of an orderly end."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()

@@ -158,6 +158,19 @@ def test_only_absent_keys_are_added(bench: Bench) -> None:
     assert bench.ask(wire.Get([b"a", b"b"])).values == [b"x", b"y"]
 
 
+def test_key_that_holds_the_very_value_counts_as_added_where_that_is_wanted(bench: Bench) -> None:
+    taking = wire.Set([(b"lock", b"mine")], 10, absent=True, or_same=True, deletes=(b"other",))
+    bench.ask(wire.Set([(b"other", b"x")], 10))
+    assert bench.ask(taking).flags == [True]
+    bench.ask(wire.Set([(b"other", b"x")], 10))
+    bench.now += 4
+    assert bench.ask(taking).flags == [True]
+    assert bench.ask(wire.Get([b"other"])).values == [None]
+    assert bench.ask(wire.Look(b"lock")).ttl == 6  # as it was
+    assert bench.ask(wire.Set([(b"lock", b"theirs")], 10, absent=True, or_same=True)).flags == [False]
+    assert bench.ask(wire.Set([(b"lock", b"mine")], 10, absent=True)).flags == [False]
+
+
 def test_touch_leaves_keys_that_hold_something_else(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", b"x"), (b"b", b"y")], 10))
     assert bench.ask(wire.Touch([b"a", b"b", b"c"], 100, b"x")).flags == [True, False, False]

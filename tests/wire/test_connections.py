@@ -220,6 +220,35 @@ def test_silence_ends_with_the_deadline(dial: Dial) -> None:
         refused_in_time(lambda: dial(other.address), match="no answer within the deadline")
 
 
+def test_default_timeout_of_sockets_changes_no_deadline(folder: Path, dial: Dial) -> None:
+    path, done = folder / "node.sock", threading.Event()
+
+    def mute() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            handshake = NodeHandshake(())
+            sock.sendall(frame(handshake.challenge()))
+            sock.sendall(frame(handshake.receive(read_frame(sock))))
+            done.wait(20)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=mute)
+        thread.start()
+        socket.setdefaulttimeout(5)
+        try:
+            connection = dial(UnixAddress(str(path)))
+            start = time.monotonic()
+            with pytest.raises(Unavailable, match="deadline"):
+                connection.call(PING)
+            assert time.monotonic() - start < AT_LATEST
+        finally:
+            socket.setdefaulttimeout(None)
+            done.set()
+            thread.join()
+
+
 def test_handshake_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
     def late(sock: socket.socket) -> None:
         take_time(0.8 * DEADLINE)

@@ -22,6 +22,8 @@ class Set(Message, frozen=True, tag=2):
     """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Answer: `Flags`.
 
     Then it removes the keys of `deletes`, if all was stored, and answers with the values of those of `reads` as well.
+    With `or_same` an absent key may also hold this very value, which then counts as stored: so a value that nobody else
+    has may be sent again when the answer was lost.
     """
 
     items: list[tuple[Key, Value]]
@@ -29,6 +31,7 @@ class Set(Message, frozen=True, tag=2):
     absent: bool = False
     deletes: tuple[Key, ...] = ()
     reads: tuple[Key, ...] = ()
+    or_same: bool = False
 
 
 class Touch(Message, frozen=True, tag=3):

@@ -1,0 +1,43 @@
+"""A site whose master process has used the cluster before it forks its workers, as an import may: `uwsgi --module`."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")
+django.setup()
+
+from asgiref.sync import async_to_sync  # noqa: E402 - after the setup
+from django.core.cache import cache  # noqa: E402
+
+from django_clusterstate import conf, ratelimit  # noqa: E402
+from django_clusterstate.events import track  # noqa: E402
+
+MASTER = os.getpid()
+LIMIT = ratelimit.Limit.parse("1000/d")
+
+cache.get("while-loading")
+cache.get_many([f"while-loading-{number}" for number in range(50)])
+async_to_sync(cache.aget)("while-loading")
+ratelimit.hit(LIMIT, "forked", "master")
+track("forked", key="master")
+
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    """What the cache has for some keys, asked in each way; which process answers."""
+    keys = parse_qs(environ["QUERY_STRING"]).get("key", [])
+    got = [(key, cache.get(key)) for key in keys]
+    got += list(cache.get_many(keys).items())
+    got += [(key, async_to_sync(cache.aget)(key)) for key in keys[:1]]
+    for key in keys:
+        ratelimit.hit(LIMIT, "forked", key)
+        track("forked", key=key)
+    start_response("200 OK", [("Content-Type", "application/json")])
+    about = {"pid": os.getpid(), "master": MASTER, "dropped": conf.get_tracker().dropped, "got": got}
+    return [json.dumps(about).encode()]

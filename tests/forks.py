@@ -1,0 +1,51 @@
+"""Forked children: by Python, and by C as servers that embed Python fork, where none of Python's hooks run."""
+
+import ctypes
+import os
+import signal
+import traceback
+from collections.abc import Callable
+
+from testproject.processes import wait_until
+
+SECONDS = 20.0  # a child that waits for longer never ends
+
+FORKS: dict[str, Callable[[], int]] = {
+    "python": os.fork,
+    "c": lambda: int(ctypes.PyDLL(None).fork()),  # unlike CDLL it keeps the interpreter's lock, as such servers do
+}
+
+InChild = Callable[[Callable[[], bool]], Callable[[], bool]]
+
+
+def in_child_of(fork: Callable[[], int]) -> InChild:
+    """What starts work in a forked child, and returns how to ask whether all went well."""
+
+    def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
+        pid = fork()
+        if not pid:
+            try:
+                os._exit(0 if work() else 1)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(2)
+        return lambda: _went_well(pid)
+
+    return in_child
+
+
+def _went_well(pid: int) -> bool:
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        ended.extend([status] if done else [])
+        return bool(done)
+
+    try:
+        wait_until(has_ended, SECONDS, "the end of a child")
+    except TimeoutError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return False
+    return os.waitstatus_to_exitcode(ended[0]) == 0

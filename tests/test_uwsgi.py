@@ -1,0 +1,89 @@
+"""uWSGI forks its workers in C, so that none of Python's hooks for forks run in them."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from django.core.cache import cache
+
+from django_clusterstate import ratelimit
+from django_clusterstate.events import counts
+from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
+from tests.conftest import NODES
+
+UWSGI = Path(sys.executable).with_name("uwsgi")
+LIMIT = ratelimit.Limit.parse("1000/d")  # that of the site
+WORKERS, CLIENTS, REQUESTS, KEYS = 4, 8, 60, 5
+
+pytestmark = pytest.mark.skipif(
+    not UWSGI.exists(), reason="needs uWSGI, which pip builds where there is a C compiler (Debian: apt-get install gcc)"
+)
+
+
+@contextmanager
+def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[str]:
+    """The site's address. Its master imports the module, and then forks."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        *(
+            str(UWSGI),
+            "--http-socket",
+            address,
+            "--module",
+            "tests.forked_site",
+            "--master",
+            "--need-app",
+            "--disable-logging",
+        ),
+        *("--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), "--die-on-term", *options),
+    ]
+    process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "1"})
+    try:
+        wait_until(lambda: bool(ask(address)), 20, "uWSGI answers")
+        yield address
+    finally:
+        process.stop()
+        print(process.output()[-5000:])
+
+
+def ask(address: str, *keys: str) -> dict[str, Any]:
+    query = "&".join(f"key={key}" for key in keys)
+    try:
+        with urlopen(f"http://{address}/?{query}", timeout=20) as answer:
+            said: dict[str, Any] = json.load(answer)
+            return said
+    except OSError:
+        return {}
+
+
+@pytest.mark.parametrize("options", [(), ("--enable-threads", "--threads", "2")], ids=["processes", "threads"])
+def test_no_worker_is_given_what_another_asked_for(
+    cluster: LocalCluster, folder: Path, options: tuple[str, ...]
+) -> None:
+    keys = [f"forked-{os.urandom(4).hex()}-{number}" for number in range(CLIENTS * KEYS)]
+    cache.set_many({key: key for key in keys})
+    tracked = counts("forked").total
+
+    def client(who: int) -> list[dict[str, Any]]:
+        mine = keys[who * KEYS :][:KEYS]
+        return [ask(address, *mine) for _ in range(REQUESTS)]
+
+    with uwsgi(cluster, folder, *options) as address, ThreadPoolExecutor(CLIENTS) as clients:
+        answers = [answer for answers in clients.map(client, range(CLIENTS)) for answer in answers]
+    got = [(key, value) for answer in answers if answer for key, value in answer["got"]]
+    assert [(key, value) for key, value in got if key != value] == []
+    assert all(answers)
+    assert len(got) == CLIENTS * REQUESTS * (2 * KEYS + 1)  # none of them a miss
+    assert {answer["pid"] for answer in answers}.isdisjoint(answer["master"] for answer in answers)
+    assert len({answer["pid"] for answer in answers}) > 1
+    # What is left at a worker's end is sent then: a thread of uWSGI's runs only with --enable-threads.
+    assert counts("forked").total - tracked == CLIENTS * REQUESTS * KEYS + 1  # and that of the master
+    used = [1000 - ratelimit.peek(LIMIT, "forked", key).remaining for key in keys]
+    assert used == [REQUESTS] * len(keys)
