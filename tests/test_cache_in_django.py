@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +51,15 @@ def store(request: pytest.FixtureRequest, settings: Any, faces: Faces, db: None)
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{request.param}"
     found: type[SessionBase] = import_module(settings.SESSION_ENGINE).SessionStore
     return found
+
+
+@pytest.fixture(params=["raise", "ignore"])
+def too_big(request: pytest.FixtureRequest, settings: Any, store: type[SessionBase]) -> str:
+    """The policy of the cache that holds the sessions."""
+    options = {"OPTIONS": {"VALUE_TOO_BIG": request.param}}
+    settings.CACHES = {**settings.CACHES, "default": {**settings.CACHES["default"], **options}}
+    policy: str = request.param
+    return policy
 
 
 @pytest.fixture
@@ -173,6 +183,27 @@ def test_without_a_node_no_session_of_the_cache_can_be_begun_and_none_is_found()
     assert store("a" * 32).get("user") is None
 
 
+BIG = "x" * 2_000_000  # more than a cache value may have
+
+
+def test_a_session_that_outgrows_the_cache_isnt_the_older_one_again(
+    faces: Faces, store: type[SessionBase], call: Call, too_big: str
+) -> None:
+    session = store()
+    call(session, "set", "step", 1)
+    call(session, "save")
+    in_database = "cached_db" in store.__module__
+    again = store(session.session_key)
+    call(again, "set", "step", 2)
+    call(again, "set", "text", BIG)
+    with pytest.raises(ValueError, match="takes") if too_big == "raise" and not in_database else nullcontext():
+        call(again, "save")
+    assert faces["default"].get(store.cache_key_prefix + str(session.session_key)) is None  # type: ignore[attr-defined]
+    # Django puts what comes from the database into the cache, and there it catches nothing.
+    with pytest.raises(ValueError, match="takes") if too_big == "raise" and in_database else nullcontext():
+        assert call(store(session.session_key), "get", "step") == (2 if in_database else None)
+
+
 # -- pages and fragments ----------------------------------------------------------------------------------------
 
 
@@ -192,6 +223,24 @@ def test_cache_page_serves_a_page_from_the_cache() -> None:
     assert second.headers["X-Number"] == "1"
     assert second.cookies == first.cookies
     assert view(RequestFactory().get("/other/")).content == b"page 2"
+
+
+@pytest.mark.usefixtures("faces")
+def test_a_page_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> None:
+    sizes = iter([10, 2_000_000, 2_000_000])
+
+    @cache_page(60)
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("x" * next(sizes))
+
+    assert len(view(RequestFactory().get("/small/")).content) == 10
+    assert [len(view(RequestFactory().get("/page/")).content) for _ in range(2)] == [2_000_000] * 2
+
+
+@pytest.mark.usefixtures("faces")
+def test_a_fragment_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> None:
+    template = Template("{% load cache %}{% cache 60 large %}{{ text }}{% endcache %}")
+    assert [template.render(Context({"text": letter * 2_000_000}))[0] for letter in "ab"] == ["a", "b"]
 
 
 @pytest.mark.usefixtures("faces")

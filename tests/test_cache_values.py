@@ -8,7 +8,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -238,15 +238,108 @@ def test_values_that_cant_be_read_make_one_line_in_the_log(faces: Faces, caplog:
 BIG = b"x" * (MAX_VALUE_BYTES + 1)
 
 
+@pytest.fixture(params=["raise", "ignore"])
+def policy(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def bounded(faces: Faces, policy: str) -> Face:
+    return faces.made_with({"VALUE_TOO_BIG": policy})
+
+
+def refusal(policy: str) -> AbstractContextManager[Any]:
+    """What a value that is too big comes to."""
+    return nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of '.*' takes")
+
+
 @pytest.fixture
 def ignoring(faces: Faces) -> Face:
     return faces.made_with({"VALUE_TOO_BIG": "ignore"})
 
 
-def test_a_value_that_is_too_big_and_ignored_leaves_no_older_one(ignoring: Face) -> None:
-    ignoring.set("key", "older")
-    assert ignoring.set("key", BIG) is None
-    assert ignoring.get("key") is None
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise Refusal("not to be pickled")
+
+
+class Refusal(Exception):
+    """That a user's own code may raise."""
+
+
+def test_a_value_that_is_too_big_leaves_no_older_one(bounded: Face, policy: str) -> None:
+    bounded.set("key", "older")
+    with refusal(policy):
+        assert bounded.set("key", BIG) is None
+    assert bounded.get("key") is None
+
+
+def test_a_value_that_is_too_big_among_many_leaves_no_older_one_and_the_others_are_stored(
+    bounded: Face, policy: str
+) -> None:
+    bounded.set_many({f"key{number}": "older" for number in range(20)})
+    with refusal(policy):
+        bounded.set_many({f"key{number}": BIG if number % 2 else number for number in range(20)})
+    assert bounded.get_many(f"key{number}" for number in range(20)) == {f"key{n}": n for n in range(0, 20, 2)}
+
+
+def test_a_value_that_is_too_big_leaves_no_stale_one(bounded: Face, policy: str) -> None:
+    bounded.set("key", "older")  # without a mark, so it is stale
+    with refusal(policy):
+        assert bounded.get_or_set("key", lambda: BIG, stale=60) == BIG
+    assert bounded.get("key") is None
+
+
+def test_a_value_that_is_too_big_leaves_no_older_one_near(faces: Faces, policy: str) -> None:
+    cache = faces.made_with({"VALUE_TOO_BIG": policy, "NEAR_TTL": 600})
+    calls: list[tuple[Any, ...]] = [("set", "key", BIG), ("set_many", {"key": BIG})]
+    for call in calls:
+        cache.set("key", "older")
+        assert cache.get("key") == "older"
+        with refusal(policy):
+            cache.call(*call)
+        assert cache.get("key") is None
+
+
+def test_a_value_that_cant_be_serialised_leaves_no_older_one(faces: Faces) -> None:
+    cache = faces.made_with({"NEAR_TTL": 600})
+    calls: list[tuple[Any, ...]] = [("set", "key", Unpicklable()), ("set_many", {"key": Unpicklable()})]
+    for call in calls:
+        cache.set("key", "older")
+        assert cache.get("key") == "older"
+        with pytest.raises(Refusal):
+            cache.call(*call)
+        assert cache.get("key") is None
+    cache.set("key", "older")
+    with pytest.raises(Refusal):
+        cache.get_or_set("key", Unpicklable, stale=60)
+    assert cache.get("key") is None
+
+
+def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: Face) -> None:
+    cache.set_many({"a": "older", "b": "older", "c": "older"})
+    with pytest.raises(Refusal):
+        cache.set_many({"a": 1, "b": Unpicklable(), "c": 3})
+    assert cache.get_many(["a", "b", "c"]) == {}
+
+
+def test_add_of_a_value_that_cant_be_stored_leaves_what_is_there(bounded: Face, policy: str) -> None:
+    bounded.set("key", "older")
+    with refusal(policy):
+        assert bounded.add("key", BIG) is False
+    with pytest.raises(Refusal):
+        bounded.add("key", Unpicklable())
+    assert bounded.get("key") == "older"
+
+
+def test_a_value_that_is_too_big_is_ignored_where_nothing_else_is_said(faces: Faces) -> None:
+    cache = faces["default"]
+    cache.set("key", "older")
+    cache.set("key", BIG)
+    assert cache.get("key") is None
+    assert cache.set_many({"key": BIG}) == ["key"]
+    assert cache.add("key", BIG) is False
 
 
 def test_add_of_a_value_that_is_too_big_and_ignored_says_no_and_leaves_what_is_there(ignoring: Face) -> None:
@@ -299,12 +392,6 @@ def narrow(request: pytest.FixtureRequest) -> Iterator[str]:
         cluster.wait_for()
         with using(cluster, "one"):
             yield request.param
-
-
-@pytest.fixture(params=["raise", "ignore"])
-def policy(request: pytest.FixtureRequest) -> str:
-    chosen: str = request.param
-    return chosen
 
 
 @pytest.fixture
@@ -383,7 +470,7 @@ class MadeOfOptions:
         ({"COMPRESS_ABOVE": -1}, "COMPRESS_ABOVE must be a number of bytes, not -1"),
         ({"COMPRESS_ABOVE": "1k"}, "COMPRESS_ABOVE must be a number of bytes, not '1k'"),
         ({"COMPRESS_ABOVE": True}, "COMPRESS_ABOVE must be a number of bytes, not True"),
-        ({"VALUE_TOO_BIG": "explode"}, "VALUE_TOO_BIG must be 'raise' or 'ignore', not 'explode'"),
+        ({"VALUE_TOO_BIG": "explode"}, "VALUE_TOO_BIG must be 'ignore' or 'raise', not 'explode'"),
         ({"SERIALIZER": "yaml"}, "SERIALIZER must be one of json, msgpack, pickle, or the dotted path of a class"),
         ({"COMPRESSOR": "lz77"}, "COMPRESSOR must be one of zlib, zstd, or the dotted path of a class"),
         (

@@ -45,7 +45,11 @@ class ClusterCache(Extras):
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        request = self._set_request(key, wire_key, value, timeout)
+        try:
+            request = self._set_request(key, wire_key, value, timeout)
+        except Exception:
+            self._call(wire_key, wire.Delete([wire_key]))  # the older value must not outlive one that is refused
+            raise
         self._stored(request, self._call(wire_key, request), key)
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -98,6 +102,8 @@ class ClusterCache(Extras):
             return value
         if isinstance(step, float):
             return time.sleep(step)
+        if callable(step):
+            return step()
         return self._call(key, step)
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
@@ -122,11 +128,17 @@ class ClusterCache(Extras):
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version)
+        names = self._names(data, version)
+        try:
+            batch = self._batch(names, data, timeout)
+        except Exception:
+            self._call_owners(names, wire.Delete)
+            raise
         if batch.too_big:
             self._call_owners(batch.too_big, wire.Delete)
         answers = self._call_owners(batch.values, batch.request, batch.size_of)
-        return self._unstored(batch.names, answers)
+        self._refused(batch.problems)
+        return self._unstored(names, answers)
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -158,7 +170,11 @@ class ClusterCache(Extras):
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        request = self._set_request(key, wire_key, value, timeout)
+        try:
+            request = self._set_request(key, wire_key, value, timeout)
+        except Exception:
+            await self._acall(wire_key, wire.Delete([wire_key]))  # the older value must not outlive one that is refused
+            raise
         self._stored(request, await self._acall(wire_key, request), key)
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -201,6 +217,8 @@ class ClusterCache(Extras):
             return await value if inspect.isawaitable(value) else value
         if isinstance(step, float):
             return await asyncio.sleep(step)
+        if callable(step):
+            return step()
         return await self._acall(key, step)
 
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
@@ -220,11 +238,17 @@ class ClusterCache(Extras):
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version)
+        names = self._names(data, version)
+        try:
+            batch = self._batch(names, data, timeout)
+        except Exception:
+            await self._acall_owners(names, wire.Delete)
+            raise
         if batch.too_big:
             await self._acall_owners(batch.too_big, wire.Delete)
         answers = await self._acall_owners(batch.values, batch.request, batch.size_of)
-        return self._unstored(batch.names, answers)
+        self._refused(batch.problems)
+        return self._unstored(names, answers)
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -232,8 +256,8 @@ class ClusterCache(Extras):
     async def aclear(self) -> None:
         client = conf.get_async_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
-        targets = self._everywhere(await client.table())
         try:
+            targets = self._everywhere(await client.table())
             self._cleared(await client.call_each([(target, request) for target in targets]))
         finally:
             self._near.clear()

@@ -55,8 +55,8 @@ class Calls(Requests):
         client = conf.get_client()
         answers: Answers = []
         keys = list(keys)
-        later = self._groups(client.table(), keys)
         try:
+            later = self._groups(client.table(), keys)
             while later:
                 groups, later = first_round(later, size_of)
                 replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
@@ -104,8 +104,8 @@ class Calls(Requests):
         client = conf.get_async_client()
         answers: Answers = []
         keys = list(keys)
-        later = self._groups(await client.table(), keys)
         try:
+            later = self._groups(await client.table(), keys)
             while later:
                 groups, later = first_round(later, size_of)
                 replies = await client.call_each(

@@ -52,15 +52,12 @@ SizeOf = Callable[[bytes], int]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What `set_many` is to store: the names of all keys, the values of those that aren't too big."""
+    """What `set_many` is to store, and the keys of values that are too big, with a message for each."""
 
-    names: dict[bytes, Any]
     values: dict[bytes, wire.Value]
     ttl: float | None
-
-    @property
-    def too_big(self) -> list[bytes]:
-        return [key for key in self.names if key not in self.values]
+    too_big: list[bytes]
+    problems: list[str]
 
     def request(self, keys: list[bytes]) -> wire.Request:
         return wire.Set([(key, self.values[key]) for key in keys], self.ttl)
@@ -84,7 +81,7 @@ class Requests(BaseCache):
         self._prefix = self._namespace + b"\0"
         self._makes_keys = _makes_keys(type(self))
         self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
-        self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
+        self._refuse_big = _choice(options, "VALUE_TOO_BIG", "ignore", "raise") == "raise"
         self._lease = _number(options, "LEASE", LEASE, "seconds")
         self._near_ttl = _number(options, "NEAR_TTL", 0, "seconds")
         self._near_entries = int(_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
@@ -125,11 +122,16 @@ class Requests(BaseCache):
     def _dump(self, key: Any, value: Any) -> wire.Value | None:
         """None for a value that is too big, where that is to be ignored."""
         data = self._values.dump(value)
-        if isinstance(data, int) or len(data) <= MAX_VALUE_BYTES:
+        if fits(data):
             return data
-        problem = f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most"
-        self._too_big(problem, raises=self._refuse_big)
+        self._too_big(_too_long(key, data), raises=self._refuse_big)
         return None
+
+    def _refused(self, problems: list[str]) -> None:
+        """These values of one `set_many` were too big. Raises for the first, unless that is to be ignored."""
+        if problems:
+            conf.get_tally().too_big += len(problems) - 1
+            self._too_big(problems[0], raises=self._refuse_big)
 
     def _no_room(self, key: Any, *, raises: bool) -> None:
         problem = f"the value of {key!r} takes more than its owner has room for (MAX_BYTES, or CACHE_MAX_BYTES)"
@@ -139,7 +141,7 @@ class Requests(BaseCache):
         conf.get_tally().too_big += 1
         if raises:
             raise ValueError(problem)
-        self._warn_once("too big", "%s: it isn't stored, and neither are others", problem)
+        self._warn_once("too big", "%s: it isn't stored, nor are others like it (see VALUE_TOO_BIG)", problem)
 
     def _load(self, value: wire.Value, default: Any) -> Any:
         """The default, as for a miss, for a value that can't be read: it was written with other options or code."""
@@ -265,10 +267,19 @@ class Requests(BaseCache):
                     self._no_room(names[key], raises=False)  # it is among what is returned
         return [name for key, name in names.items() if key not in stored]
 
-    def _batch(self, data: Mapping[Any, Any], timeout: Any, version: int | None) -> Batch:
-        names = {self.routing_key(name, version): name for name in data}
-        dumped = ((key, self._dump(name, data[name])) for key, name in names.items())
-        return Batch(names, {key: value for key, value in dumped if value is not None}, self._ttl(timeout))
+    def _names(self, data: Iterable[Any], version: int | None) -> dict[bytes, Any]:
+        return {self.routing_key(name, version): name for name in data}
+
+    def _batch(self, names: Mapping[bytes, Any], data: Mapping[Any, Any], timeout: Any) -> Batch:
+        batch = Batch({}, self._ttl(timeout), [], [])
+        for key, name in names.items():
+            value = self._values.dump(data[name])
+            if fits(value):
+                batch.values[key] = value
+            else:
+                batch.too_big.append(key)
+                batch.problems.append(_too_long(name, value))
+        return batch
 
     def _groups(self, table: Table, keys: Iterable[bytes]) -> Groups:
         wanted = list(keys)
@@ -311,6 +322,16 @@ def _makes_keys(cls: type[Requests]) -> bool:
     """Whether a subclass has its own way to make or to judge keys."""
     ours = (Requests.validate_key, BaseCache.make_key, BaseCache.make_and_validate_key)
     return (cls.validate_key, cls.make_key, cls.make_and_validate_key) != ours
+
+
+def fits(value: wire.Value) -> bool:
+    """Whether a value isn't longer than it may be."""
+    return isinstance(value, int) or len(value) <= MAX_VALUE_BYTES
+
+
+def _too_long(key: Any, value: wire.Value) -> str:
+    size = len(value) if isinstance(value, bytes) else 8
+    return f"the value of {key!r} takes {size:,} bytes, and {MAX_VALUE_BYTES:,} is the most"
 
 
 def flag(reply: wire.Reply | None) -> bool:
