@@ -28,9 +28,12 @@ from django.utils.translation import gettext_lazy
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
+from django_clusterstate.cache.requests import KEYS_AT_ONCE
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
-from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.aio import AsyncConnection
+from django_clusterstate.wire.blocking import BlockingConnection
+from django_clusterstate.wire.framing import HEADER, frame
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
 from tests.faces import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
@@ -405,6 +408,51 @@ def test_a_value_of_a_mebibyte_is_kept(cache: Face) -> None:
     assert cache.add("add", value) is True
     assert [cache.get(key) == value for key in ("set", "add", "many1", "many2", "many3")] == [True] * 5
     assert set(cache.get_many(["set", "add", "many1", "many2", "many3"]).values()) == {value}
+
+
+def test_a_request_is_for_a_few_hundred_keys_however_many_are_asked_for(
+    cache: Face, requests: list[wire.Message]
+) -> None:
+    data = {f"key{number}": number for number in range(30_000)}
+    assert cache.set_many(data) == []
+    assert cache.get_many(data) == data
+    cache.delete_many(data)
+    assert cache.get_many(data) == {}
+    counts = [
+        len(request.items) if isinstance(request, wire.Set) else len(request.keys)
+        for request in requests
+        if isinstance(request, wire.Set | wire.Get | wire.Delete)
+    ]
+    assert sum(counts) >= 4 * 30_000
+    assert max(counts) <= KEYS_AT_ONCE
+
+
+@pytest.fixture
+def taking_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes do three keys of a request, as those do that take too much time for more."""
+
+    def shortened(request: bytes) -> bytes:
+        decoded = wire.decode_request(request[HEADER:])
+        if isinstance(decoded, wire.Set):
+            return frame(wire.encode(wire.Set(decoded.items[:3], decoded.ttl)))
+        if isinstance(decoded, wire.Get | wire.Delete):
+            return frame(wire.encode(type(decoded)(decoded.keys[:3])))
+        return request
+
+    for connection, name in ((BlockingConnection, "call"), (BlockingConnection, "send"), (AsyncConnection, "request")):
+        send = getattr(connection, name)
+        monkeypatch.setattr(connection, name, lambda self, request, send=send: send(self, shortened(request)))
+
+
+@pytest.mark.usefixtures("taking_turns")
+def test_an_owner_that_does_a_part_of_the_keys_is_asked_for_the_rest(cache: Face) -> None:
+    data = {f"key{number}": number for number in range(50)}
+    assert cache.set_many(data) == []
+    assert cache.get_many(data) == data
+    cache.delete_many([f"key{number}" for number in range(20)])
+    assert cache.get_many(data) == {key: number for key, number in data.items() if number >= 20}
+    assert cache.delete_pattern("key*") == 30
+    assert cache.get_many(data) == {}
 
 
 @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,30 +19,20 @@ from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .flight import MISSING, Flight, Steps
 from .near import Near, Ticket
+from .options import OPTIONS, read_choice, read_max_bytes, read_namespace, read_number
 from .values import Values
 
 logger = logging.getLogger("django_clusterstate.cache")
 
 _ROOM = MAX_REQUEST - 64  # for the keys and values in one message
 MAX_VALUE_BYTES = _ROOM - 2 * wire.MAX_KEY_BYTES  # its own, and that of a lease that ends with it
-_MAX_NAMESPACE = 256  # bytes, by the wire
+# In one exchange, so that it takes a node well below a millisecond, and others don't wait for longer.
+KEYS_AT_ONCE = 250
 _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
 LEASE = 10.0  # seconds
 NEAR_ENTRIES = 1000
-OPTIONS = {
-    "SERIALIZER",
-    "COMPRESSOR",
-    "COMPRESS_ABOVE",
-    "VALUE_TOO_BIG",
-    "LEASE",
-    "NEAR_TTL",
-    "NEAR_ENTRIES",
-    "MAX_BYTES",
-    "ON_UNAVAILABLE",
-}
-
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
@@ -76,15 +65,15 @@ class Requests(BaseCache):
         unknown = set(options) - OPTIONS - {"MAX_ENTRIES", "CULL_FREQUENCY"}
         if unknown:
             raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(OPTIONS)}.")
-        self._namespace = _namespace(location)
-        self.max_bytes = _max_bytes(options.get("MAX_BYTES"))
+        self._namespace = read_namespace(location)
+        self.max_bytes = read_max_bytes(options.get("MAX_BYTES"))
         self._prefix = self._namespace + b"\0"
         self._makes_keys = _makes_keys(type(self))
-        self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
-        self._refuse_big = _choice(options, "VALUE_TOO_BIG", "ignore", "raise") == "raise"
-        self._lease = _number(options, "LEASE", LEASE, "seconds")
-        self._near_ttl = _number(options, "NEAR_TTL", 0, "seconds")
-        self._near_entries = int(_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
+        self._raise = read_choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
+        self._refuse_big = read_choice(options, "VALUE_TOO_BIG", "ignore", "raise") == "raise"
+        self._lease = read_number(options, "LEASE", LEASE, "seconds")
+        self._near_ttl = read_number(options, "NEAR_TTL", 0, "seconds")
+        self._near_entries = int(read_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
         # Of the namespace, since what is written through one alias is read through another.
         self._near = conf.shared(("near", self._namespace), Near)
         self._values = Values(options)
@@ -299,8 +288,7 @@ class Requests(BaseCache):
         for (target, keys), reply in zip(groups, replies, strict=True):
             if isinstance(reply, ClusterStateError):
                 self._failed(reply)
-            elif isinstance(reply, wire.Values) and 0 < len(reply.values) < len(keys):
-                count = len(reply.values)  # no more had room in one reply
+            elif 0 < (count := _answered(reply)) < len(keys):
                 answers.append((keys[:count], reply))
                 again.append((target, keys[count:]))
             else:
@@ -324,6 +312,13 @@ def _makes_keys(cls: type[Requests]) -> bool:
     return (cls.validate_key, cls.make_key, cls.make_and_validate_key) != ours
 
 
+def _answered(reply: wire.Reply) -> int:
+    """For how many of the keys it was asked for; 0 for a reply of another kind."""
+    if isinstance(reply, wire.Values):
+        return len(reply.values)  # no more had room in one reply, or the node took turns
+    return len(reply.flags) if isinstance(reply, wire.Flags) else 0
+
+
 def fits(value: wire.Value) -> bool:
     """Whether a value isn't longer than it may be."""
     return isinstance(value, int) or len(value) <= MAX_VALUE_BYTES
@@ -343,7 +338,7 @@ def first_round(groups: Groups, size_of: SizeOf) -> tuple[Groups, Groups]:
     first, rest = [], []
     for target, keys in groups:
         count, room = 0, _ROOM
-        for key in keys:
+        for key in keys[:KEYS_AT_ONCE]:
             room -= size_of(key) + _ITEM
             if room < 0 and count:
                 break
@@ -360,34 +355,3 @@ def without_failed(later: Groups, groups: Groups, replies: list[wire.Reply | Clu
         target for (target, _), reply in zip(groups, replies, strict=True) if isinstance(reply, ClusterStateError)
     }
     return [group for group in later if group[0] not in failed]
-
-
-def _namespace(location: object) -> bytes:
-    if not isinstance(location, str):
-        raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name, not {location!r}.")
-    namespace = (location or "default").encode()
-    if len(namespace) > _MAX_NAMESPACE or b"\0" in namespace:
-        raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name of 1 to {_MAX_NAMESPACE} bytes.")
-    return namespace
-
-
-def _choice(options: Mapping[str, Any], name: str, default: str, other: str) -> str:
-    value: str = options.get(name, default)
-    if value not in (default, other):
-        raise ImproperlyConfigured(f"ClusterCache's {name} must be {default!r} or {other!r}, not {value!r}.")
-    return value
-
-
-def _number(options: Mapping[str, Any], name: str, default: float, what: str, *kinds: type) -> float:
-    """A number of seconds or the like: above 0, unless the default is 0."""
-    value = options.get(name, default)
-    if type(value) not in (kinds or (int, float)) or not 0 <= value < math.inf or (default and not value):
-        bound = " above 0" if default else ""
-        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of {what}{bound}, not {value!r}.")
-    return float(value)
-
-
-def _max_bytes(given: Any) -> int | None:
-    if given is None or (type(given) is int and given > 0):
-        return given
-    raise ImproperlyConfigured(f"ClusterCache's MAX_BYTES must be a number of bytes above 0, not {given!r}.")

@@ -253,6 +253,21 @@ def test_well_formed_nonsense_never_raises_anything_else(tag: int, items: list[A
         assert decode(wire.encode(message)) == message or "nan" in repr(message)
 
 
+@pytest.mark.parametrize("kind", [wire.Get, wire.Set, wire.Touch, wire.Delete])
+def test_a_request_for_more_keys_than_it_may_have_is_refused(kind: type[wire.Request]) -> None:
+    def request(count: int) -> wire.Request:
+        keys = [b"key"] * count
+        if kind is wire.Set:
+            return wire.Set([(key, 1) for key in keys], None)
+        return (
+            wire.Touch(keys, None) if kind is wire.Touch else wire.Get(keys) if kind is wire.Get else wire.Delete(keys)
+        )
+
+    assert wire.decode_request(wire.encode(request(wire.MAX_KEYS))) == request(wire.MAX_KEYS)
+    with pytest.raises(wire.DECODE_ERRORS):
+        wire.decode_request(wire.encode(request(wire.MAX_KEYS + 1)))
+
+
 @given(st.text(max_size=100))
 def test_channel_of_a_process_names_its_node(node: str) -> None:
     tag = wire.channel_tag(node)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..framing import frame
-from .fields import DECODE_ERRORS, MAX_KEY_BYTES, Message, Value
+from .fields import DECODE_ERRORS, MAX_KEY_BYTES, MAX_KEYS, Message, Value
 from .replies import (
     CHANNEL_FULL,
     NOT_AN_INTEGER,
@@ -71,6 +71,7 @@ from .requests import (
 __all__ = [
     "CHANNEL_FULL",
     "DECODE_ERRORS",
+    "MAX_KEYS",
     "MAX_KEY_BYTES",
     "NOT_AN_INTEGER",
     "Clear",

@@ -7,24 +7,41 @@ from msgspec import Meta
 
 from ...core.events import MAX_ENTRIES, Entry
 from ..status import Tally
-from .fields import ChannelName, Cost, Cursor, EventName, Integer, Key, Message, Namespace, Rules, Seconds, Value
+from .fields import (
+    MAX_KEYS,
+    ChannelName,
+    Cost,
+    Cursor,
+    EventName,
+    Integer,
+    Key,
+    Keys,
+    Message,
+    Namespace,
+    Rules,
+    Seconds,
+    Value,
+)
 
 # -- cache ------------------------------------------------------------------------------------------------------
 
 
 class Get(Message, frozen=True, tag=1):
-    """The values of some keys. Answer: `Values`, of the first few keys where all together are too long for a reply."""
+    """The values of some keys. Answer: `Values`, of the first few keys where all together are too long for a reply or
+    take the node too much time."""
 
-    keys: list[Key]
+    keys: Keys
 
 
 class Set(Message, frozen=True, tag=2):
     """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Answer: `Flags`.
 
     Then it removes the keys of `deletes`, if all was stored, and answers with the values of those of `reads` as well.
+    The answer to this, to `Touch` and to `Delete` has the flags of the first few keys where all together take the node
+    too much time; the others weren't touched.
     """
 
-    items: list[tuple[Key, Value]]
+    items: Annotated[list[tuple[Key, Value]], Meta(max_length=MAX_KEYS)]
     ttl: Seconds | None
     absent: bool = False
     deletes: tuple[Key, ...] = ()
@@ -35,7 +52,7 @@ class Touch(Message, frozen=True, tag=3):
     """Gives keys a new ttl, with `expected` only those that hold this value. Answer: `Flags`, false for a key that
     keeps its own or is absent."""
 
-    keys: list[Key]
+    keys: Keys
     ttl: Seconds | None
     expected: Value | None = None
 
@@ -44,7 +61,7 @@ class Delete(Message, frozen=True, tag=4):
     """Removes keys, with `expected` only those that hold this value. Answer: `Flags`, false for a key that stays or is
     absent."""
 
-    keys: list[Key]
+    keys: Keys
     expected: Value | None = None
 
 
