@@ -1,28 +1,38 @@
 """How values are kept: serializers, compressors, what is too big, and what can't be read."""
 
+import asyncio
+import ctypes
 import datetime
+import gc
 import json
 import logging
 import pickle
+import signal
 import sys
 import tempfile
+import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
-from django_clusterstate.cache.values import MAX_DECOMPRESSED, ZlibCompressor, ZstdCompressor
+from django_clusterstate.cache.flight import MISSING
+from django_clusterstate.cache.values import MAX_DECOMPRESSED, PickleSerializer, ZlibCompressor, ZstdCompressor
 from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
 from tests.faces import BACKEND, MIB, Face, Faces
 from tests.layers import SETTINGS
+from tests.timelimits import HANDLERS, SoftTimeLimit, handling, raises
 
 DATA = {"a": [1, 2.5, None, True, "é"], "b": {"c": ""}}
 TEXT = "spam and eggs, " * 1000
@@ -231,6 +241,107 @@ def test_values_that_cant_be_read_make_one_line_in_the_log(faces: Faces, caplog:
     assert line.levelname == "WARNING"
     assert "'cache-tests'" in line.getMessage()
     assert "can't be read" in line.getMessage()
+
+
+# -- what interrupts the reading --------------------------------------------------------------------------------
+
+
+class Slow:
+    """Takes Python code to be read."""
+
+    def __init__(self, number: int) -> None:
+        self.state = [str(number)] * 3
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = [item.upper() for item in state["state"]]
+
+
+class OddError(Exception):
+    """Of a class that can't be read any more."""
+
+
+class Odd:
+    def __reduce__(self) -> Any:
+        return fail, ()
+
+
+def fail() -> None:
+    raise OddError
+
+
+READ_WITH = [{}, {"SERIALIZER": "json"}, {"SERIALIZER": "msgpack"}, {"COMPRESSOR": "zlib"}, {"COMPRESSOR": "zstd"}]
+LIMITS = [0.001 + attempt / 50_000 for attempt in range(60)]  # seconds
+
+
+@pytest.fixture(params=READ_WITH, ids=str)
+def near(request: pytest.FixtureRequest, cluster: LocalCluster, settings: Any) -> Iterator[ClusterCache]:
+    """A cache with a value that takes long to be read, and nothing else: it is near."""
+    options = {**request.param, "NEAR_TTL": 600, "COMPRESS_ABOVE": 0}
+    settings.CACHES = {"default": {"BACKEND": BACKEND, "LOCATION": "cache-tests", "OPTIONS": options}}
+    cache = caches["default"]
+    assert isinstance(cache, ClusterCache)
+    cache.set("key", ["text"] * 3000 if "SERIALIZER" in options else [Slow(number) for number in range(300)])
+    cache.get("key")
+    gc.collect()
+    gc.disable()  # what is raised in a destructor that it calls is ignored by Python
+    yield cache
+    gc.enable()
+    cache.clear()
+
+
+@pytest.mark.parametrize("handler", ["function", "method", "lambda"])
+def test_a_time_limit_that_ends_while_a_value_is_read_is_raised(near: ClusterCache, handler: str) -> None:
+    def limited(seconds: float) -> bool:
+        """Whether the limit was raised: reads the value again and again until it ends."""
+        until = time.monotonic() + 5
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            while time.monotonic() < until:
+                assert near.get("key", MISSING) is not MISSING
+        except SoftTimeLimit:
+            return True
+        return False
+
+    with handling(HANDLERS[handler]):
+        assert [limited(seconds) for seconds in LIMITS] == [True] * len(LIMITS)
+
+
+def test_a_time_limit_that_ends_while_a_coroutine_reads_a_value_is_raised(near: ClusterCache) -> None:
+    async def limited(seconds: float) -> bool:
+        until = time.monotonic() + 5
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            while time.monotonic() < until:  # near, so the loop gets no turn
+                assert await near.aget("key", MISSING) is not MISSING
+        except SoftTimeLimit:
+            return True
+        return False
+
+    async def all_limited() -> list[bool]:
+        return [await limited(seconds) for seconds in LIMITS]
+
+    with handling(raises):
+        assert asyncio.run(all_limited()) == [True] * len(LIMITS)
+
+
+def test_what_deserialising_raises_is_a_miss_whatever_it_is(faces: Faces) -> None:
+    cache = faces["default"]
+    cache.set("key", Odd())
+    assert cache.get("key", "default") == "default"
+    assert cache.get_many(["key"]) == {}
+
+
+def test_an_exception_that_another_thread_puts_into_the_reading_is_raised(faces: Faces) -> None:
+    interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread, error = ctypes.c_ulong(threading.get_ident()), ctypes.py_object(SoftTimeLimit)
+
+    class Loads(PickleSerializer):
+        loads = staticmethod(partial(interrupt, thread, error))  # C code, so the traceback ends where ours called it
+
+    cache = faces.made_with({"SERIALIZER": Loads})
+    cache.set("key", "value")
+    with pytest.raises(SoftTimeLimit):
+        cache.get("key")
 
 
 # -- what is too big --------------------------------------------------------------------------------------------

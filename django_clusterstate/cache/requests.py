@@ -20,7 +20,7 @@ from ..wire.framing import MAX_REQUEST
 from .flight import MISSING, Flight, Steps
 from .near import Near, Ticket
 from .options import OPTIONS, read_choice, read_max_bytes, read_namespace, read_number
-from .values import Values
+from .values import Values, unreadable
 
 logger = logging.getLogger("django_clusterstate.cache")
 
@@ -137,6 +137,8 @@ class Requests(BaseCache):
         try:
             return self._values.load(value)
         except Exception as error:  # a serializer may raise anything
+            if not unreadable(error):
+                raise
             reason = f"{type(error).__name__}: {error}"
             self._warn_once(
                 "unreadable", "a value in %r can't be read (%s): it is a miss", self._namespace.decode(), reason

@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Sequence
 
-from ..exceptions import ClusterStateError, ProtocolError, Unavailable
+from ..exceptions import ClusterStateError, ProtocolError, Unavailable, raised_by_signal
 from .address import Address, UnixAddress
 from .framing import HEADER, MAX_FRAME, frame, size_at
 from .handshake import RequesterHandshake
@@ -35,6 +35,8 @@ def _left(until: float) -> float:
 
 
 def _unavailable(error: OSError) -> Unavailable:
+    if raised_by_signal(error):  # such as a time limit that is a TimeoutError: it is the caller's, and no node's
+        raise error
     late = isinstance(error, BlockingIOError | TimeoutError)
     return Unavailable("no answer within the deadline" if late else str(error))
 
