@@ -1,6 +1,5 @@
 """What both faces of the cache share, without I/O: keys, values, requests, and what the answers to them mean."""
 
-import copy
 import hashlib
 import itertools
 import logging
@@ -61,6 +60,7 @@ class Requests(BaseCache):
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
         super().__init__(params)
+        self._made_of = location, params
         options = params.get("OPTIONS", {})
         unknown = set(options) - OPTIONS - {"MAX_ENTRIES", "CULL_FREQUENCY"}
         if unknown:
@@ -79,10 +79,13 @@ class Requests(BaseCache):
         self._values = Values(options)
 
     def raising(self) -> Self:
-        """This cache, but a failure of the cluster is raised as `ClusterStateError`, and is no miss."""
-        other = copy.copy(self)
-        other._raise = True
-        return other
+        """A cache like this one, but a failure of the cluster is raised as `ClusterStateError`, and is no miss.
+
+        It is made anew, since debug toolbar and Sentry replace methods of an instance by functions that call those of
+        that instance, also where they are copied to another.
+        """
+        location, params = self._made_of
+        return type(self)(location, {**params, "OPTIONS": {**params.get("OPTIONS", {}), "ON_UNAVAILABLE": "raise"}})
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""
