@@ -351,5 +351,76 @@ def test_an_asynchronous_view_uses_the_cache_and_its_session_without_a_thread(
     assert caches["default"].get("text") is None
 
 
+@pytest.fixture
+def querying(cluster: object, settings: Any, transactional_db: None) -> Any:
+    """A cache, and users whom lazy querysets find."""
+    settings.CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "lazy"}}
+    User.objects.bulk_create([User(username="ada"), User(username="bob")])
+    yield caches["default"]
+    caches["default"].clear()
+
+
+def names_of(users: Any) -> list[str]:
+    return [user.username for user in users]
+
+
+def test_asynchronous_code_stores_lazy_querysets(querying: Any) -> None:
+    async def compute() -> Any:
+        return User.objects.order_by("pk")
+
+    async def store() -> list[Any]:
+        cache = querying
+        await cache.aset("set", User.objects.order_by("pk"))
+        assert await cache.aadd("add", User.objects.order_by("pk")) is True
+        assert await cache.aset_many({"many": User.objects.order_by("pk"), "other": 1}) == []
+        values = [
+            await cache.aget_or_set("given", User.objects.order_by("pk")),
+            await cache.aget_or_set("made", lambda: User.objects.order_by("pk")),
+            await cache.aget_or_set("awaited", compute),
+            await cache.aget_or_set("stale", compute, stale=60),
+        ]
+        return [*values, *(await cache.aget_many(["set", "add", "many", "given", "made", "awaited", "stale"])).values()]
+
+    found = async_to_sync(store)()
+    assert [names_of(value) for value in found] == [["ada", "bob"]] * 11
+    assert querying.get("other") == 1
+
+
+class Counting:
+    """Asks the database when it is read, and so needs a thread."""
+
+    def __reduce__(self) -> Any:
+        return User.objects.count, ()
+
+
+@pytest.mark.parametrize("near", [0, 600])
+def test_asynchronous_code_reads_values_that_ask_the_database(querying: Any, settings: Any, near: int) -> None:
+    settings.CACHES = {"default": {**settings.CACHES["default"], "OPTIONS": {"NEAR_TTL": near}}}
+
+    async def read() -> list[Any]:
+        cache = caches["default"]
+        await cache.aset("key", Counting())
+        found = [await cache.aget("key"), await cache.aget("key"), await cache.aget_many(["key"])]
+        return [*found, await cache.aget_or_set("key", 7), await cache.aget_or_set("new", lambda: "made")]
+
+    assert async_to_sync(read)() == [2, 2, {"key": 2}, 2, "made"]
+
+
+def test_a_lazy_value_that_cant_be_serialised_leaves_no_older_one(querying: Any) -> None:
+    class Broken:
+        def __reduce__(self) -> Any:
+            User.objects.count()
+            raise RuntimeError("not to be pickled")
+
+    async def store() -> None:
+        for call in (querying.aset("key", Broken()), querying.aset_many({"key": Broken()})):
+            await querying.aset("key", "older")
+            with pytest.raises(RuntimeError, match="not to be pickled"):
+                await call
+            assert await querying.aget("key") is None
+
+    async_to_sync(store)()
+
+
 def body(response: JsonResponse) -> Any:
     return json.loads(response.content)

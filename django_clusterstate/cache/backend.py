@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
+from django.core.exceptions import SynchronousOnlyOperation
 
 from .. import conf
 from ..client.routing import Target
@@ -158,20 +160,33 @@ class ClusterCache(Extras):
             self._near.clear()
 
     # -- the asyncio face, method by method the same ----------------------------------------------------------
+    # Some values ask the database while they are serialised or read, such as lazy querysets. Django refuses that in an
+    # event loop, and then it is done in a thread.
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = self._add_request(key, wire_key, value, timeout)
+        try:
+            request = self._add_request(key, wire_key, value, timeout)
+        except SynchronousOnlyOperation:
+            request = await sync_to_async(self._add_request)(key, wire_key, value, timeout)
         return request is not None and flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         value = await self._avalue(self.routing_key(key, version))
-        return default if value is None else self._load(value, default)
+        if value is None:
+            return default
+        try:
+            return self._load(value, default)
+        except SynchronousOnlyOperation:
+            return await sync_to_async(self._load)(value, default)
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
         try:
-            request = self._set_request(key, wire_key, value, timeout)
+            try:
+                request = self._set_request(key, wire_key, value, timeout)
+            except SynchronousOnlyOperation:
+                request = await sync_to_async(self._set_request)(key, wire_key, value, timeout)
         except Exception:
             await self._acall(wire_key, wire.Delete([wire_key]))  # the older value must not outlive one that is refused
             raise
@@ -218,7 +233,10 @@ class ClusterCache(Extras):
         if isinstance(step, float):
             return await asyncio.sleep(step)
         if callable(step):
-            return step()
+            try:
+                return step()
+            except SynchronousOnlyOperation:
+                return await sync_to_async(step)()
         return await self._acall(key, step)
 
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
@@ -233,14 +251,20 @@ class ClusterCache(Extras):
         wanted = {self.routing_key(key, version): key for key in keys}
         near, tickets = self._nearby(wanted)
         answers = await self._acall_owners([key for key in wanted if key not in near], wire.Get)
-        return self._collect(wanted, near, answers, tickets)
+        try:
+            return self._collect(wanted, near, answers, tickets)
+        except SynchronousOnlyOperation:
+            return await sync_to_async(self._collect)(wanted, near, answers, tickets)
 
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
         names = self._names(data, version)
         try:
-            batch = self._batch(names, data, timeout)
+            try:
+                batch = self._batch(names, data, timeout)
+            except SynchronousOnlyOperation:
+                batch = await sync_to_async(self._batch)(names, data, timeout)
         except Exception:
             await self._acall_owners(names, wire.Delete)
             raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache, default_key_func
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from .. import conf
 from ..client.routing import Table, Target, no_owner
@@ -148,6 +148,13 @@ class Requests(BaseCache):
             )
             return default
 
+    def _load_or(self, value: wire.Value, default: Any) -> Any:
+        """As `_load`, and the default for one that can't be read in an event loop."""
+        try:
+            return self._load(value, default)
+        except SynchronousOnlyOperation:
+            return default
+
     def _warn_once(self, kind: str, message: str, *args: object) -> None:
         """For each namespace and process: one deploy would fill the log otherwise."""
         if not next(conf.shared((kind, self._namespace), itertools.count)):
@@ -199,7 +206,7 @@ class Requests(BaseCache):
         ttl = self._ttl(timeout)
         flight = Flight(
             wire_key, ttl, float(stale), self._lease,
-            lambda value: self._dump(key, value), self._load,
+            lambda value: self._dump(key, value), self._load_or,
             lambda: self._no_room(key, raises=self._refuse_big),
         )  # fmt: skip
         if stale:

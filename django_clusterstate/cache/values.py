@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
@@ -38,9 +38,10 @@ def unreadable(error: Exception) -> bool:
     """Whether `Values.load` raised it because of the value. A signal handler, such as that of a soft time limit, or
     another thread may have interrupted it with an exception of theirs, which is for the caller.
 
-    Code in Python, such as a `__setstate__`, may raise anything because of the value.
+    Code in Python, such as a `__setstate__`, may raise anything because of the value. A `SynchronousOnlyOperation` only
+    says that the value is to be read in a thread.
     """
-    if raised_by_signal(error):
+    if isinstance(error, SynchronousOnlyOperation) or raised_by_signal(error):
         return False
     return isinstance(error, _UNREADABLE) or not _in_our_code(error)
 
