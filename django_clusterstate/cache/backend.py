@@ -124,7 +124,7 @@ class ClusterCache(Extras):
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
         near, tickets = self._nearby(wanted)
-        answers = self._call_owners([key for key in wanted if key not in near], wire.Get)
+        answers = self._call_owners([key for key in wanted if key not in near], self._get_request)
         return self._collect(wanted, near, answers, tickets)
 
     def set_many(
@@ -250,7 +250,7 @@ class ClusterCache(Extras):
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
         near, tickets = self._nearby(wanted)
-        answers = await self._acall_owners([key for key in wanted if key not in near], wire.Get)
+        answers = await self._acall_owners([key for key in wanted if key not in near], self._get_request)
         try:
             return self._collect(wanted, near, answers, tickets)
         except SynchronousOnlyOperation:

@@ -167,7 +167,7 @@ class Requests(BaseCache):
 
     def _near_value(self, key: bytes, now: float) -> tuple[wire.Value | None, Ticket | None]:
         """The value, or a ticket for it where it isn't near."""
-        value = self._near.get(key, now - self._near_ttl)
+        value = self._near.get(key, now - self._near_ttl, now)
         return value, (self._near.ticket(key, now) if value is None else None)
 
     def _nearby(self, keys: Iterable[bytes]) -> tuple[dict[bytes, wire.Value], dict[bytes, Ticket]]:
@@ -183,6 +183,18 @@ class Requests(BaseCache):
                 elif ticket is not None:
                     tickets[key] = ticket
         return found, tickets
+
+    @property
+    def _get_request(self) -> MakeRequest:
+        """For many keys; near values are to end when the entries do."""
+        return wire.Fetch if self._near_ttl else wire.Get
+
+    def _put_near(self, key: bytes, reply: wire.Reply | None, ticket: Ticket) -> wire.Value | None:
+        """The value in the answer to a `Fetch` of one key, which is near from now on."""
+        if not isinstance(reply, wire.Fetched):
+            return None
+        self._near.put(key, reply.values[0], reply.ttls[0], ticket, self._near_entries)
+        return reply.values[0]
 
     def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
         data = self._dump(key, value)
@@ -246,12 +258,13 @@ class Requests(BaseCache):
     ) -> dict[Any, Any]:
         """What `get_many` returns: of the values that were near, and of the answers for the others."""
         for keys, reply in answers:
-            if isinstance(reply, wire.Values):
+            if isinstance(reply, wire.Values | wire.Fetched):
                 for key, value in zip(keys, reply.values, strict=True):
                     if value is not None:
                         values[key] = value
-        for key, ticket in tickets.items():
-            self._near.put(key, values.get(key), ticket, self._near_entries)
+            if isinstance(reply, wire.Fetched):
+                for key, value, ttl in zip(keys, reply.values, reply.ttls, strict=True):
+                    self._near.put(key, value, ttl, tickets[key], self._near_entries)
         found = {}
         for key, name in wanted.items():
             if key in values and (loaded := self._load(values[key], MISSING)) is not MISSING:
@@ -326,7 +339,7 @@ def _makes_keys(cls: type[Requests]) -> bool:
 
 def _answered(reply: wire.Reply) -> int:
     """For how many of the keys it was asked for; 0 for a reply of another kind."""
-    if isinstance(reply, wire.Values):
+    if isinstance(reply, wire.Values | wire.Fetched):
         return len(reply.values)  # no more had room in one reply, or the node took turns
     return len(reply.flags) if isinstance(reply, wire.Flags) else 0
 

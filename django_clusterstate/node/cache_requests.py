@@ -35,6 +35,7 @@ class CacheRequests:
         self._clock = clock
         self.methods: dict[type, Callable[[Any], wire.Reply]] = {
             wire.Get: self._get,
+            wire.Fetch: self._fetch,
             wire.Set: self._set,
             wire.Touch: self._touch,
             wire.Delete: self._delete,
@@ -53,6 +54,12 @@ class CacheRequests:
                 self._stats.hits += 1
             return wire.Values(self._membership.view.epoch, [value])
         return wire.Values(self._membership.view.epoch, self._read(request.keys))
+
+    def _fetch(self, request: wire.Fetch) -> wire.Reply:
+        now, peek = self._clock(), self._store.peek
+        values = self._read(request.keys)
+        ttls = [held[1] if (held := peek(key, now)) else None for key in request.keys[: len(values)]]
+        return wire.Fetched(self._membership.view.epoch, values, ttls)
 
     def _read(self, keys: Sequence[bytes]) -> list[wire.Value | None]:
         now = self._clock()

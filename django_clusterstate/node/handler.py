@@ -26,7 +26,7 @@ RECLAIM = 300  # expired entries freed at once: half a millisecond for those of 
 
 # What a user asks for; the cluster's own messages would drown it.
 _COUNTED = frozenset((
-    wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
+    wire.Get, wire.Fetch, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
     wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits,
 ))  # fmt: skip
 

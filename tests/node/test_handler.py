@@ -121,6 +121,16 @@ def test_values_come_back_in_the_order_of_their_keys(bench: Bench) -> None:
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (2, 1)
 
 
+def test_values_come_back_with_what_they_have_left(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], 5.0))
+    bench.ask(wire.Set([(b"b", 7)], None))
+    bench.now += 2
+    assert bench.ask(wire.Fetch([b"b", b"none", b"a"])) == wire.Fetched(bench.epoch, [7, None, b"x"], [None, None, 3.0])
+    assert (bench.handler.stats.hits, bench.handler.stats.misses) == (2, 1)
+    bench.now += 3
+    assert bench.ask(wire.Fetch([b"a"])) == wire.Fetched(bench.epoch, [None], [None])
+
+
 @pytest.fixture
 def slow() -> Bench:
     """A node that finds the time a quarter of a turn later each time that it looks at its clock."""

@@ -28,6 +28,7 @@ member = MemberStatus(alpha, State.SUSPECT, 3, 1.5, 20.25, 2**64 - 1)
 status = wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats)
 EXAMPLES: list[wire.Message] = [
     wire.Get([b"ns\0a", b"ns\0b"]),
+    wire.Fetch([b"ns\0a", b"ns\0b"]),
     wire.Set([(b"ns\0a", b"v"), (b"ns\0b", -(2**63))], 30.5, absent=True),
     wire.Set([(b"ns\0a", 2**63 - 1)], None, deletes=(b"ns\0b",), reads=(b"ns\0c", b"ns\0a")),
     wire.Touch([b"ns\0a"], None),
@@ -62,6 +63,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Forward("specific.a.b!c", b"payload", 60.0, 100),
     wire.Flush(),
     wire.Values(2**64 - 1, [b"v", 5, None, -(2**63)]),
+    wire.Fetched(1, [b"v", 5, None], [1.5, None, None]),
     wire.Flags(1, [True, False]),
     wire.Flags(1, [True], (b"v", None)),
     wire.Number(1, None),

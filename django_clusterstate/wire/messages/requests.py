@@ -33,6 +33,12 @@ class Get(Message, frozen=True, tag=1):
     keys: Keys
 
 
+class Fetch(Message, frozen=True, tag=31):
+    """As `Get`, and how long each value has left. Answer: `Fetched`."""
+
+    keys: Keys
+
+
 class Set(Message, frozen=True, tag=2):
     """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Answer: `Flags`.
 
@@ -275,7 +281,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund | FindLimits
+    Get | Fetch | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund | FindLimits
     | Track | GetEvents | GetView | Ping | GetStatus | GetReport
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip
