@@ -9,7 +9,9 @@ import json
 import logging
 import math
 import pickle
+import re
 import signal
+import socket
 import time
 import warnings
 import zlib
@@ -23,6 +25,7 @@ from unittest import mock
 import pytest
 from django.core.cache import CacheKeyWarning, InvalidCacheKey, caches
 from django.core.exceptions import ImproperlyConfigured
+from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
 from django_clusterstate import cluster as cluster_state
@@ -34,7 +37,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.aio import AsyncConnection
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import HEADER, frame
-from testproject.processes import LocalCluster, wait_until
+from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.conftest import using
 from tests.faces import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
 
@@ -1020,6 +1023,32 @@ def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> 
     with pytest.raises(TimeoutError, match=r"the lock 'job' is another's, and 0.1 s were not enough"):
         cache.lock("job", blocking_timeout=0.1).hold(lambda: pytest.fail("not ours"))
     assert other.release() is True
+
+
+def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: Face) -> None:
+    """As the documents say, and as a lock doesn't."""
+    chapter = (ROOT / "docs" / "cache.md").read_text().partition("### Once for all hosts")[2]
+    code = re.search(r"```python\n(.*?)```", chapter, re.DOTALL)
+    assert code is not None
+    outcomes: list[Exception | None] = [OSError("disk full"), None, None]
+    done = []
+
+    def make_report() -> None:
+        if outcome := outcomes.pop(0):
+            raise outcome
+        done.append("report")
+
+    known: dict[str, Any] = {"cache": cache, "timezone": timezone, "socket": socket, "make_report": make_report}
+    exec(code[1], known)
+    with pytest.raises(OSError, match="disk full"):
+        known["nightly_report"]()
+    for _ in range(3):  # the hosts, one after the other
+        known["nightly_report"]()
+    assert done == ["report"]
+
+    for _ in range(3):
+        cache.lock("nightly-report", blocking_timeout=0).hold(lambda: done.append("in turn"))
+    assert done == ["report", *["in turn"] * 3]
 
 
 def test_a_lock_waits_as_long_as_it_is_told_and_no_longer(cache: Face) -> None:
