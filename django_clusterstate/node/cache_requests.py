@@ -111,6 +111,8 @@ class CacheRequests:
 
     def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:
         """What `do` returns for each item, or for the first few where that takes longer than TURN. `now`: the start."""
+        if len(items) <= _STEP:
+            return [do(item) for item in items]
         flags: list[bool] = []
         while len(flags) < len(items) and (not flags or self._clock() - now < TURN):
             flags += [do(item) for item in items[len(flags) : len(flags) + _STEP]]

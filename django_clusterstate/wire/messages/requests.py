@@ -50,8 +50,8 @@ class Set(Message, frozen=True, tag=2):
     items: Annotated[list[tuple[Key, Value]], Meta(max_length=MAX_KEYS)]
     ttl: Seconds | None
     absent: bool = False
-    deletes: tuple[Key, ...] = ()
-    reads: tuple[Key, ...] = ()
+    deletes: Annotated[tuple[Key, ...], Meta(max_length=MAX_KEYS)] = ()
+    reads: Annotated[tuple[Key, ...], Meta(max_length=MAX_KEYS)] = ()
 
 
 class Touch(Message, frozen=True, tag=3):
