@@ -9,7 +9,9 @@ import json
 import logging
 import math
 import pickle
+import re
 import signal
+import socket
 import time
 import warnings
 import zlib
@@ -23,15 +25,19 @@ from unittest import mock
 import pytest
 from django.core.cache import CacheKeyWarning, InvalidCacheKey, caches
 from django.core.exceptions import ImproperlyConfigured
+from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
+from django_clusterstate.cache.requests import KEYS_AT_ONCE
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
-from django_clusterstate.wire.framing import frame
-from testproject.processes import LocalCluster, wait_until
+from django_clusterstate.wire.aio import AsyncConnection
+from django_clusterstate.wire.blocking import BlockingConnection
+from django_clusterstate.wire.framing import HEADER, frame
+from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.conftest import using
 from tests.faces import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
 
@@ -407,6 +413,51 @@ def test_a_value_of_a_mebibyte_is_kept(cache: Face) -> None:
     assert set(cache.get_many(["set", "add", "many1", "many2", "many3"]).values()) == {value}
 
 
+def test_a_request_is_for_a_few_hundred_keys_however_many_are_asked_for(
+    cache: Face, requests: list[wire.Message]
+) -> None:
+    data = {f"key{number}": number for number in range(30_000)}
+    assert cache.set_many(data) == []
+    assert cache.get_many(data) == data
+    cache.delete_many(data)
+    assert cache.get_many(data) == {}
+    counts = [
+        len(request.items) if isinstance(request, wire.Set) else len(request.keys)
+        for request in requests
+        if isinstance(request, wire.Set | wire.Get | wire.Delete)
+    ]
+    assert sum(counts) >= 4 * 30_000
+    assert max(counts) <= KEYS_AT_ONCE
+
+
+@pytest.fixture
+def taking_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes do three keys of a request, as those do that take too much time for more."""
+
+    def shortened(request: bytes) -> bytes:
+        decoded = wire.decode_request(request[HEADER:])
+        if isinstance(decoded, wire.Set):
+            return frame(wire.encode(wire.Set(decoded.items[:3], decoded.ttl)))
+        if isinstance(decoded, wire.Get | wire.Delete):
+            return frame(wire.encode(type(decoded)(decoded.keys[:3])))
+        return request
+
+    for connection, name in ((BlockingConnection, "call"), (BlockingConnection, "send"), (AsyncConnection, "request")):
+        send = getattr(connection, name)
+        monkeypatch.setattr(connection, name, lambda self, request, send=send: send(self, shortened(request)))
+
+
+@pytest.mark.usefixtures("taking_turns")
+def test_an_owner_that_does_a_part_of_the_keys_is_asked_for_the_rest(cache: Face) -> None:
+    data = {f"key{number}": number for number in range(50)}
+    assert cache.set_many(data) == []
+    assert cache.get_many(data) == data
+    cache.delete_many([f"key{number}" for number in range(20)])
+    assert cache.get_many(data) == {key: number for key, number in data.items() if number >= 20}
+    assert cache.delete_pattern("key*") == 30
+    assert cache.get_many(data) == {}
+
+
 @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
 def test_the_largest_value_is_kept_under_the_longest_key(faces: Faces) -> None:
     overhead = len(pickle.dumps(b"x" * MIB, pickle.HIGHEST_PROTOCOL)) - MIB
@@ -425,13 +476,15 @@ def test_the_largest_value_is_kept_under_the_longest_key(faces: Faces) -> None:
 
 @pytest.mark.parametrize("name", ["set", "add", "set_many"])
 def test_a_value_that_is_too_large_raises_an_error_that_says_so(
-    cache: Face, requests: list[wire.Message], name: str
+    faces: Faces, requests: list[wire.Message], name: str
 ) -> None:
+    cache = faces.made_with({"VALUE_TOO_BIG": "raise"})
     value = b"x" * (MAX_VALUE_BYTES + 1)
     args: tuple[Any, ...] = ({"small": 1, "big": value},) if name == "set_many" else ("big", value)
     with pytest.raises(ValueError, match=rf"the value of 'big' takes 1,\d\d\d,\d\d\d bytes, and {MAX_VALUE_BYTES:,}"):
         cache.call(name, *args)
-    assert requests == []
+    sent = [key for request in requests if isinstance(request, wire.Set) for key, _ in request.items]
+    assert sent == ([b"cache-tests\0:1:small"] if name == "set_many" else [])
 
 
 def test_another_serializer_may_be_named(faces: Faces) -> None:
@@ -970,6 +1023,32 @@ def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> 
     with pytest.raises(TimeoutError, match=r"the lock 'job' is another's, and 0.1 s were not enough"):
         cache.lock("job", blocking_timeout=0.1).hold(lambda: pytest.fail("not ours"))
     assert other.release() is True
+
+
+def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: Face) -> None:
+    """As the documents say, and as a lock doesn't."""
+    chapter = (ROOT / "docs" / "cache.md").read_text().partition("### Once for all hosts")[2]
+    code = re.search(r"```python\n(.*?)```", chapter, re.DOTALL)
+    assert code is not None
+    outcomes: list[Exception | None] = [OSError("disk full"), None, None]
+    done = []
+
+    def make_report() -> None:
+        if outcome := outcomes.pop(0):
+            raise outcome
+        done.append("report")
+
+    known: dict[str, Any] = {"cache": cache, "timezone": timezone, "socket": socket, "make_report": make_report}
+    exec(code[1], known)
+    with pytest.raises(OSError, match="disk full"):
+        known["nightly_report"]()
+    for _ in range(3):  # the hosts, one after the other
+        known["nightly_report"]()
+    assert done == ["report"]
+
+    for _ in range(3):
+        cache.lock("nightly-report", blocking_timeout=0).hold(lambda: done.append("in turn"))
+    assert done == ["report", *["in turn"] * 3]
 
 
 def test_a_lock_waits_as_long_as_it_is_told_and_no_longer(cache: Face) -> None:

@@ -116,6 +116,8 @@ class World:
                 self._later(seconds, lambda: go_on(value))
         elif isinstance(step, float):
             self._later(step, lambda: go_on(None))
+        elif callable(step):
+            go_on(step())
         else:
             there, back = self._random.random() / 1000, self._random.random() / 1000
             self._later(there, lambda: self._reply(step, back, go_on))
@@ -189,7 +191,7 @@ def test_who_is_told_of_its_own_lease_computes_at_once(stale: float) -> None:
     def go_on() -> None:
         step = steps.send("value")
         while True:
-            step = steps.send(world.answer(step))
+            step = steps.send(step() if callable(step) else world.answer(step))
 
     with pytest.raises(StopIteration) as end:
         go_on()
@@ -213,7 +215,7 @@ def test_who_is_stopped_while_its_lease_ends_leaves_that_of_another_alone(stale:
     first = world.flight(stale=stale).missed()
     step, value = next(first), "value"
     while not (isinstance(step, wire.Set) and step.deletes):
-        step = first.send(value if step is Do.COMPUTE else world.answer(step))
+        step = first.send(value if step is Do.COMPUTE else step() if callable(step) else world.answer(step))
     world.answer(step)  # which is the last that the first hears of
     world.put(None)
     world.answer(next(world.flight(stale=stale).missed()))

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +51,15 @@ def store(request: pytest.FixtureRequest, settings: Any, faces: Faces, db: None)
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{request.param}"
     found: type[SessionBase] = import_module(settings.SESSION_ENGINE).SessionStore
     return found
+
+
+@pytest.fixture(params=["raise", "ignore"])
+def too_big(request: pytest.FixtureRequest, settings: Any, store: type[SessionBase]) -> str:
+    """The policy of the cache that holds the sessions."""
+    options = {"OPTIONS": {"VALUE_TOO_BIG": request.param}}
+    settings.CACHES = {**settings.CACHES, "default": {**settings.CACHES["default"], **options}}
+    policy: str = request.param
+    return policy
 
 
 @pytest.fixture
@@ -173,6 +183,27 @@ def test_without_a_node_no_session_of_the_cache_can_be_begun_and_none_is_found()
     assert store("a" * 32).get("user") is None
 
 
+BIG = "x" * 2_000_000  # more than a cache value may have
+
+
+def test_a_session_that_outgrows_the_cache_isnt_the_older_one_again(
+    faces: Faces, store: type[SessionBase], call: Call, too_big: str
+) -> None:
+    session = store()
+    call(session, "set", "step", 1)
+    call(session, "save")
+    in_database = "cached_db" in store.__module__
+    again = store(session.session_key)
+    call(again, "set", "step", 2)
+    call(again, "set", "text", BIG)
+    with pytest.raises(ValueError, match="takes") if too_big == "raise" and not in_database else nullcontext():
+        call(again, "save")
+    assert faces["default"].get(store.cache_key_prefix + str(session.session_key)) is None  # type: ignore[attr-defined]
+    # Django puts what comes from the database into the cache, and there it catches nothing.
+    with pytest.raises(ValueError, match="takes") if too_big == "raise" and in_database else nullcontext():
+        assert call(store(session.session_key), "get", "step") == (2 if in_database else None)
+
+
 # -- pages and fragments ----------------------------------------------------------------------------------------
 
 
@@ -192,6 +223,24 @@ def test_cache_page_serves_a_page_from_the_cache() -> None:
     assert second.headers["X-Number"] == "1"
     assert second.cookies == first.cookies
     assert view(RequestFactory().get("/other/")).content == b"page 2"
+
+
+@pytest.mark.usefixtures("faces")
+def test_a_page_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> None:
+    sizes = iter([10, 2_000_000, 2_000_000])
+
+    @cache_page(60)
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("x" * next(sizes))
+
+    assert len(view(RequestFactory().get("/small/")).content) == 10
+    assert [len(view(RequestFactory().get("/page/")).content) for _ in range(2)] == [2_000_000] * 2
+
+
+@pytest.mark.usefixtures("faces")
+def test_a_fragment_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> None:
+    template = Template("{% load cache %}{% cache 60 large %}{{ text }}{% endcache %}")
+    assert [template.render(Context({"text": letter * 2_000_000}))[0] for letter in "ab"] == ["a", "b"]
 
 
 @pytest.mark.usefixtures("faces")
@@ -300,6 +349,77 @@ def test_an_asynchronous_view_uses_the_cache_and_its_session_without_a_thread(
     assert second["session"] == first["session"]
     assert threads == []
     assert caches["default"].get("text") is None
+
+
+@pytest.fixture
+def querying(cluster: object, settings: Any, transactional_db: None) -> Any:
+    """A cache, and users whom lazy querysets find."""
+    settings.CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "lazy"}}
+    User.objects.bulk_create([User(username="ada"), User(username="bob")])
+    yield caches["default"]
+    caches["default"].clear()
+
+
+def names_of(users: Any) -> list[str]:
+    return [user.username for user in users]
+
+
+def test_asynchronous_code_stores_lazy_querysets(querying: Any) -> None:
+    async def compute() -> Any:
+        return User.objects.order_by("pk")
+
+    async def store() -> list[Any]:
+        cache = querying
+        await cache.aset("set", User.objects.order_by("pk"))
+        assert await cache.aadd("add", User.objects.order_by("pk")) is True
+        assert await cache.aset_many({"many": User.objects.order_by("pk"), "other": 1}) == []
+        values = [
+            await cache.aget_or_set("given", User.objects.order_by("pk")),
+            await cache.aget_or_set("made", lambda: User.objects.order_by("pk")),
+            await cache.aget_or_set("awaited", compute),
+            await cache.aget_or_set("stale", compute, stale=60),
+        ]
+        return [*values, *(await cache.aget_many(["set", "add", "many", "given", "made", "awaited", "stale"])).values()]
+
+    found = async_to_sync(store)()
+    assert [names_of(value) for value in found] == [["ada", "bob"]] * 11
+    assert querying.get("other") == 1
+
+
+class Counting:
+    """Asks the database when it is read, and so needs a thread."""
+
+    def __reduce__(self) -> Any:
+        return User.objects.count, ()
+
+
+@pytest.mark.parametrize("near", [0, 600])
+def test_asynchronous_code_reads_values_that_ask_the_database(querying: Any, settings: Any, near: int) -> None:
+    settings.CACHES = {"default": {**settings.CACHES["default"], "OPTIONS": {"NEAR_TTL": near}}}
+
+    async def read() -> list[Any]:
+        cache = caches["default"]
+        await cache.aset("key", Counting())
+        found = [await cache.aget("key"), await cache.aget("key"), await cache.aget_many(["key"])]
+        return [*found, await cache.aget_or_set("key", 7), await cache.aget_or_set("new", lambda: "made")]
+
+    assert async_to_sync(read)() == [2, 2, {"key": 2}, 2, "made"]
+
+
+def test_a_lazy_value_that_cant_be_serialised_leaves_no_older_one(querying: Any) -> None:
+    class Broken:
+        def __reduce__(self) -> Any:
+            User.objects.count()
+            raise RuntimeError("not to be pickled")
+
+    async def store() -> None:
+        for call in (querying.aset("key", Broken()), querying.aset_many({"key": Broken()})):
+            await querying.aset("key", "older")
+            with pytest.raises(RuntimeError, match="not to be pickled"):
+                await call
+            assert await querying.aget("key") is None
+
+    async_to_sync(store)()
 
 
 def body(response: JsonResponse) -> Any:

@@ -1,6 +1,7 @@
 """The near cache: what this process has read lately, so that it needn't ask again."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,17 @@ KEY, OTHER = b"space\0key", b"space\0other"
 
 def test_what_was_read_is_found_until_it_is_too_old() -> None:
     near = Near()
-    near.put(KEY, b"value", near.ticket(KEY, now=10.0), most=10)
-    assert near.get(KEY, since=9.0) == b"value"
-    assert near.get(OTHER, since=9.0) is None
-    assert near.get(KEY, since=10.5) is None
+    near.put(KEY, b"value", None, near.ticket(KEY, now=10.0), most=10)
+    assert near.get(KEY, since=9.0, now=11.0) == b"value"
+    assert near.get(OTHER, since=9.0, now=11.0) is None
+    assert near.get(KEY, since=10.5, now=11.0) is None
+
+
+def test_what_was_read_ends_with_its_entry() -> None:
+    near = Near()
+    near.put(KEY, b"value", 2.0, near.ticket(KEY, now=10.0), most=10)
+    assert near.get(KEY, since=0.0, now=11.9) == b"value"
+    assert near.get(KEY, since=0.0, now=12.0) is None
 
 
 def test_a_read_that_a_write_overtook_is_not_kept() -> None:
@@ -36,27 +44,27 @@ def test_a_read_that_a_write_overtook_is_not_kept() -> None:
     for forget in forgets:
         ticket = near.ticket(KEY, now=10.0)
         forget()
-        near.put(KEY, b"older", ticket, most=10)
-        assert near.get(KEY, since=0.0) is None
+        near.put(KEY, b"older", None, ticket, most=10)
+        assert near.get(KEY, since=0.0, now=11.0) is None
 
 
 def test_the_least_recently_used_go_first() -> None:
     near = Near()
     keys = [b"space\0%d" % number for number in range(4)]
     for key in keys[:3]:
-        near.put(key, b"value", near.ticket(key, now=1.0), most=3)
-    near.get(keys[0], since=0.0)
-    near.put(keys[3], b"value", near.ticket(keys[3], now=1.0), most=3)
-    assert [near.get(key, since=0.0) is not None for key in keys] == [True, False, True, True]
+        near.put(key, b"value", None, near.ticket(key, now=1.0), most=3)
+    near.get(keys[0], since=0.0, now=11.0)
+    near.put(keys[3], b"value", None, near.ticket(keys[3], now=1.0), most=3)
+    assert [near.get(key, since=0.0, now=11.0) is not None for key in keys] == [True, False, True, True]
 
 
 def test_nothing_absent_and_nothing_large_is_kept() -> None:
     near = Near()
-    near.put(KEY, None, near.ticket(KEY, now=1.0), most=3)
-    near.put(OTHER, bytes(MAX_NEAR_VALUE + 1), near.ticket(OTHER, now=1.0), most=3)
+    near.put(KEY, None, None, near.ticket(KEY, now=1.0), most=3)
+    near.put(OTHER, bytes(MAX_NEAR_VALUE + 1), None, near.ticket(OTHER, now=1.0), most=3)
     assert len(near) == 0
-    near.put(OTHER, bytes(MAX_NEAR_VALUE), near.ticket(OTHER, now=1.0), most=3)
-    near.put(KEY, 2**63 - 1, near.ticket(KEY, now=1.0), most=3)
+    near.put(OTHER, bytes(MAX_NEAR_VALUE), None, near.ticket(OTHER, now=1.0), most=3)
+    near.put(KEY, 2**63 - 1, None, near.ticket(KEY, now=1.0), most=3)
     assert len(near) == 2
 
 
@@ -68,12 +76,12 @@ def near(faces: Faces) -> Face:
     return faces.made_with({"NEAR_TTL": 600})
 
 
-def write_elsewhere(key: str, value: int) -> None:
+def write_elsewhere(key: str, value: int, ttl: float | None = None) -> None:
     """As another process does."""
     cache = caches["default"]
     assert isinstance(cache, ClusterCache)
     wire_key = cache.routing_key(key)
-    conf.get_client().call(wire_key, frame(wire.encode(wire.Set([(wire_key, value)], None))))
+    conf.get_client().call(wire_key, frame(wire.encode(wire.Set([(wire_key, value)], ttl))))
 
 
 def test_a_second_read_asks_nobody(near: Face, requests: list[wire.Message]) -> None:
@@ -92,7 +100,7 @@ def test_many_are_asked_for_only_where_they_arent_near(near: Face, requests: lis
     assert near.get_many(["key1", "key2"]) == {"key1": 1, "key2": 2}
     requests.clear()
     assert near.get_many([f"key{number}" for number in range(4)]) == {f"key{number}": number for number in range(4)}
-    assert sorted(len(request.keys) for request in requests if isinstance(request, wire.Get)) in ([2], [1, 1])
+    assert sorted(len(request.keys) for request in requests if isinstance(request, wire.Fetch)) in ([2], [1, 1])
     requests.clear()
     assert [near.get(f"key{number}") for number in range(4)] == list(range(4))
     assert requests == []
@@ -147,6 +155,29 @@ def test_what_this_process_writes_it_reads_at_once(
     assert near.get("key") == after
 
 
+@pytest.mark.parametrize("name", ["get", "get_many", "has_key", "get_or_set"])
+@pytest.mark.parametrize("timeout", ["set", "touch", "incr", "another process"])
+def test_an_entry_isnt_given_out_after_its_own_end(faces: Faces, near: Face, name: str, timeout: str) -> None:
+    near.set("key", 1, 600 if timeout == "touch" else 0.5)
+    if timeout == "touch":
+        assert near.get("key") == 1
+        near.touch("key", 0.5)
+    elif timeout == "incr":
+        near.incr("key")
+    elif timeout == "another process":
+        write_elsewhere("key", 1, 0.5)
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: near.get("key"),
+        "get_many": lambda: near.get_many(["key"]).get("key"),
+        "has_key": lambda: near.has_key("key") or None,
+        "get_or_set": lambda: near.get_or_set("key", None),
+    }
+    start = time.monotonic()
+    assert calls[name]() is not None
+    wait_until(lambda: calls[name]() is None, 5, "the entry's end")
+    assert time.monotonic() - start < 2
+
+
 def test_what_another_process_writes_is_seen_after_the_time(faces: Faces, requests: list[wire.Message]) -> None:
     near = faces.made_with({"NEAR_TTL": 0.3})
     near.set("key", 1)
@@ -181,7 +212,7 @@ def test_a_write_that_may_have_failed_ends_what_is_near(unconnected: Faces) -> N
     cache = caches[near.alias]
     assert isinstance(cache, ClusterCache)
     key = cache.routing_key("key")
-    cache._near.put(key, 1, cache._near.ticket(key, now=1e18), most=10)
+    cache._near.put(key, 1, None, cache._near.ticket(key, now=1e18), most=10)
     assert near.get("key") == 1
     near.set("key", 2)
     assert near.get("key") is None

@@ -1,28 +1,38 @@
 """How values are kept: serializers, compressors, what is too big, and what can't be read."""
 
+import asyncio
+import ctypes
 import datetime
+import gc
 import json
 import logging
 import pickle
+import signal
 import sys
 import tempfile
+import threading
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
-from django_clusterstate.cache.values import MAX_DECOMPRESSED, ZlibCompressor, ZstdCompressor
+from django_clusterstate.cache.flight import MISSING
+from django_clusterstate.cache.values import MAX_DECOMPRESSED, PickleSerializer, ZlibCompressor, ZstdCompressor
 from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
 from tests.faces import BACKEND, MIB, Face, Faces
 from tests.layers import SETTINGS
+from tests.timelimits import HANDLERS, SoftTimeLimit, handling, raises
 
 DATA = {"a": [1, 2.5, None, True, "é"], "b": {"c": ""}}
 TEXT = "spam and eggs, " * 1000
@@ -233,9 +243,126 @@ def test_values_that_cant_be_read_make_one_line_in_the_log(faces: Faces, caplog:
     assert "can't be read" in line.getMessage()
 
 
+# -- what interrupts the reading --------------------------------------------------------------------------------
+
+
+class Slow:
+    """Takes Python code to be read."""
+
+    def __init__(self, number: int) -> None:
+        self.state = [str(number)] * 3
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = [item.upper() for item in state["state"]]
+
+
+class OddError(Exception):
+    """Of a class that can't be read any more."""
+
+
+class Odd:
+    def __reduce__(self) -> Any:
+        return fail, ()
+
+
+def fail() -> None:
+    raise OddError
+
+
+READ_WITH = [{}, {"SERIALIZER": "json"}, {"SERIALIZER": "msgpack"}, {"COMPRESSOR": "zlib"}, {"COMPRESSOR": "zstd"}]
+LIMITS = [0.001 + attempt / 50_000 for attempt in range(60)]  # seconds
+
+
+@pytest.fixture(params=READ_WITH, ids=str)
+def near(request: pytest.FixtureRequest, cluster: LocalCluster, settings: Any) -> Iterator[ClusterCache]:
+    """A cache with a value that takes long to be read, and nothing else: it is near."""
+    options = {**request.param, "NEAR_TTL": 600, "COMPRESS_ABOVE": 0}
+    settings.CACHES = {"default": {"BACKEND": BACKEND, "LOCATION": "cache-tests", "OPTIONS": options}}
+    cache = caches["default"]
+    assert isinstance(cache, ClusterCache)
+    cache.set("key", ["text"] * 3000 if "SERIALIZER" in options else [Slow(number) for number in range(300)])
+    cache.get("key")
+    gc.collect()
+    gc.disable()  # what is raised in a destructor that it calls is ignored by Python
+    yield cache
+    gc.enable()
+    cache.clear()
+
+
+@pytest.mark.parametrize("handler", ["function", "method", "lambda"])
+def test_a_time_limit_that_ends_while_a_value_is_read_is_raised(near: ClusterCache, handler: str) -> None:
+    def limited(seconds: float) -> bool:
+        """Whether the limit was raised: reads the value again and again until it ends."""
+        until = time.monotonic() + 5
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            while time.monotonic() < until:
+                assert near.get("key", MISSING) is not MISSING
+        except SoftTimeLimit:
+            return True
+        return False
+
+    with handling(HANDLERS[handler]):
+        assert [limited(seconds) for seconds in LIMITS] == [True] * len(LIMITS)
+
+
+def test_a_time_limit_that_ends_while_a_coroutine_reads_a_value_is_raised(near: ClusterCache) -> None:
+    async def limited(seconds: float) -> bool:
+        until = time.monotonic() + 5
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            while time.monotonic() < until:  # near, so the loop gets no turn
+                assert await near.aget("key", MISSING) is not MISSING
+        except SoftTimeLimit:
+            return True
+        return False
+
+    async def all_limited() -> list[bool]:
+        return [await limited(seconds) for seconds in LIMITS]
+
+    with handling(raises):
+        assert asyncio.run(all_limited()) == [True] * len(LIMITS)
+
+
+def test_what_deserialising_raises_is_a_miss_whatever_it_is(faces: Faces) -> None:
+    cache = faces["default"]
+    cache.set("key", Odd())
+    assert cache.get("key", "default") == "default"
+    assert cache.get_many(["key"]) == {}
+
+
+def test_an_exception_that_another_thread_puts_into_the_reading_is_raised(faces: Faces) -> None:
+    interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread, error = ctypes.c_ulong(threading.get_ident()), ctypes.py_object(SoftTimeLimit)
+
+    class Loads(PickleSerializer):
+        loads = staticmethod(partial(interrupt, thread, error))  # C code, so the traceback ends where ours called it
+
+    cache = faces.made_with({"SERIALIZER": Loads})
+    cache.set("key", "value")
+    with pytest.raises(SoftTimeLimit):
+        cache.get("key")
+
+
 # -- what is too big --------------------------------------------------------------------------------------------
 
 BIG = b"x" * (MAX_VALUE_BYTES + 1)
+
+
+@pytest.fixture(params=["raise", "ignore"])
+def policy(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def bounded(faces: Faces, policy: str) -> Face:
+    return faces.made_with({"VALUE_TOO_BIG": policy})
+
+
+def refusal(policy: str) -> AbstractContextManager[Any]:
+    """What a value that is too big comes to."""
+    return nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of '.*' takes")
 
 
 @pytest.fixture
@@ -243,10 +370,87 @@ def ignoring(faces: Faces) -> Face:
     return faces.made_with({"VALUE_TOO_BIG": "ignore"})
 
 
-def test_a_value_that_is_too_big_and_ignored_leaves_no_older_one(ignoring: Face) -> None:
-    ignoring.set("key", "older")
-    assert ignoring.set("key", BIG) is None
-    assert ignoring.get("key") is None
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise Refusal("not to be pickled")
+
+
+class Refusal(Exception):
+    """That a user's own code may raise."""
+
+
+def test_a_value_that_is_too_big_leaves_no_older_one(bounded: Face, policy: str) -> None:
+    bounded.set("key", "older")
+    with refusal(policy):
+        assert bounded.set("key", BIG) is None
+    assert bounded.get("key") is None
+
+
+def test_a_value_that_is_too_big_among_many_leaves_no_older_one_and_the_others_are_stored(
+    bounded: Face, policy: str
+) -> None:
+    bounded.set_many({f"key{number}": "older" for number in range(20)})
+    with refusal(policy):
+        bounded.set_many({f"key{number}": BIG if number % 2 else number for number in range(20)})
+    assert bounded.get_many(f"key{number}" for number in range(20)) == {f"key{n}": n for n in range(0, 20, 2)}
+
+
+def test_a_value_that_is_too_big_leaves_no_stale_one(bounded: Face, policy: str) -> None:
+    bounded.set("key", "older")  # without a mark, so it is stale
+    with refusal(policy):
+        assert bounded.get_or_set("key", lambda: BIG, stale=60) == BIG
+    assert bounded.get("key") is None
+
+
+def test_a_value_that_is_too_big_leaves_no_older_one_near(faces: Faces, policy: str) -> None:
+    cache = faces.made_with({"VALUE_TOO_BIG": policy, "NEAR_TTL": 600})
+    calls: list[tuple[Any, ...]] = [("set", "key", BIG), ("set_many", {"key": BIG})]
+    for call in calls:
+        cache.set("key", "older")
+        assert cache.get("key") == "older"
+        with refusal(policy):
+            cache.call(*call)
+        assert cache.get("key") is None
+
+
+def test_a_value_that_cant_be_serialised_leaves_no_older_one(faces: Faces) -> None:
+    cache = faces.made_with({"NEAR_TTL": 600})
+    calls: list[tuple[Any, ...]] = [("set", "key", Unpicklable()), ("set_many", {"key": Unpicklable()})]
+    for call in calls:
+        cache.set("key", "older")
+        assert cache.get("key") == "older"
+        with pytest.raises(Refusal):
+            cache.call(*call)
+        assert cache.get("key") is None
+    cache.set("key", "older")
+    with pytest.raises(Refusal):
+        cache.get_or_set("key", Unpicklable, stale=60)
+    assert cache.get("key") is None
+
+
+def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: Face) -> None:
+    cache.set_many({"a": "older", "b": "older", "c": "older"})
+    with pytest.raises(Refusal):
+        cache.set_many({"a": 1, "b": Unpicklable(), "c": 3})
+    assert cache.get_many(["a", "b", "c"]) == {}
+
+
+def test_add_of_a_value_that_cant_be_stored_leaves_what_is_there(bounded: Face, policy: str) -> None:
+    bounded.set("key", "older")
+    with refusal(policy):
+        assert bounded.add("key", BIG) is False
+    with pytest.raises(Refusal):
+        bounded.add("key", Unpicklable())
+    assert bounded.get("key") == "older"
+
+
+def test_a_value_that_is_too_big_is_ignored_where_nothing_else_is_said(faces: Faces) -> None:
+    cache = faces["default"]
+    cache.set("key", "older")
+    cache.set("key", BIG)
+    assert cache.get("key") is None
+    assert cache.set_many({"key": BIG}) == ["key"]
+    assert cache.add("key", BIG) is False
 
 
 def test_add_of_a_value_that_is_too_big_and_ignored_says_no_and_leaves_what_is_there(ignoring: Face) -> None:
@@ -299,12 +503,6 @@ def narrow(request: pytest.FixtureRequest) -> Iterator[str]:
         cluster.wait_for()
         with using(cluster, "one"):
             yield request.param
-
-
-@pytest.fixture(params=["raise", "ignore"])
-def policy(request: pytest.FixtureRequest) -> str:
-    chosen: str = request.param
-    return chosen
 
 
 @pytest.fixture
@@ -383,7 +581,7 @@ class MadeOfOptions:
         ({"COMPRESS_ABOVE": -1}, "COMPRESS_ABOVE must be a number of bytes, not -1"),
         ({"COMPRESS_ABOVE": "1k"}, "COMPRESS_ABOVE must be a number of bytes, not '1k'"),
         ({"COMPRESS_ABOVE": True}, "COMPRESS_ABOVE must be a number of bytes, not True"),
-        ({"VALUE_TOO_BIG": "explode"}, "VALUE_TOO_BIG must be 'raise' or 'ignore', not 'explode'"),
+        ({"VALUE_TOO_BIG": "explode"}, "VALUE_TOO_BIG must be 'ignore' or 'raise', not 'explode'"),
         ({"SERIALIZER": "yaml"}, "SERIALIZER must be one of json, msgpack, pickle, or the dotted path of a class"),
         ({"COMPRESSOR": "lz77"}, "COMPRESSOR must be one of zlib, zstd, or the dotted path of a class"),
         (

@@ -91,12 +91,12 @@ def test_links_to_settings_have_an_entry() -> None:
     linked = re.findall(r"\[`([A-Z_]+)`\]\((?:settings\.md)?#([a-z_]+)\)", described())
     assert linked
     assert [(name, anchor) for name, anchor in linked if name.lower() != anchor] == []
-    assert {name for name, _ in linked} <= {*READ, *cache.requests.OPTIONS}
+    assert {name for name, _ in linked} <= {*READ, *cache.options.OPTIONS}
 
 
 def test_cache_options_have_a_heading() -> None:
     headings = {title.partition(":")[0] for title in sections("docs/settings.md", 3, "The cache backend")}
-    assert headings == cache.requests.OPTIONS
+    assert headings == cache.options.OPTIONS
 
 
 def test_methods_of_the_cache_beyond_djangos_have_a_heading_each_and_no_others_do() -> None:

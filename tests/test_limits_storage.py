@@ -33,6 +33,7 @@ from testproject.processes import Process, free_port, wait_until
 from tests.faults.proxy import Proxy
 from tests.forks import InChild
 from tests.layers import Redis
+from tests.timelimits import SoftTimeLimit, handling, raises
 
 SECONDS = 10.0
 DEADLINE = 2.0  # a machine that runs tests may hold up a process for longer than the default of 0.1 s
@@ -413,6 +414,17 @@ def test_a_storage_that_hangs_costs_a_deadline_and_then_hardly_anything(
     assert time.monotonic() - start < HALF_OPEN_AFTER
     redis_of_its_own.process.signal(signal.SIGCONT)
     wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
+
+
+def test_a_time_limit_that_ends_while_a_storage_hangs_is_raised_and_no_failure_of_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging, handling(raises):
+        storage = LimitsStorage(f"redis://127.0.0.1:{hanging.getsockname()[1]}/0", "default", 5.0)
+        for _ in range(FAILURES_TO_OPEN + 1):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(SoftTimeLimit):
+                storage.hit(b"key", Limit.parse("5/m").rules, 1)
+        assert storage._engine.failures == 0
+        storage.close()
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
+from django.core.exceptions import SynchronousOnlyOperation
 
 from .. import conf
 from ..client.routing import Target
@@ -45,7 +47,11 @@ class ClusterCache(Extras):
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        request = self._set_request(key, wire_key, value, timeout)
+        try:
+            request = self._set_request(key, wire_key, value, timeout)
+        except Exception:
+            self._call(wire_key, wire.Delete([wire_key]))  # the older value must not outlive one that is refused
+            raise
         self._stored(request, self._call(wire_key, request), key)
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -98,6 +104,8 @@ class ClusterCache(Extras):
             return value
         if isinstance(step, float):
             return time.sleep(step)
+        if callable(step):
+            return step()
         return self._call(key, step)
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
@@ -116,17 +124,23 @@ class ClusterCache(Extras):
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
         near, tickets = self._nearby(wanted)
-        answers = self._call_owners([key for key in wanted if key not in near], wire.Get)
+        answers = self._call_owners([key for key in wanted if key not in near], self._get_request)
         return self._collect(wanted, near, answers, tickets)
 
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version)
+        names = self._names(data, version)
+        try:
+            batch = self._batch(names, data, timeout)
+        except Exception:
+            self._call_owners(names, wire.Delete)
+            raise
         if batch.too_big:
             self._call_owners(batch.too_big, wire.Delete)
         answers = self._call_owners(batch.values, batch.request, batch.size_of)
-        return self._unstored(batch.names, answers)
+        self._refused(batch.problems)
+        return self._unstored(names, answers)
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -146,19 +160,36 @@ class ClusterCache(Extras):
             self._near.clear()
 
     # -- the asyncio face, method by method the same ----------------------------------------------------------
+    # Some values ask the database while they are serialised or read, such as lazy querysets. Django refuses that in an
+    # event loop, and then it is done in a thread.
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
-        request = self._add_request(key, wire_key, value, timeout)
+        try:
+            request = self._add_request(key, wire_key, value, timeout)
+        except SynchronousOnlyOperation:
+            request = await sync_to_async(self._add_request)(key, wire_key, value, timeout)
         return request is not None and flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         value = await self._avalue(self.routing_key(key, version))
-        return default if value is None else self._load(value, default)
+        if value is None:
+            return default
+        try:
+            return self._load(value, default)
+        except SynchronousOnlyOperation:
+            return await sync_to_async(self._load)(value, default)
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
         wire_key = self.routing_key(key, version)
-        request = self._set_request(key, wire_key, value, timeout)
+        try:
+            try:
+                request = self._set_request(key, wire_key, value, timeout)
+            except SynchronousOnlyOperation:
+                request = await sync_to_async(self._set_request)(key, wire_key, value, timeout)
+        except Exception:
+            await self._acall(wire_key, wire.Delete([wire_key]))  # the older value must not outlive one that is refused
+            raise
         self._stored(request, await self._acall(wire_key, request), key)
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -201,6 +232,11 @@ class ClusterCache(Extras):
             return await value if inspect.isawaitable(value) else value
         if isinstance(step, float):
             return await asyncio.sleep(step)
+        if callable(step):
+            try:
+                return step()
+            except SynchronousOnlyOperation:
+                return await sync_to_async(step)()
         return await self._acall(key, step)
 
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
@@ -214,17 +250,29 @@ class ClusterCache(Extras):
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         wanted = {self.routing_key(key, version): key for key in keys}
         near, tickets = self._nearby(wanted)
-        answers = await self._acall_owners([key for key in wanted if key not in near], wire.Get)
-        return self._collect(wanted, near, answers, tickets)
+        answers = await self._acall_owners([key for key in wanted if key not in near], self._get_request)
+        try:
+            return self._collect(wanted, near, answers, tickets)
+        except SynchronousOnlyOperation:
+            return await sync_to_async(self._collect)(wanted, near, answers, tickets)
 
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        batch = self._batch(data, timeout, version)
+        names = self._names(data, version)
+        try:
+            try:
+                batch = self._batch(names, data, timeout)
+            except SynchronousOnlyOperation:
+                batch = await sync_to_async(self._batch)(names, data, timeout)
+        except Exception:
+            await self._acall_owners(names, wire.Delete)
+            raise
         if batch.too_big:
             await self._acall_owners(batch.too_big, wire.Delete)
         answers = await self._acall_owners(batch.values, batch.request, batch.size_of)
-        return self._unstored(batch.names, answers)
+        self._refused(batch.problems)
+        return self._unstored(names, answers)
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)
@@ -232,8 +280,8 @@ class ClusterCache(Extras):
     async def aclear(self) -> None:
         client = conf.get_async_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
-        targets = self._everywhere(await client.table())
         try:
+            targets = self._everywhere(await client.table())
             self._cleared(await client.call_each([(target, request) for target in targets]))
         finally:
             self._near.clear()

@@ -10,6 +10,7 @@ from ..wire import messages as wire
 from ..wire.framing import frame
 from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, without_failed
 
+READS = (wire.Get, wire.Fetch)
 _NEITHER = None, None  # neither a near value nor a ticket
 
 
@@ -23,22 +24,22 @@ class Calls(Requests):
             self._failed(error)
             return None
         finally:
-            if type(request) is not wire.Get:
+            if type(request) not in READS:
                 self._near.drop(key)
 
     def _value(self, key: bytes) -> wire.Value | None:
         near, ticket = self._near_value(key, time.monotonic()) if self._near_ttl else _NEITHER
         if near is not None:
             return near
+        request = wire.get_frame(key) if ticket is None else frame(wire.encode(wire.Fetch([key])))
         try:
-            reply = conf.get_client().call(key, wire.get_frame(key))
+            reply = conf.get_client().call(key, request)
         except ClusterStateError as error:
             self._failed(error)
             return None
-        value = reply.values[0] if isinstance(reply, wire.Values) else None
         if ticket is not None:
-            self._near.put(key, value, ticket, self._near_entries)
-        return value
+            return self._put_near(key, reply, ticket)
+        return reply.values[0] if isinstance(reply, wire.Values) else None
 
     def _ask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
@@ -55,14 +56,14 @@ class Calls(Requests):
         client = conf.get_client()
         answers: Answers = []
         keys = list(keys)
-        later = self._groups(client.table(), keys)
         try:
+            later = self._groups(client.table(), keys)
             while later:
                 groups, later = first_round(later, size_of)
                 replies = client.call_each([(target, frame(wire.encode(make(group)))) for target, group in groups])
                 later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
         finally:
-            if make is not wire.Get:
+            if make not in READS:
                 self._near.drop(*keys)
         return answers
 
@@ -73,22 +74,22 @@ class Calls(Requests):
             self._failed(error)
             return None
         finally:
-            if type(request) is not wire.Get:
+            if type(request) not in READS:
                 self._near.drop(key)
 
     async def _avalue(self, key: bytes) -> wire.Value | None:
         near, ticket = self._near_value(key, time.monotonic()) if self._near_ttl else _NEITHER
         if near is not None:
             return near
+        request = wire.get_frame(key) if ticket is None else frame(wire.encode(wire.Fetch([key])))
         try:
-            reply = await conf.get_async_client().call(key, wire.get_frame(key))
+            reply = await conf.get_async_client().call(key, request)
         except ClusterStateError as error:
             self._failed(error)
             return None
-        value = reply.values[0] if isinstance(reply, wire.Values) else None
         if ticket is not None:
-            self._near.put(key, value, ticket, self._near_entries)
-        return value
+            return self._put_near(key, reply, ticket)
+        return reply.values[0] if isinstance(reply, wire.Values) else None
 
     async def _aask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
@@ -104,8 +105,8 @@ class Calls(Requests):
         client = conf.get_async_client()
         answers: Answers = []
         keys = list(keys)
-        later = self._groups(await client.table(), keys)
         try:
+            later = self._groups(await client.table(), keys)
             while later:
                 groups, later = first_round(later, size_of)
                 replies = await client.call_each(
@@ -113,6 +114,6 @@ class Calls(Requests):
                 )
                 later = self._take(answers, groups, replies) + without_failed(later, groups, replies)
         finally:
-            if make is not wire.Get:
+            if make not in READS:
                 self._near.drop(*keys)
         return answers

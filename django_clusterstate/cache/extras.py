@@ -82,7 +82,7 @@ class Extras(Calls):
         deleted = 0
         for target in self._everywhere(conf.get_client().table()):
             for keys in self._scan(target, wanted):
-                deleted += count(self._ask(target, wire.Delete(keys)))
+                deleted += self._delete(target, keys)
         return deleted
 
     async def adelete_pattern(self, pattern: str, version: int | None = None) -> int:
@@ -90,7 +90,7 @@ class Extras(Calls):
         deleted = 0
         for target in self._everywhere(await conf.get_async_client().table()):
             async for keys in self._ascan(target, wanted):
-                deleted += count(await self._aask(target, wire.Delete(keys)))
+                deleted += await self._adelete(target, keys)
         return deleted
 
     # -- locks ----------------------------------------------------------------------------------------------
@@ -152,6 +152,21 @@ class Extras(Calls):
             if keys:
                 yield keys
 
+    def _delete(self, target: Target, keys: list[bytes]) -> int:
+        """How many of these keys of one node it had. It may do a few at a time."""
+        deleted = 0
+        while keys and isinstance(reply := self._ask(target, wire.Delete(keys)), wire.Flags) and reply.flags:
+            deleted += sum(reply.flags)
+            keys = keys[len(reply.flags) :]
+        return deleted
+
+    async def _adelete(self, target: Target, keys: list[bytes]) -> int:
+        deleted = 0
+        while keys and isinstance(reply := await self._aask(target, wire.Delete(keys)), wire.Flags) and reply.flags:
+            deleted += sum(reply.flags)
+            keys = keys[len(reply.flags) :]
+        return deleted
+
     def _pattern(self, pattern: str, version: int | None) -> Pattern:
         before = self.make_key("", version)
         if self.make_key(_PROBE, version) != before + _PROBE:
@@ -160,10 +175,6 @@ class Extras(Calls):
                 "something before the key."
             )
         return Pattern(pattern, self._prefix + before.encode())
-
-
-def count(reply: wire.Reply | None) -> int:
-    return sum(reply.flags) if isinstance(reply, wire.Flags) else 0
 
 
 def by_node(replies: list[wire.Reply | ClusterStateError]) -> dict[str, dict[str, float]]:

@@ -4,8 +4,8 @@ Beside the entry, at its owner, lies a lease, which one of them can add and whoe
 itself, so nobody waits for a process that is gone.
 
 A flight decides; the faces of the cache do. It is a generator of steps: a request for the entry's owner, for which the
-reply is sent in, or None where there is none; seconds to sleep; or `Do.COMPUTE`, for which the value is sent in. What
-any of them raises is thrown in.
+reply is sent in, or None where there is none; seconds to sleep; `Do.COMPUTE`, for which the value is sent in; or a
+callable that serialises the value, for which its result is sent in. What any of them raises is thrown in.
 """
 
 import enum
@@ -31,7 +31,7 @@ class Do(enum.Enum):
 MISSING: Final = object()
 _ENDED: Final = object()
 
-Step = wire.Request | float | Do
+Step = wire.Request | float | Do | Callable[[], wire.Value | None]
 Steps = Generator[Step, Any, Any]
 
 
@@ -136,15 +136,17 @@ class Flight:
                 yield last
         return value
 
-    def _keep(
-        self, value: Any, until: float = -math.inf
-    ) -> Generator[wire.Request, Any, tuple[Any, wire.Request | None]]:
+    def _keep(self, value: Any, until: float = -math.inf) -> Generator[Step, Any, tuple[Any, wire.Request | None]]:
         """Stores a value, and with it ends the lease if that is ours until then.
 
         Returns the value as others read it, or theirs if they were faster; and what is left to be done with the lease.
         """
         not_kept = wire.Set([(self._lease_key, NOT_KEPT)], self.lease)
-        data = self.dump(value)
+        try:
+            data = yield lambda: self.dump(value)
+        except Exception:
+            yield wire.Delete([self.key])  # an older value must not outlive one that is refused
+            raise
         if data is None:
             yield wire.Delete([self.key])
             return value, not_kept

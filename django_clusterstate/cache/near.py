@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from collections import OrderedDict
 
 from ..wire.messages import Value
@@ -22,7 +23,7 @@ class Near:
     __slots__ = ("_entries", "_serial", "_used", "_writes")
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, tuple[Value, Ticket]] = OrderedDict()  # least recently used first
+        self._entries: OrderedDict[bytes, tuple[Value, Ticket, float]] = OrderedDict()  # least recently used first
         self._serial = itertools.count(1)
         self._used = False  # until somebody reads, there is nothing that writes could make wrong
         self._writes = [0] * _SLOTS
@@ -30,13 +31,13 @@ class Near:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes, since: float) -> Value | None:
-        """The value, if it was asked for no earlier than `since`."""
+    def get(self, key: bytes, since: float, now: float) -> Value | None:
+        """The value, if it was asked for no earlier than `since` and hasn't ended."""
         entry = self._entries.get(key)
         if entry is None:
             return None
-        value, (write, asked) = entry
-        if asked < since or write != self._writes[hash(key) % _SLOTS]:
+        value, (write, asked), ends = entry
+        if asked < since or ends <= now or write != self._writes[hash(key) % _SLOTS]:
             return None
         try:
             self._entries.move_to_end(key)
@@ -49,11 +50,15 @@ class Near:
         self._used = True
         return self._writes[hash(key) % _SLOTS], now
 
-    def put(self, key: bytes, value: Value | None, ticket: Ticket, most: int) -> None:
-        """Keeps what was read, and no more than `most` entries. What is absent or large isn't kept."""
+    def put(self, key: bytes, value: Value | None, ttl: float | None, ticket: Ticket, most: int) -> None:
+        """Keeps what was read, and no more than `most` entries. What is absent or large isn't kept.
+
+        `ttl`: the seconds that it had left when its owner answered; None: for ever. It ends here when that time is over
+        since it was asked for, so never later than at its owner.
+        """
         if value is None or (isinstance(value, bytes) and len(value) > MAX_NEAR_VALUE):
             return
-        self._entries[key] = (value, ticket)
+        self._entries[key] = (value, ticket, math.inf if ttl is None else ticket[1] + ttl)
         with contextlib.suppress(KeyError):  # other threads drop some as well
             self._entries.move_to_end(key)
             while len(self._entries) > most:

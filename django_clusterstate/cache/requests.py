@@ -1,17 +1,15 @@
 """What both faces of the cache share, without I/O: keys, values, requests, and what the answers to them mean."""
 
-import copy
 import hashlib
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache, default_key_func
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from .. import conf
 from ..client.routing import Table, Target, no_owner
@@ -20,30 +18,20 @@ from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .flight import MISSING, Flight, Steps
 from .near import Near, Ticket
-from .values import Values
+from .options import OPTIONS, read_choice, read_max_bytes, read_namespace, read_number
+from .values import Values, unreadable
 
 logger = logging.getLogger("django_clusterstate.cache")
 
 _ROOM = MAX_REQUEST - 64  # for the keys and values in one message
 MAX_VALUE_BYTES = _ROOM - 2 * wire.MAX_KEY_BYTES  # its own, and that of a lease that ends with it
-_MAX_NAMESPACE = 256  # bytes, by the wire
+# In one exchange, so that it takes a node well below a millisecond, and others don't wait for longer.
+KEYS_AT_ONCE = 250
 _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
 LEASE = 10.0  # seconds
 NEAR_ENTRIES = 1000
-OPTIONS = {
-    "SERIALIZER",
-    "COMPRESSOR",
-    "COMPRESS_ABOVE",
-    "VALUE_TOO_BIG",
-    "LEASE",
-    "NEAR_TTL",
-    "NEAR_ENTRIES",
-    "MAX_BYTES",
-    "ON_UNAVAILABLE",
-}
-
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
@@ -52,15 +40,12 @@ SizeOf = Callable[[bytes], int]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What `set_many` is to store: the names of all keys, the values of those that aren't too big."""
+    """What `set_many` is to store, and the keys of values that are too big, with a message for each."""
 
-    names: dict[bytes, Any]
     values: dict[bytes, wire.Value]
     ttl: float | None
-
-    @property
-    def too_big(self) -> list[bytes]:
-        return [key for key in self.names if key not in self.values]
+    too_big: list[bytes]
+    problems: list[str]
 
     def request(self, keys: list[bytes]) -> wire.Request:
         return wire.Set([(key, self.values[key]) for key in keys], self.ttl)
@@ -75,28 +60,32 @@ class Requests(BaseCache):
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
         super().__init__(params)
+        self._made_of = location, params
         options = params.get("OPTIONS", {})
         unknown = set(options) - OPTIONS - {"MAX_ENTRIES", "CULL_FREQUENCY"}
         if unknown:
             raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(OPTIONS)}.")
-        self._namespace = _namespace(location)
-        self.max_bytes = _max_bytes(options.get("MAX_BYTES"))
+        self._namespace = read_namespace(location)
+        self.max_bytes = read_max_bytes(options.get("MAX_BYTES"))
         self._prefix = self._namespace + b"\0"
         self._makes_keys = _makes_keys(type(self))
-        self._raise = _choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
-        self._refuse_big = _choice(options, "VALUE_TOO_BIG", "raise", "ignore") == "raise"
-        self._lease = _number(options, "LEASE", LEASE, "seconds")
-        self._near_ttl = _number(options, "NEAR_TTL", 0, "seconds")
-        self._near_entries = int(_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
+        self._raise = read_choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise"
+        self._refuse_big = read_choice(options, "VALUE_TOO_BIG", "ignore", "raise") == "raise"
+        self._lease = read_number(options, "LEASE", LEASE, "seconds")
+        self._near_ttl = read_number(options, "NEAR_TTL", 0, "seconds")
+        self._near_entries = int(read_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
         # Of the namespace, since what is written through one alias is read through another.
         self._near = conf.shared(("near", self._namespace), Near)
         self._values = Values(options)
 
     def raising(self) -> Self:
-        """This cache, but a failure of the cluster is raised as `ClusterStateError`, and is no miss."""
-        other = copy.copy(self)
-        other._raise = True
-        return other
+        """A cache like this one, but a failure of the cluster is raised as `ClusterStateError`, and is no miss.
+
+        It is made anew, since debug toolbar and Sentry replace methods of an instance by functions that call those of
+        that instance, also where they are copied to another.
+        """
+        location, params = self._made_of
+        return type(self)(location, {**params, "OPTIONS": {**params.get("OPTIONS", {}), "ON_UNAVAILABLE": "raise"}})
 
     def routing_key(self, key: Any, version: int | None = None) -> bytes:
         """What the node knows the key by, and what decides who owns it."""
@@ -125,11 +114,16 @@ class Requests(BaseCache):
     def _dump(self, key: Any, value: Any) -> wire.Value | None:
         """None for a value that is too big, where that is to be ignored."""
         data = self._values.dump(value)
-        if isinstance(data, int) or len(data) <= MAX_VALUE_BYTES:
+        if fits(data):
             return data
-        problem = f"the value of {key!r} takes {len(data):,} bytes, and {MAX_VALUE_BYTES:,} is the most"
-        self._too_big(problem, raises=self._refuse_big)
+        self._too_big(_too_long(key, data), raises=self._refuse_big)
         return None
+
+    def _refused(self, problems: list[str]) -> None:
+        """These values of one `set_many` were too big. Raises for the first, unless that is to be ignored."""
+        if problems:
+            conf.get_tally().too_big += len(problems) - 1
+            self._too_big(problems[0], raises=self._refuse_big)
 
     def _no_room(self, key: Any, *, raises: bool) -> None:
         problem = f"the value of {key!r} takes more than its owner has room for (MAX_BYTES, or CACHE_MAX_BYTES)"
@@ -139,17 +133,26 @@ class Requests(BaseCache):
         conf.get_tally().too_big += 1
         if raises:
             raise ValueError(problem)
-        self._warn_once("too big", "%s: it isn't stored, and neither are others", problem)
+        self._warn_once("too big", "%s: it isn't stored, nor are others like it (see VALUE_TOO_BIG)", problem)
 
     def _load(self, value: wire.Value, default: Any) -> Any:
         """The default, as for a miss, for a value that can't be read: it was written with other options or code."""
         try:
             return self._values.load(value)
         except Exception as error:  # a serializer may raise anything
+            if not unreadable(error):
+                raise
             reason = f"{type(error).__name__}: {error}"
             self._warn_once(
                 "unreadable", "a value in %r can't be read (%s): it is a miss", self._namespace.decode(), reason
             )
+            return default
+
+    def _load_or(self, value: wire.Value, default: Any) -> Any:
+        """As `_load`, and the default for one that can't be read in an event loop."""
+        try:
+            return self._load(value, default)
+        except SynchronousOnlyOperation:
             return default
 
     def _warn_once(self, kind: str, message: str, *args: object) -> None:
@@ -164,7 +167,7 @@ class Requests(BaseCache):
 
     def _near_value(self, key: bytes, now: float) -> tuple[wire.Value | None, Ticket | None]:
         """The value, or a ticket for it where it isn't near."""
-        value = self._near.get(key, now - self._near_ttl)
+        value = self._near.get(key, now - self._near_ttl, now)
         return value, (self._near.ticket(key, now) if value is None else None)
 
     def _nearby(self, keys: Iterable[bytes]) -> tuple[dict[bytes, wire.Value], dict[bytes, Ticket]]:
@@ -180,6 +183,18 @@ class Requests(BaseCache):
                 elif ticket is not None:
                     tickets[key] = ticket
         return found, tickets
+
+    @property
+    def _get_request(self) -> MakeRequest:
+        """For many keys; near values are to end when the entries do."""
+        return wire.Fetch if self._near_ttl else wire.Get
+
+    def _put_near(self, key: bytes, reply: wire.Reply | None, ticket: Ticket) -> wire.Value | None:
+        """The value in the answer to a `Fetch` of one key, which is near from now on."""
+        if not isinstance(reply, wire.Fetched):
+            return None
+        self._near.put(key, reply.values[0], reply.ttls[0], ticket, self._near_entries)
+        return reply.values[0]
 
     def _set_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
         data = self._dump(key, value)
@@ -203,7 +218,7 @@ class Requests(BaseCache):
         ttl = self._ttl(timeout)
         flight = Flight(
             wire_key, ttl, float(stale), self._lease,
-            lambda value: self._dump(key, value), self._load,
+            lambda value: self._dump(key, value), self._load_or,
             lambda: self._no_room(key, raises=self._refuse_big),
         )  # fmt: skip
         if stale:
@@ -243,12 +258,13 @@ class Requests(BaseCache):
     ) -> dict[Any, Any]:
         """What `get_many` returns: of the values that were near, and of the answers for the others."""
         for keys, reply in answers:
-            if isinstance(reply, wire.Values):
+            if isinstance(reply, wire.Values | wire.Fetched):
                 for key, value in zip(keys, reply.values, strict=True):
                     if value is not None:
                         values[key] = value
-        for key, ticket in tickets.items():
-            self._near.put(key, values.get(key), ticket, self._near_entries)
+            if isinstance(reply, wire.Fetched):
+                for key, value, ttl in zip(keys, reply.values, reply.ttls, strict=True):
+                    self._near.put(key, value, ttl, tickets[key], self._near_entries)
         found = {}
         for key, name in wanted.items():
             if key in values and (loaded := self._load(values[key], MISSING)) is not MISSING:
@@ -265,10 +281,19 @@ class Requests(BaseCache):
                     self._no_room(names[key], raises=False)  # it is among what is returned
         return [name for key, name in names.items() if key not in stored]
 
-    def _batch(self, data: Mapping[Any, Any], timeout: Any, version: int | None) -> Batch:
-        names = {self.routing_key(name, version): name for name in data}
-        dumped = ((key, self._dump(name, data[name])) for key, name in names.items())
-        return Batch(names, {key: value for key, value in dumped if value is not None}, self._ttl(timeout))
+    def _names(self, data: Iterable[Any], version: int | None) -> dict[bytes, Any]:
+        return {self.routing_key(name, version): name for name in data}
+
+    def _batch(self, names: Mapping[bytes, Any], data: Mapping[Any, Any], timeout: Any) -> Batch:
+        batch = Batch({}, self._ttl(timeout), [], [])
+        for key, name in names.items():
+            value = self._values.dump(data[name])
+            if fits(value):
+                batch.values[key] = value
+            else:
+                batch.too_big.append(key)
+                batch.problems.append(_too_long(name, value))
+        return batch
 
     def _groups(self, table: Table, keys: Iterable[bytes]) -> Groups:
         wanted = list(keys)
@@ -288,8 +313,7 @@ class Requests(BaseCache):
         for (target, keys), reply in zip(groups, replies, strict=True):
             if isinstance(reply, ClusterStateError):
                 self._failed(reply)
-            elif isinstance(reply, wire.Values) and 0 < len(reply.values) < len(keys):
-                count = len(reply.values)  # no more had room in one reply
+            elif 0 < (count := _answered(reply)) < len(keys):
                 answers.append((keys[:count], reply))
                 again.append((target, keys[count:]))
             else:
@@ -313,6 +337,23 @@ def _makes_keys(cls: type[Requests]) -> bool:
     return (cls.validate_key, cls.make_key, cls.make_and_validate_key) != ours
 
 
+def _answered(reply: wire.Reply) -> int:
+    """For how many of the keys it was asked for; 0 for a reply of another kind."""
+    if isinstance(reply, wire.Values | wire.Fetched):
+        return len(reply.values)  # no more had room in one reply, or the node took turns
+    return len(reply.flags) if isinstance(reply, wire.Flags) else 0
+
+
+def fits(value: wire.Value) -> bool:
+    """Whether a value isn't longer than it may be."""
+    return isinstance(value, int) or len(value) <= MAX_VALUE_BYTES
+
+
+def _too_long(key: Any, value: wire.Value) -> str:
+    size = len(value) if isinstance(value, bytes) else 8
+    return f"the value of {key!r} takes {size:,} bytes, and {MAX_VALUE_BYTES:,} is the most"
+
+
 def flag(reply: wire.Reply | None) -> bool:
     return isinstance(reply, wire.Flags) and reply.flags[0]
 
@@ -322,7 +363,7 @@ def first_round(groups: Groups, size_of: SizeOf) -> tuple[Groups, Groups]:
     first, rest = [], []
     for target, keys in groups:
         count, room = 0, _ROOM
-        for key in keys:
+        for key in keys[:KEYS_AT_ONCE]:
             room -= size_of(key) + _ITEM
             if room < 0 and count:
                 break
@@ -339,34 +380,3 @@ def without_failed(later: Groups, groups: Groups, replies: list[wire.Reply | Clu
         target for (target, _), reply in zip(groups, replies, strict=True) if isinstance(reply, ClusterStateError)
     }
     return [group for group in later if group[0] not in failed]
-
-
-def _namespace(location: object) -> bytes:
-    if not isinstance(location, str):
-        raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name, not {location!r}.")
-    namespace = (location or "default").encode()
-    if len(namespace) > _MAX_NAMESPACE or b"\0" in namespace:
-        raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name of 1 to {_MAX_NAMESPACE} bytes.")
-    return namespace
-
-
-def _choice(options: Mapping[str, Any], name: str, default: str, other: str) -> str:
-    value: str = options.get(name, default)
-    if value not in (default, other):
-        raise ImproperlyConfigured(f"ClusterCache's {name} must be {default!r} or {other!r}, not {value!r}.")
-    return value
-
-
-def _number(options: Mapping[str, Any], name: str, default: float, what: str, *kinds: type) -> float:
-    """A number of seconds or the like: above 0, unless the default is 0."""
-    value = options.get(name, default)
-    if type(value) not in (kinds or (int, float)) or not 0 <= value < math.inf or (default and not value):
-        bound = " above 0" if default else ""
-        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of {what}{bound}, not {value!r}.")
-    return float(value)
-
-
-def _max_bytes(given: Any) -> int | None:
-    if given is None or (type(given) is int and given > 0):
-        return given
-    raise ImproperlyConfigured(f"ClusterCache's MAX_BYTES must be a number of bytes above 0, not {given!r}.")

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
+from ..exceptions import raised_by_signal
 from ..wire import messages as wire
 
 COMPRESS_ABOVE = 1024  # bytes: below, what is saved is less than what an entry costs besides
@@ -23,6 +24,35 @@ _INT64 = range(-(2**63), 2**63)
 # Before each value of a cache with a compressor. No pickle, JSON or msgpack that we write begins with one of them, so
 # that values from before there was a compressor are told apart.
 _PLAIN, _PACKED = b"\0", b"\1"
+
+
+# What code in C raises for bytes that it can't read, or that name what isn't there any more.
+_UNREADABLE = (
+    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError, pickle.PickleError, zlib.error, msgspec.MsgspecError,
+)  # fmt: skip
+_PACKAGE = __name__.partition(".")[0]
+
+
+def unreadable(error: Exception) -> bool:
+    """Whether `Values.load` raised it because of the value. A signal handler, such as that of a soft time limit, or
+    another thread may have interrupted it with an exception of theirs, which is for the caller.
+
+    Code in Python, such as a `__setstate__`, may raise anything because of the value. A `SynchronousOnlyOperation` only
+    says that the value is to be read in a thread.
+    """
+    if isinstance(error, SynchronousOnlyOperation) or raised_by_signal(error):
+        return False
+    return isinstance(error, _UNREADABLE) or not _in_our_code(error)
+
+
+def _in_our_code(error: Exception) -> bool:
+    """Whether it was raised by our own code, or where that calls what is written in C."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    name = "" if traceback is None else str(traceback.tb_frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] == _PACKAGE
 
 
 class PickleSerializer:
@@ -82,7 +112,10 @@ class ZstdCompressor:
         return packed
 
     def decompress(self, data: bytes) -> bytes:
-        return _bounded(self._zstd.ZstdDecompressor(), data)
+        try:
+            return _bounded(self._zstd.ZstdDecompressor(), data)
+        except self._zstd.ZstdError as error:
+            raise ValueError(str(error)) from error
 
 
 def _bounded(decompressor: Any, data: bytes) -> bytes:

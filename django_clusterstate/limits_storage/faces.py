@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ..client.forks import PerProcess
 from ..core.limiter import Algorithm, Decision, Rule
-from ..exceptions import Unavailable
+from ..exceptions import Unavailable, raised_by_signal
 from . import steps
 from .engines import MAX_AT_ONCE, Engine, close_storage, make_storage
 from .steps import Counters, Steps, T
@@ -131,6 +131,9 @@ class LimitsStorage(_Face):
             answer: T = done.value
             return answer
         except Exception as error:  # whatever a driver raises, and there are several
+            if raised_by_signal(error):
+                self.close()  # its connection may be in the middle of an answer
+                raise
             failure = self._failed(error, now)
             if self._engine.is_open:
                 # Made anew for the next try: valkey-py (6.2) never finds a cluster again that was gone as a whole.
@@ -184,6 +187,9 @@ class AsyncLimitsStorage(_Face):
                 answer: T = done.value
                 return answer
             except Exception as error:  # as above
+                if raised_by_signal(error):
+                    await mine.disconnect()
+                    raise
                 failure = self._failed(error, now)
                 if self._engine.is_open:
                     await mine.disconnect()

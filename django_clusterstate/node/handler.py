@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from .. import __version__
@@ -13,22 +13,20 @@ from ..core.ledger import Ledger
 from ..core.membership import Membership
 from ..core.store import Store
 from ..wire import messages as wire
-from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats
+from .cache_requests import CacheRequests
 from .channels import Channels
 from .config import NodeConfig
 from .history import History
 from .partitions import Partitions
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_INT64 = range(-(2**63), 2**63)
-VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
 
 RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
 # What a user asks for; the cluster's own messages would drown it.
 _COUNTED = frozenset((
-    wire.Get, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
+    wire.Get, wire.Fetch, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
     wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits,
 ))  # fmt: skip
 
@@ -86,14 +84,7 @@ class Handler:
         self._placed = Rendezvous({})
         self.listeners: dict[str, Listener] = {}  # the node's own, by group; a flush leaves them alone
         self._methods: dict[type, Callable[[Any], wire.Reply | None]] = {
-            wire.Get: self._get,
-            wire.Set: self._set,
-            wire.Touch: self._touch,
-            wire.Delete: self._delete,
-            wire.Incr: self._incr,
-            wire.Clear: self._clear,
-            wire.Look: self._look,
-            wire.Scan: self._scan,
+            **CacheRequests(self.cache, membership, self.stats, clock).methods,
             wire.Hit: self._hit,
             wire.Peek: self._peek,
             wire.Reset: self._reset,
@@ -162,87 +153,6 @@ class Handler:
         view = self.membership.view
         self._placed = self._tenure.change({member.name: member.weight for member in view.members})
         self.cache.stamp = self._tenure.serial
-
-    # -- cache ----------------------------------------------------------------------------------------------
-
-    def _get(self, request: wire.Get) -> wire.Reply:
-        if len(request.keys) == 1:  # nearly always
-            value = self.cache.get(request.keys[0], self._clock())
-            if value is None:
-                self.stats.misses += 1
-            else:
-                self.stats.hits += 1
-            return wire.Values(self.membership.view.epoch, [value])
-        return wire.Values(self.epoch, self._read(request.keys))
-
-    def _read(self, keys: Sequence[bytes]) -> list[wire.Value | None]:
-        now = self._clock()
-        get = self.cache.get
-        values: list[wire.Value | None] = []
-        room = MAX_REQUEST
-        for key in keys:
-            value = get(key, now)
-            room -= VALUE_HEADER + (len(value) if isinstance(value, bytes) else 0)
-            if room < 0 and values:
-                break
-            values.append(value)
-        misses = values.count(None)
-        self.stats.misses += misses
-        self.stats.hits += len(values) - misses
-        return values
-
-    def _set(self, request: wire.Set) -> wire.Reply:
-        now, ttl = self._clock(), request.ttl
-        store = self.cache.add if request.absent else self.cache.set
-        flags = [store(key, value, ttl, now) for key, value in request.items]
-        if request.or_same and not all(flags):
-            flags = [
-                flag or self._holds(key, value, now) for flag, (key, value) in zip(flags, request.items, strict=True)
-            ]
-        if request.deletes and all(flags):
-            for key in request.deletes:
-                self.cache.delete(key, now)
-        return wire.Flags(self.epoch, flags, tuple(self._read(request.reads)) if request.reads else ())
-
-    def _touch(self, request: wire.Touch) -> wire.Reply:
-        now, ttl, expected = self._clock(), request.ttl, request.expected
-        flags = [self._holds(key, expected, now) and self.cache.touch(key, ttl, now) for key in request.keys]
-        return wire.Flags(self.epoch, flags)
-
-    def _delete(self, request: wire.Delete) -> wire.Reply:
-        now, expected = self._clock(), request.expected
-        flags = [self._holds(key, expected, now) and self.cache.delete(key, now) for key in request.keys]
-        return wire.Flags(self.epoch, flags)
-
-    def _holds(self, key: bytes, expected: wire.Value | None, now: float) -> bool:
-        """Whether the key has that value; None: whatever it has."""
-        return expected is None or ((held := self.cache.peek(key, now)) is not None and held[0] == expected)
-
-    def _incr(self, request: wire.Incr) -> wire.Reply:
-        now = self._clock()
-        value = self.cache.get(request.key, now)
-        if value is None:
-            return wire.Number(self.epoch, None)
-        if isinstance(value, bytes) or value + request.delta not in _INT64:
-            self.stats.failures += 1
-            return wire.Failed(self.epoch, wire.NOT_AN_INTEGER)
-        self.cache.replace(request.key, value + request.delta, now)
-        return wire.Number(self.epoch, value + request.delta)
-
-    def _clear(self, request: wire.Clear) -> wire.Reply:
-        self.cache.clear(request.namespace, self._clock())
-        return wire.Done(self.epoch)
-
-    def _look(self, request: wire.Look) -> wire.Reply:
-        held = self.cache.peek(request.key, self._clock())
-        if held is None:
-            return wire.Looked(self.epoch, found=False)
-        value, ttl = held
-        size = len(value) if isinstance(value, bytes) else 8
-        return wire.Looked(self.epoch, True, ttl, value if request.value else None, size)
-
-    def _scan(self, request: wire.Scan) -> wire.Reply:
-        return wire.Scanned(self.epoch, *self.cache.scan(request.prefix, request.cursor, self._clock()))
 
     # -- limits ---------------------------------------------------------------------------------------------
 

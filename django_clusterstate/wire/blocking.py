@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from ..exceptions import AnswerLost, ClusterStateError, ProtocolError, TimedOut, Unavailable
+from ..exceptions import AnswerLost, ClusterStateError, ProtocolError, TimedOut, Unavailable, raised_by_signal
 from .address import Address, UnixAddress
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello, OtherNode
@@ -40,6 +40,8 @@ def _left(until: float) -> float:
 
 
 def _unavailable(error: OSError) -> Unavailable:
+    if raised_by_signal(error):  # such as a time limit that is a TimeoutError: it is the caller's, and no node's
+        raise error
     late = isinstance(error, BlockingIOError | TimeoutError)
     return Unavailable("no answer within the deadline" if late else str(error))
 

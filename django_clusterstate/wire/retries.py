@@ -13,6 +13,7 @@ from .messages import (
     Clear,
     Delete,
     Deliver,
+    Fetch,
     FindLimits,
     Flush,
     Forward,
@@ -52,7 +53,7 @@ def may_repeat(request: Request) -> bool:
     match request:
         case (
             # Nothing changes.
-            Get() | Look() | Scan() | Peek() | FindLimits() | GetEvents() | Ping() | GetStatus() | GetReport()
+            Get() | Fetch() | Look() | Scan() | Peek() | FindLimits() | GetEvents() | Ping() | GetStatus() | GetReport()
             # The second execution changes nothing, or what others did between the two.
             | Touch() | Delete() | Clear() | Reset() | Flush() | GroupAdd() | GroupDiscard()
             # The node knows the batch by its number.

@@ -15,6 +15,7 @@ from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.core.store import Store
 from django_clusterstate.core.timeline import Moment, What
 from django_clusterstate.node import handler
+from django_clusterstate.node.cache_requests import TURN
 from django_clusterstate.node.channels import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
@@ -22,6 +23,7 @@ from django_clusterstate.node.history import TOP_SPAN
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
+from django_clusterstate.wire.messages import MAX_KEYS
 from django_clusterstate.wire.status import MOST, Tally
 
 NAME = "alpha"
@@ -119,6 +121,59 @@ def test_values_come_back_in_the_order_of_their_keys(bench: Bench) -> None:
     assert bench.ask(wire.Set([(b"a", b"x"), (b"b", 7)], None)) == wire.Flags(bench.epoch, [True, True])
     assert bench.ask(wire.Get([b"b", b"none", b"a"])) == wire.Values(bench.epoch, [7, None, b"x"])
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (2, 1)
+
+
+def test_values_come_back_with_what_they_have_left(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"a", b"x")], 5.0))
+    bench.ask(wire.Set([(b"b", 7)], None))
+    bench.now += 2
+    assert bench.ask(wire.Fetch([b"b", b"none", b"a"])) == wire.Fetched(bench.epoch, [7, None, b"x"], [None, None, 3.0])
+    assert (bench.handler.stats.hits, bench.handler.stats.misses) == (2, 1)
+    bench.now += 3
+    assert bench.ask(wire.Fetch([b"a"])) == wire.Fetched(bench.epoch, [None], [None])
+
+
+@pytest.fixture
+def slow() -> Bench:
+    """A node that finds the time a quarter of a turn later each time that it looks at its clock."""
+
+    class Slow(Bench):
+        def tick(self) -> float:
+            self.now += TURN / 4
+            return self.now
+
+    bench = Slow()
+    bench.handler = Handler(CONFIG, bench.membership, bench.tick, bench.peers)
+    return bench
+
+
+def test_a_request_for_many_keys_takes_a_turn_and_is_answered_for_those_that_are_done(slow: Bench) -> None:
+    keys = [b"ns\0%d" % number for number in range(MAX_KEYS)]
+    stored = slow.ask(wire.Set([(key, 1) for key in keys], None))
+    done = len(stored.flags)
+    assert stored.flags == [True] * done
+    assert 0 < done < 100
+    assert slow.handler.cache.entries == done
+    found = slow.ask(wire.Get(keys)).values
+    assert found[:done] == [1] * min(done, len(found))
+    assert 0 < len(found) < 100
+    assert 0 < len(slow.ask(wire.Touch(keys, 60.0)).flags) < 100
+    deleted = slow.ask(wire.Delete(keys)).flags
+    assert deleted == [True] * len(deleted)
+    assert slow.handler.cache.entries == done - len(deleted)
+
+
+def test_a_set_that_isnt_done_deletes_nothing(slow: Bench) -> None:
+    slow.ask(wire.Set([(b"ns\0lease", 1)], None))
+    slow.ask(wire.Set([(b"ns\0%d" % number, 1) for number in range(MAX_KEYS)], None, deletes=(b"ns\0lease",)))
+    assert slow.ask(wire.Get([b"ns\0lease"])).values == [1]
+
+
+def test_a_few_keys_are_done_in_one_turn(slow: Bench) -> None:
+    keys = [b"ns\0%d" % number for number in range(15)]
+    assert slow.ask(wire.Set([(key, 1) for key in keys], None)).flags == [True] * 15
+    assert slow.ask(wire.Get(keys)).values == [1] * 15
+    assert slow.ask(wire.Delete(keys)).flags == [True] * 15
 
 
 def test_set_deletes_other_keys_once_all_is_stored_and_then_reads(bench: Bench) -> None:

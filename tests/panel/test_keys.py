@@ -1,8 +1,12 @@
 """The look-up of a key in the admin, and what may be done to it there."""
 
 import itertools
+import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,7 +34,7 @@ from django_clusterstate.panel.actions import ACTIONS
 from django_clusterstate.panel.keys import ALGORITHM_LABELS
 from django_clusterstate.panel.traffic import top
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, counting
-from testproject.processes import LocalCluster, wait_until
+from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.conftest import using
 from tests.panel.pages import Page, staff
 from tests.panel.test_admin import CACHE, PAGE
@@ -519,6 +523,16 @@ class TestTrouble:
         level, message = act(client, "delete_cache_key", kind="cache:default", key=stopped)
         assert (level, "node two at" in message) == ("error", True)
         assert log() == []
+
+    def test_owner_that_does_not_answer_is_told_on_a_site_that_debug_toolbar_and_sentry_watch(
+        self, stopped: str
+    ) -> None:
+        command = [sys.executable, "-m", "tests.panel.instrumented", stopped]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, check=True, timeout=60)
+        told = json.loads(done.stdout.splitlines()[-1])
+        assert told["wrapped"] == ["delete", "get", "set"]
+        assert (told["level"], "node two at" in told["message"]) == ("error", True)
+        assert told["read"] == "Unavailable"
 
     def test_owner_of_a_limit_that_does_not_answer(self, client: Client, stopped: str) -> None:
         found, page = look_up(client, "limit", stopped, group=stopped)

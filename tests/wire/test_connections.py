@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 import pytest
@@ -37,6 +38,7 @@ from tests.peers import (
     take_time,
     wait_for_the_end,
 )
+from tests.timelimits import handling
 
 DEADLINE = 0.25
 AT_LATEST = DEADLINE + 0.1  # a machine that runs tests is busy
@@ -274,6 +276,22 @@ def test_call_without_an_answer_ends_with_the_deadline_and_closes(dial: Dial) ->
         caller = dial(node.address)
         refused_in_time(lambda: caller.call(PING), match="no answer within the deadline")
         assert caller.closed
+
+
+def test_a_time_limit_that_ends_while_an_answer_is_due_is_raised_whatever_its_kind() -> None:
+    with ScriptedNode(mute) as node, handling(raises_timeout):
+        connection = BlockingConnection(node.address, KEYS, 5.0)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(TimeoutError, match="of the caller's"):
+            connection.call(PING)
+    with ScriptedNode(wait_for_the_end) as node, handling(raises_timeout):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(TimeoutError, match="of the caller's"):
+            BlockingConnection(node.address, KEYS, 5.0)
+
+
+def raises_timeout(signum: int, frame: FrameType | None) -> None:
+    raise TimeoutError("of the caller's")  # an OSError, as are the network's
 
 
 def test_long_request_that_is_not_read_ends_with_the_deadline(dial: Dial) -> None:

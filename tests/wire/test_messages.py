@@ -28,6 +28,7 @@ member = MemberStatus(alpha, State.SUSPECT, 3, 1.5, 20.25, 2**64 - 1)
 status = wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats)
 EXAMPLES: list[wire.Message] = [
     wire.Get([b"ns\0a", b"ns\0b"]),
+    wire.Fetch([b"ns\0a", b"ns\0b"]),
     wire.Set([(b"ns\0a", b"v"), (b"ns\0b", -(2**63))], 30.5, absent=True),
     wire.Set([(b"ns\0a", 2**63 - 1)], None, deletes=(b"ns\0b",), reads=(b"ns\0c", b"ns\0a")),
     wire.Touch([b"ns\0a"], None),
@@ -62,6 +63,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Forward("specific.a.b!c", b"payload", 60.0, 100),
     wire.Flush(),
     wire.Values(2**64 - 1, [b"v", 5, None, -(2**63)]),
+    wire.Fetched(1, [b"v", 5, None], [1.5, None, None]),
     wire.Flags(1, [True, False]),
     wire.Flags(1, [True], (b"v", None)),
     wire.Number(1, None),
@@ -251,6 +253,21 @@ def test_well_formed_nonsense_never_raises_anything_else(tag: int, items: list[A
         except wire.DECODE_ERRORS:
             continue
         assert decode(wire.encode(message)) == message or "nan" in repr(message)
+
+
+@pytest.mark.parametrize("kind", [wire.Get, wire.Set, wire.Touch, wire.Delete])
+def test_a_request_for_more_keys_than_it_may_have_is_refused(kind: type[wire.Request]) -> None:
+    def request(count: int) -> wire.Request:
+        keys = [b"key"] * count
+        if kind is wire.Set:
+            return wire.Set([(key, 1) for key in keys], None)
+        return (
+            wire.Touch(keys, None) if kind is wire.Touch else wire.Get(keys) if kind is wire.Get else wire.Delete(keys)
+        )
+
+    assert wire.decode_request(wire.encode(request(wire.MAX_KEYS))) == request(wire.MAX_KEYS)
+    with pytest.raises(wire.DECODE_ERRORS):
+        wire.decode_request(wire.encode(request(wire.MAX_KEYS + 1)))
 
 
 @given(st.text(max_size=100))

@@ -12,6 +12,7 @@ RULES = [Rule(Algorithm.FIXED_WINDOW, 5, 60.0)]
 
 AGAIN: list[wire.Request] = [
     wire.Get([b"k"]),
+    wire.Fetch([b"k"]),
     wire.Set([(b"k", b"v")], None),
     wire.Set([(b"k", b"v")], 5.0, deletes=(b"x",), reads=(b"y",)),
     wire.Set([(b"k", b"token")], 5.0, absent=True, or_same=True),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..framing import frame
-from .fields import DECODE_ERRORS, MAX_KEY_BYTES, Message, Value
+from .fields import DECODE_ERRORS, MAX_KEY_BYTES, MAX_KEYS, Message, Value
 from .replies import (
     CHANNEL_FULL,
     NOT_AN_INTEGER,
@@ -22,6 +22,7 @@ from .replies import (
     EventAccount,
     EventNames,
     Failed,
+    Fetched,
     Flags,
     LimitsFound,
     Looked,
@@ -39,6 +40,7 @@ from .requests import (
     Clear,
     Delete,
     Deliver,
+    Fetch,
     FindLimits,
     Flush,
     Forward,
@@ -71,6 +73,7 @@ from .requests import (
 __all__ = [
     "CHANNEL_FULL",
     "DECODE_ERRORS",
+    "MAX_KEYS",
     "MAX_KEY_BYTES",
     "NOT_AN_INTEGER",
     "Clear",
@@ -81,6 +84,8 @@ __all__ = [
     "EventAccount",
     "EventNames",
     "Failed",
+    "Fetch",
+    "Fetched",
     "FindLimits",
     "Flags",
     "Flush",

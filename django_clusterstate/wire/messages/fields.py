@@ -13,7 +13,11 @@ MAX_KEY_BYTES = 1024
 # All that decoding raises: the last two are not wrapped by msgspec.
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+# In one request. Decoding alone takes 0.2 ms for so many, and 15 ms for the 30,000 that a frame has room for.
+MAX_KEYS = 1000
+
 Key = Annotated[bytes, Meta(max_length=MAX_KEY_BYTES)]
+Keys = Annotated[list[Key], Meta(max_length=MAX_KEYS)]
 Namespace = Annotated[bytes, Meta(max_length=256)]
 ChannelName = Annotated[str, Meta(max_length=100)]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]

@@ -14,6 +14,14 @@ class Values(Message, frozen=True, tag=33):
     values: list[Value | None]
 
 
+class Fetched(Message, frozen=True, tag=59):
+    """Values, and the seconds that each has left; None: for ever, or absent."""
+
+    epoch: int
+    values: list[Value | None]
+    ttls: list[Seconds | None]
+
+
 class Flags(Message, frozen=True, tag=34):
     epoch: int
     flags: list[bool]
@@ -138,6 +146,6 @@ class Report(Message, frozen=True, tag=45):
 
 
 Reply = (
-    Values | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
+    Values | Fetched | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
     | EventNames | EventAccount | Report | LimitsFound
 )  # fmt: skip

@@ -7,15 +7,36 @@ from msgspec import Meta
 
 from ...core.events import MAX_ENTRIES, Entry
 from ..status import Tally
-from .fields import ChannelName, Cost, Cursor, EventName, Integer, Key, Message, Namespace, Rules, Seconds, Value
+from .fields import (
+    MAX_KEYS,
+    ChannelName,
+    Cost,
+    Cursor,
+    EventName,
+    Integer,
+    Key,
+    Keys,
+    Message,
+    Namespace,
+    Rules,
+    Seconds,
+    Value,
+)
 
 # -- cache ------------------------------------------------------------------------------------------------------
 
 
 class Get(Message, frozen=True, tag=1):
-    """The values of some keys. Answer: `Values`, of the first few keys where all together are too long for a reply."""
+    """The values of some keys. Answer: `Values`, of the first few keys where all together are too long for a reply or
+    take the node too much time."""
 
-    keys: list[Key]
+    keys: Keys
+
+
+class Fetch(Message, frozen=True, tag=31):
+    """As `Get`, and how long each value has left. Answer: `Fetched`."""
+
+    keys: Keys
 
 
 class Set(Message, frozen=True, tag=2):
@@ -24,13 +45,15 @@ class Set(Message, frozen=True, tag=2):
     Then it removes the keys of `deletes`, if all was stored, and answers with the values of those of `reads` as well.
     With `or_same` an absent key may also hold this very value, which then counts as stored: so a value that nobody else
     has may be sent again when the answer was lost.
+    The answer to this, to `Touch` and to `Delete` has the flags of the first few keys where all together take the node
+    too much time; the others weren't touched.
     """
 
-    items: list[tuple[Key, Value]]
+    items: Annotated[list[tuple[Key, Value]], Meta(max_length=MAX_KEYS)]
     ttl: Seconds | None
     absent: bool = False
-    deletes: tuple[Key, ...] = ()
-    reads: tuple[Key, ...] = ()
+    deletes: Annotated[tuple[Key, ...], Meta(max_length=MAX_KEYS)] = ()
+    reads: Annotated[tuple[Key, ...], Meta(max_length=MAX_KEYS)] = ()
     or_same: bool = False
 
 
@@ -38,7 +61,7 @@ class Touch(Message, frozen=True, tag=3):
     """Gives keys a new ttl, with `expected` only those that hold this value. Answer: `Flags`, false for a key that
     keeps its own or is absent."""
 
-    keys: list[Key]
+    keys: Keys
     ttl: Seconds | None
     expected: Value | None = None
 
@@ -47,7 +70,7 @@ class Delete(Message, frozen=True, tag=4):
     """Removes keys, with `expected` only those that hold this value. Answer: `Flags`, false for a key that stays or is
     absent."""
 
-    keys: list[Key]
+    keys: Keys
     expected: Value | None = None
 
 
@@ -261,7 +284,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund | FindLimits
+    Get | Fetch | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund | FindLimits
     | Track | GetEvents | GetView | Ping | GetStatus | GetReport
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip

@@ -1,0 +1,153 @@
+"""What a node does with requests for its cache. Those for many keys take turns with what others ask."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from ..core.membership import Membership
+from ..core.store import Store
+from ..wire import messages as wire
+from ..wire.framing import MAX_REQUEST
+from ..wire.status import Stats
+from .partitions import Partitions
+
+TURN = 0.002  # seconds that a request for many keys may take; then the node answers for those it has done
+_STEP = 16  # keys between two looks at the clock
+
+VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
+_INT64 = range(-(2**63), 2**63)
+
+_T = TypeVar("_T")
+
+
+class CacheRequests:
+    """Answers the requests for the cache from a node's store, and counts hits, misses and failures in `stats`."""
+
+    def __init__(
+        self,
+        store: Store[wire.Value] | Partitions,
+        membership: Membership,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._membership = membership
+        self._stats = stats
+        self._clock = clock
+        self.methods: dict[type, Callable[[Any], wire.Reply]] = {
+            wire.Get: self._get,
+            wire.Fetch: self._fetch,
+            wire.Set: self._set,
+            wire.Touch: self._touch,
+            wire.Delete: self._delete,
+            wire.Incr: self._incr,
+            wire.Clear: self._clear,
+            wire.Look: self._look,
+            wire.Scan: self._scan,
+        }
+
+    def _get(self, request: wire.Get) -> wire.Reply:
+        if len(request.keys) == 1:  # nearly always
+            value = self._store.get(request.keys[0], self._clock())
+            if value is None:
+                self._stats.misses += 1
+            else:
+                self._stats.hits += 1
+            return wire.Values(self._membership.view.epoch, [value])
+        return wire.Values(self._membership.view.epoch, self._read(request.keys))
+
+    def _fetch(self, request: wire.Fetch) -> wire.Reply:
+        now, peek = self._clock(), self._store.peek
+        values = self._read(request.keys)
+        ttls = [held[1] if (held := peek(key, now)) else None for key in request.keys[: len(values)]]
+        return wire.Fetched(self._membership.view.epoch, values, ttls)
+
+    def _read(self, keys: Sequence[bytes]) -> list[wire.Value | None]:
+        now = self._clock()
+        get = self._store.get
+        values: list[wire.Value | None] = []
+        room = MAX_REQUEST
+        for key in keys:
+            value = get(key, now)
+            room -= VALUE_HEADER + (len(value) if isinstance(value, bytes) else 0)
+            if room < 0 and values:
+                break
+            values.append(value)
+            if not len(values) % _STEP and self._clock() - now >= TURN:
+                break
+        misses = values.count(None)
+        self._stats.misses += misses
+        self._stats.hits += len(values) - misses
+        return values
+
+    def _set(self, request: wire.Set) -> wire.Reply:
+        now, ttl = self._clock(), request.ttl
+        store = self._store.add if request.absent else self._store.set
+        if len(request.items) <= _STEP:
+            flags = [store(key, value, ttl, now) for key, value in request.items]
+        else:
+            flags = self._each(request.items, lambda item: store(*item, ttl, now), now)
+        if request.or_same and not all(flags):
+            flags = [flag or self._holds(*item, now) for flag, item in zip(flags, request.items, strict=False)]
+        if request.deletes and all(flags) and len(flags) == len(request.items):
+            for key in request.deletes:
+                self._store.delete(key, now)
+        return wire.Flags(self._membership.view.epoch, flags, tuple(self._read(request.reads)) if request.reads else ())
+
+    def _touch(self, request: wire.Touch) -> wire.Reply:
+        now, ttl, expected = self._clock(), request.ttl, request.expected
+
+        def touch(key: bytes) -> bool:
+            return self._holds(key, expected, now) and self._store.touch(key, ttl, now)
+
+        flags = self._each(request.keys, touch, now)
+        return wire.Flags(self._membership.view.epoch, flags)
+
+    def _delete(self, request: wire.Delete) -> wire.Reply:
+        now, expected = self._clock(), request.expected
+
+        def delete(key: bytes) -> bool:
+            return self._holds(key, expected, now) and self._store.delete(key, now)
+
+        flags = self._each(request.keys, delete, now)
+        return wire.Flags(self._membership.view.epoch, flags)
+
+    def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:
+        """What `do` returns for each item, or for the first few where that takes longer than TURN. `now`: the start."""
+        if len(items) <= _STEP:
+            return [do(item) for item in items]
+        flags: list[bool] = []
+        while len(flags) < len(items) and (not flags or self._clock() - now < TURN):
+            flags += [do(item) for item in items[len(flags) : len(flags) + _STEP]]
+        return flags
+
+    def _holds(self, key: bytes, expected: wire.Value | None, now: float) -> bool:
+        """Whether the key has that value; None: whatever it has."""
+        return expected is None or ((held := self._store.peek(key, now)) is not None and held[0] == expected)
+
+    def _incr(self, request: wire.Incr) -> wire.Reply:
+        now = self._clock()
+        value = self._store.get(request.key, now)
+        if value is None:
+            return wire.Number(self._membership.view.epoch, None)
+        if isinstance(value, bytes) or value + request.delta not in _INT64:
+            self._stats.failures += 1
+            return wire.Failed(self._membership.view.epoch, wire.NOT_AN_INTEGER)
+        self._store.replace(request.key, value + request.delta, now)
+        return wire.Number(self._membership.view.epoch, value + request.delta)
+
+    def _clear(self, request: wire.Clear) -> wire.Reply:
+        self._store.clear(request.namespace, self._clock())
+        return wire.Done(self._membership.view.epoch)
+
+    def _look(self, request: wire.Look) -> wire.Reply:
+        held = self._store.peek(request.key, self._clock())
+        if held is None:
+            return wire.Looked(self._membership.view.epoch, found=False)
+        value, ttl = held
+        size = len(value) if isinstance(value, bytes) else 8
+        return wire.Looked(self._membership.view.epoch, True, ttl, value if request.value else None, size)
+
+    def _scan(self, request: wire.Scan) -> wire.Reply:
+        return wire.Scanned(
+            self._membership.view.epoch, *self._store.scan(request.prefix, request.cursor, self._clock())
+        )
