@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.checks import check_settings
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
+from django_clusterstate.core import limiter
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.decorators import cluster_ratelimit
 from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage, steps
@@ -125,7 +126,7 @@ class Face:
 
     hit: Callable[..., Decision]
     peek: Callable[..., Decision]
-    reset: Callable[..., bool]
+    reset: Callable[..., bool | None]
     refund: Callable[..., bool]
 
 
@@ -217,10 +218,12 @@ def test_a_reset_forgets_the_hits_of_a_key(scheme: str, face: Face, group: str, 
     limit, other = Limit.parse("1/d", algorithm), Limit.parse("2/d", algorithm)
     assert [face.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
     face.hit(other, group, "key")
-    assert face.reset(limit, group, "key")
+    assert face.reset(limit, group, "misspelt") is False
+    assert face.reset(Limit.parse("1/h", algorithm), group, "key") is False
+    assert face.reset(limit, group, "key") is True
+    assert face.reset(limit, group, "key") is False
     assert face.hit(limit, group, "key").allowed
     assert face.peek(other, group, "key").remaining == 1
-    assert face.reset(limit, group, "never hit")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -346,7 +349,7 @@ def test_a_storage_that_dies_is_replaced_by_the_policy_until_it_is_back(
     assert [decision.allowed for decision in decisions[:2]] == allowed
     assert {decision.fallback for decision in decisions} == {fallback}
     assert {decision.owner for decision in decisions} == {""}
-    assert not face.reset(limit, group, "key")
+    assert face.reset(limit, group, "key") is None
     redis_of_its_own.start()
     wait_for(redis_of_its_own)
     wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
@@ -649,7 +652,7 @@ class Buckets:
             self.start, self.previous, self.current = self.start + period, self.current, 0
         return (self.start - now) / 1000, self.previous, self.current
 
-    def hit(self, now: int, cost: int = 1) -> steps.Decision:
+    def hit(self, now: int, cost: int = 1) -> limiter.Decision:
         decision = steps.estimate(self.rule, self.counts(now), cost)
         period = int(self.rule.period * 1000)
         share = math.floor(self.previous * (self.start + period - now) / period)

@@ -190,10 +190,9 @@ def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> li
     return [(rule, peek(store, key, [rule], 1, now)[0]) for rule in held]
 
 
-def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> None:
-    """Forgets all hits of a key under these rules."""
-    for rule in rules:
-        store.delete(_state_key(key, rule), now)
+def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> list[bool]:
+    """Forgets all hits of a key under these rules. Returns for each rule whether there were any."""
+    return [store.delete(_state_key(key, rule), now) for rule in rules]
 
 
 def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:

@@ -61,12 +61,15 @@ def refund(counters: Counters, cost: int) -> Steps[None]:
         yield _give_back(counter, cost)
 
 
-def reset(counters: Counters) -> Steps[None]:
+def reset(counters: Counters) -> Steps[bool]:
+    """Whether anything was counted, of what the storage still had when it was asked."""
+    counts = yield from _counts(counters)
     for rule, name in counters:
         if rule.algorithm is Algorithm.FIXED_WINDOW:
             yield methodcaller("clear", name)
         else:
             yield methodcaller("clear_sliding_window", name, seconds_of(rule))
+    return any(previous or current for _, previous, current in counts)
 
 
 def _decide_all(counters: Counters, counts: list[Counts], cost: int) -> list[Decision]:

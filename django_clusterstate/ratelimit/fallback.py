@@ -44,9 +44,10 @@ class ProcessLimits:
         with self._lock:
             limiter.refund(self._store, key, rules, cost, now - ago, now)
 
-    def reset(self, key: bytes, rules: Sequence[Rule]) -> None:
+    def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
+        """Whether anything was counted."""
         with self._lock:
-            limiter.reset(self._store, key, rules, time.monotonic())
+            return any(limiter.reset(self._store, key, rules, time.monotonic()))
 
 
 def without_nodes(limit: Limit, key: bytes, cost: int, process: ProcessLimits, *, counts: bool) -> Decision:
