@@ -82,20 +82,22 @@ def sliding_model(limit: int, period: int) -> Callable[[Fraction, int], bool]:
     before: list[tuple[Fraction, int]] = []
     run: list[tuple[Fraction, int]] = []
 
+    arrivals = [Fraction(0)]
+
     def arrival() -> Fraction:
-        """Until when an even rate takes for the hits up to the end of `before`, wherever one begins to count."""
-        known = [hit for hit in log if hit[0] <= before[-1][0]]
-        return max(at + sum(c for t, c in known if t >= at) * Fraction(period, limit) for at, _ in known)
+        """Until when an even rate takes for the hits so far, wherever one begins to count."""
+        return max(at + sum(c for t, c in log if t >= at) * Fraction(period, limit) for at, _ in log)
 
     def hit(now: Fraction, cost: int) -> bool:
         edge = before[-1][0] if before else run[0][0] if run else now
         if now >= edge + period:
             before[:], run[:] = run, []
+            arrivals[0] = arrival() if log else now
             if before and now >= before[-1][0] + period:
                 before.clear()
         share = 0
         if before:
-            brought = math.ceil((arrival() + period - now) * Fraction(limit, period)) - 1
+            brought = math.ceil((arrivals[0] + period - now) * Fraction(limit, period)) - 1
             share = min(sum(c for _, c in before), max(brought, 0))
         if share + sum(c for _, c in run) + cost > limit:
             return False
