@@ -683,7 +683,9 @@ def test_at_most_twice_the_limit_passes_in_a_period_and_after_retry_after_the_sa
 
 
 @given(st.integers(1, 200), st.integers(1, 3600), st.floats(1, 3))
-def test_who_paces_a_few_milliseconds_below_the_limit_is_never_denied(limit: int, period: int, slowness: float) -> None:
+def test_client_that_keeps_a_few_milliseconds_below_the_rate_is_never_denied(
+    limit: int, period: int, slowness: float
+) -> None:
     buckets, now = Buckets(limit, period), 1_000_000
     for _ in range(min(5 * limit, 1000)):
         assert buckets.hit(now).allowed

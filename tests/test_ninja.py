@@ -354,4 +354,7 @@ def test_a_history_of_its_own_is_what_a_throttle_waits_by() -> None:
 @pytest.mark.parametrize(("name", "value"), [("cache", object()), ("timer", lambda self: 0)])
 def test_what_has_no_effect_is_told_when_the_class_is_made(name: str, value: object) -> None:
     with pytest.warns(UserWarning, match=rf"Own\.{name} has no effect: hits are counted by"):
-        type("Own", (AnonRateThrottle,), {name: value})
+        own = type("Own", (AnonRateThrottle,), {name: value})
+    type("BelowIt", (own,), {})  # said once
+    with pytest.warns(UserWarning, match=rf"Mixed\.{name} has no effect"):
+        type("Mixed", (type("Mixin", (), {name: value}), AnonRateThrottle), {})

@@ -1,4 +1,4 @@
-"""Limits beside Django's page caches: what is said of one request never reaches another."""
+"""Limits beside Django's page caches: the RateLimit headers of one request never reach another client."""
 
 import asyncio
 import itertools

@@ -34,7 +34,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         Limit.parse("1/s", cls.algorithm, cls.on_unavailable)
-        warn_of_unused(cls)
+        warn_of_unused(cls, ClusterRateThrottle)
 
     def allow_request(self, request: Any, view: Any) -> bool:
         """Counts the request, and answers with what `throttle_success()` or `throttle_failure()` returns."""

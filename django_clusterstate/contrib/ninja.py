@@ -31,7 +31,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        warn_of_unused(cls)
+        warn_of_unused(cls, ClusterRateThrottle)
 
     def __init__(
         self, rate: str | None = None, algorithm: str = "sliding_window", on_unavailable: str | None = None

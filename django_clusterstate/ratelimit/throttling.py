@@ -5,6 +5,7 @@ known to count: a throttle of a project's own may overrule it.
 """
 
 import functools
+import inspect
 import time
 import warnings
 from typing import Any, Final, NamedTuple
@@ -30,10 +31,12 @@ class Answer(NamedTuple):
     decision: Decision
 
 
-def warn_of_unused(throttle: type) -> None:
-    """Warns of a class whose author sets what the framework's own throttles use, and ours don't."""
+def warn_of_unused(throttle: type, base: type) -> None:
+    """Warns of a class that sets an attribute of no effect, or has it from a mixin. `base` is this project's own."""
     for name, reason in UNUSED.items():
-        if name in vars(throttle):
+        value = inspect.getattr_static(throttle, name)
+        known = (inspect.getattr_static(one, name) for one in throttle.__bases__ if issubclass(one, base))
+        if all(value is not one for one in known):
             warnings.warn(
                 f"{throttle.__module__}.{throttle.__qualname__}.{name} has no effect: {reason}.", stacklevel=3
             )
