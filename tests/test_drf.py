@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import HttpResponse, JsonResponse
 from django.test import override_settings
 from django.utils.decorators import method_decorator
@@ -163,6 +163,7 @@ def test_the_decision_stays_with_the_throttle_and_names_the_owner(group: str) ->
     throttle = TwoADay()
     request = APIView().initialize_request(APIRequestFactory().get("/"))
     assert throttle.allow_request(request, None)
+    assert throttle.decision is not None
     assert throttle.decision.owner == cluster_state.owner(routing_key(group, "throttle_anon_127.0.0.1"))
     assert throttle.decision.remaining == 1
 
@@ -242,7 +243,7 @@ def test_a_wait_that_is_asked_for_without_need_takes_nothing_back(group: str) ->
         scope, rate = "curious", "5/d"
 
         def allow_request(self, request: Any, view: Any) -> bool:
-            return super().allow_request(request, view) and self.wait() == 0
+            return super().allow_request(request, view) and bool(self.wait())
 
     assert statuses(view_of(Curious), {}, {}) == [OK, OK]
     assert left(group, "curious", "5/d") == 3
@@ -413,3 +414,120 @@ def test_only_some_responses_of_a_handler_count(group: str) -> None:
     limited = cluster_ratelimit(group, rate="1/d", deduct_when=lambda request, response: response.status_code == OK)
     view = handler(limited)
     assert statuses(view, {}, {}) == [OK, DENIED]
+
+
+# -- what subclasses of the framework's own throttles override ---------------------------------------------------
+
+
+def test_overridden_outcomes_are_called_as_by_the_framework() -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Told(AnonRateThrottle):
+        scope, rate = "told", "2/d"
+
+        def throttle_success(self) -> bool:
+            calls.append(("success", self.key, self.num_requests, self.duration))
+            return super().throttle_success()
+
+        def throttle_failure(self) -> bool:
+            calls.append(("failure", self.key, self.num_requests, self.duration))
+            return bool(super().throttle_failure())
+
+    assert statuses(view_of(Told), {}, {}, {}) == [OK, OK, DENIED]
+    assert [name for name, *_ in calls] == ["success", "success", "failure"]
+    assert {tuple(told) for _, *told in calls} == {("throttle_told_127.0.0.1", 2, 86400)}
+
+
+def test_what_an_overridden_outcome_returns_decides() -> None:
+    class Lenient(AnonRateThrottle):
+        scope, rate = "lenient", "1/d"
+
+        def throttle_failure(self) -> bool:
+            return True
+
+    class Strict(AnonRateThrottle):
+        scope, rate = "strict", "5/d"
+
+        def throttle_success(self) -> bool:
+            return False
+
+    class Alarmed(AnonRateThrottle):
+        scope, rate = "alarmed", "1/d"
+
+        def throttle_failure(self) -> bool:
+            raise PermissionDenied
+
+    assert statuses(view_of(Lenient), {}, {}, {}) == [OK] * 3
+    assert statuses(view_of(Strict), {}) == [DENIED]
+    assert int(ask(view_of(Strict))["Retry-After"]) > 0
+    assert statuses(view_of(Alarmed), {}, {}) == [OK, 403]
+
+
+def test_overridden_rates_keys_and_waits_are_heeded() -> None:
+    class Own(AnonRateThrottle):
+        scope = "own"
+
+        def get_rate(self) -> str:
+            return "2 in 90"
+
+        def parse_rate(self, rate: str) -> tuple[int, float]:
+            number, seconds = rate.split(" in ")
+            return int(number), float(seconds)
+
+        def get_ident(self, request: Any) -> str:
+            return str(request.headers["X-Tenant"])
+
+        def wait(self) -> float:
+            return 2 * (super().wait() or 0)
+
+    view = view_of(Own)
+    a, b = {"HTTP_X_TENANT": "a"}, {"HTTP_X_TENANT": "b"}
+    assert statuses(view, a, a, a, b) == [OK, OK, DENIED, OK]
+    assert 170 <= int(ask(view, HTTP_X_TENANT="a")["Retry-After"]) <= 180
+
+
+def test_a_rate_that_is_chosen_for_each_request_is_heeded() -> None:
+    class Tiered(UserRateThrottle):
+        scope, rate = "tiered", "1/d"
+
+        def allow_request(self, request: Any, view: Any) -> bool:
+            if "X-Paid" in request.headers:
+                self.num_requests, self.duration = self.parse_rate("3/h")
+            return bool(super().allow_request(request, view))
+
+        def get_cache_key(self, request: Any, view: Any) -> int:
+            return 7
+
+    view = view_of(Tiered)
+    assert statuses(view, {}, {}, *[{"HTTP_X_PAID": "yes"}] * 4) == [OK, DENIED, OK, OK, OK, DENIED]
+
+
+def test_a_throttle_that_counts_by_itself_goes_on_to() -> None:
+    """As some do that have copied the framework's own `allow_request()`."""
+    history: list[float] = []
+
+    class Copied(AnonRateThrottle):
+        scope, rate = "copied", "2/d"
+
+        def allow_request(self, request: Any, view: Any) -> bool:
+            self.key, self.now, self.history = "copied", self.timer(), history
+            self.cache = Kept()
+            return self.throttle_success() if len(history) < self.num_requests else self.throttle_failure()
+
+    class Kept:
+        def set(self, key: str, value: list[float], timeout: float) -> None:
+            assert (key, timeout) == ("copied", 86400)
+
+    view = view_of(Copied)
+    assert statuses(view, {}, {}, {}) == [OK, OK, DENIED]
+    assert len(history) == 2
+    assert int(ask(view)["Retry-After"]) == pytest.approx(86400, abs=60)
+
+
+@pytest.mark.parametrize(("name", "value"), [("cache", object()), ("timer", lambda self: 0)])
+def test_what_has_no_effect_is_told_when_the_class_is_made(name: str, value: object) -> None:
+    with pytest.warns(UserWarning, match=rf"Own\.{name} has no effect: hits are counted by"):
+        own = type("Own", (AnonRateThrottle,), {name: value})
+    type("BelowIt", (own,), {})  # said once
+    with pytest.warns(UserWarning, match=rf"Mixed\.{name} has no effect"):
+        type("Mixed", (type("Mixin", (), {name: value}), AnonRateThrottle), {})

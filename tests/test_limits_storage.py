@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import signal
@@ -21,10 +22,14 @@ import redis
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory, override_settings
+from hypothesis import given
+from hypothesis import strategies as st
 
 from django_clusterstate import conf, ratelimit
 from django_clusterstate.checks import check_settings
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
+from django_clusterstate.core import limiter
+from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.decorators import cluster_ratelimit
 from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage, steps
 from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
@@ -124,7 +129,7 @@ class Face:
 
     hit: Callable[..., Decision]
     peek: Callable[..., Decision]
-    reset: Callable[..., bool]
+    reset: Callable[..., bool | None]
     refund: Callable[..., bool]
 
 
@@ -216,10 +221,12 @@ def test_a_reset_forgets_the_hits_of_a_key(scheme: str, face: Face, group: str, 
     limit, other = Limit.parse("1/d", algorithm), Limit.parse("2/d", algorithm)
     assert [face.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
     face.hit(other, group, "key")
-    assert face.reset(limit, group, "key")
+    assert face.reset(limit, group, "misspelt") is False
+    assert face.reset(Limit.parse("1/h", algorithm), group, "key") is False
+    assert face.reset(limit, group, "key") is True
+    assert face.reset(limit, group, "key") is False
     assert face.hit(limit, group, "key").allowed
     assert face.peek(other, group, "key").remaining == 1
-    assert face.reset(limit, group, "never hit")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -345,7 +352,7 @@ def test_a_storage_that_dies_is_replaced_by_the_policy_until_it_is_back(
     assert [decision.allowed for decision in decisions[:2]] == allowed
     assert {decision.fallback for decision in decisions} == {fallback}
     assert {decision.owner for decision in decisions} == {""}
-    assert not face.reset(limit, group, "key")
+    assert face.reset(limit, group, "key") is None
     redis_of_its_own.start()
     wait_for(redis_of_its_own)
     wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
@@ -698,3 +705,61 @@ def test_without_the_setting_the_nodes_count(monkeypatch: pytest.MonkeyPatch) ->
     conf.forget()
     assert conf.get_limits_storage() is None
     assert conf.get_async_limits_storage() is None
+
+
+# -- what the storages' own estimate comes to, without one --------------------------------------------------------
+
+
+class Buckets:
+    """Two buckets as the storages keep them, in milliseconds: they count as `acquire_sliding_window.lua` does."""
+
+    def __init__(self, limit: int, period: int) -> None:
+        self.rule = Rule(Algorithm.SLIDING_WINDOW, limit, float(period))
+        self.start = self.previous = self.current = 0
+
+    def counts(self, now: int) -> steps.Counts:
+        period = int(self.rule.period * 1000)
+        if now - self.start > 2 * period or not self.current + self.previous:
+            self.start, self.previous, self.current = now, 0, 0
+        elif now - self.start > period:
+            self.start, self.previous, self.current = self.start + period, self.current, 0
+        return (self.start - now) / 1000, self.previous, self.current
+
+    def hit(self, now: int, cost: int = 1) -> limiter.Decision:
+        decision = steps.estimate(self.rule, self.counts(now), cost)
+        period = int(self.rule.period * 1000)
+        share = math.floor(self.previous * (self.start + period - now) / period)
+        assert decision.allowed == (max(share, 0) + self.current + cost <= self.rule.limit)
+        self.current += cost * decision.allowed
+        return decision
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 60), st.lists(st.tuples(st.integers(0, 90_000), st.integers(1, 3)), max_size=60)
+)  # fmt: skip
+def test_at_most_twice_the_limit_passes_in_a_period_and_after_retry_after_the_same_cost(
+    limit: int, period: int, some: list[tuple[int, int]]
+) -> None:
+    buckets, now, admitted = Buckets(limit, period), 1_000_000, []
+    for wait, cost in some:
+        now += wait
+        decision = buckets.hit(now, cost)
+        if decision.allowed:
+            admitted.append((now, cost))
+        elif cost <= limit:
+            assert decision.retry_after <= (period if cost == 1 else 2 * period) + 2 * steps.GRAIN
+            start, previous, current = buckets.counts(now)
+            later = (start - decision.retry_after - steps.GRAIN, previous, current)
+            assert steps.estimate(buckets.rule, later, cost).allowed
+    for at, _ in admitted:
+        assert sum(cost for then, cost in admitted if at <= then < at + period * 1000) <= 2 * limit
+
+
+@given(st.integers(1, 200), st.integers(1, 3600), st.floats(1, 3))
+def test_client_that_keeps_a_few_milliseconds_below_the_rate_is_never_denied(
+    limit: int, period: int, slowness: float
+) -> None:
+    buckets, now = Buckets(limit, period), 1_000_000
+    for _ in range(min(5 * limit, 1000)):
+        assert buckets.hit(now).allowed
+        now += math.ceil(slowness * period * 1000 / limit) + 1

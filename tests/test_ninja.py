@@ -203,14 +203,15 @@ def test_a_wrong_throttle_is_refused_when_it_is_made(options: dict[str, Any], wo
 
 
 def test_a_throttle_answers_each_request_by_its_own_decision() -> None:
-    throttle = AnonRateThrottle("1/day")
+    throttle = AnonRateThrottle("2/day")
     one, other = request_of(REMOTE_ADDR="10.0.0.1"), request_of(REMOTE_ADDR="10.0.0.2")
+    assert throttle.allow_request(one)
     assert throttle.allow_request(one)
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
         assert not first.submit(throttle.allow_request, one).result()
         assert second.submit(throttle.allow_request, other).result()
-        assert first.submit(throttle.wait).result() > 0  # type: ignore[operator]
-        assert second.submit(throttle.wait).result() == 0
+        assert first.submit(throttle.wait).result() == pytest.approx(86400, abs=60)
+        assert second.submit(throttle.wait).result() == pytest.approx(43200, abs=60)
 
 
 def test_the_decision_names_the_owner(group: str) -> None:
@@ -273,3 +274,87 @@ def test_the_decorator_knows_whom_the_framework_has_let_in(decorated: Callable[.
     ask = decorated(lambda number: number, auth, key=lambda group, request: request.auth, rate="1/d")
     asked = [ask("1", HTTP_X_TOKEN=token).status_code for token in ("one", "other", "one")]
     assert asked == [OK, OK, DENIED]
+
+
+# -- what subclasses of the framework's own throttles override ---------------------------------------------------
+
+
+def test_overridden_outcomes_are_called_as_by_the_framework(operation: Callable[..., Ask]) -> None:
+    calls: list[tuple[str, str | None]] = []
+
+    class Told(AnonRateThrottle):
+        scope = "told"
+
+        def throttle_success(self) -> bool:
+            calls.append(("success", self.key))
+            return super().throttle_success()
+
+        def throttle_failure(self) -> bool:
+            calls.append(("failure", self.key))
+            return super().throttle_failure()
+
+    assert statuses(operation(Told("2/day")), {}, {}, {}) == [OK, OK, DENIED]
+    assert calls == [(name, "throttle_told_127.0.0.1") for name in ("success", "success", "failure")]
+
+
+def test_what_an_overridden_outcome_returns_decides(operation: Callable[..., Ask]) -> None:
+    class Lenient(AnonRateThrottle):
+        scope = "lenient"
+
+        def throttle_failure(self) -> bool:
+            return True
+
+    class Strict(AnonRateThrottle):
+        scope = "strict"
+
+        def throttle_success(self) -> bool:
+            return False
+
+    assert statuses(operation(Lenient("1/day")), {}, {}, {}) == [OK] * 3
+    assert statuses(operation(Strict("5/day")), {}) == [DENIED]
+
+
+def test_overridden_rates_keys_and_waits_are_heeded(operation: Callable[..., Ask]) -> None:
+    class Own(AnonRateThrottle):
+        def get_rate(self) -> str:
+            return "2 in 90"
+
+        def parse_rate(self, rate: str | None) -> tuple[int | None, int | None]:
+            number, seconds = (rate or "").split(" in ")
+            return int(number), int(seconds)
+
+        def get_ident(self, request: HttpRequest) -> str:
+            return request.headers["X-Tenant"]
+
+        def wait(self) -> float:
+            return 2 * (super().wait() or 0)
+
+    ask = operation(Own())
+    a, b = {"HTTP_X_TENANT": "a"}, {"HTTP_X_TENANT": "b"}
+    assert statuses(ask, a, a, a, b) == [OK, OK, DENIED, OK]
+    assert 170 <= int(ask(**a)["Retry-After"]) <= 180
+
+
+def test_a_rate_that_is_changed_later_is_heeded(operation: Callable[..., Ask]) -> None:
+    throttle = AnonRateThrottle("1/day")
+    ask = operation(throttle)
+    assert statuses(ask, {}, {}) == [OK, DENIED]
+    throttle.num_requests, throttle.duration = throttle.parse_rate("2/hour")
+    assert statuses(ask, {}, {}, {}) == [OK, OK, DENIED]
+
+
+def test_a_history_of_its_own_is_what_a_throttle_waits_by() -> None:
+    throttle = AnonRateThrottle("5/min")
+    throttle.history = []
+    assert throttle.wait() == 10
+    throttle.history, throttle.now = [0.0] * 10, 0.0
+    assert throttle.wait() is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("cache", object()), ("timer", lambda self: 0)])
+def test_what_has_no_effect_is_told_when_the_class_is_made(name: str, value: object) -> None:
+    with pytest.warns(UserWarning, match=rf"Own\.{name} has no effect: hits are counted by"):
+        own = type("Own", (AnonRateThrottle,), {name: value})
+    type("BelowIt", (own,), {})  # said once
+    with pytest.warns(UserWarning, match=rf"Mixed\.{name} has no effect"):
+        type("Mixed", (type("Mixin", (), {name: value}), AnonRateThrottle), {})

@@ -61,7 +61,7 @@ class Face:
     hit: Hit
     peek: Hit
     refund: Callable[..., bool]
-    reset: Callable[..., bool]
+    reset: Callable[..., bool | None]
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -214,10 +214,22 @@ def test_a_reset_forgets_the_hits_of_a_key(face: Face, group: str) -> None:
     for key in map(str, range(9)):  # of all owners
         assert [face.hit(limit, group, key).allowed for _ in range(2)] == [True, False]
         face.hit(other, group, key)
-        assert face.reset(limit, group, key)
+        assert face.reset(limit, group, key) is True
         assert face.hit(limit, group, key).allowed
         assert face.peek(other, group, key).remaining == 1
-    assert face.reset(limit, group, "never hit")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_reset_of_what_has_no_count_says_so(face: Face, group: str) -> None:
+    limit = Limit.parse(["5/d", "2/h"])
+    for key in map(str, range(9)):  # of all owners
+        face.hit(limit, group, key)
+        assert face.reset(limit, group, f"{key} misspelt") is False
+        assert face.reset(limit, f"{group} misspelt", key) is False
+        assert face.reset(Limit.parse("5/h"), group, key) is False
+        assert face.reset(Limit.parse(["3/d", "2/h"]), group, key) is True
+        assert face.reset(limit, group, key) is True
+        assert face.reset(limit, group, key) is False
 
 
 def test_a_reset_says_when_the_owner_is_not_reached_and_forgets_what_was_counted_in_its_place(
@@ -226,7 +238,7 @@ def test_a_reset_says_when_the_owner_is_not_reached_and_forgets_what_was_counted
     limit = Limit.parse("1/d")
     assert [face.hit(limit, group, dead_owner).allowed for _ in range(2)] == [True, False]
     assert not face.peek(limit, group, dead_owner).allowed
-    assert not face.reset(limit, group, dead_owner)
+    assert face.reset(limit, group, dead_owner) is None
     assert face.peek(limit, group, dead_owner).allowed
     assert face.hit(limit, group, dead_owner).fallback == "node"
 
@@ -337,7 +349,7 @@ def test_a_process_without_nodes_looks_and_forgets_by_itself(face: Face, group: 
     limit = Limit.parse("1/d")
     looks = [face.peek(limit, group, "key").allowed, face.hit(limit, group, "key").allowed]
     assert [*looks, face.peek(limit, group, "key").allowed] == [True, True, False]
-    assert not face.reset(limit, group, "key")
+    assert face.reset(limit, group, "key") is None
     assert face.peek(limit, group, "key").fallback == "process"
     assert face.peek(limit, group, "key").allowed
 

@@ -728,3 +728,43 @@ def test_a_wrong_limit_is_named_with_what_is_wrong(entry: dict[str, Any], words:
 def forget() -> Iterator[None]:
     yield
     conf.forget()
+
+
+# -- clients that keep to a limit, and those that wait as they are told -------------------------------------------
+
+
+@pytest.fixture
+def clock(nowhere: None, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """This process counts, by this clock."""
+    made = SimpleNamespace(now=1000.0)
+    made.monotonic = lambda: made.now
+    monkeypatch.setattr("django_clusterstate.ratelimit.fallback.time", made)
+    return made
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("rate", "distance"), [("1/s", 1.15), ("1/s", 1.0), ("5/m", 12.0), ("3/10s", 3.5)])
+def test_a_client_that_keeps_to_the_rate_gets_each_of_its_requests_answered(
+    offline: Face, clock: SimpleNamespace, algorithm: str, rate: str, distance: float
+) -> None:
+    ask = offline.limited(rate=rate, algorithm=algorithm)
+    for _ in range(30):
+        assert ask().status_code == OK
+        clock.now += distance
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("limit", "period"), [(1, 86400), (5, 60), (3, 10)])
+def test_a_client_that_waits_for_retry_after_gets_the_limit_in_each_period(
+    offline: Face, clock: SimpleNamespace, algorithm: str, limit: int, period: int
+) -> None:
+    ask = offline.limited(rate=f"{limit}/{period}", algorithm=algorithm)
+    began, passed = clock.now, 0
+    while clock.now < began + 10 * period - 1:
+        response = ask()
+        if response.status_code == OK:
+            passed += 1
+            continue
+        assert int(response["Retry-After"]) <= period
+        clock.now += int(response["Retry-After"])
+    assert passed >= 10 * limit

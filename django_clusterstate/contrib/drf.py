@@ -9,10 +9,10 @@ from rest_framework import throttling
 from rest_framework.settings import api_settings
 
 from .. import conf
-from ..ratelimit import Limit
+from ..ratelimit import Decision, Limit
 from ..ratelimit.counted import Question
 from ..ratelimit.keys import client_of
-from ..ratelimit.throttling import block, throttle
+from ..ratelimit.throttling import block, limit_of, throttle, wait_of, warn_of_unused
 
 GROUP = "rest_framework"
 
@@ -21,32 +21,50 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
     """The base of the others, and of your own: give it a `scope`, and `get_cache_key(request, view)`.
 
     `algorithm` and `on_unavailable` are those of a `Limit`; a class with others raises `ImproperlyConfigured`. After a
-    request `decision` has the `Decision`.
+    request `decision` has the `Decision`, or None if it wasn't limited. All that subclasses of the framework's own
+    override is called as there: `get_rate()`, `parse_rate()`, `get_cache_key()`, `get_ident()`, `throttle_success()`,
+    `throttle_failure()`, `wait()`. There is no `history`, unless an `allow_request()` of your own keeps one.
     """
 
-    algorithm = "sliding_window"  # as the framework counts, in a few bytes instead of a list of times
+    # As the framework's own: at most the limit in any period, and all of it again a period after a burst.
+    algorithm = "sliding_window"
     on_unavailable: str | None = None
+    decision: Decision | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         Limit.parse("1/s", cls.algorithm, cls.on_unavailable)
+        warn_of_unused(cls, ClusterRateThrottle)
 
     def allow_request(self, request: Any, view: Any) -> bool:
-        """Counts the request. True if it may pass."""
-        key = None if self.rate is None else self.get_cache_key(request, view)
-        if key is None:
+        """Counts the request, and answers with what `throttle_success()` or `throttle_failure()` returns."""
+        self.decision = None
+        self.key = None if self.rate is None else self.get_cache_key(request, view)
+        if self.key is None:
             return True
-        limit = Limit.parse(f"{self.num_requests}/{self.duration}s", self.algorithm, self.on_unavailable)
+        self.now = self.timer()  # as there, for overridden methods; nothing is counted by it
+        limit = limit_of(self.num_requests, self.duration, self.algorithm, self.on_unavailable)
         self._asked = request
-        self.decision = throttle(request, Question(limit, GROUP, key, 1))
-        return self.decision.allowed
+        self.decision = throttle(request, Question(limit, GROUP, str(self.key), 1))
+        return self.throttle_success() if self.decision.allowed else self.throttle_failure()
 
-    def wait(self) -> float:
+    def throttle_success(self) -> bool:
+        """Called for a request that is counted; returns whether it may pass."""
+        if "history" in vars(self):  # an allow_request() that counts by itself, as the framework's own
+            return bool(super().throttle_success())
+        return True
+
+    def wait(self) -> float | None:
         """Seconds until the next request may pass. The framework asks where it blocks one: what that has counted at
         throttles is given back here, and by limits around once the response comes."""
+        if "history" in vars(self):
+            wait: float | None = super().wait()
+            return wait
+        if self.decision is None:
+            return None
         if not self.decision.allowed:
             block(self._asked)
-        return self.decision.retry_after
+        return wait_of(self.decision)
 
     def get_ident(self, request: Any) -> str:
         """The client: by TRUSTED_PROXIES, or as the framework says where its NUM_PROXIES is set. Unlike there, a header

@@ -1,4 +1,4 @@
-"""A node's limits: a bounded map from keys to three numbers, with ttl and least-recently-used eviction.
+"""A node's limits: a bounded map from keys to six numbers, with expiry and least-recently-used eviction.
 
 What `store` is for values, for numbers only. Python objects around them would take five times the memory, and be
 visited by the garbage collector again and again; so a limit is a row of several arrays.
@@ -14,11 +14,11 @@ from typing import Final
 
 __all__ = ["ROW_OVERHEAD", "Ledger", "State"]
 
-State = tuple[float, float, int]  # an instant, an amount, a count
+State = tuple[float, float, float, float, float, int]  # when it ends, three instants, an amount, a count
 
 # Bytes a limit costs besides its key: the header of the key, its place in the index and the number there, and a row.
-# Measured on CPython 3.11: 170 to 220, since tables double; a test holds it to 30 %.
-ROW_OVERHEAD: Final = 190
+# Measured on CPython 3.11: 185 to 235, since tables double; a test holds it to 30 %.
+ROW_OVERHEAD: Final = 206
 
 # The index is in so many parts, since a dict that grows is copied in one go: of a million keys for a tenth of a second.
 _PARTS: Final = 256
@@ -79,7 +79,7 @@ class _Rings:
 
 
 class Ledger:
-    """States under keys, each for a time, within `max_bytes`.
+    """States under keys, each until it ends, within `max_bytes`.
 
     Each counts as its key's length and ROW_OVERHEAD, so `max_bytes` is real memory. Over the bound, some of those whose
     time is over go first, then the least recently used.
@@ -95,10 +95,12 @@ class Ledger:
         "_count",
         "_dues",
         "_expires",
+        "_first",
         "_free",
         "_index",
-        "_instant",
         "_keys",
+        "_second",
+        "_third",
         "_timed",
         "_used",
         "bytes",
@@ -114,7 +116,7 @@ class Ledger:
         self.entries = self.bytes = self.evictions = self.expirations = self.made = 0
         self._index: tuple[dict[bytes, int], ...] = tuple({} for _ in range(_PARTS))  # the rows of keys
         self._keys: list[bytes] = []
-        self._instant, self._expires = array("d"), array("d")
+        self._expires, self._first, self._second, self._third = array("d"), array("d"), array("d"), array("d")
         self._amount, self._count = array("d"), array("q")
         self._free: list[int] = []  # rows
         self._used = _Rings()  # all keys' rows, the least recently used first
@@ -128,17 +130,18 @@ class Ledger:
         row = self._index[hash(key) % _PARTS].get(key)
         if row is None:
             return None
-        if self._expires[row] <= now:
+        expires = self._expires[row]
+        if expires <= now:
             self.expirations += 1
             self._drop(row)
             return None
         self._used.renew(row, _HEAD)
-        return self._instant[row], self._amount[row], self._count[row]
+        return expires, self._first[row], self._second[row], self._third[row], self._amount[row], self._count[row]
 
-    def set(self, key: bytes, state: State, ttl: float, now: float) -> None:
-        """Store `state` for `ttl` seconds. Its count is of 63 bits and a sign."""
+    def set(self, key: bytes, state: State, now: float) -> None:
+        """Store `state` until it ends. Its count is of 63 bits and a sign."""
         part = self._index[hash(key) % _PARTS]
-        expires = now + ttl
+        expires = state[0]
         row = part.get(key)
         if row is None:
             row = part[key] = self._row(key)
@@ -152,8 +155,10 @@ class Ledger:
             if expires < self._expires[row]:
                 self._move(row, expires, now)
             # Else it stays where it is, and moves on when that bucket is due: most are hit again before.
-        self._expires[row] = expires
-        self._instant[row], self._amount[row], self._count[row] = state
+        (
+            self._expires[row], self._first[row], self._second[row], self._third[row],
+            self._amount[row], self._count[row],
+        ) = state  # fmt: skip
         if self.bytes > self.max_bytes:
             self._make_room(now)
 
@@ -207,8 +212,10 @@ class Ledger:
             self._keys[row] = key
             return row
         self._keys.append(key)
-        self._instant.append(0.0)
         self._expires.append(0.0)
+        self._first.append(0.0)
+        self._second.append(0.0)
+        self._third.append(0.0)
         self._amount.append(0.0)
         self._count.append(0)
         self._used.add_row()

@@ -1,5 +1,8 @@
 """Three rate-limiting algorithms, as pure functions from (rule, state, cost, now) to a decision.
 
+For each of them: `limit` hits pass at once on a key that has none, a client whose hits are `period / limit` apart or
+more is never denied, and no `retry_after` is longer than the period.
+
 Times are seconds on the owner's monotonic clock, as floats; `now` never goes backwards.
 
 Arithmetic in doubles is inexact, so an instant is taken as reached TOLERANCE before it: a hit at `now +
@@ -8,7 +11,8 @@ lets no extra hit through; above, it is held to half a hit.
 """
 
 import enum
-import re
+import math
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Final, Protocol, TypeAlias
@@ -27,7 +31,6 @@ __all__ = [
     "decide_all",
     "find",
     "hit",
-    "parse_rate",
     "peek",
     "rebase",
     "refund",
@@ -39,8 +42,9 @@ TOLERANCE: Final = 1e-6
 
 MAX_RULES: Final = 256  # that a node remembers: a site has a few dozen
 
-# An instant, an amount and a count; what they mean is the algorithm's. Opaque to all but this module.
-State: TypeAlias = tuple[float, float, int]
+# When it ends to matter, three more instants, an amount and a count; what they mean is the algorithm's. Opaque to all
+# but this module, except for the first: a store forgets the state then.
+State: TypeAlias = tuple[float, float, float, float, float, int]
 Outcome: TypeAlias = tuple["Decision", State | None, float]
 
 
@@ -51,8 +55,8 @@ class Algorithm(enum.IntEnum):
     """`limit` hits in a window that opens at the key's first hit. Cheapest; up to twice the limit across the
     end of a window."""
     SLIDING_WINDOW = 1
-    """The last `period` seconds, estimated from two buckets: the previous one, weighted by how much of it the
-    window still covers, plus the current one."""
+    """Never more than `limit` hits in any `period` seconds, and the whole limit again a period after the last of
+    them: a log of hits in constant space, which may keep a hit of bursts for somewhat longer."""
     TOKEN_BUCKET = 2
     """A burst of `limit`, refilled evenly at limit / period. Also known as a leaky bucket, or GCRA."""
 
@@ -120,7 +124,7 @@ class StateStore(Protocol):
     """Where the states of keys are kept: `ledger.Ledger`, or whatever has these three."""
 
     def get(self, key: bytes, now: float) -> State | None: ...
-    def set(self, key: bytes, state: State, ttl: float, now: float) -> None: ...
+    def set(self, key: bytes, state: State, now: float) -> None: ...
     def delete(self, key: bytes, now: float) -> bool: ...
 
 
@@ -128,18 +132,18 @@ def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: fl
     """`decide_all` for a key whose states are in `store`. Returns the decisions, and whether all allow."""
     if len(rules) == 1:  # nearly always
         state_key = _state_key(key, rules[0])
-        decision, state, ttl = decide(rules[0], store.get(state_key, now), cost, now)
+        decision, state, _ = decide(rules[0], store.get(state_key, now), cost, now)
         if decision.allowed and cost and state is not None:
-            store.set(state_key, state, ttl, now)
+            store.set(state_key, state, now)
         return [decision], decision.allowed
     keys = [_state_key(key, rule) for rule in rules]
     decisions, counted = decide_all(rules, [store.get(state_key, now) for state_key in keys], cost, now)
     if counted is None:
         return decisions, False
     if cost:
-        for state_key, (state, ttl) in zip(keys, counted, strict=True):
+        for state_key, (state, _) in zip(keys, counted, strict=True):
             if state is not None:
-                store.set(state_key, state, ttl, now)
+                store.set(state_key, state, now)
     return decisions, True
 
 
@@ -184,10 +188,9 @@ def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> li
     return [(rule, peek(store, key, [rule], 1, now)[0]) for rule in held]
 
 
-def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> None:
-    """Forgets all hits of a key under these rules."""
-    for rule in rules:
-        store.delete(_state_key(key, rule), now)
+def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> list[bool]:
+    """Forgets all hits of a key under these rules. Returns for each rule whether there were any."""
+    return [store.delete(_state_key(key, rule), now) for rule in rules]
 
 
 def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:
@@ -202,58 +205,28 @@ def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: 
         if state is None:
             continue
         left = _REFUNDS[rule.algorithm](rule, state, cost, at, now)
-        ttl = decide(rule, left, 0, now)[2]
-        if ttl > 0:
-            store.set(state_key, left, ttl, now)
+        if decide(rule, left, 0, now)[2] > 0:
+            store.set(state_key, left, now)
         else:
             store.delete(state_key, now)
 
 
 def _state_key(key: bytes, rule: Rule) -> bytes:
-    return b"%b\0%d/%d/%r" % (key, rule.algorithm, rule.limit, rule.period)
+    return key + _RULE.pack(rule.algorithm, rule.limit, rule.period)
+
+
+# Of one length, so no two pairs of key and rule make the same bytes.
+_RULE: Final = struct.Struct("<BQd")
 
 
 def rebase(state: State, seconds: float) -> State:
     """The same state on a clock that reads `seconds` more: a hand-off moves states between nodes, whose
     monotonic clocks have nothing in common."""
-    instant, amount, count = state
-    return instant + seconds, amount, count
+    until, first, second, third, amount, count = state
+    return until + seconds, first + seconds, second + seconds, third + seconds, amount, count
 
 
-def parse_rate(rate: str | tuple[int, float]) -> tuple[int, float]:
-    """(limit, period in seconds) of "10/s", "100/h", "5/2m", "10/30" (seconds) or "5/minute", or of such a pair.
-
-    The grammar is django-ratelimit's: N/[k]{s,m,h,d}, with words for the units, or N/k. Case-insensitive. `ValueError`
-    for anything else, `TypeError` for what is neither text nor a pair.
-    """
-    if isinstance(rate, tuple):
-        return _checked(*rate)
-    match = _RATE.fullmatch(rate)
-    unit = _UNITS.get(match[3].lower()) if match and (match[2] or match[3]) else None
-    if match is None or unit is None or (period := int(match[2] or 1) * unit) == 0:
-        raise ValueError(
-            f"{rate!r} is not a rate; a rate is hits/period, the period a number of seconds, or a number (optional) of "
-            "s, m, h or d: '10/s', '100/h', '5/30s', '20/2m'"
-        )
-    return int(match[1]), float(period)
-
-
-def _checked(limit: int, period: float) -> tuple[int, float]:
-    known = type(limit) is int and type(period) in (int, float)
-    if not known or not 0 <= limit < 10**15 or not 1 <= period < 10**14 or period % 1:
-        raise ValueError(f"{(limit, period)!r} is not a rate; a pair is (hits, whole seconds): (100, 300)")
-    return limit, float(period)
-
-
-# The digits are bounded, as a pair's numbers, so that a limit fits the wire's 64-bit integers.
-_RATE: Final = re.compile(r"([0-9]{1,15})/([0-9]{0,9})([a-z]*)", re.IGNORECASE)
-_WORDS: Final = {
-    1: " s sec secs second seconds",  # the first is no word at all
-    60: "m min mins minute minutes",
-    3600: "h hr hrs hour hours",
-    86400: "d day days",
-}
-_UNITS: Final = {word: seconds for seconds, words in _WORDS.items() for word in words.split(" ")}
+_COARSE: Final = 0.5 / TOLERANCE  # hits a second above which TOLERANCE is more than half a hit
 
 
 def _slack(limit: int, period: float) -> float:
@@ -263,9 +236,9 @@ def _slack(limit: int, period: float) -> float:
 
 
 def _fixed_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
-    # State: (end of the window, nothing, hits in it).
+    # State: (end of the window, and nothing else but the hits in it).
     limit = rule.limit
-    end, _, used = (now, 0, 0) if state is None else state
+    end, used = (now, 0) if state is None else (state[0], state[5])
     left = end - now
     if left <= TOLERANCE:
         left, used = 0.0, 0
@@ -278,59 +251,80 @@ def _fixed_window(rule: Rule, state: State | None, cost: int, now: float) -> Out
         left = rule.period
         end = now + left
     used += cost
-    return Decision(True, limit, limit - used, left, 0.0), (end, 0, used), left
+    return Decision(True, limit, limit - used, left, 0.0), (end, 0.0, 0.0, 0.0, 0.0, used), left
 
 
 def _sliding_window(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
-    # State: (start of the current bucket, hits in the previous one, hits in the current one). Buckets follow
-    # each other from the key's first hit, so that the keys' buckets don't all turn at the same moment.
+    # `current` + `share` is an upper bound of the hits in the last period, and is kept to the limit. Hits are in two
+    # runs: one that began at most a period ago, of which each hit counts, and the one before it. Of that, what counts
+    # is at most
+    #   - all of it, until its last hit has left the window, at `edge`; and
+    #   - what an even rate of limit / period brings from the beginning of the window to `even`, the run's theoretical
+    #     arrival time: as in GCRA, each hit moves that on by period / limit from where it was, or from now if that is
+    #     later. So there were fewer than (even - t) * limit / period hits after any time t before it.
+    # For evenly spaced hits the second is exact, and for a burst the first, so the bound denies neither. The arrival
+    # time of the current run is kept as `base`, from which its hits lead there, since a float summed up hit by hit
+    # drifts.
+    # State: (a period after the last hit, base, even, edge, hits in the run before, hits in this one).
     limit = rule.limit
     period = rule.period
-    start, previous, current = (now, 0, 0) if state is None else state
-    elapsed = now - start
-    if elapsed >= period:
-        start += period
-        elapsed -= period
-        previous, current = current, 0
-        if elapsed >= period:
-            start, elapsed, previous = now, 0.0, 0
-    estimate = previous * (1.0 - elapsed / period) + current
-    room = limit - estimate + _slack(limit, period)
-    if cost and cost <= room:
-        reset = 2 * period - elapsed
-        return Decision(True, limit, int(room - cost), reset, 0.0), (start, previous, current + cost), reset
-    reset = 2 * period - elapsed if current else period - elapsed if previous else 0.0
-    remaining = int(room) if room > 0 else 0
-    if not cost:
-        return Decision(True, limit, remaining, reset, 0.0), state, reset
-    ceiling = limit - cost
-    if ceiling < 0:
-        retry = period
-    elif current <= ceiling:
-        # Passes within this bucket, once the weight of the previous one has fallen to (ceiling - current) /
-        # previous.
-        retry = period * (1.0 - (ceiling - current) / previous) - elapsed
+    share = 0
+    if state is None or now >= state[0] - TOLERANCE:
+        until = base = even = now
+        edge = now + period
+        previous, current = 0.0, 0
     else:
-        # Passes within the next bucket only, where this one is the previous.
-        retry = period * (2.0 - ceiling / current) - elapsed
-    return Decision(False, limit, remaining, reset, retry), state, reset
+        until, base, even, edge, previous, current = state
+        if now >= edge - TOLERANCE:
+            even = base = base + current * period / limit
+            edge, previous, current = until, current, 0
+        if previous:
+            line = (even + period - now - TOLERANCE) * limit / period
+            if limit > _COARSE * period:
+                line += (TOLERANCE * limit / period) - 0.5
+            # Fewer than `line`, as a whole number.
+            share = int(previous) if line > previous else math.ceil(line) - 1 if line > 0 else 0
+    room = limit - current - share
+    if 0 < cost <= room:
+        idle = now - current * period / limit
+        base = idle if idle > base else base  # later if the theoretical arrival time has passed
+        after = (now + period, base, even, edge, previous, current + cost)
+        return Decision(True, limit, room - cost, period, 0.0), after, period
+    reset = until - now if current else edge - now if previous else 0.0
+    room = max(room, 0)
+    if not cost:
+        return Decision(True, limit, room, reset, 0.0), state, reset
+    spare = limit - cost
+    if spare < 0:
+        passes = now + period
+    elif current <= spare:
+        # Once the share of the run before has fallen to what this one spares.
+        passes = min(even + period - (spare - current + 1) * period / limit, edge)
+    else:
+        # Once this run is the one before, and its share has fallen.
+        passes = max(min(base + (current - spare - 1) * period / limit + period, until), edge)
+    return Decision(False, limit, room, reset, passes - now), state, reset
 
 
 def _token_bucket(rule: Rule, state: State | None, cost: int, now: float) -> Outcome:
     # GCRA (ATM Forum TM 4.0; ITU-T I.371): a theoretical arrival time moves on by an emission interval,
     # period / limit, at each hit, and may be ahead of now by a period at most. It is kept in two parts, (when
-    # the bucket was last full, hits since, nothing), because a float summed up hit by hit drifts, and then `limit`
-    # hits don't pass, or one more does.
+    # it is full again, when it was last full, nothing, nothing, hits since, nothing), because a float summed up hit by
+    # hit drifts, and then `limit` hits don't pass, or one more does.
     limit = rule.limit
     period = rule.period
-    since, hits, _ = (now, 0, 0) if state is None else state
+    since, hits = (now, 0.0) if state is None else (state[1], state[4])
     owed = hits - (now - since) * limit / period
     if owed <= 0:
-        since, hits, owed = now, 0, 0.0
+        since, hits, owed = now, 0.0, 0.0
     room = limit - owed + _slack(limit, period)
     if cost and cost <= room:
         reset = (owed + cost) * period / limit
-        return Decision(True, limit, int(room - cost), reset, 0.0), (since, hits + cost, 0), reset
+        return (
+            Decision(True, limit, int(room - cost), reset, 0.0),
+            (now + reset, since, 0.0, 0.0, hits + cost, 0),
+            reset,
+        )
     reset = owed * period / limit
     remaining = int(room) if room > 0 else 0
     if not cost:
@@ -340,23 +334,29 @@ def _token_bucket(rule: Rule, state: State | None, cost: int, now: float) -> Out
 
 
 def _refund_fixed_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
-    end, _, used = state
-    return (end, 0, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
+    end, used = state[0], state[5]
+    return (end, 0.0, 0.0, 0.0, 0.0, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
 
 
 def _refund_sliding_window(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
-    start, previous, current = state
-    if at > start - TOLERANCE:
-        return (start, previous, max(current - cost, 0))
-    return (start, max(previous - cost, 0), current) if at > start - rule.period - TOLERANCE else state
+    until, base, even, edge, previous, current = state
+    if at <= now - rule.period:
+        return state
+    if previous and (not current or at <= edge - rule.period + TOLERANCE):  # up to the last hit of the run before
+        return (until, base, even, edge, max(previous - cost, 0.0), current)
+    # As in a token bucket, the theoretical arrival time goes back only by what hasn't passed since the hit.
+    back = min(cost, current)
+    base += min(back * rule.period / rule.limit, now - at)
+    return (until, base, even, edge, previous, current - back)
 
 
 def _refund_token_bucket(rule: Rule, state: State, cost: int, at: float, now: float) -> State:
     # What flowed in since the hit may be due to it (a full bucket takes nothing), so only the rest is credited.
-    since, hits, _ = state
+    _, since, _, _, hits, _ = state
     if at <= since - TOLERANCE:
         return state
-    return (since, hits - max(cost - (now - at) * rule.limit / rule.period, 0.0), 0)
+    hits -= max(cost - (now - at) * rule.limit / rule.period, 0.0)
+    return (since + hits * rule.period / rule.limit, since, 0.0, 0.0, hits, 0)
 
 
 # Indexed by Algorithm.

@@ -98,9 +98,9 @@ class LimitsStorage(_Face):
         """Gives back a hit of `cost` that was counted, or what is left of it. Nothing where its window has ended."""
         self._run(steps.refund(self._counters(key, rules), cost))
 
-    def reset(self, key: bytes, rules: Sequence[Rule]) -> None:
-        """Forgets all hits of a key under these rules."""
-        self._run(steps.reset(self._counters(key, rules)))
+    def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
+        """Forgets all hits of a key under these rules. Whether there were any."""
+        return self._run(steps.reset(self._counters(key, rules)))
 
     def close(self) -> None:
         """Closes all idle connections; the storage can be used again."""
@@ -160,9 +160,9 @@ class AsyncLimitsStorage(_Face):
         """As `LimitsStorage.refund`."""
         await self._run(steps.refund(self._counters(key, rules), cost))
 
-    async def reset(self, key: bytes, rules: Sequence[Rule]) -> None:
+    async def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
         """As `LimitsStorage.reset`."""
-        await self._run(steps.reset(self._counters(key, rules)))
+        return await self._run(steps.reset(self._counters(key, rules)))
 
     def _start_anew(self) -> None:
         self._inherited = self._loops  # as above

@@ -177,8 +177,7 @@ class Handler:
         return wire.Decided(self.epoch, decisions)
 
     def _reset(self, request: wire.Reset) -> wire.Reply:
-        limiter.reset(self.limits, request.key, request.rules, self._clock())
-        return wire.Done(self.epoch)
+        return wire.Flags(self.epoch, limiter.reset(self.limits, request.key, request.rules, self._clock()))
 
     def _refund(self, request: wire.Refund) -> wire.Reply:
         now = self._clock()

@@ -94,7 +94,7 @@ def _reset_limit(request: HttpRequest) -> Outcome:
     others = {count.node for count in found.counts} - {found.owner}
     failed: set[str] = set()
     for limit in limits:
-        if not ratelimit.reset(limit, group, key):
+        if ratelimit.reset(limit, group, key) is None:
             failed.add(found.owner)
         failed |= _reset_at(others, question.key, limit)
     counts = ", ".join(f"{one.used} of {one.rate} at {one.node}" for one in found.counts if one.node not in failed)
@@ -112,7 +112,7 @@ def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
     """Forgets what these nodes count of a key. Returns those that didn't answer."""
     client, request = conf.get_client(), frame(wire.encode(wire.Reset(key, list(limit.rules))))
     targets = [target for name, target in client.table().targets.items() if name in nodes]
-    return set(silence(targets, client.call_each([(target, request) for target in targets]), wire.Done))
+    return set(silence(targets, client.call_each([(target, request) for target in targets]), wire.Flags))
 
 
 def _delete_cache_key(request: HttpRequest) -> Outcome:

@@ -2,17 +2,32 @@
 
 import math
 import time
+from typing import Any
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http.response import ResponseHeaders
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
+from django.utils.cache import patch_cache_control
 from django.utils.module_loading import import_string
 
 from .. import conf
 from .limit import Decision, Limit, Ratelimited
 
 TEMPLATE = "429.html"
+
+DRAFT = ("RateLimit-Policy", "RateLimit")
+X = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+
+
+class UnstoredHeaders(ResponseHeaders):
+    """The headers of a response to which a limit has added its own. Those are about one client at one moment, so a page
+    cache, which stores a pickled or copied response, gets the others only."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = {name.lower() for name in (*DRAFT, *X)}
+        return ResponseHeaders, ({name: value for name, value in self.items() if name.lower() not in own},)
 
 
 def refuse(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
@@ -22,7 +37,7 @@ def refuse(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
         return _refusal(request, denial)
     view = import_string(path)
     response = (async_to_sync(view) if iscoroutinefunction(view) else view)(request, denial)
-    return _with_retry_after(response, denial)
+    return _for_this_client(response, denial)
 
 
 async def arefuse(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
@@ -32,7 +47,7 @@ async def arefuse(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase
         return _refusal(request, denial)
     view = import_string(path)
     response = await (view if iscoroutinefunction(view) else sync_to_async(view))(request, denial)
-    return _with_retry_after(response, denial)
+    return _for_this_client(response, denial)
 
 
 def _refusal(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
@@ -49,12 +64,14 @@ def _refusal(request: HttpRequest, denial: Ratelimited) -> HttpResponseBase:
             response = HttpResponse(html, status=429)
         except TemplateDoesNotExist:
             pass
-    return _with_retry_after(response, denial)
+    return _for_this_client(response, denial)
 
 
-def _with_retry_after(response: HttpResponseBase, denial: Ratelimited) -> HttpResponseBase:
+def _for_this_client(response: HttpResponseBase, denial: Ratelimited) -> HttpResponseBase:
     if denial.seconds is not None:
         response.headers.setdefault("Retry-After", str(denial.seconds))
+    # A LIMITS_VIEW may answer with a status that caches store, but it answers this client only.
+    patch_cache_control(response, no_store=True)
     return response
 
 
@@ -66,6 +83,8 @@ def with_headers(response: HttpResponseBase, limit: Limit, decision: Decision) -
     wanted = conf.get_settings().limits_headers
     if not isinstance(response, HttpResponseBase) or wanted == "off":
         return response
+    if not isinstance(response.headers, UnstoredHeaders):
+        response.headers = UnstoredHeaders(response.headers)
     if wanted != "x" and not response.has_header("RateLimit"):
         policies = (
             f'"{_policy_name(rule.limit, rule.period)}";q={rule.limit};w={math.ceil(rule.period)}'

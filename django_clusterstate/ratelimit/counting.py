@@ -1,6 +1,7 @@
 """Hits, and the questions about them: who is asked, what answers in its place, what is remembered of denials."""
 
 import time
+from collections.abc import Sequence
 
 from .. import conf
 from ..client.denials import Denials
@@ -82,37 +83,36 @@ async def arefund(decision: Decision, limit: Limit, group: str, key: str, cost: 
         return False
 
 
-def reset(limit: Limit, group: str, key: str) -> bool:
+def reset(limit: Limit, group: str, key: str) -> bool | None:
     """Forgets all hits of a key under this limit, and what was counted in the owner's place, by other nodes and by this
-    process. False when the owner couldn't be reached."""
+    process. True if there were any; False if there was no count, as for a key or a rate that is misspelt; None if the
+    owner couldn't be reached, so that it may go on counting."""
     whole, storage, client = routing_key(group, key), conf.get_limits_storage(), conf.get_client()
-    _process().reset(whole, limit.rules)
+    here = _process().reset(whole, limit.rules)
     try:
         if storage is not None:
-            storage.reset(whole, limit.rules)
-            return True
+            return storage.reset(whole, limit.rules) or here
         replies = client.call_each(_resets(client.table(), client.routing.local, whole, limit))
     except ClusterStateError:
-        return False
+        return None
     finally:
         _denials().forget(whole)
-    return bool(replies) and isinstance(replies[0], wire.Done)
+    return _was_counted(replies, here)
 
 
-async def areset(limit: Limit, group: str, key: str) -> bool:
+async def areset(limit: Limit, group: str, key: str) -> bool | None:
     """As `reset`."""
     whole, storage, client = routing_key(group, key), conf.get_async_limits_storage(), conf.get_async_client()
-    _process().reset(whole, limit.rules)
+    here = _process().reset(whole, limit.rules)
     try:
         if storage is not None:
-            await storage.reset(whole, limit.rules)
-            return True
+            return await storage.reset(whole, limit.rules) or here
         replies = await client.call_each(_resets(await client.table(), client.routing.local, whole, limit))
     except ClusterStateError:
-        return False
+        return None
     finally:
         _denials().forget(whole)
-    return bool(replies) and isinstance(replies[0], wire.Done)
+    return _was_counted(replies, here)
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
@@ -205,6 +205,13 @@ def _resets(table: Table, local: Target, key: bytes, limit: Limit) -> list[tuple
     """To the owner first, and to those who may have counted in its place."""
     owner, request = table.owner(key), frame(wire.encode(wire.Reset(key, list(limit.rules))))
     return [] if owner is None else [(node, request) for node in (owner, *table.substitutes(key, local))]
+
+
+def _was_counted(replies: Sequence[wire.Reply | ClusterStateError], here: bool) -> bool | None:
+    """What the replies to `_resets` say; None without the owner's."""
+    if not replies or not isinstance(replies[0], wire.Flags):
+        return None
+    return here or any(isinstance(reply, wire.Flags) and any(reply.flags) for reply in replies)
 
 
 def _refunded_here(decision: Decision, limit: Limit, key: bytes, cost: int, ago: float) -> bool | None:

@@ -56,11 +56,12 @@ class ProcessLimits(PerProcess):
         with self._lock:
             limiter.refund(self._store, key, rules, cost, now - ago, now)
 
-    def reset(self, key: bytes, rules: Sequence[Rule]) -> None:
+    def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
+        """Whether anything was counted."""
         if getpid() != self._pid:
             self._forked()
         with self._lock:
-            limiter.reset(self._store, key, rules, time.monotonic())
+            return any(limiter.reset(self._store, key, rules, time.monotonic()))
 
 
 def without_nodes(limit: Limit, key: bytes, cost: int, process: ProcessLimits, *, counts: bool) -> Decision:

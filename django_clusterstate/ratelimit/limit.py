@@ -11,7 +11,8 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.utils.functional import Promise
 
 from ..core import limiter
-from ..core.limiter import Algorithm, Rule, parse_rate
+from ..core.limiter import Algorithm, Rule
+from ..core.rate_strings import parse_rate
 from ..settings import POLICIES
 from ..wire import messages as wire
 

@@ -4,8 +4,11 @@ A framework asks all of them, whatever the first has said, and each for its wait
 known to count: a throttle of a project's own may overrule it.
 """
 
+import functools
+import inspect
 import time
-from typing import Any, NamedTuple
+import warnings
+from typing import Any, Final, NamedTuple
 
 from django.http import HttpRequest, HttpResponseBase
 
@@ -14,12 +17,41 @@ from .counted import Counted, Question, give_back, note, note_refusal, take_all,
 from .counting import hit, peek
 from .limit import Decision, Limit, Ratelimited
 
+# Attributes of the frameworks' own throttles that have no effect here, and why.
+UNUSED: Final = {
+    "cache": "hits are counted by the nodes (or in LIMITS_STORAGE), not in a cache",
+    "timer": "hits are counted by the clock of the node that owns their key",
+}
+
 
 class Answer(NamedTuple):
     """What one throttle has said of a request."""
 
     limit: Limit
     decision: Decision
+
+
+def warn_of_unused(throttle: type, base: type) -> None:
+    """Warns of a class that sets an attribute of no effect, or has it from a mixin. `base` is this project's own."""
+    for name, reason in UNUSED.items():
+        value = inspect.getattr_static(throttle, name)
+        known = (inspect.getattr_static(one, name) for one in throttle.__bases__ if issubclass(one, base))
+        if all(value is not one for one in known):
+            warnings.warn(
+                f"{throttle.__module__}.{throttle.__qualname__}.{name} has no effect: {reason}.", stacklevel=3
+            )
+
+
+@functools.lru_cache(1024)
+def limit_of(hits: int, seconds: float, algorithm: str, on_unavailable: str | None) -> Limit:
+    """The limit of a throttle, by what its `parse_rate()` has returned. Raises `ImproperlyConfigured`."""
+    return Limit.parse((hits, seconds), algorithm, on_unavailable)
+
+
+def wait_of(decision: Decision) -> float:
+    """Seconds until the next request may pass. For one that is allowed, those by which the requests that remain would
+    be apart, as the frameworks' own throttles say then."""
+    return decision.reset_after / (decision.remaining + 1) if decision.allowed else decision.retry_after
 
 
 def throttle(request: Any, question: Question) -> Decision:

@@ -11,16 +11,20 @@ from django_clusterstate.core.ledger import _HEAD, ROW_OVERHEAD, Ledger, State, 
 
 NOW = 1000.25
 AMPLE = 1 << 30
-STATE: State = (NOW, 1, 0)
+STATE: State = (NOW, 1, 2, 3, 4, 5)
 
 
 def room_for(entries: int, key: bytes = b"a") -> int:
     return entries * (len(key) + ROW_OVERHEAD)
 
 
+def keep(ledger: Ledger, key: bytes, ttl: float, now: float = NOW) -> None:
+    ledger.set(key, (now + ttl, *STATE[1:]), now)
+
+
 def fill(ledger: Ledger, keys: str, ttl: float = 60.0, now: float = NOW) -> None:
     for key in keys:
-        ledger.set(key.encode(), STATE, ttl, now)
+        keep(ledger, key.encode(), ttl, now)
 
 
 def index_of(ledger: Ledger) -> dict[bytes, int]:
@@ -56,7 +60,9 @@ def check_structure(ledger: Ledger) -> None:
         assert due == expires == math.inf or due <= expires + 1 + 0.02 * (expires - NOW)
     rows = [_HEAD, *index.values(), *ledger._buckets.values(), *ledger._free]
     assert sorted(rows) == list(range(len(ledger._keys)))
-    columns = (ledger._instant, ledger._expires, ledger._amount, ledger._count)
+    columns = (
+        ledger._expires, ledger._first, ledger._second, ledger._third, ledger._amount, ledger._count,
+    )  # fmt: skip
     assert {len(column) for column in columns} == {len(rows)}
     assert all(not ledger._keys[row] for row in ledger._free)
 
@@ -69,8 +75,9 @@ def assert_empty(ledger: Ledger) -> None:
 
 def test_state_is_present_until_its_ttl_is_over() -> None:
     ledger = Ledger(AMPLE)
-    ledger.set(b"a", (NOW + 1 / 3, 1 / 7, 2**62), 10, NOW)
-    assert ledger.get(b"a", NOW + 9.99) == (NOW + 1 / 3, 1 / 7, 2**62)
+    state = (NOW + 10, NOW + 1 / 3, 1 / 5, 1 / 6, 1 / 7, 2**62)
+    ledger.set(b"a", state, NOW)
+    assert ledger.get(b"a", NOW + 9.99) == state
     assert ledger.get(b"a", NOW + 10) is None
     assert ledger.expirations == 1
     assert_empty(ledger)
@@ -79,9 +86,9 @@ def test_state_is_present_until_its_ttl_is_over() -> None:
 @pytest.mark.parametrize("ttl", [math.inf, 1e300])
 def test_state_may_last_for_ever(ttl: float) -> None:
     ledger = Ledger(AMPLE)
-    ledger.set(b"a", STATE, ttl, NOW)
+    keep(ledger, b"a", ttl)
     assert ledger.expire(NOW + 1e9) == 0
-    assert ledger.get(b"a", NOW + 1e9) == STATE
+    assert ledger.get(b"a", NOW + 1e9) == (NOW + ttl, *STATE[1:])
     check_structure(ledger)
 
 
@@ -122,10 +129,10 @@ def test_dead_rows_make_room_before_live_ones() -> None:
 def test_room_is_made_at_little_cost_when_all_that_was_due_has_been_hit_since() -> None:
     ledger = Ledger(room_for(100, b"00"))
     for i in range(100):
-        ledger.set(b"%02d" % i, STATE, 1, NOW)
+        keep(ledger, b"%02d" % i, 1)
     for i in range(100):
-        ledger.set(b"%02d" % i, STATE, 60, NOW)
-    ledger.set(b"xx", STATE, 60, NOW + 3)
+        keep(ledger, b"%02d" % i, 60)
+    keep(ledger, b"xx", 60, NOW + 3)
     assert len(ring(ledger._timed, ledger._buckets[ledger._dues[0]])) == 90
     assert ledger.evictions == 1
     check_structure(ledger)
@@ -140,7 +147,7 @@ def test_a_key_alone_over_the_bound_is_not_kept() -> None:
 def test_expire_keeps_to_its_budget() -> None:
     ledger = Ledger(AMPLE)
     for i in range(100):
-        ledger.set(b"%d" % i, STATE, 1 + i / 20, NOW)
+        keep(ledger, b"%d" % i, 1 + i / 20)
     assert ledger.expire(NOW + 60, 0) == 0
     assert ledger.expire(NOW + 60, 30) == 30
     assert ledger.entries == 70
@@ -154,7 +161,7 @@ def test_expire_keeps_to_its_budget() -> None:
 @pytest.mark.parametrize("ttl", [1, 59, 300, 86_400, 31_536_000, 1e12, 1e300])
 def test_due_row_is_reclaimed_within_a_second_or_2_percent_of_its_ttl(ttl: float) -> None:
     ledger = Ledger(AMPLE)
-    ledger.set(b"a", STATE, ttl, NOW)
+    keep(ledger, b"a", ttl)
     assert ledger.expire(NOW + ttl * 0.999) == 0
     assert ledger.expire(NOW + ttl * 1.02 + 1) == 1
     assert_empty(ledger)
@@ -176,7 +183,7 @@ def test_a_row_with_another_ttl_is_reclaimed_at_its_new_time(first: float, then:
 def test_buckets_are_few_however_many_ttls_there_are() -> None:
     ledger = Ledger(AMPLE)
     for i in range(20_000):
-        ledger.set(b"%d" % i, STATE, i * 1567 % 31_536_000 + 1, NOW + i / 100)
+        keep(ledger, b"%d" % i, i * 1567 % 31_536_000 + 1, NOW + i / 100)
     assert len(ledger._buckets) < 2500
 
 
@@ -197,7 +204,7 @@ def test_row_overhead_is_real_memory(count: int) -> None:
     try:
         ledger = Ledger(AMPLE)
         for i in range(count):
-            ledger.set(b"a limit of %08d" % i, (1.5 * i, i, i), 300.0, i / 1000)
+            ledger.set(b"a limit of %08d" % i, (300.0 + i, 1.5 * i, 2.5 * i, 3.5 * i, i, i), i / 1000)
         used = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
@@ -206,7 +213,8 @@ def test_row_overhead_is_real_memory(count: int) -> None:
 
 
 keys = st.sampled_from([b"1", b"2", b"3", b"four"])
-states = st.tuples(st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(0, 2**63 - 1))
+numbers = st.floats(allow_nan=False)
+states = st.tuples(numbers, numbers, numbers, numbers, numbers, st.integers(0, 2**63 - 1))
 ttls = st.sampled_from([0.5, 1.0, 60.0, 200.0, 5000.0, math.inf])
 
 
@@ -240,7 +248,8 @@ class AgainstPlainDict(RuleBasedStateMachine):
 
     @rule(key=keys, state=states, ttl=ttls)
     def set(self, key: bytes, state: State, ttl: float) -> None:
-        self.ledger.set(key, state, ttl, self.now)
+        state = (self.now + ttl, *state[1:])
+        self.ledger.set(key, state, self.now)
         self.model[key] = (state, self.now + ttl)
 
     @rule(key=keys)

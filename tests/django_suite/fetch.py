@@ -1,38 +1,41 @@
-"""Fetches Django's own test suite, of the version that is installed: `python -m tests.django_suite.fetch`.
+"""Fetches test suites of others, of the versions that are installed: `python -m tests.django_suite.fetch`.
 
-The wheel doesn't have it, so it is taken from the source distribution, into `.cache/`.
+Django's own cache suite, and the throttle suite of Django REST framework. The wheels don't have them, so they are taken
+from the source distributions, into `.cache/`. (That of django-ninja has no tests.)
 """
 
 import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-import django
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
+TESTS = CACHE / f"django-{version('django')}" / "tests"
+DRF_TESTS = CACHE / f"djangorestframework-{version('djangorestframework')}" / "tests"
 
-ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / ".cache" / f"django-{django.__version__}" / "tests"
 
-
-def fetch() -> None:
-    if TESTS.is_dir():
+def fetch(package: str, wanted: str, into: Path) -> None:
+    """The files of a source distribution whose path below its `tests` begins with `wanted`."""
+    if into.is_dir():
         return
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
-             "--dest", folder, f"django=={django.__version__}"],
+             "--dest", folder, f"{package}=={version(package)}"],
             check=True,
         )  # fmt: skip
         (archive,) = Path(folder).glob("*.tar.gz")
         with tarfile.open(archive) as tar:
-            top = tar.getnames()[0].split("/")[0]
-            wanted = [member for member in tar.getmembers() if member.name.startswith(f"{top}/tests/cache/")]
-            for member in wanted:
-                member.name = member.name.removeprefix(f"{top}/tests/")
-            TESTS.mkdir(parents=True)
-            tar.extractall(TESTS, members=wanted, filter="data")
+            tests = f"{tar.getnames()[0].split('/')[0]}/tests/"
+            members = [member for member in tar.getmembers() if member.name.startswith(f"{tests}{wanted}")]
+            for member in members:
+                member.name = member.name.removeprefix(tests)
+            into.mkdir(parents=True)
+            tar.extractall(into, members=members, filter="data")
 
 
 if __name__ == "__main__":
-    fetch()
+    fetch("django", "cache/", TESTS)
+    fetch("djangorestframework", "test_throttling.py", DRF_TESTS)

@@ -474,7 +474,9 @@ def test_found_limit_tells_its_count_and_when_it_frees(bench: Bench) -> None:
     bench.ask(wire.Hit(b"k", [rule]))
     ((_, decision),) = bench.ask(wire.FindLimits(b"k")).limits
     assert (decision.limit - decision.remaining, decision.retry_after, decision.reset_after) == (3, 45.0, 45.0)
-    bench.ask(wire.Reset(b"k", [rule]))
+    other = Rule(Algorithm.FIXED_WINDOW, 4, 60.0)
+    assert bench.ask(wire.Reset(b"k", [other, rule])) == wire.Flags(bench.epoch, [False, True])
+    assert bench.ask(wire.Reset(b"k", [other, rule])) == wire.Flags(bench.epoch, [False, False])
     assert bench.ask(wire.FindLimits(b"k")) == wire.LimitsFound(bench.epoch, [])
 
 

@@ -580,7 +580,7 @@ class TestTrouble:
         ratelimit.hit(Limit.parse("1/d", on_unavailable="local"), stopped, stopped)
         reset = ratelimit.reset
 
-        def stop_first(*args: Any) -> bool:
+        def stop_first(*args: Any) -> bool | None:
             pair.processes["one"].signal(signal.SIGSTOP)
             return reset(*args)
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.limiter import Algorithm, Rule, parse_rate
+from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.core.rate_strings import parse_rate
 from django_clusterstate.panel import words
 
 

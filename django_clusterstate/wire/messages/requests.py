@@ -134,7 +134,8 @@ class Peek(Message, frozen=True, tag=8):
 
 
 class Reset(Message, frozen=True, tag=20):
-    """Forgets what was counted against these rules of a key. Answer: `Done`."""
+    """Forgets what was counted against these rules of a key. Answer: `Flags`, false for a rule under which nothing was
+    counted."""
 
     key: Key
     rules: Rules
