@@ -115,6 +115,35 @@ async def test_long_message_comes_whole_and_a_longer_one_is_refused(layer: Clust
     assert await silent((layer, channel))
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1_000_000, 60_000],
+        [60_000, 1_000_000, 60_000, 60_000],
+        [1024 * 1024, 0, 1024 * 1024],
+        [*[40_000] * 30, 1_000_000, *[40_000] * 30],
+        *([1_000_000, size] for size in range(52_100, 52_800, 50)),  # around what still fits with the first
+    ],
+    ids=lambda sizes: f"{len(sizes)} messages, the second of {sizes[1]}",
+)
+async def test_long_messages_take_nothing_along_that_waits_behind_them(
+    hosts: Layers, cluster: LocalCluster, sizes: list[int]
+) -> None:
+    def refused() -> int:
+        status = cluster.status("beta")
+        assert status is not None
+        return status.stats.refused
+
+    before = refused()
+    layer = hosts["beta"]
+    channel = await layer.new_channel()
+    for number, size in enumerate(sizes):
+        await layer.send(channel, {"type": "x", "number": number, "bytes": b"x" * size})
+    received = [await soon(layer.receive(channel)) for _ in sizes]
+    assert [(message["number"], len(message["bytes"])) for message in received] == list(enumerate(sizes))
+    assert refused() == before
+
+
 @pytest.mark.parametrize("message", ["text", [1], None, {"type": "x", "what": object()}])
 async def test_what_is_no_message_is_refused(layer: ClusterChannelLayer, message: Any) -> None:
     with pytest.raises(TypeError):

@@ -16,6 +16,8 @@ NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: the
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
 MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
+HEADERS = 16  # bytes that a message takes in a reply besides its payload and the name of its channel, at most
+CHARACTER = 4  # bytes of one in a name, at most
 
 
 def queue_name(channel: str) -> str:
@@ -73,12 +75,19 @@ class Channels:
             self._waiters.setdefault(queue, deque()).append((owner, deliver, now + wait))
             self._waiting[owner] += 1
 
-    def take(self, queue: str, most: int, now: float) -> list[tuple[str, bytes]]:
-        """The next messages of a queue, at most so many and so long, without waiting for any."""
+    def take(self, queue: str, most: int, room: int, now: float) -> list[tuple[str, bytes]]:
+        """The next messages of a queue, without waiting for any: at most `most`, and at most `room` bytes in a reply.
+
+        A message that doesn't fit stays in the queue.
+        """
         self._expire_queue(queue, now)
         taken: list[tuple[str, bytes]] = []
-        room = MAX_TAKEN
-        while queue in self._queues and len(taken) < most and (room := room - len(self._queues[queue][0][2])) >= 0:
+        room = min(room, MAX_TAKEN)
+        while queue in self._queues and len(taken) < most:
+            _, channel, payload = self._queues[queue][0]
+            room -= HEADERS + CHARACTER * len(channel) + len(payload)
+            if room < 0:
+                break
             taken.append(self._pop(queue)[1:])
         return taken
 

@@ -5,12 +5,15 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from .. import __version__
 from ..core import limiter
 from ..core.events import Events
 from ..core.hrw import Rendezvous, Tenure
 from ..core.ledger import Ledger
 from ..core.membership import Membership
+from ..core.messages import GONE
 from ..core.store import Store
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
@@ -23,6 +26,8 @@ from .partitions import Partitions
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _INT64 = range(-(2**63), 2**63)
 VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
+# Bytes of members in one reply. The rest of a `Report` takes 110 KiB at most, with names and keys at their longest.
+MAX_MEMBERS_BYTES = MAX_REQUEST - 128 * 1024
 
 RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
@@ -37,6 +42,24 @@ def resident_bytes() -> int:
     """Memory of this process that is in RAM, from the kernel."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         return int(statm.read().split()[1]) * _PAGE
+
+
+def _fitting(members: list[MemberStatus]) -> list[MemberStatus]:
+    """The members that fit in a reply. Of too many, those that have been gone for longest are left out."""
+    sizes = [len(msgspec.msgpack.encode(member)) for member in members]
+    if sum(sizes) <= MAX_MEMBERS_BYTES:
+        return members
+    fitting, room = [], MAX_MEMBERS_BYTES
+    for size, member in sorted(zip(sizes, members, strict=True), key=lambda one: _importance(one[1])):
+        room -= size
+        if room < 0:
+            break
+        fitting.append(member)
+    return fitting
+
+
+def _importance(member: MemberStatus) -> tuple[bool, float, str]:
+    return member.state in GONE, member.state_for, member.identity.name
 
 
 class Peers(Protocol):
@@ -165,17 +188,17 @@ class Handler:
             else:
                 self.stats.hits += 1
             return wire.Values(self.membership.view.epoch, [value])
-        return wire.Values(self.epoch, self._read(request.keys))
+        return wire.Values(self.epoch, self._read(request.keys, MAX_REQUEST))
 
-    def _read(self, keys: Sequence[bytes]) -> list[wire.Value | None]:
+    def _read(self, keys: Sequence[bytes], room: int) -> list[wire.Value | None]:
+        """The values of the first few keys, as far as they fit in `room` bytes."""
         now = self._clock()
         get = self.cache.get
         values: list[wire.Value | None] = []
-        room = MAX_REQUEST
         for key in keys:
             value = get(key, now)
             room -= VALUE_HEADER + (len(value) if isinstance(value, bytes) else 0)
-            if room < 0 and values:
+            if room < 0:
                 break
             values.append(value)
         misses = values.count(None)
@@ -190,7 +213,8 @@ class Handler:
         if request.deletes and all(flags):
             for key in request.deletes:
                 self.cache.delete(key, now)
-        return wire.Flags(self.epoch, flags, tuple(self._read(request.reads)) if request.reads else ())
+        values = self._read(request.reads, MAX_REQUEST - len(flags)) if request.reads else ()
+        return wire.Flags(self.epoch, flags, tuple(values))
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
         now, ttl, expected = self._clock(), request.ttl, request.expected
@@ -310,13 +334,14 @@ class Handler:
         stats.limit_evictions = self.limits.evictions
         stats.event_evictions = self.events.evictions
         stats.channel_messages = self.channels.taken
-        members = tuple(
+        members = [
             MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)
             for m in membership.members.values()
-        )
+        ]
+        told = _fitting(members)
         return wire.Status(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
-            __version__, resident_bytes(), members, stats,
+            __version__, resident_bytes(), tuple(told), stats, len(members) - len(told),
         )  # fmt: skip
 
     # -- channels -------------------------------------------------------------------------------------------
@@ -351,7 +376,8 @@ class Handler:
         def deliver(channel: str, payload: bytes | None) -> None:
             more = []
             if payload is not None and request.most > 1:
-                more = self.channels.take(request.queue, request.most - 1, self._clock())
+                room = MAX_REQUEST - len(payload)
+                more = self.channels.take(request.queue, request.most - 1, room, self._clock())
             requester.push(wire.Received(self.epoch, channel, payload, more))
 
         self.channels.receive(requester, request.queue, deliver, request.wait, self._clock())

@@ -14,9 +14,9 @@ from typing import cast
 from ..exceptions import ProtocolError
 from ..wire.address import Address, UnixAddress
 from ..wire.blocking import check_unix_peer
-from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
+from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, MAX_REQUEST, Deframer, frame
 from ..wire.handshake import NodeHandshake
-from ..wire.messages import DECODE_ERRORS, Deliver, Reply, decode_request, encode
+from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, Failed, Reply, decode_request, encode
 from .channels import NODES_OWN
 from .coalescing import REST, Coalescer
 from .config import NodeError
@@ -160,7 +160,10 @@ class Connection(asyncio.Protocol):
         request = decode_request(payload)
         reply = self._handler.handle(request, self)
         if reply is not None:
-            return frame(encode(reply), MAX_FRAME)
+            try:
+                return frame(encode(reply), MAX_FRAME)
+            except ValueError as error:
+                return self._too_long(reply, error)
         if isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
                 self._read_with_others()
@@ -202,7 +205,7 @@ class Connection(asyncio.Protocol):
         assert self._handshake is not None
         welcome = self._handshake.receive(payload)
         self._handshake = None
-        self._deframer.limit = MAX_FRAME
+        self._deframer.limit = MAX_REQUEST  # so that whatever it stores or sends fits in a reply
         self._server.strangers.pop(self, None)
         self._server.connections.add(self)
         self._handler.stats.connections = len(self._server.connections)
@@ -215,7 +218,17 @@ class Connection(asyncio.Protocol):
         if self._paused:
             self._turn_away(NOT_READ)
         elif self._transport is not None:
-            self._transport.write(frame(encode(reply), MAX_FRAME))
+            try:
+                data = frame(encode(reply), MAX_FRAME)
+            except ValueError as error:
+                data = self._too_long(reply, error)
+            self._transport.write(data)
+
+    def _too_long(self, reply: Reply, error: ValueError) -> bytes:
+        """What is sent instead. A bug, since each reply is bounded where it is made, but no reason to close: what waits
+        behind it on the connection would be lost as well."""
+        self._server.report(f"a reply ({type(reply).__name__}) was not sent: {error}")
+        return frame(encode(Failed(self._handler.epoch, REPLY_TOO_LONG)))
 
     def pause_writing(self) -> None:
         """More than `MAX_OUTPUT` waits: until the other side has read some of it, nothing more is read from it."""

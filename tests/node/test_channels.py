@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from django_clusterstate.node import channels as module
 from django_clusterstate.node.channels import OVERHEAD, Channels, queue_name
+from django_clusterstate.wire.framing import MAX_REQUEST
 
 NOW = 1000.0
 
@@ -273,11 +274,22 @@ def test_messages_are_taken_together_as_far_as_they_are_there_and_small() -> Non
     channels = Channels()
     for number in range(5):
         send(channels, f"x!{number}", b"%d" % number)
-    assert channels.take("x!", 3, NOW) == [("x!0", b"0"), ("x!1", b"1"), ("x!2", b"2")]
-    assert channels.take("x!", 3, NOW) == [("x!3", b"3"), ("x!4", b"4")]
-    assert channels.take("x!", 3, NOW) == []
+    assert channels.take("x!", 3, MAX_REQUEST, NOW) == [("x!0", b"0"), ("x!1", b"1"), ("x!2", b"2")]
+    assert channels.take("x!", 3, MAX_REQUEST, NOW) == [("x!3", b"3"), ("x!4", b"4")]
+    assert channels.take("x!", 3, MAX_REQUEST, NOW) == []
     assert_empty(channels)
     for _ in range(3):
-        send(channels, "x!y", bytes(module.MAX_TAKEN // 2))
-    assert len(channels.take("x!", 3, NOW)) == 2
-    assert channels.take("x!", 3, NOW + 60) == []
+        send(channels, "x!y", bytes(module.MAX_TAKEN // 2 - 50))
+    assert len(channels.take("x!", 3, MAX_REQUEST, NOW)) == 2
+    assert channels.take("x!", 3, MAX_REQUEST, NOW + 60) == []
+
+
+def test_message_that_has_no_room_stays() -> None:
+    channels = Channels()
+    for payload in (b"x" * 100, b"y" * 100):
+        send(channels, "x!y", payload)
+    room = 100 + module.HEADERS + module.CHARACTER * len("x!y")
+    assert channels.take("x!", 9, room - 1, NOW) == []
+    assert channels.take("x!", 9, room, NOW) == [("x!y", b"x" * 100)]
+    assert channels.take("x!", 9, room, NOW) == [("x!y", b"y" * 100)]
+    assert_empty(channels)

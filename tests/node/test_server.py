@@ -27,7 +27,7 @@ from django_clusterstate.node.server import Server
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
-from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame
+from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, MAX_REQUEST, frame
 from testproject.processes import free_port
 
 KEYS = (b"k" * 32,)
@@ -450,6 +450,38 @@ async def test_a_request_that_cannot_be_answered_ends_its_connection_and_nothing
         await friend.request(frame(wire.encode(wire.Look(b"k"))))
     assert "can't be answered: ZeroDivisionError" in running.reports[0]
     assert await running.serves()
+
+
+async def test_reply_that_fits_in_no_frame_is_answered_as_failed_and_closes_nothing(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    friend = await running.friend()
+    monkeypatch.setitem(
+        running.handler._methods, wire.Look, lambda request: wire.Looked(7, True, None, bytes(2 * MAX_FRAME), 1)
+    )
+    look = frame(wire.encode(wire.Look(b"k")))
+    for _ in range(3):
+        assert await friend.request(look) == wire.Failed(running.handler.epoch, wire.REPLY_TOO_LONG)
+    assert isinstance(await friend.request(PING), wire.Pong)
+    assert running.refused == 0
+    friend.close()
+
+
+async def test_message_that_fits_in_no_frame_closes_neither_the_sender_nor_the_receiver(running: Running) -> None:
+    receiver, sender = await running.friend(), await running.friend()
+    waiting = receiver.request(frame(wire.encode(wire.Receive("c", 60))))
+    # Longer than any requester of ours may send, and so short that it is a frame.
+    send = frame(wire.encode(wire.Send("c", bytes(MAX_FRAME - 40), 60, 100)), MAX_FRAME)
+    sender.cast(send)
+    await until(lambda: sender.closed)
+    sender = await running.friend()
+    longest = frame(wire.encode(wire.Send("c", bytes(MAX_REQUEST - 40), 60, 100)))
+    assert isinstance(await sender.request(longest), wire.Done)
+    reply = await waiting
+    assert isinstance(reply, wire.Received)
+    assert len(reply.payload or b"") == MAX_REQUEST - 40
+    receiver.close()
+    sender.close()
 
 
 async def test_other_work_is_done_at_the_same_wake_up(running: Running) -> None:

@@ -17,6 +17,7 @@ from .fields import DECODE_ERRORS, MAX_KEY_BYTES, Message, Value
 from .replies import (
     CHANNEL_FULL,
     NOT_AN_INTEGER,
+    REPLY_TOO_LONG,
     Decided,
     Done,
     EventAccount,
@@ -73,6 +74,7 @@ __all__ = [
     "DECODE_ERRORS",
     "MAX_KEY_BYTES",
     "NOT_AN_INTEGER",
+    "REPLY_TOO_LONG",
     "Clear",
     "Decided",
     "Delete",
