@@ -5,19 +5,16 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-import msgspec
-
 from .. import __version__
 from ..core import limiter
 from ..core.events import Events
 from ..core.hrw import Rendezvous, Tenure
 from ..core.ledger import Ledger
 from ..core.membership import Membership
-from ..core.messages import GONE
 from ..core.store import Store
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
-from ..wire.status import MemberStatus, Stats
+from ..wire.status import MemberStatus, Stats, fitting
 from .channels import Channels
 from .config import NodeConfig
 from .history import History
@@ -42,24 +39,6 @@ def resident_bytes() -> int:
     """Memory of this process that is in RAM, from the kernel."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         return int(statm.read().split()[1]) * _PAGE
-
-
-def _fitting(members: list[MemberStatus]) -> list[MemberStatus]:
-    """The members that fit in a reply. Of too many, those that have been gone for longest are left out."""
-    sizes = [len(msgspec.msgpack.encode(member)) for member in members]
-    if sum(sizes) <= MAX_MEMBERS_BYTES:
-        return members
-    fitting, room = [], MAX_MEMBERS_BYTES
-    for size, member in sorted(zip(sizes, members, strict=True), key=lambda one: _importance(one[1])):
-        room -= size
-        if room < 0:
-            break
-        fitting.append(member)
-    return fitting
-
-
-def _importance(member: MemberStatus) -> tuple[bool, float, str]:
-    return member.state in GONE, member.state_for, member.identity.name
 
 
 class Peers(Protocol):
@@ -338,7 +317,7 @@ class Handler:
             MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)
             for m in membership.members.values()
         ]
-        told = _fitting(members)
+        told = fitting(members, MAX_MEMBERS_BYTES)
         return wire.Status(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
             __version__, resident_bytes(), tuple(told), stats, len(members) - len(told),

@@ -4,12 +4,15 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from ..core.messages import Identity, State
+from ..core.messages import GONE, Identity, State
+
+_encode = msgspec.msgpack.Encoder().encode
 
 MOST = 2**53  # what is counted on counts no further, or else nobody could read it
 Count = Annotated[int, Meta(ge=0, le=MOST)]
@@ -80,6 +83,16 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     state_for: float
     epoch: int
     unreachable: bool = False  #: others hear it, and this node doesn't any more
+
+
+def fitting(members: list[MemberStatus], room: int) -> list[MemberStatus]:
+    """The members that fit in so many bytes. Of too many, those that have been gone for longest are left out."""
+    sizes = [len(_encode(member)) for member in members]
+    if sum(sizes) <= room:
+        return members
+    ranked = sorted(zip(members, sizes, strict=True), key=lambda one: (one[0].state in GONE, one[0].state_for))
+    ends = accumulate(size for _, size in ranked)
+    return [member for (member, _), end in zip(ranked, ends, strict=True) if end <= room]
 
 
 class Stats(msgspec.Struct, array_like=True):
