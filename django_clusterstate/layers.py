@@ -18,6 +18,7 @@ from channels.layers import BaseChannelLayer
 from . import conf
 from .client.aio import AsyncClient
 from .client.routing import Target, no_owner
+from .encoding import to_msgpack
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.aio import AsyncConnection, connect
@@ -301,7 +302,7 @@ def _request(request: wire.Request) -> bytes:
 def _encode(message: dict[str, Any]) -> bytes:
     if not isinstance(message, dict):
         raise TypeError(f"a channel message is a dict, not {type(message).__name__}")
-    return msgspec.msgpack.encode(message)
+    return to_msgpack(message)
 
 
 def _decode(payload: bytes) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The contract of a channel layer, kept by three real nodes: messages and groups between hosts, at most once."""
 
 import asyncio
+import enum
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
+from django.utils.safestring import mark_safe
 
 from django_clusterstate import conf, layers
 from django_clusterstate.client.aio import AsyncClient
@@ -18,6 +20,7 @@ from django_clusterstate.layers import ClusterChannelLayer
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
+from tests.derived import DERIVED, Text, rendered
 
 Layers = dict[str, ClusterChannelLayer]
 
@@ -115,6 +118,41 @@ async def test_long_message_comes_whole_and_a_longer_one_is_refused(layer: Clust
     assert await silent((layer, channel))
 
 
+@pytest.mark.parametrize("name", DERIVED)
+async def test_text_and_numbers_of_derived_classes_come_without_their_class(hosts: Layers, name: str) -> None:
+    value, plain = DERIVED[name]
+    message = {"type": "x", "value": value, "nested": [{"in": (value, [value])}], value: {value: value}}
+    channel = await hosts["beta"].new_channel()
+    await hosts["beta"].group_add("chat", channel)
+    await hosts["alpha"].send(channel, message)
+    await hosts["alpha"].group_send("chat", message)
+    for _ in range(2):
+        received = await soon(hosts["beta"].receive(channel))
+        assert received == {"type": "x", "value": plain, "nested": [{"in": [plain, [plain]]}], plain: {plain: plain}}
+        assert type(received["value"]) is type(plain)
+
+
+async def test_rendered_template_can_be_sent(layer: ClusterChannelLayer) -> None:
+    channel = await layer.new_channel()
+    await layer.send(channel, {"type": "x", "html": rendered()})
+    received = await soon(layer.receive(channel))
+    assert received == {"type": "x", "html": "<b>&lt;Ann&gt;</b>"}
+    assert type(received["html"]) is str
+
+
+@pytest.mark.parametrize("of", [mark_safe, Text, lambda name: next(iter(enum.StrEnum("Name", {"A": name})))])
+async def test_names_of_channels_and_groups_may_be_of_derived_classes(hosts: Layers, of: Callable[[str], str]) -> None:
+    channel, group = of(await hosts["beta"].new_channel()), of("chat")
+    await hosts["beta"].group_add(group, channel)
+    await hosts["alpha"].send(channel, {"type": "direct"})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "direct"}
+    await hosts["alpha"].group_send(group, {"type": "group"})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "group"}
+    await hosts["beta"].group_discard(group, channel)
+    await hosts["alpha"].send(of("jobs"), {"type": "named"})
+    assert await soon(hosts["gamma"].receive(of("jobs"))) == {"type": "named"}
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -144,7 +182,7 @@ async def test_long_messages_take_nothing_along_that_waits_behind_them(
     assert refused() == before
 
 
-@pytest.mark.parametrize("message", ["text", [1], None, {"type": "x", "what": object()}])
+@pytest.mark.parametrize("message", ["text", [1], None, {"type": "x", "what": object()}, {"type": "x", "n": 1j}])
 async def test_what_is_no_message_is_refused(layer: ClusterChannelLayer, message: Any) -> None:
     with pytest.raises(TypeError):
         await layer.send("jobs", message)

@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
+from ..encoding import to_msgpack
 from ..wire import messages as wire
 
 COMPRESS_ABOVE = 1024  # bytes: below, what is saved is less than what an entry costs besides
@@ -45,10 +46,13 @@ class JsonSerializer:
 
 
 class MsgpackSerializer:
-    """msgpack: as JSON, and bytes, keys that aren't text, and datetimes with a time zone."""
+    """msgpack: as JSON, and bytes, keys that aren't text, and datetimes with a time zone.
+
+    An instance of a subclass of text, numbers or bytes, such as `SafeString`, comes back without its class.
+    """
 
     def dumps(self, value: Any) -> bytes:
-        return msgspec.msgpack.encode(value)
+        return to_msgpack(value)
 
     def loads(self, data: bytes) -> Any:
         return msgspec.msgpack.decode(data)
