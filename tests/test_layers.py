@@ -5,6 +5,7 @@ import enum
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ async def layer(hosts: Layers) -> ClusterChannelLayer:
 async def soon(awaitable: Any, seconds: float = 5) -> Any:
     async with asyncio.timeout(seconds):
         return await awaitable
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5, pause: float = 0.01) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(pause)
 
 
 async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
@@ -263,6 +270,89 @@ async def test_expired_messages_are_never_received(cluster: LocalCluster) -> Non
     assert await silent((brief, at_node), (lasting, in_process))
     await brief.close()
     await lasting.close()
+
+
+async def test_what_a_process_keeps_for_its_channels_is_freed_once_it_has_expired(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha", expiry=1, capacity=1000)
+    channels = [await layer.new_channel() for _ in range(300)]
+    for channel in channels:
+        await layer.send(channel, {"type": "x"})
+    await soon(layer.receive(channels[-1]))  # brings those of the others along
+    inbox = layer._inbox()
+    assert len(inbox._buffers) == 299
+    await until(lambda: not inbox._buffers and inbox._sweep is None)  # though nothing else is sent or received
+    await layer.close()
+
+
+async def test_what_is_still_good_stays_while_the_rest_is_freed(layer: ClusterChannelLayer) -> None:
+    channel, other = await layer.new_channel(), await layer.new_channel()
+    inbox = layer._inbox()
+    layer.expiry = 1
+    inbox.put(channel, layers._encode({"type": "brief"}))
+    inbox.put(other, layers._encode({"type": "brief"}))
+    layer.expiry = 60
+    inbox.put(channel, layers._encode({"type": "lasting"}))
+    await until(lambda: other not in inbox._buffers)
+    assert len(inbox._buffers[channel]) == 1
+    assert await soon(layer.receive(channel)) == {"type": "lasting"}
+
+
+async def test_freeing_takes_a_bounded_time_of_the_event_loop(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "SWEEP", 10)
+    layer.expiry = 1
+    inbox = layer._inbox()
+    for number in range(95):
+        inbox.put(f"specific.x!{number % 30}", b"x")
+    held = {95}
+
+    def left() -> int:
+        count = sum(map(len, inbox._buffers.values()))
+        held.add(count)
+        return count
+
+    await until(lambda: not left(), pause=0)
+    steps = sorted(held)
+    assert max(later - sooner for sooner, later in pairwise(steps)) <= 10
+
+
+async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expired(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha", group_expiry=1)
+    channel = await layer.new_channel()
+    for number in range(20):
+        await layer.group_add(f"chat-{number}", channel)
+    inbox = layer._inbox()
+    assert len(inbox.groups) == 20
+    await until(lambda: not inbox.groups)
+    await layer.close()
+
+
+async def test_places_in_groups_that_a_process_remembers_are_bounded(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MAX_PLACES", 3)
+    channel = await layer.new_channel()
+    for number in range(5):
+        await layer.group_add(f"chat-{number}", channel)
+    await layer.group_add("chat-0", channel)
+    assert len(layer._inbox().groups) == 3
+    await layer.group_send("chat-4", {"type": "x"})
+    assert await soon(layer.receive(channel)) == {"type": "x"}
+
+
+async def test_nothing_stays_of_channels_that_nobody_waits_on_any_more(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "WAIT", 0.1)
+    waiting = [asyncio.create_task(layer.receive(f"jobs-{number}")) for number in range(20)]
+    inbox = layer._inbox()
+    await until(lambda: len(inbox._streams) == 20)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await until(lambda: not inbox._streams)
+    assert not inbox._waiting
 
 
 # -- receiving ------------------------------------------------------------------------------------------------

@@ -129,15 +129,14 @@ class Handler:
         self.channels.forget(requester)
 
     def reclaim(self) -> bool:
-        """Frees some of what has expired, a millisecond's worth. Whether there is more to do."""
+        """Frees some of what has expired, a millisecond's worth or two. Whether there is more to do."""
         now = self._clock()
-        return RECLAIM in (self.cache.expire(now, RECLAIM), self.limits.expire(now, RECLAIM))
+        stores = (self.cache, self.limits, self.channels)
+        return RECLAIM in [store.expire(now, RECLAIM) for store in stores]
 
     def tick(self) -> None:
         """What is due about once a second."""
-        now = self._clock()
-        self.channels.tick(now)
-        self.history.tick(self.stats, now)
+        self.history.tick(self.stats, self._clock())
 
     def forget_cache(self) -> None:
         """Others have served our keys meanwhile: what we hold is old."""

@@ -11,6 +11,7 @@ from django_clusterstate.node.channels import OVERHEAD, Channels, queue_name
 from django_clusterstate.wire.framing import MAX_REQUEST
 
 NOW = 1000.0
+MANY = 10_000
 
 
 class Ear:
@@ -32,16 +33,16 @@ def drained(channels: Channels, queue: str, now: float = NOW) -> list[bytes]:
     """What waits in a queue."""
     ear = Ear(channels)
     while not ear.heard or ear.heard[-1][1] is not None:
-        channels.tick(now)
+        channels.expire(now, MANY)
         ear.listen(queue, 0, now)
-        channels.tick(now)
     return [payload for _, payload in ear.heard if payload is not None]
 
 
 def assert_empty(channels: Channels) -> None:
     held = (channels._queues, channels._waiters, channels._waiting, channels._groups)
     assert not any(held)
-    assert (channels._bytes, channels._memberships) == (0, 0)
+    assert len(channels._queues_expiry) == len(channels._waiters_expiry) == len(channels._places_expiry) == 0
+    assert (channels._bytes, channels._memberships, channels.waiters) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +83,9 @@ def test_who_has_waited_in_vain_is_told_and_misses_nothing() -> None:
     send(channels, "a", b"1", NOW + 2)
     assert (late.heard, patient.heard) == ([("a", None)], [("a", b"1")])
     late.listen("a", wait=1, now=NOW + 2)
-    channels.tick(NOW + 2.9)
+    channels.expire(NOW + 2.9, MANY)
     assert len(late.heard) == 1
-    channels.tick(NOW + 3)
+    channels.expire(NOW + 4, MANY)
     assert late.heard[1:] == [("a", None)]
     assert_empty(channels)
 
@@ -117,16 +118,59 @@ def test_message_behind_one_that_lives_longer_expires_as_well() -> None:
     assert_empty(channels)
 
 
-def test_tick_frees_what_has_expired() -> None:
+def test_what_has_expired_is_freed_a_second_later() -> None:
     channels = Channels()
     for number in range(20):
         channels.send(f"c{number}", b"x", 1, 9, NOW)
         channels.group_add(f"g{number}", "c", 1, NOW)
-    channels.tick(NOW + 0.9)
+    assert channels.expire(NOW + 0.9, MANY) == 0
     assert len(channels._queues) == len(channels._groups) == 20
-    channels.tick(NOW + 1)
+    assert channels.expire(NOW + 2, MANY) == 40
     assert_empty(channels)
     assert channels.dropped == 20
+
+
+def test_what_has_expired_is_freed_in_portions() -> None:
+    channels = Channels()
+    for number in range(30):
+        channels.send(f"c{number % 3}", b"x", 1, 99, NOW)
+        channels.group_add(f"g{number}", "c", 1, NOW)
+    ear = Ear(channels)
+    for _ in range(30):
+        ear.listen("a", 1)
+    portions = []
+    while looked := channels.expire(NOW + 2, 7):
+        portions.append(looked)
+    assert max(portions) == 7
+    assert sum(portions) >= 90
+    assert len(ear.heard) == 30
+    assert_empty(channels)
+
+
+def test_queue_that_lives_on_is_looked_at_again_when_its_next_message_expires() -> None:
+    channels = Channels()
+    channels.send("a", b"1", 1, 9, NOW)
+    channels.send("a", b"2", 5, 9, NOW)
+    assert channels.expire(NOW + 2, MANY) == 1
+    assert channels._bytes == OVERHEAD + 1
+    assert channels.expire(NOW + 4, MANY) == 0
+    assert channels.expire(NOW + 6, MANY) == 1
+    assert_empty(channels)
+
+
+def test_message_that_expires_behind_others_is_not_taken_with_them() -> None:
+    channels = Channels()
+    for payload, expiry in ((b"1", 10), (b"2", 10), (b"late", 1), (b"3", 10)):
+        channels.send("x!y", payload, expiry, 9, NOW)
+    assert channels.take("x!", 9, MAX_REQUEST, NOW + 2) == [("x!y", b"1"), ("x!y", b"2"), ("x!y", b"3")]
+
+
+def test_who_does_not_wait_is_answered_at_once() -> None:
+    channels = Channels()
+    ear = Ear(channels)
+    ear.listen("a", 0)
+    assert ear.heard == [("a", None)]
+    assert_empty(channels)
 
 
 def test_closed_connection_is_forgotten_and_no_message_goes_to_it() -> None:
@@ -256,13 +300,18 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         elif what == "leave":
             channels.group_discard("chat", channel)
         elif what == "tick":
-            channels.tick(now)
+            channels.expire(now, 5)
         else:
             channels.forget(ears[0])
         kept = [entry for messages in channels._queues.values() for entry in messages]
         assert channels._bytes == sum(len(payload) + OVERHEAD for _, _, payload in kept)
         assert channels._memberships == sum(map(len, channels._groups.values()))
-        assert channels._waiting.total() == sum(map(len, channels._waiters.values()))
+        assert channels.waiters == sum(map(len, channels._waiters.values()))
+        assert channels.waiters == sum(queues.total() for queues in channels._waiting.values())
+        assert len(channels._queues_expiry) == len(channels._queues)
+        assert len(channels._waiters_expiry) == len(channels._waiters)
+        assert len(channels._places_expiry) == channels._memberships
+        assert all(channels._waiting.values())
         assert all(len(messages) <= 3 for messages in channels._queues.values())
         assert all([*channels._queues.values(), *channels._waiters.values(), *channels._groups.values()])
         assert not channels._queues.keys() & channels._waiters.keys()

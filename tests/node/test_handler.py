@@ -100,7 +100,6 @@ class Bench:
         self.pushed.clear()
         while not self.pushed or (isinstance(reply := self.pushed[-1], wire.Received) and reply.payload is not None):
             self.ask(wire.Receive(queue, 0))
-            self.handler.tick()
         return [(reply.channel, reply.payload) for reply in self.pushed[:-1] if isinstance(reply, wire.Received)]
 
     @property
@@ -604,8 +603,8 @@ def test_receive_is_answered_when_there_is_something(bench: Bench) -> None:
 
 def test_receive_is_answered_without_a_message_in_the_end(bench: Bench) -> None:
     bench.ask(wire.Receive(HERE, 5))
-    bench.now += 5
-    bench.handler.tick()
+    bench.now += 6
+    bench.handler.reclaim()
     assert bench.pushed == [wire.Received(bench.epoch, HERE, None)]
 
 

@@ -336,13 +336,13 @@ async def test_peer_that_does_not_read_its_channel_messages_is_closed(running: R
     friend._transport.pause_reading()
     for _ in range(40):
         friend.cast(frame(wire.encode(wire.Receive("deaf", 60))))
-    await until(lambda: running.handler.channels._waiting.total() == 40)
+    await until(lambda: running.handler.channels.waiters == 40)
     send = frame(wire.encode(wire.Send("deaf", b"x" * MIB, 60, 100)))
     for _ in range(40):
         assert isinstance(await sender.request(send), wire.Done)
     await until(lambda: running.refused == 1)
     assert running.reports[0].endswith("doesn't read its replies")
-    assert running.handler.channels._waiting.total() == 0
+    assert running.handler.channels.waiters == 0
     assert await running.serves()
     friend.close()
     sender.close()
