@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from .address import Address, UnixAddress
+from .foreign import too_long
 from .framing import HEADER, MAX_FRAME, frame, size_at
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
@@ -194,7 +195,9 @@ class BlockingConnection:
         while received < HEADER:
             received += self._receive_more(whole[received:], until)
         size = HEADER + size_at(whole)[0]
-        if size > HEADER + MAX_FRAME or received > size:
+        if size > HEADER + MAX_FRAME:
+            raise ProtocolError(too_long(bytes(whole[:HEADER]), size - HEADER, MAX_FRAME))
+        if received > size:
             raise ProtocolError(f"{received} bytes came where a frame of {size} was due")
         if size > len(whole):
             whole = memoryview(bytearray(size))

@@ -179,6 +179,17 @@ async def test_no_more_connections_than_the_limit(running: Running, monkeypatch:
         friend.close()
 
 
+async def test_health_check_by_http_is_told_where_to_go(running: Running) -> None:
+    for said, told in (
+        (b"GET /health HTTP/1.1\r\nHost: node\r\n\r\n", "it sent an HTTP request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "it sent a TLS hello"),
+    ):
+        reader, writer = await running.stranger()
+        writer.write(said)
+        assert await closed(reader)
+        assert running.reports.pop().startswith(f"closed a connection from 127.0.0.1: {told}, and here only")
+
+
 @pytest.mark.parametrize(
     "said",
     [
