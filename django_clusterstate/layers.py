@@ -31,6 +31,7 @@ AT_ONCE = 50  # messages fetched together
 RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach a node that is gone, from the first to the last
 MAX_BUFFERS = 10_000  # channels of a process with messages that nobody has taken yet
 MAX_PLACES = 100_000  # in groups, that a process remembers: as many as a node has
+NEGLECTED = 5.0  # seconds that a channel's first message waits, after which nobody seems to receive from it
 SWEEP = 1000  # of what has expired, freed at once: half a millisecond
 SWEEP_EVERY, SWEEP_ON = 1.0, 0.01  # seconds until the next look, and until the next portion
 
@@ -206,10 +207,14 @@ class Inbox:
         buffer = self._buffers.get(channel)
         if buffer is None:
             if len(self._buffers) >= MAX_BUFFERS:
-                self._drop_buffer(next(iter(self._buffers)))
+                oldest = next(iter(self._buffers))
+                conf.get_tally().channel_dropped += len(self._buffers[oldest])
+                self._drop_buffer(oldest)
             buffer = self._buffers[channel] = deque(maxlen=self.layer.get_capacity(channel))
             self._expiry.set(channel, until, now)
             self._sweep_later()
+        if len(buffer) == buffer.maxlen and until - buffer[0][0] < NEGLECTED:
+            conf.get_tally().channel_dropped += 1
         buffer.appendleft((until, payload)) if first else buffer.append((until, payload))
 
     def join(self, group: str, channel: str) -> None:

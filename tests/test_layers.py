@@ -3,8 +3,12 @@
 import asyncio
 import enum
 import os
+import signal
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -317,6 +321,26 @@ async def test_freeing_takes_a_bounded_time_of_the_event_loop(
     assert max(later - sooner for sooner, later in pairwise(steps)) <= 10
 
 
+async def test_what_a_process_loses_for_want_of_room_is_counted(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MAX_BUFFERS", 3)
+    layer.capacity = 2
+    inbox, tally = layer._inbox(), conf.get_tally()
+    before = tally.channel_dropped
+    for _ in range(3):
+        inbox.put("specific.x!1", b"x")
+    assert tally.channel_dropped == before + 1  # the oldest of a full channel
+    for number in range(2, 5):
+        inbox.put(f"specific.x!{number}", b"x")
+    assert tally.channel_dropped == before + 3  # all of the oldest channel
+    now = asyncio.get_running_loop().time()
+    inbox._buffers["specific.x!2"][0] = (now + layer.expiry - layers.NEGLECTED - 1, b"x")
+    for _ in range(2):
+        inbox.put("specific.x!2", b"x")
+    assert tally.channel_dropped == before + 3  # nobody receives it: its consumer has gone
+
+
 async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expired(cluster: LocalCluster) -> None:
     layer = LayerOf(cluster, "alpha", group_expiry=1)
     channel = await layer.new_channel()
@@ -595,3 +619,63 @@ async def test_without_a_node_sending_fails_at_once_and_receiving_waits(tmp_path
     with pytest.raises(TimeoutError):
         await soon(layer.receive(channel), 0.2)
     await layer.close()
+
+
+# What docs/metrics.md says to alert on, as far as a healthy cluster could come near it.
+ALERTED = ("heartbeats_dropped", "channel_dropped", "refused", "limit_evictions")
+
+
+async def test_healthy_restarts_leave_at_zero_what_is_alerted_on(folder: Path) -> None:
+    with LocalCluster(folder, NODES) as cluster, using(cluster, "alpha"):
+        cluster.start()
+        await asyncio.to_thread(cluster.wait_for)
+        hosts = {name: LayerOf(cluster, name) for name in NODES}
+        channels = {name: await layer.new_channel() for name, layer in hosts.items()}
+        for name, layer in hosts.items():
+            await layer.group_add("chat", channels[name])
+        heard = Counter[str]()
+        over = asyncio.Event()
+
+        async def listen(name: str) -> None:
+            while True:
+                await hosts[name].receive(channels[name])
+                heard[name] += 1
+
+        async def talk(name: str) -> None:
+            while not over.is_set():
+                with suppress(ClusterStateError, ChannelFull):
+                    await hosts[name].group_send("chat", {"type": "x"})
+                    await hosts[name].send(channels["beta"], {"type": "x"})
+                await asyncio.sleep(0.01)
+
+        def all_heard(before: Counter[str]) -> bool:
+            return all(heard[name] > before[name] + 50 for name in NODES)
+
+        listening = [asyncio.create_task(listen(name)) for name in NODES]
+        talking = [asyncio.create_task(talk(name)) for name in NODES]
+        counted: list[tuple[str, dict[str, int]]] = []
+
+        def count(*names: str) -> None:
+            for name in names:
+                status = cluster.status(name)
+                assert status is not None
+                counted.append((name, {counter: getattr(status.stats, counter) for counter in ALERTED}))
+
+        for name in NODES:
+            before = heard.copy()
+            count(name)
+            cluster.processes[name].signal(signal.SIGTERM)
+            await asyncio.to_thread(cluster.processes[name].wait, 20)
+            cluster.start(name)
+            await asyncio.to_thread(cluster.wait_for)
+            await until(partial(all_heard, before), 20)
+        await asyncio.sleep(1.1)  # counters are up to date once a second
+        count(*NODES)
+        over.set()
+        await asyncio.gather(*talking)
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
+        for layer in hosts.values():
+            await layer.close()
+        assert [(name, counters) for name, counters in counted if any(counters.values())] == []

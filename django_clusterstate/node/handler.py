@@ -360,6 +360,11 @@ class Handler:
 
         self.channels.receive(requester, request.queue, deliver, request.wait, self._clock())
 
+    def undelivered(self, reply: wire.Reply) -> None:
+        """A reply that was pushed has found no requester any more."""
+        if isinstance(reply, wire.Received) and reply.payload is not None:
+            self.channels.unreceived += 1 + len(reply.more)
+
     def _group_add(self, request: wire.GroupAdd) -> wire.Reply:
         self.channels.group_add(request.group, request.channel, request.expiry, self._clock())
         return wire.Done(self.epoch)

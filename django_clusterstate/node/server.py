@@ -216,8 +216,11 @@ class Connection(asyncio.Protocol):
     def push(self, reply: Reply) -> None:
         """Sends a reply that was not due at once."""
         if self._paused:
+            self._handler.undelivered(reply)
             self._turn_away(NOT_READ)
-        elif self._transport is not None:
+        elif self._transport is None:
+            self._handler.undelivered(reply)
+        else:
             try:
                 data = frame(encode(reply), MAX_FRAME)
             except ValueError as error:

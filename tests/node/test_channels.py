@@ -98,7 +98,20 @@ def test_capacity_counts_all_channels_of_a_process_together() -> None:
     assert send(channels, "specific.y!1", b"", capacity=2)
     assert send(channels, "plain", b"", capacity=1)
     assert not send(channels, "plain", b"", capacity=1)
-    assert (channels.taken, channels.dropped) == (4, 2)
+    assert (channels.taken, channels.dropped, channels.unreceived) == (4, 2, 0)
+
+
+def test_messages_for_a_process_that_has_ended_are_no_loss_for_want_of_room() -> None:
+    channels = Channels()
+    assert send(channels, "specific.x!y", b"1", capacity=1)
+    assert not send(channels, "specific.x!y", b"2", NOW + module.NEGLECTED, capacity=1)
+    assert (channels.dropped, channels.unreceived) == (1, 0)
+    assert not send(channels, "specific.x!y", b"3", NOW + module.NEGLECTED + 1, capacity=1)
+    assert (channels.dropped, channels.unreceived) == (1, 1)
+    assert drained(channels, "specific.x!", NOW + 10) == [b"1"]
+    assert send(channels, "specific.x!y", b"4", NOW + 10, capacity=1)
+    assert not send(channels, "specific.x!y", b"5", NOW + 11, capacity=1)  # it is received from again
+    assert (channels.dropped, channels.unreceived) == (2, 1)
 
 
 def test_expired_messages_are_never_heard_and_leave_room() -> None:
@@ -107,7 +120,7 @@ def test_expired_messages_are_never_heard_and_leave_room() -> None:
     channels.send("a", b"long", 10, 2, NOW)
     assert channels.send("a", b"new", 10, 2, NOW + 1)
     assert drained(channels, "a", NOW + 2) == [b"long", b"new"]
-    assert channels.dropped == 1
+    assert (channels.dropped, channels.unreceived) == (0, 1)
 
 
 def test_message_behind_one_that_lives_longer_expires_as_well() -> None:
@@ -127,7 +140,7 @@ def test_what_has_expired_is_freed_a_second_later() -> None:
     assert len(channels._queues) == len(channels._groups) == 20
     assert channels.expire(NOW + 2, MANY) == 40
     assert_empty(channels)
-    assert channels.dropped == 20
+    assert (channels.dropped, channels.unreceived) == (0, 20)
 
 
 def test_what_has_expired_is_freed_in_portions() -> None:

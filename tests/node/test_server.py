@@ -354,6 +354,7 @@ async def test_peer_that_does_not_read_its_channel_messages_is_closed(running: R
     await until(lambda: running.refused == 1)
     assert running.reports[0].endswith("doesn't read its replies")
     assert running.handler.channels.waiters == 0
+    assert running.handler.channels.unreceived == 1  # what was to be pushed next
     assert await running.serves()
     friend.close()
     sender.close()
@@ -567,6 +568,36 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
     for links in everybody:
         await links.close()
     await until(lambda: not running.server.connections)
+
+
+async def test_what_finds_a_link_down_is_counted_apart_from_what_finds_it_too_slow(running: Running) -> None:
+    opened: list[Identity] = []
+    links = Links(Identity("x", b"x", "there:1"), KEYS, time.monotonic, opened.append, lambda _: None, print)
+    links.want([str(running.tcp)])
+    await until(lambda: bool(opened))
+    tag = wire.channel_tag("alpha")
+    chat = wire.Deliver("chat", b"x", 60, 10_000)
+    links.fan_out(chat)
+    links.forward(tag, wire.Forward("specific.x!y", b"x", 60, 10_000))
+    assert (links.dropped, links.unreachable) == (0, 0)
+    for connection in running.server.connections:
+        assert connection._transport is not None
+        connection._transport.pause_reading()  # it is stopped
+    payload = bytes(MIB)
+    for _ in range(30):
+        links.fan_out(wire.Deliver("chat", payload, 60, 10_000))
+        links.forward(tag, wire.Forward("specific.x!y", payload, 60, 10_000))
+    assert links.dropped > 30
+    assert links.unreachable == 0
+    dropped = links.dropped
+    links.reset(str(running.tcp))
+    links.fan_out(wire.Deliver(GROUP, b"0", 60, 10_000))  # a heartbeat: nobody misses one
+    assert links.unreachable == 0
+    links.fan_out(chat)
+    links.forward(tag, wire.Forward("specific.x!y", b"x", 60, 10_000))
+    links.forward("unknown", wire.Forward("specific.x!y", b"x", 60, 10_000))
+    assert (links.dropped, links.unreachable) == (dropped, 3)
+    await links.close()
 
 
 async def test_link_read_with_others_is_answered_and_closed_as_any(running: Running) -> None:
