@@ -103,6 +103,7 @@ def _traffic(stats: Stats) -> Iterator[Metric]:
     yield _counter("requests", "Cache and limit requests answered.", stats.requests)
     yield _gauge("connections", "Connections open.", stats.connections)
     yield _counter("connections_refused", "Connections closed for cause, as without the secret.", stats.refused)
+    yield _counter("connections_evicted", "Connections closed for others in a full table.", stats.connections_evicted)
     yield _counter("channel_messages", "Channel messages taken in.", stats.channel_messages)
     dropped = {"node": stats.channel_dropped, "process": stats.tally.channel_dropped}
     yield _counters("channel_messages_dropped", "Channel messages lost for want of room.", "by", dropped)

@@ -622,7 +622,7 @@ async def test_without_a_node_sending_fails_at_once_and_receiving_waits(tmp_path
 
 
 # What docs/metrics.md says to alert on, as far as a healthy cluster could come near it.
-ALERTED = ("heartbeats_dropped", "channel_dropped", "refused", "limit_evictions")
+ALERTED = ("heartbeats_dropped", "channel_dropped", "refused", "connections_evicted", "limit_evictions")
 
 
 async def test_healthy_restarts_leave_at_zero_what_is_alerted_on(folder: Path) -> None:

@@ -101,7 +101,7 @@ def test_metrics_are_documented_each_with_its_type_and_labels_and_no_others_are(
         used = {label: {s.labels[label] for s in family.samples if label in s.labels} for s in family.samples
                 for label in s.labels}  # fmt: skip
         assert all(f"`{label}`" in labels for label in used)
-        if set(used) & {"state", "change", "outcome", "policy"}:
+        if set(used) & {"state", "change", "outcome", "policy", "by", "reason"}:
             (values,) = used.values()
             assert set(re.findall(r"`(\w+)`", labels.partition(":")[2])) == values
 

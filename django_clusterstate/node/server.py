@@ -16,14 +16,19 @@ from ..wire.address import Address, UnixAddress
 from ..wire.blocking import check_unix_peer
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, MAX_REQUEST, Deframer, frame
 from ..wire.handshake import NodeHandshake
-from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, Failed, Reply, decode_request, encode
+from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, Failed, Forward, Reply, decode_request, encode
+from .accepted import set_options, source_of
 from .channels import NODES_OWN
 from .coalescing import REST, Coalescer
 from .config import NodeError
 from .handler import Handler
+from .places import Kind, Places, Source
 
 MAX_CONNECTIONS = 4096
+FOR_NODES = 2304  # of them: two for each of as many peers as a node keeps links to, and some more
+FOR_LOCAL = 512  # of them that other hosts leave to processes of this host
 MAX_STRANGERS = 256  # connections that haven't proved themselves yet: as many as may dial at once after a restart
+STRANGERS_FOR_LOCAL = 32
 AUTHENTICATE_WITHIN = 5.0  # seconds
 MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that wait for the other side to read; meanwhile it isn't served
 READ_WITHIN = 5.0  # seconds that it has for that
@@ -44,8 +49,8 @@ class Server:
         self.keys = keys
         self.boot = handler.membership.me.boot
         self.report = report
-        self.connections: set[Connection] = set()
-        self.strangers: dict[Connection, None] = {}  # the oldest first
+        self.connections: Places[Connection] = Places(MAX_CONNECTIONS, FOR_NODES, FOR_LOCAL)
+        self.strangers: Places[Connection] = Places(MAX_STRANGERS, MAX_STRANGERS, STRANGERS_FOR_LOCAL)
         self.coalescer: Coalescer | None = None
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
@@ -74,6 +79,23 @@ class Server:
             raise NodeError(f"{address} {what}. Choose another with --bind or --socket.") from error
         self._servers.append(server)
 
+    def admit(self, connection: "Connection", source: Source) -> None:
+        """Gives a connection that has shaken hands its place; another is closed for it where there is none."""
+        self.strangers.discard(connection)
+        victim = self.connections.enter(connection, source)
+        stats = self.handler.stats
+        stats.connections = len(self.connections)
+        if victim is None:
+            return
+        stats.connections_evicted += victim is not connection
+        holder = source if victim is connection else victim.source
+        self.report(
+            f"all {self.connections.most:,} places for connections are taken, most of them by {holder}: for each new "
+            "connection one of its is closed, an idle one if there is any. Look at what runs there, and how many "
+            "processes and threads connect to this node"
+        )
+        victim._turn_away("") if victim is connection else victim.abort()
+
     def close(self) -> None:
         for server in self._servers:
             server.close()
@@ -99,25 +121,28 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unserved: deque[bytes] = deque()
         self._paused = False
+        self.source = Source(Kind.REMOTE, "")
+        self.used = True  # since it was last looked at for room
         self._had_heartbeat = False  # and nothing of users since
         self._coalesced = -1  # the number of our socket while it is read together with others
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         server = self._server
-        if len(server.connections) >= MAX_CONNECTIONS:
-            self._turn_away("")
-            return
         sock = self._transport.get_extra_info("socket")
         if self._trusted and not check_unix_peer(sock):
             self._turn_away("a process of another user tried our socket")
             return
         if not self._trusted:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(server.strangers) >= MAX_STRANGERS:
-            # Who has said nothing for longest goes: silent strangers can't keep those out who have something to say.
-            next(iter(server.strangers))._turn_away("")
-        server.strangers[self] = None
+            set_options(sock)
+        self.source = source_of(sock)
+        self.used = False  # it has said nothing yet
+        # Of the host that holds most, the one that has said nothing for longest goes: silent strangers can't keep those
+        # out who have something to say.
+        if (victim := server.strangers.enter(self, self.source)) is not None:
+            victim._turn_away("")
+            if victim is self:
+                return
         self._timer = asyncio.get_running_loop().call_later(AUTHENTICATE_WITHIN, self._turn_away, "")
         # From this size on `pause_writing` is called.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
@@ -125,6 +150,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
+        self.used = True
         try:
             payloads = self._deframer.feed(data)
             if len(payloads) == 1 and not self._paused:  # nearly always
@@ -164,6 +190,9 @@ class Connection(asyncio.Protocol):
                 return frame(encode(reply), MAX_FRAME)
             except ValueError as error:
                 return self._too_long(reply, error)
+        if self.source.kind is not Kind.NODE and isinstance(request, Deliver | Forward):
+            self.source = Source(Kind.NODE, self.source.name)  # only nodes send these
+            self._server.admit(self, self.source)
         if isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
                 self._read_with_others()
@@ -206,11 +235,9 @@ class Connection(asyncio.Protocol):
         welcome = self._handshake.receive(payload)
         self._handshake = None
         self._deframer.limit = MAX_REQUEST  # so that whatever it stores or sends fits in a reply
-        self._server.strangers.pop(self, None)
-        self._server.connections.add(self)
-        self._handler.stats.connections = len(self._server.connections)
         if self._timer is not None:
             self._timer.cancel()
+        self._server.admit(self, self.source)
         return welcome
 
     def push(self, reply: Reply) -> None:
@@ -254,11 +281,11 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._transport = None
         self._read_alone()
-        self._server.strangers.pop(self, None)
-        if self in self._server.connections:
-            self._server.connections.discard(self)
-            self._handler.stats.connections = len(self._server.connections)
-            self._handler.close(self)
+        server = self._server
+        server.strangers.discard(self)
+        server.connections.discard(self)
+        self._handler.stats.connections = len(server.connections)
+        self._handler.close(self)
 
     def _turn_away(self, why: str) -> None:
         self._handler.stats.refused += 1
@@ -269,7 +296,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Closes at once; `connection_lost` follows."""
-        self._server.strangers.pop(self, None)
+        self._server.strangers.discard(self)
         transport, self._transport = self._transport, None
         self._read_alone()
         if transport is not None:

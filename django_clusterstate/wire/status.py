@@ -127,4 +127,5 @@ class Stats(msgspec.Struct, array_like=True):
     limit_max_bytes: int = 0  #: the bound of limit_bytes
     heartbeats_ignored: int = 0  #: heartbeats repeated, overtaken, or of a start that is over; normal in a restart
     channel_unreceived: int = 0  #: channel messages that nobody received in time; normal where a process has ended
+    connections_evicted: int = 0  #: connections closed for others, since all places were taken
     channel_unreachable: int = 0  #: channel messages for a peer whose link was down; normal while it restarts

@@ -23,6 +23,7 @@ from django_clusterstate.node import server as module
 from django_clusterstate.node.config import NodeConfig, NodeError
 from django_clusterstate.node.handler import Handler, resident_bytes
 from django_clusterstate.node.links import Links
+from django_clusterstate.node.places import Kind
 from django_clusterstate.node.server import Server
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
@@ -165,18 +166,117 @@ async def test_herd_that_dials_at_once_is_served(running: Running) -> None:
     await until(lambda: running.handler.stats.connections == 0)
 
 
-async def test_no_more_connections_than_the_limit(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+async def from_host(running: Running, host: str) -> AsyncConnection:
+    """Somebody who knows the secret, on that host."""
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(lambda: AsyncConnection(KEYS, 5), *running.tcp, local_addr=(host, 0))
+    await connection.ready()
+    return connection
+
+
+async def is_served(connection: AsyncConnection) -> bool:
+    try:
+        return isinstance(await connection.request(PING), wire.Pong)
+    except Unavailable:
+        return False
+
+
+async def test_no_more_connections_than_the_limit(running: Running) -> None:
+    running.server.connections.most = 2
     friends = [await running.friend(), await running.friend()]
-    reader, writer = await asyncio.open_connection(*running.tcp)
-    assert await closed(reader)
-    writer.close()
-    friends.pop().close()
-    await until(lambda: running.handler.stats.connections == 1)
-    friends.append(await running.friend())
-    for friend in friends:
-        assert isinstance(await friend.request(PING), wire.Pong)
+    with pytest.raises(Unavailable):
+        await running.friend()  # both are in use, and all are of one host
+    assert running.refused == 1
+    assert await is_served(friends[0])
+    third = await running.friend()
+    assert await is_served(third)  # in place of the one that has done nothing since
+    assert [await is_served(friend) for friend in friends] == [True, False]
+    assert running.handler.stats.connections_evicted == 1
+    assert running.handler.stats.connections == 2
+    for friend in (*friends, third):
         friend.close()
+
+
+async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Running) -> None:
+    running.server.connections.most = 40
+    hog = [await from_host(running, "127.0.0.9") for _ in range(40)]
+    assert [await is_served(connection) for connection in hog] == [True] * 40
+    other = await from_host(running, "127.0.0.2")
+    assert await is_served(other)  # another host
+    local = await connect(running.unix, (), 2)
+    assert await is_served(local)  # this host's own processes
+    opened: list[Identity] = []
+    links = Links(Identity("x", b"x", "there:1"), KEYS, time.monotonic, opened.append, lambda _: None, print)
+    links.want([str(running.tcp)])
+    await until(lambda: bool(opened))  # a peer
+    links.fan_out(wire.Deliver(GROUP, b"1", 60, 10_000))
+    links.fan_out(wire.Deliver("chat", b"1", 60, 10_000))
+    await until(lambda: nodes(running) == 2)
+    more = []
+    for _ in range(60):
+        with contextlib.suppress(Unavailable):
+            more.append(await from_host(running, "127.0.0.9"))
+            await is_served(more[-1])
+    assert await is_served(other)
+    assert await is_served(local)
+    assert nodes(running) == 2
+    assert len(running.server.connections) == 40
+    assert running.handler.stats.connections_evicted > 0
+    told = [report for report in running.reports if "places for connections are taken, most of them by" in report]
+    assert told
+    assert all("by 127.0.0.9:" in report for report in told)
+    assert len(set(told)) == 1  # the node says the same once in ten minutes
+    await links.close()
+    for connection in (*hog, *more, other, local):
+        connection.close()
+    await until(lambda: not running.server.connections)
+    assert running.handler.channels.waiters == 0
+
+
+def nodes(running: Running) -> int:
+    connections = running.server.connections
+    return sum(connections.source_of(connection).kind is Kind.NODE for connection in connections)
+
+
+async def test_connection_that_gives_way_leaves_nothing_behind(running: Running) -> None:
+    running.server.connections.most = 2
+    waiting = [await from_host(running, "127.0.0.9") for _ in range(2)]
+    for connection in waiting:
+        connection.request(frame(wire.encode(wire.Receive("a", 60)))).add_done_callback(lambda done: done.exception())
+    await until(lambda: running.handler.channels.waiters == 2)
+    other = await from_host(running, "127.0.0.2")
+    await until(lambda: running.handler.channels.waiters == 1)
+    for connection in (*waiting, other):
+        connection.close()
+
+
+async def test_silent_strangers_of_one_host_give_way_to_those_of_another(running: Running) -> None:
+    running.server.strangers.most = 10
+    first, _ = await running.stranger()
+    writers = []
+    for _ in range(30):
+        reader, writer = await asyncio.open_connection(*running.tcp, local_addr=("127.0.0.9", 0))
+        writers.append(writer)
+        await reader.readexactly(HEADER)
+    assert len(running.server.strangers) == 10
+    assert not first.at_eof()
+    sources = {running.server.strangers.source_of(stranger).name for stranger in running.server.strangers}
+    assert sources == {"127.0.0.1", "127.0.0.9"}
+    assert await running.serves()
+    for writer in writers:
+        writer.close()
+
+
+async def test_host_that_is_gone_without_a_word_is_noticed(running: Running) -> None:
+    friend = await running.friend()
+    (connection,) = running.server.connections
+    assert connection._transport is not None
+    sock = connection._transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    idle, interval, count = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert idle + interval * count <= 60
+    friend.close()
 
 
 async def test_health_check_by_http_is_told_where_to_go(running: Running) -> None:
