@@ -9,6 +9,7 @@ import asyncio
 import re
 import secrets
 from collections import deque
+from functools import partial
 from os import getpid
 from typing import Any
 
@@ -20,6 +21,8 @@ from . import conf
 from .client.aio import AsyncClient, silence_at_end
 from .client.forks import disown
 from .client.routing import Target, no_owner
+from .core.expiry import Expiry
+from .encoding import to_msgpack
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.aio import AsyncConnection, connect
@@ -29,6 +32,10 @@ WAIT = 2.0  # seconds that the node holds one request to receive; then the layer
 AT_ONCE = 50  # messages fetched together
 RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach a node that is gone, from the first to the last
 MAX_BUFFERS = 10_000  # channels of a process with messages that nobody has taken yet
+MAX_PLACES = 100_000  # in groups, that a process remembers: as many as a node has
+NEGLECTED = 5.0  # seconds that a channel's first message waits, after which nobody seems to receive from it
+SWEEP = 1000  # of what has expired, freed at once: half a millisecond
+SWEEP_EVERY, SWEEP_ON = 1.0, 0.01  # seconds until the next look, and until the next portion
 
 
 class ClusterChannelLayer(BaseChannelLayer):
@@ -77,13 +84,13 @@ class ClusterChannelLayer(BaseChannelLayer):
     async def group_add(self, group: str, channel: str) -> None:
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        self._inbox().groups[group, channel] = asyncio.get_running_loop().time() + self.group_expiry
+        self._inbox().join(group, channel)
         await self._ask(await self.home(channel), wire.GroupAdd(group, channel, self.group_expiry))
 
     async def group_discard(self, group: str, channel: str) -> None:
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        self._inbox().groups.pop((group, channel), None)
+        self._inbox().leave(group, channel)
         await self._ask(await self.home(channel), wire.GroupDiscard(group, channel))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
@@ -152,12 +159,18 @@ class ClusterChannelLayer(BaseChannelLayer):
 
 
 class Inbox:
-    """What one event loop receives: a stream for each queue that somebody waits on."""
+    """What one event loop receives: a stream for each queue that somebody waits on.
+
+    While it keeps anything that expires, it looks each second at what has, whatever else happens.
+    """
 
     def __init__(self, layer: ClusterChannelLayer) -> None:
         self.layer = layer
         self.groups: dict[tuple[str, str], float] = {}  # until when, by the loop's clock
         self.pid = getpid()  # a forked child that goes on with this loop needs channels of its own
+        self._places: Expiry[tuple[str, str]] = Expiry()
+        self._expiry: Expiry[str] = Expiry()  # of buffers, by the first message of each
+        self._sweep: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._buffers: dict[str, deque[tuple[float, bytes]]] = {}
         self._waiting: dict[str, deque[asyncio.Future[bytes]]] = {}
@@ -181,6 +194,7 @@ class Inbox:
         stream = self._streams.get(queue)
         if stream is None or stream.task.done():
             stream = self._streams[queue] = Stream(self, queue)
+            stream.task.add_done_callback(partial(self._ended, queue, stream))
         stream.wanted.set()
         try:
             return await future
@@ -197,12 +211,33 @@ class Inbox:
             if not future.done():
                 future.set_result(payload)
                 return
-        until = self._loop.time() + self.layer.expiry
-        buffer = self._buffers.setdefault(channel, deque(maxlen=self.layer.get_capacity(channel)))
+        now = self._loop.time()
+        until = now + self.layer.expiry
+        buffer = self._buffers.get(channel)
+        if buffer is None:
+            if len(self._buffers) >= MAX_BUFFERS:
+                oldest = next(iter(self._buffers))
+                conf.get_tally().channel_dropped += len(self._buffers[oldest])
+                self._drop_buffer(oldest)
+            buffer = self._buffers[channel] = deque(maxlen=self.layer.get_capacity(channel))
+            self._expiry.set(channel, until, now)
+            self._sweep_later()
+        if len(buffer) == buffer.maxlen and until - buffer[0][0] < NEGLECTED:
+            conf.get_tally().channel_dropped += 1
         buffer.appendleft((until, payload)) if first else buffer.append((until, payload))
-        oldest = next(iter(self._buffers))
-        if len(self._buffers) > MAX_BUFFERS or self._buffers[oldest][-1][0] <= self._loop.time():
-            del self._buffers[oldest]
+
+    def join(self, group: str, channel: str) -> None:
+        """Remembers the channel's place in a group, for a node that has forgotten it."""
+        now = self._loop.time()
+        until = now + self.layer.group_expiry
+        if (group, channel) in self.groups or len(self.groups) < MAX_PLACES:
+            self.groups[group, channel] = until
+            self._places.set((group, channel), until, now)
+            self._sweep_later()
+
+    def leave(self, group: str, channel: str) -> None:
+        if self.groups.pop((group, channel), None) is not None:
+            self._places.discard((group, channel))
 
     def waits_for(self, queue: str) -> bool:
         """Whether somebody waits for a message of this queue."""
@@ -215,11 +250,10 @@ class Inbox:
     def groups_of(self, queue: str) -> list[wire.GroupAdd]:
         """The places in groups that the queue's channels have, to be taken anew."""
         now = self._loop.time()
-        self.groups = {place: until for place, until in self.groups.items() if until > now}
         return [
             wire.GroupAdd(group, channel, until - now)
             for (group, channel), until in self.groups.items()
-            if self.layer.non_local_name(channel) == queue
+            if until > now and self.layer.non_local_name(channel) == queue
         ]
 
     def disown(self) -> None:
@@ -228,20 +262,57 @@ class Inbox:
             stream.disown()
 
     async def close(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
         tasks = [stream.task for stream in self._streams.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _take_buffered(self, channel: str) -> bytes | None:
-        buffer = self._buffers.pop(channel, None)
-        while buffer:
+        buffer = self._buffers.get(channel)
+        if buffer is None:
+            return None
+        taken = None
+        while buffer and taken is None:
             until, payload = buffer.popleft()
             if until > self._loop.time():
-                if buffer:
-                    self._buffers[channel] = buffer
-                return payload
-        return None
+                taken = payload
+        if not buffer:
+            self._drop_buffer(channel)
+        return taken
+
+    def _drop_buffer(self, channel: str) -> None:
+        del self._buffers[channel]
+        self._expiry.discard(channel)
+
+    def _sweep_later(self, seconds: float = SWEEP_EVERY) -> None:
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(seconds, self._free_expired)
+
+    def _free_expired(self) -> None:
+        """Frees some of what has expired, and comes back while there is anything that will."""
+        now, left = self._loop.time(), SWEEP
+        while left > 0 and (channel := self._expiry.pop(now)) is not None:
+            buffer = self._buffers[channel]
+            left -= 1
+            while left > 0 and buffer and buffer[0][0] <= now:
+                buffer.popleft()
+                left -= 1
+            if buffer:
+                self._expiry.set(channel, buffer[0][0], now)
+            else:
+                del self._buffers[channel]
+        while left > 0 and (place := self._places.pop(now)) is not None:
+            left -= 1
+            del self.groups[place]
+        self._sweep = None
+        if self._expiry or self._places:
+            self._sweep_later(SWEEP_EVERY if left > 0 else SWEEP_ON)
+
+    def _ended(self, queue: str, stream: "Stream", _: object) -> None:
+        if self._streams.get(queue) is stream:
+            del self._streams[queue]
 
     def _stop_waiting(self, channel: str, future: "asyncio.Future[bytes]") -> None:
         waiting = self._waiting.get(channel)
@@ -321,7 +392,7 @@ def _request(request: wire.Request) -> bytes:
 def _encode(message: dict[str, Any]) -> bytes:
     if not isinstance(message, dict):
         raise TypeError(f"a channel message is a dict, not {type(message).__name__}")
-    return msgspec.msgpack.encode(message)
+    return to_msgpack(message)
 
 
 def _decode(payload: bytes) -> dict[str, Any]:

@@ -103,9 +103,17 @@ def _traffic(stats: Stats) -> Iterator[Metric]:
     yield _counter("requests", "Cache and limit requests answered.", stats.requests)
     yield _gauge("connections", "Connections open.", stats.connections)
     yield _counter("connections_refused", "Connections closed for cause, as without the secret.", stats.refused)
+    yield _counter("connections_evicted", "Connections closed for others in a full table.", stats.connections_evicted)
     yield _counter("channel_messages", "Channel messages taken in.", stats.channel_messages)
-    yield _counter("channel_messages_dropped", "Channel messages dropped.", stats.channel_dropped)
-    outcomes = {"heard": stats.heartbeats_heard, "dropped": stats.heartbeats_dropped}
+    dropped = {"node": stats.channel_dropped, "process": stats.tally.channel_dropped}
+    yield _counters("channel_messages_dropped", "Channel messages lost for want of room.", "by", dropped)
+    missed = {"unreceived": stats.channel_unreceived, "unreachable": stats.channel_unreachable}
+    yield _counters("channel_messages_missed", "Channel messages that reached nobody.", "reason", missed)
+    outcomes = {
+        "heard": stats.heartbeats_heard,
+        "ignored": stats.heartbeats_ignored,
+        "dropped": stats.heartbeats_dropped,
+    }
     yield _counters("heartbeats", "Heartbeats of peers.", "outcome", outcomes)
 
 

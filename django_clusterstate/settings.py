@@ -18,6 +18,7 @@ from typing import Any
 import environ
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
+from django.views.decorators.debug import sensitive_variables
 
 from .clientip import Proxies
 from .core.membership import Timings
@@ -136,6 +137,7 @@ class Settings:
         return ""
 
 
+@sensitive_variables()
 def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings from a `CLUSTERSTATE` dict and an environment.
 
@@ -186,6 +188,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
     )
 
 
+@sensitive_variables()
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     env = environ.Env()
     # A value that begins with a dollar sign is a value, as a secret may well do, not the name of another variable.
@@ -204,6 +207,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+@sensitive_variables()
 def _read(env: environ.Env, variable: str, kind: type) -> Any:
     if kind is dict:
         return json.loads(env.get_value(variable, cast=str))
@@ -213,6 +217,7 @@ def _read(env: environ.Env, variable: str, kind: type) -> Any:
     return kind(env.get_value(variable, cast=list if kind is list else str))
 
 
+@sensitive_variables()
 def _typed(entry: str, value: Any) -> Any:
     """The value, if it is of the entry's type. Says nothing of the value, which may be a secret."""
     kind = READ[entry]
@@ -253,6 +258,7 @@ def _parse_socket(text: str) -> Address:
     return address
 
 
+@sensitive_variables()
 def _timings(values: Mapping[str, Any]) -> Timings:
     try:
         return Timings(values["HEARTBEAT_INTERVAL"], values["SUSPECT_AFTER"], values["DOWN_AFTER"])
@@ -262,6 +268,7 @@ def _timings(values: Mapping[str, Any]) -> Timings:
         ) from error
 
 
+@sensitive_variables()
 def _secrets(values: Mapping[str, Any]) -> tuple[str, ...]:
     if values.get("SECRET"):
         return (values["SECRET"], *values.get("SECRET_FALLBACKS", ()))

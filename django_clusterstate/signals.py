@@ -2,7 +2,8 @@
 
 Those of a member carry `identity` (name, boot, address, weight) and `old` (the state before, None when it wasn't
 known); `view_changed` carries `old` and `new`, each with `members` and `epoch`. The sender is the class `Membership`.
-Receivers run in a thread of their own: they may block, and what they raise is logged. Nothing is sent in web workers.
+Receivers run in a thread of their own: they may block and use the database, whose connections are closed after each
+event, and what they raise is logged. Nothing is sent in web workers.
 """
 
 from django.dispatch import Signal

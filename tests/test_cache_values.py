@@ -30,6 +30,7 @@ from django_clusterstate.cache.values import MAX_DECOMPRESSED, PickleSerializer,
 from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
+from tests.derived import DERIVED
 from tests.faces import BACKEND, MIB, Face, Faces
 from tests.layers import SETTINGS
 from tests.timelimits import HANDLERS, SoftTimeLimit, handling, raises
@@ -94,6 +95,19 @@ def test_msgpack_keeps_bytes_and_points_in_time(faces: Faces) -> None:
     value = {"raw": b"\0\xff", "when": datetime.datetime(2030, 1, 2, 3, 4, tzinfo=datetime.UTC), 5: "five"}
     cache.set("key", value)
     assert cache.get("key") == value
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_msgpack_keeps_text_and_numbers_of_derived_classes_without_their_class(faces: Faces, name: str) -> None:
+    cache = faces.made_with({"SERIALIZER": "msgpack"})
+    value, plain = DERIVED[name]
+    cache.set("key", value)
+    assert cache.get("key") == plain
+    assert type(cache.get("key")) is type(plain)
+    cache.set("key", {"nested": [value, (value,)], value: {value: value}})
+    assert cache.get("key") == {"nested": [plain, [plain]], plain: {plain: plain}}
+    assert cache.set_many({"many": [value]}) == []
+    assert cache.get_many(["many"]) == {"many": [plain]}
 
 
 @pytest.mark.parametrize("name", ["json", "msgpack"])

@@ -1,16 +1,23 @@
 """The contract of a channel layer, kept by three real nodes: messages and groups between hosts, at most once."""
 
 import asyncio
+import enum
 import gc
 import os
+import signal
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
+from django.utils.safestring import mark_safe
 
 from django_clusterstate import conf, layers
 from django_clusterstate.client.aio import AsyncClient
@@ -19,6 +26,7 @@ from django_clusterstate.layers import ClusterChannelLayer
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
+from tests.derived import DERIVED, Text, rendered
 from tests.forks import InChild
 
 Layers = dict[str, ClusterChannelLayer]
@@ -58,6 +66,12 @@ async def layer(hosts: Layers) -> ClusterChannelLayer:
 async def soon(awaitable: Any, seconds: float = 5) -> Any:
     async with asyncio.timeout(seconds):
         return await awaitable
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5, pause: float = 0.01) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(pause)
 
 
 async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
@@ -164,7 +178,71 @@ async def test_long_message_comes_whole_and_a_longer_one_is_refused(layer: Clust
     assert await silent((layer, channel))
 
 
-@pytest.mark.parametrize("message", ["text", [1], None, {"type": "x", "what": object()}])
+@pytest.mark.parametrize("name", DERIVED)
+async def test_text_and_numbers_of_derived_classes_come_without_their_class(hosts: Layers, name: str) -> None:
+    value, plain = DERIVED[name]
+    message = {"type": "x", "value": value, "nested": [{"in": (value, [value])}], value: {value: value}}
+    channel = await hosts["beta"].new_channel()
+    await hosts["beta"].group_add("chat", channel)
+    await hosts["alpha"].send(channel, message)
+    await hosts["alpha"].group_send("chat", message)
+    for _ in range(2):
+        received = await soon(hosts["beta"].receive(channel))
+        assert received == {"type": "x", "value": plain, "nested": [{"in": [plain, [plain]]}], plain: {plain: plain}}
+        assert type(received["value"]) is type(plain)
+
+
+async def test_rendered_template_can_be_sent(layer: ClusterChannelLayer) -> None:
+    channel = await layer.new_channel()
+    await layer.send(channel, {"type": "x", "html": rendered()})
+    received = await soon(layer.receive(channel))
+    assert received == {"type": "x", "html": "<b>&lt;Ann&gt;</b>"}
+    assert type(received["html"]) is str
+
+
+@pytest.mark.parametrize("of", [mark_safe, Text, lambda name: next(iter(enum.StrEnum("Name", {"A": name})))])
+async def test_names_of_channels_and_groups_may_be_of_derived_classes(hosts: Layers, of: Callable[[str], str]) -> None:
+    channel, group = of(await hosts["beta"].new_channel()), of("chat")
+    await hosts["beta"].group_add(group, channel)
+    await hosts["alpha"].send(channel, {"type": "direct"})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "direct"}
+    await hosts["alpha"].group_send(group, {"type": "group"})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "group"}
+    await hosts["beta"].group_discard(group, channel)
+    await hosts["alpha"].send(of("jobs"), {"type": "named"})
+    assert await soon(hosts["gamma"].receive(of("jobs"))) == {"type": "named"}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1_000_000, 60_000],
+        [60_000, 1_000_000, 60_000, 60_000],
+        [1024 * 1024, 0, 1024 * 1024],
+        [*[40_000] * 30, 1_000_000, *[40_000] * 30],
+        *([1_000_000, size] for size in range(52_100, 52_800, 50)),  # around what still fits with the first
+    ],
+    ids=lambda sizes: f"{len(sizes)} messages, the second of {sizes[1]}",
+)
+async def test_long_messages_take_nothing_along_that_waits_behind_them(
+    hosts: Layers, cluster: LocalCluster, sizes: list[int]
+) -> None:
+    def refused() -> int:
+        status = cluster.status("beta")
+        assert status is not None
+        return status.stats.refused
+
+    before = refused()
+    layer = hosts["beta"]
+    channel = await layer.new_channel()
+    for number, size in enumerate(sizes):
+        await layer.send(channel, {"type": "x", "number": number, "bytes": b"x" * size})
+    received = [await soon(layer.receive(channel)) for _ in sizes]
+    assert [(message["number"], len(message["bytes"])) for message in received] == list(enumerate(sizes))
+    assert refused() == before
+
+
+@pytest.mark.parametrize("message", ["text", [1], None, {"type": "x", "what": object()}, {"type": "x", "n": 1j}])
 async def test_what_is_no_message_is_refused(layer: ClusterChannelLayer, message: Any) -> None:
     with pytest.raises(TypeError):
         await layer.send("jobs", message)
@@ -245,6 +323,109 @@ async def test_expired_messages_are_never_received(cluster: LocalCluster) -> Non
     assert await silent((brief, at_node), (lasting, in_process))
     await brief.close()
     await lasting.close()
+
+
+async def test_what_a_process_keeps_for_its_channels_is_freed_once_it_has_expired(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha", expiry=1, capacity=1000)
+    channels = [await layer.new_channel() for _ in range(300)]
+    for channel in channels:
+        await layer.send(channel, {"type": "x"})
+    await soon(layer.receive(channels[-1]))  # brings those of the others along
+    inbox = layer._inbox()
+    assert len(inbox._buffers) == 299
+    await until(lambda: not inbox._buffers and inbox._sweep is None)  # though nothing else is sent or received
+    await layer.close()
+
+
+async def test_what_is_still_good_stays_while_the_rest_is_freed(layer: ClusterChannelLayer) -> None:
+    channel, other = await layer.new_channel(), await layer.new_channel()
+    inbox = layer._inbox()
+    layer.expiry = 1
+    inbox.put(channel, layers._encode({"type": "brief"}))
+    inbox.put(other, layers._encode({"type": "brief"}))
+    layer.expiry = 60
+    inbox.put(channel, layers._encode({"type": "lasting"}))
+    await until(lambda: other not in inbox._buffers)
+    assert len(inbox._buffers[channel]) == 1
+    assert await soon(layer.receive(channel)) == {"type": "lasting"}
+
+
+async def test_freeing_takes_a_bounded_time_of_the_event_loop(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "SWEEP", 10)
+    layer.expiry = 1
+    inbox = layer._inbox()
+    for number in range(95):
+        inbox.put(f"specific.x!{number % 30}", b"x")
+    held = {95}
+
+    def left() -> int:
+        count = sum(map(len, inbox._buffers.values()))
+        held.add(count)
+        return count
+
+    await until(lambda: not left(), pause=0)
+    steps = sorted(held)
+    assert max(later - sooner for sooner, later in pairwise(steps)) <= 10
+
+
+async def test_what_a_process_loses_for_want_of_room_is_counted(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MAX_BUFFERS", 3)
+    layer.capacity = 2
+    inbox, tally = layer._inbox(), conf.get_tally()
+    before = tally.channel_dropped
+    for _ in range(3):
+        inbox.put("specific.x!1", b"x")
+    assert tally.channel_dropped == before + 1  # the oldest of a full channel
+    for number in range(2, 5):
+        inbox.put(f"specific.x!{number}", b"x")
+    assert tally.channel_dropped == before + 3  # all of the oldest channel
+    now = asyncio.get_running_loop().time()
+    inbox._buffers["specific.x!2"][0] = (now + layer.expiry - layers.NEGLECTED - 1, b"x")
+    for _ in range(2):
+        inbox.put("specific.x!2", b"x")
+    assert tally.channel_dropped == before + 3  # nobody receives it: its consumer has gone
+
+
+async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expired(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha", group_expiry=1)
+    channel = await layer.new_channel()
+    for number in range(20):
+        await layer.group_add(f"chat-{number}", channel)
+    inbox = layer._inbox()
+    assert len(inbox.groups) == 20
+    await until(lambda: not inbox.groups)
+    await layer.close()
+
+
+async def test_places_in_groups_that_a_process_remembers_are_bounded(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MAX_PLACES", 3)
+    channel = await layer.new_channel()
+    for number in range(5):
+        await layer.group_add(f"chat-{number}", channel)
+    await layer.group_add("chat-0", channel)
+    assert len(layer._inbox().groups) == 3
+    await layer.group_send("chat-4", {"type": "x"})
+    assert await soon(layer.receive(channel)) == {"type": "x"}
+
+
+async def test_nothing_stays_of_channels_that_nobody_waits_on_any_more(
+    layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "WAIT", 0.1)
+    waiting = [asyncio.create_task(layer.receive(f"jobs-{number}")) for number in range(20)]
+    inbox = layer._inbox()
+    await until(lambda: len(inbox._streams) == 20)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await until(lambda: not inbox._streams)
+    assert not inbox._waiting
 
 
 # -- receiving ------------------------------------------------------------------------------------------------
@@ -487,3 +668,63 @@ async def test_without_a_node_sending_fails_at_once_and_receiving_waits(tmp_path
     with pytest.raises(TimeoutError):
         await soon(layer.receive(channel), 0.2)
     await layer.close()
+
+
+# What docs/metrics.md says to alert on, as far as a healthy cluster could come near it.
+ALERTED = ("heartbeats_dropped", "channel_dropped", "refused", "connections_evicted", "limit_evictions")
+
+
+async def test_healthy_restarts_leave_at_zero_what_is_alerted_on(folder: Path) -> None:
+    with LocalCluster(folder, NODES) as cluster, using(cluster, "alpha"):
+        cluster.start()
+        await asyncio.to_thread(cluster.wait_for)
+        hosts = {name: LayerOf(cluster, name) for name in NODES}
+        channels = {name: await layer.new_channel() for name, layer in hosts.items()}
+        for name, layer in hosts.items():
+            await layer.group_add("chat", channels[name])
+        heard = Counter[str]()
+        over = asyncio.Event()
+
+        async def listen(name: str) -> None:
+            while True:
+                await hosts[name].receive(channels[name])
+                heard[name] += 1
+
+        async def talk(name: str) -> None:
+            while not over.is_set():
+                with suppress(ClusterStateError, ChannelFull):
+                    await hosts[name].group_send("chat", {"type": "x"})
+                    await hosts[name].send(channels["beta"], {"type": "x"})
+                await asyncio.sleep(0.01)
+
+        def all_heard(before: Counter[str]) -> bool:
+            return all(heard[name] > before[name] + 50 for name in NODES)
+
+        listening = [asyncio.create_task(listen(name)) for name in NODES]
+        talking = [asyncio.create_task(talk(name)) for name in NODES]
+        counted: list[tuple[str, dict[str, int]]] = []
+
+        def count(*names: str) -> None:
+            for name in names:
+                status = cluster.status(name)
+                assert status is not None
+                counted.append((name, {counter: getattr(status.stats, counter) for counter in ALERTED}))
+
+        for name in NODES:
+            before = heard.copy()
+            count(name)
+            cluster.processes[name].signal(signal.SIGTERM)
+            await asyncio.to_thread(cluster.processes[name].wait, 20)
+            cluster.start(name)
+            await asyncio.to_thread(cluster.wait_for)
+            await until(partial(all_heard, before), 20)
+        await asyncio.sleep(1.1)  # counters are up to date once a second
+        count(*NODES)
+        over.set()
+        await asyncio.gather(*talking)
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
+        for layer in hosts.values():
+            await layer.close()
+        assert [(name, counters) for name, counters in counted if any(counters.values())] == []

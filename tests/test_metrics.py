@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPResponse
 from itertools import pairwise
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_metrics_are_documented_each_with_its_type_and_labels_and_no_others_are(
         used = {label: {s.labels[label] for s in family.samples if label in s.labels} for s in family.samples
                 for label in s.labels}  # fmt: skip
         assert all(f"`{label}`" in labels for label in used)
-        if set(used) & {"state", "change", "outcome", "policy"}:
+        if set(used) & {"state", "change", "outcome", "policy", "by", "reason"}:
             (values,) = used.values()
             assert set(re.findall(r"`(\w+)`", labels.partition(":")[2])) == values
 
@@ -390,9 +390,12 @@ def test_silent_and_endless_scrapers_hold_nobody_up_for_long(scraped: Scraped) -
     port = scraped.metrics["a"]
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(scrapes.MAX_SCRAPERS)]
     try:
-        with closing(socket.create_connection(("127.0.0.1", port), SECONDS)) as surplus:
-            assert _closed(surplus)
-        wait_until(lambda: _scrapable(port), scrapes.SCRAPE_WITHIN + SECONDS, "the silent ones are closed")
+        start = time.monotonic()
+        assert _scrapable(port)
+        assert time.monotonic() - start < scrapes.SCRAPE_WITHIN / 2
+        for sock in silent:
+            sock.settimeout(scrapes.SCRAPE_WITHIN + SECONDS)
+            assert _closed(sock)
     finally:
         for sock in silent:
             sock.close()
@@ -482,6 +485,66 @@ async def test_answers_are_made_one_at_a_time_with_room_between() -> None:
         assert await asyncio.gather(*map(ask, range(4))) == [b"0", b"1", b"2", b"3"]
     gaps = [later - sooner for sooner, later in pairwise(made)]
     assert min(gaps) > scrapes.SPACING * 0.7
+
+
+async def test_scrapers_that_hang_up_take_no_turn_from_others() -> None:
+    rendered = 0
+
+    def render(accept: str) -> tuple[bytes, str]:
+        nonlocal rendered
+        rendered += 1
+        return b"metrics", "text/plain"
+
+    async with scrapes.scraped(TcpAddress("127.0.0.1", 0), render) as address:
+        loop = asyncio.get_running_loop()
+        for hangs_up in (True, False):  # by a reset, and by a FIN, which alone says that no more is sent
+            for _ in range(100):
+                batch = [await asyncio.open_connection(*address) for _ in range(scrapes.MAX_SCRAPERS // 2)]
+                for _, writer in batch:
+                    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+                    if hangs_up:
+                        writer.transport.abort()
+                    else:
+                        writer.close()
+            start = loop.time()
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+            async with asyncio.timeout(SECONDS):
+                assert (await reader.read()).endswith(b"metrics")
+            writer.close()
+            assert loop.time() - start < 4 * scrapes.SPACING
+    assert rendered < 100
+
+
+async def test_silent_connections_give_way_to_scrapers() -> None:
+    async with scrapes.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
+        silent = [await asyncio.open_connection(*address) for _ in range(scrapes.MAX_SCRAPERS)]
+        silent[0][1].write(b"GET /metrics HTTP/1.1\r\n")  # it has begun, and is no better
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(SECONDS):
+            assert (await reader.read()).endswith(b"metrics")
+            assert await silent[0][0].read() == b""  # the one that has been silent for longest
+        assert not silent[1][0].at_eof()
+        for _, other in silent:
+            other.close()
+        writer.close()
+
+
+async def test_scraper_that_sends_on_while_it_waits_is_closed() -> None:
+    async with scrapes.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
+        pairs = [await asyncio.open_connection(*address) for _ in range(4)]
+        for _, writer in pairs:
+            writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        reader, writer = pairs[-1]
+        writer.write(bytes(2 * scrapes.MAX_HEAD))
+        async with asyncio.timeout(SECONDS):
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            for reader, _ in pairs[:-1]:
+                assert (await reader.read()).endswith(b"metrics")
+        for _, writer in pairs:
+            writer.close()
 
 
 async def test_address_of_another_host_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Nodes as real processes: how they find each other, leave, are killed, come back, and refuse to start."""
 
+import asyncio
 import json
 import os
 import resource
@@ -16,7 +17,9 @@ import pytest
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
+from django_clusterstate.node.server import MAX_CONNECTIONS
 from django_clusterstate.wire.address import UnixAddress
+from django_clusterstate.wire.aio import AsyncConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.keys import derive_link_keys
 from django_clusterstate.wire.messages import Get, GetReport, Hit, Report, Set, Values, encode
@@ -398,3 +401,50 @@ def test_an_unknown_discovery_is_said(folder: Path) -> None:
 
 def test_a_channel_layer_that_does_not_exist_is_said(folder: Path) -> None:
     assert "'nowhere'" in start_and_fail(folder, CLUSTERSTATE_CHANNEL_LAYER="nowhere")
+
+
+# -- when all connections are taken -------------------------------------------------------------------------------
+
+
+async def test_full_table_of_connections_keeps_out_neither_a_restarted_peer_nor_this_hosts_processes(
+    folder: Path,
+) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    loop = asyncio.get_running_loop()
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start()
+        await asyncio.to_thread(cluster.wait_for)
+
+        async def requester() -> AsyncConnection:
+            """On a host that holds on to each of its connections."""
+            _, connection = await loop.create_connection(
+                lambda: AsyncConnection(KEYS, SECONDS), "127.0.0.1", cluster.ports["a"], local_addr=("127.0.0.9", 0)
+            )
+            await connection.ready()
+            return connection
+
+        held: list[AsyncConnection] = []
+        while len(held) < MAX_CONNECTIONS:  # fewer at a time than there may be strangers
+            dialled = await asyncio.gather(*(requester() for _ in range(100)), return_exceptions=True)
+            held += [connection for connection in dialled if isinstance(connection, AsyncConnection)]
+            if any(isinstance(connection, BaseException) for connection in dialled):
+                break
+        try:
+            status = await asyncio.to_thread(cluster.status, "a")
+            assert status is not None
+            assert status.stats.connections >= MAX_CONNECTIONS
+            cluster.kill("b")
+            await asyncio.to_thread(wait_until, lambda: sees(cluster, "a", "b", "down"), SECONDS, "b down")
+            # A process that held no connection before.
+            client = client_of(cluster, "a")
+            assert await asyncio.to_thread(client.table)
+            cluster.start("b")
+            await asyncio.to_thread(cluster.wait_for)
+            assert await asyncio.to_thread(cluster.status, "a")
+            client.close()
+            output = cluster.processes["a"].output()
+            assert output.count("places for connections are taken, most of them by 127.0.0.9:") == 1
+        finally:
+            for connection in held:
+                connection.close()

@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
+from ..encoding import to_msgpack
 from ..exceptions import raised_by_signal
 from ..wire import messages as wire
 
@@ -75,10 +76,13 @@ class JsonSerializer:
 
 
 class MsgpackSerializer:
-    """msgpack: as JSON, and bytes, keys that aren't text, and datetimes with a time zone."""
+    """msgpack: as JSON, and bytes, keys that aren't text, and datetimes with a time zone.
+
+    An instance of a subclass of text, numbers or bytes, such as `SafeString`, comes back without its class.
+    """
 
     def dumps(self, value: Any) -> bytes:
-        return msgspec.msgpack.encode(value)
+        return to_msgpack(value)
 
     def loads(self, data: bytes) -> Any:
         return msgspec.msgpack.decode(data)

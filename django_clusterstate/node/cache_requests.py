@@ -14,6 +14,7 @@ TURN = 0.002  # seconds that a request for many keys may take; then the node ans
 _STEP = 16  # keys between two looks at the clock
 
 VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
+TTL_BYTES = 9  # and a ttl
 _INT64 = range(-(2**63), 2**63)
 
 _T = TypeVar("_T")
@@ -53,23 +54,24 @@ class CacheRequests:
             else:
                 self._stats.hits += 1
             return wire.Values(self._membership.view.epoch, [value])
-        return wire.Values(self._membership.view.epoch, self._read(request.keys))
+        return wire.Values(self._membership.view.epoch, self._read(request.keys, MAX_REQUEST))
 
     def _fetch(self, request: wire.Fetch) -> wire.Reply:
         now, peek = self._clock(), self._store.peek
-        values = self._read(request.keys)
+        values = self._read(request.keys, MAX_REQUEST, VALUE_HEADER + TTL_BYTES)
         ttls = [held[1] if (held := peek(key, now)) else None for key in request.keys[: len(values)]]
         return wire.Fetched(self._membership.view.epoch, values, ttls)
 
-    def _read(self, keys: Sequence[bytes]) -> list[wire.Value | None]:
+    def _read(self, keys: Sequence[bytes], room: int, header: int = VALUE_HEADER) -> list[wire.Value | None]:
+        """The values of the first few keys that fit in `room` bytes, each with a `header`, and don't take too
+        long."""
         now = self._clock()
         get = self._store.get
         values: list[wire.Value | None] = []
-        room = MAX_REQUEST
         for key in keys:
             value = get(key, now)
-            room -= VALUE_HEADER + (len(value) if isinstance(value, bytes) else 0)
-            if room < 0 and values:
+            room -= header + (len(value) if isinstance(value, bytes) else 0)
+            if room < 0:
                 break
             values.append(value)
             if not len(values) % _STEP and self._clock() - now >= TURN:
@@ -91,7 +93,8 @@ class CacheRequests:
         if request.deletes and all(flags) and len(flags) == len(request.items):
             for key in request.deletes:
                 self._store.delete(key, now)
-        return wire.Flags(self._membership.view.epoch, flags, tuple(self._read(request.reads)) if request.reads else ())
+        values = self._read(request.reads, MAX_REQUEST - len(flags)) if request.reads else ()
+        return wire.Flags(self._membership.view.epoch, flags, tuple(values))
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
         now, ttl, expected = self._clock(), request.ttl, request.expected

@@ -8,6 +8,8 @@ its own.
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 
+from ..core.expiry import Expiry
+
 Deliver = Callable[[str, bytes | None], None]
 
 MAX_BYTES = 64 * 1024 * 1024  # of messages that wait, over all queues
@@ -16,6 +18,8 @@ NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: the
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
 MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
+HEADERS = 16  # bytes that a message takes in a reply besides its payload and the name of its channel, at most
+CHARACTER = 4  # bytes of one in a name, at most
 
 
 def queue_name(channel: str) -> str:
@@ -24,18 +28,31 @@ def queue_name(channel: str) -> str:
     return local + mark
 
 
+NEGLECTED = 5.0  # seconds that a queue's first message waits, after which nobody seems to receive from it
+
+
 class Channels:
-    """Times are monotonic seconds given by the caller."""
+    """Times are monotonic seconds given by the caller.
+
+    `taken`: messages taken in. `dropped`: those lost for want of room, as where a channel that is received from is
+    full, and places in groups for which there was none. `unreceived`: those that nobody received in time: they expired,
+    or found their queue full of messages that nobody had received for NEGLECTED seconds, as those of a process that
+    has ended without leaving its groups.
+    """
 
     def __init__(self) -> None:
         self.taken = 0
         self.dropped = 0
+        self.unreceived = 0
         self._bytes = 0
         self._queues: dict[str, deque[tuple[float, str, bytes]]] = {}
         self._waiters: dict[str, deque[tuple[Hashable, Deliver, float]]] = {}
-        self._waiting: Counter[Hashable] = Counter()  # how many of them each connection has
+        self._waiting: dict[Hashable, Counter[str]] = {}  # how many of them each connection has, by queue
         self._groups: dict[str, dict[str, float]] = {}
         self._memberships = 0
+        self._forget_times()
+        self._waiters_expiry: Expiry[str] = Expiry()  # by the first of each queue
+        self.waiters = 0  # requests to receive that have no message yet
 
     def send(self, channel: str, payload: bytes, expiry: float, capacity: int, now: float) -> bool:
         """Hands the message to who waits for it, else keeps it. False when the queue is full."""
@@ -48,12 +65,18 @@ class Channels:
                 return True
             deliver(name, None)
         self._expire_queue(name, now)
-        queue = self._queues.get(name, ())
+        queue = self._queues.get(name)
         size = len(payload) + OVERHEAD
-        if len(queue) >= capacity or self._bytes + size > MAX_BYTES:
-            self.dropped += 1
+        if self._bytes + size > MAX_BYTES or capacity <= (len(queue) if queue else 0):
+            if queue and now + expiry - queue[0][0] > NEGLECTED:
+                self.unreceived += 1
+            else:
+                self.dropped += 1
             return False
-        self._queues.setdefault(name, deque()).append((now + expiry, channel, payload))
+        if queue is None:
+            queue = self._queues[name] = deque()
+            self._queues_expiry.set(name, now + expiry, now)
+        queue.append((now + expiry, channel, payload))
         self._bytes += size
         self.taken += 1
         return True
@@ -67,18 +90,31 @@ class Channels:
         if queue in self._queues:
             _, channel, payload = self._pop(queue)
             deliver(channel, payload)
-        elif self._waiting.total() >= MAX_WAITERS:
+        elif wait <= 0 or self.waiters >= MAX_WAITERS:
             deliver(queue, None)
         else:
-            self._waiters.setdefault(queue, deque()).append((owner, deliver, now + wait))
-            self._waiting[owner] += 1
+            if queue not in self._waiters:
+                self._waiters[queue] = deque()
+                self._waiters_expiry.set(queue, now + wait, now)
+            self._waiters[queue].append((owner, deliver, now + wait))
+            self._waiting.setdefault(owner, Counter())[queue] += 1
+            self.waiters += 1
 
-    def take(self, queue: str, most: int, now: float) -> list[tuple[str, bytes]]:
-        """The next messages of a queue, at most so many and so long, without waiting for any."""
-        self._expire_queue(queue, now)
+    def take(self, queue: str, most: int, room: int, now: float) -> list[tuple[str, bytes]]:
+        """The next messages of a queue, without waiting for any: at most `most`, and at most `room` bytes in a reply.
+
+        A message that doesn't fit stays in the queue.
+        """
         taken: list[tuple[str, bytes]] = []
-        room = MAX_TAKEN
-        while queue in self._queues and len(taken) < most and (room := room - len(self._queues[queue][0][2])) >= 0:
+        room = min(room, MAX_TAKEN)
+        while len(taken) < most:
+            self._expire_queue(queue, now)
+            if queue not in self._queues:
+                break
+            _, channel, payload = self._queues[queue][0]
+            room -= HEADERS + CHARACTER * len(channel) + len(payload)
+            if room < 0:
+                break
             taken.append(self._pop(queue)[1:])
         return taken
 
@@ -89,11 +125,13 @@ class Channels:
                 return
             self._memberships += 1
         self._groups.setdefault(group, {})[channel] = now + expiry
+        self._places_expiry.set((group, channel), now + expiry, now)
 
     def group_discard(self, group: str, channel: str) -> None:
         members = self._groups.get(group)
         if members is not None and members.pop(channel, None) is not None:
             self._memberships -= 1
+            self._places_expiry.discard((group, channel))
             if not members:
                 del self._groups[group]
 
@@ -103,31 +141,50 @@ class Channels:
 
     def forget(self, owner: Hashable) -> None:
         """The connection is closed: nothing is delivered to it any more."""
-        if not self._waiting.pop(owner, 0):
-            return
-        for queue in list(self._waiters):
+        for queue, count in self._waiting.pop(owner, {}).items():
+            self.waiters -= count
             left = deque(waiter for waiter in self._waiters[queue] if waiter[0] is not owner)
             if left:
                 self._waiters[queue] = left
             else:
                 del self._waiters[queue]
+                self._waiters_expiry.discard(queue)
 
     def flush(self) -> None:
         self._queues.clear()
         self._bytes = 0
         self._groups.clear()
         self._memberships = 0
+        self._forget_times()
 
-    def tick(self, now: float) -> None:
-        """Drops what has expired. Costs the number of queues: to be called about once a second."""
-        for queue in list(self._queues):
-            self._expire_queue(queue, now)
-        for queue, waiters in list(self._waiters.items()):
-            while waiters and waiters[0][2] <= now and (waiter := self._pop_waiter(queue)):
+    def expire(self, now: float, budget: int) -> int:
+        """Drops what has expired: messages, places in groups, and requests to receive, which are answered. Looks at
+        `budget` of them at most; returns at how many. A result equal to `budget` means: call again soon."""
+        left = budget
+        while left > 0 and (queue := self._queues_expiry.pop(now)) is not None:
+            left -= max(1, self._expire_queue(queue, now, left))
+            if queue in self._queues:
+                self._queues_expiry.set(queue, self._queues[queue][0][0], now)
+        while left > 0 and (queue := self._waiters_expiry.pop(now)) is not None:
+            left -= max(1, self._expire_waiters(queue, now, left))
+            if queue in self._waiters:
+                self._waiters_expiry.set(queue, self._waiters[queue][0][2], now)
+        while left > 0 and (place := self._places_expiry.pop(now)) is not None:
+            left -= 1
+            self.group_discard(*place)
+        return budget - left
+
+    def _forget_times(self) -> None:
+        self._queues_expiry: Expiry[str] = Expiry()  # by the first message of each
+        self._places_expiry: Expiry[tuple[str, str]] = Expiry()  # of channels in groups
+
+    def _expire_waiters(self, queue: str, now: float, most: int) -> int:
+        answered = 0
+        while answered < most and (waiters := self._waiters.get(queue)) and waiters[0][2] <= now:
+            answered += 1
+            if waiter := self._pop_waiter(queue):
                 waiter[0](queue, None)
-        for group, members in list(self._groups.items()):
-            for channel in [name for name, until in members.items() if until <= now]:
-                self.group_discard(group, channel)
+        return answered
 
     def _pop_waiter(self, queue: str) -> tuple[Deliver, float] | None:
         waiters = self._waiters.get(queue)
@@ -136,9 +193,14 @@ class Channels:
         owner, deliver, until = waiters.popleft()
         if not waiters:
             del self._waiters[queue]
-        self._waiting[owner] -= 1
-        if not self._waiting[owner]:
-            del self._waiting[owner]
+            self._waiters_expiry.discard(queue)
+        self.waiters -= 1
+        queues = self._waiting[owner]
+        queues[queue] -= 1
+        if not queues[queue]:
+            del queues[queue]
+            if not queues:
+                del self._waiting[owner]
         return deliver, until
 
     def _pop(self, queue: str) -> tuple[float, str, bytes]:
@@ -147,9 +209,14 @@ class Channels:
         self._bytes -= len(message[2]) + OVERHEAD
         if not messages:
             del self._queues[queue]
+            self._queues_expiry.discard(queue)
         return message
 
-    def _expire_queue(self, queue: str, now: float) -> None:
-        while queue in self._queues and self._queues[queue][0][0] <= now:
+    def _expire_queue(self, queue: str, now: float, most: int = MAX_BYTES) -> int:
+        """Drops the first messages, as far as they have expired; how many."""
+        dropped = 0
+        while dropped < most and queue in self._queues and self._queues[queue][0][0] <= now:
             self._pop(queue)
-            self.dropped += 1
+            dropped += 1
+        self.unreceived += dropped
+        return dropped

@@ -13,7 +13,8 @@ from ..core.ledger import Ledger
 from ..core.membership import Membership
 from ..core.store import Store
 from ..wire import messages as wire
-from ..wire.status import MemberStatus, Stats
+from ..wire.framing import MAX_REQUEST
+from ..wire.status import MemberStatus, Stats, fitting
 from .cache_requests import CacheRequests
 from .channels import Channels
 from .config import NodeConfig
@@ -21,6 +22,8 @@ from .history import History
 from .partitions import Partitions
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+# Bytes of members in one reply. The rest of a `Report` takes 110 KiB at most, with names and keys at their longest.
+MAX_MEMBERS_BYTES = MAX_REQUEST - 128 * 1024
 
 RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
@@ -126,15 +129,14 @@ class Handler:
         self.channels.forget(requester)
 
     def reclaim(self) -> bool:
-        """Frees some of what has expired, a millisecond's worth. Whether there is more to do."""
+        """Frees some of what has expired, a millisecond's worth or two. Whether there is more to do."""
         now = self._clock()
-        return RECLAIM in (self.cache.expire(now, RECLAIM), self.limits.expire(now, RECLAIM))
+        stores = (self.cache, self.limits, self.channels)
+        return RECLAIM in [store.expire(now, RECLAIM) for store in stores]
 
     def tick(self) -> None:
         """What is due about once a second."""
-        now = self._clock()
-        self.channels.tick(now)
-        self.history.tick(self.stats, now)
+        self.history.tick(self.stats, self._clock())
 
     def forget_cache(self) -> None:
         """Others have served our keys meanwhile: what we hold is old."""
@@ -231,13 +233,14 @@ class Handler:
         stats.limit_evictions = self.limits.evictions
         stats.event_evictions = self.events.evictions
         stats.channel_messages = self.channels.taken
-        members = tuple(
+        members = [
             MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)
             for m in membership.members.values()
-        )
+        ]
+        told = fitting(members, MAX_MEMBERS_BYTES)
         return wire.Status(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
-            __version__, resident_bytes(), members, stats,
+            __version__, resident_bytes(), tuple(told), stats, len(members) - len(told),
         )  # fmt: skip
 
     # -- channels -------------------------------------------------------------------------------------------
@@ -272,10 +275,16 @@ class Handler:
         def deliver(channel: str, payload: bytes | None) -> None:
             more = []
             if payload is not None and request.most > 1:
-                more = self.channels.take(request.queue, request.most - 1, self._clock())
+                room = MAX_REQUEST - len(payload)
+                more = self.channels.take(request.queue, request.most - 1, room, self._clock())
             requester.push(wire.Received(self.epoch, channel, payload, more))
 
         self.channels.receive(requester, request.queue, deliver, request.wait, self._clock())
+
+    def undelivered(self, reply: wire.Reply) -> None:
+        """A reply that was pushed has found no requester any more."""
+        if isinstance(reply, wire.Received) and reply.payload is not None:
+            self.channels.unreceived += 1 + len(reply.more)
 
     def _group_add(self, request: wire.GroupAdd) -> wire.Reply:
         self.channels.group_add(request.group, request.channel, request.expiry, self._clock())

@@ -85,6 +85,7 @@ class OwnLayer:
         if len(payload) > MAX_MESSAGE:
             self._handler.channels.dropped += 1
             return
+        self._handler.channels.dropped += len(self._arrived) == CAPACITY  # the oldest makes room
         self._arrived.append((payload, session))
         self._some.set()
 

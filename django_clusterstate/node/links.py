@@ -74,7 +74,8 @@ class Links:
         self.on_open = on_open
         self.on_refused = on_refused
         self.report = report
-        self.dropped = 0  # messages that found a link closed or too slow
+        self.dropped = 0  # messages that found a link too slow
+        self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
         self.hurried = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
         self._clock = clock
         self.misdirected: dict[str, Misdirected] = {}
@@ -133,7 +134,9 @@ class Links:
         for link in self._links.values():
             if link.peer is not None:
                 connection = link.patient if patient else link.connection
-                if not (connection and connection.cast(data)):
+                if connection is None or connection.closed:
+                    self.unreachable += not patient
+                elif not connection.cast(data):
                     self.dropped += 1
                 if patient and self.hurried and link.connection:
                     link.connection.cast(data)
@@ -143,10 +146,11 @@ class Links:
         data = frame(encode(message))
         for link in self._links.values():
             if link.peer is not None and channel_tag(link.peer.name) == tag:
-                if link.connection and link.connection.cast(data):
+                if link.connection and not link.connection.closed:
+                    self.dropped += not link.connection.cast(data)
                     return
                 break
-        self.dropped += 1
+        self.unreachable += 1
 
     def doubt(self, name: str) -> None:
         """A requester says that this peer fails: a fresh dial tells whether its process is gone, and harms nothing."""

@@ -188,9 +188,12 @@ class Node:
                 self.handler.tick()
                 self.links.tick()
                 stats = self.handler.stats
-                stats.heartbeats_dropped = self.membership.dropped + self.heartbeats.rejected
+                stats.heartbeats_ignored = self.membership.dropped
+                stats.heartbeats_dropped = self.heartbeats.rejected
                 stats.changes.restarted = self.membership.restarts
                 stats.channel_dropped = self.handler.channels.dropped + self.links.dropped
+                stats.channel_unreceived = self.handler.channels.unreceived
+                stats.channel_unreachable = self.links.unreachable
 
     async def _reclaim(self) -> None:
         """What is left of a tick's work when much expires at once, in portions that keep no request waiting."""

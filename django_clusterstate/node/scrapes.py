@@ -34,58 +34,95 @@ async def scraped(address: TcpAddress, render: Render) -> AsyncIterator[TcpAddre
         yield TcpAddress(*server.sockets[0].getsockname()[:2])
     finally:
         server.close()
-        for connection in list(scrapes.connections):
-            connection.abort()
+        scrapes.close()
 
 
 class _Scrapes:
-    """What all connections share."""
+    """What all connections share. Many scrapers at once take turns, and the node's work goes on between."""
 
     def __init__(self, render: Render) -> None:
         self.render = render
-        self.connections: set[_Connection] = set()
-        self._next = 0.0
+        self._connections: dict[_Connection, None] = {}  # the oldest first
+        self._waiting: dict[_Connection, None] = {}  # those whose request is complete, in their order
+        self._loop = asyncio.get_running_loop()
+        self._next = 0.0  # when the next answer may be made
+        self._timer: asyncio.TimerHandle | None = None
 
-    def turn(self, now: float) -> float:
-        """When the next answer may be made: many scrapers at once take turns, and the node's work goes on between."""
-        turn = max(now, self._next)
-        self._next = turn + SPACING
-        return turn
+    def admit(self, connection: "_Connection") -> bool:
+        """Whether there is room. A connection that hasn't sent its request gives way to a new one."""
+        if len(self._connections) >= MAX_SCRAPERS:
+            silent = next((one for one in self._connections if one not in self._waiting), None)
+            if silent is None:
+                return False
+            self.leave(silent)
+            silent.abort()
+        self._connections[connection] = None
+        return True
+
+    def ask(self, connection: "_Connection") -> None:
+        self._waiting[connection] = None
+        if self._timer is None:
+            self._answer_next()
+
+    def leave(self, connection: "_Connection") -> None:
+        """The connection is closed, and takes no turn from the others."""
+        self._connections.pop(connection, None)
+        self._waiting.pop(connection, None)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+
+    def _answer_next(self) -> None:
+        self._timer = None
+        connection = None
+        if self._waiting and self._loop.time() >= self._next:
+            connection = next(iter(self._waiting))
+            del self._waiting[connection]
+            self._next = self._loop.time() + SPACING
+        if self._waiting:
+            self._timer = self._loop.call_at(self._next, self._answer_next)
+        if connection is not None:
+            connection.answer()
 
 
 class _Connection(asyncio.Protocol):
-    """One request and its answer, and no more."""
+    """One request and its answer, and no more.
+
+    It is read from to the end, or else a connection that its scraper closes while it waits wouldn't be noticed.
+    """
 
     def __init__(self, scrapes: _Scrapes) -> None:
         self._scrapes = scrapes
         self._head = bytearray()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._asked = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if len(self._scrapes.connections) >= MAX_SCRAPERS:
+        if self._scrapes.admit(self):
+            self._timer = asyncio.get_running_loop().call_later(SCRAPE_WITHIN, self.abort)
+        else:
             self.abort()
-            return
-        self._scrapes.connections.add(self)
-        self._timers.append(asyncio.get_running_loop().call_later(SCRAPE_WITHIN, self.abort))
 
     def data_received(self, data: bytes) -> None:
         self._head += data
-        if b"\r\n\r\n" in self._head:
-            self._transport.pause_reading()
-            loop = asyncio.get_running_loop()
-            self._timers.append(loop.call_at(self._scrapes.turn(loop.time()), self._answer))
-        elif len(self._head) > MAX_HEAD:
+        if len(self._head) > MAX_HEAD:
             self.abort()
+        elif not self._asked and b"\r\n\r\n" in self._head:
+            self._asked = True
+            self._scrapes.ask(self)
 
-    def _answer(self) -> None:
+    def answer(self) -> None:
         self._transport.write(_response(self._head.decode("latin-1"), self._scrapes.render))
         self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._scrapes.connections.discard(self)
-        for timer in self._timers:
-            timer.cancel()
+        self._scrapes.leave(self)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def abort(self) -> None:
         self._transport.abort()

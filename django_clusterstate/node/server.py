@@ -14,18 +14,23 @@ from typing import cast
 from ..exceptions import ProtocolError
 from ..wire.address import Address, TcpAddress, UnixAddress
 from ..wire.blocking import check_unix_peer
-from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
+from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, MAX_REQUEST, Deframer, frame
 from ..wire.handshake import Hello, NodeHandshake, Role
 from ..wire.keys import LinkKey
-from ..wire.messages import DECODE_ERRORS, Deliver, Forward, Reply, decode_request, encode
+from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, Failed, Forward, Reply, decode_request, encode
 from ..wire.noise import Opener, Sealer
+from .accepted import set_options, source_of
 from .channels import NODES_OWN
 from .coalescing import REST, Coalescer
 from .config import NodeError
 from .handler import Handler
+from .places import Kind, Places, Source
 
 MAX_CONNECTIONS = 4096
+FOR_NODES = 2304  # of them: two for each of as many peers as a node keeps links to, and some more
+FOR_LOCAL = 512  # of them that other hosts leave to processes of this host
 MAX_STRANGERS = 256  # connections that haven't proved themselves yet: as many as may dial at once after a restart
+STRANGERS_FOR_LOCAL = 32
 AUTHENTICATE_WITHIN = 5.0  # seconds
 MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that wait for the other side to read; meanwhile it isn't served
 READ_WITHIN = 5.0  # seconds that it has for that
@@ -55,8 +60,8 @@ class Server:
         self.me = handler.membership.me
         self.report = report
         self.on_dialled = on_dialled
-        self.connections: set[Connection] = set()
-        self.strangers: dict[Connection, None] = {}  # the oldest first
+        self.connections: Places[Connection] = Places(MAX_CONNECTIONS, FOR_NODES, FOR_LOCAL)
+        self.strangers: Places[Connection] = Places(MAX_STRANGERS, MAX_STRANGERS, STRANGERS_FOR_LOCAL)
         self.coalescer: Coalescer | None = None
         self._servers: list[asyncio.Server] = []
         self._socket_path: Path | None = None
@@ -84,6 +89,23 @@ class Server:
             what = "is taken: another node or program listens there" if taken else f"can't be had: {error}"
             raise NodeError(f"{address} {what}. Choose another with --bind or --socket.") from error
         self._servers.append(server)
+
+    def admit(self, connection: "Connection", source: Source) -> None:
+        """Gives a connection that has shaken hands its place; another is closed for it where there is none."""
+        self.strangers.discard(connection)
+        victim = self.connections.enter(connection, source)
+        stats = self.handler.stats
+        stats.connections = len(self.connections)
+        if victim is None:
+            return
+        stats.connections_evicted += victim is not connection
+        holder = source if victim is connection else victim.source
+        self.report(
+            f"all {self.connections.most:,} places for connections are taken, most of them by {holder}: for each new "
+            "connection one of its is closed, an idle one if there is any. Look at what runs there, and how many "
+            "processes and threads connect to this node"
+        )
+        victim._turn_away("") if victim is connection else victim.abort()
 
     def close(self) -> None:
         for server in self._servers:
@@ -114,25 +136,28 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unserved: deque[bytes] = deque()
         self._paused = False
+        self.source = Source(Kind.REMOTE, "")
+        self.used = True  # since it was last looked at for room
         self._had_heartbeat = False  # and nothing of users since
         self._coalesced = -1  # the number of our socket while it is read together with others
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         server = self._server
-        if len(server.connections) >= MAX_CONNECTIONS:
-            self._turn_away("")
-            return
         sock = self._transport.get_extra_info("socket")
         if self._trusted and not check_unix_peer(sock):
             self._turn_away("a process of another user tried our socket")
             return
         if not self._trusted:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(server.strangers) >= MAX_STRANGERS:
-            # Who has said nothing for longest goes: silent strangers can't keep those out who have something to say.
-            next(iter(server.strangers))._turn_away("")
-        server.strangers[self] = None
+            set_options(sock)
+        self.source = source_of(sock)
+        self.used = False  # it has said nothing yet
+        # Of the host that holds most, the one that has said nothing for longest goes: silent strangers can't keep those
+        # out who have something to say.
+        if (victim := server.strangers.enter(self, self.source)) is not None:
+            victim._turn_away("")
+            if victim is self:
+                return
         self._timer = asyncio.get_running_loop().call_later(AUTHENTICATE_WITHIN, self._turn_away, "")
         # From this size on `pause_writing` is called.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
@@ -141,6 +166,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
+        self.used = True
         try:
             if self._handshake is not None:
                 self._shake_hands(self._handshake, data)
@@ -184,7 +210,10 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(f"a requester sent {type(request).__name__}, which only nodes send each other")
         reply = self._handler.handle(request, self)
         if reply is not None:
-            return frame(encode(reply), MAX_FRAME)
+            try:
+                return frame(encode(reply), MAX_FRAME)
+            except ValueError as error:
+                return self._too_long(reply, error)
         if isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
                 self._read_with_others()
@@ -236,29 +265,41 @@ class Connection(asyncio.Protocol):
             self._turn_away(handshake.refused, close=self._transport.close)
             return
         self._handshake = None
+        if self._timer is not None:
+            self._timer.cancel()
         self._admit(handshake)
 
     def _admit(self, handshake: NodeHandshake) -> None:
         server, hello = self._server, handshake.hello
         if handshake.session is not None:
             self._sealer, self._opener = handshake.session
+        self._deframer.limit = MAX_REQUEST  # so that whatever it stores or sends fits in a reply
         if hello.role is Role.NODE:
             self.peer = hello.boot
-        self._deframer.limit = MAX_FRAME
-        server.strangers.pop(self, None)
-        server.connections.add(self)
-        self._handler.stats.connections = len(server.connections)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.peer:
+            self.source = Source(Kind.NODE, self.source.name)
+        server.admit(self, self.source)
+        if self.peer and self._transport is not None:
             server.on_dialled(hello)
 
     def push(self, reply: Reply) -> None:
         """Sends a reply that was not due at once."""
         if self._paused:
+            self._handler.undelivered(reply)
             self._turn_away(NOT_READ)
+        elif self._transport is None:
+            self._handler.undelivered(reply)
         else:
-            self._write(frame(encode(reply), MAX_FRAME))
+            try:
+                data = frame(encode(reply), MAX_FRAME)
+            except ValueError as error:
+                data = self._too_long(reply, error)
+            self._write(data)
+
+    def _too_long(self, reply: Reply, error: ValueError) -> bytes:
+        """What is sent instead. A bug, since each reply is bounded where it is made, but no reason to close: what waits
+        behind it on the connection would be lost as well."""
+        self._server.report(f"a reply ({type(reply).__name__}) was not sent: {error}")
+        return frame(encode(Failed(self._handler.epoch, REPLY_TOO_LONG)))
 
     def pause_writing(self) -> None:
         """More than `MAX_OUTPUT` waits: until the other side has read some of it, nothing more is read from it."""
@@ -281,11 +322,11 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._transport = None
         self._read_alone()
-        self._server.strangers.pop(self, None)
-        if self in self._server.connections:
-            self._server.connections.discard(self)
-            self._handler.stats.connections = len(self._server.connections)
-            self._handler.close(self)
+        server = self._server
+        server.strangers.discard(self)
+        server.connections.discard(self)
+        self._handler.stats.connections = len(server.connections)
+        self._handler.close(self)
 
     def _turn_away(self, why: str, close: Callable[[], None] | None = None) -> None:
         """Closes the connection for a reason: at once, or with `close` after what was written has been sent."""
@@ -300,7 +341,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Closes at once; `connection_lost` follows."""
-        self._server.strangers.pop(self, None)
+        self._server.strangers.discard(self)
         transport, self._transport = self._transport, None
         self._read_alone()
         if transport is not None:

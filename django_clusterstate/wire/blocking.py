@@ -11,6 +11,7 @@ from msgspec import structs
 
 from ..exceptions import AnswerLost, ClusterStateError, ProtocolError, TimedOut, Unavailable, raised_by_signal
 from .address import Address, UnixAddress
+from .foreign import too_long
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello, OtherNode
 from .keys import LinkKey
@@ -244,7 +245,9 @@ class BlockingConnection:
         while received < HEADER:
             received += self._receive_more(whole[received:], until)
         size = HEADER + size_at(whole)[0]
-        if size > HEADER + MAX_FRAME or received > size:
+        if size > HEADER + MAX_FRAME:
+            raise ProtocolError(too_long(bytes(whole[:HEADER]), size - HEADER, MAX_FRAME))
+        if received > size:
             raise ProtocolError(f"{received} bytes came where a frame of {size} was due")
         if size > len(whole):
             whole = memoryview(bytearray(size))

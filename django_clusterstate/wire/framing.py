@@ -3,6 +3,7 @@
 import struct
 
 from ..exceptions import ProtocolError
+from .foreign import too_long
 
 HEADER = 4
 MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message around it
@@ -48,7 +49,7 @@ class Deframer:
         while end - start >= HEADER:
             size = size_at(data, start)[0]
             if size > self.limit:
-                raise ProtocolError(f"a frame of {size:,} bytes, more than {self.limit:,}")
+                raise ProtocolError(too_long(data[start : start + HEADER], size, self.limit))
             stop = start + HEADER + size
             if stop > end:
                 break

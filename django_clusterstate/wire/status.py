@@ -4,12 +4,15 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from ..core.messages import Identity, State
+from ..core.messages import GONE, Identity, State
+
+_encode = msgspec.msgpack.Encoder().encode
 
 MOST = 2**53  # what is counted on counts no further, or else nobody could read it
 Count = Annotated[int, Meta(ge=0, le=MOST)]
@@ -41,6 +44,7 @@ class Tally(msgspec.Struct, array_like=True):
     failures: Count = 0  #: exchanges without an answer in time, or with one that made no sense
     too_big: Count = 0  #: values for the cache that weren't stored, being too big
     process_evictions: Count = 0  #: live limits dropped for room by a process that counts by itself: each is a bypass
+    channel_dropped: Count = 0  #: channel messages that a process had fetched and lost for want of room
 
     def took(self, waits: Sequence[float]) -> None:
         """Counts exchanges, by the seconds that each took."""
@@ -82,6 +86,16 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     unreachable: bool = False  #: others hear it, and this node doesn't any more
 
 
+def fitting(members: list[MemberStatus], room: int) -> list[MemberStatus]:
+    """The members that fit in so many bytes. Of too many, those that have been gone for longest are left out."""
+    sizes = [len(_encode(member)) for member in members]
+    if sum(sizes) <= room:
+        return members
+    ranked = sorted(zip(members, sizes, strict=True), key=lambda one: (one[0].state in GONE, one[0].state_for))
+    ends = accumulate(size for _, size in ranked)
+    return [member for (member, _), end in zip(ranked, ends, strict=True) if end <= room]
+
+
 class Stats(msgspec.Struct, array_like=True):
     """What one node counts. Numbers since its start, unless they say otherwise."""
 
@@ -100,9 +114,9 @@ class Stats(msgspec.Struct, array_like=True):
     limit_bytes: int = 0  #: memory held by them, about
     limit_evictions: int = 0  #: live limits dropped for room: each is a bypass, so raise LIMITS_MAX_BYTES
     channel_messages: int = 0  #: channel messages taken in
-    channel_dropped: int = 0  #: channel messages dropped: channel full, link gone or too slow
+    channel_dropped: int = 0  #: channel messages lost for want of room: channel full, link too slow
     heartbeats_heard: int = 0  #: heartbeats of peers taken in
-    heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, repeated, or of a retired start
+    heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, or not understood
     dry_denied: int = 0  #: limit decisions of a dry run that denied, so the request passed nevertheless
     refunds: int = 0  #: hits taken back
     tally: Tally = msgspec.field(default_factory=Tally)  #: what the requesters that ask this node for the view counted
@@ -111,3 +125,7 @@ class Stats(msgspec.Struct, array_like=True):
     changes: Changes = msgspec.field(default_factory=Changes)  #: what became of the members
     cache_max_bytes: int = 0  #: the bound of cache_bytes
     limit_max_bytes: int = 0  #: the bound of limit_bytes
+    heartbeats_ignored: int = 0  #: heartbeats repeated, overtaken, or of a start that is over; normal in a restart
+    channel_unreceived: int = 0  #: channel messages that nobody received in time; normal where a process has ended
+    connections_evicted: int = 0  #: connections closed for others, since all places were taken
+    channel_unreachable: int = 0  #: channel messages for a peer whose link was down; normal while it restarts

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from django_clusterstate.node import channels as module
 from django_clusterstate.node.channels import OVERHEAD, Channels, queue_name
+from django_clusterstate.wire.framing import MAX_REQUEST
 
 NOW = 1000.0
+MANY = 10_000
 
 
 class Ear:
@@ -31,16 +33,16 @@ def drained(channels: Channels, queue: str, now: float = NOW) -> list[bytes]:
     """What waits in a queue."""
     ear = Ear(channels)
     while not ear.heard or ear.heard[-1][1] is not None:
-        channels.tick(now)
+        channels.expire(now, MANY)
         ear.listen(queue, 0, now)
-        channels.tick(now)
     return [payload for _, payload in ear.heard if payload is not None]
 
 
 def assert_empty(channels: Channels) -> None:
     held = (channels._queues, channels._waiters, channels._waiting, channels._groups)
     assert not any(held)
-    assert (channels._bytes, channels._memberships) == (0, 0)
+    assert len(channels._queues_expiry) == len(channels._waiters_expiry) == len(channels._places_expiry) == 0
+    assert (channels._bytes, channels._memberships, channels.waiters) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -81,9 +83,9 @@ def test_who_has_waited_in_vain_is_told_and_misses_nothing() -> None:
     send(channels, "a", b"1", NOW + 2)
     assert (late.heard, patient.heard) == ([("a", None)], [("a", b"1")])
     late.listen("a", wait=1, now=NOW + 2)
-    channels.tick(NOW + 2.9)
+    channels.expire(NOW + 2.9, MANY)
     assert len(late.heard) == 1
-    channels.tick(NOW + 3)
+    channels.expire(NOW + 4, MANY)
     assert late.heard[1:] == [("a", None)]
     assert_empty(channels)
 
@@ -96,7 +98,20 @@ def test_capacity_counts_all_channels_of_a_process_together() -> None:
     assert send(channels, "specific.y!1", b"", capacity=2)
     assert send(channels, "plain", b"", capacity=1)
     assert not send(channels, "plain", b"", capacity=1)
-    assert (channels.taken, channels.dropped) == (4, 2)
+    assert (channels.taken, channels.dropped, channels.unreceived) == (4, 2, 0)
+
+
+def test_messages_for_a_process_that_has_ended_are_no_loss_for_want_of_room() -> None:
+    channels = Channels()
+    assert send(channels, "specific.x!y", b"1", capacity=1)
+    assert not send(channels, "specific.x!y", b"2", NOW + module.NEGLECTED, capacity=1)
+    assert (channels.dropped, channels.unreceived) == (1, 0)
+    assert not send(channels, "specific.x!y", b"3", NOW + module.NEGLECTED + 1, capacity=1)
+    assert (channels.dropped, channels.unreceived) == (1, 1)
+    assert drained(channels, "specific.x!", NOW + 10) == [b"1"]
+    assert send(channels, "specific.x!y", b"4", NOW + 10, capacity=1)
+    assert not send(channels, "specific.x!y", b"5", NOW + 11, capacity=1)  # it is received from again
+    assert (channels.dropped, channels.unreceived) == (2, 1)
 
 
 def test_expired_messages_are_never_heard_and_leave_room() -> None:
@@ -105,7 +120,7 @@ def test_expired_messages_are_never_heard_and_leave_room() -> None:
     channels.send("a", b"long", 10, 2, NOW)
     assert channels.send("a", b"new", 10, 2, NOW + 1)
     assert drained(channels, "a", NOW + 2) == [b"long", b"new"]
-    assert channels.dropped == 1
+    assert (channels.dropped, channels.unreceived) == (0, 1)
 
 
 def test_message_behind_one_that_lives_longer_expires_as_well() -> None:
@@ -116,16 +131,59 @@ def test_message_behind_one_that_lives_longer_expires_as_well() -> None:
     assert_empty(channels)
 
 
-def test_tick_frees_what_has_expired() -> None:
+def test_what_has_expired_is_freed_a_second_later() -> None:
     channels = Channels()
     for number in range(20):
         channels.send(f"c{number}", b"x", 1, 9, NOW)
         channels.group_add(f"g{number}", "c", 1, NOW)
-    channels.tick(NOW + 0.9)
+    assert channels.expire(NOW + 0.9, MANY) == 0
     assert len(channels._queues) == len(channels._groups) == 20
-    channels.tick(NOW + 1)
+    assert channels.expire(NOW + 2, MANY) == 40
     assert_empty(channels)
-    assert channels.dropped == 20
+    assert (channels.dropped, channels.unreceived) == (0, 20)
+
+
+def test_what_has_expired_is_freed_in_portions() -> None:
+    channels = Channels()
+    for number in range(30):
+        channels.send(f"c{number % 3}", b"x", 1, 99, NOW)
+        channels.group_add(f"g{number}", "c", 1, NOW)
+    ear = Ear(channels)
+    for _ in range(30):
+        ear.listen("a", 1)
+    portions = []
+    while looked := channels.expire(NOW + 2, 7):
+        portions.append(looked)
+    assert max(portions) == 7
+    assert sum(portions) >= 90
+    assert len(ear.heard) == 30
+    assert_empty(channels)
+
+
+def test_queue_that_lives_on_is_looked_at_again_when_its_next_message_expires() -> None:
+    channels = Channels()
+    channels.send("a", b"1", 1, 9, NOW)
+    channels.send("a", b"2", 5, 9, NOW)
+    assert channels.expire(NOW + 2, MANY) == 1
+    assert channels._bytes == OVERHEAD + 1
+    assert channels.expire(NOW + 4, MANY) == 0
+    assert channels.expire(NOW + 6, MANY) == 1
+    assert_empty(channels)
+
+
+def test_message_that_expires_behind_others_is_not_taken_with_them() -> None:
+    channels = Channels()
+    for payload, expiry in ((b"1", 10), (b"2", 10), (b"late", 1), (b"3", 10)):
+        channels.send("x!y", payload, expiry, 9, NOW)
+    assert channels.take("x!", 9, MAX_REQUEST, NOW + 2) == [("x!y", b"1"), ("x!y", b"2"), ("x!y", b"3")]
+
+
+def test_who_does_not_wait_is_answered_at_once() -> None:
+    channels = Channels()
+    ear = Ear(channels)
+    ear.listen("a", 0)
+    assert ear.heard == [("a", None)]
+    assert_empty(channels)
 
 
 def test_closed_connection_is_forgotten_and_no_message_goes_to_it() -> None:
@@ -255,13 +313,18 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         elif what == "leave":
             channels.group_discard("chat", channel)
         elif what == "tick":
-            channels.tick(now)
+            channels.expire(now, 5)
         else:
             channels.forget(ears[0])
         kept = [entry for messages in channels._queues.values() for entry in messages]
         assert channels._bytes == sum(len(payload) + OVERHEAD for _, _, payload in kept)
         assert channels._memberships == sum(map(len, channels._groups.values()))
-        assert channels._waiting.total() == sum(map(len, channels._waiters.values()))
+        assert channels.waiters == sum(map(len, channels._waiters.values()))
+        assert channels.waiters == sum(queues.total() for queues in channels._waiting.values())
+        assert len(channels._queues_expiry) == len(channels._queues)
+        assert len(channels._waiters_expiry) == len(channels._waiters)
+        assert len(channels._places_expiry) == channels._memberships
+        assert all(channels._waiting.values())
         assert all(len(messages) <= 3 for messages in channels._queues.values())
         assert all([*channels._queues.values(), *channels._waiters.values(), *channels._groups.values()])
         assert not channels._queues.keys() & channels._waiters.keys()
@@ -273,11 +336,22 @@ def test_messages_are_taken_together_as_far_as_they_are_there_and_small() -> Non
     channels = Channels()
     for number in range(5):
         send(channels, f"x!{number}", b"%d" % number)
-    assert channels.take("x!", 3, NOW) == [("x!0", b"0"), ("x!1", b"1"), ("x!2", b"2")]
-    assert channels.take("x!", 3, NOW) == [("x!3", b"3"), ("x!4", b"4")]
-    assert channels.take("x!", 3, NOW) == []
+    assert channels.take("x!", 3, MAX_REQUEST, NOW) == [("x!0", b"0"), ("x!1", b"1"), ("x!2", b"2")]
+    assert channels.take("x!", 3, MAX_REQUEST, NOW) == [("x!3", b"3"), ("x!4", b"4")]
+    assert channels.take("x!", 3, MAX_REQUEST, NOW) == []
     assert_empty(channels)
     for _ in range(3):
-        send(channels, "x!y", bytes(module.MAX_TAKEN // 2))
-    assert len(channels.take("x!", 3, NOW)) == 2
-    assert channels.take("x!", 3, NOW + 60) == []
+        send(channels, "x!y", bytes(module.MAX_TAKEN // 2 - 50))
+    assert len(channels.take("x!", 3, MAX_REQUEST, NOW)) == 2
+    assert channels.take("x!", 3, MAX_REQUEST, NOW + 60) == []
+
+
+def test_message_that_has_no_room_stays() -> None:
+    channels = Channels()
+    for payload in (b"x" * 100, b"y" * 100):
+        send(channels, "x!y", payload)
+    room = 100 + module.HEADERS + module.CHARACTER * len("x!y")
+    assert channels.take("x!", 9, room - 1, NOW) == []
+    assert channels.take("x!", 9, room, NOW) == [("x!y", b"x" * 100)]
+    assert channels.take("x!", 9, room, NOW) == [("x!y", b"y" * 100)]
+    assert_empty(channels)

@@ -2,30 +2,33 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from django_clusterstate.core.events import Entry, Sample
+from django_clusterstate.core.events import MAX_FIELDS_BYTES, MAX_SAMPLES, Entry, Sample
 from django_clusterstate.core.limiter import MAX_RULES, Algorithm, Rule
-from django_clusterstate.core.membership import Membership, Timings
+from django_clusterstate.core.membership import TOMBSTONES, Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
+from django_clusterstate.core.rates import STEP, STEPS
 from django_clusterstate.core.store import Store
-from django_clusterstate.core.timeline import Moment, What
+from django_clusterstate.core.timeline import MOMENTS, Moment, What
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import TURN
 from django_clusterstate.node.channels import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
-from django_clusterstate.node.history import TOP_SPAN
+from django_clusterstate.node.history import TOLD, TOP_SPAN, counters
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
 from django_clusterstate.wire.messages import MAX_KEYS
 from django_clusterstate.wire.status import MOST, Tally
 
+MIB = 1024 * 1024
 NAME = "alpha"
 CONFIG = NodeConfig(
     name=NAME,
@@ -101,7 +104,6 @@ class Bench:
         self.pushed.clear()
         while not self.pushed or (isinstance(reply := self.pushed[-1], wire.Received) and reply.payload is not None):
             self.ask(wire.Receive(queue, 0))
-            self.handler.tick()
         return [(reply.channel, reply.payload) for reply in self.pushed[:-1] if isinstance(reply, wire.Received)]
 
     @property
@@ -335,6 +337,15 @@ def test_longest_value_that_can_be_stored_can_be_fetched(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", value)], None))
     assert len(wire.encode(bench.ask(wire.Get([b"a"])))) <= MAX_FRAME
     assert len(wire.encode(bench.ask(wire.Look(b"a", value=True)))) <= MAX_FRAME
+
+
+def test_values_that_are_read_after_a_set_leave_room_for_its_flags(bench: Bench) -> None:
+    bench.ask(wire.Set([(b"big", b"x" * MIB)], None))
+    reply = bench.ask(wire.Set([(b"a", 1)] * 100_000, None, reads=(b"none", b"big")))
+    assert len(reply.flags) == 100_000
+    assert reply.values == (None,)
+    assert len(wire.encode(reply)) <= MAX_FRAME
+    assert bench.ask(wire.Set([(b"a", 1)], None, reads=(b"none", b"big"))).values == (None, b"x" * MIB)
 
 
 def test_namespace_with_room_of_its_own_takes_none_from_the_others_and_gives_none() -> None:
@@ -664,9 +675,26 @@ def test_receive_is_answered_when_there_is_something(bench: Bench) -> None:
 
 def test_receive_is_answered_without_a_message_in_the_end(bench: Bench) -> None:
     bench.ask(wire.Receive(HERE, 5))
-    bench.now += 5
-    bench.handler.tick()
+    bench.now += 6
+    bench.handler.reclaim()
     assert bench.pushed == [wire.Received(bench.epoch, HERE, None)]
+
+
+@pytest.mark.parametrize("size", [*range(52_000, 52_400, 7), 0, 1, 300_000])
+def test_messages_received_together_fit_in_a_frame_and_the_rest_stays(bench: Bench, size: int) -> None:
+    channel = HERE + "c" * (100 - len(HERE))
+    sent = [bytes(1_000_000), bytes(size), b"last"]
+    for payload in sent:
+        bench.ask(wire.Send(channel, payload, 60, 100))
+    received: list[bytes] = []
+    while len(received) < len(sent):
+        bench.ask(wire.Receive(HERE, 5, 50))
+        reply = bench.pushed.pop()
+        assert isinstance(reply, wire.Received)
+        assert reply.payload is not None
+        assert len(wire.encode(reply)) <= MAX_FRAME
+        received += [reply.payload, *(payload for _, payload in reply.more)]
+    assert received == sent
 
 
 def test_closed_connection_receives_nothing(bench: Bench) -> None:
@@ -759,3 +787,133 @@ def test_whatever_can_be_decoded_is_answered_in_kind(
         bench.now += step
         bench.handler.tick()
     assert all(isinstance(reply, wire.Received) for reply in bench.pushed)
+
+
+# -- the longest replies --------------------------------------------------------------------------------------
+
+LONGEST_NAME = "\N{GRINNING FACE}" * 100  # four bytes for each character
+LONGEST_KEY = b"k" * wire.MAX_KEY_BYTES
+MEMBERS = 1024  # as many as a node keeps links to
+
+
+def longest_values(bench: Bench) -> wire.Request:
+    bench.ask(wire.Set([(b"big", b"x" * (MAX_REQUEST - 20))], None))
+    bench.ask(wire.Set([(b"small", 2**63 - 1)], None))
+    return wire.Get([b"small"] * 200_000 + [b"big"])
+
+
+def longest_flags(bench: Bench) -> wire.Request:
+    longest_values(bench)
+    return wire.Set([(b"", 1)] * 200_000, None, reads=(b"small", b"big"))
+
+
+def longest_looked(bench: Bench) -> wire.Request:
+    longest_values(bench)
+    return wire.Look(b"big", value=True)
+
+
+def longest_scanned(bench: Bench) -> wire.Request:
+    for number in range(2000):
+        bench.ask(wire.Set([(b"n\0%01022d" % number, 1)], None))
+    return wire.Scan(b"n\0")
+
+
+def longest_decided(bench: Bench) -> wire.Request:
+    return wire.Hit(LONGEST_KEY, [Rule(Algorithm.TOKEN_BUCKET, 2**53, 1e14)] * 16, 2**31)
+
+
+def longest_limits_found(bench: Bench) -> wire.Request:
+    for limit in range(MAX_RULES):
+        bench.ask(wire.Hit(LONGEST_KEY, [Rule(Algorithm.SLIDING_WINDOW, 2**53 - limit, 1e14)], 1))
+    return wire.FindLimits(LONGEST_KEY)
+
+
+def longest_event_names(bench: Bench) -> wire.Request:
+    for number in range(200):
+        bench.ask(wire.Track(b"%08d" % number, [Entry(f"{LONGEST_NAME[:96]}{number:04}", "", 2**53, 0)]))
+    return wire.GetEvents()
+
+
+def longest_event_account(bench: Bench) -> wire.Request:
+    for number in range(MAX_SAMPLES):
+        samples: list[tuple[float, bytes]] = [(1.5, b"f" * MAX_FIELDS_BYTES)]
+        key = f"{LONGEST_NAME}{LONGEST_NAME[:96]}{number:04}"
+        bench.ask(wire.Track(b"%08d" % number, [Entry(LONGEST_NAME, key, 2**53, 1.5, samples)]))
+    return wire.GetEvents(LONGEST_NAME)
+
+
+def many_members(bench: Bench) -> None:
+    """As many as a node has links to, and as many again that are gone; with names and addresses at their longest."""
+    for number in range(MEMBERS + TOMBSTONES):
+        name, address = f"{LONGEST_NAME[:95]}{number:05}", f"{'h' * 253}:{number:05}"
+        identity = Identity(name, b"%016d" % number, address, 1.5)
+        bench.membership.heard(Heartbeat(identity, 2**32, 1, State.ALIVE, 2**63), bench.now)
+        if number >= MEMBERS:
+            bench.membership.refused(name, identity.boot, bench.now)
+
+
+def longest_viewed(bench: Bench) -> wire.Request:
+    many_members(bench)
+    return wire.GetView()
+
+
+def longest_status(bench: Bench) -> wire.Request:
+    many_members(bench)
+    return wire.GetStatus()
+
+
+def longest_report(bench: Bench) -> wire.Request:
+    many_members(bench)
+    history = bench.handler.history
+    for number in range(MOMENTS):
+        history.timeline.note(What.HEARD_AGAIN, LONGEST_NAME, b"%016d" % number, bench.now)
+    for number in range(TOLD):
+        for top in (history.busiest, history.denied):
+            top.add(b"%01024d" % number, 2**53)
+    for step in range(STEPS):
+        history.rates.sample(dict.fromkeys(counters(bench.handler.stats), step * 2**53), bench.now + step * STEP)
+    return wire.GetReport()
+
+
+def longest_received(bench: Bench) -> wire.Request:
+    for number in range(100):
+        bench.ask(
+            wire.Send(f"x!{LONGEST_NAME[:90]}{number:02}", bytes(MAX_REQUEST - 500 if not number else 5000), 60, 100)
+        )
+    return wire.Receive("x!", 5, 100)
+
+
+LONGEST: dict[type[wire.Reply], Callable[[Bench], wire.Request]] = {
+    wire.Values: longest_values,
+    wire.Flags: longest_flags,
+    wire.Looked: longest_looked,
+    wire.Scanned: longest_scanned,
+    wire.Decided: longest_decided,
+    wire.LimitsFound: longest_limits_found,
+    wire.EventNames: longest_event_names,
+    wire.EventAccount: longest_event_account,
+    wire.Viewed: longest_viewed,
+    wire.Status: longest_status,
+    wire.Report: longest_report,
+    wire.Received: longest_received,
+}
+CANNOT_GROW = {wire.Done, wire.Failed, wire.Number, wire.Pong}
+
+
+def test_each_kind_of_reply_is_known_to_be_bounded() -> None:
+    assert LONGEST.keys() | CANNOT_GROW == set(get_args(wire.Reply))
+
+
+@pytest.mark.parametrize("kind", LONGEST, ids=lambda kind: kind.__name__)
+def test_longest_reply_of_each_kind_fits_in_a_frame(bench: Bench, kind: type[wire.Reply]) -> None:
+    reply = bench.ask(LONGEST[kind](bench)) or bench.pushed[-1]
+    assert type(reply) is kind
+    assert 100 < len(wire.encode(reply)) <= MAX_FRAME
+
+
+def test_status_of_more_members_than_fit_tells_of_those_that_serve(bench: Bench) -> None:
+    many_members(bench)
+    status = bench.ask(wire.GetStatus())
+    states = [member.state for member in status.members]
+    assert states.count(State.ALIVE) == MEMBERS
+    assert status.omitted == len(bench.membership.members) - len(status.members)

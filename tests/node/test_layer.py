@@ -69,8 +69,8 @@ async def test_waiting_goes_on_when_nothing_came_for_long(bench: Bench, layer: O
     channel = await layer.new_channel()
     waiting = asyncio.create_task(layer.receive(channel))
     await asyncio.sleep(0)
-    bench.now += WAIT + 1
-    bench.handler.tick()
+    bench.now += WAIT * 1.02
+    bench.handler.reclaim()
     await asyncio.sleep(0)
     await layer.send(channel, {"body": b"x"})
     assert await waiting == {"body": b"x"}

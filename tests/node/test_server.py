@@ -23,11 +23,12 @@ from django_clusterstate.node import server as module
 from django_clusterstate.node.config import NodeConfig, NodeError
 from django_clusterstate.node.handler import Handler, Requester, resident_bytes
 from django_clusterstate.node.links import Links, Peer
+from django_clusterstate.node.places import Kind
 from django_clusterstate.node.server import Server
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
-from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame
+from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, MAX_REQUEST, frame
 from django_clusterstate.wire.handshake import Hello, Role
 from django_clusterstate.wire.keys import derive_link_keys
 from testproject.processes import free_port
@@ -169,18 +170,128 @@ async def test_herd_that_dials_at_once_is_served(running: Running) -> None:
     await until(lambda: running.handler.stats.connections == 0)
 
 
-async def test_no_more_connections_than_the_limit(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+async def from_host(running: Running, host: str) -> AsyncConnection:
+    """Somebody who knows the secret, on that host."""
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(lambda: AsyncConnection(KEYS, 5), *running.tcp, local_addr=(host, 0))
+    await connection.ready()
+    return connection
+
+
+async def is_served(connection: AsyncConnection) -> bool:
+    try:
+        return isinstance(await connection.request(PING), wire.Pong)
+    except Unavailable:
+        return False
+
+
+async def test_no_more_connections_than_the_limit(running: Running) -> None:
+    running.server.connections.most = 2
     friends = [await running.friend(), await running.friend()]
-    reader, writer = await asyncio.open_connection(*running.tcp)
-    assert await closed(reader)
-    writer.close()
-    friends.pop().close()
-    await until(lambda: running.handler.stats.connections == 1)
-    friends.append(await running.friend())
-    for friend in friends:
-        assert isinstance(await friend.request(PING), wire.Pong)
+    with pytest.raises(Unavailable):
+        await running.friend()  # both are in use, and all are of one host
+    assert running.refused == 1
+    assert await is_served(friends[0])
+    third = await running.friend()
+    assert await is_served(third)  # in place of the one that has done nothing since
+    assert [await is_served(friend) for friend in friends] == [True, False]
+    assert running.handler.stats.connections_evicted == 1
+    assert running.handler.stats.connections == 2
+    for friend in (*friends, third):
         friend.close()
+
+
+async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Running) -> None:
+    running.server.connections.most = 40
+    hog = [await from_host(running, "127.0.0.9") for _ in range(40)]
+    assert [await is_served(connection) for connection in hog] == [True] * 40
+    other = await from_host(running, "127.0.0.2")
+    assert await is_served(other)  # another host
+    local = await connect(running.unix, (), 2)
+    assert await is_served(local)  # this host's own processes
+    opened: list[Peer] = []
+    links = Links(Identity("x", b"x", "there:1"), KEYS, time.monotonic, opened.append, lambda _: None, print)
+    links.want([str(running.tcp)])
+    await until(lambda: bool(opened))  # a peer
+    links.fan_out(wire.Deliver(GROUP, b"1", 60, 10_000))
+    links.fan_out(wire.Deliver("chat", b"1", 60, 10_000))
+    await until(lambda: nodes(running) == 2)
+    more = []
+    for _ in range(60):
+        with contextlib.suppress(Unavailable):
+            more.append(await from_host(running, "127.0.0.9"))
+            await is_served(more[-1])
+    assert await is_served(other)
+    assert await is_served(local)
+    assert nodes(running) == 2
+    assert len(running.server.connections) == 40
+    assert running.handler.stats.connections_evicted > 0
+    told = [report for report in running.reports if "places for connections are taken, most of them by" in report]
+    assert told
+    assert all("by 127.0.0.9:" in report for report in told)
+    assert len(set(told)) == 1  # the node says the same once in ten minutes
+    await links.close()
+    for connection in (*hog, *more, other, local):
+        connection.close()
+    await until(lambda: not running.server.connections)
+    assert running.handler.channels.waiters == 0
+
+
+def nodes(running: Running) -> int:
+    connections = running.server.connections
+    return sum(connections.source_of(connection).kind is Kind.NODE for connection in connections)
+
+
+async def test_connection_that_gives_way_leaves_nothing_behind(running: Running) -> None:
+    running.server.connections.most = 2
+    waiting = [await from_host(running, "127.0.0.9") for _ in range(2)]
+    for connection in waiting:
+        connection.request(frame(wire.encode(wire.Receive("a", 60)))).add_done_callback(lambda done: done.exception())
+    await until(lambda: running.handler.channels.waiters == 2)
+    other = await from_host(running, "127.0.0.2")
+    await until(lambda: running.handler.channels.waiters == 1)
+    for connection in (*waiting, other):
+        connection.close()
+
+
+async def test_silent_strangers_of_one_host_give_way_to_those_of_another(running: Running) -> None:
+    running.server.strangers.most = 10
+    first, _ = await running.stranger()
+    writers = []
+    for _ in range(30):
+        reader, writer = await asyncio.open_connection(*running.tcp, local_addr=("127.0.0.9", 0))
+        writers.append(writer)
+        await reader.readexactly(HEADER)
+    assert len(running.server.strangers) == 10
+    assert not first.at_eof()
+    sources = {running.server.strangers.source_of(stranger).name for stranger in running.server.strangers}
+    assert sources == {"127.0.0.1", "127.0.0.9"}
+    assert await running.serves()
+    for writer in writers:
+        writer.close()
+
+
+async def test_host_that_is_gone_without_a_word_is_noticed(running: Running) -> None:
+    friend = await running.friend()
+    (connection,) = running.server.connections
+    assert connection._transport is not None
+    sock = connection._transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    idle, interval, count = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert idle + interval * count <= 60
+    friend.close()
+
+
+async def test_health_check_by_http_is_told_where_to_go(running: Running) -> None:
+    for said, told in (
+        (b"GET /health HTTP/1.1\r\nHost: node\r\n\r\n", "it sent an HTTP request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "it sent a TLS hello"),
+    ):
+        reader, writer = await running.stranger()
+        writer.write(said)
+        assert await closed(reader)
+        assert running.reports.pop().startswith(f"closed a connection from 127.0.0.1: {told}, and here only")
 
 
 @pytest.mark.parametrize(
@@ -340,13 +451,14 @@ async def test_peer_that_does_not_read_its_channel_messages_is_closed(running: R
     friend._transport.pause_reading()
     for _ in range(40):
         friend.cast(frame(wire.encode(wire.Receive("deaf", 60))))
-    await until(lambda: running.handler.channels._waiting.total() == 40)
+    await until(lambda: running.handler.channels.waiters == 40)
     send = frame(wire.encode(wire.Send("deaf", b"x" * MIB, 60, 100)))
     for _ in range(40):
         assert isinstance(await sender.request(send), wire.Done)
     await until(lambda: running.refused == 1)
     assert running.reports[0].endswith("doesn't read its replies")
-    assert running.handler.channels._waiting.total() == 0
+    assert running.handler.channels.waiters == 0
+    assert running.handler.channels.unreceived == 1  # what was to be pushed next
     assert await running.serves()
     friend.close()
     sender.close()
@@ -456,6 +568,38 @@ async def test_a_request_that_cannot_be_answered_ends_its_connection_and_nothing
     assert await running.serves()
 
 
+async def test_reply_that_fits_in_no_frame_is_answered_as_failed_and_closes_nothing(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    friend = await running.friend()
+    monkeypatch.setitem(
+        running.handler._methods, wire.Look, lambda request: wire.Looked(7, True, None, bytes(2 * MAX_FRAME), 1)
+    )
+    look = frame(wire.encode(wire.Look(b"k")))
+    for _ in range(3):
+        assert await friend.request(look) == wire.Failed(running.handler.epoch, wire.REPLY_TOO_LONG)
+    assert isinstance(await friend.request(PING), wire.Pong)
+    assert running.refused == 0
+    friend.close()
+
+
+async def test_message_that_fits_in_no_frame_closes_neither_the_sender_nor_the_receiver(running: Running) -> None:
+    receiver, sender = await running.friend(), await running.friend()
+    waiting = receiver.request(frame(wire.encode(wire.Receive("c", 60))))
+    # Longer than any requester of ours may send, and so short that it is a frame.
+    send = frame(wire.encode(wire.Send("c", bytes(MAX_FRAME - 40), 60, 100)), MAX_FRAME)
+    sender.cast(send)
+    await until(lambda: sender.closed)
+    sender = await running.friend()
+    longest = frame(wire.encode(wire.Send("c", bytes(MAX_REQUEST - 40), 60, 100)))
+    assert isinstance(await sender.request(longest), wire.Done)
+    reply = await waiting
+    assert isinstance(reply, wire.Received)
+    assert len(reply.payload or b"") == MAX_REQUEST - 40
+    receiver.close()
+    sender.close()
+
+
 async def test_other_work_is_done_at_the_same_wake_up(running: Running) -> None:
     heard = listen(running)
     coalescer = running.server.coalescer
@@ -528,6 +672,36 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
     for links in everybody:
         await links.close()
     await until(lambda: not running.server.connections)
+
+
+async def test_what_finds_a_link_down_is_counted_apart_from_what_finds_it_too_slow(running: Running) -> None:
+    opened: list[Peer] = []
+    links = Links(Identity("x", b"x", "there:1"), KEYS, time.monotonic, opened.append, lambda _: None, print)
+    links.want([str(running.tcp)])
+    await until(lambda: bool(opened))
+    tag = wire.channel_tag("alpha")
+    chat = wire.Deliver("chat", b"x", 60, 10_000)
+    links.fan_out(chat)
+    links.forward(tag, wire.Forward("specific.x!y", b"x", 60, 10_000))
+    assert (links.dropped, links.unreachable) == (0, 0)
+    for connection in running.server.connections:
+        assert connection._transport is not None
+        connection._transport.pause_reading()  # it is stopped
+    payload = bytes(MIB)
+    for _ in range(30):
+        links.fan_out(wire.Deliver("chat", payload, 60, 10_000))
+        links.forward(tag, wire.Forward("specific.x!y", payload, 60, 10_000))
+    assert links.dropped > 30
+    assert links.unreachable == 0
+    dropped = links.dropped
+    links.reset(str(running.tcp))
+    links.fan_out(wire.Deliver(GROUP, b"0", 60, 10_000))  # a heartbeat: nobody misses one
+    assert links.unreachable == 0
+    links.fan_out(chat)
+    links.forward(tag, wire.Forward("specific.x!y", b"x", 60, 10_000))
+    links.forward("unknown", wire.Forward("specific.x!y", b"x", 60, 10_000))
+    assert (links.dropped, links.unreachable) == (dropped, 3)
+    await links.close()
 
 
 async def test_link_read_with_others_is_answered_and_closed_as_any(running: Running) -> None:

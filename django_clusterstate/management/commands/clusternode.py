@@ -14,7 +14,7 @@ from typing import Any
 from channels.layers import channel_layers
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.dispatch import Signal
 
 from ... import conf, signals
@@ -159,18 +159,27 @@ class Announcer:
 
 
 def _send_signal(event: Event) -> None:
-    match event:
-        case ViewChanged(old, new):
-            results = signals.view_changed.send_robust(Membership, old=old, new=new)
-        case Isolated():
-            results = signals.cluster_isolated.send_robust(Membership)
-        case Change(identity, before) if (what := news(event)) in _SIGNALS:
-            results = _SIGNALS[what].send_robust(Membership, identity=identity, old=before)
-        case _:
-            return
+    try:
+        results = _call_receivers(event)
+    finally:
+        # Events are rare, and the database may restart before the next one. Django replaces dead connections only
+        # between requests, of which a node has none, so none is kept, whatever CONN_MAX_AGE says.
+        connections.close_all()
     for receiver, result in results:
         if isinstance(result, Exception):
             logger.error("receiver %r of a cluster signal failed", receiver, exc_info=result)
+
+
+def _call_receivers(event: Event) -> list[tuple[Any, Any]]:
+    """Each receiver, and what it returned or raised."""
+    match event:
+        case ViewChanged(old, new):
+            return signals.view_changed.send_robust(Membership, old=old, new=new)
+        case Isolated():
+            return signals.cluster_isolated.send_robust(Membership)
+        case Change(identity, before) if (what := news(event)) in _SIGNALS:
+            return _SIGNALS[what].send_robust(Membership, identity=identity, old=before)
+    return []
 
 
 def _metrics(node: Node, host: str, port: int | None) -> AbstractAsyncContextManager[object]:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 import msgspec
 
 from ..framing import frame
-from .fields import DECODE_ERRORS, MAX_KEY_BYTES, MAX_KEYS, Message, Value
+from .fields import DECODE_ERRORS, MAX_KEY_BYTES, MAX_KEYS, Message, Value, without_subclass
 from .replies import (
     CHANNEL_FULL,
     NOT_AN_INTEGER,
+    REPLY_TOO_LONG,
     Decided,
     Done,
     EventAccount,
@@ -76,6 +77,7 @@ __all__ = [
     "MAX_KEYS",
     "MAX_KEY_BYTES",
     "NOT_AN_INTEGER",
+    "REPLY_TOO_LONG",
     "Clear",
     "Decided",
     "Delete",
@@ -131,9 +133,10 @@ __all__ = [
     "encode",
     "get_frame",
     "tag_of",
+    "without_subclass",
 ]
 
-encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
+encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder(enc_hook=without_subclass).encode
 # What frames of a `Get` of one key begin with, by the length of the key: made only once, they are half of the work.
 _GET_BEGINS = [frame(encode(Get([bytes(size)])))[: -size or None] for size in range(MAX_KEY_BYTES + 1)]
 

@@ -45,7 +45,7 @@ class Done(Message, frozen=True, tag=37):
 
 
 class Failed(Message, frozen=True, tag=38):
-    """The node understood, and won't: `reason` is `NOT_AN_INTEGER` or `CHANNEL_FULL`."""
+    """The node understood, and won't: `reason` is `NOT_AN_INTEGER`, `CHANNEL_FULL` or `REPLY_TOO_LONG`."""
 
     epoch: int
     reason: str
@@ -53,6 +53,7 @@ class Failed(Message, frozen=True, tag=38):
 
 NOT_AN_INTEGER = "not an integer"
 CHANNEL_FULL = "channel full"
+REPLY_TOO_LONG = "reply too long"
 
 
 class Viewed(Message, frozen=True, tag=39):
@@ -116,7 +117,10 @@ class LimitsFound(Message, frozen=True, tag=48):
 
 
 class Status(Message, frozen=True, tag=42):
-    """A node's own account: who it is, for how long, whom it knows and what it counted."""
+    """A node's own account: who it is, for how long, whom it knows and what it counted.
+
+    `omitted` members didn't fit in the reply: those that have been gone for longest.
+    """
 
     epoch: int
     identity: Identity
@@ -127,6 +131,7 @@ class Status(Message, frozen=True, tag=42):
     memory: int  #: resident bytes of the process
     members: tuple[MemberStatus, ...]
     stats: Stats
+    omitted: int = 0
 
 
 class Report(Message, frozen=True, tag=45):

@@ -1,0 +1,17 @@
+"""Values of users as msgpack: for channel messages and for the cache's serializer of that name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from django.utils.functional import Promise
+
+from .wire import messages as wire
+
+
+def _known(value: Any) -> Any:
+    return str(value) if isinstance(value, Promise) else wire.without_subclass(value)
+
+
+# Raises `TypeError` for a value that msgpack has no form for, `OverflowError` for an integer beyond 64 bits.
+to_msgpack: Callable[[Any], bytes] = msgspec.msgpack.Encoder(enc_hook=_known).encode

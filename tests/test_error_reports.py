@@ -1,0 +1,90 @@
+"""What Django mails to ADMINS when something of ours fails shows neither a secret nor a key."""
+
+import base64
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured
+from django.test import RequestFactory, override_settings
+from django.views.debug import ExceptionReporter
+
+from django_clusterstate import conf
+from django_clusterstate.layers import ClusterChannelLayer
+from django_clusterstate.settings import read_settings
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.handshake import NodeHandshake
+from tests.peers import KEYS, ScriptedNode, read_frame
+
+SECRET, OLDER = secrets.token_urlsafe(40), secrets.token_urlsafe(40)  # reports show source code as well
+
+
+def report_of(call: Callable[[], object]) -> str:
+    """All that a mail to ADMINS says of the exception that the call raises."""
+    try:
+        call()
+    except Exception:
+        reporter = ExceptionReporter(RequestFactory().get("/"), *sys.exc_info())
+        return reporter.get_traceback_html() + reporter.get_traceback_text()
+    raise AssertionError("it didn't fail")
+
+
+def forms(material: bytes) -> list[str]:
+    """How bytes look where they are shown."""
+    return [repr(material)[2:-1], material.hex(), base64.b64encode(material).decode(), str(list(material))]
+
+
+def send() -> None:
+    async_to_sync(ClusterChannelLayer().group_send)("chat", {"type": "said", "text": "hello"})
+
+
+def ask() -> None:
+    client = conf.get_client()
+    client.call_node(client.routing.local, frame(wire.encode(wire.Ping())))
+
+
+@pytest.mark.parametrize("call", [send, ask])
+@pytest.mark.parametrize("answer", [b"", b"\x00" * 60, b"\xff"], ids=["refusal", "nonsense", "index"])
+def test_failing_call_shows_neither_secret_nor_key(call: Callable[[], None], answer: bytes) -> None:
+    def script(sock: socket.socket) -> None:
+        sock.sendall(frame(NodeHandshake(KEYS).challenge()))
+        read_frame(sock)
+        sock.sendall(frame(answer))
+
+    options = {"SECRET": SECRET, "SECRET_FALLBACKS": [OLDER]}
+    with ScriptedNode(script) as node:
+        options["SOCKET"] = str(node.address)
+        with override_settings(DEBUG=False, CLUSTERSTATE=options), pytest.MonkeyPatch.context() as patch:
+            patch.delenv("CLUSTERSTATE_SOCKET", raising=False)
+            shown = report_of(call)
+            settings = conf.get_settings()
+    assert "receive_answer" in shown
+    links = [key for link in settings.link_keys for key in (link.psk, link.offers)]
+    for key in (*links, *settings.channel_keys):
+        assert not any(form in shown for form in forms(key._bytes))
+    assert SECRET not in shown
+    assert OLDER not in shown
+
+
+class Reading:
+    """Reads settings, and shows none in its own frame."""
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def __call__(self) -> None:
+        read_settings(self._options, {"CLUSTERSTATE_SECRET": SECRET})
+
+
+@pytest.mark.parametrize("wrong", [{"PORT": 1}, {"DEADLINE": "soon"}, {"BIND": "nowhere"}, {"NODE_NAME": "a\n"}])
+def test_wrong_setting_shows_no_secret(wrong: dict[str, object]) -> None:
+    with override_settings(DEBUG=False):
+        shown = report_of(Reading({"SECRET": SECRET, "SECRET_FALLBACKS": [OLDER], **wrong}))
+    assert ImproperlyConfigured.__name__ in shown
+    assert "read_settings" in shown
+    assert SECRET not in shown
+    assert OLDER not in shown
