@@ -10,7 +10,8 @@ from typing import cast
 
 from ..exceptions import ProtocolError, Unavailable
 from .address import Address, UnixAddress
-from .blocking import OVERTIME, check_unix_peer
+from .blocking import OVERTIME
+from .folders import check_folder, check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
@@ -227,6 +228,7 @@ async def connect(
     try:
         async with patient_timeout(deadline):
             if isinstance(address, UnixAddress):
+                check_folder(address.path)
                 transport, connection = await loop.create_unix_connection(
                     lambda: AsyncConnection((), deadline, on_close, idle=idle), address.path
                 )

@@ -1,7 +1,6 @@
 """One blocking connection to a node."""
 
 import contextlib
-import os
 import socket
 import struct
 import time
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 
 from ..exceptions import ClusterStateError, ProtocolError, Unavailable
 from .address import Address, UnixAddress
+from .folders import check_folder, check_unix_peer
 from .framing import HEADER, MAX_FRAME, frame, size_at
 from .handshake import RequesterHandshake
 from .messages import DECODE_ERRORS, Reply, decode_reply
@@ -20,13 +20,6 @@ _CLOSED = "the node closed the connection"
 # Seconds for what is still due when the time is over, though we haven't waited for it yet: it is we who come late, as
 # among threads that compute, or after a stop. Also for the rest of an answer whose beginning came in time.
 OVERTIME = 0.02
-
-
-def check_unix_peer(sock: socket.socket) -> bool:
-    """Whether the other end of a unix socket runs as our user or as root."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    return uid in (os.geteuid(), 0)
 
 
 def _left(until: float) -> float:
@@ -79,6 +72,7 @@ class BlockingConnection:
             self._socket.settimeout(None)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return
+        check_folder(address.path)
         self._socket = socket.socket(socket.AF_UNIX)
         self._set_timeout(seconds)  # so that a node with many to accept is waited for
         try:
