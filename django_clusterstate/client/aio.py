@@ -12,6 +12,7 @@ from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.messages import Reply, Viewed
+from ..wire.names import Names
 from ..wire.polling import Processors
 from .routing import Routing, Table, Target, Untold, named, no_owner
 
@@ -67,6 +68,7 @@ class AsyncClient:
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
+        self._names = Names()
         self._loops: dict[Loop, LoopConnections] = {}
         routing = weakref.ref(self.routing)
         os.register_at_fork(after_in_child=lambda: _after_fork(routing))
@@ -161,10 +163,20 @@ class AsyncClient:
             connections = await self._start_loop(loop)
         dial = connections.dialling.get(target)
         if dial is None:
-            dial = loop.create_task(connect(target.address, self._keys, self._deadline, idle=self._processors.idle))
+            dial = loop.create_task(self._connect(target))
             connections.dialling[target] = dial
             dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
         return await asyncio.shield(dial)
+
+    async def _connect(self, target: Target) -> AsyncConnection:
+        *others, last = await self._names.resolve_async(target.address, self._deadline)
+        for address in others:  # of a name with several; each has its part of the time
+            try:
+                async with patient_timeout(self._deadline / (len(others) + 1)):
+                    return await connect(address, self._keys, self._deadline, idle=self._processors.idle)
+            except (Unavailable, TimeoutError) as error:
+                logger.debug("%s; its next address is tried", error)
+        return await connect(last, self._keys, self._deadline, idle=self._processors.idle)
 
     async def _start_loop(self, loop: Loop) -> LoopConnections:
         for other in [other for other in list(self._loops) if other.is_closed()]:  # others may add theirs meanwhile

@@ -11,6 +11,7 @@ from ..exceptions import ClusterStateError, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import OVERTIME, BlockingConnection
 from ..wire.messages import Reply, Viewed
+from ..wire.names import Names
 from ..wire.polling import Processors
 from .routing import Routing, Table, Target, named, no_owner
 
@@ -37,6 +38,7 @@ class Client:
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
+        self._names = Names()
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _after_fork(this))
 
@@ -117,9 +119,20 @@ class Client:
 
     def _call_afresh(self, target: Target, request: bytes, until: float) -> tuple[BlockingConnection, Reply]:
         until += time.monotonic() - self._clock()
-        connection = BlockingConnection(target.address, self._keys, self._deadline, until, self._processors.idle)
+        connection = self._connect(target, until)
         connection.send(request)
         return connection, connection.receive(until)
+
+    def _connect(self, target: Target, until: float) -> BlockingConnection:
+        *others, last = self._names.resolve(target.address, until - time.monotonic())
+        for index, address in enumerate(others):  # of a name with several; each has its part of the time
+            now = time.monotonic()
+            try:
+                part = now + (until - now) / (len(others) + 1 - index)
+                return BlockingConnection(address, self._keys, self._deadline, part, self._processors.idle)
+            except Unavailable as error:
+                logger.debug("%s; its next address is tried", error)
+        return BlockingConnection(last, self._keys, self._deadline, until, self._processors.idle)
 
     def _send(self, target: Target, request: bytes) -> BlockingConnection | None:
         """An idle connection on which the request is under way now, or None."""

@@ -70,13 +70,15 @@ def incompatible(oldest: int, newest: int) -> str:
     )
 
 
-def derive_keys(secrets: Sequence[str], cluster: str, purpose: str) -> tuple[bytes, ...]:
+def derive_keys(secrets: Sequence[str | bytes], cluster: str, purpose: str) -> tuple[bytes, ...]:
     """Keys for one purpose, one for each secret: HKDF-SHA-256 (RFC 5869) with the cluster and purpose as info,
     so that neither clusters nor purposes can use each other's."""
     info = f"clusterstate|{purpose}|{cluster}".encode()
     keys = []
     for secret in secrets[:MAX_SECRETS]:
-        extracted = hmac.digest(b"django-clusterstate", secret.encode(), "sha256")
+        extracted = hmac.digest(
+            b"django-clusterstate", secret.encode() if isinstance(secret, str) else secret, "sha256"
+        )
         keys.append(hmac.digest(extracted, info + b"\x01", "sha256"))
     return tuple(keys)
 
