@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 
 from .models import NodeAddress
 from .node.discovery import Discovery, DnsDiscovery, ListDiscovery
-from .wire.address import TcpAddress, parse_tcp
+from .wire.address import TcpAddress, parse_ip, parse_tcp
 from .wire.background import Background, T
 
 logger = logging.getLogger("django_clusterstate.node")
@@ -133,7 +133,7 @@ class DatabaseDiscovery:
 
 def _parsed(text: str) -> TcpAddress | None:
     try:
-        return parse_tcp(text)
+        return parse_ip(text)
     except ValueError:
         return None
 

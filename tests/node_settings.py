@@ -17,6 +17,9 @@ if os.environ.get("TEST_URLS"):
 if os.environ.get("TEST_CACHES"):
     CACHES = json.loads(os.environ["TEST_CACHES"])
 
+if os.environ.get("TEST_DATABASE"):
+    DATABASES = {"default": json.loads(os.environ["TEST_DATABASE"])}
+
 if os.environ.get("TEST_LAYER"):
     _layer: dict[str, Any] = {"BACKEND": os.environ["TEST_LAYER"]}
     if os.environ.get("TEST_REDIS"):

@@ -1,16 +1,21 @@
 """The table in which nodes find each other's addresses: rows that grow old, and databases that fail."""
 
 import asyncio
+import contextlib
 import datetime
+import json
 import logging
 import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import LiteralString
 
+import psycopg
 import pytest
 from django.db import DatabaseError, OperationalError
 from django.utils import timezone
@@ -18,6 +23,8 @@ from django.utils import timezone
 from django_clusterstate.discovery import ANNOUNCE_EVERY, FRESH, RETRY_AFTER, DatabaseDiscovery, table_problem
 from django_clusterstate.models import NodeAddress
 from testproject.processes import ROOT, LocalCluster, wait_until
+from tests.layers import SETTINGS
+from tests.postgres import PostgreSQL, program
 
 SECONDS = 20.0
 PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
@@ -110,6 +117,7 @@ def test_our_own_row_is_written_while_the_others_cannot_be_read(monkeypatch: pyt
 def test_a_row_that_is_no_address_keeps_nobody_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
     discovery = DatabaseDiscovery("a", "default", OURS)
     seen("b", "nonsense", 0 * SECOND)
+    seen("d", "web-4:4370", 0 * SECOND)
     seen("c", THEIRS, 0 * SECOND)
     with caplog.at_level(logging.WARNING, "django_clusterstate.node"):
         assert [ask(discovery), ask(discovery)] == [[THEIRS], [THEIRS]]
@@ -184,6 +192,66 @@ def test_nodes_start_while_the_database_is_locked_and_meet_when_it_is_not(nodes:
         assert "manage.py migrate" not in _said(nodes, name)
     lock.execute("ROLLBACK")
     nodes.wait_for("a", "b", seconds=2 * SECONDS)
+
+
+# -- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgreSQL]:
+    if program("initdb") is None:
+        pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
+    with tempfile.TemporaryDirectory(prefix="cs-") as folder:
+        server = PostgreSQL(Path(folder))
+        try:
+            subprocess.run(
+                [sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=os.environ | _env(server), check=True
+            )
+            yield server
+        finally:
+            with contextlib.suppress(RuntimeError):  # a test may have stopped it
+                server.stop()
+
+
+def _env(postgres: PostgreSQL) -> dict[str, str]:
+    database = {**postgres.settings, "CONN_MAX_AGE": None}
+    return {"DJANGO_SETTINGS_MODULE": SETTINGS, "TEST_DATABASE": json.dumps(database)}
+
+
+def _query(postgres: PostgreSQL, text: LiteralString) -> list[tuple[object, ...]]:
+    with psycopg.connect(f"host=127.0.0.1 port={postgres.port} user=test dbname=postgres") as connection:
+        return connection.execute(text).fetchall()
+
+
+def test_nodes_keep_no_connection_and_find_each_other_after_the_database_was_restarted(
+    folder: Path, postgres: PostgreSQL
+) -> None:
+    with LocalCluster(folder, ("a", "b"), env=_env(postgres), discovery="database") as cluster:
+        cluster.start("a")
+        cluster.wait_for("a")
+        others = "SELECT pid FROM pg_stat_activity WHERE datname = 'postgres' AND pid <> pg_backend_pid()"
+        wait_until(lambda: not _query(postgres, others), SECONDS, "no connection")
+        rows = "SELECT name FROM django_clusterstate_nodeaddress WHERE seen > now() - interval '4 s'"
+        postgres.stop()
+        cluster.start("b")
+        cluster.wait_for("b")
+        assert "can't be read for discovery yet" in _said(cluster, "b")
+        assert "manage.py migrate" not in _said(cluster, "b")
+        postgres.start()
+        cluster.wait_for("a", "b", seconds=3 * SECONDS)
+        wait_until(lambda: ("b",) in _query(postgres, rows), SECONDS, "its row")
+
+
+def test_nodes_meet_on_a_database_that_became_read_only(folder: Path, postgres: PostgreSQL) -> None:
+    with LocalCluster(folder, ("a", "b"), env=_env(postgres), discovery="database") as cluster:
+        cluster.start("a")
+        cluster.wait_for("a")
+        wait_until(lambda: bool(_query(postgres, "SELECT 1 FROM django_clusterstate_nodeaddress")), SECONDS, "its row")
+        with psycopg.connect(f"host=127.0.0.1 port={postgres.port} user=test dbname=postgres") as connection:
+            connection.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+        cluster.start("b")
+        cluster.wait_for("a", "b")
+        assert "this node's row can't be written" in _said(cluster, "b")
 
 
 def _says(cluster: LocalCluster, name: str, text: str) -> bool:

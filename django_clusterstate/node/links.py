@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..core.messages import Identity
 from ..exceptions import ProtocolError, Unavailable
-from ..wire.address import TcpAddress, parse_tcp
+from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
 from ..wire.framing import frame
 from ..wire.handshake import OwnChallenge
@@ -69,7 +69,7 @@ class Links:
                 link.wanted = now
             elif address not in self._ours and len(self._links) < MAX_LINKS:
                 try:
-                    self._links[address] = Link(self, parse_tcp(address), now)
+                    self._links[address] = Link(self, parse_ip(address), now)
                 except ValueError as error:
                     self.report(f"a peer can't be reached: {error}")
 

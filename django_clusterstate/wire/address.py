@@ -52,6 +52,15 @@ def parse_tcp(text: str) -> TcpAddress:
     return TcpAddress(host, int(port))
 
 
+def parse_ip(text: str) -> TcpAddress:
+    """As nodes name each other: an IP address and a port. Raises `ValueError`, also for a host name, which somebody
+    would have to wait for."""
+    address = parse_tcp(text)
+    if _ip_address(address.host) is None:
+        raise ValueError(f"{text!r} is no address: {address.host!r} is not an IP address")
+    return address
+
+
 def parse_address(text: str) -> Address:
     """A path (it has a slash) or `host:port`. Raises `ValueError`."""
     if "\0" in text:
