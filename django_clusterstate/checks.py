@@ -11,6 +11,7 @@ from . import conf
 from .cache.bounds import own_bytes
 from .discovery import make_discovery
 from .middleware import read_limits
+from .node.discovery import DnsDiscovery, ListDiscovery
 from .settings import Settings
 
 SLOW_DEADLINE = 1.0
@@ -28,7 +29,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         return [Error(str(error), hint=hint, id="clusterstate.E001")]
     found = check_channel_layer(settings.channel_layer)
     try:
-        make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.advertise))
+        found += check_addresses(settings)
     except ValueError as error:
         found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
     found += check_limits(settings)
@@ -60,6 +61,33 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             )
         )
     return found
+
+
+def check_addresses(settings: Settings) -> list[CheckMessage]:
+    """Whether the others of a `DISCOVERY` list could reach this host's node. Raises `ValueError` for no discovery.
+
+    Resolves no name: a check mustn't wait for DNS.
+    """
+    advertised = settings.advertise or settings.bind
+    discovery = make_discovery(settings.discovery, settings.node_name, settings.cluster, str(advertised))
+    match discovery:
+        case ListDiscovery(listed=listed):
+            elsewhere = [str(address) for address in listed if not address.is_loopback]
+        case DnsDiscovery(name=name):
+            elsewhere = [] if name.is_loopback else [str(name)]
+        case _:
+            elsewhere = []
+    if elsewhere and advertised.is_loopback:
+        entry = "BIND" if settings.advertise is None else "ADVERTISE"
+        return [
+            Warning(
+                f"{entry} is {advertised}, which only this host reaches, but DISCOVERY names {elsewhere[0]}: this "
+                "host's node and that one would be two clusters.",
+                hint="Set CLUSTERSTATE_BIND on each host to an address of its own that the others can reach.",
+                id="clusterstate.W004",
+            )
+        ]
+    return []
 
 
 def check_limits(settings: Settings) -> list[CheckMessage]:

@@ -1,83 +1,177 @@
 """What `DISCOVERY` may say, and the source that needs Django: the project's own database."""
 
+import asyncio
 import datetime
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
-from django.utils import timezone
+from django.db import Error, IntegrityError, connections, router
+from django.db.models import Max
+from django.db.models.functions import Now
 
 from .models import NodeAddress
 from .node.discovery import Discovery, DnsDiscovery, ListDiscovery
-from .wire.address import parse_tcp
+from .wire.address import TcpAddress, parse_ip, parse_tcp
+from .wire.background import Background, T
 
 logger = logging.getLogger("django_clusterstate.node")
 
 ANNOUNCE_EVERY = 30.0
+RETRY_AFTER = 5.0  # seconds, while the database fails
+ANNOUNCE_WITHIN = 3.0  # seconds: then the others' rows are read although ours isn't written yet
 FIRST_LOOKS = (0.2, 1.0, 3.0)  # seconds: nodes that start at the same moment look again soon
-FRESH = datetime.timedelta(seconds=2 * ANNOUNCE_EVERY)
+FRESH = datetime.timedelta(seconds=3 * ANNOUNCE_EVERY)
 FORGET_AFTER = datetime.timedelta(days=1)
+MAX_ROWS = 1024  # as many as a node keeps links
+
+
+class DatabaseNow(Now):
+    """The database's clock, so that the hosts' need not agree. (SQLite has none of its own: there it is the host's.)"""
+
+    def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        """Django keeps UTC in the column; CURRENT_TIMESTAMP would follow the session's time zone."""
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **extra)
 
 
 class DatabaseDiscovery:
-    """Each node keeps a row with its address, and reads those of the others.
+    """Each node keeps a row with its address, and reads those of the others that were renewed within `FRESH`.
 
-    Rows of nodes that were killed stay for a day: they cost a refused dial now and then.
+    Rows of nodes that were killed stay for a day, but their addresses aren't given out: another host may have them.
+    While our own row can't be written (a full disk, a lock, a read-only database), others' probably can't be either:
+    then the newest row's time stands for now. Reading and writing go on without each other.
     """
 
     def __init__(self, name: str, cluster: str, address: str) -> None:
+        self.problem = ""
         self._name = name
         self._cluster = cluster
         self._address = address
         self._looks = list(FIRST_LOOKS)
-        self._warned = False
+        self._failed = False
+        self._warned: set[str] = set()
+        self._announcing = Background(_with_own_connection(self._announce), "discovery, writing")
+        self._reading = Background(_with_own_connection(self._read), "discovery, reading")
+        self._withdrawing = Background(_with_own_connection(self._withdraw), "discovery, leaving")
 
     @property
     def interval(self) -> float:
-        return self._looks.pop(0) if self._looks else ANNOUNCE_EVERY
+        if self._looks:
+            return self._looks.pop(0)
+        return RETRY_AFTER if self._failed else ANNOUNCE_EVERY
 
     async def addresses(self) -> Sequence[str]:
-        return await sync_to_async(self._announce_and_read, thread_sensitive=False)()
-
-    def _announce_and_read(self) -> Sequence[str]:
-        close_old_connections()
+        self._failed, self.problem = True, ""
         try:
-            now = timezone.now()
-            NodeAddress.objects.update_or_create(
-                cluster=self._cluster, name=self._name, defaults={"address": self._address, "seen": now}
-            )
-            rows = NodeAddress.objects.filter(cluster=self._cluster)
-            rows.filter(seen__lt=now - FORGET_AFTER).delete()
-            others = dict(rows.exclude(name=self._name).values_list("name", "address"))
-            fresh = rows.exclude(name=self._name).filter(seen__gt=now - FRESH)
-            self._warn_of_unreachable(dict(fresh.values_list("name", "address")))
-            return list(others.values())
-        finally:
-            close_old_connections()
-
-    def _warn_of_unreachable(self, others: dict[str, str]) -> None:
-        """Two hosts that keep the default address are two clusters: each would dial itself."""
-        ours = parse_tcp(self._address)
-        strangers = [n for n, a in others.items() if a == self._address or not parse_tcp(a).is_loopback]
-        if ours.is_loopback and strangers and not self._warned:
-            self._warned = True
-            logger.warning(
-                "node %s can't reach us: we advertise %s, which is only this host. Set CLUSTERSTATE_BIND to an address "
-                "of this host that the others can reach",
-                min(strangers),
-                self._address,
-            )
+            async with asyncio.timeout(ANNOUNCE_WITHIN):
+                await asyncio.wrap_future(self._announcing.start())
+        except TimeoutError:
+            self.problem = f"this node's row isn't written after {ANNOUNCE_WITHIN:g} s: is the database locked?"
+        except Exception as error:  # a database may raise anything
+            self.problem = f"this node's row can't be written: {type(error).__name__}: {error}"
+        rows = await asyncio.wrap_future(self._reading.start())
+        self._failed = bool(self.problem)
+        return self._reachable(rows)
 
     async def withdraw(self) -> None:
-        await sync_to_async(self._withdraw, thread_sensitive=False)()
+        await asyncio.wrap_future(self._withdrawing.start())
+
+    def _announce(self) -> None:
+        rows = NodeAddress.objects.filter(cluster=self._cluster)
+        if not rows.filter(name=self._name).update(address=self._address, seen=DatabaseNow()):
+            try:
+                NodeAddress.objects.create(
+                    cluster=self._cluster, name=self._name, address=self._address, seen=DatabaseNow()
+                )
+            except IntegrityError:  # a namesake was faster
+                logger.debug("another node wrote the row of %s at the same moment", self._name)
+        rows.filter(seen__lt=DatabaseNow() - FORGET_AFTER).delete()
+
+    def _read(self) -> dict[str, str]:
+        rows = NodeAddress.objects.filter(cluster=self._cluster)
+        now = rows.aggregate(newest=Max("seen"))["newest"] if self.problem else DatabaseNow()
+        if now is None:
+            return {}
+        fresh = rows.filter(seen__gt=now - FRESH).exclude(name=self._name).order_by("-seen")
+        return dict(fresh.values_list("name", "address")[:MAX_ROWS])
 
     def _withdraw(self) -> None:
-        close_old_connections()
+        NodeAddress.objects.filter(cluster=self._cluster, name=self._name, address=self._address).delete()
+
+    def _reachable(self, rows: dict[str, str]) -> list[str]:
+        """The addresses to dial. A loopback address leads to the host that dials it, which is another than its node's
+        unless we advertise one too."""
+        ours = parse_tcp(self._address)
+        found = []
+        for name, text in rows.items():
+            address = _parsed(text)
+            if address is None:
+                self._warn(name, f"node {name} has no address in the discovery table, but {text!r}: it isn't dialled")
+            elif ours.is_loopback and (text == self._address or not address.is_loopback):
+                # Two hosts that keep the default address are two clusters: each would dial itself.
+                self._warn(
+                    "ours",
+                    f"node {name} can't reach us: we advertise {ours}, which is only this host. Set CLUSTERSTATE_BIND "
+                    "to an address of this host that the others can reach",
+                )
+                found.append(text)
+            elif address.is_loopback and not ours.is_loopback:
+                self._warn(
+                    name,
+                    f"node {name} advertises {text}, which only its own host reaches, so it isn't dialled and stays "
+                    "out of the cluster. Set CLUSTERSTATE_BIND there to an address of that host",
+                )
+            else:
+                found.append(text)
+        return found
+
+    def _warn(self, about: str, text: str) -> None:
+        if about not in self._warned and len(self._warned) < MAX_ROWS:  # once
+            self._warned.add(about)
+            logger.warning("%s", text)
+
+
+def _parsed(text: str) -> TcpAddress | None:
+    try:
+        return parse_ip(text)
+    except ValueError:
+        return None
+
+
+def _with_own_connection(work: Callable[[], T]) -> Callable[[], T]:
+    """For a thread of its own: it closes its database connections, so none is dead after the database restarts."""
+
+    def run() -> T:
         try:
-            NodeAddress.objects.filter(cluster=self._cluster, name=self._name, address=self._address).delete()
+            return work()
         finally:
-            close_old_connections()
+            connections.close_all()
+
+    return run
+
+
+def table_problem() -> tuple[str, bool]:
+    """Why the discovery table can't be read (empty if it can), and whether that is because it was never made.
+
+    Waits for a few seconds at most, and leaves no connection open.
+    """
+    try:
+        return Background(_with_own_connection(_table_problem), "discovery, first look").start().result(ANNOUNCE_WITHIN)
+    except TimeoutError:
+        return f"no answer after {ANNOUNCE_WITHIN:g} s: is it locked or out of reach?", False
+
+
+def _table_problem() -> tuple[str, bool]:
+    connection = connections[router.db_for_read(NodeAddress)]
+    try:
+        NodeAddress.objects.exists()
+    except Error as error:
+        try:
+            missing = NodeAddress._meta.db_table not in connection.introspection.table_names()
+        except Error:  # nothing can be read: it says nothing of the table
+            missing = False
+        return f"{type(error).__name__}: {error}", missing
+    return "", False
 
 
 def make_discovery(spec: str, name: str, cluster: str, address: str) -> Discovery:

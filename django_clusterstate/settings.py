@@ -9,7 +9,6 @@ import json
 import math
 import os
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import environ
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.encoding import force_bytes
 from django.views.decorators.debug import sensitive_variables
 
 from .clientip import Proxies
@@ -28,6 +28,7 @@ from .wire.keys import Key, LinkKey, derive_channel_keys, derive_link_keys
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
 HEADERS = ("draft", "x", "both", "off")
+RUN_FOLDER = Path("/tmp")  # noqa: S108 - the folder made in it is checked by node and requesters, see wire/folders.py
 MAX_SOCKET_PATH = 107  # bytes, by Linux: 108 with the zero at the end
 MIN_SECRET = 32  # characters; Django's own check asks for 50
 
@@ -68,6 +69,7 @@ _WORDS: dict[type, str] = {
     bool: "true or false",
     dict: "a list of dicts",
 }
+_EXPECTED = {"SECRET": "text or bytes", "SECRET_FALLBACKS": "a list of text or bytes"}
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 PREFIX = "CLUSTERSTATE_"
 DEFAULTS: dict[str, Any] = {
@@ -97,9 +99,9 @@ class Settings:
     node_name: str
     cluster: str
     bind: TcpAddress
-    advertise: TcpAddress
+    advertise: TcpAddress | None  # as it is set: the node finds the address when it starts
     socket: Address
-    secrets: tuple[str, ...] = field(repr=False)
+    secrets: tuple[str | bytes, ...] = field(repr=False)
     discovery: str
     channel_layer: str | None
     timings: Timings
@@ -129,11 +131,12 @@ class Settings:
     @property
     def secret_problem(self) -> str:
         """Why the secret is too weak to be reached from other hosts; empty when it isn't."""
-        secret = self.secrets[0]
-        if secret.startswith("django-insecure-"):
+        secret = force_bytes(self.secrets[0])
+        if secret.startswith(b"django-insecure-"):
             return "it is the one that startproject made, which is in your repository"
-        if len(secret) < MIN_SECRET:
-            return f"it has {len(secret)} characters, fewer than {MIN_SECRET}"
+        length = len(self.secrets[0])
+        if length < MIN_SECRET:
+            return f"it has {length} characters, fewer than {MIN_SECRET}"
         return ""
 
 
@@ -154,13 +157,12 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
     cluster = values["CLUSTER"]
     bind = _parsed("BIND", parse_tcp, values["BIND"])
     advertise = values.get("ADVERTISE")
-    default_socket = str(default_socket_path(cluster, name))
     return Settings(
         node_name=_checked("NODE_NAME", name, 0 < len(name) <= 100 and name.isprintable(), "1 to 100 characters"),
         cluster=_checked("CLUSTER", cluster, _is_channel_name(cluster), "1 to 60 letters, digits, dots, - and _"),
         bind=bind,
-        advertise=_parsed("ADVERTISE", parse_tcp, advertise) if advertise else _reachable(bind),
-        socket=_parsed("SOCKET", _parse_socket, values.get("SOCKET") or default_socket),
+        advertise=_parsed("ADVERTISE", parse_tcp, advertise) if advertise else None,
+        socket=_parsed("SOCKET", _parse_socket, values.get("SOCKET") or str(default_socket_path(cluster, name))),
         secrets=_secrets(values),
         discovery=values["DISCOVERY"],
         channel_layer=values.get("CHANNEL_LAYER") or None,
@@ -225,7 +227,11 @@ def _typed(entry: str, value: Any) -> Any:
         value = [str(value)]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if kind is list:
+    if entry == "SECRET":
+        good = isinstance(value, str | bytes)
+    elif entry == "SECRET_FALLBACKS":
+        good = isinstance(value, list | tuple) and all(isinstance(item, str | bytes) for item in value)
+    elif kind is list:
         good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     elif kind is dict:
         good = isinstance(value, list | tuple) and all(isinstance(item, dict) for item in value)
@@ -234,7 +240,7 @@ def _typed(entry: str, value: Any) -> Any:
     else:
         good = type(value) is kind if kind is int else isinstance(value, kind)
     if not good:
-        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}] must be {_WORDS[kind]}.")
+        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}] must be {_EXPECTED.get(entry, _WORDS[kind])}.")
     return value
 
 
@@ -269,29 +275,26 @@ def _timings(values: Mapping[str, Any]) -> Timings:
 
 
 @sensitive_variables()
-def _secrets(values: Mapping[str, Any]) -> tuple[str, ...]:
+def _secrets(values: Mapping[str, Any]) -> tuple[str | bytes, ...]:
     if values.get("SECRET"):
         return (values["SECRET"], *values.get("SECRET_FALLBACKS", ()))
     if not django_settings.SECRET_KEY:
         raise ImproperlyConfigured("Set SECRET_KEY, or CLUSTERSTATE['SECRET']: the nodes know each other by it.")
-    return (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
+    secrets = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
+    if not all(isinstance(secret, str | bytes) for secret in secrets):
+        raise ImproperlyConfigured("SECRET_KEY and each of SECRET_KEY_FALLBACKS must be text or bytes.")
+    return secrets
 
 
 def _is_channel_name(cluster: str) -> bool:
     return 0 < len(cluster) <= 60 and cluster.isascii() and all(c.isalnum() or c in "._-" for c in cluster)
 
 
-def _reachable(bind: TcpAddress) -> TcpAddress:
-    """Where others reach a node that listens on `bind`: there, or on this host's own address if that is `any`."""
-    if not bind.is_wildcard:
-        return bind
-    try:
-        return TcpAddress(socket.gethostbyname(socket.gethostname()), bind.port)
-    except OSError:
-        return TcpAddress(socket.gethostname(), bind.port)
-
-
 def default_socket_path(cluster: str, node_name: str) -> Path:
-    """A path that all processes of one user on one host agree on, short enough for the kernel (108 bytes)."""
+    """A path that all processes of one user on one host agree on, short enough for the kernel (108 bytes).
+
+    Not by `TMPDIR` or `XDG_RUNTIME_DIR`: a login session has them and a daemon of the same user doesn't, so a node and
+    a `manage.py` command would look in two places; and the second's folder goes away when the user logs out.
+    """
     tag = hashlib.blake2b(f"{cluster}|{node_name}".encode(), digest_size=6).hexdigest()
-    return Path(tempfile.gettempdir()) / f"clusterstate-{os.geteuid()}" / f"{tag}.sock"
+    return RUN_FOLDER / f"clusterstate-{os.geteuid()}" / f"{tag}.sock"

@@ -35,6 +35,9 @@ def checked(options: dict[str, Any], **settings: Any) -> list[CheckMessage]:
         ("W001", {"BIND": "0.0.0.0:4370", "SECRET": "short"}, "too weak for 0.0.0.0:4370"),
         ("W001", {"BIND": "10.0.0.1:4370", "SECRET": "django-insecure-" + STRONG}, "startproject made"),
         ("W002", {"DEADLINE": 1.5}, "With a DEADLINE of 1.5 s"),
+        ("W004", {"DISCOVERY": "127.0.0.1:1,10.0.0.2:4370"}, "BIND is 127.0.0.1:4370, which only this host reaches"),
+        ("W004", {"DISCOVERY": "dns://nodes.internal:4370"}, "DISCOVERY names nodes.internal:4370"),
+        ("W004", {"BIND": "0.0.0.0:1", "ADVERTISE": "[::1]:1", "DISCOVERY": "b:1"}, "ADVERTISE is [::1]:1, which only"),
     ],
 )
 def test_a_check_says_what_is_wrong_and_what_to_do(id: str, options: dict[str, Any], words: str) -> None:
@@ -51,6 +54,10 @@ def test_a_check_says_what_is_wrong_and_what_to_do(id: str, options: dict[str, A
     [
         {},
         {"BIND": "0.0.0.0:4370"},
+        {"BIND": "0.0.0.0:4370", "DISCOVERY": "10.0.0.2:4370"},
+        {"ADVERTISE": "10.0.0.1:4370", "DISCOVERY": "10.0.0.2:4370"},
+        {"DISCOVERY": "127.0.0.1:4370,localhost:4371"},
+        {"DISCOVERY": "dns://localhost:4370"},
         {"SECRET": "short"},
         {"SECRET": "short", "BIND": "[::1]:4370"},
         {"SECRET": "short", "BIND": "localhost:4370"},

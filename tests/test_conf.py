@@ -114,7 +114,8 @@ def test_every_entry_is_tested() -> None:
 
 def test_everything_has_a_default() -> None:
     settings = read()
-    assert settings.bind == settings.advertise == TcpAddress("127.0.0.1", 4370)
+    assert settings.bind == TcpAddress("127.0.0.1", 4370)
+    assert settings.advertise is None  # the node finds it
     assert settings.node_name
     assert (settings.cluster, settings.discovery, settings.channel_layer) == ("default", "database", None)
     assert (settings.deadline, settings.on_unavailable, settings.weight) == (0.1, "local", 1.0)
@@ -145,9 +146,11 @@ def test_a_dollar_sign_in_the_environment_is_a_dollar_sign(secret: str) -> None:
         ("ADVERTISE", "web", "write HOST:PORT"),
         ("SOCKET", "clusterstate", "write HOST:PORT"),
         ("SOCKET", "/" + "s" * 107, "is too long for the path of a socket, which has 107 bytes at most"),
-        ("SECRET", b"bytes", "must be text"),
-        ("SECRET_FALLBACKS", "old", "must be a list of text"),
-        ("SECRET_FALLBACKS", [1], "must be a list of text"),
+        ("SOCKET", "\0clusterstate/node", "abstract socket names are not supported"),
+        ("SECRET", 5, "must be text or bytes"),
+        ("SECRET_FALLBACKS", "old", "must be a list of text or bytes"),
+        ("SECRET_FALLBACKS", b"old", "must be a list of text or bytes"),
+        ("SECRET_FALLBACKS", [1], "must be a list of text or bytes"),
         ("CHANNEL_LAYER", ["default"], "must be text"),
         ("DISCOVERY", ["10.0.0.1:1"], "must be text"),
         ("DEADLINE", 0, "must be seconds above 0, not 0"),
@@ -207,7 +210,8 @@ def test_no_secret_is_in_what_settings_show() -> None:
     ("options", "environment"),
     [
         ({"SECRET": SECRET, "BIND": "junk"}, {}),
-        ({"SECRET": SECRET.encode()}, {}),
+        ({"SECRET": SECRET.encode(), "BIND": "junk"}, {}),
+        ({"SECRET": {SECRET.encode()}}, {}),
         ({"SECRET": [SECRET]}, {}),
         ({"SECRET": "new", "SECRET_FALLBACKS": SECRET}, {}),
         ({"SECRET": "new", "SECRET_FALLBACKS": [SECRET, 1]}, {}),
@@ -229,6 +233,28 @@ def test_no_secret_is_in_an_error(options: dict[str, Any], environment: dict[str
 def test_djangos_secret_key_is_used_if_there_is_no_secret() -> None:
     assert read().secrets == ("k" * 50, "older")
     assert read({"SECRET": "s" * 40}).secrets == ("s" * 40,)
+
+
+@override_settings(SECRET_KEY=b"\xff" * 50, SECRET_KEY_FALLBACKS=[b"older", "oldest"])
+def test_djangos_secret_key_may_be_bytes() -> None:
+    settings = read()
+    assert settings.secrets == (b"\xff" * 50, b"older", "oldest")
+    assert len(set(settings.link_keys + settings.channel_keys)) == 6
+    assert not settings.secret_problem
+
+
+@override_settings(SECRET_KEY=5)
+def test_a_secret_key_that_is_neither_text_nor_bytes_is_an_error() -> None:
+    with pytest.raises(ImproperlyConfigured, match="must be text or bytes"):
+        read()
+
+
+def test_a_secret_as_text_and_as_bytes_is_the_same() -> None:
+    assert read({"SECRET": SECRET.encode()}).link_keys == read({"SECRET": SECRET}).link_keys
+    both = read({"SECRET": SECRET, "SECRET_FALLBACKS": [b"old", "old"]})
+    assert both.channel_keys[1] == both.channel_keys[2]
+    assert "startproject" in read({"SECRET": b"django-insecure-" + b"x" * 50}).secret_problem
+    assert "5 characters" in read({"SECRET": b"short"}).secret_problem
 
 
 @override_settings(SECRET_KEY="")
@@ -271,29 +297,35 @@ def test_the_default_socket_is_short_enough_for_the_kernel() -> None:
     assert len(os.fsencode(path)) <= MAX_SOCKET_PATH
 
 
-def test_a_folder_for_temporary_files_that_is_too_deep_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/t" * 60)
-    with pytest.raises(ImproperlyConfigured, match=r"CLUSTERSTATE\['SOCKET'\].*too long"):
-        read()
-
-
-@pytest.mark.parametrize("bind", ["0.0.0.0:4400", "[::]:4400", ":4400"])
-def test_a_node_that_listens_everywhere_advertises_an_address_of_this_host(
-    monkeypatch: pytest.MonkeyPatch, bind: str
+@pytest.mark.parametrize("variable", ["TMPDIR", "TEMP", "XDG_RUNTIME_DIR"])
+def test_the_default_socket_is_the_same_for_a_daemon_and_a_login_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
 ) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "web-1")
-    monkeypatch.setattr("socket.gethostbyname", lambda name: {"web-1": "10.0.0.7"}[name])
-    assert read({"BIND": bind}).advertise == TcpAddress("10.0.0.7", 4400)
-    assert read({"BIND": bind, "ADVERTISE": "web-1.lan:1"}).advertise == TcpAddress("web-1.lan", 1)
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    daemons = read().socket
+    monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert read().socket == daemons
 
 
-def test_a_host_that_doesnt_know_its_address_advertises_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(name: str) -> str:
-        raise OSError
+def test_settings_are_read_where_no_folder_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unusable() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
 
-    monkeypatch.setattr("socket.gethostname", lambda: "web-1")
-    monkeypatch.setattr("socket.gethostbyname", unknown)
-    assert read({"BIND": "0.0.0.0:4400"}).advertise == TcpAddress("web-1", 4400)
+    monkeypatch.setattr(tempfile, "gettempdir", unusable)
+    assert read({"SOCKET": "/run/cluster/node.sock"}).socket == UnixAddress("/run/cluster/node.sock")
+    assert isinstance(read().socket, UnixAddress)
+
+
+def test_reading_the_settings_resolves_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stall(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a request would wait for this")
+
+    for function in ("getaddrinfo", "gethostbyname", "gethostbyaddr", "getfqdn"):
+        monkeypatch.setattr(f"socket.{function}", stall)
+    for options in ({"BIND": "0.0.0.0:4370"}, {"BIND": "web-1:4370"}, {"ADVERTISE": "web-1:1", "SOCKET": "web-1:2"}):
+        read(options)
 
 
 # -- this process's -------------------------------------------------------------------------------------------

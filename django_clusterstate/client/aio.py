@@ -14,6 +14,7 @@ from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
+from ..wire.names import Names
 from ..wire.polling import Processors
 from .forks import PerProcess, disown
 from .routing import GET_VIEW, Routing, Table, Target, Untold, is_refused, may_send_again, named, no_owner
@@ -80,6 +81,7 @@ class AsyncClient(PerProcess):
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
+        self._names = Names()
         self._loops: dict[Loop, LoopConnections] = {}
         super().__init__()
 
@@ -209,13 +211,22 @@ class AsyncClient(PerProcess):
             connections = await self._start_loop(loop)
         dial = connections.dialling.get(target)
         if dial is None:
-            dial = loop.create_task(
-                connect(target.address, self._keys, self._deadline, hello=target.hello, idle=self._processors.idle)
-            )
+            dial = loop.create_task(self._connect(target))
             silence_at_end(dial)
             connections.dialling[target] = dial
             dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
         return await asyncio.shield(dial)
+
+    async def _connect(self, target: Target) -> AsyncConnection:
+        *others, last = await self._names.resolve_async(target.address, self._deadline)
+        idle = self._processors.idle
+        for address in others:  # of a name with several; each has its part of the time
+            try:
+                async with patient_timeout(self._deadline / (len(others) + 1)):
+                    return await connect(address, self._keys, self._deadline, hello=target.hello, idle=idle)
+            except (Unavailable, TimeoutError) as error:
+                logger.debug("%s; its next address is tried", error)
+        return await connect(last, self._keys, self._deadline, hello=target.hello, idle=idle)
 
     async def _start_loop(self, loop: Loop) -> LoopConnections:
         for other in [other for other in list(self._loops) if other.is_closed()]:  # others may add theirs meanwhile

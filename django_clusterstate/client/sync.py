@@ -12,6 +12,7 @@ from ..wire.blocking import OVERTIME, BlockingConnection
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, Viewed
+from ..wire.names import Names
 from ..wire.polling import Processors
 from .forks import PerProcess
 from .routing import GET_VIEW, Routing, Table, Target, is_refused, may_send_again, named, no_owner
@@ -43,6 +44,7 @@ class Client(PerProcess):
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
+        self._names = Names()
         super().__init__()
 
     # -- operations -----------------------------------------------------------------------------------------
@@ -151,9 +153,7 @@ class Client(PerProcess):
         """By a new connection. After one that was `lost` only what can't so be executed twice."""
         until += time.monotonic() - self._clock()
         try:
-            connection = BlockingConnection(
-                target.address, self._keys, self._deadline, until, self._processors.idle, target.hello
-            )
+            connection = self._connect(target, until)
         except Unavailable as error:
             if lost is not None and not is_refused(error):
                 raise lost[1] from error
@@ -163,6 +163,18 @@ class Client(PerProcess):
             raise lost[1]
         connection.send(request)
         return connection, connection.receive(until)
+
+    def _connect(self, target: Target, until: float) -> BlockingConnection:
+        *others, last = self._names.resolve(target.address, until - time.monotonic())
+        keys, idle, hello = self._keys, self._processors.idle, target.hello
+        for index, address in enumerate(others):  # of a name with several; each has its part of the time
+            now = time.monotonic()
+            try:
+                part = now + (until - now) / (len(others) + 1 - index)
+                return BlockingConnection(address, keys, self._deadline, part, idle, hello)
+            except Unavailable as error:
+                logger.debug("%s; its next address is tried", error)
+        return BlockingConnection(last, keys, self._deadline, until, idle, hello)
 
     def _send(self, target: Target, request: bytes, now: float) -> BlockingConnection | None:
         """An idle connection on which the request is under way now, or None."""

@@ -1,65 +1,74 @@
 """Where a node looks for its first peers. None of it ever removes a member."""
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
+from ..exceptions import Unavailable
 from ..wire.address import TcpAddress
+from ..wire.names import Names
 
 DNS_EVERY = 5.0
 LIST_EVERY = 30.0
-
-Resolver = Callable[[str, int], Awaitable[list[str]]]
+RETRY_AFTER = 2.0  # seconds, while a name of a list isn't resolved
+LOOKUP_TIMEOUT = 1.0  # seconds that the other addresses of a list wait for a name
+DNS_TIMEOUT = 8.0  # seconds; a resolver asks twice, for five seconds each, as a rule
 
 
 class Discovery(Protocol):
     """A source of addresses, asked every `interval` seconds for as long as the node runs."""
 
+    problem: str  # what of the last question failed although it was answered; empty if nothing did
+
     @property
     def interval(self) -> float: ...
 
     async def addresses(self) -> Sequence[str]:
-        """The addresses (`host:port`) of nodes that may be there, our own perhaps among them. May raise."""
+        """The addresses (IP address and port) of nodes that may be there, our own perhaps among them. May raise."""
 
     async def withdraw(self) -> None:
         """We are leaving: others need not look for us any more."""
 
 
 class ListDiscovery:
-    """A fixed list of addresses."""
+    """A fixed list of addresses. Names among them are resolved each time, so that links never are held up by DNS."""
 
-    interval = LIST_EVERY
+    def __init__(self, addresses: Sequence[TcpAddress], names: Names | None = None) -> None:
+        self.listed = tuple(addresses)
+        self.problem = ""
+        self._names = names or Names()
 
-    def __init__(self, addresses: Sequence[TcpAddress]) -> None:
-        self._addresses = [str(address) for address in addresses]
+    @property
+    def interval(self) -> float:
+        return RETRY_AFTER if self.problem else LIST_EVERY
 
     async def addresses(self) -> Sequence[str]:
-        return self._addresses
+        answers = await asyncio.gather(*(self._resolved(address) for address in self.listed))
+        self.problem = "; ".join(dict.fromkeys(answer for answer in answers if isinstance(answer, str)))
+        return [str(address) for answer in answers if not isinstance(answer, str) for address in answer]
+
+    async def _resolved(self, address: TcpAddress) -> list[TcpAddress] | str:
+        try:
+            return await self._names.resolve_now(address, LOOKUP_TIMEOUT)
+        except Unavailable as error:
+            return str(error)
 
     async def withdraw(self) -> None:
         pass
-
-
-async def resolve(name: str, port: int) -> list[str]:
-    """All addresses that the system's resolver knows for a name. Raises `OSError`."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
-    return sorted({str(info[4][0]) for info in found})
 
 
 class DnsDiscovery:
     """All A and AAAA records of a name: a headless service in Kubernetes, a container network's alias."""
 
     interval = DNS_EVERY
+    problem = ""
 
-    def __init__(self, name: TcpAddress, resolver: Resolver = resolve) -> None:
-        self._name = name
-        self._resolver = resolver
+    def __init__(self, name: TcpAddress, names: Names | None = None) -> None:
+        self.name = name
+        self._names = names or Names()
 
     async def addresses(self) -> Sequence[str]:
-        hosts = await self._resolver(self._name.host, self._name.port)
-        return [str(TcpAddress(host, self._name.port)) for host in hosts]
+        return sorted(str(address) for address in await self._names.resolve_now(self.name, DNS_TIMEOUT))
 
     async def withdraw(self) -> None:
         pass

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..core.messages import Identity
 from ..exceptions import ProtocolError, Unavailable
-from ..wire.address import TcpAddress, parse_tcp
+from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
 from ..wire.framing import frame
 from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
@@ -94,7 +94,7 @@ class Links:
                 link.wanted = now
             elif address not in self._ours and len(self._links) < MAX_LINKS:
                 try:
-                    self._links[address] = Link(self, parse_tcp(address), now)
+                    self._links[address] = Link(self, parse_ip(address), now)
                 except ValueError as error:
                     self.report(f"a peer can't be reached: {error}")
 

@@ -107,7 +107,10 @@ class Node:
             await self.server.listen(self.config.socket)
             await self.server.listen(self.config.bind)
             _spare_the_collector()
-            logger.info("node %s serves %s and %s", self.config.name, self.config.bind, self.config.socket)
+            logger.info(
+                "node %s serves %s and %s; others reach it at %s",
+                self.config.name, self.config.bind, self.config.socket, self.config.advertise,
+            )  # fmt: skip
             for work in (self.heartbeats.run(), self._tick_forever(), self._discover_forever()):
                 self._spawn(work)
             await stop.wait()
@@ -207,7 +210,7 @@ class Node:
             try:
                 async with asyncio.timeout(DISCOVERY_TIMEOUT):
                     self.links.want(await self._discovery.addresses())
-                failure = ""
+                failure = self._discovery.problem
             except Exception as error:  # a resolver or a database may raise anything; no member is lost by it
                 failure = f"{type(error).__name__}: {error}"
             if bool(failure) != bool(self._discovery_failure):

@@ -1,19 +1,15 @@
 """The sockets of a node: who may connect, how much they may send, and the way of a request to its reply."""
 
 import asyncio
-import contextlib
 import errno
 import os
-import socket
-import stat
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import cast
 
 from ..exceptions import ProtocolError
 from ..wire.address import Address, TcpAddress, UnixAddress
-from ..wire.blocking import check_unix_peer
+from ..wire.folders import check_unix_peer
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, MAX_REQUEST, Deframer, frame
 from ..wire.handshake import Hello, NodeHandshake, Role
 from ..wire.keys import LinkKey
@@ -25,6 +21,7 @@ from .coalescing import REST, Coalescer
 from .config import NodeError
 from .handler import Handler
 from .places import Kind, Places, Source
+from .socketfile import SocketFile
 
 MAX_CONNECTIONS = 4096
 FOR_NODES = 2304  # of them: two for each of as many peers as a node keeps links to, and some more
@@ -64,7 +61,7 @@ class Server:
         self.strangers: Places[Connection] = Places(MAX_STRANGERS, MAX_STRANGERS, STRANGERS_FOR_LOCAL)
         self.coalescer: Coalescer | None = None
         self._servers: list[asyncio.Server] = []
-        self._socket_path: Path | None = None
+        self._socket_file: SocketFile | None = None
 
     async def listen(self, address: Address) -> None:
         """Raises `NodeError` when the address can't be had."""
@@ -72,10 +69,10 @@ class Server:
         self.coalescer = self.coalescer or Coalescer(min(REST, self.handler.membership.timings.heartbeat / 2))
         try:
             if isinstance(address, UnixAddress):
+                self._socket_file = SocketFile(address, BACKLOG)
                 server = await loop.create_unix_server(
-                    lambda: Connection(self, ()), sock=_bind_unix(address), backlog=BACKLOG
+                    lambda: Connection(self, ()), sock=self._socket_file.socket, backlog=BACKLOG
                 )
-                self._socket_path = Path(address.path)
             else:
                 server = await loop.create_server(
                     lambda: Connection(self, self.keys),
@@ -108,15 +105,14 @@ class Server:
         victim._turn_away("") if victim is connection else victim.abort()
 
     def close(self) -> None:
+        if self._socket_file is not None:
+            self._socket_file.remove()  # first: a node that starts takes the path as soon as nobody answers there
         for server in self._servers:
             server.close()
         for connection in [*self.connections, *self.strangers]:
             connection.abort()
         if self.coalescer is not None:
             self.coalescer.close()
-        if self._socket_path is not None:
-            with contextlib.suppress(OSError):
-                self._socket_path.unlink()
 
 
 class Connection(asyncio.Protocol):
@@ -356,48 +352,3 @@ def _source(transport: asyncio.Transport) -> str:
 
 def _readable(peer: object) -> str:
     return str(peer[0]) if isinstance(peer, tuple) else "the unix socket"
-
-
-def _bind_unix(address: UnixAddress) -> socket.socket:
-    """A socket that only our user can open, in a folder where nobody else can put one in its place."""
-    path = Path(address.path)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise NodeError(
-            f"the folder for the socket {path} can't be made: {error}. Choose another with --socket."
-        ) from error
-    folder = path.parent.stat()
-    if folder.st_uid not in (os.geteuid(), 0) or (folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX):
-        raise NodeError(
-            f"others can write to {path.parent}, so the socket isn't safe there. Choose another with --socket."
-        )
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX)
-    umask = os.umask(0o177)
-    try:
-        sock.bind(address.path)
-    except OSError:
-        sock.close()
-        raise
-    finally:
-        os.umask(umask)
-    return sock
-
-
-def _remove_stale(path: Path) -> None:
-    """Takes away the socket of a node that was killed; a running one keeps it."""
-    if not path.exists():
-        return
-    if not path.is_socket():
-        raise NodeError(f"{path} exists and is no socket. Choose another with --socket.")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        except OSError as error:
-            raise NodeError(f"{path} can't be taken over: {error}. Choose another with --socket.") from error
-        else:
-            raise NodeError(f"{path} is taken: a node serves it already. Stop it, or choose another with --socket.")

@@ -14,14 +14,14 @@ class TcpAddress(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only this host can reach it; a name other than `localhost` may be anywhere."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        address = _ip_address(self.host)
+        return self.host == "localhost" if address is None else address.is_loopback
 
     @property
     def is_wildcard(self) -> bool:
-        return self.host in ("", "0.0.0.0", "::")  # noqa: S104 - a comparison, nothing is bound
+        """Whether it stands for all addresses of this host. `::` is all of IPv6, an empty host is all of both."""
+        address = _ip_address(self.host)
+        return not self.host if address is None else address.is_unspecified
 
 
 class UnixAddress(NamedTuple):
@@ -34,6 +34,15 @@ class UnixAddress(NamedTuple):
 Address = TcpAddress | UnixAddress
 
 
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    # IPv4 in the notation of IPv6, `::ffff:127.0.0.1`, which Python calls loopback since 3.13 only.
+    return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
+
+
 def parse_tcp(text: str) -> TcpAddress:
     """Raises `ValueError`, which says what an address looks like."""
     host, colon, port = text.strip().rpartition(":")
@@ -43,6 +52,18 @@ def parse_tcp(text: str) -> TcpAddress:
     return TcpAddress(host, int(port))
 
 
+def parse_ip(text: str) -> TcpAddress:
+    """As nodes name each other: an IP address and a port. Raises `ValueError`, also for a host name, which somebody
+    would have to wait for."""
+    address = parse_tcp(text)
+    if _ip_address(address.host) is None:
+        raise ValueError(f"{text!r} is no address: {address.host!r} is not an IP address")
+    return address
+
+
 def parse_address(text: str) -> Address:
     """A path (it has a slash) or `host:port`. Raises `ValueError`."""
+    if "\0" in text:
+        # An abstract name has no folder whose permissions keep other users from taking it first.
+        raise ValueError(f"{text!r} has a zero byte: abstract socket names are not supported, write a path")
     return UnixAddress(text) if "/" in text else parse_tcp(text)

@@ -12,7 +12,8 @@ from msgspec import structs
 
 from ..exceptions import AnswerLost, ProtocolError, TimedOut, Unavailable
 from .address import Address, UnixAddress
-from .blocking import ANYONE, OVERTIME, check_unix_peer
+from .blocking import ANYONE, OVERTIME
+from .folders import check_folder, check_unix_peer
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import DiallerHandshake, Hello, OtherNode, Verdict
 from .keys import LinkKey
@@ -256,6 +257,7 @@ async def connect(
     try:
         async with patient_timeout(deadline):
             if isinstance(address, UnixAddress):
+                check_folder(address.path)
                 transport, connection = await loop.create_unix_connection(
                     lambda: AsyncConnection((), deadline, on_close, idle=idle), address.path
                 )

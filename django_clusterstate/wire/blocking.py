@@ -11,6 +11,7 @@ from msgspec import structs
 
 from ..exceptions import AnswerLost, ClusterStateError, ProtocolError, TimedOut, Unavailable, raised_by_signal
 from .address import Address, UnixAddress
+from .folders import check_folder, check_unix_peer
 from .foreign import too_long
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello, OtherNode
@@ -26,13 +27,6 @@ ANYONE = Hello()  # a requester that takes whichever node answers
 # Seconds for what is still due when the time is over, though we haven't waited for it yet: it is we who come late, as
 # among threads that compute, or after a stop. Also for the rest of an answer whose beginning came in time.
 OVERTIME = 0.02
-
-
-def check_unix_peer(sock: socket.socket) -> bool:
-    """Whether the other end of a unix socket runs as our user or as root."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    return uid in (os.geteuid(), 0)
 
 
 def _left(until: float) -> float:
@@ -99,6 +93,7 @@ class BlockingConnection:
             self._see_how_it_waits()
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return
+        check_folder(address.path)
         self._socket = socket.socket(socket.AF_UNIX)
         self._see_how_it_waits()
         self._set_timeout(seconds)  # so that a node with many to accept is waited for

@@ -77,11 +77,12 @@ class LinkKey:
     offers: Key
 
 
-def _derive(secret: str, info: str) -> Key:
-    return Key(HKDF(SHA256(), _LENGTH, _SALT, info.encode()).derive(secret.encode()))
+def _derive(secret: str | bytes, info: str) -> Key:
+    material = Key(secret.encode() if isinstance(secret, str) else secret)
+    return Key(HKDF(SHA256(), _LENGTH, _SALT, info.encode()).derive(material._bytes))
 
 
-def derive_link_keys(secrets: Sequence[str], cluster: str) -> tuple[LinkKey, ...]:
+def derive_link_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[LinkKey, ...]:
     """The keys for connections, one pair for each of the first four secrets, in their order."""
     return tuple(
         LinkKey(_derive(secret, f"clusterstate|seal2|{cluster}"), _derive(secret, f"clusterstate|seal2-id|{cluster}"))
@@ -89,6 +90,6 @@ def derive_link_keys(secrets: Sequence[str], cluster: str) -> tuple[LinkKey, ...
     )
 
 
-def derive_channel_keys(secrets: Sequence[str], cluster: str) -> tuple[Key, ...]:
+def derive_channel_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[Key, ...]:
     """The keys that sign heartbeats, one for each of the first four secrets, in their order."""
     return tuple(_derive(secret, f"clusterstate|channel|{cluster}") for secret in secrets[:MAX_SECRETS])

@@ -10,6 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from django_clusterstate.node.handler import Handler, Requester, resident_bytes
 from django_clusterstate.node.links import Links, Peer
 from django_clusterstate.node.places import Kind
 from django_clusterstate.node.server import Server
+from django_clusterstate.node.socketfile import SocketFile
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
@@ -764,13 +766,68 @@ async def test_file_that_is_no_socket_is_left_alone(folder: Path) -> None:
 
 
 async def test_folder_that_others_can_write_to_is_refused(folder: Path) -> None:
-    folder.chmod(0o777)
-    with pytest.raises(NodeError, match="others can write to"):
-        await listening(folder)(UnixAddress(str(folder / "node.sock")))
-    folder.chmod(0o1777)  # as /tmp is: nobody can replace what isn't theirs
+    for mode in (0o777, 0o1777, 0o770):
+        folder.chmod(mode)
+        with pytest.raises(NodeError, match="others can write to"):
+            await listening(folder)(UnixAddress(str(folder / "node.sock")))
+
+
+async def test_folder_that_is_a_symbolic_link_is_refused(folder: Path) -> None:
+    (folder / "elsewhere").mkdir(mode=0o700)
+    (folder / "link").symlink_to(folder / "elsewhere")
+    with pytest.raises(NodeError, match="is a symbolic link"):
+        await listening(folder)(UnixAddress(str(folder / "link" / "node.sock")))
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    with pytest.raises(NodeError, match="is a symbolic link"):
+        await listening(folder)(UnixAddress(str(folder / "dangling" / "node.sock")))
+    assert not (folder / "nowhere").exists()
+
+
+async def test_node_that_stops_leaves_the_socket_of_its_successor(folder: Path) -> None:
+    first, second = Running(folder), Running(folder)
+    await first.start()
+    Path(first.unix.path).unlink()  # as somebody does who believes that it is dead
+    await second.start()
+    first.server.close()
+    await asyncio.sleep(0.01)
+    assert await second.serves()
+    second.server.close()
+    assert not Path(second.unix.path).exists()
+
+
+async def test_socket_is_taken_away_before_it_stops_to_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two another node would take it for a leftover, and lose it again."""
     running = Running(folder)
     await running.start()
-    running.server.close()
+    first, *others = running.server._servers
+    with monkeypatch.context() as patch:
+        patch.setattr(running.server, "_servers", [])
+        running.server.close()
+    assert not Path(running.unix.path).exists()
+    assert first.is_serving()
+    for server in (first, *others):
+        server.close()
+
+
+async def test_of_nodes_that_start_in_the_same_instant_one_gets_the_socket_and_keeps_it(folder: Path) -> None:
+    for number in range(30):
+        address = UnixAddress(str(folder / f"{number}.sock"))
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(address.path)
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda _, address=address: _bind(address), range(4)))
+        winners = [file for file in found if isinstance(file, SocketFile)]
+        assert len(winners) == 1
+        with socket.socket(socket.AF_UNIX) as requester:
+            requester.connect(address.path)
+        winners[0].socket.close()
+
+
+def _bind(address: UnixAddress) -> SocketFile | NodeError:
+    try:
+        return SocketFile(address, 16)
+    except NodeError as error:
+        return error
 
 
 async def test_folder_that_cannot_be_made_is_refused(folder: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.wire.address import TcpAddress, UnixAddress, parse_address, parse_tcp
+from django_clusterstate.wire.address import TcpAddress, UnixAddress, parse_address, parse_ip, parse_tcp
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,36 @@ def test_host_and_port_are_read(text: str, address: TcpAddress) -> None:
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"write HOST:PORT, for example 10\.0\.0\.5:4370"):
         parse_tcp(text)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.5:4370", "[fd00::1]:1", "127.0.0.1:1"])
+def test_an_ip_address_is_told_from_a_name(text: str) -> None:
+    assert parse_ip(text) == parse_tcp(text)
+
+
+@pytest.mark.parametrize("text", ["web-1:4370", "localhost:1", ":1", "10.0.0:1", "nonsense"])
+def test_nodes_do_not_name_each_other_by_host_names(text: str) -> None:
+    with pytest.raises(ValueError, match="is no address"):
+        parse_ip(text)
+
+
+@pytest.mark.parametrize("text", ["\0name/x", "/run/\0node.sock", "a\0b:1"])
+def test_an_abstract_name_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="abstract socket names are not supported"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback", "wildcard"),
+    [
+        ("127.0.1.1", True, False), ("::1", True, False), ("::ffff:127.0.0.1", True, False), ("localhost", True, False),
+        ("0.0.0.0", False, True), ("::", False, True), ("0:0::0", False, True), ("::ffff:0.0.0.0", False, True),
+        ("", False, True), ("10.0.0.1", False, False), ("web-1", False, False),
+    ],
+)  # fmt: skip
+def test_loopback_and_wildcard_addresses_are_known_in_every_notation(host: str, loopback: bool, wildcard: bool) -> None:
+    assert TcpAddress(host, 1).is_loopback == loopback
+    assert TcpAddress(host, 1).is_wildcard == wildcard
 
 
 def test_a_slash_makes_a_path() -> None:

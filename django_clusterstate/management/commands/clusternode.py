@@ -14,17 +14,18 @@ from typing import Any
 from channels.layers import channel_layers
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connections
+from django.db import connections
 from django.dispatch import Signal
 
 from ... import conf, signals
 from ...cache.bounds import own_bytes
-from ...checks import check_channel_layer
+from ...checks import check_addresses, check_channel_layer
 from ...core.membership import Change, Membership
 from ...core.timeline import What
-from ...discovery import make_discovery
-from ...models import NodeAddress
+from ...discovery import make_discovery, table_problem
+from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
+from ...node.discovery import ListDiscovery
 from ...node.node import Event, Isolated, Node, ViewChanged, news
 from ...node.pubsub import PubSubLayer
 from ...node.scrapes import scraped
@@ -75,8 +76,9 @@ class Command(BaseCommand):
                 {entry: options[option] for option, entry in OPTIONS.items() if options[option]}
             )
             _refuse_weak_secret(settings)
-            node = _make_node(settings)
-            _run(node, _metrics(node, options["metrics_address"], options["metrics_port"]))
+            watch = _find_address(settings)
+            node = _make_node(settings, watch.address)
+            _run(node, watch, _metrics(node, options["metrics_address"], options["metrics_port"]))
         except (ImproperlyConfigured, NodeError, ValueError) as error:
             raise CommandError(str(error)) from error
 
@@ -90,12 +92,21 @@ def _refuse_weak_secret(settings: Settings) -> None:
             )
 
 
-def _make_node(settings: Settings) -> Node:
+def _find_address(settings: Settings) -> AddressWatch:
+    for problem in check_addresses(settings):
+        logger.warning("%s %s", problem.msg, problem.hint)
+    discovery = make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.bind))
+    peers = discovery.listed if isinstance(discovery, ListDiscovery) else ()
+    finder = Finder(settings.bind, settings.advertise, peers)
+    return AddressWatch(finder, wait_for_address(finder))
+
+
+def _make_node(settings: Settings, advertise: TcpAddress) -> Node:
     config = NodeConfig(
         name=settings.node_name,
         cluster=settings.cluster,
         bind=settings.bind,
-        advertise=settings.advertise,
+        advertise=advertise,
         socket=settings.socket,
         link_keys=settings.link_keys,
         channel_keys=settings.channel_keys,
@@ -114,13 +125,16 @@ def _make_node(settings: Settings) -> Node:
 
 
 def _check_migrated() -> None:
-    try:
-        NodeAddress.objects.exists()
-    except DatabaseError as error:
+    """Raises `NodeError` if the table was never made. A database that is locked or out of reach is tried again for as
+    long as the node runs, as it would be later."""
+    problem, missing = table_problem()
+    if missing:
         raise NodeError(
-            f"Discovery needs its table in the database ({error}). Run: manage.py migrate. "
+            f"Discovery needs its table in the database ({problem}). Run: manage.py migrate. "
             "Or choose another way with --discovery."
-        ) from error
+        )
+    if problem:
+        logger.warning("the database can't be read for discovery yet, it is tried again: %s", problem)
 
 
 def _channel_layer(settings: Settings) -> Any:
@@ -194,12 +208,12 @@ def _metrics(node: Node, host: str, port: int | None) -> AbstractAsyncContextMan
     return scraped(address, lambda accept: render(node.handler.status(), accept))
 
 
-def _run(node: Node, metrics: AbstractAsyncContextManager[object]) -> None:
+def _run(node: Node, watch: AddressWatch, metrics: AbstractAsyncContextManager[object]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; many systems begin with 1,024
     factory = _loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_run_until_signalled(node, metrics))
+        runner.run(_run_until_signalled(node, watch, metrics))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -210,7 +224,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _run_until_signalled(node: Node, metrics: AbstractAsyncContextManager[object]) -> None:
+async def _run_until_signalled(node: Node, watch: AddressWatch, metrics: AbstractAsyncContextManager[object]) -> None:
     stop = asyncio.Event()
 
     def on_signal() -> None:
@@ -221,8 +235,12 @@ async def _run_until_signalled(node: Node, metrics: AbstractAsyncContextManager[
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(signum, on_signal)
-    async with metrics:
-        await node.run(stop)
+    watching = asyncio.create_task(watch.run())
+    try:
+        async with metrics:
+            await node.run(stop)
+    finally:
+        watching.cancel()
 
 
 def _set_up_logging() -> None:

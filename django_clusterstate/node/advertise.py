@@ -1,0 +1,168 @@
+"""Which address a node tells the others: always an IP address, so that no peer or requester has to resolve a name."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..wire.address import TcpAddress
+from ..wire.background import Background
+from ..wire.names import Hosts, Lookup, look_up, numeric
+from .interfaces import has_address, is_reachable, own_address
+
+CHECK_EVERY = 60.0  # seconds
+WARN_AGAIN = 600.0  # seconds until a warning that still holds is repeated
+SAY_AFTER = 2.0  # seconds that a name look-up takes before it is said
+
+logger = logging.getLogger("django_clusterstate.node")
+
+
+@dataclass(frozen=True, slots=True)
+class Advertised:
+    """An IP address and a port. `problem` says why other hosts can't reach it, or is empty."""
+
+    address: TcpAddress
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Finds the address to advertise by the settings `BIND` and `ADVERTISE` (None: not set). `peers` are the addresses
+    of a discovery list."""
+
+    bind: TcpAddress
+    advertise: TcpAddress | None
+    peers: Sequence[TcpAddress] = ()
+    lookup: Lookup = look_up
+
+    def find(self) -> Advertised:
+        """Raises `OSError` when a name can't be resolved. Takes as long as the system's resolver."""
+        given = self.advertise or self.bind
+        known = given if given.is_wildcard else numeric(given)
+        if known is not None and known.is_wildcard:
+            return self._of_interfaces(given.port, f"it listens on {self.bind}, and this host has no other address")
+        if known is not None:
+            return Advertised(known)
+        hosts = self.lookup(given.host)
+        if is_local_name(given.host):
+            return Advertised(TcpAddress(self._preferred(hosts), given.port))
+        if reachable := tuple(host for host in hosts if is_reachable(host)):
+            return Advertised(TcpAddress(self._preferred(reachable), given.port))
+        loopback = f"{given.host} resolves to {', '.join(hosts)} on this host, which others can't reach"
+        if self.advertise is None:  # it listens there and nowhere else
+            return Advertised(TcpAddress(self._preferred(hosts), given.port), f"BIND: {loopback}")
+        return self._of_interfaces(given.port, f"ADVERTISE: {loopback}")
+
+    def _of_interfaces(self, port: int, problem: str) -> Advertised:
+        """Where the node listens: at the address of `BIND` if that is one, else at one of an interface."""
+        bound = numeric(self.bind)
+        if bound is not None and not bound.is_wildcard and is_reachable(bound.host):
+            return Advertised(TcpAddress(bound.host, port))
+        families = self._families()
+        if (found := own_address(families, self.peers)) is not None:
+            return Advertised(TcpAddress(found, port))
+        return Advertised(TcpAddress("127.0.0.1" if families[0] == socket.AF_INET else "::1", port), problem)
+
+    def _families(self) -> tuple[int, ...]:
+        """Those that the node listens on. `::` is IPv6 alone: asyncio and uvloop set `IPV6_V6ONLY`."""
+        if not self.bind.host:
+            return socket.AF_INET, socket.AF_INET6
+        bound = numeric(self.bind)
+        if bound is None:
+            return socket.AF_INET, socket.AF_INET6
+        return (socket.AF_INET6,) if ":" in bound.host else (socket.AF_INET,)
+
+    def _preferred(self, hosts: Hosts) -> str:
+        """The first of a family that the node listens on."""
+        v6 = self._families() == (socket.AF_INET6,)
+        v4 = self._families() == (socket.AF_INET,)
+        fitting = [host for host in hosts if not (v6 and ":" not in host) and not (v4 and ":" in host)]
+        return (*fitting, *hosts)[0]
+
+    def still_right(self, advertised: TcpAddress, found: Advertised) -> bool:
+        """Whether an address found earlier can stay, given what is found now."""
+        if found.address == advertised:
+            return True
+        by_interface = (self.advertise or self.bind).is_wildcard
+        return by_interface and is_reachable(advertised.host) and has_address(advertised.host)
+
+
+def is_local_name(host: str) -> bool:
+    """Whether the name means this host to every host (RFC 6761), so that a loopback address is what is meant."""
+    name = host.rstrip(".").lower()
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep) -> Advertised:
+    """The address to advertise, tried again until names can be resolved; what it waits for is logged."""
+    search = Background(finder.find, "look-up of this node's address")
+    said = False
+    while True:
+        try:
+            return search.start().result(SAY_AFTER)
+        except TimeoutError:
+            why = "the DNS server does not answer"
+        except OSError as error:
+            why = error.strerror or str(error)
+            pause(1.0)
+        if not said:
+            said = True
+            logger.warning(
+                "the address to advertise, %s, can't be resolved: %s; the node starts as soon as it can. Set "
+                "CLUSTERSTATE_ADVERTISE to an IP address to be independent of DNS",
+                finder.advertise or finder.bind,
+                why,
+            )
+
+
+class AddressWatch:
+    """Looks each minute whether the advertised address is still this host's, and logs a warning while it isn't."""
+
+    def __init__(self, finder: Finder, advertised: Advertised, clock: Callable[[], float] = time.monotonic) -> None:
+        self._finder = finder
+        self._advertised = advertised
+        self._search = Background(finder.find, "look-up of this node's address")
+        self._clock = clock
+        self._warned = clock() if advertised.problem else float("-inf")
+        if advertised.problem:
+            self._warn_of_problem(advertised.problem)
+
+    @property
+    def address(self) -> TcpAddress:
+        return self._advertised.address
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_EVERY)
+            try:
+                found = await asyncio.wrap_future(self._search.start())
+            except OSError as error:  # the address stays
+                logger.debug("this node's address can't be looked up: %s", error)
+            else:
+                self.check(found)
+
+    def check(self, found: Advertised) -> None:
+        now = self._clock()
+        if now - self._warned < WARN_AGAIN:
+            return
+        if not self._finder.still_right(self._advertised.address, found):
+            self._warned = now
+            logger.warning(
+                "this node advertises %s, but this host's address is now %s: others can't reach it. Restart the node",
+                self._advertised.address,
+                found.address,
+            )
+        elif found.problem:
+            self._warned = now
+            self._warn_of_problem(found.problem)
+
+    def _warn_of_problem(self, problem: str) -> None:
+        logger.warning(
+            "this node advertises %s, so only processes of this host reach it: %s. Set CLUSTERSTATE_ADVERTISE to an "
+            "address of this host that the others can reach",
+            self._advertised.address,
+            problem,
+        )

@@ -1,0 +1,105 @@
+"""The file of the node's unix socket: made where nobody else can put one in its place, and taken away at the end."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..wire.address import UnixAddress
+from ..wire.folders import UnsafeFolder, check_folder
+from .config import NodeError
+
+
+class SocketFile:
+    """Bound and listening once constructed. Raises `NodeError` when the path can't be used, `OSError` as `bind()`."""
+
+    def __init__(self, address: UnixAddress, backlog: int) -> None:
+        self._path = Path(address.path)
+        _make_folder(self._path)
+        with _alone_in(self._path.parent):
+            _remove_stale(self._path)
+            self.socket = _bind(address)
+            try:
+                self.socket.listen(backlog)  # until then another node that starts takes the file for a leftover
+                self._file = _identity(self._path)
+            except OSError:
+                self.socket.close()
+                raise
+
+    def remove(self) -> None:
+        """To be called while the socket still listens. Takes the file away unless it is another's by now.
+
+        While the socket is open its inode number isn't given out again, and no other node takes the path of a socket
+        that answers.
+        """
+        with contextlib.suppress(OSError):
+            if _identity(self._path) == self._file:
+                self._path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(mode=0o700, parents=True)
+        check_folder(str(path))
+    except UnsafeFolder as error:
+        raise NodeError(
+            f"{error}, so the socket isn't safe there. Choose another folder with --socket, or correct this one."
+        ) from error
+    except OSError as error:
+        raise NodeError(
+            f"the folder for the socket {path} can't be made: {error}. Choose another with --socket."
+        ) from error
+    if not path.parent.is_dir():
+        raise NodeError(f"the folder for the socket {path} can't be made: {path.parent} is not a folder.")
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other node looks at the folder's sockets or makes one meanwhile: two that start at the same moment would both
+    find a leftover, and the second would take away the file of the first."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
+
+
+def _bind(address: UnixAddress) -> socket.socket:
+    """A socket that only our user can open."""
+    sock = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o177)
+    try:
+        sock.bind(address.path)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(umask)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Takes away the socket of a node that was killed; a running one keeps it."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise NodeError(f"{path} exists and is no socket. Choose another with --socket.")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            raise NodeError(f"{path} can't be taken over: {error}. Choose another with --socket.") from error
+        else:
+            raise NodeError(f"{path} is taken: a node serves it already. Stop it, or choose another with --socket.")

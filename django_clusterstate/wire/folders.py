@@ -1,0 +1,64 @@
+"""Who may be trusted on a unix socket: by the user of the other end, and by the folder that the socket lies in."""
+
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+ROOT = 0
+_UID_MAP = Path("/proc/self/uid_map")
+_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
+_ALL_IDS = 2**32 - 1
+
+
+class UnsafeFolder(PermissionError):
+    """Another user could have put the socket there, or could replace it."""
+
+
+def check_folder(path: str) -> None:
+    """Raises `UnsafeFolder` unless nobody but our user and root can put a socket at this path; `OSError` when there is
+    no folder.
+
+    The folder itself is looked at, not what a symbolic link leads to: in a folder such as /tmp another user can make
+    the link first.
+    """
+    folder = os.path.dirname(path) or "."
+    found = os.lstat(folder)
+    if stat.S_ISLNK(found.st_mode):
+        raise UnsafeFolder(f"{folder} is a symbolic link, which its maker can point elsewhere")
+    if not is_trusted(found.st_uid):
+        raise UnsafeFolder(f"{folder} belongs to another user (id {found.st_uid})")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UnsafeFolder(f"others can write to {folder} (its mode is {stat.S_IMODE(found.st_mode):04o})")
+
+
+def check_unix_peer(sock: socket.socket) -> bool:
+    """Whether the other end of a unix socket runs as our user or as root."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return is_trusted(uid)
+
+
+def is_trusted(uid: int) -> bool:
+    """Whether this is our user or root, and surely so.
+
+    In a user namespace that maps some users only, all the others appear as one, the overflow uid: it names nobody.
+    """
+    if uid == ROOT:
+        return True
+    return uid == os.geteuid() and (uid != _overflow_uid() or _all_users_are_mapped())
+
+
+def _overflow_uid() -> int:
+    try:
+        return int(_OVERFLOW_UID.read_text())
+    except (OSError, ValueError):
+        return 65534
+
+
+def _all_users_are_mapped() -> bool:
+    try:
+        return sum(int(line.split()[2]) for line in _UID_MAP.read_text().splitlines()) >= _ALL_IDS
+    except (OSError, ValueError, IndexError):
+        return False
