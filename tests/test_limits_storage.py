@@ -22,7 +22,7 @@ import redis
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory, override_settings
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_clusterstate import conf, ratelimit
@@ -31,7 +31,7 @@ from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.core import limiter
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.decorators import cluster_ratelimit
-from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage, steps
+from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage, scripts, steps
 from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
 from testproject.processes import Process, free_port, wait_until
@@ -316,11 +316,13 @@ def test_a_hit_that_others_were_faster_than_is_denied_and_leaves_no_trace(
     storage = LimitsStorage(on_redis, "default", DEADLINE)
     storage.peek(key, limit.rules, 1)  # connects
     others: list[bool] = []
+    taken = 0
     under_way, result = steps.hit(storage._counters(key, limit.rules), 1), None
     try:
         while True:
             step = under_way.send(result)
-            if not others and any(name in repr(step) for name in ("'incr'", "'acquire_sliding_window_entry'")):
+            taken += 1
+            if taken == len(limit.rules) + 1:  # each was looked at, and the first is about to be counted
                 others = [ratelimit.hit(limit, group, "key").allowed for _ in range(3)]
             result = step(storage._storage)
     except StopIteration as done:
@@ -707,23 +709,84 @@ def test_without_the_setting_the_nodes_count(monkeypatch: pytest.MonkeyPatch) ->
     assert conf.get_async_limits_storage() is None
 
 
-# -- what the storages' own estimate comes to, without one --------------------------------------------------------
+# -- sliding windows: the script on Redis, and the estimate on Memcached ------------------------------------------
+
+
+@given(
+    limit=st.integers(1, 9),
+    period=st.integers(1, 3600),
+    some=st.lists(st.tuples(st.one_of(st.floats(0, 1.2), st.just(0.0), st.just(1.0)), st.integers(0, 4)), max_size=40),
+    ago=st.none() | st.floats(0, 1.2),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_script_decides_as_a_node_does(
+    on_redis: str, limit: int, period: int, some: list[tuple[float, int]], ago: float | None
+) -> None:
+    client = redis.Redis.from_url(on_redis)
+    script = scripts.SLIDING_WINDOW.replace("redis.call('time')", "{ARGV[4], ARGV[5]}")
+    give_back = scripts.GIVE_BACK_SLIDING.replace("redis.call('time')", "{ARGV[5], ARGV[6]}")
+    rule, name, clock = Rule(Algorithm.SLIDING_WINDOW, limit, float(period)), uuid4().hex, 1_800_000_000_000_000
+    expected: limiter.State | None = None
+    for wait, cost in some:
+        clock += round(wait * period * 1e6)
+        answer = client.eval(script, 1, name, limit, rule.period, cost, *divmod(clock, 10**6))
+        state, now = steps._kept(answer)
+        assert state in (expected, None)
+        decision, after, _ = limiter.decide(rule, state, cost, now)
+        assert bool(answer[0]) == (decision.allowed and cost > 0)
+        if answer[0]:
+            expected = after
+        if expected is not None and ago is not None:
+            client.eval(give_back, 1, name, 2, limit, rule.period, ago * period, *divmod(clock, 10**6))
+            refunded = limiter._refund_sliding_window(rule, expected, 2, now - ago * period, now)
+            expected, _ = steps._kept(client.eval(script, 1, name, limit, rule.period, 0, *divmod(clock, 10**6)))
+            assert expected is None or expected == pytest.approx(refunded)
+    client.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey", *CLUSTERS])
+def test_scripts_that_an_engine_has_forgotten_are_sent_again(
+    servers: dict[str, str], use: Callable[..., None], face: Face, group: str, kind: str
+) -> None:
+    use(servers[kind])
+    limit = Limit.parse("9/d", "sliding_window")
+    for left in (8, 7):
+        assert face.hit(limit, group, "key").remaining == left
+        port = int(servers[kind].partition("//")[2].partition("/")[0].rpartition(":")[2])
+        client = redis.Redis(port=port)
+        client.script_flush()
+        client.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_hits_on_redis_admitted_in_any_period_are_at_most_the_limit(
+    servers: dict[str, str], use: Callable[..., None], group: str, kind: str
+) -> None:
+    """For three seconds, as fast as it goes. Two buckets would admit up to twice the limit in one of them."""
+    use(servers[kind])
+    limit, began, passed = Limit.parse("20/s", "sliding_window"), time.monotonic(), []
+    while time.monotonic() < began + 3:
+        asked = time.monotonic()
+        if ratelimit.hit(limit, group, "key", fresh=True).allowed:
+            passed.append(asked)
+    assert len(passed) >= 41
+    assert all(passed[i + 20] - passed[i] > 0.98 for i in range(len(passed) - 20))
 
 
 class Buckets:
-    """Two buckets as the storages keep them, in milliseconds: they count as `acquire_sliding_window.lua` does."""
+    """Two buckets as `limits` keeps them on Memcached, in milliseconds."""
 
     def __init__(self, limit: int, period: int) -> None:
         self.rule = Rule(Algorithm.SLIDING_WINDOW, limit, float(period))
         self.start = self.previous = self.current = 0
 
-    def counts(self, now: int) -> steps.Counts:
+    def counts(self, now: int) -> steps.Buckets:
         period = int(self.rule.period * 1000)
         if now - self.start > 2 * period or not self.current + self.previous:
             self.start, self.previous, self.current = now, 0, 0
         elif now - self.start > period:
             self.start, self.previous, self.current = self.start + period, self.current, 0
-        return (self.start - now) / 1000, self.previous, self.current
+        return steps.Buckets((self.start - now) / 1000, self.previous, self.current)
 
     def hit(self, now: int, cost: int = 1) -> limiter.Decision:
         decision = steps.estimate(self.rule, self.counts(now), cost)
@@ -749,7 +812,7 @@ def test_at_most_twice_the_limit_passes_in_a_period_and_after_retry_after_the_sa
         elif cost <= limit:
             assert decision.retry_after <= (period if cost == 1 else 2 * period) + 2 * steps.GRAIN
             start, previous, current = buckets.counts(now)
-            later = (start - decision.retry_after - steps.GRAIN, previous, current)
+            later = steps.Buckets(start - decision.retry_after - steps.GRAIN, previous, current)
             assert steps.estimate(buckets.rule, later, cost).allowed
     for at, _ in admitted:
         assert sum(cost for then, cost in admitted if at <= then < at + period * 1000) <= 2 * limit

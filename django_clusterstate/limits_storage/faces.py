@@ -17,7 +17,7 @@ from ..core.limiter import Algorithm, Decision, Rule
 from ..exceptions import Unavailable, raised_by_signal
 from . import steps
 from .engines import MAX_AT_ONCE, Engine, close_storage, make_storage
-from .steps import Counters, Steps, T
+from .steps import Counter, Counters, Steps, T
 
 MEMCACHED_MAX_TTL = 30 * 86400  # what is longer, Memcached takes for a date, long past
 
@@ -53,7 +53,8 @@ class _Face(PerProcess):
                     f"Memcached can't keep a limit of {rule.limit} in {seconds} s: there the period is 30 days at "
                     "most, and 15 if it isn't a fixed window."
                 )
-            counters.append((rule, f"clusterstate/{self._cluster}/{whole}/{given.algorithm}/{rule.limit}/{seconds}"))
+            name = f"clusterstate/{self._cluster}/{whole}/{given.algorithm}/{rule.limit}/{seconds}"
+            counters.append(Counter(rule, name, scripted=self.name != "memcached"))
         return counters
 
     def _check(self) -> float:
@@ -94,9 +95,10 @@ class LimitsStorage(_Face):
         """What a hit would be answered now; `remaining` and `reset_after` are those without it."""
         return self._run(steps.peek(self._counters(key, rules), cost))
 
-    def refund(self, key: bytes, rules: Sequence[Rule], cost: int) -> None:
-        """Gives back a hit of `cost` that was counted, or what is left of it. Nothing where its window has ended."""
-        self._run(steps.refund(self._counters(key, rules), cost))
+    def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float = 0.0) -> None:
+        """Gives back a hit of `cost` that was counted `ago` seconds before, or what is left of it. Nothing where its
+        window has ended."""
+        self._run(steps.refund(self._counters(key, rules), cost, ago))
 
     def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
         """Forgets all hits of a key under these rules. Whether there were any."""
@@ -156,9 +158,9 @@ class AsyncLimitsStorage(_Face):
         """As `LimitsStorage.peek`."""
         return await self._run(steps.peek(self._counters(key, rules), cost))
 
-    async def refund(self, key: bytes, rules: Sequence[Rule], cost: int) -> None:
+    async def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float = 0.0) -> None:
         """As `LimitsStorage.refund`."""
-        await self._run(steps.refund(self._counters(key, rules), cost))
+        await self._run(steps.refund(self._counters(key, rules), cost, ago))
 
     async def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
         """As `LimitsStorage.reset`."""

@@ -1,99 +1,123 @@
 """What is asked of a storage, and what its answers mean, as generators that do no I/O: a face carries their steps out.
 
-The storage holds the counts; `core.limiter` says what follows from them for a fixed window, as it does for a node. For
-a sliding window the storages of `limits` keep two buckets, and decide by an estimate, which `estimate` follows.
+The storage holds the counts; `core.limiter` says what follows from them, as it does for a node. Fixed windows are those
+of `limits`. Sliding windows are counted by a script of ours where the engine runs scripts (Redis, Valkey); on Memcached
+`limits` keeps two buckets, and decides by an estimate, which `estimate` follows.
 """
 
 import math
 import time
 from collections.abc import Callable, Generator
 from operator import methodcaller
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ..core import limiter
-from ..core.limiter import Algorithm, Decision, Rule
+from ..core.limiter import Algorithm, Decision, Rule, State
+from . import scripts
 
 ROUNDING = 0.5  # seconds by which a time to live in whole seconds may be too short
 GRAIN = 0.001  # seconds: the clock of these storages
 
-# What was counted and is still there, never more: below zero would be a credit.
-GIVE_BACK = """
-local given = math.min(tonumber(redis.call('get', KEYS[1]) or 0), tonumber(ARGV[1]))
-if given > 0 then redis.call('decrby', KEYS[1], given) end
-"""
-
 T = TypeVar("T")
 Step: TypeAlias = Callable[[Any], Any]  # called with a storage; what it returns is awaited by the asyncio face
 Steps: TypeAlias = Generator[Step, Any, T]
-Counter: TypeAlias = tuple[Rule, str]  # a rule as it is counted there, and the name under which it is
+
+
+class Counter(NamedTuple):
+    """A rule as it is counted in a storage, the name under which it is, and whether by a script of ours."""
+
+    rule: Rule
+    name: str
+    scripted: bool
+
+
+class Kept(NamedTuple):
+    """A state of `core.limiter`, and the time."""
+
+    state: State | None
+    now: float
+
+
+class Buckets(NamedTuple):
+    """A sliding window of `limits`: the start of the current bucket, seconds from now, and the hits in both."""
+
+    start: float
+    previous: int
+    current: int
+
+
 Counters: TypeAlias = list[Counter]
-# What is counted, on a clock that reads 0 now: the end of a fixed window and its hits, or the start of the current of
-# two buckets, and the hits in the previous and in the current one.
-Counts: TypeAlias = tuple[float, int, int]
+Known: TypeAlias = Kept | Buckets
 
 
 def hit(counters: Counters, cost: int) -> Steps[list[Decision]]:
-    counts = yield from _counts(counters)
-    decisions = _decide_all(counters, counts, cost)
+    known = yield from _look(counters)
+    decisions = _decide_all(counters, known, cost)
     if not cost or not all(decision.allowed for decision in decisions):
         return decisions
     for i, counter in enumerate(counters):
-        before = yield from _count(counter, counts[i], cost)
-        if before is None:
+        counted, known[i] = yield from _count(counter, known[i], cost)
+        if not counted:
             for earlier in counters[:i]:
                 yield _give_back(earlier, cost)
-            counts[i] = _full(counter[0], counts[i])
             break
-        counts[i] = before
-    return _decide_all(counters, counts, cost)
+    return _decide_all(counters, known, cost)
 
 
 def peek(counters: Counters, cost: int) -> Steps[list[Decision]]:
-    counts = yield from _counts(counters)
+    known = yield from _look(counters)
     return [
-        _decide(rule, known, 0) if decision.allowed else decision
-        for (rule, _), known, decision in zip(counters, counts, _decide_all(counters, counts, cost), strict=True)
+        _decide(counter.rule, one, 0) if decision.allowed else decision
+        for counter, one, decision in zip(counters, known, _decide_all(counters, known, cost), strict=True)
     ]
 
 
-def refund(counters: Counters, cost: int) -> Steps[None]:
+def refund(counters: Counters, cost: int, ago: float) -> Steps[None]:
     for counter in counters:
-        yield _give_back(counter, cost)
+        yield _give_back(counter, cost, ago)
 
 
 def reset(counters: Counters) -> Steps[bool]:
     """Whether anything was counted, of what the storage still had when it was asked."""
-    counts = yield from _counts(counters)
-    for rule, name in counters:
-        if rule.algorithm is Algorithm.FIXED_WINDOW:
-            yield methodcaller("clear", name)
+    known = yield from _look(counters)
+    for counter in counters:
+        if counter.rule.algorithm is Algorithm.FIXED_WINDOW:
+            yield methodcaller("clear", counter.name)
+        elif counter.scripted:
+            yield _clear(counter)
         else:
-            yield methodcaller("clear_sliding_window", name, seconds_of(rule))
-    return any(previous or current for _, previous, current in counts)
+            yield methodcaller("clear_sliding_window", counter.name, seconds_of(counter.rule))
+    return any(_is_counted(one) for one in known)
 
 
-def _decide_all(counters: Counters, counts: list[Counts], cost: int) -> list[Decision]:
+def _is_counted(known: Known) -> bool:
+    if isinstance(known, Buckets):
+        return bool(known.previous or known.current)
+    return known.state is not None and bool(known.state[4] or known.state[5])
+
+
+def _decide_all(counters: Counters, known: list[Known], cost: int) -> list[Decision]:
     """As `limiter.decide_all`: a rule that would allow what another denies shows what remains without this hit."""
-    rules = [rule for rule, _ in counters]
-    decisions = [_decide(rule, known, cost) for rule, known in zip(rules, counts, strict=True)]
+    rules = [counter.rule for counter in counters]
+    decisions = [_decide(rule, one, cost) for rule, one in zip(rules, known, strict=True)]
     if all(decision.allowed for decision in decisions):
         return decisions
     return [
-        _decide(rule, known, 0) if decision.allowed else decision
-        for rule, known, decision in zip(rules, counts, decisions, strict=True)
+        _decide(rule, one, 0) if decision.allowed else decision
+        for rule, one, decision in zip(rules, known, decisions, strict=True)
     ]
 
 
-def _decide(rule: Rule, counts: Counts, cost: int) -> Decision:
-    if rule.algorithm is Algorithm.FIXED_WINDOW or not rule.limit:
-        return limiter.decide(rule, (counts[0], 0.0, 0.0, 0.0, 0.0, counts[2]), cost, 0.0)[0]
-    return estimate(rule, counts, cost)
+def _decide(rule: Rule, known: Known, cost: int) -> Decision:
+    if isinstance(known, Kept):
+        return limiter.decide(rule, known.state, cost, known.now)[0]
+    return estimate(rule, known, cost) if rule.limit else limiter.decide(rule, None, cost, 0.0)[0]
 
 
-def estimate(rule: Rule, counts: Counts, cost: int) -> Decision:
-    """What the storages' own scripts decide of a sliding window: the previous bucket counts by the share of it that the
+def estimate(rule: Rule, buckets: Buckets, cost: int) -> Decision:
+    """What the storages of `limits` decide of a sliding window: the previous bucket counts by the share of it that the
     window still covers, rounded down."""
-    start, previous, current = counts
+    start, previous, current = buckets
     limit, period, elapsed = rule.limit, rule.period, -start
     if elapsed >= period:
         elapsed, previous, current = elapsed - period, current, 0
@@ -116,56 +140,94 @@ def estimate(rule: Rule, counts: Counts, cost: int) -> Decision:
     return Decision(False, limit, room, reset, retry)
 
 
-def _counts(counters: Counters) -> Steps[list[Counts]]:
-    counts: list[Counts] = []
-    for rule, name in counters:
+def _look(counters: Counters) -> Steps[list[Known]]:
+    known: list[Known] = []
+    for counter in counters:
+        rule, name, scripted = counter
         seconds = seconds_of(rule)
         if rule.algorithm is Algorithm.FIXED_WINDOW:
             used = yield methodcaller("get", name)
             left = (yield methodcaller("get_expiry", name)) - time.time() + ROUNDING if used else 0.0
-            counts.append((min(max(left, ROUNDING), seconds), 0, used) if used else (0.0, 0, 0))
+            known.append(_window(min(max(left, ROUNDING), seconds), used) if used else Kept(None, 0.0))
+        elif scripted:
+            known.append(_kept((yield _run_sliding(counter, 0))))
         else:
             previous, previous_left, current, current_left = yield methodcaller("get_sliding_window", name, seconds)
             elapsed = 2 * seconds - current_left if current_left else seconds - previous_left if previous_left else 0
-            counts.append((-max(elapsed, 0.0), previous, current))
-    return counts
+            known.append(Buckets(-max(elapsed, 0.0), previous, current))
+    return known
 
 
-def _count(counter: Counter, counts: Counts, cost: int) -> Steps[Counts | None]:
-    """Counts a hit, and returns the counts that it came upon; None, and it isn't counted, if others were faster."""
-    rule, name = counter
-    if rule.algorithm is Algorithm.FIXED_WINDOW:
-        used = yield methodcaller("incr", name, seconds_of(rule), cost)
-        if used <= rule.limit:
-            return (counts[0] or rule.period, 0, used - cost)
-        yield _give_back(counter, cost)
-        return None
-    counted = yield methodcaller("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)
-    return counts if counted else None
+def _window(end: float, used: int) -> Kept:
+    """A fixed window, on a clock that reads 0 now."""
+    return Kept((end, 0.0, 0.0, 0.0, 0.0, used), 0.0)
 
 
-def _give_back(counter: Counter, cost: int) -> Step:
-    """`limits` has no such thing, so its clients are asked. The asynchronous ones stand behind a bridge."""
-    rule, name = counter
+def _kept(answer: list[Any]) -> Kept:
+    """What `scripts.SLIDING_WINDOW` answers."""
+    now, state = float(answer[1]), [float(number) for number in answer[2:]]
+    if not state:
+        return Kept(None, now)
+    until, base, even, edge, previous, current = state
+    return Kept((until, base, even, edge, previous, int(current)), now)
+
+
+def _count(counter: Counter, known: Known, cost: int) -> Steps[tuple[bool, Known]]:
+    """Counts a hit, and returns what it came upon. It isn't counted if others were faster: then nothing is left."""
+    rule, name, scripted = counter
+    if isinstance(known, Buckets):
+        counted = yield methodcaller("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)
+        return counted, known if counted else known._replace(current=rule.limit)
+    if scripted and rule.algorithm is not Algorithm.FIXED_WINDOW:
+        answer = yield _run_sliding(counter, cost)
+        return bool(answer[0]), _kept(answer)
+    end = known.state[0] if known.state is not None else rule.period
+    used = yield methodcaller("incr", name, seconds_of(rule), cost)
+    if used <= rule.limit:
+        return True, _window(end, used - cost)
+    yield _give_back(counter, cost)
+    return False, _window(end, rule.limit)
+
+
+# The steps below do what `limits` hasn't, with its clients. The asynchronous ones stand behind a bridge.
+
+
+def _run_sliding(counter: Counter, cost: int) -> Step:
+    rule, name, _ = counter
+
+    def sliding_window(storage: Any) -> Any:
+        behind = getattr(storage, "bridge", storage)
+        # By the script's digest; the client sends its text where the engine doesn't know it.
+        if (script := vars(behind).get("clusterstate_script")) is None:
+            script = behind.clusterstate_script = behind.get_connection().register_script(scripts.SLIDING_WINDOW)
+        return script(keys=[behind.prefixed_key(name)], args=[rule.limit, rule.period, cost])
+
+    return sliding_window
+
+
+def _clear(counter: Counter) -> Step:
+    def clear(storage: Any) -> Any:
+        behind = getattr(storage, "bridge", storage)
+        return behind.get_connection().delete(behind.prefixed_key(counter.name))
+
+    return clear
+
+
+def _give_back(counter: Counter, cost: int, ago: float = 0.0) -> Step:
+    rule, name, scripted = counter
     sliding = rule.algorithm is not Algorithm.FIXED_WINDOW
 
-    def step(storage: Any) -> Any:
+    def give_back(storage: Any) -> Any:
         behind = getattr(storage, "bridge", storage)
-        if hasattr(behind, "prefixed_key"):
-            key = behind.prefixed_key(storage._current_window_key(name) if sliding else name)
-            return behind.get_connection().eval(GIVE_BACK, 1, key, cost)
+        if scripted:
+            client, key = behind.get_connection(), behind.prefixed_key(name)
+            if sliding:
+                return client.eval(scripts.GIVE_BACK_SLIDING, 1, key, cost, rule.limit, rule.period, ago)
+            return client.eval(scripts.GIVE_BACK, 1, key, cost)
         key = storage.sliding_window_keys(name, seconds_of(rule), time.time())[1] if sliding else name
         return (storage.storage if behind is storage else behind).decr(key, cost)
 
-    return step
-
-
-def _full(rule: Rule, counts: Counts) -> Counts:
-    """The same, when nothing is left of the limit."""
-    instant, previous, _ = counts
-    if rule.algorithm is Algorithm.FIXED_WINDOW:
-        instant = instant or rule.period
-    return (instant, previous, rule.limit)
+    return give_back
 
 
 def as_counted(rule: Rule) -> Rule:

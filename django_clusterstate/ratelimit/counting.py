@@ -59,7 +59,7 @@ def refund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1
         return done
     try:
         if storage is not None:
-            storage.refund(whole, limit.rules, cost)
+            storage.refund(whole, limit.rules, cost, max(ago, 0.0))
             return True
         node, request = client.table().targets.get(decision.owner), _refund_request(limit, whole, cost, ago)
         return node is not None and isinstance(client.call_node(node, request), wire.Done)
@@ -75,7 +75,7 @@ async def arefund(decision: Decision, limit: Limit, group: str, key: str, cost: 
         return done
     try:
         if storage is not None:
-            await storage.refund(whole, limit.rules, cost)
+            await storage.refund(whole, limit.rules, cost, max(ago, 0.0))
             return True
         node, request = (await client.table()).targets.get(decision.owner), _refund_request(limit, whole, cost, ago)
         return node is not None and isinstance(await client.call_node(node, request), wire.Done)
