@@ -21,6 +21,7 @@ class Proxy:
         self.sent: list[list[bytes]] = []  # by connection, what its maker said
         self.cut = 0  # of how many next answers the connection is reset in their place
         self.cut_on: list[bytes] = []  # once one of these words was sent, the answer to it
+        self._passing: list[asyncio.Task[None] | None] = []  # of a reset one asyncio itself keeps no reference
         self._target = target
         self._delay = delay
         self._loop = asyncio.new_event_loop()
@@ -42,13 +43,14 @@ class Proxy:
 
     async def _stop(self) -> None:
         self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._passing.append(asyncio.current_task())
         said: list[bytes] = []
         self.sent.append(said)
         with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
