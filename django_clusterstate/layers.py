@@ -18,8 +18,9 @@ from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
 from . import conf
-from .client.aio import AsyncClient, silence_at_end
+from .client.aio import AsyncClient
 from .client.forks import disown
+from .client.loops import left_behind, silence_at_end
 from .client.routing import Target, no_owner
 from .core.expiry import Expiry
 from .encoding import to_msgpack
@@ -152,7 +153,7 @@ class ClusterChannelLayer(BaseChannelLayer):
             inbox.disown()
             inbox = None
         if inbox is None:
-            for other in [other for other in list(self._inboxes) if other.is_closed()]:
+            for other in left_behind(self._inboxes):
                 self._inboxes.pop(other, None)
             inbox = self._inboxes[loop] = Inbox(self)
         return inbox

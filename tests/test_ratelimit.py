@@ -749,3 +749,18 @@ def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_ch
             assert child()
         finally:
             done.set()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_child_tells_nothing_of_what_its_parent_denied_from_memory(
+    cluster: LocalCluster, group: str, in_child: InChild
+) -> None:
+    limit = Limit.parse("1/d")
+    for _ in range(4):
+        ratelimit.hit(limit, group, "key")
+
+    def child() -> bool:
+        return counting._denials().take_answered(routing_key(group, "key")) == 0
+
+    assert in_child(child)()
+    assert counting._denials().take_answered(routing_key(group, "key")) == 2

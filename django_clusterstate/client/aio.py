@@ -5,8 +5,8 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from os import getpid
-from typing import Any
 
 from ..exceptions import AnswerLost, ClusterStateError, TimedOut, Unavailable
 from ..wire.address import Address
@@ -17,14 +17,12 @@ from ..wire.messages import Reply, Viewed
 from ..wire.names import Names
 from ..wire.polling import Processors
 from .forks import PerProcess, disown
+from .loops import Loop, finish, left_behind, silence_at_end
 from .routing import GET_VIEW, Routing, Table, Target, Untold, is_refused, may_send_again, named, no_owner
 
 logger = logging.getLogger("django_clusterstate.client")
 
 
-_LOGS_ITS_END = "_log_destroy_pending"
-
-Loop = asyncio.AbstractEventLoop
 Lost = tuple[AsyncConnection, ClusterStateError]  # a connection, and how it failed
 
 
@@ -32,7 +30,7 @@ class LoopConnections:
     """The connections of one event loop, closed when it shuts down its asynchronous generators, as `asyncio.run`
     and asgiref do at the end of a loop: each `async_to_sync` call has a loop of its own."""
 
-    def __init__(self, at_end: Callable[[], object]) -> None:
+    def __init__(self, at_end: Callable[["LoopConnections"], object]) -> None:
         self.open: dict[Target, AsyncConnection] = {}
         self.dialling: dict[Target, asyncio.Task[AsyncConnection]] = {}
         self._closer = self._close_at_end(at_end)
@@ -43,6 +41,10 @@ class LoopConnections:
     async def close(self) -> None:
         await self._closer.aclose()
 
+    def close_without_loop(self) -> None:
+        """The same, where the event loop no longer runs."""
+        finish(self._closer)
+
     def disown(self) -> None:
         """In a forked child: leaves the connections to the parent's event loop, of which this one is a copy."""
         for connection in self.open.values():
@@ -50,11 +52,11 @@ class LoopConnections:
         self.open.clear()
         self.dialling.clear()
 
-    async def _close_at_end(self, at_end: Callable[[], object]) -> AsyncGenerator[None, None]:
+    async def _close_at_end(self, at_end: Callable[["LoopConnections"], object]) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            at_end()
+            at_end(self)
             for dial in self.dialling.values():
                 dial.cancel()
             for connection in list(self.open.values()):
@@ -229,11 +231,17 @@ class AsyncClient(PerProcess):
         return await connect(last, self._keys, self._deadline, hello=target.hello, idle=idle)
 
     async def _start_loop(self, loop: Loop) -> LoopConnections:
-        for other in [other for other in list(self._loops) if other.is_closed()]:  # others may add theirs meanwhile
-            self._loops.pop(other, None)  # it ended without shutting down its generators
-        connections = self._loops[loop] = LoopConnections(at_end=lambda: self._loops.pop(loop, None))
+        for other in left_behind(self._loops):
+            ended = self._loops.pop(other, None)
+            if ended is not None and other.is_closed():
+                ended.close_without_loop()  # any other may be about to run again, in another thread
+        connections = self._loops[loop] = LoopConnections(partial(self._ended, loop))
         await connections.start()
         return connections
+
+    def _ended(self, loop: Loop, connections: LoopConnections) -> None:
+        if self._loops.get(loop) is connections:
+            del self._loops[loop]
 
     async def _call_or_error(
         self, target: Target, request: bytes, now: float, until: float | None
@@ -283,15 +291,6 @@ class AsyncClient(PerProcess):
 def from_now(seconds: float | None) -> float | None:
     """That time of the running loop's clock, as `until` has it."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-
-def silence_at_end(task: "asyncio.Task[Any]") -> None:
-    """Whoever closes an event loop without cancelling its tasks isn't told of those that we have started there.
-
-    asyncio does the same with what it starts itself (in `gather()`, for one).
-    """
-    with contextlib.suppress(AttributeError):  # the tasks of another loop may lack it
-        setattr(task, _LOGS_ITS_END, False)
 
 
 def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:

@@ -64,5 +64,8 @@ class Denials(Generic[D]):
     def forget(self, key: bytes) -> None:
         self._known.pop(key, None)
 
+    def clear(self) -> None:
+        self._known.clear()
+
     def __len__(self) -> int:
         return len(self._known)

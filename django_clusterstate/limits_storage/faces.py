@@ -13,6 +13,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 
 from ..client.forks import PerProcess
+from ..client.loops import Loop, left_behind
 from ..core.limiter import Algorithm, Decision, Rule
 from ..exceptions import Unavailable, raised_by_signal
 from . import steps
@@ -199,18 +200,22 @@ class AsyncLimitsStorage(_Face):
 
     async def _start_loop(self) -> "_Loop":
         loop = asyncio.get_running_loop()
-        for other in [other for other in list(self._loops) if other.is_closed()]:  # others may add theirs meanwhile
-            self._loops.pop(other, None)  # it ended without shutting down its generators
-        mine = self._loops[loop] = _Loop(at_end=partial(self._loops.pop, loop, None))
+        for other in left_behind(self._loops):
+            self._loops.pop(other, None)
+        mine = self._loops[loop] = _Loop(partial(self._ended, loop))
         await mine.start()
         return mine
+
+    def _ended(self, loop: Loop, mine: "_Loop") -> None:
+        if self._loops.get(loop) is mine:
+            del self._loops[loop]
 
 
 class _Loop:
     """What one event loop has, since connections can't be shared between loops. They are closed when the loop shuts
     down its asynchronous generators, as those of `client.aio` are."""
 
-    def __init__(self, at_end: Callable[[], object]) -> None:
+    def __init__(self, at_end: Callable[["_Loop"], object]) -> None:
         self.storage: Any = None
         self.turns = asyncio.Semaphore(MAX_AT_ONCE)
         self._closer = self._close_at_end(at_end)
@@ -224,9 +229,9 @@ class _Loop:
             with suppress(Exception):  # it may be broken
                 await close_storage(storage)
 
-    async def _close_at_end(self, at_end: Callable[[], object]) -> AsyncGenerator[None, None]:
+    async def _close_at_end(self, at_end: Callable[["_Loop"], object]) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            at_end()
+            at_end(self)
             await self.disconnect()

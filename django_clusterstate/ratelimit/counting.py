@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from os import getpid
 
 from .. import conf
 from ..client.denials import Denials
+from ..client.forks import PerProcess
 from ..client.routing import Routing, Table, Target
 from ..exceptions import ClusterStateError
 from ..limits_storage import AsyncLimitsStorage, LimitsStorage
@@ -261,6 +263,22 @@ def _process() -> ProcessLimits:
     return conf.shared(ProcessLimits, ProcessLimits)
 
 
+class _Remembered(Denials[Decision], PerProcess):
+    """A forked child begins without any: how often they were given from memory is the parent's to tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        PerProcess.__init__(self)
+
+    def _start_anew(self) -> None:
+        self.clear()
+
+    def take_answered(self, key: bytes) -> int:
+        if getpid() != self._pid:
+            self._forked()
+        return super().take_answered(key)
+
+
 @conf.once
 def _denials() -> Denials[Decision]:
-    return conf.shared(Denials, Denials)
+    return conf.shared(Denials, _Remembered)

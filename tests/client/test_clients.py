@@ -20,6 +20,7 @@ from asgiref.sync import async_to_sync
 
 from django_clusterstate import conf
 from django_clusterstate.client.aio import AsyncClient, from_now
+from django_clusterstate.client.loops import MAX_LOOPS
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, Table, Target
 from django_clusterstate.client.sync import Client
 from django_clusterstate.core.limiter import Algorithm, Rule
@@ -931,6 +932,27 @@ def test_loop_that_ended_without_a_farewell_is_forgotten(async_client: AsyncClie
     assert asyncio.run(aexchange(async_client, 1, 5))
     assert async_client._loops == {}
     del loop
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_loops_that_nobody_closes_are_bounded(async_client: AsyncClient) -> None:
+    before = open_files()
+    first = asyncio.new_event_loop()
+    for number in range(3 * MAX_LOOPS):
+        loop = asyncio.new_event_loop() if number else first
+        assert loop.run_until_complete(aexchange(async_client, number, 1))
+    assert len(async_client._loops) <= MAX_LOOPS + 1
+    del loop
+    gc.collect()
+    assert open_files() - before <= 7 * (MAX_LOOPS + 2)  # three connections, and what a loop itself has open
+    assert first.run_until_complete(aexchange(async_client, 0, 5))
+    first.close()
+    for loop in list(async_client._loops):
+        loop.close()
+    assert asyncio.run(aexchange(async_client, 1, 5))
+    assert async_client._loops == {}
+    del first, loop
     gc.collect()
 
 

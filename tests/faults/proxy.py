@@ -30,8 +30,8 @@ class Proxy:
         self.answered: list[list[bytes]] = []  # and what was said to it
         self.cut = 0  # of how many next answers the connection is reset in their place
         self.cut_on: list[bytes] = []  # once one of these words was sent, the answer to it
+        self._passing: list[asyncio.Task[None] | None] = []  # of a reset one asyncio itself keeps no reference
         self._target = target
-        self._tasks: list[object] = []
         self._delay = delay
         self._alter = alter
         self._loop = asyncio.new_event_loop()
@@ -53,15 +53,15 @@ class Proxy:
 
     async def _stop(self) -> None:
         self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = self.connections
         self.connections += 1
-        self._tasks.append(asyncio.current_task())  # a loop's own reference is weak
+        self._passing.append(asyncio.current_task())
         self.sent.append([])
         self.answered.append([])
         with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):

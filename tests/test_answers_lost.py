@@ -1,0 +1,114 @@
+"""What users see of a connection that is reset after the owner has executed their request, before its answer comes."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from django.core.cache import caches
+
+from django_clusterstate import cluster as cluster_state
+from django_clusterstate import conf
+from django_clusterstate.cache import ClusterCache
+from django_clusterstate.client.routing import Table, Target
+from django_clusterstate.exceptions import AnswerLost
+from django_clusterstate.wire.address import TcpAddress
+from testproject.processes import LocalCluster
+from tests.faces import Faces
+from tests.faults.proxy import Proxy
+
+Lose = Callable[[str], None]
+
+
+@pytest.fixture
+def key(cluster: LocalCluster, faces: Faces) -> str:
+    """One whose entry, lock and lease belong to the same node."""
+    backend = caches["default"]
+    assert isinstance(backend, ClusterCache)
+    names = (f"lost-{os.urandom(4).hex()}" for _ in range(10_000))
+    return next(
+        name
+        for name in names
+        if {cluster_state.owner(backend.routing_key(one)) for one in (name, f"lock:{name}")} == {"beta"}
+    )
+
+
+@pytest.fixture
+def lose(cluster: LocalCluster, faces: Faces, key: str) -> Iterator[Lose]:
+    """Loses the answer to the next request of both clients that contains some text, and no other."""
+    with Proxy(cluster.ports["beta"]) as proxy:
+        faces["default"].get(key)
+        conf.get_client().close()
+        for client in (conf.get_client(), conf.get_async_client()):
+            table, by_proxy = client.routing.table, Target("beta", TcpAddress("127.0.0.1", proxy.port))
+            if table.targets:
+                client.routing.table = Table(table.view, table.local_name, {**table.targets, "beta": by_proxy})
+        faces["default"].get(key)
+
+        def lose(text: str) -> None:
+            assert not proxy.cut_on
+            proxy.cut_on.append(text.encode())
+
+        yield lose
+        assert not proxy.cut_on
+        assert not proxy.cut
+
+
+def test_incr_counts_once_and_says_that_it_does_not_know(faces: Faces, key: str, lose: Lose) -> None:
+    faces["default"].set(key, 1)
+    lose(key)
+    with pytest.raises(AnswerLost, match="node beta"):
+        faces.made_with({"ON_UNAVAILABLE": "raise"}).incr(key)
+    assert faces["default"].get(key) == 2
+    lose(key)
+    with pytest.raises(ValueError, match="not found"):
+        faces["default"].incr(key)
+    assert faces["default"].get(key) == 3
+
+
+def test_add_says_that_it_does_not_know(faces: Faces, key: str, lose: Lose) -> None:
+    lose(key)
+    with pytest.raises(AnswerLost, match="node beta"):
+        faces.made_with({"ON_UNAVAILABLE": "raise"}).add(key, "first")
+    assert faces["default"].get(key) == "first"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_may_be_done_twice_is_not_seen(faces: Faces, key: str, lose: Lose, many: bool) -> None:
+    cache = faces["default"]
+    lose(key)
+    assert not cache.set_many({key: 1}) if many else cache.set(key, 1) is None
+    lose(key)
+    assert cache.get_many([key]) == {key: 1} if many else cache.get(key) == 1
+    lose(key)
+    assert cache.touch(key, 60)
+    lose(key)
+    cache.delete(key)
+    assert cache.get(key) is None
+
+
+def test_lock_is_had_though_the_answer_was_lost(faces: Faces, key: str, lose: Lose) -> None:
+    cache = faces["default"]
+    lock, other = cache.lock(key, timeout=60, blocking_timeout=0.2), cache.lock(key, timeout=60, blocking_timeout=0)
+    lose(f"lock:{key}")
+    assert lock.acquire()
+    assert not other.acquire()
+    lose(f"lock:{key}")
+    assert lock.extend(60)
+    assert lock.release()
+    assert other.acquire()
+    assert other.release()
+
+
+def test_missing_value_is_computed_once_though_the_answer_about_its_lease_was_lost(
+    faces: Faces, key: str, lose: Lose
+) -> None:
+    computed = []
+
+    def compute() -> str:
+        computed.append(1)
+        return "value"
+
+    lose("lease")
+    assert faces["default"].get_or_set(key, compute, 60) == "value"
+    assert faces["default"].get(key) == "value"
+    assert len(computed) == 1
