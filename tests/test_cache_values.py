@@ -25,6 +25,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
+from django_clusterstate.cache import requests as requests_module
 from django_clusterstate.cache.flight import MISSING
 from django_clusterstate.cache.values import MAX_DECOMPRESSED, PickleSerializer, ZlibCompressor, ZstdCompressor
 from django_clusterstate.wire import messages as wire
@@ -482,6 +483,18 @@ def test_values_that_are_too_big_make_one_line_in_the_log(ignoring: Face, caplog
     (line,) = (record for record in caplog.records if record.name == "django_clusterstate.cache")
     assert line.levelname == "WARNING"
     assert "'first'" in line.getMessage()
+
+
+def test_values_that_are_still_too_big_later_make_another_line_in_the_log(
+    ignoring: Face, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf.forget()
+    with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):
+        ignoring.set("first", BIG)
+        monkeypatch.setattr(requests_module, "WARN_EVERY", 0.0)
+        ignoring.set("second", BIG)
+    lines = [record.getMessage() for record in caplog.records if record.name == "django_clusterstate.cache"]
+    assert ["'first'" in lines[0], "'second'" in lines[1], len(lines)] == [True, True, 2]
 
 
 # -- what its owner has no room for -----------------------------------------------------------------------------
