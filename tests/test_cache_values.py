@@ -436,10 +436,13 @@ def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: Face) -
     assert cache.get_many(["a", "b", "c"]) == {}
 
 
-def test_add_of_a_value_that_cant_be_stored_leaves_what_is_there(bounded: Face, policy: str) -> None:
+def test_add_of_a_value_that_cant_be_stored_raises_and_leaves_what_is_there(bounded: Face) -> None:
+    with refusal("raise"):
+        bounded.add("key", BIG)
+    assert bounded.has_key("key") is False
     bounded.set("key", "older")
-    with refusal(policy):
-        assert bounded.add("key", BIG) is False
+    with refusal("raise"):
+        bounded.add("key", BIG)
     with pytest.raises(Refusal):
         bounded.add("key", Unpicklable())
     assert bounded.get("key") == "older"
@@ -451,15 +454,6 @@ def test_a_value_that_is_too_big_is_ignored_where_nothing_else_is_said(faces: Fa
     cache.set("key", BIG)
     assert cache.get("key") is None
     assert cache.set_many({"key": BIG}) == ["key"]
-    assert cache.add("key", BIG) is False
-
-
-def test_add_of_a_value_that_is_too_big_and_ignored_says_no_and_leaves_what_is_there(ignoring: Face) -> None:
-    assert ignoring.add("key", BIG) is False
-    assert ignoring.has_key("key") is False
-    ignoring.set("key", "older")
-    assert ignoring.add("key", BIG) is False
-    assert ignoring.get("key") == "older"
 
 
 def test_set_many_returns_what_is_too_big_and_stores_the_rest(ignoring: Face) -> None:
@@ -562,7 +556,7 @@ def test_each_value_that_is_too_big_is_counted_and_told_to_this_hosts_node(full:
         for value in (NO_ROOM, BIG):
             with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of 'key' takes"):
                 full.call(name, "key", value)
-    with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of 'key' takes"):
+    with pytest.raises(ValueError, match="the value of 'key' takes"):
         full.add("key", BIG)
     wait_until(lambda: told() == before + 6, 10, "the node is told")
 

@@ -207,9 +207,12 @@ class Requests(BaseCache):
         if isinstance(request, wire.Set) and isinstance(reply, wire.Flags) and not reply.flags[0]:
             self._no_room(key, raises=self._refuse_big)
 
-    def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request | None:
-        data = self._dump(key, value)
-        return None if data is None else wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
+    def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
+        data = self._values.dump(value)
+        if not fits(data):
+            # False would say that the key is there: for a new session Django would try ten thousand others.
+            self._too_big(_too_long(key, data), raises=True)
+        return wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
 
     def _flight(self, key: Any, default: Any, timeout: Any, version: int | None, stale: float) -> tuple[bytes, Steps]:
         """The routing key, and the steps to the value of an entry that was absent or is to be renewed in time."""
