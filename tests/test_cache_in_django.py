@@ -22,6 +22,7 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 from django.views.decorators.cache import cache_page
 
+from django_clusterstate.cache import ClusterCache
 from testproject.processes import wait_until
 from tests.faces import Faces
 
@@ -202,6 +203,25 @@ def test_a_session_that_outgrows_the_cache_isnt_the_older_one_again(
     # Django puts what comes from the database into the cache, and there it catches nothing.
     with pytest.raises(ValueError, match="takes") if too_big == "raise" and in_database else nullcontext():
         assert call(store(session.session_key), "get", "step") == (2 if in_database else None)
+
+
+def test_a_new_session_that_is_too_big_for_the_cache_is_refused_at_once(
+    store: type[SessionBase], call: Call, too_big: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[object] = []
+    add = ClusterCache._add_request
+
+    def counted(self: ClusterCache, key: object, *args: Any) -> Any:
+        attempts.append(key)
+        return add(self, key, *args)
+
+    monkeypatch.setattr(ClusterCache, "_add_request", counted)
+    session = store()
+    call(session, "set", "text", BIG)
+    in_database = "cached_db" in store.__module__
+    with nullcontext() if in_database else pytest.raises(ValueError, match="takes"):
+        call(session, "save")
+    assert len(attempts) == (0 if in_database else 1)  # not ten thousand, as for keys that are taken
 
 
 # -- pages and fragments ----------------------------------------------------------------------------------------

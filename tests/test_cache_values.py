@@ -25,6 +25,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import conf
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
+from django_clusterstate.cache import requests as requests_module
 from django_clusterstate.cache.flight import MISSING
 from django_clusterstate.cache.values import MAX_DECOMPRESSED, PickleSerializer, ZlibCompressor, ZstdCompressor
 from django_clusterstate.wire import messages as wire
@@ -449,10 +450,13 @@ def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: Face) -
     assert cache.get_many(["a", "b", "c"]) == {}
 
 
-def test_add_of_a_value_that_cant_be_stored_leaves_what_is_there(bounded: Face, policy: str) -> None:
+def test_add_of_a_value_that_cant_be_stored_raises_and_leaves_what_is_there(bounded: Face) -> None:
+    with refusal("raise"):
+        bounded.add("key", BIG)
+    assert bounded.has_key("key") is False
     bounded.set("key", "older")
-    with refusal(policy):
-        assert bounded.add("key", BIG) is False
+    with refusal("raise"):
+        bounded.add("key", BIG)
     with pytest.raises(Refusal):
         bounded.add("key", Unpicklable())
     assert bounded.get("key") == "older"
@@ -464,15 +468,6 @@ def test_a_value_that_is_too_big_is_ignored_where_nothing_else_is_said(faces: Fa
     cache.set("key", BIG)
     assert cache.get("key") is None
     assert cache.set_many({"key": BIG}) == ["key"]
-    assert cache.add("key", BIG) is False
-
-
-def test_add_of_a_value_that_is_too_big_and_ignored_says_no_and_leaves_what_is_there(ignoring: Face) -> None:
-    assert ignoring.add("key", BIG) is False
-    assert ignoring.has_key("key") is False
-    ignoring.set("key", "older")
-    assert ignoring.add("key", BIG) is False
-    assert ignoring.get("key") == "older"
 
 
 def test_set_many_returns_what_is_too_big_and_stores_the_rest(ignoring: Face) -> None:
@@ -496,6 +491,18 @@ def test_values_that_are_too_big_make_one_line_in_the_log(ignoring: Face, caplog
     (line,) = (record for record in caplog.records if record.name == "django_clusterstate.cache")
     assert line.levelname == "WARNING"
     assert "'first'" in line.getMessage()
+
+
+def test_values_that_are_still_too_big_later_make_another_line_in_the_log(
+    ignoring: Face, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf.forget()
+    with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):
+        ignoring.set("first", BIG)
+        monkeypatch.setattr(requests_module, "WARN_EVERY", 0.0)
+        ignoring.set("second", BIG)
+    lines = [record.getMessage() for record in caplog.records if record.name == "django_clusterstate.cache"]
+    assert ["'first'" in lines[0], "'second'" in lines[1], len(lines)] == [True, True, 2]
 
 
 # -- what its owner has no room for -----------------------------------------------------------------------------
@@ -563,7 +570,7 @@ def test_each_value_that_is_too_big_is_counted_and_told_to_this_hosts_node(full:
         for value in (NO_ROOM, BIG):
             with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of 'key' takes"):
                 full.call(name, "key", value)
-    with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of 'key' takes"):
+    with pytest.raises(ValueError, match="the value of 'key' takes"):
         full.add("key", BIG)
     wait_until(lambda: told() == before + 6, 10, "the node is told")
 

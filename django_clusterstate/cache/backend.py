@@ -39,7 +39,7 @@ class ClusterCache(Extras):
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         wire_key = self.routing_key(key, version)
         request = self._add_request(key, wire_key, value, timeout)
-        return request is not None and flag(self._call(wire_key, request))
+        return flag(self._call(wire_key, request))
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         value = self._value(self.routing_key(key, version))
@@ -169,7 +169,7 @@ class ClusterCache(Extras):
             request = self._add_request(key, wire_key, value, timeout)
         except SynchronousOnlyOperation:
             request = await sync_to_async(self._add_request)(key, wire_key, value, timeout)
-        return request is not None and flag(await self._acall(wire_key, request))
+        return flag(await self._acall(wire_key, request))
 
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         value = await self._avalue(self.routing_key(key, version))

@@ -1,7 +1,6 @@
 """What both faces of the cache share, without I/O: keys, values, requests, and what the answers to them mean."""
 
 import hashlib
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +30,7 @@ _ITEM = 16  # bytes that a key and a value take besides themselves, at most
 
 _INT64 = range(-(2**63), 2**63)
 LEASE = 10.0  # seconds
+WARN_EVERY = 600.0  # seconds between two lines in the log of the same kind
 NEAR_ENTRIES = 1000
 Groups = list[tuple[Target, list[bytes]]]
 Answers = list[tuple[list[bytes], wire.Reply]]
@@ -133,7 +133,7 @@ class Requests(BaseCache):
         conf.get_tally().too_big += 1
         if raises:
             raise ValueError(problem)
-        self._warn_once("too big", "%s: it isn't stored, nor are others like it (see VALUE_TOO_BIG)", problem)
+        self._warn("too big", "%s: it isn't stored, nor are others like it (see VALUE_TOO_BIG)", problem)
 
     def _load(self, value: wire.Value, default: Any) -> Any:
         """The default, as for a miss, for a value that can't be read: it was written with other options or code."""
@@ -143,9 +143,7 @@ class Requests(BaseCache):
             if not unreadable(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
-            self._warn_once(
-                "unreadable", "a value in %r can't be read (%s): it is a miss", self._namespace.decode(), reason
-            )
+            self._warn("unreadable", "a value in %r can't be read (%s): it is a miss", self._namespace.decode(), reason)
             return default
 
     def _load_or(self, value: wire.Value, default: Any) -> Any:
@@ -155,9 +153,12 @@ class Requests(BaseCache):
         except SynchronousOnlyOperation:
             return default
 
-    def _warn_once(self, kind: str, message: str, *args: object) -> None:
-        """For each namespace and process: one deploy would fill the log otherwise."""
-        if not next(conf.shared((kind, self._namespace), itertools.count)):
+    def _warn(self, kind: str, message: str, *args: object) -> None:
+        """Now and then, for each namespace and process: one deploy would fill the log otherwise."""
+        warned: list[float] = conf.shared((kind, self._namespace), list)
+        now = time.monotonic()
+        if not warned or now - warned[-1] >= WARN_EVERY:
+            warned[:] = [now]
             logger.warning(message, *args)
 
     def _failed(self, error: ClusterStateError) -> None:
@@ -206,9 +207,12 @@ class Requests(BaseCache):
         if isinstance(request, wire.Set) and isinstance(reply, wire.Flags) and not reply.flags[0]:
             self._no_room(key, raises=self._refuse_big)
 
-    def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request | None:
-        data = self._dump(key, value)
-        return None if data is None else wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
+    def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
+        data = self._values.dump(value)
+        if not fits(data):
+            # False would say that the key is there: for a new session Django would try ten thousand others.
+            self._too_big(_too_long(key, data), raises=True)
+        return wire.Set([(wire_key, data)], self._ttl(timeout), absent=True)
 
     def _flight(self, key: Any, default: Any, timeout: Any, version: int | None, stale: float) -> tuple[bytes, Steps]:
         """The routing key, and the steps to the value of an entry that was absent or is to be renewed in time."""
