@@ -6,7 +6,7 @@ its own.
 """
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable
 
 from ..core.expiry import Expiry
@@ -19,6 +19,7 @@ NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: the
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
 NEGLECTED = 5.0  # seconds since a queue was last received from, after which nobody seems to
+NOTED_EVERY = 1.0  # seconds: that a queue is received from is noted no more often
 MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
 HEADERS = 16  # bytes that a message takes in a reply besides its payload and the name of its channel, at most
 CHARACTER = 4  # bytes of one in a name, at most
@@ -46,11 +47,11 @@ class Channels:
         self._bytes = 0
         self._queues: dict[str, deque[tuple[float, str, bytes]]] = {}
         self._waiters: dict[str, deque[tuple[Hashable, Deliver, float]]] = {}
-        self._waiting: dict[Hashable, Counter[str]] = {}  # how many of them each connection has, by queue
+        self._waiting: dict[Hashable, dict[str, int]] = {}  # how many of them each connection has, by queue
         self._groups: dict[str, dict[str, float]] = {}
         self._memberships = 0
         self._forget_times()
-        self._waiters_expiry: Expiry[str] = Expiry()  # by the first of each queue
+        self._waiters_expiry: Expiry[str] = Expiry()  # by the first of each queue; stays when that is answered sooner
         self._received: dict[str, float] = {}  # when a queue was last received from
         self._received_expiry: Expiry[str] = Expiry()
         self.waiters = 0  # requests to receive that have no message yet
@@ -88,9 +89,9 @@ class Channels:
 
         `owner` is the connection that asks; `forget()` ends its waiting.
         """
-        self._note_receiver(queue, now)
         self._expire_queue(queue, now)
         if queue in self._queues:
+            self._note_receiver(queue, now)
             _, channel, payload = self._pop(queue)
             deliver(channel, payload)
         elif wait <= 0 or self.waiters >= MAX_WAITERS:
@@ -100,7 +101,8 @@ class Channels:
                 self._waiters[queue] = deque()
                 self._waiters_expiry.set(queue, now + wait, now)
             self._waiters[queue].append((owner, deliver, now + wait))
-            self._waiting.setdefault(owner, Counter())[queue] += 1
+            queues = self._waiting.setdefault(owner, {})
+            queues[queue] = queues.get(queue, 0) + 1
             self.waiters += 1
 
     def take(self, queue: str, most: int, room: int, now: float) -> list[tuple[str, bytes]]:
@@ -152,7 +154,6 @@ class Channels:
                 self._waiters[queue] = left
             else:
                 del self._waiters[queue]
-                self._waiters_expiry.discard(queue)
 
     def flush(self) -> None:
         self._queues.clear()
@@ -186,8 +187,9 @@ class Channels:
         self._places_expiry: Expiry[tuple[str, str]] = Expiry()  # of channels in groups
 
     def _note_receiver(self, queue: str, now: float) -> None:
-        self._received[queue] = now
-        self._received_expiry.set(queue, now + NEGLECTED, now)
+        if now - self._received.get(queue, -math.inf) > NOTED_EVERY:
+            self._received[queue] = now
+            self._received_expiry.set(queue, now + NEGLECTED, now)
 
     def _forget_receiver(self, queue: str) -> None:
         self._received.pop(queue, None)
@@ -208,7 +210,6 @@ class Channels:
         owner, deliver, until = waiters.popleft()
         if not waiters:
             del self._waiters[queue]
-            self._waiters_expiry.discard(queue)
         self.waiters -= 1
         queues = self._waiting[owner]
         queues[queue] -= 1
