@@ -6,6 +6,8 @@ channel-layer specification allows: a node that is killed loses the messages tha
 """
 
 import asyncio
+import logging
+import os
 import re
 import secrets
 from collections import deque
@@ -19,10 +21,10 @@ from channels.layers import BaseChannelLayer
 
 from . import conf
 from .client.aio import AsyncClient
+from .client.buffers import Buffers, Memberships
 from .client.forks import disown
 from .client.loops import left_behind, silence_at_end
 from .client.routing import Target, no_owner
-from .core.expiry import Expiry
 from .encoding import to_msgpack
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
@@ -32,11 +34,11 @@ from .wire.framing import frame
 WAIT = 2.0  # seconds that the node holds one request to receive; then the layer looks around, and asks again
 AT_ONCE = 50  # messages fetched together
 RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach a node that is gone, from the first to the last
-MAX_BUFFERS = 10_000  # channels of a process with messages that nobody has taken yet
-MAX_PLACES = 100_000  # in groups, that a process remembers: as many as a node has
-NEGLECTED = 5.0  # seconds that a channel's first message waits, after which nobody seems to receive from it
+SILENT_FOR = 5.0  # seconds that nothing can be received, until it is logged
 SWEEP = 1000  # of what has expired, freed at once: half a millisecond
 SWEEP_EVERY, SWEEP_ON = 1.0, 0.01  # seconds until the next look, and until the next portion
+
+logger = logging.getLogger("django_clusterstate.client")
 
 
 class ClusterChannelLayer(BaseChannelLayer):
@@ -58,6 +60,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         self.channel_capacity: Any = self.compile_capacities(channel_capacity or {})  # a list, despite its stub
         self.group_expiry = group_expiry
         self._inboxes: dict[asyncio.AbstractEventLoop, Inbox] = {}
+        self._process = 0, ""
 
     # -- the channel-layer API ------------------------------------------------------------------------------
 
@@ -77,6 +80,11 @@ class ClusterChannelLayer(BaseChannelLayer):
     async def receive(self, channel: str) -> dict[str, Any]:
         """Waits for the channel's next message, however long; a node that is gone is waited for as well."""
         self.require_valid_channel_name(channel)
+        if wire.tag_of(channel) and not self._is_ours(channel):
+            raise ValueError(
+                f"{channel} is a channel of another process: what new_channel() makes can be received from only in the "
+                "process that made it. For a channel that other processes receive from, choose a name without '!'."
+            )
         return _decode(await self._inbox().take(channel))
 
     async def new_channel(self, prefix: str = "specific.") -> str:
@@ -91,7 +99,7 @@ class ClusterChannelLayer(BaseChannelLayer):
     async def group_discard(self, group: str, channel: str) -> None:
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        self._inbox().leave(group, channel)
+        self._inbox().groups.leave(group, channel)
         await self._ask(await self.home(channel), wire.GroupDiscard(group, channel))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
@@ -143,6 +151,17 @@ class ClusterChannelLayer(BaseChannelLayer):
                 return target
         raise Unavailable(f"the node where {channel} lives is no member")
 
+    def process(self) -> str:
+        """What the names of this process's channels say of it. A forked child has another: it mustn't receive what is
+        its parent's."""
+        pid = os.getpid()
+        if self._process[0] != pid:
+            self._process = pid, secrets.token_hex(4)
+        return self._process[1]
+
+    def _is_ours(self, channel: str) -> bool:
+        return channel.partition("!")[0].rpartition(".")[2].startswith(self.process())
+
     async def _ask(self, node: Target, request: wire.Request) -> wire.Reply:
         return await self.client().call_node(node, _request(request))
 
@@ -167,26 +186,25 @@ class Inbox:
 
     def __init__(self, layer: ClusterChannelLayer) -> None:
         self.layer = layer
-        self.groups: dict[tuple[str, str], float] = {}  # until when, by the loop's clock
         self.pid = getpid()  # a forked child that goes on with this loop needs channels of its own
-        self._places: Expiry[tuple[str, str]] = Expiry()
-        self._expiry: Expiry[str] = Expiry()  # of buffers, by the first message of each
+        self.buffers = Buffers()
+        self.groups = Memberships()
         self._sweep: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._buffers: dict[str, deque[tuple[float, bytes]]] = {}
         self._waiting: dict[str, deque[asyncio.Future[bytes]]] = {}
         self._streams: dict[str, Stream] = {}
-        self._id = secrets.token_hex(6)
+        self._id = secrets.token_hex(4)  # of this loop, since what it fetches no other loop can have
 
     async def prefix(self, prefix: str) -> str:
         client = self.layer.client()
         table = await client.table()
         if not table.local_name:
             raise Unavailable(f"this host's node doesn't answer at {client.routing.local.address}")
-        return f"{prefix}{wire.channel_tag(table.local_name)}.{self._id}!"
+        dot = "" if prefix.endswith(".") else "."  # else the node couldn't be told from the prefix
+        return f"{prefix}{dot}{wire.channel_tag(table.local_name)}.{self.layer.process()}{self._id}!"
 
     async def take(self, channel: str) -> bytes:
-        payload = self._take_buffered(channel)
+        payload = self.buffers.take(channel, self._loop.time())
         if payload is not None:
             return payload
         future: asyncio.Future[bytes] = self._loop.create_future()
@@ -212,33 +230,16 @@ class Inbox:
             if not future.done():
                 future.set_result(payload)
                 return
-        now = self._loop.time()
-        until = now + self.layer.expiry
-        buffer = self._buffers.get(channel)
-        if buffer is None:
-            if len(self._buffers) >= MAX_BUFFERS:
-                oldest = next(iter(self._buffers))
-                conf.get_tally().channel_dropped += len(self._buffers[oldest])
-                self._drop_buffer(oldest)
-            buffer = self._buffers[channel] = deque(maxlen=self.layer.get_capacity(channel))
-            self._expiry.set(channel, until, now)
-            self._sweep_later()
-        if len(buffer) == buffer.maxlen and until - buffer[0][0] < NEGLECTED:
-            conf.get_tally().channel_dropped += 1
-        buffer.appendleft((until, payload)) if first else buffer.append((until, payload))
+        expiry, capacity = self.layer.expiry, self.layer.get_capacity(channel)
+        dropped = self.buffers.dropped
+        self.buffers.put(channel, payload, expiry, capacity, self._loop.time(), first=first)
+        if self.buffers.dropped != dropped:
+            conf.get_tally().channel_dropped += self.buffers.dropped - dropped
+        self._sweep_later()
 
     def join(self, group: str, channel: str) -> None:
-        """Remembers the channel's place in a group, for a node that has forgotten it."""
-        now = self._loop.time()
-        until = now + self.layer.group_expiry
-        if (group, channel) in self.groups or len(self.groups) < MAX_PLACES:
-            self.groups[group, channel] = until
-            self._places.set((group, channel), until, now)
-            self._sweep_later()
-
-    def leave(self, group: str, channel: str) -> None:
-        if self.groups.pop((group, channel), None) is not None:
-            self._places.discard((group, channel))
+        self.groups.join(group, channel, self.layer.group_expiry, self._loop.time())
+        self._sweep_later()
 
     def waits_for(self, queue: str) -> bool:
         """Whether somebody waits for a message of this queue."""
@@ -250,11 +251,10 @@ class Inbox:
 
     def groups_of(self, queue: str) -> list[wire.GroupAdd]:
         """The places in groups that the queue's channels have, to be taken anew."""
-        now = self._loop.time()
         return [
-            wire.GroupAdd(group, channel, until - now)
-            for (group, channel), until in self.groups.items()
-            if until > now and self.layer.non_local_name(channel) == queue
+            wire.GroupAdd(group, channel, left)
+            for group, channel, left in self.groups.left(self._loop.time())
+            if self.layer.non_local_name(channel) == queue
         ]
 
     def disown(self) -> None:
@@ -270,46 +270,18 @@ class Inbox:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _take_buffered(self, channel: str) -> bytes | None:
-        buffer = self._buffers.get(channel)
-        if buffer is None:
-            return None
-        taken = None
-        while buffer and taken is None:
-            until, payload = buffer.popleft()
-            if until > self._loop.time():
-                taken = payload
-        if not buffer:
-            self._drop_buffer(channel)
-        return taken
-
-    def _drop_buffer(self, channel: str) -> None:
-        del self._buffers[channel]
-        self._expiry.discard(channel)
-
     def _sweep_later(self, seconds: float = SWEEP_EVERY) -> None:
         if self._sweep is None:
             self._sweep = self._loop.call_later(seconds, self._free_expired)
 
     def _free_expired(self) -> None:
         """Frees some of what has expired, and comes back while there is anything that will."""
-        now, left = self._loop.time(), SWEEP
-        while left > 0 and (channel := self._expiry.pop(now)) is not None:
-            buffer = self._buffers[channel]
-            left -= 1
-            while left > 0 and buffer and buffer[0][0] <= now:
-                buffer.popleft()
-                left -= 1
-            if buffer:
-                self._expiry.set(channel, buffer[0][0], now)
-            else:
-                del self._buffers[channel]
-        while left > 0 and (place := self._places.pop(now)) is not None:
-            left -= 1
-            del self.groups[place]
+        now = self._loop.time()
+        looked = self.buffers.free(now, SWEEP)
+        looked += self.groups.free(now, SWEEP - looked)
         self._sweep = None
-        if self._expiry or self._places:
-            self._sweep_later(SWEEP_EVERY if left > 0 else SWEEP_ON)
+        if self.buffers or self.groups:
+            self._sweep_later(SWEEP_EVERY if looked < SWEEP else SWEEP_ON)
 
     def _ended(self, queue: str, stream: "Stream", _: object) -> None:
         if self._streams.get(queue) is stream:
@@ -334,6 +306,8 @@ class Stream:
         self._request = _request(wire.Receive(queue, WAIT, AT_ONCE if queue.endswith("!") else 1))
         self._connection: AsyncConnection | None = None
         self._node: Target | None = None
+        self._failing_since: float | None = None
+        self._told = False
         self.task = asyncio.create_task(self._run(), name=f"receiving {queue}")
         silence_at_end(self.task)
 
@@ -344,11 +318,13 @@ class Stream:
                 try:
                     connection = await self._connected()
                     reply = await connection.request(self._request)
-                except ClusterStateError:
+                except ClusterStateError as error:
+                    self._failed(error)
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, RETRY_AFTER[1])
                     continue
                 pause = RETRY_AFTER[0]
+                self._worked()
                 if isinstance(reply, wire.Received) and reply.payload is not None:
                     self._inbox.put(reply.channel, reply.payload)
                     for channel, payload in reply.more:
@@ -358,9 +334,24 @@ class Stream:
                 self._connection.close()
 
     def disown(self) -> None:
+        """In a forked child: leaves the connection to the parent."""
         if self._connection is not None:
             disown(self._connection.fileno())
         self.task.cancel()
+
+    def _failed(self, error: ClusterStateError) -> None:
+        """Says that nothing is received, once it has been so for a while: a restart of the node is no news."""
+        now = asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
+        elif not self._told and now - self._failing_since > SILENT_FOR:
+            self._told = True
+            logger.warning("messages of %s can't be received: %s. It is tried again each second", self._queue, error)
+
+    def _worked(self) -> None:
+        if self._told:
+            logger.warning("messages of %s are received again", self._queue)
+        self._failing_since, self._told = None, False
 
     async def _is_wanted(self) -> bool:
         """Nothing is fetched in advance, but who has just taken a message will soon want the next."""

@@ -20,6 +20,7 @@ from channels.exceptions import ChannelFull
 from django.utils.safestring import mark_safe
 
 from django_clusterstate import conf, layers
+from django_clusterstate.client import buffers
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.layers import ClusterChannelLayer
@@ -332,8 +333,8 @@ async def test_what_a_process_keeps_for_its_channels_is_freed_once_it_has_expire
         await layer.send(channel, {"type": "x"})
     await soon(layer.receive(channels[-1]))  # brings those of the others along
     inbox = layer._inbox()
-    assert len(inbox._buffers) == 299
-    await until(lambda: not inbox._buffers and inbox._sweep is None)  # though nothing else is sent or received
+    assert len(inbox.buffers) == 299
+    await until(lambda: not len(inbox.buffers) and inbox._sweep is None)  # though nothing else is sent or received
     await layer.close()
 
 
@@ -345,8 +346,8 @@ async def test_what_is_still_good_stays_while_the_rest_is_freed(layer: ClusterCh
     inbox.put(other, layers._encode({"type": "brief"}))
     layer.expiry = 60
     inbox.put(channel, layers._encode({"type": "lasting"}))
-    await until(lambda: other not in inbox._buffers)
-    assert len(inbox._buffers[channel]) == 1
+    await until(lambda: not inbox.buffers.count(other))
+    assert inbox.buffers.count(channel) == 1
     assert await soon(layer.receive(channel)) == {"type": "lasting"}
 
 
@@ -361,7 +362,7 @@ async def test_freeing_takes_a_bounded_time_of_the_event_loop(
     held = {95}
 
     def left() -> int:
-        count = sum(map(len, inbox._buffers.values()))
+        count = sum(inbox.buffers.count(f"specific.x!{number}") for number in range(30))
         held.add(count)
         return count
 
@@ -373,7 +374,7 @@ async def test_freeing_takes_a_bounded_time_of_the_event_loop(
 async def test_what_a_process_loses_for_want_of_room_is_counted(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "MAX_BUFFERS", 3)
+    monkeypatch.setattr(buffers, "MAX_BUFFERS", 3)
     layer.capacity = 2
     inbox, tally = layer._inbox(), conf.get_tally()
     before = tally.channel_dropped
@@ -383,11 +384,6 @@ async def test_what_a_process_loses_for_want_of_room_is_counted(
     for number in range(2, 5):
         inbox.put(f"specific.x!{number}", b"x")
     assert tally.channel_dropped == before + 3  # all of the oldest channel
-    now = asyncio.get_running_loop().time()
-    inbox._buffers["specific.x!2"][0] = (now + layer.expiry - layers.NEGLECTED - 1, b"x")
-    for _ in range(2):
-        inbox.put("specific.x!2", b"x")
-    assert tally.channel_dropped == before + 3  # nobody receives it: its consumer has gone
 
 
 async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expired(cluster: LocalCluster) -> None:
@@ -397,14 +393,14 @@ async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expi
         await layer.group_add(f"chat-{number}", channel)
     inbox = layer._inbox()
     assert len(inbox.groups) == 20
-    await until(lambda: not inbox.groups)
+    await until(lambda: not len(inbox.groups))
     await layer.close()
 
 
 async def test_places_in_groups_that_a_process_remembers_are_bounded(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "MAX_PLACES", 3)
+    monkeypatch.setattr(buffers, "MAX_PLACES", 3)
     channel = await layer.new_channel()
     for number in range(5):
         await layer.group_add(f"chat-{number}", channel)
@@ -455,6 +451,65 @@ async def test_receive_cancelled_as_its_message_comes_leaves_it_to_the_next(laye
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert [(await soon(layer.receive(channel)))["type"] for _ in range(2)] == ["first", "second"]
+
+
+async def test_channel_of_another_process_cannot_be_received_from(
+    hosts: Layers, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour = LayerOf(cluster, "alpha")  # another process of the same host
+    here, there = await neighbour.new_channel(), await hosts["beta"].new_channel()
+    for channel in (here, there, "specific.0123456789abcdef.0123456789abcdef!x"):
+        with pytest.raises(ValueError, match=f"{channel} is a channel of another process"):
+            await soon(hosts["alpha"].receive(channel))
+    assert not hosts["alpha"]._inbox()._waiting
+    await hosts["alpha"].send(here, {"type": "x"})
+    assert await soon(neighbour.receive(here)) == {"type": "x"}
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # a fork of it, which no hook has told
+    with pytest.raises(ValueError, match="of another process"):
+        await soon(neighbour.receive(here))
+    child = await neighbour.new_channel()
+    await hosts["alpha"].send(child, {"type": "y"})
+    assert await soon(neighbour.receive(child)) == {"type": "y"}
+    await neighbour.close()
+
+
+def test_channel_may_be_received_from_in_another_event_loop_of_its_process(cluster: LocalCluster) -> None:
+    layer = LayerOf(cluster, "alpha")
+    channel = async_to_sync(layer.new_channel)()
+    async_to_sync(layer.send)(channel, {"type": "x"})
+    assert async_to_sync(soon)(layer.receive(channel)) == {"type": "x"}
+
+
+@pytest.mark.parametrize("prefix", ["specific.", "specific", "inner.one", "a.b.c.", ""])
+async def test_channel_with_any_prefix_can_be_received_from(hosts: Layers, prefix: str) -> None:
+    channel = await hosts["beta"].new_channel(prefix)
+    assert channel.startswith(prefix)
+    await hosts["alpha"].send(channel, {"type": "x"})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "x"}
+    await hosts["beta"].group_add("chat", channel)
+    await hosts["gamma"].group_send("chat", {"type": "y"})
+    assert await soon(hosts["beta"].receive(channel)) == {"type": "y"}
+
+
+async def test_outage_of_receiving_is_one_line_at_its_beginning_and_one_at_its_end(
+    tmp_path: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(layers, "SILENT_FOR", 0.2)
+    layer = LayerOf(cluster, "alpha")
+    channel = await layer.new_channel()
+    local = layer.client().routing.local
+    address, local.address = local.address, UnixAddress(str(tmp_path / "none.sock"))
+    waiting = asyncio.create_task(layer.receive(channel))
+    await until(lambda: bool(caplog.records))
+    local.address = address
+    await until(lambda: len(caplog.records) == 2)
+    await asyncio.sleep(0.3)
+    queue = layer.non_local_name(channel)
+    failed, again = (record.getMessage() for record in caplog.records)
+    assert failed.startswith(f"messages of {queue} can't be received: no node at {tmp_path}")
+    assert again == f"messages of {queue} are received again"
+    waiting.cancel()
+    await layer.close()
 
 
 async def test_several_may_receive_from_one_channel(layer: ClusterChannelLayer) -> None:

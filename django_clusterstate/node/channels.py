@@ -5,7 +5,8 @@ All channels of one process (`specific.x!y`) share one queue (`specific.x!`) and
 its own.
 """
 
-from collections import Counter, deque
+import math
+from collections import deque
 from collections.abc import Callable, Hashable
 
 from ..core.expiry import Expiry
@@ -17,6 +18,8 @@ OVERHEAD = 256  # bytes that a message takes besides, or else empty ones could p
 NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: their heartbeats go there
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
+NEGLECTED = 5.0  # seconds since a queue was last received from, after which nobody seems to
+NOTED_EVERY = 1.0  # seconds: that a queue is received from is noted no more often
 MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
 HEADERS = 16  # bytes that a message takes in a reply besides its payload and the name of its channel, at most
 CHARACTER = 4  # bytes of one in a name, at most
@@ -28,16 +31,13 @@ def queue_name(channel: str) -> str:
     return local + mark
 
 
-NEGLECTED = 5.0  # seconds that a queue's first message waits, after which nobody seems to receive from it
-
-
 class Channels:
     """Times are monotonic seconds given by the caller.
 
     `taken`: messages taken in. `dropped`: those lost for want of room, as where a channel that is received from is
     full, and places in groups for which there was none. `unreceived`: those that nobody received in time: they expired,
-    or found their queue full of messages that nobody had received for NEGLECTED seconds, as those of a process that
-    has ended without leaving its groups.
+    or found a queue full that nobody had received from for NEGLECTED seconds, as that of a process that has ended
+    without leaving its groups, or one of a node that has just started.
     """
 
     def __init__(self) -> None:
@@ -47,11 +47,13 @@ class Channels:
         self._bytes = 0
         self._queues: dict[str, deque[tuple[float, str, bytes]]] = {}
         self._waiters: dict[str, deque[tuple[Hashable, Deliver, float]]] = {}
-        self._waiting: dict[Hashable, Counter[str]] = {}  # how many of them each connection has, by queue
+        self._waiting: dict[Hashable, dict[str, int]] = {}  # how many of them each connection has, by queue
         self._groups: dict[str, dict[str, float]] = {}
         self._memberships = 0
         self._forget_times()
-        self._waiters_expiry: Expiry[str] = Expiry()  # by the first of each queue
+        self._waiters_expiry: Expiry[str] = Expiry()  # by the first of each queue; stays when that is answered sooner
+        self._received: dict[str, float] = {}  # when a queue was last received from
+        self._received_expiry: Expiry[str] = Expiry()
         self.waiters = 0  # requests to receive that have no message yet
 
     def send(self, channel: str, payload: bytes, expiry: float, capacity: int, now: float) -> bool:
@@ -61,6 +63,7 @@ class Channels:
             deliver, until = waiter
             if until > now:
                 self.taken += 1
+                self._note_receiver(name, now)
                 deliver(channel, payload)
                 return True
             deliver(name, None)
@@ -68,7 +71,7 @@ class Channels:
         queue = self._queues.get(name)
         size = len(payload) + OVERHEAD
         if self._bytes + size > MAX_BYTES or capacity <= (len(queue) if queue else 0):
-            if queue and now + expiry - queue[0][0] > NEGLECTED:
+            if now - self._received.get(name, -math.inf) > NEGLECTED:
                 self.unreceived += 1
             else:
                 self.dropped += 1
@@ -88,6 +91,7 @@ class Channels:
         """
         self._expire_queue(queue, now)
         if queue in self._queues:
+            self._note_receiver(queue, now)
             _, channel, payload = self._pop(queue)
             deliver(channel, payload)
         elif wait <= 0 or self.waiters >= MAX_WAITERS:
@@ -97,7 +101,8 @@ class Channels:
                 self._waiters[queue] = deque()
                 self._waiters_expiry.set(queue, now + wait, now)
             self._waiters[queue].append((owner, deliver, now + wait))
-            self._waiting.setdefault(owner, Counter())[queue] += 1
+            queues = self._waiting.setdefault(owner, {})
+            queues[queue] = queues.get(queue, 0) + 1
             self.waiters += 1
 
     def take(self, queue: str, most: int, room: int, now: float) -> list[tuple[str, bytes]]:
@@ -143,12 +148,12 @@ class Channels:
         """The connection is closed: nothing is delivered to it any more."""
         for queue, count in self._waiting.pop(owner, {}).items():
             self.waiters -= count
+            self._forget_receiver(queue)
             left = deque(waiter for waiter in self._waiters[queue] if waiter[0] is not owner)
             if left:
                 self._waiters[queue] = left
             else:
                 del self._waiters[queue]
-                self._waiters_expiry.discard(queue)
 
     def flush(self) -> None:
         self._queues.clear()
@@ -169,6 +174,9 @@ class Channels:
             left -= max(1, self._expire_waiters(queue, now, left))
             if queue in self._waiters:
                 self._waiters_expiry.set(queue, self._waiters[queue][0][2], now)
+        while left > 0 and (queue := self._received_expiry.pop(now)) is not None:
+            left -= 1
+            del self._received[queue]
         while left > 0 and (place := self._places_expiry.pop(now)) is not None:
             left -= 1
             self.group_discard(*place)
@@ -177,6 +185,15 @@ class Channels:
     def _forget_times(self) -> None:
         self._queues_expiry: Expiry[str] = Expiry()  # by the first message of each
         self._places_expiry: Expiry[tuple[str, str]] = Expiry()  # of channels in groups
+
+    def _note_receiver(self, queue: str, now: float) -> None:
+        if now - self._received.get(queue, -math.inf) > NOTED_EVERY:
+            self._received[queue] = now
+            self._received_expiry.set(queue, now + NEGLECTED, now)
+
+    def _forget_receiver(self, queue: str) -> None:
+        self._received.pop(queue, None)
+        self._received_expiry.discard(queue)
 
     def _expire_waiters(self, queue: str, now: float, most: int) -> int:
         answered = 0
@@ -193,7 +210,6 @@ class Channels:
         owner, deliver, until = waiters.popleft()
         if not waiters:
             del self._waiters[queue]
-            self._waiters_expiry.discard(queue)
         self.waiters -= 1
         queues = self._waiting[owner]
         queues[queue] -= 1
