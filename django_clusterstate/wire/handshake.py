@@ -97,19 +97,14 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
 class OtherNode(ProtocolError):
     """Another node than the one that is meant answers. `name` and `boot` are those of the one that answers."""
 
-    def __init__(self, hello: Hello, verdict: Verdict) -> None:
-        self.name = verdict.name
-        self.boot = verdict.boot
-        wanted = hello.wanted_name or "another node"
-        super().__init__(f"{wanted} was dialled at {hello.dialled}, but {verdict.name} answers there")
+    def __init__(self, text: str, name: str = "", boot: bytes = b"") -> None:
+        super().__init__(text)
+        self.name = name
+        self.boot = boot
 
 
 class OtherStart(OtherNode):
     """The node that is meant answers, but has been restarted since the dialler heard of it."""
-
-    def __init__(self, hello: Hello, verdict: Verdict) -> None:
-        super().__init__(hello, verdict)
-        self.args = (f"{verdict.name} at {hello.dialled} has been restarted",)
 
 
 class DialledItself(ProtocolError):
@@ -260,7 +255,9 @@ class DiallerHandshake:
         self.verdict = verdict
         hello = self._hello
         if not verdict.accepted or hello.wanted_name not in ("", verdict.name):
-            if hello.wanted_boot and verdict.name == hello.wanted_name:
-                raise OtherStart(hello, verdict)
-            raise OtherNode(hello, verdict)
+            name, boot = verdict.name, verdict.boot
+            if hello.wanted_boot and name == hello.wanted_name:
+                raise OtherStart(f"{name} at {hello.dialled} has been restarted", name, boot)
+            wanted = hello.wanted_name or "another node"
+            raise OtherNode(f"{wanted} was dialled at {hello.dialled}, but {name} answers there", name, boot)
         self.session = initiator.session()

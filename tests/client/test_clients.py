@@ -29,7 +29,7 @@ from django_clusterstate.exceptions import AnswerLost, ClusterStateError, Protoc
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import Hello
+from django_clusterstate.wire.handshake import Hello, OtherNode, OtherStart
 from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.noise import RECORD_HEADER, TAG
 from testproject import settings
@@ -489,6 +489,35 @@ def test_restart_of_an_idle_node_is_noticed_before_anything_is_sent(folder: Path
             assert requester.call_node(target, incr_request(b"k")) == wire.Number(ANY, None)
             assert target.failures == 0
         requester.close()
+
+
+def test_another_node_at_an_address_is_a_failure_and_is_never_asked(requester: Requester) -> None:
+    alpha, beta = (requester.table().targets[name] for name in ("alpha", "beta"))
+    assert isinstance(beta.address, TcpAddress)
+    wrong = Target("gone", beta.address, b"g" * 16)
+    adopt(requester, alpha, wrong)
+    for failures in range(1, FAILURES_TO_OPEN + 1):
+        with pytest.raises(OtherNode, match="gone was dialled at .*, but beta answers there"):
+            requester.call_node(wrong, PING)
+        assert wrong.failures == failures
+    with pytest.raises(Unavailable, match="is left alone for now"):
+        requester.call_node(wrong, PING)
+
+
+def test_earlier_start_of_a_node_is_asked_for_by_a_new_view_and_is_no_failure(requester: Requester) -> None:
+    table = requester.table()
+    beta = table.targets["beta"]
+    stale = Target("beta", beta.address, b"earlier start 16")
+    requester.routing.table = Table(table.view, table.local_name, {**table.targets, "beta": stale})
+    key = next(key for key in (b"k%d" % number for number in range(200)) if table.owner(key) is beta)
+    requester.routing.epoch = 0  # as if it was of an earlier view
+    requester.clock.ahead += 0.2
+    assert isinstance(requester.call(key, get_request(key)), wire.Values)
+    assert stale.failures == 0
+    assert requester.routing.table.targets["beta"].hello.wanted_boot == beta.hello.wanted_boot
+    with pytest.raises(OtherStart):
+        requester.call_node(stale, PING)
+    assert stale.failures == 0
 
 
 def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) -> None:
