@@ -38,6 +38,8 @@ class DatabaseDiscovery:
     """Each node keeps a row with its address, and reads those of the others that were renewed within `FRESH`.
 
     Rows of nodes that were killed stay for a day, but their addresses aren't given out: another host may have them.
+    A row that was renewed between two of our looks is given out too, whatever the clocks say: on SQLite, which has no
+    clock of its own, they are those of the hosts.
     While our own row can't be written (a full disk, a lock, a read-only database), others' probably can't be either:
     then the newest row's time stands for now. Reading and writing go on without each other.
     """
@@ -49,6 +51,7 @@ class DatabaseDiscovery:
         self._address = address
         self._looks = list(FIRST_LOOKS)
         self._failed = False
+        self._seen: dict[str, datetime.datetime] = {}  # when each row was renewed, as of our last look
         self._warned: set[str] = set()
         self._announcing = Background(_with_own_connection(self._announce), "discovery, writing")
         self._reading = Background(_with_own_connection(self._read), "discovery, reading")
@@ -92,8 +95,14 @@ class DatabaseDiscovery:
         now = rows.aggregate(newest=Max("seen"))["newest"] if self.problem else DatabaseNow()
         if now is None:
             return {}
-        fresh = rows.filter(seen__gt=now - FRESH).exclude(name=self._name).order_by("-seen")
-        return dict(fresh.values_list("name", "address")[:MAX_ROWS])
+        others = rows.exclude(name=self._name).order_by("-seen")
+        fresh = dict(others.filter(seen__gt=now - FRESH).values_list("name", "address")[:MAX_ROWS])
+        before, self._seen = self._seen, {}
+        for name, address, seen in others.values_list("name", "address", "seen")[:MAX_ROWS]:
+            self._seen[name] = seen
+            if seen > before.get(name, seen):
+                fresh[name] = address
+        return fresh
 
     def _withdraw(self) -> None:
         NodeAddress.objects.filter(cluster=self._cluster, name=self._name, address=self._address).delete()

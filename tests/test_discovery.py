@@ -44,6 +44,7 @@ def seen(name: str, address: str, age: datetime.timedelta, cluster: str = "defau
 
 
 SECOND = datetime.timedelta(seconds=1)
+STARTED = timezone.now()
 
 
 @database
@@ -56,6 +57,16 @@ def test_an_address_is_given_out_while_its_node_renews_it_and_no_longer() -> Non
     assert ask(discovery) == []
     seen("b", THEIRS, 0 * SECOND)
     assert ask(discovery) == [THEIRS]
+
+
+@database
+def test_a_row_that_is_renewed_is_given_out_whatever_its_hosts_clock_says() -> None:
+    discovery = DatabaseDiscovery("a", "default", OURS)
+    for seconds, given in ((3600, []), (3600, []), (3590, [THEIRS]), (3590, [])):
+        NodeAddress.objects.update_or_create(
+            cluster="default", name="b", defaults={"address": THEIRS, "seen": STARTED - seconds * SECOND}
+        )
+        assert ask(discovery) == given
 
 
 @database
