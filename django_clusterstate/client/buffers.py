@@ -9,18 +9,22 @@ from collections.abc import Iterator
 from ..core.expiry import Expiry
 
 MAX_BUFFERS = 10_000  # channels with messages that nobody has taken yet
+MAX_BYTES = 64 * 1024 * 1024  # of those messages
+OVERHEAD = 256  # bytes that a message takes besides its payload, at most
+CHANNEL_OVERHEAD = 900  # bytes that a channel takes besides its messages, about
 MAX_PLACES = 100_000  # in groups: as many as a node has
 NEGLECTED = 5.0  # seconds that a channel's first message waits, after which nobody seems to receive from it
 
 
 class Buffers:
     """Messages by channel, first in first out. `dropped`: those lost for want of room in a channel that seems to be
-    received from, and those of the oldest channel where there are too many."""
+    received from, and those of the oldest channels where all take too much."""
 
     def __init__(self) -> None:
         self.dropped = 0
         self._messages: dict[str, deque[tuple[float, bytes]]] = {}
         self._expiry: Expiry[str] = Expiry()  # by the first message of each channel
+        self._bytes = 0
 
     def __len__(self) -> int:
         """Channels."""
@@ -35,16 +39,18 @@ class Buffers:
         """Keeps a message for `expiry` seconds, `first` before all others. Over the capacity the oldest goes."""
         until = now + expiry
         messages = self._messages.get(channel)
+        if messages is not None and len(messages) >= capacity:
+            self.dropped += until - messages[0][0] < NEGLECTED
+            self._bytes -= _size(messages.pop() if first else messages.popleft())
+        self._make_room(len(payload) + OVERHEAD + CHANNEL_OVERHEAD, 0 if channel in self._messages else 1)
+        messages = self._messages.get(channel)
         if messages is None:
-            if len(self._messages) >= MAX_BUFFERS:
-                oldest = next(iter(self._messages))
-                self.dropped += len(self._messages[oldest])
-                self._forget(oldest)
-            messages = self._messages[channel] = deque(maxlen=capacity)
+            messages = self._messages[channel] = deque()
+            self._bytes += CHANNEL_OVERHEAD
             self._expiry.set(channel, until, now)
-        if len(messages) == messages.maxlen and until - messages[0][0] < NEGLECTED:
-            self.dropped += 1
-        messages.appendleft((until, payload)) if first else messages.append((until, payload))
+        message = until, payload
+        messages.appendleft(message) if first else messages.append(message)
+        self._bytes += _size(message)
 
     def take(self, channel: str, now: float) -> bytes | None:
         """The channel's next message that hasn't expired."""
@@ -53,7 +59,8 @@ class Buffers:
             return None
         taken = None
         while messages and taken is None:
-            until, payload = messages.popleft()
+            until, payload = message = messages.popleft()
+            self._bytes -= _size(message)
             if until > now:
                 taken = payload
         if not messages:
@@ -67,17 +74,27 @@ class Buffers:
             messages = self._messages[channel]
             left -= 1
             while left > 0 and messages and messages[0][0] <= now:
-                messages.popleft()
+                self._bytes -= _size(messages.popleft())
                 left -= 1
             if messages:
                 self._expiry.set(channel, messages[0][0], now)
             else:
-                del self._messages[channel]
+                self._forget(channel)
         return budget - left
 
+    def _make_room(self, size: int, channels: int) -> None:
+        while self._messages and (self._bytes + size > MAX_BYTES or len(self._messages) + channels > MAX_BUFFERS):
+            oldest = next(iter(self._messages))
+            self.dropped += len(self._messages[oldest])
+            self._forget(oldest)
+
     def _forget(self, channel: str) -> None:
-        del self._messages[channel]
+        self._bytes -= CHANNEL_OVERHEAD + sum(map(_size, self._messages.pop(channel)))
         self._expiry.discard(channel)
+
+
+def _size(message: tuple[float, bytes]) -> int:
+    return OVERHEAD + len(message[1])
 
 
 class Memberships:

@@ -12,13 +12,14 @@ K = TypeVar("K", bound=Hashable)
 class Expiry(Generic[K]):
     """Keys, each with a time, in the buckets of a timer wheel.
 
-    A key is due a second after its time, or 1.6 % of the seconds until then if that is more. Each operation costs O(1),
-    amortised.
+    A key is due at most `resolution` seconds after its time, or 1.6 % of the seconds until then if that is more. Each
+    operation costs O(1), amortised.
     """
 
-    __slots__ = ("_buckets", "_due", "_dues")
+    __slots__ = ("_buckets", "_due", "_dues", "_per_second")
 
-    def __init__(self) -> None:
+    def __init__(self, resolution: float = 1.0) -> None:
+        self._per_second = 1 / resolution
         self._due: dict[K, float] = {}
         self._buckets: dict[float, dict[K, None]] = {}  # by due time; an empty one stays until that
         self._dues: list[float] = []  # a heap
@@ -28,7 +29,7 @@ class Expiry(Generic[K]):
 
     def set(self, key: K, expires: float, now: float) -> None:
         """From now on the key's time is this one."""
-        due = due_of(expires, now)
+        due = due_of(expires * self._per_second, now * self._per_second) / self._per_second
         before = self._due.get(key)
         if before == due:
             return

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clusterstate.client import buffers as module
-from django_clusterstate.client.buffers import NEGLECTED, Buffers, Memberships
+from django_clusterstate.client.buffers import CHANNEL_OVERHEAD, NEGLECTED, OVERHEAD, Buffers, Memberships
 
 NOW = 1000.0
 
@@ -77,6 +77,20 @@ def test_channels_are_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatc
     assert buffers.count("c0") == 0
 
 
+def test_bytes_are_bounded_over_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 100_000)
+    buffers = Buffers()
+    for number in range(50):
+        put(buffers, f"c{number}", bytes(9_000))
+        assert buffers._bytes <= 100_000
+    assert buffers.count("c49") == 1
+    assert buffers.dropped == 50 - len(buffers) > 35
+    put(buffers, "c49", bytes(99_000), capacity=1)
+    assert len(buffers) == 1
+    assert taken(buffers, "c49") == [bytes(99_000)]
+    assert buffers._bytes == 0
+
+
 def test_places_are_kept_until_they_end() -> None:
     places = Memberships()
     places.join("g", "a", 10, NOW)
@@ -122,4 +136,6 @@ def test_nothing_is_taken_late_and_the_books_balance(steps: list[tuple[str, str,
             buffers.put(channel, b"%d" % number, 2, 3, now, first=what == "first")
             until[b"%d" % number] = now + 2
         assert len(buffers._expiry) == len(buffers)
+        held = [len(payload) + OVERHEAD for messages in buffers._messages.values() for _, payload in messages]
+        assert buffers._bytes == sum(held) + len(buffers) * CHANNEL_OVERHEAD
         assert all(0 < len(messages) <= 3 for messages in buffers._messages.values())

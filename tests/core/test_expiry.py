@@ -29,6 +29,15 @@ def test_a_key_is_due_after_its_time_and_soon_after(ttl: float) -> None:
     assert len(expiry) == 0
 
 
+def test_a_finer_resolution_makes_keys_due_sooner() -> None:
+    expiry: Expiry[str] = Expiry(1 / 8)
+    for key, ttl in (("a", 2.0), ("b", 2.12), ("c", math.inf)):
+        expiry.set(key, NOW + ttl, NOW)
+    assert popped(expiry, NOW + 1.99) == set()
+    assert popped(expiry, NOW + 2.125) == {"a", "b"}
+    assert len(expiry) == 1
+
+
 def test_the_last_time_that_was_set_counts() -> None:
     expiry: Expiry[str] = Expiry()
     for key, first, then in (("later", 5, 50), ("sooner", 50, 5), ("same", 5, 5)):

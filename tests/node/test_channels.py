@@ -1,5 +1,6 @@
 """The memory of the embedded channel layer, with the clock in the test's hand."""
 
+import tracemalloc
 from collections import deque
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clusterstate.node import channels as module
-from django_clusterstate.node.channels import OVERHEAD, Channels, queue_name
+from django_clusterstate.node.channels import OVERHEAD, QUEUE_OVERHEAD, Channels, queue_name
 from django_clusterstate.wire.framing import MAX_REQUEST
 
 NOW = 1000.0
@@ -85,7 +86,7 @@ def test_who_has_waited_in_vain_is_told_and_misses_nothing() -> None:
     late.listen("a", wait=1, now=NOW + 2)
     channels.expire(NOW + 2.9, MANY)
     assert len(late.heard) == 1
-    channels.expire(NOW + 4, MANY)
+    channels.expire(NOW + 3.125, MANY)
     assert late.heard[1:] == [("a", None)]
     assert_empty(channels)
 
@@ -185,7 +186,7 @@ def test_queue_that_lives_on_is_looked_at_again_when_its_next_message_expires() 
     channels.send("a", b"1", 1, 9, NOW)
     channels.send("a", b"2", 5, 9, NOW)
     assert channels.expire(NOW + 2, MANY) == 1
-    assert channels._bytes == OVERHEAD + 1
+    assert channels._bytes == QUEUE_OVERHEAD + OVERHEAD + 1
     assert channels.expire(NOW + 4, MANY) == 0
     assert channels.expire(NOW + 6, MANY) == 1
     assert_empty(channels)
@@ -261,15 +262,31 @@ def test_flush_drops_messages_and_groups_but_not_those_who_wait() -> None:
 
 
 def test_bytes_that_wait_are_bounded_over_all_queues(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 10 * (OVERHEAD + 10))
+    monkeypatch.setattr(module, "MAX_BYTES", 10 * (OVERHEAD + QUEUE_OVERHEAD + 10))
     channels = Channels()
     assert [send(channels, f"c{number}", b"x" * 10) for number in range(12)] == 10 * [True] + 2 * [False]
     assert drained(channels, "c0") == [b"x" * 10]
     assert send(channels, "c11", b"x" * 10)
 
 
+@pytest.mark.parametrize("channel", ["channel-{:08}", "specific.x!{:08}"])
+def test_memory_is_bounded_whatever_the_number_of_queues(monkeypatch: pytest.MonkeyPatch, channel: str) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 1024 * 1024)
+    tracemalloc.start()
+    try:
+        channels = Channels()
+        number = 0
+        while channels.send(channel.format(number), b"%d" % number, 60, 10**9, NOW):
+            number += 1
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert number > 500
+    assert held < 1.05 * module.MAX_BYTES
+
+
 def test_empty_messages_are_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 10 * OVERHEAD)
+    monkeypatch.setattr(module, "MAX_BYTES", 10 * (OVERHEAD + QUEUE_OVERHEAD))
     channels = Channels()
     assert sum(send(channels, f"c{number}", b"") for number in range(50)) == 10
 
@@ -337,7 +354,8 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         else:
             channels.forget(ears[0])
         kept = [entry for messages in channels._queues.values() for entry in messages]
-        assert channels._bytes == sum(len(payload) + OVERHEAD for _, _, payload in kept)
+        sizes = [len(payload) + OVERHEAD for _, _, payload in kept]
+        assert channels._bytes == sum(sizes) + QUEUE_OVERHEAD * len(channels._queues)
         assert channels._memberships == sum(map(len, channels._groups.values()))
         assert channels.waiters == sum(map(len, channels._waiters.values()))
         assert channels.waiters == sum(sum(queues.values()) for queues in channels._waiting.values())
