@@ -257,6 +257,9 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         self._transport.write(frame(answer, HANDSHAKE_LIMIT))
+        if handshake.outdated:
+            self._transport.close()  # after what was written; it is no news
+            return
         if handshake.refused:
             self._turn_away(handshake.refused, close=self._transport.close)
             return

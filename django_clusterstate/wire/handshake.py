@@ -144,7 +144,8 @@ class NodeHandshake:
 
     `name` and `boot` are the node's own; `source` is the address that the dialler comes from. After `receive`: `hello`
     is what the dialler said, `session` seals the connection (None on a unix socket), and with `refused` not empty the
-    answer is to be sent, then the connection closed for that reason.
+    answer is to be sent, then the connection closed for that reason. `outdated`: the dialler means an earlier start of
+    this node, as happens after each restart.
     """
 
     def __init__(self, keys: Sequence[LinkKey], name: str = "", boot: bytes = b"", source: str = "") -> None:
@@ -156,6 +157,7 @@ class NodeHandshake:
         self.hello = Hello()
         self.session: Session | None = None
         self.refused = ""
+        self.outdated = False
 
     def challenge(self) -> bytes:
         return self._challenge
@@ -195,6 +197,7 @@ class NodeHandshake:
             self.refused = f"it means {hello.wanted_name} at {hello.dialled}, but this is {self._name}"
         elif hello.wanted_boot not in (b"", self._boot):
             self.refused = f"it means an earlier start of {self._name}"
+            self.outdated = True
         return Verdict(not self.refused, self._name, self._boot, self._source)
 
 
