@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from django_clusterstate import conf
@@ -15,6 +16,10 @@ from tests.faces import cache, faces, requests, unconnected  # noqa: F401 - fixt
 from tests.forks import FORKS, InChild, in_child_of
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
 from tests.views import Face
+
+# How long an example takes says nothing on a machine that is busy with others.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.load_profile("default")
 
 NODES = ("alpha", "beta", "gamma")
 

@@ -11,7 +11,7 @@ from django_clusterstate import conf
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.client.routing import Table, Target
 from django_clusterstate.exceptions import AnswerLost
-from django_clusterstate.wire.address import TcpAddress
+from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster
 from tests.faces import Faces
 from tests.faults.proxy import Proxy
@@ -35,11 +35,11 @@ def key(cluster: LocalCluster, faces: Faces) -> str:
 @pytest.fixture
 def lose(cluster: LocalCluster, faces: Faces, key: str) -> Iterator[Lose]:
     """Loses the answer to the next request of both clients that contains some text, and no other."""
-    with Proxy(cluster.ports["beta"]) as proxy:
+    with Proxy(UnixAddress(str(cluster.socket("beta")))) as proxy:
         faces["default"].get(key)
         conf.get_client().close()
         for client in (conf.get_client(), conf.get_async_client()):
-            table, by_proxy = client.routing.table, Target("beta", TcpAddress("127.0.0.1", proxy.port))
+            table, by_proxy = client.routing.table, Target("beta", proxy.address)
             if table.targets:
                 client.routing.table = Table(table.view, table.local_name, {**table.targets, "beta": by_proxy})
         faces["default"].get(key)

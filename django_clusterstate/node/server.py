@@ -253,31 +253,37 @@ class Connection(asyncio.Protocol):
             return
         if len(payloads) > 1 or self._deframer.pending:
             raise ProtocolError("more came than the handshake's offers, before they were answered")
-        answer = handshake.receive(payloads[0])
-        if self._transport is None:
-            return
-        self._transport.write(frame(answer, HANDSHAKE_LIMIT))
+        answer = frame(handshake.receive(payloads[0]), HANDSHAKE_LIMIT)
+        if handshake.refused and self._transport is not None:
+            self._transport.write(answer)
+            self._refuse(handshake)
+        elif self._transport is not None:
+            self._admit(handshake, answer)
+
+    def _refuse(self, handshake: NodeHandshake) -> None:
+        """Closes once the answer has been sent."""
+        assert self._transport is not None
         if handshake.outdated:
-            self._transport.close()  # after what was written; it is no news
-            return
-        if handshake.refused:
+            self._transport.close()  # as after each restart: no news
+        else:
             self._turn_away(handshake.refused, close=self._transport.close)
-            return
+
+    def _admit(self, handshake: NodeHandshake, answer: bytes) -> None:
+        server, hello = self._server, handshake.hello
         self._handshake = None
         if self._timer is not None:
             self._timer.cancel()
-        self._admit(handshake)
-
-    def _admit(self, handshake: NodeHandshake) -> None:
-        server, hello = self._server, handshake.hello
-        if handshake.session is not None:
-            self._sealer, self._opener = handshake.session
-        self._deframer.limit = MAX_REQUEST  # so that whatever it stores or sends fits in a reply
         if hello.role is Role.NODE:
             self.peer = hello.boot
             self.source = Source(Kind.NODE, self.source.name)
         server.admit(self, self.source)
-        if self.peer and self._transport is not None:
+        if self._transport is None:
+            return  # there was no place, and so there is no answer: nothing is sent here
+        self._transport.write(answer)
+        if handshake.session is not None:
+            self._sealer, self._opener = handshake.session
+        self._deframer.limit = MAX_REQUEST  # so that whatever it stores or sends fits in a reply
+        if self.peer:
             server.on_dialled(hello)
 
     def push(self, reply: Reply) -> None:

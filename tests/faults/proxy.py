@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable
 
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from testproject.processes import free_port
 
 Delay = Callable[[], float]
@@ -14,17 +15,23 @@ Alter = Callable[[int, bool, bytes], bytes]  # the connection's number, whether 
 
 
 class Proxy:
-    """Listens on `port` of the loopback interface and passes on to another port while its context is entered."""
+    """Listens on `port` of the loopback interface and passes on to another port while its context is entered. Before a
+    unix socket it listens beside that: there, what passes isn't sealed."""
 
     def __init__(
         self,
-        target: int,
+        target: int | UnixAddress,
         delay: Delay = lambda: 0.0,
         *,
         port: int = 0,
         alter: Alter = lambda number, from_maker, data: data,
     ) -> None:
-        self.port = port or free_port()
+        self.address: TcpAddress | UnixAddress
+        if isinstance(target, UnixAddress):
+            self.address, self.port = UnixAddress(f"{target.path}.proxy"), 0
+        else:
+            self.port = port or free_port()
+            self.address = TcpAddress("127.0.0.1", self.port)
         self.connections = 0
         self.sent: list[list[bytes]] = []  # by connection, what its maker said
         self.answered: list[list[bytes]] = []  # and what was said to it
@@ -49,7 +56,10 @@ class Proxy:
         self._loop.close()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", self.port)
+        if isinstance(self.address, UnixAddress):
+            self._server = await asyncio.start_unix_server(self._pass_on, self.address.path)
+        else:
+            self._server = await asyncio.start_server(self._pass_on, *self.address)
 
     async def _stop(self) -> None:
         self._server.close()
@@ -65,11 +75,16 @@ class Proxy:
         self.sent.append([])
         self.answered.append([])
         with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            there, back = await self._dial()
             with contextlib.closing(back):
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._pump(reader, back, number, from_maker=True))
                     tasks.create_task(self._pump(there, writer, number, from_maker=False))
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, UnixAddress):
+            return await asyncio.open_unix_connection(self._target.path)
+        return await asyncio.open_connection("127.0.0.1", self._target)
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, *, from_maker: bool

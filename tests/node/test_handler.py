@@ -802,6 +802,12 @@ def longest_values(bench: Bench) -> wire.Request:
     return wire.Get([b"small"] * 200_000 + [b"big"])
 
 
+def longest_fetched(bench: Bench) -> wire.Request:
+    bench.ask(wire.Set([(b"small", 2**63 - 1)], 1e14))
+    longest_values(bench)
+    return wire.Fetch([b"small"] * 200_000 + [b"big"])
+
+
 def longest_flags(bench: Bench) -> wire.Request:
     longest_values(bench)
     return wire.Set([(b"", 1)] * 200_000, None, reads=(b"small", b"big"))
@@ -885,6 +891,7 @@ def longest_received(bench: Bench) -> wire.Request:
 
 LONGEST: dict[type[wire.Reply], Callable[[Bench], wire.Request]] = {
     wire.Values: longest_values,
+    wire.Fetched: longest_fetched,
     wire.Flags: longest_flags,
     wire.Looked: longest_looked,
     wire.Scanned: longest_scanned,

@@ -72,6 +72,9 @@ class Running:
         """A peer, which may send what only nodes send."""
         return await connect(self.tcp, KEYS, 2, hello=Hello(Role.NODE, name="beta", boot=os.urandom(16)))
 
+    async def requester(self) -> AsyncConnection:
+        return await connect(self.tcp, KEYS, 2)
+
     async def stranger(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connected, and challenged."""
         reader, writer = await asyncio.open_connection(*self.tcp)
@@ -189,12 +192,12 @@ async def is_served(connection: AsyncConnection) -> bool:
 
 async def test_no_more_connections_than_the_limit(running: Running) -> None:
     running.server.connections.most = 2
-    friends = [await running.friend(), await running.friend()]
+    friends = [await running.requester(), await running.requester()]
     with pytest.raises(Unavailable):
-        await running.friend()  # both are in use, and all are of one host
+        await running.requester()  # both are in use, and all are of one host
     assert running.refused == 1
     assert await is_served(friends[0])
-    third = await running.friend()
+    third = await running.requester()
     assert await is_served(third)  # in place of the one that has done nothing since
     assert [await is_served(friend) for friend in friends] == [True, False]
     assert running.handler.stats.connections_evicted == 1
