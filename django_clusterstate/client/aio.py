@@ -13,7 +13,7 @@ from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.messages import Reply, Viewed
 from ..wire.polling import Processors
-from .routing import Routing, Table, Target, Untold, named, no_owner
+from .routing import GET_VIEW, Routing, Table, Target, Untold, also_ask, named, no_owner
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -189,29 +189,29 @@ class AsyncClient:
     # -- the view -------------------------------------------------------------------------------------------
 
     async def _refresh(self, now: float) -> None:
-        """Asks for the view. When nobody answers, the old one stays."""
+        """Asks for the view until a node has answered that serves itself. When none does, the old view stays."""
         request, counted = self.routing.view_request()
-        answered = False
+        sources, answered = self.routing.sources(now), False
         try:
-            answered = await self._ask_for_view(request, now)
+            for source in sources:  # which grows while it is gone through
+                viewed: Reply | None
+                try:
+                    viewed = await self.call_node(source, GET_VIEW if answered else request)
+                except ClusterStateError:
+                    viewed = None
+                if isinstance(viewed, Viewed):
+                    answered = True  # and has taken in what was counted
+                    learned = self.routing.learn(viewed, source, now)
+                    for target in learned.unused:
+                        self._forget(target)
+                    if learned.taken:
+                        return
+                    also_ask(sources, learned)
+                if self._clock() - now >= self._deadline:
+                    return  # a caller waits
         finally:
             if not answered:
                 self.routing.untold.put_back(counted)
-
-    async def _ask_for_view(self, request: bytes, now: float) -> bool:
-        """Whether it was answered."""
-        for source in self.routing.sources(now):
-            try:
-                viewed = await self.call_node(source, request)
-            except ClusterStateError:
-                if self._clock() - now >= self._deadline:
-                    return False  # a caller waits
-                continue
-            if isinstance(viewed, Viewed):
-                for target in self.routing.learn(viewed, source, now):
-                    self._forget(target)
-                return True
-        return False
 
     def _forget(self, target: Target) -> None:
         """Closes this loop's connection to a node that is gone; the other loops' close when it goes."""
