@@ -62,7 +62,7 @@ class Member:
         self._node = parse_tcp(node_address)
         self._sequence = 0
         self._links: list[AsyncConnection] = []  # the first is for heartbeats
-        self.identity = Identity("", b"", "")
+        self.identity = Identity("played", bytes(16), "127.0.0.1:1")  # until it listens
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """The sealed heartbeat: signed, versioned, and nothing decoded that isn't ours."""
 
 import hmac
+import math
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.heartbeat import seal, unseal
 from django_clusterstate.wire.handshake import VERSIONS, derive_keys
+from django_clusterstate.wire.messages import decode_reply
 
 OLD, NEW, FOREIGN = (derive_keys([secret], "default", "channel")[0] for secret in ("old", "new", "foreign"))
 BEAT = Heartbeat(Identity("a", b"a" * 16, "10.0.0.1:4370"), 0, 1, State.ALIVE, 7, channel="x")
@@ -76,3 +78,90 @@ def test_no_message_raises_anything_else(message: dict[str, Any]) -> None:
 def test_no_signed_body_raises_anything_else(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         unseal(versioned(*VERSIONS, b"\x90" + body), [NEW])
+
+
+# -- bounds -------------------------------------------------------------------------------------------------
+
+
+def signed(fields: list[Any]) -> dict[str, Any]:
+    return versioned(*VERSIONS, msgspec.msgpack.encode(fields))
+
+
+def fields_of(**changed: Any) -> list[Any]:
+    """A heartbeat with one member in it, as the arrays that are sent; some fields as the test wants them."""
+    name, boot, address, weight, incarnation, sequence, epoch, sightings, channel = (
+        changed.pop(field, default)
+        for field, default in {
+            "name": "a", "boot": b"a" * 16, "address": "10.0.0.1:4370", "weight": 1.0, "incarnation": 0,
+            "sequence": 1, "epoch": 7, "sightings": [sighting_of()], "channel": "x!y",
+        }.items()
+    )  # fmt: skip
+    assert not changed
+    return [[name, boot, address, weight], incarnation, sequence, "alive", epoch, sightings, channel]
+
+
+def sighting_of(name: str = "b", address: str = "b:1", incarnation: int = 0, age: float = 0.5) -> list[Any]:
+    return [name, b"b" * 16, address, "alive", incarnation, age]
+
+
+BAD_NAMES = ["", "x" * 101, "a\n2026 ERROR forged", "\x1b[2J", "a\x00", "a\x9b31m", "a\u202eb", "a\u2028b"]
+BAD_ADDRESSES = [
+    "",
+    "nowhere",
+    "a:0",
+    "a:65536",
+    "a:-1",
+    "a b:1",
+    "a:1\n",
+    "/run/x.sock:1",
+    "[::1]",
+    "::1:4370",
+    "x" * 301 + ":1",
+]
+BAD_FLOATS = [math.nan, math.inf, -math.inf, -1.0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"name": name} for name in BAD_NAMES),
+        *({"address": address} for address in BAD_ADDRESSES),
+        *({"weight": weight} for weight in [*BAD_FLOATS, 0.0, 1000.1]),
+        *({"boot": boot} for boot in [b"", b"a" * 15, b"a" * 17]),
+        *({field: number} for field in ("incarnation", "sequence") for number in (-1, 2**53 + 1)),
+        {"epoch": -1},
+        *({"channel": channel} for channel in ["x" * 101, "a b", "a\n", "a!b!c"]),
+        {"sightings": [sighting_of()] * 65},
+        *({"sightings": [sighting_of(name=name)]} for name in BAD_NAMES),
+        *({"sightings": [sighting_of(address=address)]} for address in BAD_ADDRESSES),
+        *({"sightings": [sighting_of(age=age)]} for age in [*BAD_FLOATS, 1e10]),
+        *({"sightings": [sighting_of(incarnation=number)]} for number in (-1, 2**53 + 1)),
+    ],
+    ids=ascii,
+)
+def test_signed_heartbeat_with_a_field_beyond_its_bounds_is_refused_in_one_printable_line(
+    changed: dict[str, Any],
+) -> None:
+    assert unseal(signed(fields_of()), [NEW]).identity.name == "a"
+    with pytest.raises(ProtocolError, match="a heartbeat can't be read") as caught:
+        unseal(signed(fields_of(**changed)), [NEW])
+    assert str(caught.value).isprintable()
+    assert str(caught.value).isascii()
+
+
+@pytest.mark.parametrize(
+    "address", ["web-1.example.org:1", "10.0.0.1:65535", "[fe80::1%eth0]:4370", "[::1]:1", "m_y:2"]
+)
+@pytest.mark.parametrize("weight", [1e-9, 1000])
+def test_heartbeat_at_its_bounds_is_heard(address: str, weight: float) -> None:
+    beat = unseal(signed(fields_of(name="ü" * 100, address=address, weight=weight, channel="")), [NEW])
+    assert (beat.identity.address, beat.identity.weight) == (address, weight)
+
+
+@pytest.mark.parametrize("bad", [["a\n", b"a" * 16, "a:1", 1.0], ["a", b"a", "a:1", 1.0], ["a", b"a" * 16, "a:1", 0]])
+def test_bad_identity_breaks_no_requester(bad: list[Any]) -> None:
+    good = ["a", b"a" * 16, "a:1", 1.0]
+    for reply in ([39, 1, [good, bad], "a"], [40, 1, bad], [42, 1, bad, "alive", 1.0, False, "1", 1, [], []]):
+        with pytest.raises(msgspec.ValidationError):
+            decode_reply(msgspec.msgpack.encode(reply))
+        assert decode_reply(msgspec.msgpack.encode([39, 1, [good], "a"]))

@@ -48,7 +48,7 @@ class Running:
         self.unix = UnixAddress(str(folder / "node.sock"))
         self.tcp = TcpAddress("127.0.0.1", free_port())
         config = NodeConfig("alpha", "default", self.tcp, self.tcp, self.unix, KEYS, KEYS, Timings())
-        membership = Membership(Identity("alpha", b"boot", str(self.tcp)), Timings(), time.monotonic())
+        membership = Membership(Identity("alpha", b"boot" * 4, str(self.tcp)), Timings(), time.monotonic())
         self.handler = Handler(config, membership, time.monotonic, NoPeers())
         self.reports: list[str] = []
         self.dialled: list[asyncio.StreamWriter] = []
@@ -503,7 +503,12 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
     opened: list[Identity] = []
     everybody = [
         Links(
-            Identity(str(number), b"%d" % number, f"there:{number}"), KEYS, time.monotonic, opened.append, print, print
+            Identity(str(number), b"%016d" % number, f"there:{number + 1}"),
+            KEYS,
+            time.monotonic,
+            opened.append,
+            print,
+            print,
         )
         for number in range(coalescing.MANY)
     ]
