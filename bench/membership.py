@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from django_clusterstate.core.membership import SIGHTINGS
 from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State
+from django_clusterstate.core.sightings import SIGHTINGS
 from django_clusterstate.node.heartbeat import seal
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp

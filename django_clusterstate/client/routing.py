@@ -90,13 +90,18 @@ class Target(Breaker):
 
 
 class Table:
-    """What follows from one view. Never changed, only replaced: a thread works with the old or the new one."""
+    """What follows from one view. Never changed, only replaced: a thread works with the old or the new one.
 
-    __slots__ = ("_rendezvous", "local_name", "targets", "view")
+    `local_serves`: the local node has said that it serves. If it doesn't, a member of its name is another node, or
+    another start of it, and is reached by its own address.
+    """
 
-    def __init__(self, view: View, local_name: str, targets: dict[str, Target]) -> None:
+    __slots__ = ("_rendezvous", "local_name", "local_serves", "targets", "view")
+
+    def __init__(self, view: View, local_name: str, targets: dict[str, Target], *, local_serves: bool = True) -> None:
         self.view = view
         self.local_name = local_name
+        self.local_serves = local_serves
         self.targets = targets
         self._rendezvous = Rendezvous({member.name: member.weight for member in view.members})
 
@@ -220,29 +225,32 @@ class Routing:
         members: it never replaces ours, it only says whom else to ask.
         """
         old = self.table
-        local_name = viewed.name if source is self.local else old.local_name
+        serves = any(member.name == viewed.name for member in viewed.members)
+        local = (viewed.name, serves) if source is self.local else (old.local_name, old.local_serves)
         known = {**self._contacts, **old.targets}
-        if all(member.name != viewed.name for member in viewed.members):
+        if not serves:
             self.refresh_at = now + (HALF_OPEN_AFTER if old.targets else VIEW_MIN_AGE)
-            members = [member for member in viewed.members if member.name != local_name][:MAX_CONTACTS]
+            members = [member for member in viewed.members if member.name != local[0]][:MAX_CONTACTS]
             self._contacts = {member.name: _target(member, known) for member in members}
-            self._tabulate(old.view, local_name, known)
+            self._tabulate(old.view, *local, known)
             return Learned(False, _best(self._contacts.values()), self._unused(known))
         self.refresh_at = now + VIEW_MAX_AGE
         self._contacts = {}
-        if viewed.epoch != self.epoch or local_name != old.local_name:
-            self._tabulate(View(viewed.members, viewed.epoch), local_name, known)
-            self.epoch = viewed.epoch
+        view = old.view if viewed.epoch == self.epoch else View(viewed.members, viewed.epoch)
+        self._tabulate(view, *local, known)
+        self.epoch = viewed.epoch
         return Learned(True, [], self._unused(known))
 
-    def _tabulate(self, view: View, local_name: str, known: dict[str, Target]) -> None:
-        if view is self.table.view and local_name == self.table.local_name:
+    def _tabulate(self, view: View, local_name: str, local_serves: bool, known: dict[str, Target]) -> None:
+        old = self.table
+        if view is old.view and (local_name, local_serves) == (old.local_name, old.local_serves):
             return
         targets = {
-            member.name: self.local if member.name == local_name else _target(member, known) for member in view.members
+            member.name: self.local if local_serves and member.name == local_name else _target(member, known)
+            for member in view.members
         }
         self.local.name = local_name
-        self.table = Table(view, local_name, targets)
+        self.table = Table(view, local_name, targets, local_serves=local_serves)
 
     def _unused(self, known: dict[str, Target]) -> list[Target]:
         kept = {self.local, *self.table.targets.values(), *self._contacts.values()}

@@ -19,6 +19,7 @@ from .channels import Channels
 from .config import NodeConfig
 from .history import History
 from .partitions import Partitions
+from .problems import problems
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _INT64 = range(-(2**63), 2**63)
@@ -316,7 +317,7 @@ class Handler:
         )
         return wire.Status(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
-            __version__, resident_bytes(), members, stats,
+            __version__, resident_bytes(), members, stats, tuple(problems(membership, now)),
         )  # fmt: skip
 
     # -- channels -------------------------------------------------------------------------------------------

@@ -120,6 +120,11 @@ class Links:
         if link is not None and link.connection is not None:
             link.connection.close()
 
+    def open_to(self) -> list[bytes]:
+        """The boot ids of the peers to which a link is open."""
+        links = self._links.values()
+        return [link.identity.boot for link in links if link.identity is not None and link.connection is not None]
+
     def tick(self) -> None:
         now = self._clock()
         for address, link in list(self._links.items()):

@@ -17,6 +17,7 @@ from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .layer import OwnLayer
 from .links import Links
+from .problems import problems
 from .server import Server
 
 CLEAN_EVERY = 1.0  # seconds
@@ -24,6 +25,11 @@ RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 
 DISCOVERY_TIMEOUT = 10.0
 REPORT_EVERY = 1.0  # seconds between two log lines about strangers, however many there are
 REPORT_AGAIN = 600.0  # seconds until the same is said again
+PROBLEM_AGAIN = 60.0  # seconds until a problem that lasts is said again
+
+# Whether a joining node waits until a peer has connected to its address. It needs a server that calls
+# `Membership.reached()` after the handshake of a peer that wanted this very node.
+MUST_BE_REACHED = False
 
 _NEWS = {
     State.ALIVE: What.JOINED,
@@ -73,7 +79,8 @@ class Node:
         self._discovery = discovery
         self._notify = notify
         me = Identity(config.name, boot, str(config.advertise), config.weight)
-        self.membership = Membership(me, config.timings, clock())
+        self.over = False  # this start ended since another holds its name; the process may begin another
+        self.membership = Membership(me, config.timings, clock(), must_be_reached=MUST_BE_REACHED)
         self.links = Links(
             me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused, report=logger.warning
         )
@@ -89,6 +96,7 @@ class Node:
             on_rejected=self._report_stranger,
             report=logger.warning,
         )
+        self.heartbeats.over_links = layer is None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -98,9 +106,11 @@ class Node:
         self._discovery_failure = ""
         self._reports: dict[str, float] = {}
         self._unreported = 0
+        self._problems: dict[str, float] = {}  # and when each was logged
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serves until `stop` is set, then leaves. Raises `NodeError` when a socket can't be had, or on a bug."""
+        """Serves until `stop` is set, then leaves. Sets it itself when this start is `over`. Raises `NodeError` when a
+        socket can't be had, or on a bug."""
         self._stop = stop
         try:
             await self.server.listen(self.config.socket)
@@ -110,7 +120,11 @@ class Node:
             for work in (self.heartbeats.run(), self._tick_forever(), self._discover_forever()):
                 self._spawn(work)
             await stop.wait()
-            await self._leave()
+            if self.over:
+                self._act(self.membership.leave_done())
+                await self.heartbeats.beat()
+            else:
+                await self._leave()
             if self._failure is not None:
                 raise NodeError(f"the node has stopped, since a part of it failed: {self._failure!r}")
         finally:
@@ -147,19 +161,21 @@ class Node:
 
     # -- what happens ---------------------------------------------------------------------------------------
 
-    def _heard(self, beat: Heartbeat) -> None:
+    def _heard(self, beat: Heartbeat, fresh: bool) -> None:
         if beat.identity.boot != self.membership.me.boot:
             self.handler.stats.heartbeats_heard += 1
+        outcome = self.membership.heard(beat, self._clock(), fresh=fresh)
+        if outcome.dial:
             self.links.heard(beat.identity.address)
-        outcome = self.membership.heard(beat, self._clock())
         if outcome.unmet:
             self.links.want(address for address in outcome.unmet if not self.links.knows(address))
         self._act(outcome)
         if outcome.answer and beat.channel:
-            self._spawn(self.heartbeats.answer(beat.channel))
+            self._spawn(self.heartbeats.answer(beat.channel, beat.identity))
 
     def _link_opened(self, peer: Identity) -> None:
         member = self.membership.members.get(peer.name)
+        self._act(self.membership.met(peer.name, peer.boot, self._clock(), peer.address))
         if member is None or member.identity.boot != peer.boot or member.state is State.DOWN:
             self.heartbeats.beat_soon()
 
@@ -181,6 +197,9 @@ class Node:
                 cleaned = now
                 self.handler.tick()
                 self.links.tick()
+                for boot in self.links.open_to():
+                    self.membership.linked(boot, now)
+                self._report_problems(now)
                 stats = self.handler.stats
                 stats.heartbeats_dropped = self.membership.dropped + self.heartbeats.rejected
                 stats.changes.restarted = self.membership.restarts
@@ -223,12 +242,6 @@ class Node:
             self._note(What.STALLED)
             if outcome.stalled > self.config.timings.down_after:
                 self.handler.forget_cache()
-        if outcome.namesake:
-            logger.error(
-                "another node at %s has our name %s: give each its own CLUSTERSTATE_NODE_NAME",
-                outcome.namesake,
-                self.membership.me.name,
-            )
         if self.membership.isolated != self._isolated:
             self._isolated = self.membership.isolated
             logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
@@ -240,6 +253,15 @@ class Node:
             self.handler.forget_cache()
         for identity in outcome.unreachable:
             logger.warning("%s cannot reach this node: others hear it, so it stays a member", identity.name)
+        if outcome.over and not self.over and self.membership.state in (State.JOINING, State.ALIVE):
+            self.over = True
+            logger.warning(
+                "node %s (%s) starts anew: another running node has its name, or had it while this one was away, and "
+                "has served its keys",
+                self.membership.me.name,
+                self.membership.me.address,
+            )
+            self._stop.set()
         old, new = self._view, self.membership.view
         if new.epoch != old.epoch:
             self._view = new
@@ -278,6 +300,17 @@ class Node:
             len(view.members),
             view.epoch,
         )
+
+    def _report_problems(self, now: float) -> None:
+        """Logs each problem when it comes up, again after a while, and when it is over."""
+        found = problems(self.membership, now)
+        for text in found:
+            if now - self._problems.get(text, -PROBLEM_AGAIN) >= PROBLEM_AGAIN:
+                self._problems[text] = now
+                logger.error("%s", text)
+        for text in set(self._problems).difference(found):
+            del self._problems[text]
+            logger.info("no longer so: %s", text)
 
     def _report_stranger(self, text: str) -> None:
         """Log lines about strangers are rationed, of one kind and of all: a flood of them must not flood the log."""

@@ -132,7 +132,7 @@ def test_view_without_the_node_that_gives_it_never_replaces_ours(half: str) -> N
     learned = routing.learn(viewed(*map(member, half), by="a"), routing.local, NOW + 1)
     assert not learned.taken
     assert learned.unused == []
-    assert routing.table is table
+    assert routing.table.view is table.view
     assert routing.epoch == table.view.epoch
     assert learned.contacts == [table.targets[name] for name in half]
 
@@ -187,6 +187,18 @@ def test_local_node_that_joins_under_another_name_is_known_by_it() -> None:
     assert routing.table.local_name == "new"
     assert routing.table.targets["a"] is not routing.local
     assert str(routing.local) == "node new at /run/node.sock"
+
+
+def test_member_with_the_name_of_a_local_node_that_does_not_serve_is_another_node() -> None:
+    routing = routing_of("a", "b")
+    for view in (viewed(member("b")), viewed(member("b"))):
+        routing.learn(view, routing.local, NOW)
+        assert routing.table.local_name == "a"
+        assert routing.table.targets["a"].address == TcpAddress("10.0.0.97", 4370)
+    routing.learn(viewed(member("a"), member("b"), member("c"), by="b"), routing.table.targets["b"], NOW)
+    assert routing.table.targets["a"] is not routing.local
+    routing.learn(viewed(member("a"), member("b"), member("c"), by="a"), routing.local, NOW)
+    assert routing.table.targets["a"] is routing.local
 
 
 def test_view_is_asked_for_again_before_long_while_nobody_serves() -> None:

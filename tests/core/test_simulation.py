@@ -4,7 +4,7 @@ import pytest
 
 from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.membership import RETIRED_BOOTS, TICK, Member, Membership, Outcome
-from django_clusterstate.core.messages import Heartbeat, Sighting, State, View
+from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State, View
 from tests.core.judge import ROUGH, storm
 from tests.core.simulation import Bus, Simulation, Violation
 
@@ -256,20 +256,20 @@ def test_same_seed_gives_the_same_trace() -> None:
 
 
 class RemembersNoBoot(Membership):
-    def heard(self, beat: Heartbeat, now: float) -> Outcome:
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
         self._retired.clear()
         known = self.members.get(beat.identity.name)
         if known and known.identity.boot != beat.identity.boot:
             del self.members[beat.identity.name]
-        return super().heard(beat, now)
+        return super().heard(beat, now, fresh=fresh)
 
 
 class ForgetsWhoLeft(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> bool:
         if member.state is State.LEFT:
             self._move(member, beat.state, now, outcome)
-        else:
-            super()._hear_again(member, beat, now, outcome)
+            return True
+        return super()._hear_again(member, beat, now, outcome)
 
 
 class JudgesOnWaking(Membership):
@@ -285,8 +285,8 @@ class Hasty(Membership):
 
 
 class BlamesAnother(Membership):
-    def heard(self, beat: Heartbeat, now: float) -> Outcome:
-        outcome = super().heard(beat, now)
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
+        outcome = super().heard(beat, now, fresh=fresh)
         for member in self.members.values():
             if member.identity.name != beat.identity.name and member.state is State.ALIVE:
                 self._move(member, State.DOWN, now, outcome)
@@ -294,9 +294,9 @@ class BlamesAnother(Membership):
 
 
 class RaisesOthers(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
-        super()._hear_again(member, beat, now, outcome)
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> bool:
         member.incarnation += 1
+        return super()._hear_again(member, beat, now, outcome)
 
 
 class FallsBack(Membership):
@@ -318,15 +318,15 @@ class NeverRefutes(Membership):
 
 
 class AnswersAll(Membership):
-    def heard(self, beat: Heartbeat, now: float) -> Outcome:
-        outcome = super().heard(beat, now)
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
+        outcome = super().heard(beat, now, fresh=fresh)
         outcome.answer = True
         return outcome
 
 
 class NamesAll(Membership):
-    def heartbeat(self, now: float, channel: str = "") -> Heartbeat:
-        beat = super().heartbeat(now, channel)
+    def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
+        beat = super().heartbeat(now, channel, answer_to)
         return Heartbeat(self.me, 0, beat.sequence, self.state, 0, beat.sightings * 20)
 
 
@@ -337,9 +337,10 @@ class KeepsEveryBoot(Membership):
 
 
 class BearsAGrudge(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> bool:
         if member.state is not State.DOWN or now - member.since > 10:
-            super()._hear_again(member, beat, now, outcome)
+            return super()._hear_again(member, beat, now, outcome)
+        return False
 
 
 @pytest.mark.parametrize(

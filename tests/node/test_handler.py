@@ -75,10 +75,10 @@ class Bench:
 
     def __init__(self, *, others: tuple[str, ...] = (), config: NodeConfig = CONFIG) -> None:
         self.now = 1000.0
-        self.membership = Membership(Identity(NAME, b"boot" * 4, "127.0.0.1:4370"), Timings(), self.now)
+        self.membership = Membership(Identity(NAME, b"boot" * 4, "10.0.0.1:4370"), Timings(), self.now)
         for name in others:
             identity = Identity(name, name.encode().ljust(16), f"10.0.0.{len(name)}:4370")
-            self.membership.heard(Heartbeat(identity, 0, 1, State.ALIVE, 0), self.now)
+            self.membership.heard(Heartbeat(identity, 0, 1, State.ALIVE, 0), self.now, fresh=True)
         self.now += 2
         self.membership.tick(self.now)
         self.peers = Peers()
@@ -624,7 +624,7 @@ def test_group_message_is_not_heard_twice_by_a_channel_whose_owner_has_changed()
     for channel in channels:
         bench.ask(wire.GroupAdd("chat", channel, 60))
     beta = Identity("beta", b"beta" * 4, "10.0.0.2:4370")
-    bench.membership.heard(Heartbeat(beta, 0, 1, State.ALIVE, 0), bench.now)
+    bench.membership.heard(Heartbeat(beta, 0, 1, State.ALIVE, 0), bench.now, fresh=True)
     bench.handler.view_changed()
     bench.ask(wire.GroupSend("chat", b"x", 60, 9))
     here = [channel for channel in channels if bench.received(channel)]

@@ -1,5 +1,6 @@
 """The sealed heartbeat: signed, versioned, and nothing decoded that isn't ours."""
 
+import asyncio
 import hmac
 import math
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.exceptions import ProtocolError
-from django_clusterstate.node.heartbeat import seal, unseal
+from django_clusterstate.node.heartbeat import Heartbeats, seal, unseal
 from django_clusterstate.wire.handshake import VERSIONS, derive_keys
 from django_clusterstate.wire.messages import decode_reply
 
@@ -165,3 +167,77 @@ def test_bad_identity_breaks_no_requester(bad: list[Any]) -> None:
         with pytest.raises(msgspec.ValidationError):
             decode_reply(msgspec.msgpack.encode(reply))
         assert decode_reply(msgspec.msgpack.encode([39, 1, [good], "a"]))
+
+
+# -- who speaks -----------------------------------------------------------------------------------------------
+
+
+class Layer:
+    """Gives out these messages, then nothing."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages = list(messages)
+        self.sent: list[dict[str, Any]] = []
+
+    async def new_channel(self, prefix: str = "specific.") -> str:
+        return f"{prefix}x!y"
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        while not self.messages:
+            await asyncio.sleep(1)
+        return self.messages.pop(0)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        pass
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        pass
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+
+class Ears:
+    """Heartbeats over a layer, and what became of what it gave out."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.heard: list[tuple[str, bool]] = []
+        self.rejected: list[str] = []
+        me = Identity("me", b"m" * 16, "10.0.0.9:4370")
+        self.beats = Heartbeats(
+            Membership(me, Timings(), 0.0), layer, "group", [NEW], lambda: 0.0,
+            lambda beat, fresh: self.heard.append((beat.identity.name, fresh)), self.rejected.append, print,
+        )  # fmt: skip
+
+    async def listen(self, count: int) -> None:
+        task = asyncio.create_task(self.beats.run())
+        async with asyncio.timeout(5):
+            while len(self.heard) + len(self.rejected) < count:
+                await asyncio.sleep(0)
+        task.cancel()
+
+
+async def test_heartbeat_by_a_link_speaks_for_the_start_at_its_other_end_only() -> None:
+    message = seal(BEAT, [NEW])
+    sessions: tuple[dict[str, object], ...] = ({"session": b"a" * 16}, {}, {"session": b"b" * 16}, {"session": "a" * 16})
+    ears = Ears(Layer(*(message | session for session in sessions)))
+    await ears.listen(4)
+    assert ears.heard == [("a", True), ("a", False)]
+    assert ears.rejected == ["a heartbeat of a (10.0.0.1:4370) came by the link of another node"] * 2
+    assert ears.beats.rejected == 2
+
+
+async def test_all_is_fresh_on_a_layer_whose_messages_come_by_links() -> None:
+    ears = Ears(Layer(seal(BEAT, [NEW])))
+    ears.beats.over_links = True
+    await ears.listen(1)
+    assert ears.heard == [("a", True)]
+
+
+async def test_answer_names_first_whom_it_answers() -> None:
+    layer = Layer()
+    await Ears(layer).beats.answer("channel", BEAT.identity)
+    assert unseal(layer.sent[0], [NEW]).sightings[0].boot == BEAT.identity.boot

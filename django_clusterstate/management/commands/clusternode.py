@@ -75,8 +75,11 @@ class Command(BaseCommand):
                 {entry: options[option] for option, entry in OPTIONS.items() if options[option]}
             )
             _refuse_weak_secret(settings)
-            node = _make_node(settings)
-            _run(node, _metrics(node, options["metrics_address"], options["metrics_port"]))
+            while True:
+                node = _make_node(settings)
+                _run(node, _metrics(node, options["metrics_address"], options["metrics_port"]))
+                if not node.over:
+                    break
         except (ImproperlyConfigured, NodeError, ValueError) as error:
             raise CommandError(str(error)) from error
 
