@@ -22,8 +22,7 @@
 A joining member falls silent and leaves as a serving one does.
 
 Which starts run now stands in `strangers`, when this node serves in `joining`, what becomes of two nodes of one name in
-`rivals`, whom heartbeats name in `sightings`. While a member serves whose address isn't a loopback one, those whose
-addresses are own no keys.
+`rivals`. While a member serves whose address isn't a loopback one, those whose addresses are own no keys.
 
 The terms are those of SWIM (Das, Gupta, Motivala 2002) and memberlist. Nobody gossips verdicts: each node judges for
 itself. But heartbeats say how long ago their sender heard others, and whoever is heard by anyone that we hear isn't
@@ -41,7 +40,7 @@ from .joining import Joining
 from .members import Change, Member, Namesakes, Outcome, Start, Timings, Wait, silent_together
 from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View, is_loopback
 from .rivals import Rivals
-from .sightings import Sightings
+from .sightings import Sightings, says_over
 from .strangers import Strangers
 
 __all__ = ["TICK", "Change", "Member", "Membership", "Namesakes", "Outcome", "Timings", "Wait"]
@@ -51,6 +50,7 @@ STALL = 0.2  # seconds that a tick is late which say that we ourselves were stop
 TOMBSTONES = 256  # members that are gone stay visible, at most so many
 TOMBSTONE_SECONDS = 3600.0
 RETIRED_BOOTS = 4096  # a boot that was replaced is remembered, so that its late messages are ignored
+MAY_END = (State.JOINING, State.ALIVE)  # states in which this start ends when others have replaced it
 
 
 class Membership:
@@ -74,14 +74,12 @@ class Membership:
         self._strangers = Strangers(me.boot, timings.down_after)
         self._rivals = Rivals(me, timings.heartbeat, timings.suspect_after, timings.down_after)
         self._joining = Joining(me, timings, now, self._strangers, self._rivals, must_be_reached=must_be_reached)
-        self.view = View.of(())
-        """The members that own keys: the alive and the suspect ones, and this node once it has joined."""
+        self.view = View.of(())  # the members that own keys: the alive and the suspect ones, and this node if it serves
 
     # -- what is heard --------------------------------------------------------------------------------------
 
     def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
-        """Takes in one heartbeat that has been authenticated. `fresh`: it came over a link to the very start that it
-        speaks for."""
+        """Takes in an authentic heartbeat. `fresh`: it came over a link to the very start that it speaks for."""
         outcome = Outcome()
         sender = beat.identity
         if sender.boot == self.me.boot:
@@ -90,6 +88,8 @@ class Membership:
             self.dropped += 1
             if beat.state is not State.LEFT:
                 self._sightings.tell_over(sender)
+                # Of two that have replaced each other, and so take in nothing of each other's, one has to end.
+                outcome.over = sender.boot < self.me.boot and self.state in MAY_END and says_over(beat, self.me.boot)
             return outcome
         member = self.members.get(sender.name)
         if (member is None or member.identity.boot != sender.boot) and not self._rivals.of(sender.name, sender.boot):
@@ -106,7 +106,7 @@ class Membership:
             self._meet(beat, now, outcome)
         elif member.identity.boot == sender.boot:
             if not self._hear_again(member, beat, now, outcome):
-                return outcome  # nor is what it says of others news
+                return outcome
         elif self._gives_way(member, beat, now):
             self._retire(member, now, outcome)
             self._meet(beat, now, outcome)
@@ -114,7 +114,8 @@ class Membership:
             self._hear_rival(beat, now, outcome)
             self._change_places(member, now, outcome)
         outcome.dial = beat.state is not State.LEFT
-        self._take_in(beat.sightings, now, outcome)
+        if not self._rivals.of(sender.name, sender.boot):  # two rivals would answer each other for ever
+            self._take_in(beat.sightings, now, outcome)
         self._settle(outcome)
         return outcome
 
@@ -230,7 +231,7 @@ class Membership:
                 outcome.answer = True  # each time, since answers are lost too; any that arrives ends the doubt
             case State.JOINING if self.state in SERVING:
                 outcome.answer = True  # it hasn't taken us in yet, or missed that we serve
-            case State.LEFT if self.state in (State.JOINING, State.ALIVE):
+            case State.LEFT if self.state in MAY_END:
                 outcome.over = True  # it has replaced us
         if sighting.state in (State.SUSPECT, State.DOWN) and sighting.incarnation >= self.incarnation:
             self.incarnation += 1

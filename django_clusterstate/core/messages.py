@@ -60,9 +60,10 @@ def is_loopback(address: str) -> bool:
     """Whether only its own host can reach this `host:port`; a name other than `localhost` may be anywhere."""
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ip = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -99,7 +99,7 @@ class Rivals:
     def discount(self, late: float, now: float) -> None:
         """This node was stopped for so long, and what they sent meanwhile is still unread."""
         for start in self.starts.values():
-            start.heard = min(now, start.heard + late)
+            start.first, start.heard = min(now, start.first + late), min(now, start.heard + late)
         if self._taken is not None:
             self._taken = (self._taken[0], min(now, self._taken[1] + late))
 

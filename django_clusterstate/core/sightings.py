@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from .members import Member
-from .messages import GONE, MAX_AGE, Identity, Sighting, State
+from .messages import GONE, MAX_AGE, Heartbeat, Identity, Sighting, State
 
 SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
 OVER = 2  # starts that are over and don't know it: so many in a heartbeat, and each so often
@@ -34,8 +34,9 @@ class Sightings:
         chosen = doubted[: SIGHTINGS // 2]
         asked = [members[name] for name in self.asked if name in members]
         chosen += [m for m in asked if m.state is not State.SUSPECT][: SIGHTINGS // 4]
+        chosen = chosen[: SIGHTINGS - len(first)]
         self.asked.clear()
-        room = max(0, min(SIGHTINGS - len(first) - len(chosen), len(others)))
+        room = min(SIGHTINGS - len(first) - len(chosen), len(others))
         chosen += [others[(self._turn + step) % len(others)] for step in range(room)]
         self._turn += room
         yield from (_sighting(member, now) for member in chosen)
@@ -62,3 +63,8 @@ def _sighting(member: Member, now: float) -> Sighting:
     who = member.identity
     age = min(max(0.0, now - member.heard), MAX_AGE)
     return Sighting(who.name, who.boot, who.address, member.state, member.incarnation, age)
+
+
+def says_over(beat: Heartbeat, boot: bytes) -> bool:
+    """Whether its sender has replaced this start."""
+    return any(sighting.boot == boot and sighting.state is State.LEFT for sighting in beat.sightings)

@@ -150,19 +150,28 @@ def swarm(seed: int, sim: Simulation) -> None:
     sim.converge()
 
 
-def storm(sim: Simulation, steps: int) -> None:
+def twins(seed: int, sim: Simulation) -> None:
+    """The same, with second nodes under taken names, which all end before the others have to agree."""
+    storm(sim, max(10, 60 - len(sim.nodes)), TWINS)
+    for node in sim.running:
+        if node.name.startswith("twin"):
+            sim.crash(node.name, refused=sim.random.random() < 0.5)
+    sim.converge(within=5.0)
+
+
+def storm(sim: Simulation, steps: int, faults: Sequence[str] = ()) -> None:
     """A fault each half second, then two quiet seconds: what was stopped or ended last is noticed."""
     for _ in range(steps):
-        stir(sim)
+        stir(sim, faults or FAULTS)
         sim.run(sim.random.uniform(0.0, 1.0))
     for node in sim.running:
         sim.wake(node)
     sim.run(2)
 
 
-def stir(sim: Simulation) -> None:
+def stir(sim: Simulation, faults: Sequence[str]) -> None:
     """One fault, or the end of some."""
-    fault = sim.random.choice(FAULTS)
+    fault = sim.random.choice(faults)
     if fault in NETWORK:
         _stir_network(sim, fault)
     else:
@@ -204,12 +213,22 @@ def _stir_node(sim: Simulation, fault: str, name: str) -> None:
             sim.at(random.uniform(0.0, 1.0), lambda: None if sim.nodes[name].running else sim.start(name))
         case "pause" if up:
             sim.pause(name, random.uniform(0.1, 5.0))
+        case "twin" if not name.startswith("twin"):
+            twin = f"twin{len(sim.nodes)}"
+            sim.start(twin, name=name)
+            sim.at(random.uniform(0.2, 8), lambda: _end(sim, twin))
         case "slow":
             sim.slow[name] = random.uniform(0, SLOW)
 
 
+def _end(sim: Simulation, name: str) -> None:
+    if sim.nodes[name].running:
+        sim.crash(name, refused=sim.random.random() < 0.5)
+
+
 NETWORK = ("split", "drop", "weather", "mend")
 FAULTS = ("end", "end", "start", "start", "leave", "restart", "join", "pause", "slow", *NETWORK)
+TWINS = (*FAULTS, "twin", "twin")
 ROUGH = (0.0, 0.5)  # delays between these seconds also reorder, since heartbeats are half a second apart
 SLOW = 0.25  # seconds by which all that a slow node sends and hears is later, at most
 SIZES = (*(2, 3, 4, 5, 6, 8, 12, 20) * 12, 50, 50, 100, 200)  # of a swarm: the large ones take half a minute each
@@ -224,6 +243,7 @@ SCENARIOS: dict[str, tuple[Scenario, Callable[[int], Bus], Sequence[int]]] = {
     "displaced": (displaced, lambda seed: Bus(delay=(0.001, 0.05)), range(3, 12)),
     "recordings": (recordings, lambda seed: Bus(delay=(0.001, 0.05)), range(2, 9)),
     "swarm": (swarm, lambda seed: Bus(), SIZES),
+    "twins": (twins, lambda seed: Bus(), SIZES[:-4]),
 }
 
 
@@ -238,7 +258,7 @@ def judge(name: str, seed: int) -> Verdict:
         scenario(seed, sim)
     except Violation as violation:
         verdict.broken = str(violation)
-    if scenario not in (partition, displaced, swarm):  # there each side of a cut rightly loses the other
+    if scenario not in (partition, displaced, swarm, twins):  # there each side of a cut rightly loses the other
         verdict.downs = len(sim.false_downs)
         verdict.detections = list(sim.detections)
     verdict.node_hours = (sim.now - EPOCH) * len(sim.nodes) / 3600

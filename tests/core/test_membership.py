@@ -241,6 +241,16 @@ def test_start_that_others_have_replaced_is_over(state: State) -> None:
     assert not clock.hear(B, sightings=(sighting(ME, State.LEFT),)).over
 
 
+@pytest.mark.parametrize(("theirs", "over"), [(b"a" * 16, True), (b"z" * 16, False)])
+def test_of_two_starts_that_have_replaced_each_other_one_is_over(clock: Clock, theirs: bytes, over: bool) -> None:
+    other = Identity("a", theirs, "a:4370")
+    clock.hear(other)
+    clock.node.refused("a", theirs, clock.now)
+    clock.hear(Identity("a", b"n" * 16, "elsewhere:4370"))
+    assert clock.hear(other, sightings=(sighting(ME, State.LEFT),)).over is over
+    assert not clock.hear(other, sightings=(sighting(ME, State.ALIVE),)).over
+
+
 def test_start_that_has_said_more_replaces_one_that_is_silent(clock: Clock) -> None:
     clock.hear(A)
     clock.wait(1.6)

@@ -222,7 +222,12 @@ class Ears:
 
 async def test_heartbeat_by_a_link_speaks_for_the_start_at_its_other_end_only() -> None:
     message = seal(BEAT, [NEW])
-    sessions: tuple[dict[str, object], ...] = ({"session": b"a" * 16}, {}, {"session": b"b" * 16}, {"session": "a" * 16})
+    sessions: tuple[dict[str, object], ...] = (
+        {"session": b"a" * 16},
+        {},
+        {"session": b"b" * 16},
+        {"session": "a" * 16},
+    )
     ears = Ears(Layer(*(message | session for session in sessions)))
     await ears.listen(4)
     assert ears.heard == [("a", True), ("a", False)]
