@@ -188,7 +188,9 @@ def problem() -> str:
 def _problem(status: wire.Status | None) -> str:
     if status is None:
         return "this host's node doesn't answer"
-    return "" if status.state in SERVING else f"this host's node is {status.state}"
+    if status.state in SERVING:
+        return ""
+    return ": ".join([f"this host's node is {status.state}", *status.problems[:1]])
 
 
 def _known(table: Table) -> Table:

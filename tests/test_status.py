@@ -127,6 +127,16 @@ class TestTrouble:
         assert caught.value.code == 1
         assert output.getvalue().splitlines()[3:6] == ["one only", "two have one name", "two only"]
 
+    def test_health_says_what_keeps_the_node_of_this_host_from_serving(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for state, problems, said in (
+            (State.ALIVE, ("elsewhere",), ""),
+            (State.LEAVING, (), "this host's node is leaving"),
+            (State.JOINING, ("two have one name",), "this host's node is joining: two have one name"),
+        ):
+            status = replace(node("one", 1), state=state, problems=problems)
+            monkeypatch.setattr(functions, "local_status", lambda status=status: status)
+            assert functions.problem() == said
+
     def test_nodes_of_one_name_are_both_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         second = replace(node("one", 1), identity=Identity("one", b"2" * 16, "10.0.0.2:4370"))
         status = ClusterStatus.of(Table(NO_VIEW, "one", {}), [node("one", 1), second], {})
