@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 SEEDS ?= 1000
 RUNS ?= 20
+ROUNDS ?= 20
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit faults slow-faults simulate exactness compat lint bench docs screenshot clean
+.PHONY: help demo smoke test unit faults slow-faults simulate restarts exactness compat lint bench docs screenshot clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +47,9 @@ slow-faults: $(VENV)/dev  ## those of them that take over a minute each: half an
 
 simulate: $(VENV)/dev  ## membership over SEEDS=1000 simulated clusters of each kind, every invariant checked
 	$(RUN) -m tests.core.judge --seeds $(SEEDS)
+
+restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit exceeded, no own write read stale, no lock twice on its host
+	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py
 
 exactness: $(VENV)/dev  ## RUNS=20 times each: exactly the limit passes over three hosts, and what does when an owner is killed
 	EXACTNESS_RUNS=$(RUNS) $(BIN)/pytest -s tests/test_exactness.py

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from django_clusterstate.core.membership import SIGHTINGS
 from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State
+from django_clusterstate.core.sightings import SIGHTINGS
 from django_clusterstate.node.heartbeat import seal
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp
@@ -60,7 +60,7 @@ class Member:
         self._node = parse_tcp(node_address)
         self._sequence = 0
         self._links: list[AsyncConnection] = []  # the first is for heartbeats
-        self.identity = Identity("", b"", "")
+        self.identity = Identity("played", bytes(16), "127.0.0.1:1")  # until it listens
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()

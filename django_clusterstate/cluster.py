@@ -35,7 +35,10 @@ class ClusterStatus:
     @classmethod
     def of(cls, table: Table, nodes: Iterable[wire.Status], silent: dict[str, str]) -> "ClusterStatus":
         """What was answered, in order. `table` says which is this host's node."""
-        by_name = {status.identity.name: status for status in nodes}
+        by_name: dict[str, wire.Status] = {}
+        for status in nodes:
+            name = status.identity.name
+            by_name[f"{name} at {status.identity.address}" if name in by_name else name] = status
         asked = table.local_name if table.local_name in by_name else ""
         return cls(asked, dict(sorted(by_name.items())), dict(sorted(silent.items())))
 
@@ -59,6 +62,11 @@ class ClusterStatus:
             for member in status.members
             if member.unreachable
         ]
+
+    @property
+    def problems(self) -> list[str]:
+        """What the nodes say is wrong, each problem once: two nodes of one name, addresses that others don't reach."""
+        return list(dict.fromkeys(problem for status in self.nodes.values() for problem in status.problems))
 
     @property
     def epochs(self) -> set[int]:
@@ -180,7 +188,9 @@ def problem() -> str:
 def _problem(status: wire.Status | None) -> str:
     if status is None:
         return "this host's node doesn't answer"
-    return "" if status.state in SERVING else f"this host's node is {status.state}"
+    if status.state in SERVING:
+        return ""
+    return ": ".join([f"this host's node is {status.state}", *status.problems[:1]])
 
 
 def _known(table: Table) -> Table:

@@ -25,7 +25,16 @@ FLOORS = {
     "conf": {"clientip", "core", "exceptions", "wire", "client", "limits_storage", "settings"},
 }
 FLOORS["panel"] = {*FLOORS["conf"], "conf", "cache", "cluster", "events", "models", "panel", "ratelimit"}
-PARTS_OF = {"store": {"recency", "wheel"}, "events": {"sketch"}, "expiry": {"wheel"}}
+PARTS_OF = {
+    "store": {"recency", "wheel"},
+    "events": {"sketch"},
+    "expiry": {"wheel"},
+    "membership": {"joining", "members", "rivals", "sightings", "strangers"},
+    "joining": {"members", "rivals", "strangers"},
+    "rivals": {"members"},
+    "sightings": {"members"},
+    "strangers": {"members"},
+}
 FACES = {"cache", "ratelimit", "layers", "events", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}
 

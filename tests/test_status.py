@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
 from django_clusterstate import conf
+from django_clusterstate.client.routing import Table
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.messages import Identity, State
+from django_clusterstate.core.messages import NO_VIEW, Identity, State
 from django_clusterstate.wire.messages import Status
 from django_clusterstate.wire.status import MemberStatus, Stats
 from testproject.processes import ROOT, LocalCluster
@@ -107,10 +109,39 @@ class TestRealNodes:
 
 class TestTrouble:
     def test_member_that_a_node_alone_does_not_hear_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        member = MemberStatus(Identity("two", b"2", "10.0.0.2:4370"), State.SUSPECT, 0, 9.0, 8.0, 1, unreachable=True)
+        member = MemberStatus(
+            Identity("two", b"2" * 16, "10.0.0.2:4370"), State.SUSPECT, 0, 9.0, 8.0, 1, unreachable=True
+        )
         status = ClusterStatus("one", {"one": node("one", 1, members=(member,)), "two": node("two", 1)})
         monkeypatch.setattr(functions, "status", lambda: status)
         assert "two cannot reach one\n" in called()
+
+    def test_problem_that_several_nodes_tell_of_is_shown_once_and_is_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        nodes = {
+            name: replace(node(name, 1), problems=(f"{name} only", "two have one name")) for name in ("one", "two")
+        }
+        monkeypatch.setattr(functions, "status", lambda: ClusterStatus("one", nodes))
+        output = StringIO()
+        with pytest.raises(SystemExit) as caught:
+            call_command("clusterstatus", stdout=output, no_color=True)
+        assert caught.value.code == 1
+        assert output.getvalue().splitlines()[3:6] == ["one only", "two have one name", "two only"]
+
+    def test_health_says_what_keeps_the_node_of_this_host_from_serving(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for state, problems, said in (
+            (State.ALIVE, ("elsewhere",), ""),
+            (State.LEAVING, (), "this host's node is leaving"),
+            (State.JOINING, ("two have one name",), "this host's node is joining: two have one name"),
+        ):
+            status = replace(node("one", 1), state=state, problems=problems)
+            monkeypatch.setattr(functions, "local_status", lambda status=status: status)
+            assert functions.problem() == said
+
+    def test_nodes_of_one_name_are_both_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        second = replace(node("one", 1), identity=Identity("one", b"2" * 16, "10.0.0.2:4370"))
+        status = ClusterStatus.of(Table(NO_VIEW, "one", {}), [node("one", 1), second], {})
+        assert list(status.nodes) == ["one", "one at 10.0.0.2:4370"]
+        assert status.asked == "one"
 
     def test_views_that_differ_and_silent_nodes_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         nodes = {"one": node("one", 1), "two": node("two", 2)}
@@ -131,6 +162,7 @@ class TestTrouble:
             "asked": "",
             "nodes": {},
             "silent": {"/a.sock": "nobody"},
+            "problems": [],
         }
 
     def test_wrong_settings_are_an_error_of_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ Times are monotonic seconds given by the caller.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.hrw import Rendezvous
@@ -24,6 +25,8 @@ HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody any time; 
 FIRST_TRY = 32  # the first such try may take this part of a deadline, each further one twice as long
 
 MAX_DOUBTS = 64
+MAX_SOURCES = 6  # nodes that are asked for one view, at most: a caller waits meanwhile
+MAX_CONTACTS = 8  # nodes that are remembered of those that a node named which doesn't serve itself
 MAX_WAITS = 65536  # exchanges between two requests for the view whose time is kept: more than a process can have
 _REFUSED = (ConnectionRefusedError, FileNotFoundError)
 GET_VIEW = frame(encode(GetView()))
@@ -94,13 +97,18 @@ class Target(Breaker):
 
 
 class Table:
-    """What follows from one view. Never changed, only replaced: a thread works with the old or the new one."""
+    """What follows from one view. Never changed, only replaced: a thread works with the old or the new one.
 
-    __slots__ = ("_rendezvous", "local_name", "targets", "view")
+    `local_serves`: the local node has said that it serves. If it doesn't, a member of its name is another node, or
+    another start of it, and is reached by its own address.
+    """
 
-    def __init__(self, view: View, local_name: str, targets: dict[str, Target]) -> None:
+    __slots__ = ("_rendezvous", "local_name", "local_serves", "targets", "view")
+
+    def __init__(self, view: View, local_name: str, targets: dict[str, Target], *, local_serves: bool = True) -> None:
         self.view = view
         self.local_name = local_name
+        self.local_serves = local_serves
         self.targets = targets
         self._rendezvous = Rendezvous({member.name: member.weight for member in view.members})
 
@@ -132,6 +140,19 @@ class Table:
         return list(groups.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What one answer brought.
+
+    `taken`: it is the view now. `contacts`: nodes that serve, by the word of one that doesn't; one of them is to be
+    asked. `unused`: targets that aren't needed any more, to be closed.
+    """
+
+    taken: bool
+    contacts: list[Target] = field(default_factory=list)
+    unused: list[Target] = field(default_factory=list)
+
+
 class Untold:
     """What was counted and not told yet. A process's requesters share it: who asks for the view next tells it."""
 
@@ -160,6 +181,7 @@ class Routing:
         self.epoch = NO_VIEW.epoch
         self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
         self._asked_at = 0.0
+        self._contacts: dict[str, Target] = {}
         # Seconds that each exchange took since the view was last asked for. They are sorted once a second: at each
         # exchange that would cost three times as much as to keep them, 3 % of the exchange.
         self.waits: deque[float] = deque(maxlen=MAX_WAITS)
@@ -199,29 +221,61 @@ class Routing:
         return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else GET_VIEW, counted
 
     def sources(self, now: float) -> list[Target]:
-        """Whom to ask for the view, in this order: the local node, then others of the last view."""
+        """Whom to ask for the view, in this order: the local node, then others of the last view. Whoever asks appends
+        the contacts that `learn` returns (see `also_ask`)."""
         self._asked_at = now
         if self.table.targets:
             self.refresh_at = now + HALF_OPEN_AFTER  # meanwhile the other threads go on with what we have
         others = [target for target in self.table.targets.values() if target is not self.local]
-        return [self.local, *sorted(others, key=lambda target: target.failures)[:2]]
+        return [self.local, *_best(others)[:2]]
 
-    def learn(self, viewed: Viewed, source: Target, now: float) -> list[Target]:
-        """Takes in an answer. Returns the targets that are not needed any more, to be closed."""
-        self.refresh_at = now + (VIEW_MAX_AGE if viewed.members else VIEW_MIN_AGE)
+    def learn(self, viewed: Viewed, source: Target, now: float) -> Learned:
+        """Takes in an answer.
+
+        A view without the node that gives it is that of a node which joins or leaves, and may lack any number of
+        members: it never replaces ours, it only says whom else to ask.
+        """
         old = self.table
-        local_name = viewed.name if source is self.local else old.local_name
-        if viewed.epoch == self.epoch and local_name == old.local_name:
-            return []
+        serves = any(member.name == viewed.name for member in viewed.members)
+        local = (viewed.name, serves) if source is self.local else (old.local_name, old.local_serves)
+        known = {**self._contacts, **old.targets}
+        if not serves:
+            self.refresh_at = now + (HALF_OPEN_AFTER if old.targets else VIEW_MIN_AGE)
+            members = [member for member in viewed.members if member.name != local[0]][:MAX_CONTACTS]
+            self._contacts = {member.name: _target(member, known) for member in members}
+            self._tabulate(old.view, *local, known)
+            return Learned(False, _best(self._contacts.values()), self._unused(known))
+        self.refresh_at = now + VIEW_MAX_AGE
+        self._contacts = {}
+        view = old.view if viewed.epoch == self.epoch else View(viewed.members, viewed.epoch)
+        self._tabulate(view, *local, known)
+        self.epoch = viewed.epoch
+        return Learned(True, [], self._unused(known))
+
+    def _tabulate(self, view: View, local_name: str, local_serves: bool, known: dict[str, Target]) -> None:
+        old = self.table
+        if view is old.view and (local_name, local_serves) == (old.local_name, old.local_serves):
+            return
         targets = {
-            member.name: self.local if member.name == local_name else _target(member, old.targets)
-            for member in viewed.members
+            member.name: self.local if local_serves and member.name == local_name else _target(member, known)
+            for member in view.members
         }
         self.local.name = local_name
-        self.table = Table(View(viewed.members, viewed.epoch), local_name, targets)
-        self.epoch = viewed.epoch
-        kept = {self.local, *targets.values()}
-        return [target for target in old.targets.values() if target not in kept]
+        self.table = Table(view, local_name, targets, local_serves=local_serves)
+
+    def _unused(self, known: dict[str, Target]) -> list[Target]:
+        kept = {self.local, *self.table.targets.values(), *self._contacts.values()}
+        return [target for target in dict.fromkeys(known.values()) if target not in kept]
+
+
+def also_ask(sources: list[Target], learned: Learned) -> None:
+    """Appends the first two contacts that aren't among the sources, as far as there is room."""
+    new = [target for target in learned.contacts if target not in sources]
+    sources += new[: min(2, MAX_SOURCES - len(sources))]
+
+
+def _best(targets: Iterable[Target]) -> list[Target]:
+    return sorted(targets, key=lambda target: target.failures)
 
 
 def _target(member: Identity, known: dict[str, Target]) -> Target:

@@ -15,7 +15,7 @@ from ..wire.messages import Reply, Viewed
 from ..wire.names import Names
 from ..wire.polling import Processors
 from .forks import PerProcess
-from .routing import GET_VIEW, Routing, Table, Target, is_refused, may_send_again, named, no_owner
+from .routing import GET_VIEW, Routing, Table, Target, also_ask, is_refused, may_send_again, named, no_owner
 
 MAX_IDLE = 64  # connections kept for each node
 LONG_IDLE = 0.05  # seconds after which a connection is looked at before it is used: the node may have closed it
@@ -239,24 +239,26 @@ class Client(PerProcess):
     # -- the view -------------------------------------------------------------------------------------------
 
     def _refresh(self, now: float) -> None:
-        """Asks for the view. When nobody answers, the old one stays."""
+        """Asks for the view until a node has answered that serves itself. When none does, the old view stays."""
         request, counted = self.routing.view_request()
-        told = False
+        sources, told = self.routing.sources(now), False
         try:
-            for source in self.routing.sources(now):
+            for source in sources:  # which grows while it is gone through
+                viewed: Reply | None = None
                 try:
-                    viewed = self.call_node(source, request)
+                    viewed = self.call_node(source, GET_VIEW if told else request)
                 except ClusterStateError as error:
-                    if isinstance(error, AnswerLost):
-                        told, request = True, GET_VIEW  # what may have been counted isn't told again
-                    if self._clock() - now >= self._deadline:
-                        return  # a caller waits
-                    continue
-                told = True
+                    told |= isinstance(error, AnswerLost)  # what may have been counted isn't told again
                 if isinstance(viewed, Viewed):
-                    for target in self.routing.learn(viewed, source, now):
+                    told = True
+                    learned = self.routing.learn(viewed, source, now)
+                    for target in learned.unused:
                         _drop_pool(target)
-                    return
+                    if learned.taken:
+                        return
+                    also_ask(sources, learned)
+                if self._clock() - now >= self._deadline:
+                    return  # a caller waits
         finally:
             if not told:
                 self.routing.untold.put_back(counted)

@@ -2,19 +2,27 @@
 
 | a member is | and then                                                  | becomes                            |
 |-------------|-----------------------------------------------------------|------------------------------------|
-| unknown     | is heard                                                  | what it says: joining, alive, leaving |
+| unknown     | is heard                                                  | provisional: no member, only answered |
+| provisional | has shown that it runs now                                | what it says: joining, alive, leaving |
 | joining     | says that it is alive                                     | alive                              |
 | alive       | is silent for `suspect_after`                             | suspect                            |
 | suspect     | is heard                                                  | alive                              |
+| alive       | says that it is joining: its address is refused           | joining                            |
 | any serving | is silent for `down_after`, to us and to all who tell us  | down                               |
-| any serving | refuses a fresh link                                      | down                               |
+| any serving | refuses a fresh link, or another start answers in its place | down                             |
 | any serving | says that it leaves                                       | leaving                            |
 | leaving     | says that it is gone, is silent for `down_after`, or refuses | left                               |
 | down        | is heard with a higher incarnation: it has refuted        | what it says                       |
-| any         | its name is heard with a new boot id                      | down, and the new boot is unknown  |
+| down, left, leaving | its name is heard with a new boot id              | replaced by the new boot           |
+| any other   | its name is heard with a new boot id                      | as it was: the new boot is its rival |
+| suspect     | its rival serves                                          | replaced by its rival              |
+| joining     | its rival serves, for `suspect_after`                     | its rival's rival                  |
 | left        | -                                                         | stays left                         |
 
 A joining member falls silent and leaves as a serving one does.
+
+Which starts run now stands in `strangers`, when this node serves in `joining`, what becomes of two nodes of one name in
+`rivals`. While a member serves whose address isn't a loopback one, those whose addresses are own no keys.
 
 The terms are those of SWIM (Das, Gupta, Motivala 2002) and memberlist. Nobody gossips verdicts: each node judges for
 itself. But heartbeats say how long ago their sender heard others, and whoever is heard by anyone that we hear isn't
@@ -25,93 +33,30 @@ Times are monotonic seconds of this node, given by the caller. Methods return wh
 notifies and sends.
 """
 
-import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
-from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View
+from .joining import Joining
+from .members import Change, Member, Namesakes, Outcome, Start, Timings, Wait, silent_together
+from .messages import GONE, SERVING, Heartbeat, Identity, Sighting, State, View, is_loopback
+from .rivals import Rivals
+from .sightings import Sightings, says_over
+from .strangers import Strangers
+
+__all__ = ["TICK", "Change", "Member", "Membership", "Namesakes", "Outcome", "Timings", "Wait"]
 
 TICK = 0.1  # seconds between two ticks, if their caller doesn't say otherwise
 STALL = 0.2  # seconds that a tick is late which say that we ourselves were stopped
-TOGETHER = 1.0  # peers that fell silent within so many seconds of each other did so for one reason
-SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
 TOMBSTONES = 256  # members that are gone stay visible, at most so many
 TOMBSTONE_SECONDS = 3600.0
 RETIRED_BOOTS = 4096  # a boot that was replaced is remembered, so that its late messages are ignored
-NAMESAKE_BEATS = 3  # one late message of our own former start is no namesake; three in a row are
-CURRENT = frozenset({State.JOINING, State.ALIVE, State.LEAVING})  # states of a start that was heard lately
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds: between heartbeats, of silence until `suspect`, of silence until `down`."""
-
-    heartbeat: float = 0.5
-    suspect_after: float = 1.5
-    down_after: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.heartbeat <= 0:
-            raise ValueError(f"the heartbeat interval must be above 0 seconds, not {self.heartbeat:g}")
-        if self.suspect_after < 2 * self.heartbeat:
-            raise ValueError(
-                f"suspect after ({self.suspect_after:g} s) must be at least two heartbeats "
-                f"({2 * self.heartbeat:g} s), or one lost heartbeat makes a suspect"
-            )
-        if self.down_after <= self.suspect_after:
-            raise ValueError(
-                f"down after ({self.down_after:g} s) must be more than suspect after ({self.suspect_after:g} s)"
-            )
-
-
-@dataclass(slots=True)
-class Member:
-    """One other node as this node sees it. `heard` and `since` are times of this node."""
-
-    identity: Identity
-    state: State
-    incarnation: int
-    sequence: int
-    heard: float
-    since: float
-    epoch: int = 0
-    told: float = -math.inf  # when others heard it, as far as they have told us
-    unreachable: bool = False  # it should be down, but others hear it
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """`identity` went from `old` (None: not known before) to `new`."""
-
-    identity: Identity
-    old: State | None
-    new: State
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one call brought about.
-
-    `answer`: send the one who was heard a heartbeat now. `given_up`: others held this node for down, and have served
-    its keys. `stalled`: seconds that this node was stopped. `namesake`: another running node uses our name, at this
-    address. `unreachable`: others hear these, and we don't any more. `unmet`: where members are that others know and we
-    don't.
-    """
-
-    changes: list[Change] = field(default_factory=list)
-    answer: bool = False
-    given_up: bool = False
-    stalled: float = 0.0
-    namesake: str = ""
-    unreachable: list[Identity] = field(default_factory=list)
-    unmet: list[str] = field(default_factory=list)
+MAY_END = (State.JOINING, State.ALIVE)  # states in which this start ends when others have replaced it
 
 
 class Membership:
     """The members known to the node `me`, and this node's own state."""
 
-    def __init__(self, me: Identity, timings: Timings, now: float) -> None:
+    def __init__(self, me: Identity, timings: Timings, now: float, *, must_be_reached: bool = False) -> None:
         self.me = me
         self.timings = timings
         self.state = State.JOINING
@@ -124,63 +69,127 @@ class Membership:
         self.restarts = 0  # names that were heard from a new start
         self._sequence = 0
         self._ticked = now
-        self._turn = 0
+        self._sightings = Sightings()
         self._retired: OrderedDict[bytes, None] = OrderedDict()
-        self._namesake = b""
-        self._namesake_beats = 0
-        self._namesake_sequence = 0
-        self.view = View.of(())
-        """The members that own keys: the alive and the suspect ones, and this node once it has joined."""
-        self._asked: dict[str, None] = {}  # members that others doubt and we have heard
+        self._strangers = Strangers(me.boot, timings.down_after)
+        self._rivals = Rivals(me, timings.heartbeat, timings.suspect_after, timings.down_after)
+        self._joining = Joining(me, timings, now, self._strangers, self._rivals, must_be_reached=must_be_reached)
+        self.view = View.of(())  # the members that own keys: the alive and the suspect ones, and this node if it serves
 
     # -- what is heard --------------------------------------------------------------------------------------
 
-    def heard(self, beat: Heartbeat, now: float) -> Outcome:
-        """Takes in one heartbeat that has been authenticated."""
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
+        """Takes in an authentic heartbeat. `fresh`: it came over a link to the very start that it speaks for."""
         outcome = Outcome()
         sender = beat.identity
-        if sender.name == self.me.name:
-            self._heard_our_name(beat, outcome)
+        if sender.boot == self.me.boot:
             return outcome
         if sender.boot in self._retired:
             self.dropped += 1
+            if beat.state is not State.LEFT:
+                self._sightings.tell_over(sender)
+                # Of two that have replaced each other, and so take in nothing of each other's, one has to end.
+                outcome.over = sender.boot < self.me.boot and self.state in MAY_END and says_over(beat, self.me.boot)
             return outcome
         member = self.members.get(sender.name)
-        if member is not None and member.identity.boot != sender.boot:
-            if beat.sequence > member.sequence and member.state in CURRENT:
-                # Of two starts, the one that has said less is the newer: this is a late message of the older.
-                self.dropped += 1
+        if (member is None or member.identity.boot != sender.boot) and not self._rivals.of(sender.name, sender.boot):
+            if not (fresh or self._strangers.runs(beat, now)):
+                self._note_provisional(beat, now, outcome)
                 return outcome
-            self._retire(member, now, outcome)
-            member = None
+            beat = self._strangers.promote(beat)
+        if sender.name == self.me.name:
+            self._hear_rival(beat, now, outcome)
+            outcome.over = self.state in SERVING and self._rivals.is_older(self._sequence, now)
+            outcome.dial = beat.state is not State.LEFT
+            return outcome
         if member is None:
             self._meet(beat, now, outcome)
+        elif member.identity.boot == sender.boot:
+            if not self._hear_again(member, beat, now, outcome):
+                return outcome
+        elif self._gives_way(member, beat, now):
+            self._retire(member, now, outcome)
+            self._meet(beat, now, outcome)
         else:
-            self._hear_again(member, beat, now, outcome)
-        self._take_in(beat.sightings, now, outcome)
+            self._hear_rival(beat, now, outcome)
+            self._change_places(member, now, outcome)
+        outcome.dial = beat.state is not State.LEFT
+        if not self._rivals.of(sender.name, sender.boot):  # two rivals would answer each other for ever
+            self._take_in(beat.sightings, now, outcome)
         self._settle(outcome)
         return outcome
 
-    def _heard_our_name(self, beat: Heartbeat, outcome: Outcome) -> None:
-        sender = beat.identity
-        if sender.boot == self.me.boot:
+    def met(self, name: str, boot: bytes, now: float, address: str = "") -> Outcome:
+        """A handshake has just shown this start of this node, at `address` if that is given. While the connection is
+        open, `linked` says so."""
+        outcome = Outcome()
+        if boot == self.me.boot:
+            return outcome
+        self._strangers.met(name, boot, address, now)
+        member, rival = self.members.get(name), self._rivals.of(name, boot)
+        if member is not None and member.identity.boot != boot and boot not in self._retired:
+            if address == member.identity.address and member.state not in GONE:
+                # Nobody but this start can listen there now.
+                self._move(member, member.ended, now, outcome)
+            if rival is not None and member.state in GONE:
+                self._retire(member, now, outcome)
+                self._meet(rival.beat, now, outcome)
+            self._settle(outcome)
+        start = self._strangers.provisional.pop(boot, None)
+        if start is not None:
+            more = self.heard(start.beat, now, fresh=True)
+            more.changes[:0] = outcome.changes
+            return more
+        return outcome
+
+    def linked(self, boot: bytes, now: float) -> None:
+        """The link by which this start was met is still open."""
+        self._strangers.linked(boot, now)
+
+    def reached(self, name: str, boot: bytes, now: float) -> Outcome:
+        """A peer has completed a handshake with us that wanted this very start, at the address that we advertise."""
+        self._joining.reached = self._joining.reached or boot != self.me.boot
+        return self.met(name, boot, now)
+
+    def _note_provisional(self, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+        if beat.state is State.LEFT:
+            self._ignore(beat.identity.boot)  # authentic, and final, however old it is
             return
-        if sender.boot != self._namesake:
-            self._namesake, self._namesake_beats, self._namesake_sequence = sender.boot, 0, 0
-        if beat.sequence > self._namesake_sequence:
-            self._namesake_sequence = beat.sequence
-            self._namesake_beats += 1
-            if self._namesake_beats == NAMESAKE_BEATS:
-                outcome.namesake = sender.address
+        answer = self._strangers.note(beat, now)
+        self.dropped += answer is None
+        outcome.answer = bool(answer)
+
+    def _gives_way(self, member: Member, beat: Heartbeat, now: float) -> bool:
+        """Whether another running start of its name takes a member's place."""
+        if member.state in GONE or member.state is State.LEAVING:
+            return True
+        heard = max(member.heard, member.told)
+        return beat.state in SERVING and now - heard >= self.timings.suspect_after
+
+    def _hear_rival(self, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+        if beat.state is State.LEFT:
+            self._ignore(beat.identity.boot)
+        outcome.answer = self._rivals.hear(beat, now)
+
+    def _change_places(self, member: Member, now: float, outcome: Outcome) -> None:
+        """A rival that serves is the member, and one that joins is its rival."""
+        who = member.identity
+        rival = self._rivals.outlasts(who.name)
+        if rival is not None and member.state is State.JOINING:
+            beat = Heartbeat(who, member.incarnation, member.sequence, member.state, member.epoch)
+            self._move(member, State.DOWN, now, outcome)
+            self._meet(rival.beat, now, outcome)
+            self._rivals.starts[who.name] = Start(beat, member.since, member.heard)
 
     def _retire(self, member: Member, now: float, outcome: Outcome) -> None:
         self.restarts += 1
         self._ignore(member.identity.boot)
         if member.state not in GONE:
-            self._move(member, State.LEFT if member.state is State.LEAVING else State.DOWN, now, outcome)
+            self._move(member, member.ended, now, outcome)
         del self.members[member.identity.name]
 
     def _ignore(self, boot: bytes) -> None:
+        self._strangers.drop(boot)
         self._retired[boot] = None
         if len(self._retired) > RETIRED_BOOTS:
             self._retired.popitem(last=False)
@@ -190,34 +199,40 @@ class Membership:
             self._ignore(beat.identity.boot)  # a farewell from someone we never knew; earlier messages may follow
             return
         identity = beat.identity
+        self._rivals.drop(identity.name, identity.boot)
         self.members[identity.name] = Member(
             identity, beat.state, beat.incarnation, beat.sequence, heard=now, since=now, epoch=beat.epoch
         )
+        self._joining.met(identity.name)
         outcome.changes.append(Change(identity, None, beat.state))
         outcome.answer = True
 
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> bool:
+        """Whether it is news: what was repeated or overtaken isn't, since a recording would keep the dead alive."""
         if beat.sequence <= member.sequence or member.state is State.LEFT:
             self.dropped += 1
-            return
+            return False
+        member.sequence = beat.sequence
+        member.heard = now
         if member.state is State.DOWN and beat.incarnation <= member.incarnation:
             self.dropped += 1
-            member.sequence = beat.sequence
-            member.heard = now
             outcome.answer = True  # it can't know that it is thought down: the answer tells it
-            return
-        member.sequence = beat.sequence
+            return True
         member.incarnation = max(member.incarnation, beat.incarnation)
-        member.heard = now
         member.epoch = beat.epoch
-        if member.state is State.LEAVING and beat.state is not State.LEFT:
-            return
-        self._move(member, beat.state, now, outcome)
+        if member.state is not State.LEAVING or beat.state is State.LEFT:
+            self._move(member, beat.state, now, outcome)
+        return True
 
     def _refute(self, sighting: Sighting, outcome: Outcome) -> None:
         """Answers whoever doubts us, with a higher incarnation if that doesn't know the present one."""
-        if sighting.state is State.SUSPECT:
-            outcome.answer = True  # each time, since answers are lost too; any that arrives ends the doubt
+        match sighting.state:
+            case State.SUSPECT:
+                outcome.answer = True  # each time, since answers are lost too; any that arrives ends the doubt
+            case State.JOINING if self.state in SERVING:
+                outcome.answer = True  # it hasn't taken us in yet, or missed that we serve
+            case State.LEFT if self.state in MAY_END:
+                outcome.over = True  # it has replaced us
         if sighting.state in (State.SUSPECT, State.DOWN) and sighting.incarnation >= self.incarnation:
             self.incarnation += 1
             outcome.answer = True
@@ -233,12 +248,17 @@ class Membership:
                 self._refute(sighting, outcome)
             elif state in GONE:
                 continue
+            elif sighting.name == self.me.name:
+                if state in SERVING and sighting.boot not in self._retired:
+                    self._rivals.hear_of_holder(sighting, now)
             elif member is None or member.state in GONE:
                 outcome.unmet.append(sighting.address)
+                if member is None and state in SERVING and sighting.boot not in self._retired:
+                    self._joining.wait_for(sighting.name, now)
             elif member.identity.boot == sighting.boot:
                 member.told = max(member.told, now - sighting.age)
                 if state is suspect and now - member.heard < self.timings.suspect_after:
-                    self._asked[sighting.name] = None
+                    self._sightings.asked[sighting.name] = None
 
     # -- what is not heard ----------------------------------------------------------------------------------
 
@@ -253,14 +273,31 @@ class Membership:
             self._discount(late, now)
         if self.deaf:
             self._discount(self.timings.suspect_after, now)
-        if self.state is State.JOINING and now - self.started >= 2 * self.timings.heartbeat:
-            # By now whoever discovery found has answered, so we don't own keys that belong to others.
+        if self.state is State.JOINING and self.waits_for(now) is None:
             self.state = State.ALIVE
             outcome.changes.append(Change(self.me, State.JOINING, State.ALIVE))
         self._judge(now, outcome)
         self._forget(now)
         self._settle(outcome)
         return outcome
+
+    def waits_for(self, now: float) -> Wait | None:
+        """Why this node doesn't serve yet; None when it may."""
+        return self._joining.waits_for(self.members, now)
+
+    def namesakes(self, now: float) -> list[Namesakes]:
+        """The names that two running nodes have."""
+        members = self.members.items()
+        addresses = {name: member.identity.address for name, member in members if member.state not in GONE}
+        return self._rivals.namesakes(self.state, addresses, now)
+
+    def refused_loopbacks(self) -> list[Identity]:
+        """The running nodes, this one included, that own no keys since others advertise addresses that hosts reach."""
+        known = [member.identity for member in self.members.values() if member.state not in GONE]
+        known += [self.me] if self.state not in GONE else []
+        loopbacks = [who for who in known if is_loopback(who.address)]
+        shown = any(address and not is_loopback(address) for _, address, _ in self._strangers.shown.values())
+        return loopbacks if len(loopbacks) < len(known) or shown else []
 
     def _discount(self, late: float, now: float) -> None:
         """The silence was ours, and what they sent meanwhile is still unread.
@@ -272,9 +309,10 @@ class Membership:
         for member in self.members.values():
             if member.state not in GONE:
                 member.heard = now if late >= patience else max(member.heard + late, now - patience)
+        self._rivals.discount(late, now)
 
     def _judge(self, now: float, outcome: Outcome) -> None:
-        self.isolated = self._silent_together(now)
+        self.isolated = silent_together(self.members.values(), now, self.timings.suspect_after)
         patience = self.timings.suspect_after if self.isolated else 0.0
         for member in self.members.values():
             silence = now - member.heard
@@ -285,18 +323,14 @@ class Membership:
                 self._move(member, State.SUSPECT, now, outcome)
             if silence >= self.timings.down_after + patience:
                 if now - member.told >= self.timings.down_after + patience:
-                    self._move(member, State.LEFT if member.state is State.LEAVING else State.DOWN, now, outcome)
+                    self._move(member, member.ended, now, outcome)
                 elif not member.unreachable:
                     member.unreachable = True
                     outcome.unreachable.append(member.identity)
 
-    def _silent_together(self, now: float) -> bool:
-        """Whether most peers fell silent at once: then it is us, or the layer, and verdicts wait."""
-        peers = [member for member in self.members.values() if member.state in SERVING]
-        silent = [member.heard for member in peers if now - member.heard >= self.timings.suspect_after]
-        return len(silent) >= 2 and 2 * len(silent) > len(peers) and max(silent) - min(silent) <= TOGETHER
-
     def _forget(self, now: float) -> None:
+        self._rivals.forget(now)
+        self._strangers.forget(now)
         gone = [member for member in self.members.values() if member.state in GONE]
         if not gone:
             return
@@ -307,41 +341,26 @@ class Membership:
                 if member.state is State.LEFT:
                     self._ignore(member.identity.boot)
                 del self.members[member.identity.name]
+                self._rivals.starts.pop(member.identity.name, None)
 
     def refused(self, name: str, boot: bytes, now: float) -> Outcome:
         """The link to this start of the node was closed and a fresh dial refused: its process is gone."""
         outcome = Outcome()
+        self._strangers.drop(boot)
+        self._rivals.drop(name, boot)
         member = self.members.get(name)
         if member is not None and member.identity.boot == boot and member.state not in GONE:
-            self._move(member, State.LEFT if member.state is State.LEAVING else State.DOWN, now, outcome)
+            self._move(member, member.ended, now, outcome)
             self._settle(outcome)
         return outcome
 
     # -- what is said ---------------------------------------------------------------------------------------
 
-    def heartbeat(self, now: float, channel: str = "") -> Heartbeat:
-        """The next heartbeat to send."""
+    def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
+        """The next heartbeat to send. One that answers another start names that first, which shows that we run."""
         self._sequence += 1
-        sightings = tuple(self._sightings(now))
+        sightings = tuple(self._sightings.choose(self.members, answer_to, now))
         return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self.view.epoch, sightings, channel)
-
-    def _sightings(self, now: float) -> Iterator[Sighting]:
-        """The doubted first, the latest heard of them before all, since only they can refute; then those that others
-        doubt and we have heard; then the others in turn."""
-        doubted = [m for m in self.members.values() if m.state in (State.SUSPECT, State.DOWN)]
-        doubted.sort(key=lambda member: member.heard, reverse=True)
-        others = [m for m in self.members.values() if m.state not in GONE and m.state is not State.SUSPECT]
-        chosen = doubted[: SIGHTINGS // 2]
-        asked = [self.members[name] for name in self._asked if name in self.members]
-        chosen += [m for m in asked if m.state is not State.SUSPECT][: SIGHTINGS // 4]
-        self._asked.clear()
-        room = min(SIGHTINGS - len(chosen), len(others))
-        chosen += [others[(self._turn + step) % len(others)] for step in range(room)]
-        self._turn += room
-        for member in chosen:
-            who = member.identity
-            age = now - member.heard
-            yield Sighting(who.name, who.boot, who.address, member.state, member.incarnation, age)
 
     def leave(self) -> Outcome:
         """This node owns no keys from now on; it still answers."""
@@ -367,8 +386,15 @@ class Membership:
 
     def _settle(self, outcome: Outcome) -> None:
         """Makes the view anew if who serves may have changed."""
-        if outcome.changes:
-            serving = [member.identity for member in self.members.values() if member.state in SERVING]
-            if self.state in SERVING:
-                serving.append(self.me)
-            self.view = View.of(serving)
+        if not outcome.changes:
+            return
+        serving = [member.identity for member in self.members.values() if member.state in SERVING]
+        if self.state in SERVING:
+            serving.append(self.me)
+        others = [who for who in serving if not is_loopback(who.address)]
+        if others and len(others) < len(serving):
+            serving = others
+            if self.state in SERVING and is_loopback(self.me.address):
+                outcome.changes.append(Change(self.me, self.state, State.JOINING))
+                self.state = State.JOINING
+        self.view = View.of(serving)

@@ -1,10 +1,33 @@
-"""What nodes say about themselves and each other: the values shared by the core and the wire."""
+"""What nodes say about themselves and each other: the values shared by the core and the wire.
+
+All bounds are checked when a message is decoded, so nothing beyond them reaches a node, a requester, a log or a
+terminal, whoever signed it. Names and addresses are checked when a value is made in any other way, too.
+"""
 
 import enum
+import functools
+import ipaddress
+import re
 from collections.abc import Iterable
+from typing import Annotated
 
 import mmh3
 import msgspec
+from msgspec import Meta
+
+MAX_NAME = 100  # characters
+MAX_WEIGHT = 1000.0
+MAX_AGE = 1e9  # seconds: thirty years
+MAX_SIGHTINGS = 64  # in one heartbeat that is taken in; eight are sent
+_MAX_NUMBER = 2**53
+_HOST = r"(?:\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?\]|[\w.-]{1,253})"
+_ADDRESS = re.compile(_HOST + r":([0-9]{1,5})")
+_CHANNEL = re.compile(r"[\w.-]*(?:![\w.-]*)?", re.ASCII)
+
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+Boot = Annotated[bytes, Meta(min_length=16, max_length=16)]
+NodeAddress = Annotated[str, Meta(max_length=300)]
+Number = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
 
 
 class State(enum.StrEnum):
@@ -22,6 +45,27 @@ SERVING = frozenset({State.ALIVE, State.SUSPECT})
 GONE = frozenset({State.DOWN, State.LEFT})
 
 
+@functools.lru_cache(4096)
+def _check(name: str, address: str) -> None:
+    """Raises `ValueError`, with nothing in its text that a terminal would interpret."""
+    if not name.isprintable():
+        raise ValueError(f"a node's name must be printable, which {name[:MAX_NAME]!a} isn't")
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[1]) < 65536:
+        raise ValueError(f"a node's address must be HOST:PORT, which {address[:MAX_NAME]!a} isn't")
+
+
+@functools.lru_cache(4096)
+def is_loopback(address: str) -> bool:
+    """Whether only its own host can reach this `host:port`; a name other than `localhost` may be anywhere."""
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
 class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One start of one node, as it presents itself.
 
@@ -29,21 +73,27 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `address` is `host:port`, where peers and requesters reach it. `weight` is its share of the keys.
     """
 
-    name: str
-    boot: bytes
-    address: str
-    weight: float = 1.0
+    name: Name
+    boot: Boot
+    address: NodeAddress
+    weight: Annotated[float, Meta(gt=0, le=MAX_WEIGHT)] = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.address)
 
 
 class Sighting(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the sender of a heartbeat knows of one member; `age` is seconds since it was last heard."""
 
-    name: str
-    boot: bytes
-    address: str
+    name: Name
+    boot: Boot
+    address: NodeAddress
     state: State
-    incarnation: int
-    age: float
+    incarnation: Number
+    age: Annotated[float, Meta(ge=0, le=MAX_AGE)]
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.address)
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
@@ -53,12 +103,16 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     """
 
     identity: Identity
-    incarnation: int
-    sequence: int
+    incarnation: Number
+    sequence: Number
     state: State
-    epoch: int
-    sightings: tuple[Sighting, ...] = ()
-    channel: str = ""
+    epoch: Annotated[int, Meta(ge=0)]
+    sightings: Annotated[tuple[Sighting, ...], Meta(max_length=MAX_SIGHTINGS)] = ()
+    channel: Annotated[str, Meta(max_length=100)] = ""
+
+    def __post_init__(self) -> None:
+        if _CHANNEL.fullmatch(self.channel) is None:
+            raise ValueError("a heartbeat names a channel that no channel layer can have")
 
 
 class View(msgspec.Struct, frozen=True, array_like=True):

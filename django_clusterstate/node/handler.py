@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 from .. import __version__
@@ -20,6 +20,7 @@ from .channels import Channels
 from .config import NodeConfig
 from .history import History
 from .partitions import Partitions
+from .problems import Misdirected, problems
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Bytes of members in one reply. The rest of a `Report` takes 110 KiB at most, with names and keys at their longest.
@@ -46,6 +47,8 @@ class Peers(Protocol):
     def fan_out(self, message: wire.Deliver) -> None: ...
     def forward(self, tag: str, message: wire.Forward) -> None: ...
     def doubt(self, name: str) -> None: ...
+    @property
+    def misdirected(self) -> Mapping[str, Misdirected]: ...
 
 
 class Requester(Hashable, Protocol):
@@ -241,6 +244,7 @@ class Handler:
         return wire.Status(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
             __version__, resident_bytes(), tuple(told), stats, len(members) - len(told),
+            tuple(problems(membership, self._peers.misdirected, now)),
         )  # fmt: skip
 
     # -- channels -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..core.membership import Membership
-from ..core.messages import Heartbeat
+from ..core.messages import Heartbeat, Identity
 from ..exceptions import ProtocolError
 from ..wire.handshake import VERSIONS, common_version, incompatible
 from ..wire.keys import MAX_SECRETS, Key
@@ -77,8 +77,11 @@ def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
 class Heartbeats:
     """Runs until cancelled.
 
-    `on_heard(beat)` is called for each authentic heartbeat, `on_rejected(why)` for each other; `report` is told once
-    when the layer fails and once when it works again.
+    `on_heard(beat, fresh)` is called for each authentic heartbeat, `on_rejected(why)` for each other; `report` is told
+    once when the layer fails and once when it works again.
+
+    A heartbeat is fresh, which means that it is no recording, if the layer names the start at the other end of the link
+    that it came by, as the message's attribute `session`: see `layer.SessionMessage`.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Heartbeats:
         group: str,
         keys: Sequence[Key],
         clock: Callable[[], float],
-        on_heard: Callable[[Heartbeat], None],
+        on_heard: Callable[[Heartbeat, bool], None],
         on_rejected: Callable[[str], None],
         report: Callable[[str], None],
     ) -> None:
@@ -120,9 +123,10 @@ class Heartbeats:
         beat = self._membership.heartbeat(self._clock(), self._channel)
         await self._attempt(self._layer.group_send(self._group, seal(beat, self._keys)))
 
-    async def answer(self, channel: str) -> None:
-        """One heartbeat to a single node, by the channel that its own heartbeat named."""
-        beat = self._membership.heartbeat(self._clock(), self._channel)
+    async def answer(self, channel: str, to: Identity) -> None:
+        """One heartbeat to a single node, by the channel that its own heartbeat named. It names that start first, which
+        shows it that this node runs."""
+        beat = self._membership.heartbeat(self._clock(), self._channel, answer_to=to)
         await self._attempt(self._layer.send(channel, seal(beat, self._keys)))
 
     async def _send_forever(self) -> None:
@@ -159,13 +163,17 @@ class Heartbeats:
                 await asyncio.sleep(RETRY_AFTER)
 
     def _take_in(self, message: dict[str, Any]) -> None:
+        session = getattr(message, "session", None)
         try:
             beat = unseal(message, self._keys)
+            if session is not None and session != beat.identity.boot:
+                who = beat.identity
+                raise ProtocolError(f"a heartbeat of {who.name} ({who.address}) came by the link of another node")
         except ProtocolError as error:
             self.rejected += 1
             self._on_rejected(str(error))
         else:
-            self._on_heard(beat)
+            self._on_heard(beat, session is not None)
 
     async def _attempt(self, call: Any) -> None:
         try:

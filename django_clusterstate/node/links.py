@@ -21,6 +21,7 @@ from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
 from ..wire.keys import LinkKey
 from ..wire.messages import Deliver, Forward, channel_tag, encode
 from .channels import NODES_OWN
+from .problems import Misdirected
 
 DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
@@ -41,23 +42,15 @@ class Peer(NamedTuple):
     boot: bytes
 
 
-class Misdirected(NamedTuple):
-    """At the address that a peer advertises another node answers; empty `found`: nobody that is known."""
-
-    address: str
-    found: str
-    seen: float
-
-
 class Links:
     """Keeps a link to every wanted address but our own.
 
     A link means whichever node answers at an address, until a heartbeat says which one it is: from then on only that
     start of that node is accepted there.
 
-    `on_open(peer)` is called when a peer has completed the handshake; `on_refused(peer)` when its process is gone: its
-    link was closed and a fresh dial refused, or another start of it answers. `report` is told in words of peers that
-    refuse us. `misdirected` holds, by name, the peers at whose advertised address another node answers.
+    `on_open(peer, address)` is called when a peer has completed the handshake; `on_refused(peer)` when its process is
+    gone: its link was closed and a fresh dial refused, or another start of it answers. `report` is told in words of
+    peers that refuse us. `misdirected` holds, by name, the peers at whose advertised address another node answers.
     """
 
     def __init__(
@@ -65,7 +58,7 @@ class Links:
         me: Identity,
         keys: Sequence[LinkKey],
         clock: Callable[[], float],
-        on_open: Callable[[Peer], None],
+        on_open: Callable[[Peer, str], None],
         on_refused: Callable[[Peer], None],
         report: Callable[[str], None],
     ) -> None:
@@ -116,17 +109,9 @@ class Links:
         link.mean(peer, self._clock())
 
     def misdirect(self, name: str, address: str, found: str) -> None:
-        """Notes that `found` answers at the address which `name` advertises, and reports it once."""
-        known = self.misdirected.get(name)
-        if known is None and len(self.misdirected) >= MAX_MISDIRECTED:
-            return
-        self.misdirected[name] = Misdirected(address, found, self._clock())
-        if known is None or known[:2] != (address, found):
-            found = "this node itself" if found == self.me.name else found
-            self.report(
-                f"peer {name} advertises {address}, but {found} answers there, so {name} can't be reached: "
-                f"set CLUSTERSTATE_ADVERTISE of {name} to an address of its own"
-            )
+        """Notes that `found` answers at the address which `name` advertises."""
+        if name in self.misdirected or len(self.misdirected) < MAX_MISDIRECTED:
+            self.misdirected[name] = Misdirected(address, found, self._clock())
 
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
@@ -164,6 +149,11 @@ class Links:
         link = self._links.get(address)
         if link is not None and link.connection is not None:
             link.connection.close()
+
+    def open_to(self) -> list[bytes]:
+        """The boot ids of the peers to which a link is open."""
+        links = self._links.values()
+        return [link.peer.boot for link in links if link.peer is not None and link.connection is not None]
 
     def tick(self) -> None:
         now = self._clock()
@@ -256,7 +246,8 @@ class Link:
                 self._meant = None  # the start that answers now is as good as one that discovery names
             return False
         except OtherNode as other:
-            links.misdirect(meant.name if meant is not None else "a peer", str(self._address), other.name)
+            if meant is not None:
+                links.misdirect(meant.name, str(self._address), other.name)
             return False
         except ProtocolError as error:
             if isinstance(error.__cause__, DialledItself):
@@ -270,7 +261,7 @@ class Link:
         self._complaint = ""
         links.misdirected.pop(peer.name, None)
         self.peer, self.connection, self.opened = peer, connection, links.now()
-        links.on_open(peer)
+        links.on_open(peer, str(self._address))
         return True
 
     def _gone(self, peer: Peer) -> None:

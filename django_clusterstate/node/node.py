@@ -18,6 +18,7 @@ from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .layer import OwnLayer
 from .links import Links, Peer
+from .problems import problems
 from .server import Server
 
 CLEAN_EVERY = 1.0  # seconds
@@ -25,6 +26,7 @@ RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 
 DISCOVERY_TIMEOUT = 10.0
 REPORT_EVERY = 1.0  # seconds between two log lines about strangers, however many there are
 REPORT_AGAIN = 600.0  # seconds until the same is said again
+PROBLEM_AGAIN = 60.0  # seconds until a problem that lasts is said again
 
 _NEWS = {
     State.ALIVE: What.JOINED,
@@ -74,7 +76,8 @@ class Node:
         self._discovery = discovery
         self._notify = notify
         me = Identity(config.name, boot, str(config.advertise), config.weight)
-        self.membership = Membership(me, config.timings, clock())
+        self.over = False  # this start ended since another holds its name; the process may begin another
+        self.membership = Membership(me, config.timings, clock(), must_be_reached=True)
         self.links = Links(
             me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused, report=logger.warning
         )
@@ -99,9 +102,11 @@ class Node:
         self._discovery_failure = ""
         self._reports: dict[str, float] = {}
         self._unreported = 0
+        self._problems: dict[str, float] = {}  # and when each was logged
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serves until `stop` is set, then leaves. Raises `NodeError` when a socket can't be had, or on a bug."""
+        """Serves until `stop` is set, then leaves. Sets it itself when this start is `over`. Raises `NodeError` when a
+        socket can't be had, or on a bug."""
         self._stop = stop
         try:
             await self.server.listen(self.config.socket)
@@ -114,7 +119,11 @@ class Node:
             for work in (self.heartbeats.run(), self._tick_forever(), self._discover_forever()):
                 self._spawn(work)
             await stop.wait()
-            await self._leave()
+            if self.over:
+                self._act(self.membership.leave_done())
+                await self.heartbeats.beat()
+            else:
+                await self._leave()
             if self._failure is not None:
                 raise NodeError(f"the node has stopped, since a part of it failed: {self._failure!r}")
         finally:
@@ -151,24 +160,30 @@ class Node:
 
     # -- what happens ---------------------------------------------------------------------------------------
 
-    def _heard(self, beat: Heartbeat) -> None:
+    def _heard(self, beat: Heartbeat, fresh: bool) -> None:
         if beat.identity.boot != self.membership.me.boot:
             self.handler.stats.heartbeats_heard += 1
-        outcome = self.membership.heard(beat, self._clock())
-        member = self.membership.members.get(beat.identity.name)
-        if member is not None and member.identity.boot == beat.identity.boot and member.state is not State.LEFT:
-            self.links.heard(member.identity)
+        outcome = self.membership.heard(beat, self._clock(), fresh=fresh)
+        if outcome.dial:
+            self.links.heard(beat.identity)
         if outcome.unmet:
             self.links.want(address for address in outcome.unmet if not self.links.knows(address))
         self._act(outcome)
         if outcome.answer and beat.channel:
-            self._spawn(self.heartbeats.answer(beat.channel))
+            self._spawn(self.heartbeats.answer(beat.channel, beat.identity))
 
     def _dialled_by(self, hello: Hello) -> None:
         """A peer has completed a handshake with this node."""
+        membership, now = self.membership, self._clock()
+        me = membership.me
+        if (hello.wanted_name, hello.wanted_boot, hello.dialled) == (me.name, me.boot, me.address):
+            self._act(membership.reached(hello.name, hello.boot, now))
+        else:
+            self._act(membership.met(hello.name, hello.boot, now))
 
-    def _link_opened(self, peer: Peer) -> None:
+    def _link_opened(self, peer: Peer, address: str) -> None:
         member = self.membership.members.get(peer.name)
+        self._act(self.membership.met(peer.name, peer.boot, self._clock(), address))
         if member is None or member.identity.boot != peer.boot or member.state is State.DOWN:
             self.heartbeats.beat_soon()
 
@@ -190,6 +205,9 @@ class Node:
                 cleaned = now
                 self.handler.tick()
                 self.links.tick()
+                for boot in self.links.open_to():
+                    self.membership.linked(boot, now)
+                self._report_problems(now)
                 stats = self.handler.stats
                 stats.heartbeats_ignored = self.membership.dropped
                 stats.heartbeats_dropped = self.heartbeats.rejected
@@ -235,12 +253,6 @@ class Node:
             self._note(What.STALLED)
             if outcome.stalled > self.config.timings.down_after:
                 self.handler.forget_cache()
-        if outcome.namesake:
-            logger.error(
-                "another node at %s has our name %s: give each its own CLUSTERSTATE_NODE_NAME",
-                outcome.namesake,
-                self.membership.me.name,
-            )
         if self.membership.isolated != self._isolated:
             self._isolated = self.membership.isolated
             logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
@@ -252,6 +264,15 @@ class Node:
             self.handler.forget_cache()
         for identity in outcome.unreachable:
             logger.warning("%s cannot reach this node: others hear it, so it stays a member", identity.name)
+        if outcome.over and not self.over and self.membership.state in (State.JOINING, State.ALIVE):
+            self.over = True
+            logger.warning(
+                "node %s (%s) starts anew: another running node has its name, or had it while this one was away, and "
+                "has served its keys",
+                self.membership.me.name,
+                self.membership.me.address,
+            )
+            self._stop.set()
         old, new = self._view, self.membership.view
         if new.epoch != old.epoch:
             self._view = new
@@ -290,6 +311,17 @@ class Node:
             len(view.members),
             view.epoch,
         )
+
+    def _report_problems(self, now: float) -> None:
+        """Logs each problem when it comes up, again after a while, and when it is over."""
+        found = problems(self.membership, self.links.misdirected, now)
+        for text in found:
+            if now - self._problems.get(text, -PROBLEM_AGAIN) >= PROBLEM_AGAIN:
+                self._problems[text] = now
+                logger.error("%s", text)
+        for text in set(self._problems).difference(found):
+            del self._problems[text]
+            logger.info("no longer so: %s", text)
 
     def _report_stranger(self, text: str) -> None:
         """Log lines about strangers are rationed, of one kind and of all: a flood of them must not flood the log."""

@@ -23,6 +23,7 @@ from django_clusterstate.client.aio import AsyncClient, from_now
 from django_clusterstate.client.loops import MAX_LOOPS
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, Table, Target
 from django_clusterstate.client.sync import Client
+from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.limiter import Algorithm, Rule
 from django_clusterstate.core.messages import NO_VIEW, Identity, View
 from django_clusterstate.exceptions import AnswerLost, ClusterStateError, ProtocolError, Unavailable
@@ -654,7 +655,8 @@ def test_breaker_closes_with_the_first_answer(make: Make, caplog: pytest.LogCapt
 
 def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Make) -> None:
     with ScriptedNode(answering()) as owner:
-        view = View.of([Identity("owner", b"o", str(owner.address))])
+        view = View.of([Identity("local", b"l" * 16, "127.0.0.1:1"), Identity("owner", b"o" * 16, str(owner.address))])
+        key = next(key for key in map(bytes, range(9)) if Rendezvous({"local": 1, "owner": 1}).owner(key) == "owner")
 
         def local(sock: Any) -> None:
             sealed = shake_hands(sock)
@@ -669,11 +671,84 @@ def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Mak
             for _ in range(FAILURES_TO_OPEN + 1):
                 requester.clock.ahead += 1.5
                 start = time.monotonic()
-                assert isinstance(requester.call(b"k", PING), wire.Done)
+                assert isinstance(requester.call(key, PING), wire.Done)
                 took.append(time.monotonic() - start)
                 assert target.failures == 0
             assert statistics.median(took) < AT_LATEST
             requester.close()
+
+
+# -- nodes that don't serve -----------------------------------------------------------------------------------
+
+
+def viewing(name: str, members: Sequence[Identity], told: list[int] | None = None) -> Script:
+    """A node that gives a view of what the members are then, and answers everything else with `Done`. `told` takes what
+    it is told of values that were too big."""
+
+    def script(sock: Any) -> None:
+        sealed = shake_hands(sock)
+        while True:
+            request, view = wire.decode_request(sealed.read_frame()), View.of(members)
+            reply: wire.Reply = wire.Done(view.epoch)
+            if isinstance(request, wire.GetView):
+                reply = wire.Viewed(view.epoch, view.members, name)
+                if told is not None:
+                    told.append(request.tally.too_big if request.tally else 0)
+            sealed.sendall(frame(wire.encode(reply)))
+
+    return script
+
+
+def identity(name: str, address: object) -> Identity:
+    return Identity(name, name.encode() * 16, str(address))
+
+
+def test_process_that_starts_beside_a_joining_node_has_the_view_of_one_that_serves(make: Make) -> None:
+    members = [identity("b", f"127.0.0.1:{free_port()}"), identity("c", f"127.0.0.1:{free_port()}")]
+    with ScriptedNode(viewing("a", members)) as node:
+        members.append(identity("a", node.address))
+        with ScriptedNode(viewing("joiner", members[-1:])) as joiner:
+            requester = make(joiner.address)
+            table = requester.table()
+            assert [member.name for member in table.view.members] == ["a", "b", "c"]
+            assert table.local_name == "joiner"
+            requester.close()
+
+
+@pytest.mark.parametrize("half", ["", "b"], ids=["nobody", "one"])
+def test_view_of_a_node_that_joins_or_leaves_replaces_no_better_one(make: Make, half: str) -> None:
+    known: list[Identity] = []
+    whole: list[Identity] = []
+    with ScriptedNode(viewing("a", known)) as local, ScriptedNode(viewing("b", whole)) as other:
+        whole += [identity("a", local.address), identity("b", other.address)]
+        known += whole
+        requester = make(local.address)
+        view = requester.table().view
+        known[:] = [member for member in whole if member.name in half]  # as of one that was started again
+        requester.clock.ahead += 2
+        assert requester.table().view == view == View.of(whole)
+        requester.close()
+
+
+def test_process_beside_a_joining_node_has_no_view_while_nobody_serves(make: Make) -> None:
+    with ScriptedNode(viewing("joiner", [identity("gone", f"127.0.0.1:{free_port()}")])) as joiner:
+        requester = make(joiner.address)
+        assert requester.table().view == NO_VIEW
+        with pytest.raises(Unavailable, match="no cluster"):
+            requester.call(b"k", PING)
+        requester.close()
+
+
+def test_what_was_counted_is_told_to_one_node_though_several_are_asked(make: Make) -> None:
+    members: list[Identity] = []
+    told: list[int] = []
+    with ScriptedNode(viewing("a", members, told)) as node, ScriptedNode(viewing("joiner", members, told)) as joiner:
+        members.append(identity("a", node.address))
+        requester = make(joiner.address)
+        requester.routing.untold.tally.too_big = 1
+        assert requester.table().view == View.of(members)
+        assert told == [1, 0]
+        requester.close()
 
 
 # -- threads, processes, event loops --------------------------------------------------------------------------

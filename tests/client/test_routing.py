@@ -7,12 +7,16 @@ from hypothesis import strategies as st
 from django_clusterstate.client.routing import (
     FAILURES_TO_OPEN,
     HALF_OPEN_AFTER,
+    MAX_CONTACTS,
+    MAX_SOURCES,
     VIEW_MAX_AGE,
     VIEW_MIN_AGE,
+    Learned,
     Routing,
     Table,
     Target,
     Untold,
+    also_ask,
     named,
 )
 from django_clusterstate.core.hrw import Rendezvous
@@ -88,7 +92,7 @@ def test_empty_view_is_asked_for_again_soon() -> None:
 def test_same_view_keeps_the_table() -> None:
     routing = routing_of("a", "b")
     table = routing.table
-    assert routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 1) == []
+    assert routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 1) == Learned(True)
     assert routing.table is table
     assert routing.refresh_at == NOW + 1 + VIEW_MAX_AGE
 
@@ -97,7 +101,7 @@ def test_targets_that_stay_are_kept_with_their_breakers_and_those_that_go_are_re
     routing = routing_of("a", "b", "c")
     b, c = routing.table.targets["b"], routing.table.targets["c"]
     b.failed(NOW)
-    assert routing.learn(viewed(member("a"), member("b"), member("d")), routing.local, NOW) == [c]
+    assert routing.learn(viewed(member("a"), member("b"), member("d")), routing.local, NOW).unused == [c]
     assert routing.table.targets["b"] is b
     assert list(routing.table.targets) == ["a", "b", "d"]
 
@@ -105,15 +109,102 @@ def test_targets_that_stay_are_kept_with_their_breakers_and_those_that_go_are_re
 def test_node_that_moved_is_another_target() -> None:
     routing = routing_of("a", "b")
     old = routing.table.targets["b"]
-    assert routing.learn(viewed(member("a"), member("b", boot=b"2", address="10.9.9.9:1")), routing.local, NOW) == [old]
+    moved = viewed(member("a"), member("b", boot=b"2", address="10.9.9.9:1"))
+    assert routing.learn(moved, routing.local, NOW).unused == [old]
     assert routing.table.targets["b"].address == TcpAddress("10.9.9.9", 1)
 
 
-def test_local_node_that_leaves_the_view_stays_the_one_to_ask() -> None:
+def test_local_node_that_is_not_in_the_view_stays_the_one_to_ask() -> None:
     routing = routing_of("a", "b")
-    assert routing.learn(viewed(member("b")), routing.local, NOW) == []
+    b = routing.table.targets["b"]
+    assert routing.learn(viewed(member("b"), by="b"), b, NOW) == Learned(True)
     assert routing.sources(NOW)[0] is routing.local
     assert list(routing.table.targets) == ["b"]
+
+
+# -- nodes that don't serve -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["", "b", "bc"], ids=["nobody", "one", "two"])
+def test_view_without_the_node_that_gives_it_never_replaces_ours(half: str) -> None:
+    routing = routing_of("a", "b", "c", "d")
+    table = routing.table
+    learned = routing.learn(viewed(*map(member, half), by="a"), routing.local, NOW + 1)
+    assert not learned.taken
+    assert learned.unused == []
+    assert routing.table.view is table.view
+    assert routing.epoch == table.view.epoch
+    assert learned.contacts == [table.targets[name] for name in half]
+
+
+def test_view_of_another_node_that_leaves_is_not_taken_over_either() -> None:
+    routing = routing_of("a", "b", "c")
+    table = routing.table
+    assert not routing.learn(viewed(member("a"), member("c"), by="b"), table.targets["b"], NOW).taken
+    assert routing.table is table
+
+
+def test_process_without_a_view_asks_those_whom_a_joining_node_names() -> None:
+    routing = Routing(LOCAL)
+    sources = routing.sources(NOW)
+    learned = routing.learn(viewed(member("b"), member("c")), routing.local, NOW)
+    assert routing.table.owner(b"k") is None
+    assert routing.refresh_at == NOW + VIEW_MIN_AGE
+    also_ask(sources, learned)
+    assert [source.name for source in sources] == ["a", "b", "c"]
+    taken = routing.learn(viewed(member("b"), member("c"), member("d"), by="b"), sources[1], NOW)
+    assert taken == Learned(True)
+    assert list(routing.table.targets.values())[:2] == sources[1:]  # with their connections
+    assert routing.table.local_name == "a"
+
+
+def test_contacts_keep_their_breakers_and_are_closed_when_they_are_named_no_more() -> None:
+    routing = Routing(LOCAL)
+    b, c = routing.learn(viewed(member("b"), member("c")), routing.local, NOW).contacts
+    b.failed(NOW)
+    learned = routing.learn(viewed(member("b"), member("d")), routing.local, NOW)
+    assert [target.name for target in learned.contacts] == ["d", "b"]  # who fails comes last
+    assert learned.contacts[1] is b
+    assert learned.unused == [c]
+    taken = routing.learn(viewed(member("a"), member("d")), routing.local, NOW)
+    assert taken.unused == [b]
+
+
+def test_contacts_and_sources_are_bounded() -> None:
+    routing = routing_of(*"abcdefg")
+    sources = routing.sources(NOW)
+    for by in "bcdefghij":
+        learned = routing.learn(viewed(*(member(chr(c)) for c in range(ord("k"), ord("z"))), by=by), routing.local, NOW)
+        assert len(learned.contacts) == MAX_CONTACTS
+        also_ask(sources, learned)
+        also_ask(sources, Learned(False, [Target(f"{by}{n}", LOCAL) for n in range(3)]))
+    assert len(sources) == MAX_SOURCES
+
+
+def test_local_node_that_joins_under_another_name_is_known_by_it() -> None:
+    routing = routing_of("a", "b")
+    assert not routing.learn(viewed(member("b"), by="new"), routing.local, NOW).taken
+    assert routing.table.local_name == "new"
+    assert routing.table.targets["a"] is not routing.local
+    assert str(routing.local) == "node new at /run/node.sock"
+
+
+def test_member_with_the_name_of_a_local_node_that_does_not_serve_is_another_node() -> None:
+    routing = routing_of("a", "b")
+    for view in (viewed(member("b")), viewed(member("b"))):
+        routing.learn(view, routing.local, NOW)
+        assert routing.table.local_name == "a"
+        assert routing.table.targets["a"].address == TcpAddress("10.0.0.97", 4370)
+    routing.learn(viewed(member("a"), member("b"), member("c"), by="b"), routing.table.targets["b"], NOW)
+    assert routing.table.targets["a"] is not routing.local
+    routing.learn(viewed(member("a"), member("b"), member("c"), by="a"), routing.local, NOW)
+    assert routing.table.targets["a"] is routing.local
+
+
+def test_view_is_asked_for_again_before_long_while_nobody_serves() -> None:
+    routing = routing_of("a", "b")
+    routing.learn(viewed(member("b")), routing.local, NOW + 5)
+    assert routing.refresh_at == NOW + 5 + HALF_OPEN_AFTER
 
 
 def test_other_epoch_in_a_reply_makes_the_view_old() -> None:

@@ -80,25 +80,98 @@ def one_way(seed: int, sim: Simulation) -> None:
     sim.converge()
 
 
+def namesake(seed: int, sim: Simulation) -> None:
+    """Again and again a second node has a taken name for a while: nobody else's view changes."""
+    names = list(sim.nodes)
+    for number in range(4):
+        begun, second = sim.now, f"second-{number}"
+        sim.start(second, name=sim.random.choice(names))
+        sim.run(sim.random.uniform(0.1, 9))
+        if sim.random.random() < 0.5:
+            sim.leave(second)
+        else:
+            sim.crash(second, refused=sim.random.random() < 0.5)
+        sim.run(sim.random.uniform(0, 4))
+        changed = [
+            change
+            for when, by, change in sim.changes
+            if when >= begun and by in names and State.SUSPECT not in (change.old, change.new)
+        ]
+        if changed or sim.starts_anew:
+            raise Violation(f"a namesake brought {changed}, and {sim.starts_anew} started anew (seed {seed})")
+    sim.converge()
+
+
+def displaced(seed: int, sim: Simulation) -> None:
+    """A node is stopped or cut off while another has its name: one of them has it in the end, and when that one goes,
+    the other."""
+    name, other, *rest = sim.random.sample(list(sim.nodes), len(sim.nodes))
+    if sim.random.random() < 0.5:
+        sim.start("second", name=name)
+        sim.run(sim.random.uniform(0, 3))
+        sim.pause(name, sim.random.uniform(1, 9))
+        sim.run(sim.random.uniform(3, 9))
+    else:
+        sim.bus.split([name, *rest[: len(rest) // 2]], ["second", other, *rest[len(rest) // 2 :]])
+        sim.run(sim.random.uniform(0, 3))
+        sim.start("second", name=name)
+        sim.run(sim.random.uniform(0, 9))
+    sim.converge(within=5.0)
+    serving = [node for node in (sim.nodes["second"], sim.nodes[name]) if node.membership.state is State.ALIVE]
+    if len(serving) != 1:
+        raise Violation(f"{len(serving)} of two nodes called {name} serve (seed {seed})")
+    sim.crash(serving[0].name, refused=sim.random.random() < 0.5)
+    sim.run(5)
+    sim.converge(within=5.0)
+    if [node.membership.state for node in sim.running] != [State.ALIVE] * len(sim.running):
+        raise Violation(f"{name} doesn't serve, though nobody else has its name any more (seed {seed})")
+
+
+def recordings(seed: int, sim: Simulation) -> None:
+    """Somebody repeats old heartbeats all the time while nodes come and go: who has gone is in nobody's view."""
+    names = list(sim.nodes)
+    for _ in range(12):
+        for _ in range(20):
+            sim.replay()
+            sim.run(sim.random.uniform(0, 0.1))
+        name = sim.random.choice(names)
+        if sim.nodes[name].running:
+            sim.random.choice([sim.crash, sim.leave])(name)
+        else:
+            sim.start(name)
+        sim.run(sim.random.uniform(0, 2))
+    sim.run(4)
+    sim.converge()
+
+
 def swarm(seed: int, sim: Simulation) -> None:
     """Every fault there is, at random, and one view in the end."""
     storm(sim, max(10, 60 - len(sim.nodes)))
     sim.converge()
 
 
-def storm(sim: Simulation, steps: int) -> None:
+def twins(seed: int, sim: Simulation) -> None:
+    """The same, with second nodes under taken names, which all end before the others have to agree."""
+    storm(sim, max(10, 60 - len(sim.nodes)), TWINS)
+    for node in sim.running:
+        if node.name.startswith("twin"):
+            sim.crash(node.name, refused=sim.random.random() < 0.5)
+    sim.converge(within=5.0)
+
+
+def storm(sim: Simulation, steps: int, faults: Sequence[str] = ()) -> None:
     """A fault each half second, then two quiet seconds: what was stopped or ended last is noticed."""
     for _ in range(steps):
-        stir(sim)
+        stir(sim, faults or FAULTS)
         sim.run(sim.random.uniform(0.0, 1.0))
     for node in sim.running:
         sim.wake(node)
     sim.run(2)
 
 
-def stir(sim: Simulation) -> None:
+def stir(sim: Simulation, faults: Sequence[str]) -> None:
     """One fault, or the end of some."""
-    fault = sim.random.choice(FAULTS)
+    fault = sim.random.choice(faults)
     if fault in NETWORK:
         _stir_network(sim, fault)
     else:
@@ -140,12 +213,22 @@ def _stir_node(sim: Simulation, fault: str, name: str) -> None:
             sim.at(random.uniform(0.0, 1.0), lambda: None if sim.nodes[name].running else sim.start(name))
         case "pause" if up:
             sim.pause(name, random.uniform(0.1, 5.0))
+        case "twin" if not name.startswith("twin"):
+            twin = f"twin{len(sim.nodes)}"
+            sim.start(twin, name=name)
+            sim.at(random.uniform(0.2, 8), lambda: _end(sim, twin))
         case "slow":
             sim.slow[name] = random.uniform(0, SLOW)
 
 
+def _end(sim: Simulation, name: str) -> None:
+    if sim.nodes[name].running:
+        sim.crash(name, refused=sim.random.random() < 0.5)
+
+
 NETWORK = ("split", "drop", "weather", "mend")
 FAULTS = ("end", "end", "start", "start", "leave", "restart", "join", "pause", "slow", *NETWORK)
+TWINS = (*FAULTS, "twin", "twin")
 ROUGH = (0.0, 0.5)  # delays between these seconds also reorder, since heartbeats are half a second apart
 SLOW = 0.25  # seconds by which all that a slow node sends and hears is later, at most
 SIZES = (*(2, 3, 4, 5, 6, 8, 12, 20) * 12, 50, 50, 100, 200)  # of a swarm: the large ones take half a minute each
@@ -156,7 +239,11 @@ SCENARIOS: dict[str, tuple[Scenario, Callable[[int], Bus], Sequence[int]]] = {
     "host crash": (host_crash, lambda seed: Bus(loss=0.02 * (seed % 3), delay=(0.001, 0.05)), range(2, 30)),
     "partition": (partition, lambda seed: Bus(delay=(0.001, 0.05)), range(2, 20)),
     "one way": (one_way, lambda seed: Bus(delay=(0.001, 0.02)), range(4, 12)),
+    "namesake": (namesake, lambda seed: Bus(loss=0.02 * (seed % 3), delay=(0.001, 0.05)), range(2, 12)),
+    "displaced": (displaced, lambda seed: Bus(delay=(0.001, 0.05)), range(3, 12)),
+    "recordings": (recordings, lambda seed: Bus(delay=(0.001, 0.05)), range(2, 9)),
     "swarm": (swarm, lambda seed: Bus(), SIZES),
+    "twins": (twins, lambda seed: Bus(), SIZES[:-4]),
 }
 
 
@@ -171,7 +258,7 @@ def judge(name: str, seed: int) -> Verdict:
         scenario(seed, sim)
     except Violation as violation:
         verdict.broken = str(violation)
-    if scenario not in (partition, swarm):  # there each side of a cut rightly loses the other
+    if scenario not in (partition, displaced, swarm, twins):  # there each side of a cut rightly loses the other
         verdict.downs = len(sim.false_downs)
         verdict.detections = list(sim.detections)
     verdict.node_hours = (sim.now - EPOCH) * len(sim.nodes) / 3600

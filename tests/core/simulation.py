@@ -6,7 +6,7 @@ invariants are checked; a broken one raises `Violation`, which names the seed.
 
 import hashlib
 import heapq
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,8 @@ from math import ceil
 from random import Random
 
 from django_clusterstate.core import membership as rules
-from django_clusterstate.core.membership import TICK, Change, Member, Membership, Outcome, Timings
+from django_clusterstate.core import sightings
+from django_clusterstate.core.membership import TICK, Change, Member, Membership, Outcome, Timings, Wait
 from django_clusterstate.core.messages import GONE, SERVING, Heartbeat, Identity, State, View
 
 JITTER = 0.1
@@ -31,7 +32,8 @@ class Violation(AssertionError):
 
 @dataclass
 class Bus:
-    """What the network does to a message. `cut` holds the (sender, receiver) pairs whose messages vanish.
+    """What the network does to a message. `cut` holds the (sender, receiver) pairs whose messages vanish, `undialled`
+    the (dialler, host) pairs that can't make a link: an address that others don't reach.
 
     A node reads once in `grain` seconds all that has come to it: that halves the cost of a large cluster, since what
     belongs to one node is then used together, and so is found in the processor's cache.
@@ -42,6 +44,7 @@ class Bus:
     duplicates: float = 0.0
     grain: float = 0.0
     cut: set[tuple[str, str]] = field(default_factory=set)
+    undialled: set[tuple[str, str]] = field(default_factory=set)
 
     def split(self, *sides: Iterable[str]) -> None:
         """Cuts every way from one side to another."""
@@ -51,11 +54,13 @@ class Bus:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One start of a node, and what the checks remember of what it has seen."""
+    """One start of a node, and what the checks remember of what it has seen. `name` is that of its host, which is its
+    own as well, unless two hosts are given one."""
 
     name: str
     membership: Membership
     born: int
+    begun: float
     running: bool = True
     paused: bool = False
     inbox: list[Heartbeat] = field(default_factory=list)
@@ -69,6 +74,12 @@ class Node:
     incarnations: dict[bytes, int] = field(default_factory=dict)
     replaced: set[bytes] = field(default_factory=set)  # starts of a name before one that was met
     left: set[bytes] = field(default_factory=set)
+    links: dict[bytes, "Node"] = field(default_factory=dict)  # by boot: who answers at the addresses that it dialled
+    dialling: set[bytes] = field(default_factory=set)
+
+    @property
+    def boot(self) -> bytes:
+        return self.membership.me.boot
 
 
 class Simulation:
@@ -79,6 +90,8 @@ class Simulation:
         self.bus, self.timings = bus or Bus(), Timings()
         self.nodes: dict[str, Node] = {}  # the latest start of each name
         self.changes: list[tuple[float, str, Change]] = []
+        self.recorded: deque[Heartbeat] = deque(maxlen=500)  # what was sent to everybody
+        self.starts_anew = 0  # of processes that had to, since their start was over
         self.false_downs: list[tuple[float, str, str]] = []  # when, who said it, of which running node
         self.detections: list[float] = []  # from a crash until a peer says down
         self.slow: dict[str, float] = {}  # by how much more everything that this node sends or hears is late
@@ -108,15 +121,17 @@ class Simulation:
             act()
         self.now = until
 
-    def start(self, *names: str, weight: float = 1.0) -> None:
-        for name in names:
-            me = Identity(name, self.random.randbytes(16), f"{name}:4370", weight)
-            node = Node(name, self._membership(me, self.timings, self.now), len(self._starts), ticked=self.now)
-            self.nodes[name] = self._starts[me.boot] = node
-            self._namesakes[name].append(node)
-        for name in names:
-            self._beats(self.nodes[name])
-            self._ticks(self.nodes[name])
+    def start(self, *hosts: str, weight: float = 1.0, name: str = "") -> None:
+        """Starts a node on each host, with the name of its host or this one."""
+        for host in hosts:
+            me = Identity(name or host, self.random.randbytes(16), f"{host}:4370", weight)
+            membership = self._membership(me, self.timings, self.now, must_be_reached=True)
+            node = Node(host, membership, len(self._starts), self.now, ticked=self.now)
+            self.nodes[host] = self._starts[me.boot] = node
+            self._namesakes[me.name].append(node)
+        for host in hosts:
+            self._beats(self.nodes[host])
+            self._ticks(self.nodes[host])
 
     def crash(self, name: str, refused: bool = False) -> None:
         """Ends a process. `refused`: its host lives, so that peers who dial it are refused."""
@@ -155,12 +170,18 @@ class Simulation:
         self.heal()
         self.run(seconds)
         want = View.of(n.membership.me for n in self.running if n.membership.state in SERVING)
-        for node in self.running:
+        members = [node for node in self.running if not self._has_no_name(node)]
+        for node in members:
             self._hold(node.membership.view == want, f"{node.name} has another view {seconds:g} s after the heal")
-        took = max((node.view_since for node in self.running), default=healed) - healed
+        took = max((node.view_since for node in members), default=healed) - healed
         limit = within + self.timings.heartbeat * (1 + JITTER)
         self._hold(took <= limit, f"one view only {took:.3f} s after the heal")
         return max(took, 0.0)
+
+    def _has_no_name(self, node: Node) -> bool:
+        """Whether it doesn't serve since another node has its name."""
+        membership = node.membership
+        return membership.state is State.JOINING and membership.waits_for(self.now) is Wait.NAME
 
     def _ticks(self, node: Node) -> None:
         if self._stopped(node, self._ticks):
@@ -171,6 +192,11 @@ class Simulation:
             patience = self.timings.suspect_after
             node.judges_from = self.now + (self.timings.down_after if late >= patience else patience)
         node.ticked = self.now
+        for boot, peer in list(node.links.items()):
+            if not peer.running:
+                del node.links[boot]
+            elif not self._is_cut(node, peer):
+                node.membership.linked(boot, self.now)
         self._check(node, "tick", node.membership.tick(self.now), None)
 
     def _beats(self, node: Node) -> None:
@@ -198,10 +224,35 @@ class Simulation:
             self._end(node)
 
     def _dial(self, peer: Node, node: Node) -> None:
-        cut = {(peer.name, node.name), (node.name, peer.name)} & self.bus.cut
-        if peer.running and not peer.paused and not cut and not self.nodes[node.name].running:
-            me = node.membership.me
+        """A peer dials afresh the address of a process that has ended."""
+        if not peer.running or peer.paused or self._is_cut(peer, node):
+            return
+        me, new = node.membership.me, self.nodes[node.name]
+        if not new.running:
             self._check(peer, "refused", peer.membership.refused(me.name, me.boot, self.now), me)
+        elif not new.paused:
+            self._shake_hands(peer, new)
+
+    def _link(self, node: Node, to: Node) -> None:
+        """Dials whoever was heard, unless there is a link; what fails is tried again when it is heard again."""
+        if to.boot not in node.links and to.boot not in node.dialling:
+            node.dialling.add(to.boot)
+            self.at(self.random.uniform(*REFUSAL), partial(self._dialled, node, to))
+
+    def _dialled(self, node: Node, to: Node) -> None:
+        node.dialling.discard(to.boot)
+        cut = self._is_cut(node, to) or (node.name, to.name) in self.bus.undialled
+        if all(one.running and not one.paused for one in (node, to)) and not cut:
+            self._shake_hands(node, to)
+
+    def _shake_hands(self, node: Node, to: Node) -> None:
+        node.links[to.boot] = to
+        me, you, now = node.membership.me, to.membership.me, self.now
+        self._check(node, "met", node.membership.met(you.name, you.boot, now, you.address), you)
+        self._check(to, "reached", to.membership.reached(me.name, me.boot, now), me)
+
+    def _is_cut(self, one: Node, other: Node) -> bool:
+        return bool({(one.name, other.name), (other.name, one.name)} & self.bus.cut)
 
     def _stopped(self, node: Node, timer: Callable[[Node], None]) -> bool:
         if node.running and node.paused:
@@ -210,14 +261,15 @@ class Simulation:
 
     def _end(self, node: Node) -> None:
         node.running = False
-        self._ended[node.membership.me.boot] = self.now
+        self._ended[node.boot] = self.now
 
     def _broadcast(self, node: Node) -> None:
-        self._send(node.name, self.nodes, self._beat(node))
+        self.recorded.append(beat := self._beat(node))
+        self._send(node.name, self.nodes, beat)
 
-    def _beat(self, node: Node) -> Heartbeat:
-        beat = node.membership.heartbeat(self.now)
-        self._hold(len(beat.sightings) <= rules.SIGHTINGS, f"{node.name} names {len(beat.sightings)} members")
+    def _beat(self, node: Node, answer_to: Identity | None = None) -> Heartbeat:
+        beat = node.membership.heartbeat(self.now, answer_to=answer_to)
+        self._hold(len(beat.sightings) <= sightings.SIGHTINGS, f"{node.name} names {len(beat.sightings)} members")
         self.sent += 1
         self.named += len(beat.sightings)
         return beat
@@ -245,7 +297,7 @@ class Simulation:
 
     def _hear(self, node: Node, beat: Heartbeat) -> None:
         sender = beat.identity
-        self.heard += sender.boot != node.membership.me.boot
+        self.heard += sender.boot != node.boot
         if beat.sequence > node.sequences.get(sender.boot, 0):
             node.sequences[sender.boot] = beat.sequence
             node.evidence[sender.boot] = self.now
@@ -253,16 +305,40 @@ class Simulation:
         if beat.state is State.LEFT:
             node.left.add(sender.boot)
         self._check(node, "heard", outcome, sender)
+        if outcome.over:
+            self._start_anew(node)
+            return
+        if outcome.dial:
+            self._link(node, self._starts[sender.boot])
         if outcome.answer:
-            self._answer(node, sender.name)
+            self._answer(node, sender)
 
-    def _answer(self, node: Node, to: str) -> None:
+    def _start_anew(self, node: Node) -> None:
+        """Its process ends this start, and begins another."""
+        self._check(node, "over", node.membership.leave_done(), None)
+        self._broadcast(node)
+        self._end(node)
+        self.starts_anew += 1
+        self.at(self.random.uniform(0.05, 0.2), lambda: self._begin_anew(node))
+
+    def _begin_anew(self, node: Node) -> None:
+        if self.nodes[node.name] is node:
+            self.start(node.name, name=node.membership.me.name)
+
+    def replay(self) -> None:
+        """Somebody repeats a recorded heartbeat to everybody."""
+        beat = self.random.choice(self.recorded)
+        for host in self.nodes:
+            self._post(self.now + self.random.uniform(*self.bus.delay), host, beat)
+
+    def _answer(self, node: Node, sender: Identity) -> None:
+        to = self._starts[sender.boot].name
         if self._second != (second := int(self.now)):
             self._second = second
             self._answers.clear()
         self._answers[node.name, to] += 1
         self._hold(self._answers[node.name, to] <= ANSWERS, f"{node.name} floods {to} with answers")
-        self._send(node.name, [to], self._beat(node))
+        self._send(node.name, [to], self._beat(node, sender))
 
     def _hold(self, true: bool, otherwise: str) -> None:
         if not true:
@@ -287,8 +363,8 @@ class Simulation:
         who = change.identity
         story = f"{node.name} says {change.old} -> {change.new} of {who.name} after '{call}'"
         self._hold(change.old is not State.LEFT, f"{story}: whoever left stays away")
-        node.replaced.update(start.membership.me.boot for start in self._earlier(who))
-        if who.name == node.name:
+        node.replaced.update(start.boot for start in self._earlier(who))
+        if who.boot == node.boot:
             return
         if change.new is State.LEFT:
             node.left.add(who.boot)
@@ -308,8 +384,11 @@ class Simulation:
                 self.detections.append(self.now - ended)
 
     def _earlier(self, who: Identity) -> Iterator[Node]:
-        """The starts of this name before this one."""
-        return takewhile(lambda start: start.membership.me.boot != who.boot, self._namesakes[who.name])
+        """The starts of this name that had ended before this one began."""
+        begun = self._starts[who.boot].begun
+        for start in takewhile(lambda start: start.boot != who.boot, self._namesakes[who.name]):
+            if self._ended.get(start.boot, begun) < begun:
+                yield start
 
     def _check_view(self, node: Node) -> None:
         node.view, node.view_since = node.membership.view, self.now
@@ -318,6 +397,11 @@ class Simulation:
         self._hold(epoch == node.view.epoch, f"{node.name} has another epoch for an equal view")
         for boot in serving & node.replaced:
             self._hold(False, f"a replaced start of {self._starts[boot].name} serves again at {node.name}")
+        for boot in serving & self._ended.keys():
+            gone = self._ended[boot] < node.begun
+            self._hold(not gone, f"{self._starts[boot].name} serves at {node.name}, which has begun after its end")
+        names = Counter(who.name for who in node.view.members)
+        self._hold(len(names) == len(serving), f"{node.name} has two members of one name")
         for boot in serving & node.left:
             self._hold(False, f"{self._starts[boot].name} has left, but serves again at {node.name}")
 

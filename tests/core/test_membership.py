@@ -5,7 +5,8 @@ import math
 import pytest
 
 from django_clusterstate.core import membership as rules
-from django_clusterstate.core.membership import Change, Membership, Outcome, Timings
+from django_clusterstate.core import sightings, strangers
+from django_clusterstate.core.membership import Change, Membership, Namesakes, Outcome, Timings, Wait
 from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State, View
 
 ME = Identity("me", b"m" * 16, "me:4370")
@@ -30,10 +31,12 @@ class Clock:
         incarnation: int = 0,
         sightings: tuple[Sighting, ...] = (),
         sequence: int | None = None,
+        fresh: bool = True,
     ) -> Outcome:
+        """A heartbeat of a start that runs; not `fresh`: it may be a recording."""
         if sequence is None:
             sequence = self.sequences[who.boot] = self.sequences.get(who.boot, 0) + 1
-        return self.node.heard(Heartbeat(who, incarnation, sequence, state, 0, sightings), self.now)
+        return self.node.heard(Heartbeat(who, incarnation, sequence, state, 0, sightings), self.now, fresh=fresh)
 
     def wait(self, seconds: float, *heard: Identity) -> list[Change]:
         """Ticks each tenth of a second, and hears `heard` just before each."""
@@ -67,7 +70,7 @@ def sighting(of: Identity, state: State, incarnation: int = 0) -> Sighting:
 @pytest.mark.parametrize("state", [State.JOINING, State.ALIVE, State.LEAVING])
 def test_unknown_node_becomes_what_it_says(clock: Clock, state: State) -> None:
     outcome = clock.hear(A, state)
-    assert outcome == Outcome([Change(A, None, state)], answer=True)
+    assert outcome == Outcome([Change(A, None, state)], answer=True, dial=True)
     assert (A in clock.node.view.members) is (state is State.ALIVE)
 
 
@@ -144,7 +147,7 @@ def test_left_node_comes_back_with_a_new_boot(clock: Clock) -> None:
 def test_down_node_stays_down_until_it_has_refuted_and_is_told_so(clock: Clock) -> None:
     clock.hear(A)
     clock.wait(3.1)
-    assert clock.hear(A) == Outcome(answer=True)
+    assert clock.hear(A) == Outcome(answer=True, dial=True)
     assert clock.state() is State.DOWN
     assert clock.hear(A, incarnation=1).changes == [Change(A, State.DOWN, State.ALIVE)]
 
@@ -169,14 +172,47 @@ def test_late_message_after_an_unknown_farewell_brings_nobody_in(clock: Clock) -
 # -- starts -------------------------------------------------------------------------------------------------
 
 
-def test_new_boot_under_a_known_name_is_a_restart(clock: Clock) -> None:
+def test_new_boot_under_the_name_of_a_refused_one_is_a_restart(clock: Clock) -> None:
     clock.hear(A)
     epoch = clock.node.view.epoch
+    clock.node.refused("a", A.boot, clock.now)
     outcome = clock.hear(A2)
-    assert outcome.changes == [Change(A, State.ALIVE, State.DOWN), Change(A2, None, State.ALIVE)]
+    assert outcome.changes == [Change(A2, None, State.ALIVE)]
     assert outcome.answer
     assert clock.node.view.epoch != epoch
     assert clock.node.restarts == 1
+
+
+def test_new_boot_that_answers_at_the_address_of_the_old_one_is_a_restart_at_once(clock: Clock) -> None:
+    clock.hear(A)
+    clock.hear(A2, State.JOINING)
+    assert clock.node.met("a", A2.boot, clock.now, A.address).changes == [
+        Change(A, State.ALIVE, State.DOWN),
+        Change(A2, None, State.JOINING),
+    ]
+
+
+def test_new_boot_that_answers_there_before_it_is_heard_has_ended_the_old_one(clock: Clock) -> None:
+    clock.hear(A)
+    assert clock.node.met("a", A2.boot, clock.now, A.address).changes == [Change(A, State.ALIVE, State.DOWN)]
+    assert clock.hear(A2, State.JOINING, fresh=False).changes == [Change(A2, None, State.JOINING)]
+
+
+def test_handshake_with_a_new_boot_elsewhere_ends_nobody(clock: Clock) -> None:
+    clock.hear(A)
+    assert clock.node.met("a", A2.boot, clock.now, "elsewhere:4370") == Outcome()
+    assert clock.node.met("a", A2.boot, clock.now) == Outcome()
+    assert clock.state() is State.ALIVE
+
+
+def test_open_link_to_a_replaced_boot_ends_nobody(clock: Clock) -> None:
+    clock.hear(A)
+    clock.node.met("a", A.boot, clock.now, A.address)
+    clock.node.refused("a", A.boot, clock.now)
+    clock.hear(A2)
+    clock.node.linked(A.boot, clock.now)
+    assert clock.node.met("a", A.boot, clock.now, A.address) == Outcome()
+    assert clock.state() is State.ALIVE
 
 
 def test_restart_of_a_leaving_node_ends_its_leave(clock: Clock) -> None:
@@ -184,18 +220,35 @@ def test_restart_of_a_leaving_node_ends_its_leave(clock: Clock) -> None:
     assert clock.hear(A2).changes == [Change(A, State.LEAVING, State.LEFT), Change(A2, None, State.ALIVE)]
 
 
-def test_replaced_boot_never_returns(clock: Clock) -> None:
+def test_replaced_boot_never_returns_and_is_told_so(clock: Clock) -> None:
     clock.hear(A)
+    clock.node.refused("a", A.boot, clock.now)
     clock.hear(A2)
     assert clock.hear(A, incarnation=9) == Outcome()
     assert clock.node.members["a"].identity == A2
+    told = [clock.node.heartbeat(clock.now).sightings for _ in range(sightings.OVER + 1)]
+    assert [seen[0].boot for seen in told] == [A.boot] * sightings.OVER + [A2.boot]
+    assert told[0][0].state is State.LEFT
 
 
-def test_late_message_of_a_start_never_met_does_not_replace_the_newer(clock: Clock) -> None:
-    clock.hear(A2)
-    assert clock.hear(A, sequence=500) == Outcome()
-    assert clock.hear(A2).changes == []
-    assert clock.node.members["a"].identity == A2
+@pytest.mark.parametrize("state", [State.JOINING, State.ALIVE])
+def test_start_that_others_have_replaced_is_over(state: State) -> None:
+    clock = Clock()
+    clock.wait(1.1 if state is State.ALIVE else 0.1)
+    clock.hear(B)
+    assert clock.hear(B, sightings=(sighting(ME, State.LEFT),)).over
+    clock.node.leave()
+    assert not clock.hear(B, sightings=(sighting(ME, State.LEFT),)).over
+
+
+@pytest.mark.parametrize(("theirs", "over"), [(b"a" * 16, True), (b"z" * 16, False)])
+def test_of_two_starts_that_have_replaced_each_other_one_is_over(clock: Clock, theirs: bytes, over: bool) -> None:
+    other = Identity("a", theirs, "a:4370")
+    clock.hear(other)
+    clock.node.refused("a", theirs, clock.now)
+    clock.hear(Identity("a", b"n" * 16, "elsewhere:4370"))
+    assert clock.hear(other, sightings=(sighting(ME, State.LEFT),)).over is over
+    assert not clock.hear(other, sightings=(sighting(ME, State.ALIVE),)).over
 
 
 def test_start_that_has_said_more_replaces_one_that_is_silent(clock: Clock) -> None:
@@ -207,20 +260,327 @@ def test_start_that_has_said_more_replaces_one_that_is_silent(clock: Clock) -> N
     ]
 
 
-def test_namesake_is_named_once_after_three_of_its_heartbeats(clock: Clock) -> None:
+# -- two running nodes of one name --------------------------------------------------------------------------
+
+
+def test_newcomer_displaces_nobody_who_is_still_heard(clock: Clock) -> None:
+    clock.hear(A)
+    view = clock.node.view
+    assert clock.hear(A2, State.JOINING) == Outcome(answer=True, dial=True)
+    clock.wait(9, A, A2)
+    assert clock.node.view == view
+    assert clock.node.namesakes(clock.now) == [Namesakes("a", A.address, A2.address)]
+    assert clock.hear(A2, State.LEFT).changes == []
+    assert clock.node.namesakes(clock.now) == []
+    assert clock.hear(A2) == Outcome()
+    assert clock.node.view == view
+
+
+def test_newcomer_displaces_nobody_whom_others_still_hear(clock: Clock) -> None:
+    clock.hear(A)
+    for _ in range(20):
+        clock.hear(B, sightings=(sighting(A, State.ALIVE),))
+        clock.hear(A2)
+        clock.wait(0.2)
+    assert clock.node.members["a"].identity == A
+
+
+def test_rival_takes_the_place_of_one_that_leaves_or_goes_down(clock: Clock) -> None:
+    clock.hear(A)
+    clock.hear(A2, State.JOINING)
+    clock.hear(A, State.LEAVING)
+    assert clock.hear(A2, State.JOINING).changes == [
+        Change(A, State.LEAVING, State.LEFT),
+        Change(A2, None, State.JOINING),
+    ]
+
+
+def test_silent_rival_is_forgotten(clock: Clock) -> None:
+    clock.hear(A)
+    clock.hear(A2, State.JOINING)
+    clock.wait(3.1, A)
+    assert clock.node.namesakes(clock.now) == []
+    assert clock.node._rivals.starts == {}
+
+
+def test_serving_rival_of_a_joining_member_takes_its_place_unless_it_is_a_late_message(clock: Clock) -> None:
+    clock.hear(A2, State.JOINING)
+    clock.hear(A, sequence=500)
+    assert clock.node.members["a"].identity == A2
+    for number in range(20):
+        clock.now += 0.1
+        clock.hear(A2, State.JOINING)
+        clock.hear(A, sequence=501 + number)
+    assert clock.node.members["a"].identity == A
+    assert [twins.name for twins in clock.node.namesakes(clock.now)] == ["a"]
+
+
+def test_node_whose_name_is_taken_stays_joining_until_it_is_free() -> None:
+    clock, holder = Clock(), Identity("me", b"x" * 16, "elsewhere:4370")
+    assert clock.wait(9, holder) == []
+    assert clock.node.waits_for(clock.now) is Wait.NAME
+    assert clock.node.namesakes(clock.now) == [Namesakes("me", "elsewhere:4370", "me:4370")]
+    clock.hear(holder, State.LEFT)
+    assert clock.wait(0.1) == [Change(ME, State.JOINING, State.ALIVE)]
+
+
+def test_node_whose_name_is_taken_by_the_word_of_others_stays_joining() -> None:
+    clock, holder = Clock(), Identity("me", b"x" * 16, "elsewhere:4370")
+    for _ in range(30):
+        clock.hear(B, sightings=(sighting(holder, State.ALIVE),))
+        assert clock.wait(0.1) == []
+    assert clock.node.waits_for(clock.now) is Wait.NAME
+    assert clock.wait(2.8, B) == []
+    assert clock.wait(0.3, B) == [Change(ME, State.JOINING, State.ALIVE)]
+
+
+def test_of_two_that_join_under_one_name_the_first_boot_id_goes_on() -> None:
+    for other, waits in ((b"a" * 16, Wait.NAME), (b"z" * 16, None)):
+        clock = Clock()
+        clock.wait(1.1)
+        clock = Clock()
+        for _ in range(12):
+            clock.hear(Identity("me", other, "elsewhere:4370"), State.JOINING)
+            clock.wait(0.1)
+        assert clock.node.waits_for(clock.now) is waits
+
+
+def test_of_two_that_serve_under_one_name_the_younger_is_over(clock: Clock) -> None:
     other = Identity("me", b"x" * 16, "elsewhere:4370")
-    assert [clock.hear(other).namesake for _ in range(5)] == ["", "", "elsewhere:4370", "", ""]
-    assert clock.node.members == {}
+    for _ in range(30):
+        clock.node.heartbeat(clock.now)
+    assert not clock.hear(other, sequence=1).over
+    clock.now += 0.5
+    assert not clock.hear(other, sequence=2).over
+    assert clock.hear(other, sequence=500).over
 
 
-def test_repeated_late_message_of_our_former_start_is_no_namesake(clock: Clock) -> None:
-    former = Identity("me", b"x" * 16, "me:4370")
-    assert {clock.hear(former, sequence=7).namesake for _ in range(5)} == {""}
+def test_of_two_that_began_together_the_first_boot_id_goes_on(clock: Clock) -> None:
+    for boot, over in ((b"a" * 16, True), (b"z" * 16, False)):
+        other = Identity("me", boot, "elsewhere:4370")
+        clock.hear(other)
+        clock.now += 0.5
+        assert clock.hear(other).over is over
+        clock.hear(other, State.LEFT)
+
+
+def test_late_message_of_our_former_start_ends_nobody(clock: Clock) -> None:
+    assert not clock.hear(Identity("me", b"x" * 16, "me:4370"), sequence=500).over
 
 
 def test_own_heartbeat_is_no_namesake_and_no_member(clock: Clock) -> None:
     assert [clock.hear(ME) for _ in range(5)] == [Outcome()] * 5
     assert clock.node.members == {}
+    assert clock.node.namesakes(clock.now) == []
+
+
+# -- who runs now -------------------------------------------------------------------------------------------
+
+
+def test_unknown_start_is_answered_and_no_member_until_it_has_shown_that_it_runs(clock: Clock) -> None:
+    assert clock.hear(A, fresh=False) == Outcome(answer=True)
+    assert clock.node.members == {}
+    assert clock.hear(A, fresh=False, sightings=(sighting(B, State.ALIVE),)) == Outcome()  # just answered, no dials
+    clock.now += 2 * strangers.ANSWER_EVERY
+    assert clock.hear(A, fresh=False) == Outcome(answer=True)
+    assert clock.hear(A, fresh=False, sightings=(sighting(ME, State.JOINING),)).changes == [
+        Change(A, None, State.ALIVE)
+    ]
+
+
+def test_answer_names_the_start_that_it_is_for_first(clock: Clock) -> None:
+    crowd(clock, 20)
+    clock.hear(A, fresh=False)
+    for known in (False, True):
+        seen = clock.node.heartbeat(clock.now, answer_to=A).sightings
+        assert len(seen) == sightings.SIGHTINGS
+        assert (seen[0].boot, seen[0].state) == (A.boot, State.ALIVE if known else State.JOINING)
+        clock.hear(A)
+
+
+def test_handshake_shows_that_a_start_runs_before_or_after_it_is_heard(clock: Clock) -> None:
+    clock.hear(A, fresh=False)
+    assert clock.node.met("a", A.boot, clock.now).changes == [Change(A, None, State.ALIVE)]
+    assert clock.node.met("b", B.boot, clock.now) == Outcome()
+    assert clock.hear(B, fresh=False).changes == [Change(B, None, State.ALIVE)]
+
+
+def test_handshake_of_long_ago_shows_nothing_unless_its_link_is_still_open(clock: Clock) -> None:
+    clock.node.met("a", A.boot, clock.now)
+    clock.node.met("b", B.boot, clock.now)
+    clock.wait(2)
+    clock.node.linked(B.boot, clock.now)
+    clock.node.linked(C.boot, clock.now)  # never met
+    clock.wait(1.5)
+    assert [clock.hear(who, fresh=False).changes != [] for who in (A, B, C)] == [False, True, False]
+
+
+def test_recorded_heartbeats_of_one_that_is_gone_bring_nobody_in(clock: Clock) -> None:
+    for sequence in range(1, 100):
+        clock.hear(A, fresh=False, sequence=sequence, sightings=(sighting(B, State.ALIVE),))
+        assert clock.wait(0.1) == []
+    assert clock.node.view == View.of([ME])
+    assert clock.node.members == {}
+
+
+def test_recording_of_our_name_is_no_namesake() -> None:
+    clock, former = Clock(), Identity("me", b"x" * 16, "me:4370")
+    for sequence in range(1, 15):
+        clock.hear(former, fresh=False, sequence=sequence)
+        clock.wait(0.1)
+    assert ME in clock.node.view.members
+    assert clock.node.namesakes(clock.now) == []
+
+
+def test_recording_of_a_member_that_runs_keeps_nobody_alive(clock: Clock) -> None:
+    clock.hear(B)
+    clock.hear(A, sequence=1, sightings=(sighting(B, State.ALIVE),))
+    for sequence in range(2, 40):
+        clock.now += 0.1
+        clock.hear(A, sequence=sequence)
+        clock.hear(A, sequence=1, sightings=(sighting(B, State.ALIVE),))
+        clock.node.tick(clock.now)
+    assert clock.state(B) is State.DOWN
+
+
+def test_farewell_of_a_provisional_start_is_final(clock: Clock) -> None:
+    clock.hear(A, fresh=False)
+    clock.hear(A, State.LEFT, fresh=False)
+    assert clock.node.met("a", A.boot, clock.now) == Outcome()
+    assert clock.hear(A) == Outcome()
+
+
+def test_provisional_starts_and_handshakes_are_bounded_and_forgotten(clock: Clock) -> None:
+    for number in range(strangers.SHOWN + 5):
+        clock.hear(Identity(f"n{number}", b"%016d" % number, "n:1"), fresh=False)
+        clock.node.met(f"m{number}", b"m%015d" % number, clock.now)
+    assert len(clock.node._strangers.provisional) == strangers.PROVISIONAL
+    assert len(clock.node._strangers.shown) == strangers.SHOWN
+    clock.wait(3.1)
+    assert not clock.node._strangers.provisional
+    assert not clock.node._strangers.shown
+
+
+def test_node_that_serves_answers_whoever_holds_it_for_joining(clock: Clock) -> None:
+    clock.hear(B)
+    assert clock.hear(B, sightings=(sighting(ME, State.JOINING),)).answer
+    assert not clock.hear(B, sightings=(sighting(ME, State.ALIVE),)).answer
+
+
+# -- when a node serves -------------------------------------------------------------------------------------
+
+
+def joiner(address: str = "me:4370") -> Clock:
+    clock = Clock()
+    clock.node = Membership(replace_address(ME, address), Timings(), clock.now, must_be_reached=True)
+    return clock
+
+
+def replace_address(who: Identity, address: str) -> Identity:
+    return Identity(who.name, who.boot, address, who.weight)
+
+
+def test_joiner_serves_once_one_peer_has_connected_to_it() -> None:
+    clock = joiner()
+    assert ME not in {change.identity for change in clock.wait(20, A, B)}
+    assert clock.node.waits_for(clock.now) is Wait.UNREACHED
+    clock.node.reached("b", B.boot, clock.now)
+    assert clock.wait(0.1, A) == [Change(ME, State.JOINING, State.ALIVE)]
+
+
+def test_joiner_that_is_alone_serves_after_two_heartbeats() -> None:
+    clock = joiner()
+    assert clock.wait(1.1) == [Change(ME, State.JOINING, State.ALIVE)]
+
+
+def test_joiner_that_hears_nobody_but_has_connected_to_others_is_not_alone() -> None:
+    clock = joiner()
+    clock.node.met("a", A.boot, clock.now, A.address)
+    for _ in range(20):
+        clock.node.linked(A.boot, clock.now)
+        assert clock.wait(0.5) == []
+    assert clock.node.waits_for(clock.now) is Wait.UNREACHED
+    assert clock.wait(3.1) == [Change(ME, State.JOINING, State.ALIVE)]  # nobody is there any more
+
+
+def test_joiner_does_not_count_on_nodes_that_only_their_own_host_reaches() -> None:
+    clock = joiner()
+    assert Change(ME, State.JOINING, State.ALIVE) in clock.wait(1.1, replace_address(A, "127.0.0.1:4370"))
+
+
+def test_node_that_serves_is_not_demoted_for_a_missing_link(clock: Clock) -> None:
+    clock.node._joining.must_be_reached = True
+    assert [change.identity for change in clock.wait(20, A)] == [A]
+
+
+def test_joiner_waits_a_while_for_members_that_others_know() -> None:
+    clock = Clock()
+    for _ in range(12):
+        clock.hear(B, sightings=(sighting(A, State.ALIVE),))
+        clock.wait(0.1)
+    assert clock.node.waits_for(clock.now) is Wait.UNMET
+    clock.hear(A)
+    assert clock.wait(0.1) == [Change(ME, State.JOINING, State.ALIVE)]
+
+
+def test_joiner_waits_a_while_for_those_that_are_about_to_show_that_they_run() -> None:
+    clock = Clock()
+    changes = []
+    for sequence in range(1, 50):
+        clock.hear(A, fresh=False, sequence=sequence)
+        changes += clock.wait(0.1)
+        if sequence == 35:
+            assert clock.node.waits_for(clock.now) is Wait.UNMET
+    assert changes == [Change(ME, State.JOINING, State.ALIVE)]
+
+
+# -- loopback addresses -------------------------------------------------------------------------------------
+
+LOCAL_A, LOCAL_B = replace_address(A, "127.0.0.1:4371"), replace_address(B, "[::1]:4372")
+
+
+def test_nodes_that_all_have_loopback_addresses_are_a_cluster() -> None:
+    clock = joiner("localhost:4370")
+    clock.hear(LOCAL_A)
+    clock.node.reached("a", A.boot, clock.now)
+    clock.wait(1.1, LOCAL_A, LOCAL_B)
+    assert {who.name for who in clock.node.view.members} == {"me", "a", "b"}
+    assert clock.node.refused_loopbacks() == []
+
+
+def test_node_with_a_loopback_address_owns_nothing_once_another_serves(clock: Clock) -> None:
+    clock.hear(LOCAL_A)
+    assert clock.node.view.members == (ME,)
+    assert clock.node.refused_loopbacks() == [LOCAL_A]
+    clock.hear(C)
+    assert clock.node.view == View.of([ME, C])
+
+
+def test_node_with_a_loopback_address_steps_back_while_another_serves() -> None:
+    clock = joiner("127.0.0.1:4370")
+    clock.node.reached("a", A.boot, clock.now)
+    clock.wait(1.5, LOCAL_A)
+    assert clock.node.state is State.ALIVE
+    assert clock.hear(C, State.JOINING).changes == [Change(C, None, State.JOINING)]
+    assert clock.hear(C).changes == [
+        Change(C, State.JOINING, State.ALIVE),
+        Change(clock.node.me, State.ALIVE, State.JOINING),
+    ]
+    assert clock.node.view == View.of([C])
+    clock.wait(5, C, LOCAL_A)
+    assert clock.node.waits_for(clock.now) is Wait.LOOPBACK
+    assert {who.name for who in clock.node.refused_loopbacks()} == {"me", "a"}
+    clock.hear(C, State.LEAVING)
+    clock.hear(C, State.LEFT)
+    assert clock.wait(0.1, LOCAL_A) == [Change(clock.node.me, State.JOINING, State.ALIVE)]
+    assert clock.node.view == View.of([clock.node.me, LOCAL_A])
+
+
+def test_joiner_with_a_loopback_address_knows_others_by_their_links_too() -> None:
+    clock = joiner("127.0.0.1:4370")
+    clock.node.met("c", C.boot, clock.now, C.address)
+    assert clock.wait(2) == []
+    assert clock.node.waits_for(clock.now) is Wait.LOOPBACK
 
 
 # -- refutation and replays ---------------------------------------------------------------------------------
@@ -240,7 +600,7 @@ def test_doubt_about_another_or_a_former_start_is_not_refuted(clock: Clock) -> N
     former = Identity("me", b"x" * 16, "me:4370")
     clock.hear(B)
     seen = (sighting(A, State.DOWN), sighting(former, State.DOWN), sighting(ME, State.ALIVE))
-    assert clock.hear(B, sightings=seen) == Outcome()
+    assert clock.hear(B, sightings=seen) == Outcome(dial=True)
     assert clock.node.incarnation == 0
 
 
@@ -420,15 +780,16 @@ def test_replaced_boots_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rules, "RETIRED_BOOTS", 3)
     for number in range(10):
         clock.hear(Identity("a", bytes([number] * 16), "a:4370"))
+        clock.node.refused("a", bytes([number] * 16), clock.now)
     assert list(clock.node._retired) == [bytes([number] * 16) for number in (6, 7, 8)]
 
 
 def test_sightings_are_bounded_and_name_everybody_in_turn(clock: Clock) -> None:
     crowd(clock, 50)
     named: list[str] = []
-    for _ in range(math.ceil(50 / rules.SIGHTINGS)):
+    for _ in range(math.ceil(50 / sightings.SIGHTINGS)):
         seen = clock.node.heartbeat(clock.now).sightings
-        assert len(seen) == rules.SIGHTINGS
+        assert len(seen) == sightings.SIGHTINGS
         named += [one.name for one in seen]
     assert len(set(named)) == 50
 
@@ -445,7 +806,7 @@ def test_doubted_are_named_first_and_take_half_of_the_room(clock: Clock) -> None
     members = crowd(clock, 50)
     clock.wait(1.6, *members[20:])
     states = [one.state for one in clock.node.heartbeat(clock.now).sightings]
-    half = rules.SIGHTINGS // 2
+    half = sightings.SIGHTINGS // 2
     assert states == [State.SUSPECT] * half + [State.ALIVE] * half
 
 

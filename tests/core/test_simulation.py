@@ -3,9 +3,9 @@
 import pytest
 
 from django_clusterstate.core.hrw import Rendezvous
-from django_clusterstate.core.membership import RETIRED_BOOTS, TICK, Member, Membership, Outcome
-from django_clusterstate.core.messages import Heartbeat, Sighting, State, View
-from tests.core.judge import ROUGH, storm
+from django_clusterstate.core.membership import RETIRED_BOOTS, TICK, Member, Membership, Outcome, Wait
+from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State, View
+from tests.core.judge import ROUGH, Scenario, displaced, namesake, recordings, storm
 from tests.core.simulation import Bus, Simulation, Violation
 
 
@@ -201,6 +201,54 @@ def test_everything_at_once_among_fifty() -> None:
     swarm(1, 50, steps=10).converge()
 
 
+# -- who may serve ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_joiner_serves_if_one_of_ten_reaches_its_address_and_not_before(good: int) -> None:
+    sim = cluster(1, 10)
+    names = list(sim.nodes)
+    views = {name: sim.nodes[name].membership.view for name in names}
+    sim.bus.undialled.update((name, "joiner") for name in names[good:])
+    sim.start("joiner")
+    sim.run(30)
+    joiner = sim.nodes["joiner"].membership
+    if not good:
+        assert joiner.waits_for(sim.now) is Wait.UNREACHED
+        assert {name: sim.nodes[name].membership.view for name in names} == views
+        sim.bus.undialled.clear()
+        sim.run(1.7)
+    assert joiner.state is State.ALIVE
+    assert {node.membership.view for node in sim.running} == {joiner.view}
+    assert len(joiner.view.members) == 11
+
+
+def test_joiner_with_one_good_and_nine_broken_ways_meets_no_half_cluster() -> None:
+    sim = cluster(2, 10)
+    names = list(sim.nodes)
+    sim.bus.split(["joiner"], names[1:])
+    sim.start("joiner")
+    sim.run(3)
+    assert sim.nodes["joiner"].membership.waits_for(sim.now) is Wait.UNMET  # it may yet hear the other nine
+    sim.run(3)
+    assert sim.nodes["joiner"].membership.state is State.ALIVE
+    sim.converge()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_second_node_of_a_name_has_it_when_the_first_is_gone(seed: int) -> None:
+    sim = cluster(seed, 4)
+    sim.start("second", name="n0")
+    sim.run(5)
+    assert sim.nodes["second"].membership.waits_for(sim.now) is Wait.NAME
+    assert len({twins for node in sim.running for twins in node.membership.namesakes(sim.now)}) == 1
+    sim.crash("n0", refused=bool(seed % 2))
+    sim.run(4.5)
+    assert sim.nodes["second"].membership.state is State.ALIVE
+    assert not any(node.membership.namesakes(sim.now) for node in sim.running)
+    sim.converge()
+
+
 # -- owners -------------------------------------------------------------------------------------------------
 
 KEYS = [f"key-{number}".encode() for number in range(5000)]
@@ -256,20 +304,20 @@ def test_same_seed_gives_the_same_trace() -> None:
 
 
 class RemembersNoBoot(Membership):
-    def heard(self, beat: Heartbeat, now: float) -> Outcome:
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
         self._retired.clear()
         known = self.members.get(beat.identity.name)
         if known and known.identity.boot != beat.identity.boot:
             del self.members[beat.identity.name]
-        return super().heard(beat, now)
+        return super().heard(beat, now, fresh=fresh)
 
 
 class ForgetsWhoLeft(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> bool:
         if member.state is State.LEFT:
             self._move(member, beat.state, now, outcome)
-        else:
-            super()._hear_again(member, beat, now, outcome)
+            return True
+        return super()._hear_again(member, beat, now, outcome)
 
 
 class JudgesOnWaking(Membership):
@@ -285,8 +333,8 @@ class Hasty(Membership):
 
 
 class BlamesAnother(Membership):
-    def heard(self, beat: Heartbeat, now: float) -> Outcome:
-        outcome = super().heard(beat, now)
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
+        outcome = super().heard(beat, now, fresh=fresh)
         for member in self.members.values():
             if member.identity.name != beat.identity.name and member.state is State.ALIVE:
                 self._move(member, State.DOWN, now, outcome)
@@ -294,9 +342,9 @@ class BlamesAnother(Membership):
 
 
 class RaisesOthers(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
-        super()._hear_again(member, beat, now, outcome)
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> bool:
         member.incarnation += 1
+        return super()._hear_again(member, beat, now, outcome)
 
 
 class FallsBack(Membership):
@@ -318,15 +366,15 @@ class NeverRefutes(Membership):
 
 
 class AnswersAll(Membership):
-    def heard(self, beat: Heartbeat, now: float) -> Outcome:
-        outcome = super().heard(beat, now)
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
+        outcome = super().heard(beat, now, fresh=fresh)
         outcome.answer = True
         return outcome
 
 
 class NamesAll(Membership):
-    def heartbeat(self, now: float, channel: str = "") -> Heartbeat:
-        beat = super().heartbeat(now, channel)
+    def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
+        beat = super().heartbeat(now, channel, answer_to)
         return Heartbeat(self.me, 0, beat.sequence, self.state, 0, beat.sightings * 20)
 
 
@@ -337,9 +385,46 @@ class KeepsEveryBoot(Membership):
 
 
 class BearsAGrudge(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> None:
+    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Outcome) -> bool:
         if member.state is not State.DOWN or now - member.since > 10:
-            super()._hear_again(member, beat, now, outcome)
+            return super()._hear_again(member, beat, now, outcome)
+        return False
+
+
+class BelievesRecordings(Membership):
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
+        return super().heard(beat, now, fresh=True)
+
+
+class TakesTheNewer(Membership):
+    def _gives_way(self, member: Member, beat: Heartbeat, now: float) -> bool:
+        return True
+
+
+class NeverEnds(Membership):
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Outcome:
+        outcome = super().heard(beat, now, fresh=fresh)
+        outcome.over = False
+        return outcome
+
+
+@pytest.mark.parametrize(
+    ("broken", "scenario", "caught"),
+    [
+        (BelievesRecordings, recordings, "begun after its end"),
+        (TakesTheNewer, namesake, "a namesake brought"),
+        (NeverEnds, displaced, "has another view|of two nodes called"),
+    ],
+)
+def test_broken_node_is_caught_by_the_scenario_for_it(
+    broken: type[Membership], scenario: Scenario, caught: str
+) -> None:
+    def search() -> None:
+        for seed in range(50):
+            scenario(seed, cluster(seed, 5, membership=broken))
+
+    with pytest.raises(Violation, match=rf"({caught}).*\(seed \d+"):
+        search()
 
 
 @pytest.mark.parametrize(

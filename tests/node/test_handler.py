@@ -22,6 +22,7 @@ from django_clusterstate.node.channels import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
 from django_clusterstate.node.history import TOLD, TOP_SPAN, counters
+from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
@@ -54,6 +55,7 @@ class Peers:
         self.fanned_out: list[wire.Deliver] = []
         self.forwarded: list[tuple[str, wire.Forward]] = []
         self.doubted: list[str] = []
+        self.misdirected: dict[str, Misdirected] = {}
 
     def fan_out(self, message: wire.Deliver) -> None:
         self.fanned_out.append(message)
@@ -82,10 +84,10 @@ class Bench:
 
     def __init__(self, *, others: tuple[str, ...] = (), config: NodeConfig = CONFIG) -> None:
         self.now = 1000.0
-        self.membership = Membership(Identity(NAME, b"boot", "127.0.0.1:4370"), Timings(), self.now)
+        self.membership = Membership(Identity(NAME, b"boot" * 4, "10.0.0.1:4370"), Timings(), self.now)
         for name in others:
-            identity = Identity(name, name.encode(), f"10.0.0.{len(name)}:4370")
-            self.membership.heard(Heartbeat(identity, 0, 1, State.ALIVE, 0), self.now)
+            identity = Identity(name, name.encode().ljust(16), f"10.0.0.{len(name)}:4370")
+            self.membership.heard(Heartbeat(identity, 0, 1, State.ALIVE, 0), self.now, fresh=True)
         self.now += 2
         self.membership.tick(self.now)
         self.peers = Peers()
@@ -723,8 +725,8 @@ def test_group_message_is_not_heard_twice_by_a_channel_whose_owner_has_changed()
     channels = [f"channel-{number}" for number in range(20)]
     for channel in channels:
         bench.ask(wire.GroupAdd("chat", channel, 60))
-    beta = Identity("beta", b"beta", "10.0.0.2:4370")
-    bench.membership.heard(Heartbeat(beta, 0, 1, State.ALIVE, 0), bench.now)
+    beta = Identity("beta", b"beta" * 4, "10.0.0.2:4370")
+    bench.membership.heard(Heartbeat(beta, 0, 1, State.ALIVE, 0), bench.now, fresh=True)
     bench.handler.view_changed()
     bench.ask(wire.GroupSend("chat", b"x", 60, 9))
     here = [channel for channel in channels if bench.received(channel)]
@@ -851,9 +853,9 @@ def longest_event_account(bench: Bench) -> wire.Request:
 def many_members(bench: Bench) -> None:
     """As many as a node has links to, and as many again that are gone; with names and addresses at their longest."""
     for number in range(MEMBERS + TOMBSTONES):
-        name, address = f"{LONGEST_NAME[:95]}{number:05}", f"{'h' * 253}:{number:05}"
+        name, address = f"{LONGEST_NAME[:95]}{number:05}", f"{'h' * 253}:{number + 10_000}"
         identity = Identity(name, b"%016d" % number, address, 1.5)
-        bench.membership.heard(Heartbeat(identity, 2**32, 1, State.ALIVE, 2**63), bench.now)
+        bench.membership.heard(Heartbeat(identity, 2**32, 1, State.ALIVE, 2**63), bench.now, fresh=True)
         if number >= MEMBERS:
             bench.membership.refused(name, identity.boot, bench.now)
 

@@ -1,5 +1,7 @@
 """The sealed heartbeat: signed, versioned, and nothing decoded that isn't ours."""
 
+import asyncio
+import math
 from typing import Any
 
 import msgspec
@@ -7,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.membership import Membership, Timings
 from django_clusterstate.core.messages import Heartbeat, Identity, State
 from django_clusterstate.exceptions import ProtocolError
-from django_clusterstate.node.heartbeat import seal, unseal
+from django_clusterstate.node.heartbeat import Heartbeats, seal, unseal
+from django_clusterstate.node.layer import SessionMessage
 from django_clusterstate.wire.handshake import VERSIONS
 from django_clusterstate.wire.keys import Key, derive_channel_keys
+from django_clusterstate.wire.messages import decode_reply
 
 OLD, NEW, FOREIGN = derive_channel_keys(["old", "new", "foreign"], "default")
 BEAT = Heartbeat(Identity("a", b"a" * 16, "10.0.0.1:4370"), 0, 1, State.ALIVE, 7, channel="x")
@@ -74,3 +79,163 @@ def test_no_message_raises_anything_else(message: dict[str, Any]) -> None:
 def test_no_signed_body_raises_anything_else(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         unseal(versioned(*VERSIONS, b"\x90" + body), [NEW])
+
+
+# -- bounds -------------------------------------------------------------------------------------------------
+
+
+def signed(fields: list[Any]) -> dict[str, Any]:
+    return versioned(*VERSIONS, msgspec.msgpack.encode(fields))
+
+
+def fields_of(**changed: Any) -> list[Any]:
+    """A heartbeat with one member in it, as the arrays that are sent; some fields as the test wants them."""
+    name, boot, address, weight, incarnation, sequence, epoch, sightings, channel = (
+        changed.pop(field, default)
+        for field, default in {
+            "name": "a", "boot": b"a" * 16, "address": "10.0.0.1:4370", "weight": 1.0, "incarnation": 0,
+            "sequence": 1, "epoch": 7, "sightings": [sighting_of()], "channel": "x!y",
+        }.items()
+    )  # fmt: skip
+    assert not changed
+    return [[name, boot, address, weight], incarnation, sequence, "alive", epoch, sightings, channel]
+
+
+def sighting_of(name: str = "b", address: str = "b:1", incarnation: int = 0, age: float = 0.5) -> list[Any]:
+    return [name, b"b" * 16, address, "alive", incarnation, age]
+
+
+BAD_NAMES = ["", "x" * 101, "a\n2026 ERROR forged", "\x1b[2J", "a\x00", "a\x9b31m", "a\u202eb", "a\u2028b"]
+BAD_ADDRESSES = [
+    "",
+    "nowhere",
+    "a:0",
+    "a:65536",
+    "a:-1",
+    "a b:1",
+    "a:1\n",
+    "/run/x.sock:1",
+    "[::1]",
+    "::1:4370",
+    "x" * 301 + ":1",
+]
+BAD_FLOATS = [math.nan, math.inf, -math.inf, -1.0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"name": name} for name in BAD_NAMES),
+        *({"address": address} for address in BAD_ADDRESSES),
+        *({"weight": weight} for weight in [*BAD_FLOATS, 0.0, 1000.1]),
+        *({"boot": boot} for boot in [b"", b"a" * 15, b"a" * 17]),
+        *({field: number} for field in ("incarnation", "sequence") for number in (-1, 2**53 + 1)),
+        {"epoch": -1},
+        *({"channel": channel} for channel in ["x" * 101, "a b", "a\n", "a!b!c"]),
+        {"sightings": [sighting_of()] * 65},
+        *({"sightings": [sighting_of(name=name)]} for name in BAD_NAMES),
+        *({"sightings": [sighting_of(address=address)]} for address in BAD_ADDRESSES),
+        *({"sightings": [sighting_of(age=age)]} for age in [*BAD_FLOATS, 1e10]),
+        *({"sightings": [sighting_of(incarnation=number)]} for number in (-1, 2**53 + 1)),
+    ],
+    ids=ascii,
+)
+def test_signed_heartbeat_with_a_field_beyond_its_bounds_is_refused_in_one_printable_line(
+    changed: dict[str, Any],
+) -> None:
+    assert unseal(signed(fields_of()), [NEW]).identity.name == "a"
+    with pytest.raises(ProtocolError, match="a heartbeat can't be read") as caught:
+        unseal(signed(fields_of(**changed)), [NEW])
+    assert str(caught.value).isprintable()
+    assert str(caught.value).isascii()
+
+
+@pytest.mark.parametrize(
+    "address", ["web-1.example.org:1", "10.0.0.1:65535", "[fe80::1%eth0]:4370", "[::1]:1", "m_y:2"]
+)
+@pytest.mark.parametrize("weight", [1e-9, 1000])
+def test_heartbeat_at_its_bounds_is_heard(address: str, weight: float) -> None:
+    beat = unseal(signed(fields_of(name="ü" * 100, address=address, weight=weight, channel="")), [NEW])
+    assert (beat.identity.address, beat.identity.weight) == (address, weight)
+
+
+@pytest.mark.parametrize("bad", [["a\n", b"a" * 16, "a:1", 1.0], ["a", b"a", "a:1", 1.0], ["a", b"a" * 16, "a:1", 0]])
+def test_bad_identity_breaks_no_requester(bad: list[Any]) -> None:
+    good = ["a", b"a" * 16, "a:1", 1.0]
+    for reply in ([39, 1, [good, bad], "a"], [40, 1, bad], [42, 1, bad, "alive", 1.0, False, "1", 1, [], []]):
+        with pytest.raises(msgspec.ValidationError):
+            decode_reply(msgspec.msgpack.encode(reply))
+        assert decode_reply(msgspec.msgpack.encode([39, 1, [good], "a"]))
+
+
+# -- who speaks -----------------------------------------------------------------------------------------------
+
+
+class Layer:
+    """Gives out these messages, then nothing."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.messages = list(messages)
+        self.sent: list[dict[str, Any]] = []
+
+    async def new_channel(self, prefix: str = "specific.") -> str:
+        return f"{prefix}x!y"
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        while not self.messages:
+            await asyncio.sleep(1)
+        return self.messages.pop(0)
+
+    async def group_add(self, group: str, channel: str) -> None:
+        pass
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        pass
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+
+class Ears:
+    """Heartbeats over a layer, and what became of what it gave out."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.heard: list[tuple[str, bool]] = []
+        self.rejected: list[str] = []
+        me = Identity("me", b"m" * 16, "10.0.0.9:4370")
+        self.beats = Heartbeats(
+            Membership(me, Timings(), 0.0), layer, "group", [NEW], lambda: 0.0,
+            lambda beat, fresh: self.heard.append((beat.identity.name, fresh)), self.rejected.append, print,
+        )  # fmt: skip
+
+    async def listen(self, count: int) -> None:
+        task = asyncio.create_task(self.beats.run())
+        async with asyncio.timeout(5):
+            while len(self.heard) + len(self.rejected) < count:
+                await asyncio.sleep(0)
+        task.cancel()
+
+
+async def test_heartbeat_by_a_link_speaks_for_the_start_at_its_other_end_only() -> None:
+    message = seal(BEAT, [NEW])
+    sessions = (b"a" * 16, None, b"b" * 16, b"")
+    ears = Ears(Layer(message, *(SessionMessage(message, session) for session in sessions)))
+    await ears.listen(5)
+    assert ears.heard == [("a", False), ("a", True), ("a", False)]
+    assert ears.rejected == ["a heartbeat of a (10.0.0.1:4370) came by the link of another node"] * 2
+    assert ears.beats.rejected == 2
+
+
+async def test_who_owns_the_channel_layer_cannot_say_that_a_recording_is_fresh() -> None:
+    ears = Ears(Layer(seal(BEAT, [NEW]) | {"session": b"a" * 16}))
+    await ears.listen(1)
+    assert ears.heard == [("a", False)]
+
+
+async def test_answer_names_first_whom_it_answers() -> None:
+    layer = Layer()
+    await Ears(layer).beats.answer("channel", BEAT.identity)
+    assert unseal(layer.sent[0], [NEW]).sightings[0].boot == BEAT.identity.boot

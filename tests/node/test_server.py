@@ -9,7 +9,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from django_clusterstate.node.config import NodeConfig, NodeError
 from django_clusterstate.node.handler import Handler, Requester, resident_bytes
 from django_clusterstate.node.links import Links, Peer
 from django_clusterstate.node.places import Kind
+from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.node.server import Server
 from django_clusterstate.node.socketfile import SocketFile
 from django_clusterstate.wire import messages as wire
@@ -41,6 +42,8 @@ MIB = 1024 * 1024
 
 
 class NoPeers:
+    misdirected: Mapping[str, Misdirected] = {}
+
     def fan_out(self, message: wire.Deliver) -> None: ...
     def forward(self, tag: str, message: wire.Forward) -> None: ...
     def doubt(self, name: str) -> None: ...
@@ -53,7 +56,7 @@ class Running:
         self.unix = UnixAddress(str(folder / "node.sock"))
         self.tcp = TcpAddress("127.0.0.1", free_port())
         config = NodeConfig("alpha", "default", self.tcp, self.tcp, self.unix, KEYS, (), Timings())
-        membership = Membership(Identity("alpha", b"boot", str(self.tcp)), Timings(), time.monotonic())
+        membership = Membership(Identity("alpha", b"boot" * 4, str(self.tcp)), Timings(), time.monotonic())
         self.handler = Handler(config, membership, time.monotonic, NoPeers())
         self.reports: list[str] = []
         self.dialled: list[asyncio.StreamWriter] = []
@@ -215,7 +218,9 @@ async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Ru
     local = await connect(running.unix, (), 2)
     assert await is_served(local)  # this host's own processes
     opened: list[Peer] = []
-    links = Links(Identity("x", b"x", "there:1"), KEYS, time.monotonic, opened.append, lambda _: None, print)
+    links = Links(
+        Identity("x", b"x", "there:1"), KEYS, time.monotonic, lambda peer, _: opened.append(peer), lambda _: None, print
+    )
     links.want([str(running.tcp)])
     await until(lambda: bool(opened))  # a peer
     links.fan_out(wire.Deliver(GROUP, b"1", 60, 10_000))
@@ -656,7 +661,12 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
     opened: list[Peer] = []
     everybody = [
         Links(
-            Identity(str(number), b"%d" % number, f"there:{number}"), KEYS, time.monotonic, opened.append, print, print
+            Identity(str(number), b"%016d" % number, f"there:{number + 1}"),
+            KEYS,
+            time.monotonic,
+            lambda peer, _: opened.append(peer),
+            print,
+            print,
         )
         for number in range(coalescing.MANY)
     ]
@@ -681,7 +691,9 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
 
 async def test_what_finds_a_link_down_is_counted_apart_from_what_finds_it_too_slow(running: Running) -> None:
     opened: list[Peer] = []
-    links = Links(Identity("x", b"x", "there:1"), KEYS, time.monotonic, opened.append, lambda _: None, print)
+    links = Links(
+        Identity("x", b"x", "there:1"), KEYS, time.monotonic, lambda peer, _: opened.append(peer), lambda _: None, print
+    )
     links.want([str(running.tcp)])
     await until(lambda: bool(opened))
     tag = wire.channel_tag("alpha")

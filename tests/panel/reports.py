@@ -1,5 +1,6 @@
 """What nodes might tell, for tests of what is shown of it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,8 @@ def member(name: str, state: State = State.ALIVE, heard_ago: float = 0.25) -> Me
 
 
 def identity(name: str, weight: float = 1.0) -> Identity:
-    return Identity(name, bytes(16), f"{name}.example:4370", weight)
+    host = re.sub(r"[^\w.-]", "-", name)
+    return Identity(name, bytes(16), f"{host}.example:4370", weight)
 
 
 def report(status: Status, **more: Any) -> Report:

@@ -12,6 +12,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.cache import caches
 from django.test import Client, override_settings
+from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
 from django_clusterstate import conf, ratelimit
@@ -153,6 +154,14 @@ class TestTrouble:
         reports = reports_of(functions.ClusterStatus("one", {"one": one}), {"one": report(one, denied=[(key, 3, 0)])})
         page = _shown(client, monkeypatch, reports)
         assert "login without a key 3" in page.text
+
+    def test_what_nodes_say_is_wrong_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = replace(node("one"), problems=("two have the name <i>",))
+        page = _shown(
+            client, monkeypatch, reports_of(functions.ClusterStatus("one", {"one": one}), {"one": report(one)})
+        )
+        assert "two have the name <i>" in page.text
+        assert not page.all("i")
 
     def test_names_and_keys_are_escaped(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         name, key = "<b>'\"", ratelimit.routing_key("<i>", "<script>alert(1)</script>")

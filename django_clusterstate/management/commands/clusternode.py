@@ -76,9 +76,12 @@ class Command(BaseCommand):
                 {entry: options[option] for option, entry in OPTIONS.items() if options[option]}
             )
             _refuse_weak_secret(settings)
-            watch = _find_address(settings)
-            node = _make_node(settings, watch.address)
-            _run(node, watch, _metrics(node, options["metrics_address"], options["metrics_port"]))
+            while True:
+                watch = _find_address(settings)
+                node = _make_node(settings, watch.address)
+                _run(node, watch, _metrics(node, options["metrics_address"], options["metrics_port"]))
+                if not node.over:
+                    break
         except (ImproperlyConfigured, NodeError, ValueError) as error:
             raise CommandError(str(error)) from error
 

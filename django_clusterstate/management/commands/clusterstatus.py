@@ -21,7 +21,7 @@ _COLUMNS = "{:<20} {:<9} {:<22} {:>9} {:>9} {:>10} {:>10} {:>12}  {}"
 
 
 class Command(BaseCommand):
-    help = "Shows the cluster. Exit code 1 when no node answers, when one doesn't, or when their views differ."
+    help = "Shows the cluster. Exit code 1 when a node doesn't answer, when views differ, or with any other problem."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -44,7 +44,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"no node answers at {conf.get_settings().socket}. Start one with: manage.py clusternode"
             )
-        if not status.agree or options["wait_for"] not in (None, status.serving):
+        if not status.agree or status.problems or options["wait_for"] not in (None, status.serving):
             sys.exit(1)
 
     def _print(self, status: cluster.ClusterStatus) -> None:
@@ -55,6 +55,8 @@ class Command(BaseCommand):
             self.stdout.write(self._row(status, name, node))
         for name, why in status.silent.items():
             self.stdout.write(self.style.ERROR(f"{name:<20} silent    {why}"))
+        for problem in status.problems:
+            self.stdout.write(self.style.ERROR(problem))
         for sender, receiver in status.unreachable:
             self.stdout.write(self.style.WARNING(f"{sender} cannot reach {receiver}"))
         verdict = "all agree"
@@ -100,7 +102,13 @@ def _heard(status: cluster.ClusterStatus, name: str) -> str:
 def as_json(status: cluster.ClusterStatus) -> dict[str, Any]:
     """Everything that the nodes say, with their field names; boot ids in hexadecimal."""
     nodes = {name: _named_fields(node) for name, node in status.nodes.items()}
-    return {"agree": status.agree, "asked": status.asked, "nodes": nodes, "silent": status.silent}
+    return {
+        "agree": status.agree,
+        "asked": status.asked,
+        "nodes": nodes,
+        "silent": status.silent,
+        "problems": status.problems,
+    }
 
 
 def _named_fields(value: Any) -> Any:

@@ -1,5 +1,9 @@
 """What it answers. Each reply begins with the epoch of the answering node's view."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from ...core.events import Account, Totals
 from ...core.limiter import Decision, Rule
 from ...core.messages import Identity, State
@@ -117,7 +121,7 @@ class LimitsFound(Message, frozen=True, tag=48):
 
 
 class Status(Message, frozen=True, tag=42):
-    """A node's own account: who it is, for how long, whom it knows and what it counted.
+    """A node's own account: who it is, for how long, whom it knows, what it counted, and in words what is wrong.
 
     `omitted` members didn't fit in the reply: those that have been gone for longest.
     """
@@ -132,6 +136,7 @@ class Status(Message, frozen=True, tag=42):
     members: tuple[MemberStatus, ...]
     stats: Stats
     omitted: int = 0
+    problems: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=100)] = ()
 
 
 class Report(Message, frozen=True, tag=45):

@@ -1,0 +1,70 @@
+"""Which members a heartbeat names, and why those."""
+
+from collections.abc import Iterator
+
+from .members import Member
+from .messages import GONE, MAX_AGE, Heartbeat, Identity, Sighting, State
+
+SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
+OVER = 2  # starts that are over and don't know it: so many in a heartbeat, and each so often
+
+
+class Sightings:
+    """What the next heartbeat says of others. `asked`: members that others doubt and we have heard."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, None] = {}
+        self._over: dict[bytes, tuple[Identity, int]] = {}  # by boot: who is to be told, and how often still
+        self._turn = 0
+
+    def tell_over(self, who: Identity) -> None:
+        """It talks, though it has left or was replaced."""
+        if len(self._over) < SIGHTINGS:
+            self._over[who.boot] = (who, OVER)
+
+    def choose(self, members: dict[str, Member], answer_to: Identity | None, now: float) -> Iterator[Sighting]:
+        """First the start that is answered, and starts that are over without knowing it. Then the doubted, the latest
+        heard of them before all, since only they can refute; then those that others doubt and we have heard; then the
+        others in turn."""
+        first = [*self._answered(members, answer_to, now), *self._told()]
+        yield from first
+        doubted = [m for m in members.values() if m.state in (State.SUSPECT, State.DOWN)]
+        doubted.sort(key=lambda member: member.heard, reverse=True)
+        others = [m for m in members.values() if m.state not in GONE and m.state is not State.SUSPECT]
+        chosen = doubted[: SIGHTINGS // 2]
+        asked = [members[name] for name in self.asked if name in members]
+        chosen += [m for m in asked if m.state is not State.SUSPECT][: SIGHTINGS // 4]
+        chosen = chosen[: SIGHTINGS - len(first)]
+        self.asked.clear()
+        room = min(SIGHTINGS - len(first) - len(chosen), len(others))
+        chosen += [others[(self._turn + step) % len(others)] for step in range(room)]
+        self._turn += room
+        yield from (_sighting(member, now) for member in chosen)
+
+    def _answered(self, members: dict[str, Member], who: Identity | None, now: float) -> Iterator[Sighting]:
+        """A start that isn't a member here is named as joining, which it answers if it serves."""
+        if who is not None:
+            member = members.get(who.name)
+            if member is not None and member.identity.boot == who.boot:
+                yield _sighting(member, now)
+            else:
+                yield Sighting(who.name, who.boot, who.address, State.JOINING, 0, 0.0)
+
+    def _told(self) -> Iterator[Sighting]:
+        for who, times in list(self._over.values())[:OVER]:
+            yield Sighting(who.name, who.boot, who.address, State.LEFT, 0, 0.0)
+            if times > 1:
+                self._over[who.boot] = (who, times - 1)
+            else:
+                del self._over[who.boot]
+
+
+def _sighting(member: Member, now: float) -> Sighting:
+    who = member.identity
+    age = min(max(0.0, now - member.heard), MAX_AGE)
+    return Sighting(who.name, who.boot, who.address, member.state, member.incarnation, age)
+
+
+def says_over(beat: Heartbeat, boot: bytes) -> bool:
+    """Whether its sender has replaced this start."""
+    return any(sighting.boot == boot and sighting.state is State.LEFT for sighting in beat.sightings)

@@ -1,0 +1,61 @@
+"""What is wrong in the cluster as one node sees it and doesn't pass by itself, in words.
+
+It stands in the node's log, its status and the panel. All nodes that see the same problem say it in the same words.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..core.membership import Membership, Wait
+from ..core.messages import GONE, State
+
+MAX_PROBLEMS = 20
+MAX_NAMED = 5  # peers in one sentence
+
+
+class Misdirected(NamedTuple):
+    """At the address that a peer advertises the node `found` answers; `seen`: when it last did."""
+
+    address: str
+    found: str
+    seen: float
+
+
+def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now: float) -> list[str]:
+    """At most `MAX_PROBLEMS` sentences; none while all is well. `misdirected` peers are by name."""
+    found = [
+        f"two running nodes have the name {twins.name}: the one at {twins.holder} keeps it, the one at {twins.other} "
+        "owns no keys; give each node its own CLUSTERSTATE_NODE_NAME"
+        for twins in membership.namesakes(now)
+    ]
+    found += [
+        f"node {who.name} advertises {who.address}, which only its own host can reach, while other nodes advertise "
+        "addresses that every host can; it owns no keys until its CLUSTERSTATE_BIND or CLUSTERSTATE_ADVERTISE is set"
+        for who in membership.refused_loopbacks()
+    ]
+    found += [
+        f"node {name} advertises {wrong.address}, but {wrong.found} answers there, so {name} can't be reached: set its "
+        "CLUSTERSTATE_ADVERTISE to an address of its own"
+        for name, wrong in misdirected.items()
+    ]
+    if _is_unreached(membership, now):
+        found.append(_unreached(membership))
+    return found[:MAX_PROBLEMS]
+
+
+def _is_unreached(membership: Membership, now: float) -> bool:
+    """Whether this node has waited for others to connect to it for longer than that takes."""
+    patient = now - membership.started < membership.timings.down_after
+    return membership.state is State.JOINING and not patient and membership.waits_for(now) is Wait.UNREACHED
+
+
+def _unreached(membership: Membership) -> str:
+    me = membership.me
+    peers = [member.identity for member in membership.members.values() if member.state not in GONE]
+    heard = (
+        ", ".join(f"{peer.name} ({peer.address})" for peer in peers[:MAX_NAMED]) or "none, but has connected to some"
+    )
+    return (
+        f"node {me.name} stays joining: no other node has connected to it at {me.address}; check that address "
+        f"(CLUSTERSTATE_ADVERTISE) and the firewalls between. It hears: {heard}"
+    )
