@@ -469,7 +469,7 @@ def test_node_that_was_started_since_is_asked_again_whatever_it_is(
 
 
 def pong(number: int) -> bytes:
-    return frame(wire.encode(wire.Pong(1, Identity("other", b"boot", "h:1"))))
+    return frame(wire.encode(wire.Pong(1, Identity("other", b"boot" * 4, "h:1"))))
 
 
 def test_restart_of_an_idle_node_is_noticed_before_anything_is_sent(folder: Path, make: Make) -> None:
