@@ -146,7 +146,8 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
             asyncio.run(_say(recorded + forged))
         time.sleep(1.5)
         counted = {name: not_taken(name) - dropped[name] for name in dropped}
-        said = {name: len(lines(cluster, name, "isn't signed")) for name in dropped}
+        what = ("isn't signed", "came by the link of another node")
+        said = {name: sum(len(lines(cluster, name, text)) for text in what) for name in dropped}
         figure(f"of {len(recorded)} recorded and {len(forged)} forged ones dropped", counted)
         figure("log lines", said)
         assert states(cluster, "c", ("a", "b")) == {State.DOWN}
@@ -159,7 +160,7 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
         assert cluster.agreed(("a", "b", "c"))
         # Each node ignores what it has said itself; all else that it is told is counted.
         assert all(count >= len(forged) + len(recorded) // 2 for count in counted.values())
-        assert set(said.values()) == {1}
+        assert all(1 <= count <= 3 for count in said.values())  # one a second, whatever it is about
 
 
 async def _listen(count: int) -> list[dict[str, Any]]:
@@ -213,7 +214,7 @@ def test_row_14_a_secret_is_rotated_node_by_node_while_requesters_ask(folder: Pa
         assert not any(lines(cluster, name, "secret") for name in names)
 
 
-@pytest.mark.parametrize("versions", ["0-1", "1-2"])
+@pytest.mark.parametrize("versions", ["1-2", "2-3"])
 def test_row_14_a_release_before_or_after_that_shares_a_protocol_version_is_one_of_us(
     folder: Path, figure: Figure, versions: str
 ) -> None:
