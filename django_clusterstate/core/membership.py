@@ -68,6 +68,7 @@ class Membership:
         self.dropped = 0  # heartbeats ignored: repeated, of a retired boot, or of one that is down
         self.restarts = 0  # names that were heard from a new start
         self._sequence = 0
+        self._given_up = -1  # the incarnation in which others last held this node for down, as far as it was told
         self._ticked = now
         self._sightings = Sightings()
         self._retired: OrderedDict[bytes, None] = OrderedDict()
@@ -218,6 +219,9 @@ class Membership:
             self.dropped += 1
             outcome.answer = True  # it can't know that it is thought down: the answer tells it
             return True
+        if member.state is State.DOWN:
+            self._sightings.tell_down(member)  # what it has refuted may be a suspicion of before
+            outcome.answer = True
         member.incarnation = max(member.incarnation, beat.incarnation)
         member.epoch = beat.epoch
         if member.state is not State.LEAVING or beat.state is State.LEFT:
@@ -236,7 +240,8 @@ class Membership:
         if sighting.state in (State.SUSPECT, State.DOWN) and sighting.incarnation >= self.incarnation:
             self.incarnation += 1
             outcome.answer = True
-            outcome.given_up = sighting.state is State.DOWN
+        if sighting.state is State.DOWN and sighting.incarnation > self._given_up:
+            self._given_up, outcome.given_up = sighting.incarnation, True
 
     def _take_in(self, sightings: Iterable[Sighting], now: float, outcome: Outcome) -> None:
         """Takes in when the sender heard other members, and of whom it wants to know when we did. A node hears
@@ -300,11 +305,8 @@ class Membership:
         return loopbacks if len(loopbacks) < len(known) or shown else []
 
     def _discount(self, late: float, now: float) -> None:
-        """The silence was ours, and what they sent meanwhile is still unread.
-
-        After a long stop every clock starts anew. A short one isn't counted, and leaves time to read; more isn't
-        given, or a node that is short of time again and again would never find anyone down.
-        """
+        """The silence was ours, and what they sent meanwhile is unread. After a long stop every clock starts anew. A
+        short one isn't counted; more isn't given, or a node that stalls again and again would find nobody down."""
         patience = self.timings.suspect_after
         for member in self.members.values():
             if member.state not in GONE:
@@ -332,8 +334,6 @@ class Membership:
         self._rivals.forget(now)
         self._strangers.forget(now)
         gone = [member for member in self.members.values() if member.state in GONE]
-        if not gone:
-            return
         gone.sort(key=lambda member: member.since)
         surplus = len(gone) - TOMBSTONES
         for index, member in enumerate(gone):

@@ -6,7 +6,7 @@ from .members import Member
 from .messages import GONE, MAX_AGE, Heartbeat, Identity, Sighting, State
 
 SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
-OVER = 2  # starts that are over and don't know it: so many in a heartbeat, and each so often
+VERDICTS = 2  # that their subject may not know: so many in a heartbeat, and each so often
 
 
 class Sightings:
@@ -14,16 +14,24 @@ class Sightings:
 
     def __init__(self) -> None:
         self.asked: dict[str, None] = {}
-        self._over: dict[bytes, tuple[Identity, int]] = {}  # by boot: who is to be told, and how often still
+        self._verdicts: dict[bytes, tuple[Sighting, int]] = {}  # by boot: what it is told, and how often still
         self._turn = 0
 
     def tell_over(self, who: Identity) -> None:
         """It talks, though it has left or was replaced."""
-        if len(self._over) < SIGHTINGS:
-            self._over[who.boot] = (who, OVER)
+        self._tell(Sighting(who.name, who.boot, who.address, State.LEFT, 0, 0.0))
+
+    def tell_down(self, member: Member) -> None:
+        """It is back, and was down in the incarnation that is known of it here."""
+        who = member.identity
+        self._tell(Sighting(who.name, who.boot, who.address, State.DOWN, member.incarnation, 0.0))
+
+    def _tell(self, verdict: Sighting) -> None:
+        if len(self._verdicts) < SIGHTINGS:
+            self._verdicts[verdict.boot] = (verdict, VERDICTS)
 
     def choose(self, members: dict[str, Member], answer_to: Identity | None, now: float) -> Iterator[Sighting]:
-        """First the start that is answered, and starts that are over without knowing it. Then the doubted, the latest
+        """First the start that is answered, and verdicts that their subjects may not know. Then the doubted, the latest
         heard of them before all, since only they can refute; then those that others doubt and we have heard; then the
         others in turn."""
         first = [*self._answered(members, answer_to, now), *self._told()]
@@ -51,12 +59,12 @@ class Sightings:
                 yield Sighting(who.name, who.boot, who.address, State.JOINING, 0, 0.0)
 
     def _told(self) -> Iterator[Sighting]:
-        for who, times in list(self._over.values())[:OVER]:
-            yield Sighting(who.name, who.boot, who.address, State.LEFT, 0, 0.0)
+        for verdict, times in list(self._verdicts.values())[:VERDICTS]:
+            yield verdict
             if times > 1:
-                self._over[who.boot] = (who, times - 1)
+                self._verdicts[verdict.boot] = (verdict, times - 1)
             else:
-                del self._over[who.boot]
+                del self._verdicts[verdict.boot]
 
 
 def _sighting(member: Member, now: float) -> Sighting:

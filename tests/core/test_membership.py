@@ -220,14 +220,66 @@ def test_restart_of_a_leaving_node_ends_its_leave(clock: Clock) -> None:
     assert clock.hear(A2).changes == [Change(A, State.LEAVING, State.LEFT), Change(A2, None, State.ALIVE)]
 
 
+class Pair:
+    """Two nodes that send each other heartbeats twice a second, and answer; each way can be lost."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        identities = Identity("x", b"x" * 16, "10.0.0.1:1"), Identity("y", b"y" * 16, "10.0.0.2:1")
+        self.x, self.y = (Membership(who, Timings(), self.now) for who in identities)
+        self.given_up: list[str] = []
+
+    def states(self) -> list[State]:
+        """What x holds y for, and y x."""
+        return [self.x.members["y"].state, self.y.members["x"].state]
+
+    def send(self, sender: Membership, to: Membership, answer_to: Identity | None = None) -> bool:
+        """Whether it is to be answered."""
+        outcome = to.heard(sender.heartbeat(self.now, answer_to=answer_to), self.now, fresh=True)
+        if outcome.given_up:
+            self.given_up.append(to.me.name)
+        return outcome.answer
+
+    def run(self, seconds: float, *, x_to_y: bool = True, y_to_x: bool = True) -> None:
+        for step in range(round(seconds * 10)):
+            self.now += 0.1
+            self.x.tick(self.now)
+            self.y.tick(self.now)
+            if step % 5:
+                continue
+            for sender, to, there, back in ((self.x, self.y, x_to_y, y_to_x), (self.y, self.x, y_to_x, x_to_y)):
+                if there and self.send(sender, to) and back:
+                    self.send(to, sender, sender.me)
+
+
+def test_node_that_was_down_learns_it_once_though_it_had_refuted_a_suspicion_before() -> None:
+    pair = Pair()
+    pair.run(4)
+    pair.run(6, x_to_y=False)  # x hears that it is suspected, and then that it is down, of an earlier incarnation
+    assert pair.states() == [State.ALIVE, State.DOWN]
+    pair.run(5)
+    assert pair.states() == [State.ALIVE, State.ALIVE]
+    assert pair.given_up == ["x"]
+
+
+def test_node_that_was_down_learns_it_though_it_came_back_before_it_was_told() -> None:
+    pair = Pair()
+    pair.run(4)
+    pair.run(2.2, x_to_y=False)  # x refutes the suspicion, which y doesn't hear
+    pair.run(10, x_to_y=False, y_to_x=False)
+    pair.run(5)
+    assert pair.states() == [State.ALIVE, State.ALIVE]
+    assert sorted(pair.given_up) == ["x", "y"]
+
+
 def test_replaced_boot_never_returns_and_is_told_so(clock: Clock) -> None:
     clock.hear(A)
     clock.node.refused("a", A.boot, clock.now)
     clock.hear(A2)
     assert clock.hear(A, incarnation=9) == Outcome()
     assert clock.node.members["a"].identity == A2
-    told = [clock.node.heartbeat(clock.now).sightings for _ in range(sightings.OVER + 1)]
-    assert [seen[0].boot for seen in told] == [A.boot] * sightings.OVER + [A2.boot]
+    told = [clock.node.heartbeat(clock.now).sightings for _ in range(sightings.VERDICTS + 1)]
+    assert [seen[0].boot for seen in told] == [A.boot] * sightings.VERDICTS + [A2.boot]
     assert told[0][0].state is State.LEFT
 
 
