@@ -116,20 +116,30 @@ class Links:
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
         patient = message.group.startswith(NODES_OWN)
+        for link in self._one_for_each_peer():
+            connection = link.patient if patient else link.connection
+            if connection is None or connection.closed:
+                self.unreachable += not patient
+            elif not connection.cast(data):
+                self.dropped += 1
+            if patient and self.hurried and link.connection:
+                link.connection.cast(data)
+
+    def _one_for_each_peer(self) -> Iterable["Link"]:
+        """An open link where there is one, by the address that the peer advertises. A peer may have several addresses,
+        and is told everything once."""
+        best: dict[bytes, Link] = {}
         for link in self._links.values():
             if link.peer is not None:
-                connection = link.patient if patient else link.connection
-                if connection is None or connection.closed:
-                    self.unreachable += not patient
-                elif not connection.cast(data):
-                    self.dropped += 1
-                if patient and self.hurried and link.connection:
-                    link.connection.cast(data)
+                other = best.get(link.peer.boot)
+                if other is None or link.rank > other.rank:
+                    best[link.peer.boot] = link
+        return best.values()
 
     def forward(self, tag: str, message: Forward) -> None:
         """To the peer with this tag (see `channel_tag`)."""
         data = frame(encode(message))
-        for link in self._links.values():
+        for link in self._one_for_each_peer():
             if link.peer is not None and channel_tag(link.peer.name) == tag:
                 if link.connection and not link.connection.closed:
                     self.dropped += not link.connection.cast(data)
@@ -194,14 +204,25 @@ class Link:
         self._complaint = ""
         self.task = asyncio.create_task(self._run(), name=f"link to {address}")
 
+    @property
+    def rank(self) -> tuple[bool, bool]:
+        """Whether it is open, and by the address that its peer's heartbeats name."""
+        return self.connection is not None, self._meant == self.peer
+
     def mean(self, peer: Peer, now: float) -> None:
-        """Only this start of this node is accepted from now on; one of another is closed, and dialled again."""
+        """Only this start of this node is accepted by the next dial.
+
+        A link that is open stays: its peer has proved that the address is its own, and a heartbeat only says so. Two
+        nodes may advertise one address.
+        """
         self.wanted = now
-        self._meant = peer
         if self.connection is None:
+            self._meant = peer
             self.retry.set()
-        elif self.peer != peer:
-            self.connection.close()
+        elif self.peer is not None and self.peer.name != peer.name:
+            self._links.misdirect(peer.name, str(self._address), self.peer.name)
+        else:
+            self._meant = peer
 
     async def _run(self) -> None:
         pause = REDIAL[0]

@@ -6,6 +6,7 @@ Figures are printed (-s).
 import contextlib
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -21,7 +22,7 @@ from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import Hello, OtherNode, OtherStart
 from testproject.processes import LocalCluster, wait_until
-from tests.faults.observing import SECONDS, lines, status_of, until_all_say
+from tests.faults.observing import SECONDS, lines, moves, status_of, until_all_say
 from tests.faults.proxy import Proxy
 from tests.faults.requesters import client_on, link_keys
 
@@ -176,6 +177,29 @@ def test_row_21_an_earlier_start_is_not_taken_for_the_present_one(folder: Path) 
         cluster.wait_for()
         with pytest.raises(OtherStart, match="has been restarted"):
             BlockingConnection(address, keys, 2.0, hello=Hello(wanted_name="a", wanted_boot=boot))
+
+
+def test_row_20_a_node_that_advertises_the_address_of_another_changes_no_view(folder: Path, figure: Figure) -> None:
+    with LocalCluster(folder, ("a", "b")) as cluster:
+        cluster.start()
+        cluster.wait_for()
+        (folder / "c").mkdir()
+        env = {"CLUSTERSTATE_ADVERTISE": f"127.0.0.1:{cluster.ports['b']}"}
+        with LocalCluster(folder / "c", ("c",), env=env, discovery=cluster.discovery) as third:
+            third.start()
+            told = "node c advertises "
+            seconds = wait_until(
+                lambda: any(told in text for text in status_of(cluster, "a").problems), SECONDS, "a names the address"
+            )
+            figure("a names the wrong address after", f"{seconds:.2f} s")
+            until = time.monotonic() + 8
+            while time.monotonic() < until:
+                assert cluster.agreed(("a", "b"))
+                assert status_of(third, "c").state is State.JOINING
+                time.sleep(0.1)
+            assert status_of(third, "c").problems
+        assert not moves(cluster, State.SUSPECT)
+        assert not moves(cluster, State.DOWN)
 
 
 def test_row_21_another_clusters_node_is_refused(folder: Path) -> None:
