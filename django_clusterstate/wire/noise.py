@@ -44,20 +44,31 @@ def _nonce(counter: int) -> bytes:
     return counter.to_bytes(12, "big")
 
 
-def _rekeyed(cipher: AESGCM) -> AESGCM:
-    return AESGCM(cipher.encrypt(_LAST_NONCE, bytes(32), None)[:32])
+class _Direction:
+    """The cipher of one direction of a connection. Each record has the next nonce; the key changes now and then."""
 
-
-class Sealer:
-    """Seals what is sent in one direction of a connection, as records: a length of four bytes, big-endian, the
-    ciphertext and its tag. Each record has the next nonce."""
-
-    __slots__ = ("_cipher", "_count", "_owner", "_rekey_at")
+    __slots__ = ("_cipher", "_count", "_rekey_at")
 
     def __init__(self, key: Key) -> None:
         self._cipher = key.cipher()
         self._count = 0
         self._rekey_at = REKEY_EVERY
+
+    def _advance(self) -> None:
+        self._count += 1
+        if self._count == self._rekey_at:
+            self._cipher = AESGCM(self._cipher.encrypt(_LAST_NONCE, bytes(32), None)[:32])
+            self._rekey_at += REKEY_EVERY
+
+
+class Sealer(_Direction):
+    """Seals what is sent in one direction of a connection, as records: a length of four bytes, big-endian, the
+    ciphertext and its tag."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key)
         self._owner = _pid()
 
     def seal(self, data: bytes) -> Data:
@@ -87,22 +98,14 @@ class Sealer:
             start = stop
         return sealed
 
-    def _advance(self) -> None:
-        self._count += 1
-        if self._count == self._rekey_at:
-            self._cipher = _rekeyed(self._cipher)
-            self._rekey_at += REKEY_EVERY
 
-
-class Opener:
+class Opener(_Direction):
     """Opens what is received in one direction of a connection. After any error the connection is to be closed."""
 
-    __slots__ = ("_cipher", "_count", "_rekey_at", "_rest")
+    __slots__ = ("_rest",)
 
     def __init__(self, key: Key) -> None:
-        self._cipher = key.cipher()
-        self._count = 0
-        self._rekey_at = REKEY_EVERY
+        super().__init__(key)
         self._rest: Data = b""
 
     def open(self, sealed: Data | memoryview) -> bytes:
@@ -123,12 +126,6 @@ class Opener:
             raise ProtocolError(_ALTERED) from None
         self._advance()
         return count
-
-    def _advance(self) -> None:
-        self._count += 1
-        if self._count == self._rekey_at:
-            self._cipher = _rekeyed(self._cipher)
-            self._rekey_at += REKEY_EVERY
 
     def feed(self, data: Data) -> bytes:
         """The plain bytes of all records that are complete now; less than one record is kept for later.
