@@ -69,6 +69,7 @@ class Links:
         self.report = report
         self.dropped = 0  # messages that found a link too slow
         self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
+        self.reached = False  # set when another node has reached us at the address that we advertise
         self.hurried = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
         self._clock = clock
         self.misdirected: dict[str, Misdirected] = {}
@@ -98,7 +99,8 @@ class Links:
         """A heartbeat of this start of a node came, so it is dialled now, however often that was refused before."""
         peer = Peer(identity.name, identity.boot)
         if identity.address in self._ours:
-            self.misdirect(peer.name, identity.address, self.me.name)
+            if self.reached or identity.address != self.me.address:
+                self.misdirect(peer.name, identity.address, self.me.name)
             return
         link = self._links.get(identity.address)
         if link is None:
@@ -116,25 +118,31 @@ class Links:
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
         patient = message.group.startswith(NODES_OWN)
+        for link in self._peers().values():
+            connection = link.patient if patient else link.connection
+            if connection is None or connection.closed:
+                self.unreachable += not patient
+            elif not connection.cast(data):
+                self.dropped += 1
+            if patient and self.hurried and link.connection:
+                link.connection.cast(data)
+
+    def _peers(self) -> dict[bytes, "Link"]:
+        """One link to each peer, an open one if there is any: it may answer at more than one address, as at one that
+        discovery knows and at the one that it advertises."""
+        peers: dict[bytes, Link] = {}
         for link in self._links.values():
-            if link.peer is not None:
-                connection = link.patient if patient else link.connection
-                if connection is None or connection.closed:
-                    self.unreachable += not patient
-                elif not connection.cast(data):
-                    self.dropped += 1
-                if patient and self.hurried and link.connection:
-                    link.connection.cast(data)
+            if link.peer is not None and (link.peer.boot not in peers or link.is_open):
+                peers[link.peer.boot] = link
+        return peers
 
     def forward(self, tag: str, message: Forward) -> None:
         """To the peer with this tag (see `channel_tag`)."""
         data = frame(encode(message))
-        for link in self._links.values():
-            if link.peer is not None and channel_tag(link.peer.name) == tag:
-                if link.connection and not link.connection.closed:
-                    self.dropped += not link.connection.cast(data)
-                    return
-                break
+        for link in self._links.values():  # one of an address that the peer had before isn't open
+            if link.connection and link.is_open and link.peer is not None and channel_tag(link.peer.name) == tag:
+                self.dropped += not link.connection.cast(data)
+                return
         self.unreachable += 1
 
     def doubt(self, name: str) -> None:
@@ -194,9 +202,17 @@ class Link:
         self._complaint = ""
         self.task = asyncio.create_task(self._run(), name=f"link to {address}")
 
+    @property
+    def is_open(self) -> bool:
+        return self.connection is not None and not self.connection.closed
+
     def mean(self, peer: Peer, now: float) -> None:
-        """Only this start of this node is accepted from now on; one of another is closed, and dialled again."""
+        """Only this start of this node is accepted from now on; one of another start is closed, and dialled again."""
         self.wanted = now
+        if self.is_open and self.peer is not None and self.peer.name != peer.name:
+            # The link shows that another node is there, so it isn't closed: two may advertise one address for ever.
+            self._links.misdirect(peer.name, str(self._address), self.peer.name)
+            return
         self._meant = peer
         if self.connection is None:
             self.retry.set()
