@@ -277,12 +277,25 @@ def _timings(values: Mapping[str, Any]) -> Timings:
 @sensitive_variables()
 def _secrets(values: Mapping[str, Any]) -> tuple[str | bytes, ...]:
     if values.get("SECRET"):
-        return (values["SECRET"], *values.get("SECRET_FALLBACKS", ()))
+        return _encodable((values["SECRET"], *values.get("SECRET_FALLBACKS", ())))
     if not django_settings.SECRET_KEY:
         raise ImproperlyConfigured("Set SECRET_KEY, or CLUSTERSTATE['SECRET']: the nodes know each other by it.")
     secrets = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
     if not all(isinstance(secret, str | bytes) for secret in secrets):
         raise ImproperlyConfigured("SECRET_KEY and each of SECRET_KEY_FALLBACKS must be text or bytes.")
+    return _encodable(secrets)
+
+
+@sensitive_variables()
+def _encodable(secrets: tuple[str | bytes, ...]) -> tuple[str | bytes, ...]:
+    """Refused here, where no report shows them: the error of an encoding that fails holds the text."""
+    for secret in secrets:
+        try:
+            force_bytes(secret)
+        except UnicodeEncodeError:
+            raise ImproperlyConfigured(
+                "A secret has a character that UTF-8 does not have. Is its environment variable in another encoding?"
+            ) from None
     return secrets
 
 
