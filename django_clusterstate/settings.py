@@ -23,7 +23,7 @@ from django.views.decorators.debug import sensitive_variables
 from .clientip import Proxies
 from .core.membership import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
-from .wire.keys import Key, LinkKey, derive_channel_keys, derive_link_keys
+from .wire.keys import MAX_SECRETS, Key, LinkKey, derive_channel_keys, derive_link_keys
 
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
@@ -131,12 +131,12 @@ class Settings:
     @property
     def secret_problem(self) -> str:
         """Why the secret is too weak to be reached from other hosts; empty when it isn't."""
-        secret = force_bytes(self.secrets[0])
-        if secret.startswith(b"django-insecure-"):
-            return "it is the one that startproject made, which is in your repository"
-        length = len(self.secrets[0])
-        if length < MIN_SECRET:
-            return f"it has {length} characters, fewer than {MIN_SECRET}"
+        for number, secret in enumerate(self.secrets[:MAX_SECRETS]):  # who knows any of them is admitted
+            what = f"fallback {number}" if number else "it"
+            if force_bytes(secret).startswith(b"django-insecure-"):
+                return f"{what} is the one that startproject made, which is in your repository"
+            if len(secret) < MIN_SECRET:
+                return f"{what} has {len(secret)} characters, fewer than {MIN_SECRET}"
         return ""
 
 
