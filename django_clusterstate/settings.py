@@ -23,7 +23,7 @@ from django.views.decorators.debug import sensitive_variables
 from .clientip import Proxies
 from .core.membership import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
-from .wire.keys import Key, LinkKey, derive_channel_keys, derive_link_keys
+from .wire.keys import MAX_SECRETS, Key, LinkKey, derive_channel_keys, derive_link_keys
 
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
@@ -131,12 +131,12 @@ class Settings:
     @property
     def secret_problem(self) -> str:
         """Why the secret is too weak to be reached from other hosts; empty when it isn't."""
-        secret = force_bytes(self.secrets[0])
-        if secret.startswith(b"django-insecure-"):
-            return "it is the one that startproject made, which is in your repository"
-        length = len(self.secrets[0])
-        if length < MIN_SECRET:
-            return f"it has {length} characters, fewer than {MIN_SECRET}"
+        for number, secret in enumerate(self.secrets[:MAX_SECRETS]):  # who knows any of them is admitted
+            what = f"fallback {number}" if number else "it"
+            if force_bytes(secret).startswith(b"django-insecure-"):
+                return f"{what} is the one that startproject made, which is in your repository"
+            if len(secret) < MIN_SECRET:
+                return f"{what} has {len(secret)} characters, fewer than {MIN_SECRET}"
         return ""
 
 
@@ -277,12 +277,25 @@ def _timings(values: Mapping[str, Any]) -> Timings:
 @sensitive_variables()
 def _secrets(values: Mapping[str, Any]) -> tuple[str | bytes, ...]:
     if values.get("SECRET"):
-        return (values["SECRET"], *values.get("SECRET_FALLBACKS", ()))
+        return _encodable((values["SECRET"], *values.get("SECRET_FALLBACKS", ())))
     if not django_settings.SECRET_KEY:
         raise ImproperlyConfigured("Set SECRET_KEY, or CLUSTERSTATE['SECRET']: the nodes know each other by it.")
     secrets = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
     if not all(isinstance(secret, str | bytes) for secret in secrets):
         raise ImproperlyConfigured("SECRET_KEY and each of SECRET_KEY_FALLBACKS must be text or bytes.")
+    return _encodable(secrets)
+
+
+@sensitive_variables()
+def _encodable(secrets: tuple[str | bytes, ...]) -> tuple[str | bytes, ...]:
+    """Refused here, where no report shows them: the error of an encoding that fails holds the text."""
+    for secret in secrets:
+        try:
+            force_bytes(secret)
+        except UnicodeEncodeError:
+            raise ImproperlyConfigured(
+                "A secret has a character that UTF-8 does not have. Is its environment variable in another encoding?"
+            ) from None
     return secrets
 
 

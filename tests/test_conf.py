@@ -235,10 +235,10 @@ def test_djangos_secret_key_is_used_if_there_is_no_secret() -> None:
     assert read({"SECRET": "s" * 40}).secrets == ("s" * 40,)
 
 
-@override_settings(SECRET_KEY=b"\xff" * 50, SECRET_KEY_FALLBACKS=[b"older", "oldest"])
+@override_settings(SECRET_KEY=b"\xff" * 50, SECRET_KEY_FALLBACKS=[b"older" * 10, "oldest" * 10])
 def test_djangos_secret_key_may_be_bytes() -> None:
     settings = read()
-    assert settings.secrets == (b"\xff" * 50, b"older", "oldest")
+    assert settings.secrets == (b"\xff" * 50, b"older" * 10, "oldest" * 10)
     assert len(set(settings.link_keys + settings.channel_keys)) == 6
     assert not settings.secret_problem
 
@@ -255,6 +255,16 @@ def test_a_secret_as_text_and_as_bytes_is_the_same() -> None:
     assert both.channel_keys[1] == both.channel_keys[2]
     assert "startproject" in read({"SECRET": b"django-insecure-" + b"x" * 50}).secret_problem
     assert "5 characters" in read({"SECRET": b"short"}).secret_problem
+
+
+def test_weak_fallback_is_as_weak_as_a_weak_secret() -> None:
+    """Whoever guesses it is admitted as with the first."""
+    strong, insecure = "x" * 50, "django-insecure-" + "x" * 50
+    assert not read({"SECRET": strong, "SECRET_FALLBACKS": ["y" * 50]}).secret_problem
+    for weak, why in (("short", "5 characters"), (insecure, "startproject")):
+        problem = read({"SECRET": strong, "SECRET_FALLBACKS": ["y" * 50, weak]}).secret_problem
+        assert "fallback" in problem
+        assert why in problem
 
 
 @override_settings(SECRET_KEY="")

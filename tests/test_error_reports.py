@@ -1,6 +1,7 @@
 """What Django mails to ADMINS when something of ours fails shows neither a secret nor a key."""
 
 import html
+import os
 import secrets
 import socket
 import sys
@@ -74,11 +75,12 @@ def test_failing_call_shows_neither_secret_nor_key(call: Callable[[], None], ans
 class Reading:
     """Reads settings, and shows none in its own frame."""
 
-    def __init__(self, options: dict[str, object]) -> None:
+    def __init__(self, options: dict[str, object], secret: str = SECRET) -> None:
         self._options = options
+        self._secret = secret
 
     def __call__(self) -> None:
-        read_settings(self._options, {"CLUSTERSTATE_SECRET": SECRET})
+        read_settings(self._options, {"CLUSTERSTATE_SECRET": self._secret})
 
 
 @pytest.mark.parametrize("wrong", [{"PORT": 1}, {"DEADLINE": "soon"}, {"BIND": "nowhere"}, {"NODE_NAME": "a\n"}])
@@ -89,3 +91,15 @@ def test_wrong_setting_shows_no_secret(wrong: dict[str, object]) -> None:
     assert "read_settings" in shown
     assert SECRET not in shown
     assert OLDER not in shown
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+def test_secret_that_is_no_text_is_refused_and_not_shown(fallback: bool) -> None:
+    """As of an environment variable with a byte that isn't UTF-8."""
+    wrong = os.fsdecode(b"\xe9") + SECRET
+    read = Reading({"SECRET_FALLBACKS": [wrong]}) if fallback else Reading({}, wrong)
+    with override_settings(DEBUG=False):
+        shown = report_of(read)
+    assert ImproperlyConfigured.__name__ in shown
+    assert "a character that UTF-8 does not have" in shown
+    assert SECRET not in shown

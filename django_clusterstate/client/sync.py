@@ -197,6 +197,9 @@ class Client(PerProcess):
                 raise error
             _drop_pool(target)
             connection, reply = self._call_afresh(target, request, now + self._deadline, lost)
+        except OtherStart as other:
+            self.routing.restarted(now)
+            return other
         except ClusterStateError as failure:
             return self._failed(target, failure, now)
         self._succeeded(target, connection, reply, now)

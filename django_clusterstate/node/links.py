@@ -69,6 +69,7 @@ class Links:
         self.report = report
         self.dropped = 0  # messages that found a link too slow
         self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
+        self.reached = False  # set when another node has reached us at the address that we advertise
         self.hurried = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
         self._clock = clock
         self.misdirected: dict[str, Misdirected] = {}
@@ -98,7 +99,8 @@ class Links:
         """A heartbeat of this start of a node came, so it is dialled now, however often that was refused before."""
         peer = Peer(identity.name, identity.boot)
         if identity.address in self._ours:
-            self.misdirect(peer.name, identity.address, self.me.name)
+            if self.reached or identity.address != self.me.address:
+                self.misdirect(peer.name, identity.address, self.me.name)
             return
         link = self._links.get(identity.address)
         if link is None:
@@ -116,7 +118,7 @@ class Links:
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
         patient = message.group.startswith(NODES_OWN)
-        for link in self._one_for_each_peer():
+        for link in self._peers():
             connection = link.patient if patient else link.connection
             if connection is None or connection.closed:
                 self.unreachable += not patient
@@ -125,9 +127,9 @@ class Links:
             if patient and self.hurried and link.connection:
                 link.connection.cast(data)
 
-    def _one_for_each_peer(self) -> Iterable["Link"]:
-        """An open link where there is one, by the address that the peer advertises. A peer may have several addresses,
-        and is told everything once."""
+    def _peers(self) -> Iterable["Link"]:
+        """One link to each peer: an open one where there is one, by the address that the peer advertises. It may answer
+        at more than one address, as at one that discovery knows, and is told everything once."""
         best: dict[bytes, Link] = {}
         for link in self._links.values():
             if link.peer is not None:
@@ -139,12 +141,10 @@ class Links:
     def forward(self, tag: str, message: Forward) -> None:
         """To the peer with this tag (see `channel_tag`)."""
         data = frame(encode(message))
-        for link in self._one_for_each_peer():
-            if link.peer is not None and channel_tag(link.peer.name) == tag:
-                if link.connection and not link.connection.closed:
-                    self.dropped += not link.connection.cast(data)
-                    return
-                break
+        for link in self._links.values():  # one of an address that the peer had before isn't open
+            if link.connection and link.is_open and link.peer is not None and channel_tag(link.peer.name) == tag:
+                self.dropped += not link.connection.cast(data)
+                return
         self.unreachable += 1
 
     def doubt(self, name: str) -> None:
@@ -205,24 +205,27 @@ class Link:
         self.task = asyncio.create_task(self._run(), name=f"link to {address}")
 
     @property
+    def is_open(self) -> bool:
+        return self.connection is not None and not self.connection.closed
+
+    @property
     def rank(self) -> tuple[bool, bool]:
         """Whether it is open, and by the address that its peer's heartbeats name."""
-        return self.connection is not None, self._meant == self.peer
+        return self.is_open, self._meant == self.peer
 
     def mean(self, peer: Peer, now: float) -> None:
         """Only this start of this node is accepted by the next dial.
 
         A link that is open stays: its peer has proved that the address is its own, and a heartbeat only says so. Two
-        nodes may advertise one address.
+        nodes may advertise one address for ever.
         """
         self.wanted = now
-        if self.connection is None:
-            self._meant = peer
-            self.retry.set()
-        elif self.peer is not None and self.peer.name != peer.name:
+        if self.is_open and self.peer is not None and self.peer.name != peer.name:
             self._links.misdirect(peer.name, str(self._address), self.peer.name)
-        else:
-            self._meant = peer
+            return
+        self._meant = peer
+        if self.connection is None:
+            self.retry.set()
 
     async def _run(self) -> None:
         pause = REDIAL[0]

@@ -177,6 +177,7 @@ class Node:
         membership, now = self.membership, self._clock()
         me = membership.me
         if (hello.wanted_name, hello.wanted_boot, hello.dialled) == (me.name, me.boot, me.address):
+            self.links.reached = self.links.reached or hello.boot != me.boot
             self._act(membership.reached(hello.name, hello.boot, now))
         else:
             self._act(membership.met(hello.name, hello.boot, now))

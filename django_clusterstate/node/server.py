@@ -147,9 +147,10 @@ class Connection(asyncio.Protocol):
         if not self._trusted:
             set_options(sock)
         self.source = source_of(sock)
-        self.used = False  # it has said nothing yet
-        # Of the host that holds most, the one that has said nothing for longest goes: silent strangers can't keep those
-        # out who have something to say.
+        # While it hasn't proved itself: what it says before costs nothing.
+        self.used = False
+        # Of the host that holds most, the one that has been there for longest goes: strangers can't keep those out who
+        # have a proof.
         if (victim := server.strangers.enter(self, self.source)) is not None:
             victim._turn_away("")
             if victim is self:
@@ -162,11 +163,11 @@ class Connection(asyncio.Protocol):
         self._transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
-        self.used = True
         try:
             if self._handshake is not None:
                 self._shake_hands(self._handshake, data)
                 return
+            self.used = True
             payloads = self._deframer.feed(data if self._opener is None else self._opener.feed(data))
             if len(payloads) == 1 and not self._paused:  # nearly always
                 if (answer := self._answer(payloads[0])) and self._transport is not None:
@@ -271,6 +272,7 @@ class Connection(asyncio.Protocol):
     def _admit(self, handshake: NodeHandshake, answer: bytes) -> None:
         server, hello = self._server, handshake.hello
         self._handshake = None
+        self.used = True
         if self._timer is not None:
             self._timer.cancel()
         if hello.role is Role.NODE:

@@ -126,15 +126,16 @@ class BlockingConnection:
     def _shake_hands(self, keys: Sequence[LinkKey], hello: Hello, until: float) -> None:
         handshake = DiallerHandshake(keys, hello)
         try:
-            offers = handshake.receive_challenge(self._receive_frame(until))
+            offers = handshake.receive_challenge(self._receive_frame(until, limit=HANDSHAKE_LIMIT))
             self._socket.sendall(frame(offers, HANDSHAKE_LIMIT))
-            handshake.receive_answer(self._receive_frame(until))
+            handshake.receive_answer(self._receive_frame(until, limit=HANDSHAKE_LIMIT))
             self.node_boot = handshake.verdict.boot
             if handshake.session is not None:
                 self._sealer, self._opener = handshake.session
         except BaseException:
-            if handshake.farewell:
-                self._socket.sendall(frame(handshake.farewell))
+            with contextlib.suppress(OSError):
+                if handshake.farewell:
+                    self._socket.sendall(frame(handshake.farewell))
             self.close()
             raise
 
@@ -227,10 +228,10 @@ class BlockingConnection:
             self._set_timeout(left)
             sent += self._socket.send(memoryview(data)[sent:])
 
-    def _receive_frame(self, until: float, overtime: float = OVERTIME) -> memoryview:
-        return self._receive_rest(self._receive_more(self._view, until, overtime), until)
+    def _receive_frame(self, until: float, overtime: float = OVERTIME, limit: int = MAX_FRAME) -> memoryview:
+        return self._receive_rest(self._receive_more(self._view, until, overtime), until, limit)
 
-    def _receive_rest(self, received: int, until: float) -> memoryview:
+    def _receive_rest(self, received: int, until: float, limit: int = MAX_FRAME) -> memoryview:
         """The payload of the frame whose first bytes have been received, plain or sealed."""
         if not received:
             raise ConnectionResetError(_CLOSED)
@@ -240,8 +241,8 @@ class BlockingConnection:
         while received < HEADER:
             received += self._receive_more(whole[received:], until)
         size = HEADER + size_at(whole)[0]
-        if size > HEADER + MAX_FRAME:
-            raise ProtocolError(too_long(bytes(whole[:HEADER]), size - HEADER, MAX_FRAME))
+        if size > HEADER + limit:
+            raise ProtocolError(too_long(bytes(whole[:HEADER]), size - HEADER, limit))
         if received > size:
             raise ProtocolError(f"{received} bytes came where a frame of {size} was due")
         if size > len(whole):

@@ -218,14 +218,12 @@ class DiallerHandshake:
     def receive_challenge(self, payload: bytes | memoryview) -> bytes:
         """Takes the challenge, gives the offers.
 
-        Raises `ProtocolError` when there is no common version, `DialledItself` when the challenge is our own.
+        Raises `ProtocolError` when there is no common version.
         """
         verbatim = bytes(payload)
         challenge = _decode(verbatim, Challenge)
         if challenge.magic != MAGIC or len(challenge.nonce) != _NONCE:
             raise ProtocolError("what answers there is no node")
-        if self._hello.boot and challenge.boot == self._hello.boot:
-            raise DialledItself("it is this node itself")
         version = common_version(challenge.oldest, challenge.newest)
         if not version:
             self.farewell = msgspec.msgpack.encode(Offers(0, (), *VERSIONS))
@@ -242,8 +240,8 @@ class DiallerHandshake:
     def receive_answer(self, payload: bytes | memoryview) -> None:
         """Takes the node's answer.
 
-        Raises `ProtocolError` when it doesn't prove that the node knows one of the secrets, `OtherNode` or `OtherStart`
-        when it isn't the one that is meant.
+        Raises `ProtocolError` when it doesn't prove that the node knows one of the secrets, `DialledItself` when it is
+        the answer of the dialler itself, `OtherNode` or `OtherStart` when it isn't that of the node that is meant.
         """
         if not self._keys:
             self.verdict = _decode(payload, Verdict)
@@ -257,6 +255,8 @@ class DiallerHandshake:
         verdict = _decode(initiator.read(bytes(payload[1:])), Verdict)
         self.verdict = verdict
         hello = self._hello
+        if hello.boot and verdict.boot == hello.boot:  # not by the challenge, in which anybody can write so
+            raise DialledItself("it is this node itself")
         if not verdict.accepted or hello.wanted_name not in ("", verdict.name):
             name, boot = verdict.name, verdict.boot
             if hello.wanted_boot and name == hello.wanted_name:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import math
 import multiprocessing
 import os
 import statistics
@@ -30,7 +31,7 @@ from django_clusterstate.exceptions import AnswerLost, ClusterStateError, Protoc
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import Hello, OtherNode, OtherStart
+from django_clusterstate.wire.handshake import Hello, NodeHandshake, OtherNode, OtherStart
 from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.noise import RECORD_HEADER, TAG
 from testproject import settings
@@ -45,6 +46,7 @@ from tests.peers import (
     SealedSocket,
     answering,
     keep_busy,
+    read_frame,
     shake_hands,
     take_time,
     wait_for_the_end,
@@ -519,6 +521,30 @@ def test_earlier_start_of_a_node_is_asked_for_by_a_new_view_and_is_no_failure(re
     with pytest.raises(OtherStart):
         requester.call_node(stale, PING)
     assert stale.failures == 0
+
+
+def test_restart_between_two_requests_to_several_nodes_is_no_failure(make: Make) -> None:
+    connections = itertools.count()
+
+    def restarted(sock: Any) -> None:
+        if next(connections) == 0:
+            answers_once(sock).read_frame()
+            return
+        handshake = NodeHandshake(KEYS, "n1", b"the later start")
+        sock.sendall(frame(handshake.challenge()))
+        sock.sendall(frame(handshake.receive(read_frame(sock))))
+
+    with ScriptedNode(answering()) as first, ScriptedNode(restarted) as second:
+        targets = [Target("n0", first.address), Target("n1", second.address, b"the former one")]
+        requester = make(first.address)
+        adopt(requester, *targets)
+        requests = [(target, frame(wire.encode(wire.Get([b"k"])))) for target in targets]
+        assert kinds(requester.call_each(requests)) == [wire.Done] * 2
+        requester.routing.refresh_at = math.inf
+        assert kinds(requester.call_each(requests)) == [wire.Done, OtherStart]
+        assert targets[1].failures == 0
+        assert requester.routing.refresh_at < math.inf
+        requester.close()
 
 
 def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) -> None:

@@ -167,6 +167,18 @@ async def test_silent_strangers_keep_nobody_out(running: Running) -> None:
     assert resident_bytes() - before < len(strangers) * 256 * 1024  # the test's own side of them included
 
 
+async def test_strangers_that_begin_to_say_something_keep_nobody_out_either(running: Running) -> None:
+    running.server.strangers.most = 10
+    strangers = [await running.stranger() for _ in range(10)]
+    for _, writer in strangers:
+        writer.write(b"\0")
+    held = list(running.server.strangers)
+    await until(lambda: all(stranger._deframer.pending for stranger in held))
+    assert await running.serves()
+    assert await closed(strangers[0][0])  # the oldest
+    assert not strangers[-1][0].at_eof()
+
+
 async def test_herd_that_dials_at_once_is_served(running: Running) -> None:
     connections = await asyncio.gather(*(running.friend() for _ in range(200)))
     replies = await asyncio.gather(*(connection.request(PING) for connection in connections))
@@ -687,6 +699,71 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
     for links in everybody:
         await links.close()
     await until(lambda: not running.server.connections)
+
+
+def links_of(name: str, opened: list[Peer]) -> Links:
+    me = Identity(name, name.encode() * 16, "127.0.0.1:1")
+    return Links(me, KEYS, time.monotonic, lambda peer, _: opened.append(peer), lambda _: None, print)
+
+
+async def test_peer_that_is_dialled_at_two_addresses_gets_each_message_once(running: Running) -> None:
+    """At one that discovery knows and at the one that it advertises."""
+    other = TcpAddress("127.0.0.2", running.tcp.port)
+    await running.server.listen(other)
+    heard: list[bytes] = []
+    running.handler.listeners["chat"] = lambda payload, _: heard.append(payload)
+    opened: list[Peer] = []
+    links = links_of("x", opened)
+    links.want([str(running.tcp), str(other)])
+    await until(lambda: len(opened) == 2)
+    for payload in (b"1", b"2"):
+        links.fan_out(wire.Deliver("chat", payload, 60, 10_000))
+    await until(lambda: b"2" in heard)
+    assert heard == [b"1", b"2"]
+    links.reset(str(running.tcp))
+    links.fan_out(wire.Deliver("chat", b"3", 60, 10_000))
+    await until(lambda: b"3" in heard)
+    assert links.unreachable == 0
+    await links.close()
+
+
+async def test_forwarded_message_goes_by_the_open_link_of_a_node_that_has_moved(running: Running) -> None:
+    opened: list[Peer] = []
+    links = links_of("x", opened)
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # where that host was, nobody answers
+        former = f"127.0.0.1:{mute.getsockname()[1]}"
+        links.want([former, str(running.tcp)])
+        links._links[former].peer = Peer("alpha", b"former start")
+        await until(lambda: bool(opened))
+        links.forward(wire.channel_tag("alpha"), wire.Forward("specific.x!y", b"x", 60, 10_000))
+        assert links.unreachable == 0
+        await until(lambda: running.handler.channels.taken == 1)
+        await links.close()
+
+
+async def test_link_is_not_closed_for_another_node_that_advertises_its_address(running: Running) -> None:
+    opened: list[Peer] = []
+    links = links_of("x", opened)
+    me = running.server.me
+    links.heard(me)
+    await until(lambda: bool(opened))
+    for _ in range(3):
+        links.heard(Identity("beta", b"t" * 16, str(running.tcp)))
+        links.heard(me)
+        await asyncio.sleep(0)
+    assert links.open_to() == [me.boot]
+    assert len(opened) == 1
+    assert links.misdirected["beta"][:2] == (str(running.tcp), "alpha")
+    await links.close()
+
+
+async def test_node_that_nobody_has_reached_blames_no_other_for_its_address(running: Running) -> None:
+    links = links_of("x", [])
+    links.heard(Identity("beta", b"t" * 16, links.me.address))
+    assert not links.misdirected
+    links.reached = True
+    links.heard(Identity("beta", b"t" * 16, links.me.address))
+    assert links.misdirected["beta"][:2] == (links.me.address, "x")
 
 
 async def test_what_finds_a_link_down_is_counted_apart_from_what_finds_it_too_slow(running: Running) -> None:

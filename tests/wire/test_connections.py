@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import msgspec
 import pytest
 import uvloop
 
@@ -21,8 +22,8 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.blocking import BlockingConnection
-from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import NodeHandshake
+from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, frame
+from django_clusterstate.wire.handshake import MAGIC, Challenge, NodeHandshake
 from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.polling import BusyPoll
 from testproject.processes import LocalCluster, free_port
@@ -204,6 +205,24 @@ def say(text: bytes) -> Script:
 def test_what_is_no_node_is_refused(dial: Dial, greeting: bytes) -> None:
     with ScriptedNode(say(greeting)) as other:
         refused_in_time(lambda: dial(other.address), ProtocolError, r"node at 127\.0\.0\.1:\d+: ")
+
+
+def test_handshake_longer_than_any_is_refused_before_it_is_waited_for(dial: Dial) -> None:
+    with ScriptedNode(say((HANDSHAKE_LIMIT + 1).to_bytes(HEADER, "big"))) as other:
+        refused_in_time(lambda: dial(other.address), ProtocolError, "a frame of 8,193 bytes, more than 8,192")
+
+
+def test_other_version_is_told_of_though_the_node_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(sock: socket.socket) -> None:
+        sock.send(frame(msgspec.msgpack.encode(Challenge(MAGIC, 8, 9, bytes(32)))))
+        wait_for_the_end(sock)
+
+    def fail(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(socket.socket, "sendall", fail)
+    with ScriptedNode(script) as other, pytest.raises(ProtocolError, match="upgrade the older one"):
+        BlockingConnection(other.address, KEYS, DEADLINE)
 
 
 def test_node_of_another_secret_is_refused(dial: Dial) -> None:

@@ -166,10 +166,22 @@ def test_relay_learns_nothing_and_the_wanted_node_knows_that_it_was_not_dialled(
     assert web.refused == f"it means web-9 at {ADDRESS}, but this is web-2"
 
 
-def test_node_offers_nothing_to_whoever_passes_its_own_challenge_on() -> None:
-    web, dialler = node(NEW), DiallerHandshake([NEW], Hello(Role.NODE, boot=BOOT, name="web-2", dialled=ADDRESS))
+@pytest.mark.parametrize("wanted", ["", "web-2", "web-9"])
+def test_node_that_dials_itself_finds_out(wanted: str) -> None:
+    hello = Hello(Role.NODE, wanted, boot=BOOT, name="web-2", dialled=ADDRESS)
+    web, dialler = node(NEW), DiallerHandshake([NEW], hello)
     with pytest.raises(DialledItself):
-        dialler.receive_challenge(web.challenge())
+        shake(web, dialler)
+    assert dialler.session is None
+
+
+def test_stranger_makes_no_node_believe_that_it_dialled_itself() -> None:
+    """He has seen its boot id in its own challenge."""
+    hello = Hello(Role.NODE, "web-9", boot=BOOT, name="web-2", dialled=ADDRESS)
+    for key in (NEW, OTHER):
+        with pytest.raises(ProtocolError, match=REFUSED) as refusal:
+            shake_over(node(key), DiallerHandshake([NEW], hello), node(NEW).challenge())
+        assert not isinstance(refusal.value, DialledItself)
 
 
 def test_own_challenge_in_disguise_is_worthless() -> None:
