@@ -146,7 +146,8 @@ def _channel_layer(settings: Settings) -> Any:
     for problem in check_channel_layer(settings.channel_layer):
         raise NodeError(f"{problem.msg} {problem.hint}")
     try:
-        layer: Any = channel_layers[settings.channel_layer]
+        # Of its own: one that another start of this process has used may still belong to that one's event loop.
+        layer: Any = channel_layers.make_backend(settings.channel_layer)
     except Exception as error:
         raise NodeError(f"The channel layer {settings.channel_layer!r} can't be made: {error}") from error
     if f"{type(layer).__module__}.{type(layer).__qualname__}" == PUBSUB_LAYER:
