@@ -18,6 +18,7 @@ import uvloop
 
 from django_clusterstate import conf
 from django_clusterstate.exceptions import ProtocolError, Unavailable
+from django_clusterstate.wire import aio, blocking
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
@@ -347,6 +348,8 @@ def test_looking_finds_and_misses(dial: Dial, monkeypatch: pytest.MonkeyPatch, w
     looks: list[bool] = []
     monkeypatch.setattr(BusyPoll, "found", lambda self: looks.append(True))
     monkeypatch.setattr(BusyPoll, "missed", lambda self: looks.append(False))
+    for module in (aio, blocking):  # long enough for a false node, which is slow
+        monkeypatch.setattr(module, "LOOK_FOR", 0.01)
     slow = threading.Event()
 
     def reply(number: int) -> bytes:
