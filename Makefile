@@ -46,17 +46,17 @@ slow-faults: $(VENV)/dev  ## those of them that take over a minute each: half an
 	$(BIN)/pytest -m 'fault and slow' -s tests/faults
 
 simulate: $(VENV)/dev  ## membership over SEEDS=1000 simulated clusters of each kind, every invariant checked
-	$(RUN) -m tests.core.judge --seeds $(SEEDS)
+	$(RUN) -m tests.core.membership.judge --seeds $(SEEDS)
 
 restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit exceeded, no own write read stale, no lock twice on its host
 	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py
 
 exactness: $(VENV)/dev  ## RUNS=20 times each: exactly the limit passes over three hosts, and what does when an owner is killed
-	EXACTNESS_RUNS=$(RUNS) $(BIN)/pytest -s tests/test_exactness.py
+	EXACTNESS_RUNS=$(RUNS) $(BIN)/pytest -s tests/ratelimit/test_exactness.py
 
 compat: $(VENV)/dev  ## the unit and cache suites, for another Python and Django: PYTHON=python3.13 VENV=.venv-3.13
 	$(RUN) -c 'import django, sys; print("Python", sys.version.split()[0], "Django", django.__version__)'
-	$(BIN)/pytest tests/core tests/wire tests/node tests/client tests/django_suite tests/test_cache.py
+	$(BIN)/pytest tests/core tests/wire tests/node tests/client tests/django_suite tests/cache/test_cache.py
 
 lint: $(VENV)/dev  ## style and types
 	$(BIN)/ruff format --check .

@@ -60,7 +60,7 @@ def _crowd(clients: int, work: int, *, looking: bool) -> Figures:
 def _client(start: float, work: int, looking: bool) -> Figures:
     django.setup()
     from django_clusterstate.cache import ClusterCache  # noqa: PLC0415 - after the settings are known
-    from django_clusterstate.wire.polling import BusyPoll  # noqa: PLC0415
+    from django_clusterstate.wire.busy_polling import BusyPoll  # noqa: PLC0415
 
     cache = ClusterCache("crowd", {})
     cache.set("key", "value")

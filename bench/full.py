@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from statistics import median
 
-from django_clusterstate.core.store import ENTRY_OVERHEAD, Store
+from django_clusterstate.core.cache.store import ENTRY_OVERHEAD, CacheStore
 
 VALUE = b"v" * 50
 LARGE = bytes(1 << 20)
@@ -26,7 +26,7 @@ class Full:
     """A store with room for so many small entries, of which it was given twice as many."""
 
     def __init__(self, count: int) -> None:
-        self._store: Store[bytes] = Store(EACH * count, size_of=sys.getsizeof)
+        self._store: CacheStore[bytes] = CacheStore(EACH * count, size_of=sys.getsizeof)
         self._written = 0
         for _ in range(2 * count):
             self.write(VALUE)

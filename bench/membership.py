@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from django_clusterstate.core.messages import Heartbeat, Identity, Sighting, State
-from django_clusterstate.core.sightings import SIGHTINGS
+from django_clusterstate.core.membership.gossip import SIGHTINGS
+from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Sighting
 from django_clusterstate.node.heartbeat import seal
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp
@@ -75,8 +75,8 @@ class Member:
         self._sequence += 1
         first = self._sequence * SIGHTINGS
         sighted = [others[(first + step) % len(others)] for step in range(min(SIGHTINGS, len(others)))]
-        sightings = tuple(Sighting(o.name, o.boot, o.address, State.ALIVE, 0, 0.1) for o in sighted)
-        beat = Heartbeat(self.identity, 0, self._sequence, State.ALIVE, 1, sightings, "")
+        sightings = tuple(Sighting(o.name, o.boot, o.address, MemberState.ALIVE, 0, 0.1) for o in sighted)
+        beat = Heartbeat(self.identity, 0, self._sequence, MemberState.ALIVE, 1, sightings, "")
         payload = msgspec.msgpack.encode(seal(beat, CHANNEL_KEYS))
         self._links[0].cast(frame(wire.encode(wire.Deliver(GROUP, payload, 60, 100))))
 
@@ -98,7 +98,7 @@ async def crowd(
             await asyncio.sleep(max(0.0, due - time.monotonic()))
         if not until:
             status = await asyncio.to_thread(cluster.status, NODE)
-            if status is not None and sum(m.state is State.ALIVE for m in status.members) == size - 1:
+            if status is not None and sum(m.state is MemberState.ALIVE for m in status.members) == size - 1:
                 cpu.append(cpu_seconds(pid))
                 until = time.monotonic() + seconds
     cpu.append(cpu_seconds(pid))

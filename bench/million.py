@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from django_clusterstate.client.sync import Client
-from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.client.blocking import Client
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.aio import connect
@@ -116,13 +116,13 @@ async def write_all(socket: str, write: Write, count: int, ttl: float) -> int:
     return payload
 
 
-def status_of(cluster: LocalCluster) -> wire.Status:
+def status_of(cluster: LocalCluster) -> wire.StatusReply:
     status = cluster.status(NODE)
     assert status is not None
     return status
 
 
-def entries(status: wire.Status) -> int:
+def entries(status: wire.StatusReply) -> int:
     return status.stats.limit_entries + status.stats.cache_entries
 
 

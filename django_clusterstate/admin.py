@@ -11,7 +11,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext
 
 from . import models
-from .panel import actions, events, keys
+from .panel import actions, events_tab, keys
 from .panel.overview import overview
 
 
@@ -53,7 +53,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         name = request.GET.get("name", "")
 
         def gather() -> dict[str, Any]:
-            return events.gather(name, request.GET.get("q", ""))
+            return events_tab.gather(name, request.GET.get("q", ""))
 
         page = {"title": name or gettext("Events"), "tab": "events"}
         return self._answer(request, gather, self.events_template, self.events_live_template, page)

@@ -7,9 +7,9 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from . import conf
-from .cache.bounds import own_bytes
-from .discovery import make_discovery
+from . import runtime
+from .cache.quotas import own_bytes
+from .database_discovery import make_discovery
 from .middleware import read_limits
 from .node.discovery import DnsDiscovery, ListDiscovery
 from .settings import Settings
@@ -23,7 +23,7 @@ IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     """Everything that can be said without asking a node."""
     try:
-        settings = conf.get_settings()
+        settings = runtime.get_settings()
     except ImproperlyConfigured as error:
         hint = "docs/settings.md describes each entry, and how the environment sets it."
         return [Error(str(error), hint=hint, id="clusterstate.E001")]
@@ -39,8 +39,8 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         hint = "docs/settings.md describes the options of the cache backend."
         found.append(Error(str(error), hint=hint, id="clusterstate.E006"))
     try:
-        conf.get_limits_storage()
-        conf.get_async_limits_storage()
+        runtime.get_limits_storage()
+        runtime.get_async_limits_storage()
     except ImproperlyConfigured as error:
         hint = "Leave it out to let the nodes count; docs/outgrowing.md says when not to."
         found.append(Error(str(error), hint=hint, id="clusterstate.E007"))

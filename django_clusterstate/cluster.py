@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from asgiref.sync import async_to_sync
 
-from . import conf
-from .client.routing import Table, Target, silence
-from .core.messages import SERVING, Identity, State
+from . import runtime
+from .client.routing import RoutingTable, Target, silence
+from .core.membership.messages import SERVING, Identity, MemberState
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.framing import frame
@@ -29,13 +29,13 @@ class ClusterStatus:
     """
 
     asked: str = ""
-    nodes: dict[str, wire.Status] = field(default_factory=dict)
+    nodes: dict[str, wire.StatusReply] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, table: Table, nodes: Iterable[wire.Status], silent: dict[str, str]) -> "ClusterStatus":
+    def of(cls, table: RoutingTable, nodes: Iterable[wire.StatusReply], silent: dict[str, str]) -> "ClusterStatus":
         """What was answered, in order. `table` says which is this host's node."""
-        by_name: dict[str, wire.Status] = {}
+        by_name: dict[str, wire.StatusReply] = {}
         for status in nodes:
             name = status.identity.name
             by_name[f"{name} at {status.identity.address}" if name in by_name else name] = status
@@ -45,7 +45,7 @@ class ClusterStatus:
     @property
     def agree(self) -> bool:
         """Whether all nodes answered, all have the same view, and none is still joining."""
-        settled = all(status.state is not State.JOINING for status in self.nodes.values())
+        settled = all(status.state is not MemberState.JOINING for status in self.nodes.values())
         return bool(self.nodes) and not self.silent and settled and len(self.epochs) == 1
 
     @property
@@ -76,20 +76,20 @@ class ClusterStatus:
 
 def members() -> list[Identity]:
     """The members that serve, by name."""
-    return list(_known(conf.get_client().table()).view.members)
+    return list(_known(runtime.get_client().table()).view.members)
 
 
 async def amembers() -> list[Identity]:
-    return list(_known(await conf.get_async_client().table()).view.members)
+    return list(_known(await runtime.get_async_client().table()).view.members)
 
 
 def local_node() -> str:
     """The name of this host's node."""
-    return _local_name(conf.get_client().table())
+    return _local_name(runtime.get_client().table())
 
 
 async def alocal_node() -> str:
-    return _local_name(await conf.get_async_client().table())
+    return _local_name(await runtime.get_async_client().table())
 
 
 def owner(key: str | bytes) -> str:
@@ -106,16 +106,16 @@ async def aowner(key: str | bytes) -> str:
 
 def ranking(key: str | bytes) -> list[str]:
     """The names of all members that serve, in the order in which they would own the key."""
-    return _ranking(conf.get_client().table(), key)
+    return _ranking(runtime.get_client().table(), key)
 
 
 async def aranking(key: str | bytes) -> list[str]:
-    return _ranking(await conf.get_async_client().table(), key)
+    return _ranking(await runtime.get_async_client().table(), key)
 
 
 def ping(node: str) -> float | None:
     """Seconds to the node and back; None when it doesn't answer or isn't a member."""
-    client = conf.get_client()
+    client = runtime.get_client()
     target = client.table().targets.get(node)
     if target is None:
         return None
@@ -128,7 +128,7 @@ def ping(node: str) -> float | None:
 
 
 async def aping(node: str) -> float | None:
-    client = conf.get_async_client()
+    client = runtime.get_async_client()
     target = (await client.table()).targets.get(node)
     if target is None:
         return None
@@ -142,12 +142,12 @@ async def aping(node: str) -> float | None:
 
 async def astatus() -> ClusterStatus:
     """Asks every node, all at once: what doesn't answer costs one deadline."""
-    client = conf.get_async_client()
+    client = runtime.get_async_client()
     table = await client.table()
     targets: list[Target] = list({client.routing.local, *table.targets.values()})
     replies = await client.call_each([(target, _GET_STATUS) for target in targets])
-    nodes = [reply for reply in replies if isinstance(reply, wire.Status)]
-    return ClusterStatus.of(table, nodes, silence(targets, replies, wire.Status))
+    nodes = [reply for reply in replies if isinstance(reply, wire.StatusReply)]
+    return ClusterStatus.of(table, nodes, silence(targets, replies, wire.StatusReply))
 
 
 def status() -> ClusterStatus:
@@ -155,24 +155,24 @@ def status() -> ClusterStatus:
     return async_to_sync(astatus)()
 
 
-async def alocal_status() -> wire.Status | None:
+async def alocal_status() -> wire.StatusReply | None:
     """What this host's node says of itself and of its members; None when it doesn't answer."""
-    client = conf.get_async_client()
+    client = runtime.get_async_client()
     try:
         reply = await client.call_node(client.routing.local, _GET_STATUS)
     except ClusterStateError:
         return None
-    return reply if isinstance(reply, wire.Status) else None
+    return reply if isinstance(reply, wire.StatusReply) else None
 
 
-def local_status() -> wire.Status | None:
+def local_status() -> wire.StatusReply | None:
     """As `alocal_status`."""
-    client = conf.get_client()
+    client = runtime.get_client()
     try:
         reply = client.call_node(client.routing.local, _GET_STATUS)
     except ClusterStateError:
         return None
-    return reply if isinstance(reply, wire.Status) else None
+    return reply if isinstance(reply, wire.StatusReply) else None
 
 
 async def aproblem() -> str:
@@ -185,7 +185,7 @@ def problem() -> str:
     return _problem(local_status())
 
 
-def _problem(status: wire.Status | None) -> str:
+def _problem(status: wire.StatusReply | None) -> str:
     if status is None:
         return "this host's node doesn't answer"
     if status.state in SERVING:
@@ -193,21 +193,21 @@ def _problem(status: wire.Status | None) -> str:
     return ": ".join([f"this host's node is {status.state}", *status.problems[:1]])
 
 
-def _known(table: Table) -> Table:
+def _known(table: RoutingTable) -> RoutingTable:
     if not table.targets:
         raise Unavailable(
-            f"no node answers at {conf.get_settings().socket}, or none has joined yet. "
+            f"no node answers at {runtime.get_settings().socket}, or none has joined yet. "
             "Start one with: manage.py clusternode"
         )
     return table
 
 
-def _local_name(table: Table) -> str:
+def _local_name(table: RoutingTable) -> str:
     if not table.local_name:
-        raise Unavailable(f"this host's node doesn't answer at {conf.get_settings().socket}")
+        raise Unavailable(f"this host's node doesn't answer at {runtime.get_settings().socket}")
     return table.local_name
 
 
-def _ranking(table: Table, key: str | bytes) -> list[str]:
+def _ranking(table: RoutingTable, key: str | bytes) -> list[str]:
     whole = key.encode() if isinstance(key, str) else key
     return [target.name for target in _known(table).ranking(whole)]

@@ -16,7 +16,7 @@ from django.utils.decorators import method_decorator
 
 from .ratelimit import Decision, ahit, apeek, hit, peek
 from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Asked, Key, load_user
-from .ratelimit.requestlimit import Cost, Deducts, Rate, RequestLimit
+from .ratelimit.request_limit import Cost, Deducts, Rate, RequestLimit
 
 __all__ = ["ALL", "UNSAFE", "aget_usage", "ais_ratelimited", "cluster_ratelimit", "get_usage", "is_ratelimited"]
 

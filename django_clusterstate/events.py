@@ -16,12 +16,12 @@ from uuid import UUID
 import msgspec
 from asgiref.sync import async_to_sync
 
-from . import conf
+from . import runtime
 from .client.aio import AsyncClient, from_now
-from .client.routing import Table, Target, no_owner, silence
-from .client.tracking import Field
-from .core.events import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, Account, Totals
-from .core.sketch import Counted, merged
+from .client.event_sender import Field
+from .client.routing import RoutingTable, Target, no_owner, silence
+from .core.event_counts import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, Account, Totals
+from .core.top_keys import KeyCount, merged
 from .exceptions import ClusterStateError, Unavailable
 from .wire import messages as wire
 from .wire.framing import frame
@@ -59,7 +59,7 @@ class Details(NamedTuple):
     """All that is kept of one event. `top`: the keys, the most frequent first; `recent`: samples, the latest first."""
 
     counts: Counts
-    top: list[Counted[str]]
+    top: list[KeyCount[str]]
     recent: list[Recent]
 
 
@@ -86,7 +86,7 @@ def track(name: str, /, key: str | int | UUID = "", times: int = 1, **fields: Fi
         raise TypeError(f"event {name!r} happened a whole number of times, not {times!r}")
     if not 0 < times <= MAX_TIMES:
         raise ValueError(f"event {name!r} happened 1 to 2**31 times at once, not {times}")
-    conf.get_tracker().track(name, key, times, _checked(name, fields) if fields else fields)
+    runtime.get_event_sender().track(name, key, times, _checked(name, fields) if fields else fields)
 
 
 async def atrack(name: str, /, key: str | int | UUID = "", times: int = 1, **fields: Field) -> None:
@@ -99,12 +99,12 @@ def flush(timeout: float = 1.0) -> bool:
     For a process that ends without Python's own clean-up: with `os._exit()`, as `multiprocessing` does it, or by a
     signal.
     """
-    return conf.get_tracker().flush(timeout)
+    return runtime.get_event_sender().flush(timeout)
 
 
 def dropped() -> int:
     """How many events this process has dropped: no room was left, or no owner answered in time."""
-    return conf.get_tracker().dropped
+    return runtime.get_event_sender().dropped
 
 
 def _text(text: str) -> str:
@@ -149,13 +149,13 @@ def names() -> list[Totals]:
 
 
 async def anames(*, patience: float | None = None, silent: dict[str, str] | None = None) -> list[Totals]:
-    client, until = conf.get_async_client(), from_now(patience)
+    client, until = runtime.get_async_client(), from_now(patience)
     found: list[Totals] = []
     left_out = {} if silent is None else silent
     wanted = _first_pages(await _table(client, patience))
     while wanted:
         replies = await client.call_each([(target, _request(after=after)) for target, after in wanted], until)
-        left_out |= silence([target for target, _ in wanted], replies, wire.EventNames)
+        left_out |= silence([target for target, _ in wanted], replies, wire.EventNamesReply)
         wanted = _take_pages(found, wanted, replies)
     return _merged_names(found)
 
@@ -169,11 +169,11 @@ def details(name: str) -> Details:
 
 
 async def adetails(name: str, *, patience: float | None = None, silent: dict[str, str] | None = None) -> Details:
-    client, until = conf.get_async_client(), from_now(patience)
+    client, until = runtime.get_async_client(), from_now(patience)
     targets = _targets(await _table(client, patience))
     replies = await client.call_each([(target, _request(name)) for target in targets], until)
     if silent is not None:
-        silent |= silence(targets, replies, wire.EventAccount)
+        silent |= silence(targets, replies, wire.EventReply)
     return _merged(_accounts(targets, replies))
 
 
@@ -186,7 +186,7 @@ async def acounts(name: str) -> Counts:
     return (await adetails(name)).counts
 
 
-def top(name: str, n: int = 10) -> list[Counted[str]]:
+def top(name: str, n: int = 10) -> list[KeyCount[str]]:
     """The most frequent keys of the last hour or two: each came `times` at most, and `times - error` at least.
 
     There are at most 50 of each node. A key that has more than a fiftieth of the events that its node counts is there.
@@ -194,7 +194,7 @@ def top(name: str, n: int = 10) -> list[Counted[str]]:
     return details(name).top[:n]
 
 
-async def atop(name: str, n: int = 10) -> list[Counted[str]]:
+async def atop(name: str, n: int = 10) -> list[KeyCount[str]]:
     return (await adetails(name)).top[:n]
 
 
@@ -213,18 +213,18 @@ def _request(name: str = "", after: str = "") -> bytes:
     return frame(wire.encode(wire.GetEvents(name, after)))
 
 
-async def _table(client: AsyncClient, patience: float | None) -> Table:
+async def _table(client: AsyncClient, patience: float | None) -> RoutingTable:
     """In half of the time, so that the nodes have the rest."""
     return await client.table(from_now(None if patience is None else patience / 2))
 
 
-def _targets(table: Table) -> list[Target]:
+def _targets(table: RoutingTable) -> list[Target]:
     if not table.targets:
         raise no_owner()
     return list(table.targets.values())
 
 
-def _first_pages(table: Table) -> list[tuple[Target, str]]:
+def _first_pages(table: RoutingTable) -> list[tuple[Target, str]]:
     return [(target, "") for target in _targets(table)]
 
 
@@ -234,7 +234,7 @@ def _take_pages(found: list[Totals], asked: list[tuple[Target, str]], replies: R
         raise _failure(replies)
     more = []
     for (target, after), reply in zip(asked, replies, strict=True):
-        if isinstance(reply, wire.EventNames):
+        if isinstance(reply, wire.EventNamesReply):
             found += reply.events
             if len(reply.events) >= PAGE and reply.events[-1].name > after:
                 more.append((target, reply.events[-1].name))
@@ -260,7 +260,7 @@ def _accounts(targets: list[Target], replies: Replies) -> list[tuple[str, Accoun
     return [
         (target.name, reply.account)
         for target, reply in zip(targets, replies, strict=True)
-        if isinstance(reply, wire.EventAccount) and reply.account is not None
+        if isinstance(reply, wire.EventReply) and reply.account is not None
     ]
 
 
@@ -277,7 +277,7 @@ def _failure(replies: Replies) -> ClusterStateError:
 
 def _merged(accounts: list[tuple[str, Account]]) -> Details:
     minutes, hours = [0] * MINUTES, [0] * HOURS
-    keys: list[Counted[str]] = []
+    keys: list[KeyCount[str]] = []
     samples: list[Recent] = []
     for node, account in accounts:
         minutes = [a + b for a, b in zip(minutes, account.minutes, strict=True)]

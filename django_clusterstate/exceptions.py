@@ -13,15 +13,31 @@ class ProtocolError(ClusterStateError):
 
 
 class Unavailable(ClusterStateError, ConnectionError):
-    """No answer came: refused, closed or too late. Also a `ConnectionError`, which health checks understand."""
+    """No answer from a node. The subclasses say why. Also a `ConnectionError`, which health checks understand.
+
+    Only `ConnectionLost` and its subclass `TimedOut` leave open whether the request was executed; after any other
+    `Unavailable` it was not.
+    """
 
 
-class AnswerLost(Unavailable):
-    """The request was sent, and the connection ended before the answer: it may have been executed or not."""
+class NoCluster(Unavailable):
+    """No node has been reached yet, or none has joined, so a key has no owner."""
 
 
-class TimedOut(AnswerLost):
-    """The request was sent, and no answer came within the deadline: it may have been executed, or may still be."""
+class CircuitOpen(Unavailable):
+    """The request was not sent: the node has failed several times in a row, and its circuit breaker is open."""
+
+
+class Refused(Unavailable):
+    """Nothing listens at the address: the process that did has ended, and everything that it held is gone."""
+
+
+class ConnectionLost(Unavailable):
+    """The request was sent, and the connection ended before the reply: it may have been executed or not."""
+
+
+class TimedOut(ConnectionLost):
+    """The request was sent, and no reply came within the deadline: it may have been executed, or may still be."""
 
 
 def raised_by_signal(error: BaseException) -> bool:

@@ -19,9 +19,9 @@ import msgspec
 from channels.exceptions import ChannelFull
 from channels.layers import BaseChannelLayer
 
-from . import conf
+from . import runtime
 from .client.aio import AsyncClient
-from .client.buffers import Buffers, Memberships
+from .client.channel_buffers import Buffers, Memberships
 from .client.forks import disown
 from .client.loops import left_behind, silence_at_end
 from .client.routing import Target, no_owner
@@ -74,7 +74,7 @@ class ClusterChannelLayer(BaseChannelLayer):
             reply = await client.call_node(client.routing.local, data)
         else:
             reply = await client.call(channel.encode(), data)
-        if isinstance(reply, wire.Failed):
+        if isinstance(reply, wire.FailedReply):
             raise ChannelFull
 
     async def receive(self, channel: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class ClusterChannelLayer(BaseChannelLayer):
     # -- inside ---------------------------------------------------------------------------------------------
 
     def client(self) -> AsyncClient:
-        return conf.get_async_client()
+        return runtime.get_async_client()
 
     async def home(self, channel: str) -> Target:
         """The node where a channel lives: the one that a process's channel names, else the owner of the name."""
@@ -234,7 +234,7 @@ class Inbox:
         dropped = self.buffers.dropped
         self.buffers.put(channel, payload, expiry, capacity, self._loop.time(), first=first)
         if self.buffers.dropped != dropped:
-            conf.get_tally().channel_dropped += self.buffers.dropped - dropped
+            runtime.get_stats().channel_dropped += self.buffers.dropped - dropped
         self._sweep_later()
 
     def join(self, group: str, channel: str) -> None:
@@ -325,7 +325,7 @@ class Stream:
                     continue
                 pause = RETRY_AFTER[0]
                 self._worked()
-                if isinstance(reply, wire.Received) and reply.payload is not None:
+                if isinstance(reply, wire.ReceiveReply) and reply.payload is not None:
                     self._inbox.put(reply.channel, reply.payload)
                     for channel, payload in reply.more:
                         self._inbox.put(channel, payload)
@@ -371,7 +371,7 @@ class Stream:
             if self._connection is not None:
                 self._connection.close()
             self._node = node
-            self._connection = await connect(node.address, conf.get_settings().link_keys, 2 * WAIT, hello=node.hello)
+            self._connection = await connect(node.address, runtime.get_settings().link_keys, 2 * WAIT, hello=node.hello)
             for place in self._inbox.groups_of(self._queue):
                 await self._connection.request(_request(place))
         return self._connection

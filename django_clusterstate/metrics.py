@@ -17,9 +17,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from . import cluster
-from .core.messages import GONE, State
-from .wire.messages import Status
-from .wire.status import LATENCY_BOUNDS, Stats, Tally
+from .core.membership.messages import GONE, MemberState
+from .wire.messages import StatusReply
+from .wire.status import LATENCY_BOUNDS, RequesterStats, Stats
 
 
 class ClusterCollector:
@@ -28,7 +28,7 @@ class ClusterCollector:
     `ask` returns a node's account of itself, or None when it gives none.
     """
 
-    def __init__(self, ask: Callable[[], Status | None] = cluster.local_status) -> None:
+    def __init__(self, ask: Callable[[], StatusReply | None] = cluster.local_status) -> None:
         self._ask = ask
 
     def describe(self) -> list[Metric]:
@@ -39,13 +39,13 @@ class ClusterCollector:
         yield from families(self._ask())
 
 
-def render(status: Status | None, accept: str) -> tuple[bytes, str]:
+def render(status: StatusReply | None, accept: str) -> tuple[bytes, str]:
     """(body, content type) of an answer to a scraper that sent this `Accept` header: OpenMetrics, or the older text."""
     encode, content_type = choose_encoder(accept)
     return encode(ClusterCollector(lambda: status)), content_type
 
 
-def families(status: Status | None) -> Iterator[Metric]:
+def families(status: StatusReply | None) -> Iterator[Metric]:
     """All metrics of a node, or that it doesn't answer."""
     yield _gauge("up", "1 if the node answered, else 0, and then there is nothing else.", status is not None)
     if status is not None:
@@ -57,16 +57,16 @@ def families(status: Status | None) -> Iterator[Metric]:
         yield from _requesters(status.stats.tally)
 
 
-def _node(status: Status) -> Iterator[Metric]:
+def _node(status: StatusReply) -> Iterator[Metric]:
     labels = {"node": status.identity.name, "version": status.version}
     yield InfoMetricFamily("clusterstate_node", "The node's name, and the version of the package.", labels)
     yield _gauge("uptime_seconds", "Since the node's start.", status.uptime, "seconds")
     yield _gauge("resident_memory_bytes", "Memory of the node's process.", status.memory, "bytes")
 
 
-def _membership(status: Status) -> Iterator[Metric]:
+def _membership(status: StatusReply) -> Iterator[Metric]:
     states = Counter((status.state, *(member.state for member in status.members)))
-    counts = {str(state): states[state] for state in State}
+    counts = {str(state): states[state] for state in MemberState}
     yield _gauges("members", "Members by state as this node sees them, itself among them.", "state", counts)
     unreachable = sum(member.unreachable for member in status.members)
     yield _gauge("members_unreachable", "Members that others hear and this node doesn't.", unreachable)
@@ -117,7 +117,7 @@ def _traffic(stats: Stats) -> Iterator[Metric]:
     yield _counters("heartbeats", "Heartbeats of peers.", "outcome", outcomes)
 
 
-def _requesters(tally: Tally) -> Iterator[Metric]:
+def _requesters(tally: RequesterStats) -> Iterator[Metric]:
     policies = {
         "node": tally.fallback_node,
         "process": tally.fallback_process,

@@ -11,11 +11,11 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
-from . import conf
+from . import runtime
 from .ratelimit import Ratelimited
-from .ratelimit.answers import refuse
-from .ratelimit.requestlimit import RequestLimit
-from .ratelimit.throttling import with_throttle_headers
+from .ratelimit.request_limit import RequestLimit
+from .ratelimit.responses import refuse
+from .ratelimit.throttles import with_throttle_headers
 
 Limits = list[tuple[re.Pattern[str], str, RequestLimit]]
 
@@ -32,7 +32,7 @@ class ClusterRatelimitMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self._get_response = get_response
-        self._limits = read_limits(conf.get_settings().limits)
+        self._limits = read_limits(runtime.get_settings().limits)
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)

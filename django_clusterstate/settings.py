@@ -21,14 +21,14 @@ from django.utils.encoding import force_bytes
 from django.views.decorators.debug import sensitive_variables
 
 from .clientip import Proxies
-from .core.membership import Timings
+from .core.membership.transitions import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
 from .wire.keys import MAX_SECRETS, Key, LinkKey, derive_channel_keys, derive_link_keys
 
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
 HEADERS = ("draft", "x", "both", "off")
-RUN_FOLDER = Path("/tmp")  # noqa: S108 - the folder made in it is checked by node and requesters, see wire/folders.py
+RUN_FOLDER = Path("/tmp")  # noqa: S108 - the folder made in it is checked by node and requesters, see wire/unix_sockets.py
 MAX_SOCKET_PATH = 107  # bytes, by Linux: 108 with the zero at the end
 MIN_SECRET = 32  # characters; Django's own check asks for 50
 

@@ -10,7 +10,7 @@ from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from . import cluster, conf
+from . import cluster, runtime
 
 PERMISSION = "django_clusterstate.view_cluster"
 
@@ -50,7 +50,7 @@ async def _refusal(request: HttpRequest) -> HTTPStatus | None:
     """None for whoever knows the token, and for staff who may see the cluster in the admin."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        token = conf.get_settings().metrics_token
+        token = runtime.get_settings().metrics_token
         known = token is not None and constant_time_compare(given.strip(), token)
         return None if known else HTTPStatus.UNAUTHORIZED
     user = await request.auser() if hasattr(request, "auser") else None

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from django_clusterstate.client.sync import Client
+from django_clusterstate.client.blocking import Client
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import GetStatus, Status, encode
+from django_clusterstate.wire.messages import GetStatus, StatusReply, encode
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
@@ -158,7 +158,7 @@ class LocalCluster:
             command = [sys.executable, str(ROOT / "manage.py"), "clusternode"]
             self.processes[name] = Process(command, self.folder / f"{name}.log", self.env(name))
 
-    def status(self, name: str) -> Status | None:
+    def status(self, name: str) -> StatusReply | None:
         """What the node says of itself and the others; None when it doesn't answer."""
         client = self._clients.setdefault(name, Client(UnixAddress(str(self.socket(name))), (), 1.0))
         client.routing.local.failures = 0  # we look again and again, and want no breaker to stop us
@@ -166,7 +166,7 @@ class LocalCluster:
             reply = client.call_node(client.routing.local, _GET_STATUS)
         except ClusterStateError:
             return None
-        return reply if isinstance(reply, Status) else None
+        return reply if isinstance(reply, StatusReply) else None
 
     def agreed(self, names: Sequence[str]) -> bool:
         """Whether these nodes, and no others, serve, and all have the same view."""
@@ -205,6 +205,6 @@ class LocalCluster:
             client.close()
 
 
-def _serving(status: Status) -> int:
+def _serving(status: StatusReply) -> int:
     others = sum(member.state in ("alive", "suspect") for member in status.members)
     return others + (status.state == "alive")

@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from django_clusterstate import conf
+from django_clusterstate import runtime
 from testproject.processes import LocalCluster
 from tests.faces import cache, faces, requests, unconnected  # noqa: F401 - fixtures
 from tests.forks import FORKS, InChild, in_child_of
@@ -68,9 +68,9 @@ def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """This host has no node; the path where it would be."""
     path = str(tmp_path / "none.sock")
     monkeypatch.setenv("CLUSTERSTATE_SOCKET", path)
-    conf.forget()
+    runtime.forget()
     yield path
-    conf.forget()
+    runtime.forget()
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,7 @@ class using:  # noqa: N801 - reads as a word in `with using(cluster, "alpha"):`
     def __enter__(self) -> None:
         self._before = {key: os.environ.get(key) for key in self._wanted}
         os.environ.update(self._wanted)
-        conf.forget()
+        runtime.forget()
 
     def __exit__(self, *exc_info: object) -> None:
         for key, value in self._before.items():
@@ -108,7 +108,7 @@ class using:  # noqa: N801 - reads as a word in `with using(cluster, "alpha"):`
                 del os.environ[key]
             else:
                 os.environ[key] = value
-        conf.forget()
+        runtime.forget()
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -130,7 +130,7 @@ def face(cluster: object, offline: Face) -> Face:
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No node answers this process."""
     monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(tmp_path / "nowhere.sock"))
-    conf.forget()
+    runtime.forget()
     yield
     monkeypatch.undo()
-    conf.forget()
+    runtime.forget()

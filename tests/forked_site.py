@@ -14,7 +14,7 @@ django.setup()
 from asgiref.sync import async_to_sync  # noqa: E402 - after the setup
 from django.core.cache import cache  # noqa: E402
 
-from django_clusterstate import conf, ratelimit  # noqa: E402
+from django_clusterstate import ratelimit, runtime  # noqa: E402
 from django_clusterstate.events import track  # noqa: E402
 
 MASTER = os.getpid()
@@ -39,5 +39,5 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         ratelimit.hit(LIMIT, "forked", key)
         track("forked", key=key)
     start_response("200 OK", [("Content-Type", "application/json")])
-    about = {"pid": os.getpid(), "master": MASTER, "dropped": conf.get_tracker().dropped, "got": got}
+    about = {"pid": os.getpid(), "master": MASTER, "dropped": runtime.get_event_sender().dropped, "got": got}
     return [json.dumps(about).encode()]

@@ -11,7 +11,7 @@ from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.framing import HEADER, frame
 from django_clusterstate.wire.handshake import NodeHandshake, Verdict
 from django_clusterstate.wire.keys import derive_link_keys
-from django_clusterstate.wire.messages import Done, encode
+from django_clusterstate.wire.messages import DoneReply, encode
 from django_clusterstate.wire.noise import Opener, Sealer, record_size
 
 Script = Callable[[socket.socket], object]
@@ -139,7 +139,7 @@ def dribble(sock: socket.socket, data: bytes | bytearray, seconds: float) -> Non
 
 
 def answering(reply: Callable[[int], bytes] | None = None) -> Script:
-    """A node that answers the n-th request of a connection with `reply(n)`, or with `Done(n)`."""
+    """A node that answers the n-th request of a connection with `reply(n)`, or with `DoneReply(n)`."""
 
     def script(sock: socket.socket) -> None:
         sealed = shake_hands(sock)
@@ -147,7 +147,7 @@ def answering(reply: Callable[[int], bytes] | None = None) -> Script:
         while True:
             sealed.read_frame()
             number += 1
-            sealed.sendall(reply(number) if reply is not None else frame(encode(Done(number))))
+            sealed.sendall(reply(number) if reply is not None else frame(encode(DoneReply(number))))
 
     return script
 

@@ -7,10 +7,10 @@ import pytest
 from django.core.cache import caches
 
 from django_clusterstate import cluster as cluster_state
-from django_clusterstate import conf
+from django_clusterstate import runtime
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.client.routing import Table, Target
-from django_clusterstate.exceptions import AnswerLost
+from django_clusterstate.client.routing import RoutingTable, Target
+from django_clusterstate.exceptions import ConnectionLost
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster
 from tests.faces import Faces
@@ -37,11 +37,11 @@ def lose(cluster: LocalCluster, faces: Faces, key: str) -> Iterator[Lose]:
     """Loses the answer to the next request of both clients that contains some text, and no other."""
     with Proxy(UnixAddress(str(cluster.socket("beta")))) as proxy:
         faces["default"].get(key)
-        conf.get_client().close()
-        for client in (conf.get_client(), conf.get_async_client()):
+        runtime.get_client().close()
+        for client in (runtime.get_client(), runtime.get_async_client()):
             table, by_proxy = client.routing.table, Target("beta", proxy.address)
             if table.targets:
-                client.routing.table = Table(table.view, table.local_name, {**table.targets, "beta": by_proxy})
+                client.routing.table = RoutingTable(table.view, table.local_name, {**table.targets, "beta": by_proxy})
         faces["default"].get(key)
 
         def lose(text: str) -> None:
@@ -56,7 +56,7 @@ def lose(cluster: LocalCluster, faces: Faces, key: str) -> Iterator[Lose]:
 def test_incr_counts_once_and_says_that_it_does_not_know(faces: Faces, key: str, lose: Lose) -> None:
     faces["default"].set(key, 1)
     lose(key)
-    with pytest.raises(AnswerLost, match="node beta"):
+    with pytest.raises(ConnectionLost, match="node beta"):
         faces.made_with({"ON_UNAVAILABLE": "raise"}).incr(key)
     assert faces["default"].get(key) == 2
     lose(key)
@@ -67,7 +67,7 @@ def test_incr_counts_once_and_says_that_it_does_not_know(faces: Faces, key: str,
 
 def test_add_says_that_it_does_not_know(faces: Faces, key: str, lose: Lose) -> None:
     lose(key)
-    with pytest.raises(AnswerLost, match="node beta"):
+    with pytest.raises(ConnectionLost, match="node beta"):
         faces.made_with({"ON_UNAVAILABLE": "raise"}).add(key, "first")
     assert faces["default"].get(key) == "first"
 

@@ -22,19 +22,10 @@ FLOORS = {
     "clientip": {"clientip"},
     "limits_storage": {"core", "exceptions", "client", "limits_storage"},
     "settings": {"clientip", "core", "wire"},
-    "conf": {"clientip", "core", "exceptions", "wire", "client", "limits_storage", "settings"},
+    "runtime": {"clientip", "core", "exceptions", "wire", "client", "limits_storage", "settings"},
 }
-FLOORS["panel"] = {*FLOORS["conf"], "conf", "cache", "cluster", "events", "models", "panel", "ratelimit"}
-PARTS_OF = {
-    "store": {"recency", "wheel"},
-    "events": {"sketch"},
-    "expiry": {"wheel"},
-    "membership": {"joining", "members", "rivals", "sightings", "strangers"},
-    "joining": {"members", "rivals", "strangers"},
-    "rivals": {"members"},
-    "sightings": {"members"},
-    "strangers": {"members"},
-}
+FLOORS["panel"] = {*FLOORS["runtime"], "runtime", "cache", "cluster", "events", "models", "panel", "ratelimit"}
+CORE_ROOMS = {"cache", "limits", "membership"}
 FACES = {"cache", "ratelimit", "layers", "events", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}
 
@@ -76,10 +67,11 @@ def test_the_core_has_no_clock_and_no_side_effects(path: Path) -> None:
         assert not {what for what, _ in imports(path) if what.split(".")[0] in SIDE_EFFECTS}
 
 
-def test_rooms_of_the_core_know_only_the_messages_and_what_they_are_made_of() -> None:
-    for path in (PACKAGE / "core").glob("*.py"):
-        siblings = {what.split(".")[1] for what, of in imports(path) if of == "core"}
-        assert siblings <= {"messages", *PARTS_OF.get(path.stem, ())}, path.name
+def test_rooms_of_the_core_do_not_know_each_other() -> None:
+    """`core/cache`, `core/limits` and `core/membership` share only what lies beside them."""
+    for path in (PACKAGE / "core").glob("*/*.py"):
+        rooms = {what.split(".")[1] for what, of in imports(path) if of == "core"} & CORE_ROOMS
+        assert rooms <= {path.parent.name}, path.name
 
 
 def test_only_the_admin_knows_the_panel() -> None:
@@ -90,7 +82,7 @@ def test_only_the_admin_knows_the_panel() -> None:
 
 def test_node_and_wire_and_client_know_no_django() -> None:
     for room in ("core", "wire", "node", "client"):
-        for path in (PACKAGE / room).glob("*.py"):
+        for path in (PACKAGE / room).rglob("*.py"):
             assert not {what for what, _ in imports(path) if what.split(".")[0] in ("django", "channels")}, path
 
 
@@ -108,14 +100,14 @@ def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
 def test_unit_tests_never_sleep() -> None:
     tests = Path(__file__).parent
     for room in ("core", "wire", "node", "client"):
-        for path in (tests / room).glob("*.py"):
+        for path in (tests / room).rglob("*.py"):
             assert "time.sleep(" not in path.read_text(), path
 
 
 def test_only_the_settings_module_keeps_state_of_the_process() -> None:
     """`functools.cache` and `global` elsewhere would be singletons under another name."""
     for path in MODULES:
-        if floor(path) not in ("conf", "decorators"):
+        if floor(path) not in ("runtime", "decorators"):
             text = path.read_text()
             assert "functools.cache" not in text, path
             assert "\n    global " not in text, path

@@ -20,7 +20,13 @@ import pytest
 from django.db import DatabaseError, OperationalError
 from django.utils import timezone
 
-from django_clusterstate.discovery import ANNOUNCE_EVERY, FRESH, RETRY_AFTER, DatabaseDiscovery, table_problem
+from django_clusterstate.database_discovery import (
+    ANNOUNCE_EVERY,
+    FRESH,
+    RETRY_AFTER,
+    DatabaseDiscovery,
+    table_problem,
+)
 from django_clusterstate.models import NodeAddress
 from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.layers import SETTINGS

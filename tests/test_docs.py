@@ -26,7 +26,7 @@ from django_clusterstate.cache import extras
 from django_clusterstate.management.commands import clusterevents, clusternode, clusterstatus
 from django_clusterstate.settings import DEFAULTS, READ
 from django_clusterstate.wire import messages as wire
-from django_clusterstate.wire.status import Changes, Stats, Tally
+from django_clusterstate.wire.status import Changes, RequesterStats, Stats
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -162,7 +162,10 @@ def test_no_message_is_described_that_does_not_exist() -> None:
     assert tagged <= real
 
 
-COUNTERS = {*Stats.__struct_fields__, *Tally.__struct_fields__, *Changes.__struct_fields__} - {"tally", "changes"}
+COUNTERS = {*Stats.__struct_fields__, *RequesterStats.__struct_fields__, *Changes.__struct_fields__} - {
+    "tally",
+    "changes",
+}
 
 
 @pytest.mark.parametrize("counter", sorted(COUNTERS))

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import RequestFactory, override_settings
 from django.views.debug import ExceptionReporter
 
-from django_clusterstate import conf
+from django_clusterstate import runtime
 from django_clusterstate.layers import ClusterChannelLayer
 from django_clusterstate.settings import read_settings
 from django_clusterstate.wire import messages as wire
@@ -45,7 +45,7 @@ def send() -> None:
 
 
 def ask() -> None:
-    client = conf.get_client()
+    client = runtime.get_client()
     client.call_node(client.routing.local, frame(wire.encode(wire.Ping())))
 
 
@@ -63,7 +63,7 @@ def test_failing_call_shows_neither_secret_nor_key(call: Callable[[], None], ans
         with override_settings(DEBUG=False, CLUSTERSTATE=options), pytest.MonkeyPatch.context() as patch:
             patch.delenv("CLUSTERSTATE_SOCKET", raising=False)
             shown = report_of(call)
-            settings = conf.get_settings()
+            settings = runtime.get_settings()
     assert "receive_answer" in shown
     links = [key for link in settings.link_keys for key in (link.psk, link.offers)]
     for key in (*links, *settings.channel_keys):

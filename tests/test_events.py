@@ -22,10 +22,10 @@ from django.core.management.base import CommandError
 from django.utils.safestring import mark_safe
 
 from django_clusterstate import cluster as functions
-from django_clusterstate import conf, events
-from django_clusterstate.client import tracking
+from django_clusterstate import events, runtime
+from django_clusterstate.client import event_sender
 from django_clusterstate.client.routing import Target
-from django_clusterstate.core.events import PAGE, Totals
+from django_clusterstate.core.event_counts import PAGE, Totals
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress
@@ -165,7 +165,7 @@ class TestThreeNodes:
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_forked_child_that_ends_at_once_sends_nothing_of_its_parents(self, name: str, in_child: InChild) -> None:
         def end() -> bool:
-            conf.get_tracker().close()  # as at exit
+            runtime.get_event_sender().close()  # as at exit
             return True
 
         events.track(name, "parent")
@@ -176,7 +176,7 @@ class TestThreeNodes:
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_forked_child_has_locks_that_nobody_holds(self, name: str, in_child: InChild) -> None:
         held, done = threading.Event(), threading.Event()
-        tracker = conf.get_tracker()
+        tracker = runtime.get_event_sender()
 
         def hold() -> None:
             with tracker._lock, tracker._sending:
@@ -275,7 +275,7 @@ def test_node_that_stands_still_for_a_moment_counts_all_once(folder: Path, name:
 @pytest.mark.parametrize(("first", "after", "goes_on"), [("b", "a", True), ("a", "b", False), ("b", "b", False)])
 def test_node_that_tells_the_same_names_again_is_asked_no_more(first: str, after: str, goes_on: bool) -> None:
     target, page = Target("n", TcpAddress("127.0.0.1", 1)), [Totals(first, 0, 0, 1, 1.0)] * PAGE
-    more = events._take_pages([], [(target, after)], [wire.EventNames(1, page)])
+    more = events._take_pages([], [(target, after)], [wire.EventNamesReply(1, page)])
     assert more == ([(target, first)] if goes_on else [])
 
 
@@ -290,17 +290,17 @@ async def test_nodes_that_have_no_time_to_answer_are_told(name: str) -> None:
         silent.clear()
         await ask(patience=5.0, silent=silent)
         assert silent == {}
-    assert all(not target.failures for target in (await conf.get_async_client().table()).targets.values())
+    assert all(not target.failures for target in (await runtime.get_async_client().table()).targets.values())
 
 
 @pytest.mark.usefixtures("no_node")
 class TestNoNode:
     def test_tracking_raises_nothing_and_drops_are_counted(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("django_clusterstate.client.outbox.KEEP", 0.0)
+        monkeypatch.setattr("django_clusterstate.client.event_batches.KEEP", 0.0)
         ask("track", "login", times=5)
         assert not events.flush(0.2)
         wait_until(lambda: events.dropped() == 5, SECONDS, "the drop")
-        assert conf.get_tally().events_dropped == 5
+        assert runtime.get_stats().events_dropped == 5
 
     def test_tracking_waits_for_nothing(self) -> None:
         start = time.perf_counter()
@@ -309,8 +309,8 @@ class TestNoNode:
         assert time.perf_counter() - start < 1
 
     def test_what_has_no_room_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tracking, "MAX_SUMS", 10)
-        monkeypatch.setattr(tracking, "INTERVAL", 60)
+        monkeypatch.setattr(event_sender, "MAX_SUMS", 10)
+        monkeypatch.setattr(event_sender, "INTERVAL", 60)
         for number in range(15):
             events.track("login", number)
         events.track("login", 3)  # which is being counted
@@ -419,7 +419,7 @@ def test_dropped_events_are_told_to_the_nodes(cluster: LocalCluster, monkeypatch
     def reported() -> int:
         return sum(node.stats.tally.events_dropped for node in functions.status().nodes.values())
 
-    monkeypatch.setattr(tracking, "MAX_SUMS", 1)
+    monkeypatch.setattr(event_sender, "MAX_SUMS", 1)
     before = reported()
     events.track("one")
     events.track("two", times=4)

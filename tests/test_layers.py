@@ -19,8 +19,8 @@ from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
 from django.utils.safestring import mark_safe
 
-from django_clusterstate import conf, layers
-from django_clusterstate.client import buffers
+from django_clusterstate import layers, runtime
+from django_clusterstate.client import channel_buffers
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.layers import ClusterChannelLayer
@@ -38,7 +38,7 @@ class LayerOf(ClusterChannelLayer):
 
     def __init__(self, cluster: LocalCluster, node: str, **options: Any) -> None:
         super().__init__(**options)
-        settings = conf.get_settings()
+        settings = runtime.get_settings()
         self._client = AsyncClient(UnixAddress(str(cluster.socket(node))), settings.link_keys, settings.deadline)
 
     def client(self) -> AsyncClient:
@@ -374,9 +374,9 @@ async def test_freeing_takes_a_bounded_time_of_the_event_loop(
 async def test_what_a_process_loses_for_want_of_room_is_counted(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffers, "MAX_BUFFERS", 3)
+    monkeypatch.setattr(channel_buffers, "MAX_BUFFERS", 3)
     layer.capacity = 2
-    inbox, tally = layer._inbox(), conf.get_tally()
+    inbox, tally = layer._inbox(), runtime.get_stats()
     before = tally.channel_dropped
     for _ in range(3):
         inbox.put("specific.x!1", b"x")
@@ -400,7 +400,7 @@ async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expi
 async def test_places_in_groups_that_a_process_remembers_are_bounded(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffers, "MAX_PLACES", 3)
+    monkeypatch.setattr(channel_buffers, "MAX_PLACES", 3)
     channel = await layer.new_channel()
     for number in range(5):
         await layer.group_add(f"chat-{number}", channel)

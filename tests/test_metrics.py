@@ -24,16 +24,16 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client import parser as text_parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from django_clusterstate import conf, metrics, ratelimit
-from django_clusterstate.client.sync import Client as Requester
-from django_clusterstate.core.messages import Identity, State
-from django_clusterstate.node import scrapes
+from django_clusterstate import metrics, ratelimit, runtime
+from django_clusterstate.client.blocking import Client as Requester
+from django_clusterstate.core.membership.messages import Identity, MemberState
+from django_clusterstate.node import metrics_server
 from django_clusterstate.node.config import NodeError
 from django_clusterstate.settings import read_settings
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import Get, Set, Status, encode
-from django_clusterstate.wire.status import MemberStatus, Stats, Tally
+from django_clusterstate.wire.messages import Get, Set, StatusReply, encode
+from django_clusterstate.wire.status import MemberStatus, RequesterStats, Stats
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
 from tests.conftest import using
 from tests.test_docs import rows
@@ -50,12 +50,14 @@ def identity(name: str) -> Identity:
     return Identity(name, name.encode().ljust(16, b"-"), f"{name}:4370")
 
 
-def member(name: str, state: State, epoch: int, *, unreachable: bool = False) -> MemberStatus:
+def member(name: str, state: MemberState, epoch: int, *, unreachable: bool = False) -> MemberStatus:
     return MemberStatus(identity(name), state, 0, 0.1, 5.0, epoch, unreachable)
 
 
-def status(*members: MemberStatus, stats: Stats | None = None, isolated: bool = False) -> Status:
-    return Status(7, identity("alpha"), State.ALIVE, 60.5, isolated, "0.1.0", 2**20, members, stats or Stats())
+def status(*members: MemberStatus, stats: Stats | None = None, isolated: bool = False) -> StatusReply:
+    return StatusReply(
+        7, identity("alpha"), MemberState.ALIVE, 60.5, isolated, "0.1.0", 2**20, members, stats or Stats()
+    )
 
 
 class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
@@ -79,7 +81,7 @@ def read(body: str, content_type: str = "text/plain") -> Samples:
     return Samples(parse.text_string_to_metric_families(body))
 
 
-def rendered(told: Status | None, accept: str = "") -> Samples:
+def rendered(told: StatusReply | None, accept: str = "") -> Samples:
     body, content_type = metrics.render(told, accept)
     return read(body.decode(), content_type)
 
@@ -121,7 +123,7 @@ def test_names_end_in_their_unit_and_only_counters_in_total() -> None:
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 @pytest.mark.parametrize("told", [None, status()], ids=["no node", "a node"])
-def test_both_formats_are_parsed_with_help_and_type_of_each_once(accept: str, told: Status | None) -> None:
+def test_both_formats_are_parsed_with_help_and_type_of_each_once(accept: str, told: StatusReply | None) -> None:
     body = metrics.render(told, accept)[0].decode()
     for word in ("HELP", "TYPE"):
         found = re.findall(rf"^# {word} (\S+) \S", body, re.MULTILINE)
@@ -134,8 +136,10 @@ def test_without_a_node_there_is_only_that_it_is_not_up() -> None:
 
 
 def test_members_are_counted_by_state_this_node_among_them() -> None:
-    told = rendered(status(member("b", State.ALIVE, 7), member("c", State.SUSPECT, 7), member("d", State.DOWN, 1)))
-    counts = {str(state): told.of("members", state=str(state)) for state in State}
+    told = rendered(
+        status(member("b", MemberState.ALIVE, 7), member("c", MemberState.SUSPECT, 7), member("d", MemberState.DOWN, 1))
+    )
+    counts = {str(state): told.of("members", state=str(state)) for state in MemberState}
     assert counts == {"joining": 0, "alive": 2, "suspect": 1, "down": 1, "leaving": 0, "left": 0}
 
 
@@ -143,9 +147,9 @@ def test_members_are_counted_by_state_this_node_among_them() -> None:
     ("members", "agree"),
     [
         ((), 1),
-        ((member("b", State.ALIVE, 7), member("c", State.SUSPECT, 7)), 1),
-        ((member("b", State.ALIVE, 7), member("c", State.ALIVE, 8)), 0),
-        ((member("b", State.ALIVE, 7), member("c", State.DOWN, 8), member("d", State.LEFT, 9)), 1),
+        ((member("b", MemberState.ALIVE, 7), member("c", MemberState.SUSPECT, 7)), 1),
+        ((member("b", MemberState.ALIVE, 7), member("c", MemberState.ALIVE, 8)), 0),
+        ((member("b", MemberState.ALIVE, 7), member("c", MemberState.DOWN, 8), member("d", MemberState.LEFT, 9)), 1),
     ],
     ids=["alone", "agree", "one has another view", "those gone don't matter"],
 )
@@ -159,7 +163,7 @@ def test_dry_denials_are_not_among_the_denials() -> None:
 
 
 def test_histogram_is_cumulative() -> None:
-    tally = Tally()
+    tally = RequesterStats()
     tally.took([0.00002, 0.00003, 0.00004, 0.2, 3.0])
     told = rendered(status(stats=Stats(tally=tally)), OPENMETRICS)
     name = "request_duration_seconds"
@@ -172,7 +176,7 @@ def test_histogram_is_cumulative() -> None:
 def test_collector_asks_at_each_scrape_and_not_when_it_is_registered() -> None:
     asked: list[bool] = []
 
-    def ask() -> Status:
+    def ask() -> StatusReply:
         asked.append(True)
         return status()
 
@@ -212,9 +216,9 @@ def get(request: pytest.FixtureRequest) -> Callable[..., Any]:
 @pytest.fixture
 def token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CLUSTERSTATE_METRICS_TOKEN", TOKEN)
-    conf.forget()
+    runtime.forget()
     yield
-    conf.forget()
+    runtime.forget()
 
 
 @pytest.mark.usefixtures("cluster", "token")
@@ -388,20 +392,20 @@ def test_node_answers_at_its_path_to_get_and_head_only(scraped: Scraped) -> None
 
 def test_silent_and_endless_scrapers_hold_nobody_up_for_long(scraped: Scraped) -> None:
     port = scraped.metrics["a"]
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(scrapes.MAX_SCRAPERS)]
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(metrics_server.MAX_SCRAPERS)]
     try:
         start = time.monotonic()
         assert _scrapable(port)
-        assert time.monotonic() - start < scrapes.SCRAPE_WITHIN / 2
+        assert time.monotonic() - start < metrics_server.SCRAPE_WITHIN / 2
         for sock in silent:
-            sock.settimeout(scrapes.SCRAPE_WITHIN + SECONDS)
+            sock.settimeout(metrics_server.SCRAPE_WITHIN + SECONDS)
             assert _closed(sock)
     finally:
         for sock in silent:
             sock.close()
     with closing(socket.create_connection(("127.0.0.1", port), SECONDS)) as endless:
         try:
-            endless.sendall(b"GET /metrics HTTP/1.1\r\n" + b"x: y\r\n" * scrapes.MAX_HEAD)
+            endless.sendall(b"GET /metrics HTTP/1.1\r\n" + b"x: y\r\n" * metrics_server.MAX_HEAD)
         except OSError:
             return
         assert _closed(endless)
@@ -436,7 +440,7 @@ def test_scrapers_do_not_hold_up_requests(scraped: Scraped) -> None:
                 with socket.create_connection(("127.0.0.1", {port})) as sock:
                     sock.sendall(b"GET /metrics HTTP/1.1\\r\\n\\r\\n")
                     while sock.recv(65536): pass
-        threads = [threading.Thread(target=run) for _ in range({scrapes.MAX_SCRAPERS})]
+        threads = [threading.Thread(target=run) for _ in range({metrics_server.MAX_SCRAPERS})]
         [t.start() for t in threads]; [t.join() for t in threads]
     """
     flood = subprocess.Popen([sys.executable, "-c", script])
@@ -481,10 +485,10 @@ async def test_answers_are_made_one_at_a_time_with_room_between() -> None:
         writer.close()
         return whole.rpartition(b"\r\n\r\n")[2]
 
-    async with scrapes.scraped(TcpAddress("127.0.0.1", 0), render) as address:
+    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), render) as address:
         assert await asyncio.gather(*map(ask, range(4))) == [b"0", b"1", b"2", b"3"]
     gaps = [later - sooner for sooner, later in pairwise(made)]
-    assert min(gaps) > scrapes.SPACING * 0.7
+    assert min(gaps) > metrics_server.SPACING * 0.7
 
 
 async def test_scrapers_that_hang_up_take_no_turn_from_others() -> None:
@@ -495,11 +499,11 @@ async def test_scrapers_that_hang_up_take_no_turn_from_others() -> None:
         rendered += 1
         return b"metrics", "text/plain"
 
-    async with scrapes.scraped(TcpAddress("127.0.0.1", 0), render) as address:
+    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), render) as address:
         loop = asyncio.get_running_loop()
         for hangs_up in (True, False):  # by a reset, and by a FIN, which alone says that no more is sent
             for _ in range(100):
-                batch = [await asyncio.open_connection(*address) for _ in range(scrapes.MAX_SCRAPERS // 2)]
+                batch = [await asyncio.open_connection(*address) for _ in range(metrics_server.MAX_SCRAPERS // 2)]
                 for _, writer in batch:
                     writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
                     if hangs_up:
@@ -512,13 +516,13 @@ async def test_scrapers_that_hang_up_take_no_turn_from_others() -> None:
             async with asyncio.timeout(SECONDS):
                 assert (await reader.read()).endswith(b"metrics")
             writer.close()
-            assert loop.time() - start < 4 * scrapes.SPACING
+            assert loop.time() - start < 4 * metrics_server.SPACING
     assert rendered < 100
 
 
 async def test_silent_connections_give_way_to_scrapers() -> None:
-    async with scrapes.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
-        silent = [await asyncio.open_connection(*address) for _ in range(scrapes.MAX_SCRAPERS)]
+    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
+        silent = [await asyncio.open_connection(*address) for _ in range(metrics_server.MAX_SCRAPERS)]
         silent[0][1].write(b"GET /metrics HTTP/1.1\r\n")  # it has begun, and is no better
         reader, writer = await asyncio.open_connection(*address)
         writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -532,12 +536,12 @@ async def test_silent_connections_give_way_to_scrapers() -> None:
 
 
 async def test_scraper_that_sends_on_while_it_waits_is_closed() -> None:
-    async with scrapes.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
+    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
         pairs = [await asyncio.open_connection(*address) for _ in range(4)]
         for _, writer in pairs:
             writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
         reader, writer = pairs[-1]
-        writer.write(bytes(2 * scrapes.MAX_HEAD))
+        writer.write(bytes(2 * metrics_server.MAX_HEAD))
         async with asyncio.timeout(SECONDS):
             with suppress(ConnectionResetError):
                 assert await reader.read() == b""
@@ -549,5 +553,5 @@ async def test_scraper_that_sends_on_while_it_waits_is_closed() -> None:
 
 async def test_address_of_another_host_is_refused() -> None:
     with pytest.raises(NodeError, match="--metrics-address"):
-        async with scrapes.scraped(TcpAddress("192.0.2.1", free_port()), lambda accept: (b"", "")):
+        async with metrics_server.scraped(TcpAddress("192.0.2.1", free_port()), lambda accept: (b"", "")):
             pass

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.client.sync import Client
-from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.client.blocking import Client
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.node.server import MAX_CONNECTIONS
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.keys import derive_link_keys
-from django_clusterstate.wire.messages import Get, GetReport, Hit, Report, Set, Values, encode
+from django_clusterstate.wire.messages import Get, GetReport, Hit, ReportReply, Set, ValuesReply, encode
 from django_clusterstate.wire.status import Changes
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
@@ -235,11 +235,11 @@ def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(fold
         ]  # fmt: skip
 
 
-def _report(cluster: LocalCluster) -> Report:
+def _report(cluster: LocalCluster) -> ReportReply:
     client = client_of(cluster, "a")
     report = client.call_node(client.routing.local, frame(encode(GetReport())))
     client.close()
-    assert isinstance(report, Report)
+    assert isinstance(report, ReportReply)
     return report
 
 
@@ -266,7 +266,7 @@ def test_a_value_from_before_another_node_owned_the_key_is_never_read_again(fold
         wait_until(lambda: len(client.table().targets) == 1, SECONDS, "the client knows that b left")
         replies = [client.call(key, frame(encode(Get([key])))) for key in keys]
         client.close()
-        values = [reply.values[0] for reply in replies if isinstance(reply, Values)]
+        values = [reply.values[0] for reply in replies if isinstance(reply, ValuesReply)]
         assert set(values) == {b"new", None}
         assert len(values) == len(keys)
 
@@ -284,7 +284,7 @@ def test_a_cache_with_a_bound_of_its_own_takes_no_room_from_the_others(folder: P
         assert status is not None
         assert 390 < status.stats.cache_evictions < 410
         reply = client.call(b"x", frame(encode(Get([b"any\x000", b"small\x000", b"small\x00499"]))))
-        assert isinstance(reply, Values)
+        assert isinstance(reply, ValuesReply)
         assert [value is not None for value in reply.values] == [True, False, True]
         client.close()
 

@@ -14,11 +14,11 @@ from django.core.management.base import CommandError
 from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
-from django_clusterstate import conf
-from django_clusterstate.client.routing import Table
+from django_clusterstate import runtime
+from django_clusterstate.client.routing import RoutingTable
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.messages import NO_VIEW, Identity, State
-from django_clusterstate.wire.messages import Status
+from django_clusterstate.core.membership.messages import NO_VIEW, Identity, MemberState
+from django_clusterstate.wire.messages import StatusReply
 from django_clusterstate.wire.status import MemberStatus, Stats
 from testproject.processes import ROOT, LocalCluster
 from tests.conftest import NODES
@@ -35,9 +35,9 @@ def called(*options: str) -> str:
     return output.getvalue()
 
 
-def node(name: str, epoch: int, members: tuple[MemberStatus, ...] = ()) -> Status:
+def node(name: str, epoch: int, members: tuple[MemberStatus, ...] = ()) -> StatusReply:
     identity = Identity(name, bytes(16), f"{name}:4370")
-    return Status(epoch, identity, State.ALIVE, 60.0, False, "1", 2**20, members, Stats())
+    return StatusReply(epoch, identity, MemberState.ALIVE, 60.0, False, "1", 2**20, members, Stats())
 
 
 class TestExitCodes:
@@ -101,7 +101,7 @@ class TestRealNodes:
         assert shown["silent"] == {}
         assert list(shown["nodes"]) == list(NODES)
         alpha = shown["nodes"]["alpha"]
-        assert set(alpha) == set(Status.__struct_fields__)
+        assert set(alpha) == set(StatusReply.__struct_fields__)
         assert set(alpha["stats"]) == set(Stats.__struct_fields__)
         assert len(bytes.fromhex(alpha["identity"]["boot"])) == 16
         assert sorted(member["identity"]["name"] for member in alpha["members"]) == ["beta", "gamma"]
@@ -110,7 +110,7 @@ class TestRealNodes:
 class TestTrouble:
     def test_member_that_a_node_alone_does_not_hear_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         member = MemberStatus(
-            Identity("two", b"2" * 16, "10.0.0.2:4370"), State.SUSPECT, 0, 9.0, 8.0, 1, unreachable=True
+            Identity("two", b"2" * 16, "10.0.0.2:4370"), MemberState.SUSPECT, 0, 9.0, 8.0, 1, unreachable=True
         )
         status = ClusterStatus("one", {"one": node("one", 1, members=(member,)), "two": node("two", 1)})
         monkeypatch.setattr(functions, "status", lambda: status)
@@ -129,9 +129,9 @@ class TestTrouble:
 
     def test_health_says_what_keeps_the_node_of_this_host_from_serving(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for state, problems, said in (
-            (State.ALIVE, ("elsewhere",), ""),
-            (State.LEAVING, (), "this host's node is leaving"),
-            (State.JOINING, ("two have one name",), "this host's node is joining: two have one name"),
+            (MemberState.ALIVE, ("elsewhere",), ""),
+            (MemberState.LEAVING, (), "this host's node is leaving"),
+            (MemberState.JOINING, ("two have one name",), "this host's node is joining: two have one name"),
         ):
             status = replace(node("one", 1), state=state, problems=problems)
             monkeypatch.setattr(functions, "local_status", lambda status=status: status)
@@ -139,7 +139,7 @@ class TestTrouble:
 
     def test_nodes_of_one_name_are_both_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         second = replace(node("one", 1), identity=Identity("one", b"2" * 16, "10.0.0.2:4370"))
-        status = ClusterStatus.of(Table(NO_VIEW, "one", {}), [node("one", 1), second], {})
+        status = ClusterStatus.of(RoutingTable(NO_VIEW, "one", {}), [node("one", 1), second], {})
         assert list(status.nodes) == ["one", "one at 10.0.0.2:4370"]
         assert status.asked == "one"
 
@@ -167,9 +167,9 @@ class TestTrouble:
 
     def test_wrong_settings_are_an_error_of_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CLUSTERSTATE_DEADLINE", "-1")
-        conf.forget()
+        runtime.forget()
         try:
             with pytest.raises(CommandError, match="DEADLINE"):
                 called()
         finally:
-            conf.forget()
+            runtime.forget()

@@ -14,14 +14,14 @@ from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from django.core.exceptions import SynchronousOnlyOperation
 
-from .. import conf
+from .. import runtime
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
 from .extras import Extras
-from .flight import MISSING, Do, Step
 from .requests import flag
+from .single_flight import MISSING, Do, Step
 
 
 class ClusterCache(Extras):
@@ -116,7 +116,7 @@ class ClusterCache(Extras):
         """
         version = self.version if version is None else version
         before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
-        value, ttl = self._movable(self._call(before, wire.Look(before, value=True)), key)
+        value, ttl = self._movable(self._call(before, wire.GetEntry(before, value=True)), key)
         self._moved(self._call(after, wire.Set([(after, value)], ttl)), key, version + delta)
         self._call(before, wire.Delete([before]))
         return version + delta
@@ -151,7 +151,7 @@ class ClusterCache(Extras):
 
     def clear_each(self) -> dict[Target, wire.Reply | ClusterStateError]:
         """The same, and what each node answers."""
-        client = conf.get_client()
+        client = runtime.get_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
         try:
             targets = self._everywhere(client.table())
@@ -242,7 +242,7 @@ class ClusterCache(Extras):
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         version = self.version if version is None else version
         before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
-        value, ttl = self._movable(await self._acall(before, wire.Look(before, value=True)), key)
+        value, ttl = self._movable(await self._acall(before, wire.GetEntry(before, value=True)), key)
         self._moved(await self._acall(after, wire.Set([(after, value)], ttl)), key, version + delta)
         await self._acall(before, wire.Delete([before]))
         return version + delta
@@ -278,7 +278,7 @@ class ClusterCache(Extras):
         await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)
 
     async def aclear(self) -> None:
-        client = conf.get_async_client()
+        client = runtime.get_async_client()
         request = frame(wire.encode(wire.Clear(self._namespace)))
         try:
             targets = self._everywhere(await client.table())

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Iterable
 
-from .. import conf
+from .. import runtime
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import frame
 from .requests import Answers, MakeRequest, Requests, SizeOf, first_round, without_failed
 
-READS = (wire.Get, wire.Fetch)
+READS = (wire.Get, wire.GetWithTtl)
 _NEITHER = None, None  # neither a near value nor a ticket
 
 
@@ -19,7 +19,7 @@ class Calls(Requests):
 
     def _call(self, key: bytes, request: wire.Request) -> wire.Reply | None:
         try:
-            return conf.get_client().call(key, frame(wire.encode(request)))
+            return runtime.get_client().call(key, frame(wire.encode(request)))
         except ClusterStateError as error:
             self._failed(error)
             return None
@@ -31,19 +31,19 @@ class Calls(Requests):
         near, ticket = self._near_value(key, time.monotonic()) if self._near_ttl else _NEITHER
         if near is not None:
             return near
-        request = wire.get_frame(key) if ticket is None else frame(wire.encode(wire.Fetch([key])))
+        request = wire.get_frame(key) if ticket is None else frame(wire.encode(wire.GetWithTtl([key])))
         try:
-            reply = conf.get_client().call(key, request)
+            reply = runtime.get_client().call(key, request)
         except ClusterStateError as error:
             self._failed(error)
             return None
         if ticket is not None:
             return self._put_near(key, reply, ticket)
-        return reply.values[0] if isinstance(reply, wire.Values) else None
+        return reply.values[0] if isinstance(reply, wire.ValuesReply) else None
 
     def _ask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
-            return conf.get_client().call_node(target, frame(wire.encode(request)))
+            return runtime.get_client().call_node(target, frame(wire.encode(request)))
         except ClusterStateError as error:
             self._failed(error)
             return None
@@ -53,7 +53,7 @@ class Calls(Requests):
 
     def _call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
         """One round trip for each owner, the owners in parallel; another one for what had no room in the first."""
-        client = conf.get_client()
+        client = runtime.get_client()
         answers: Answers = []
         keys = list(keys)
         try:
@@ -69,7 +69,7 @@ class Calls(Requests):
 
     async def _acall(self, key: bytes, request: wire.Request) -> wire.Reply | None:
         try:
-            return await conf.get_async_client().call(key, frame(wire.encode(request)))
+            return await runtime.get_async_client().call(key, frame(wire.encode(request)))
         except ClusterStateError as error:
             self._failed(error)
             return None
@@ -81,19 +81,19 @@ class Calls(Requests):
         near, ticket = self._near_value(key, time.monotonic()) if self._near_ttl else _NEITHER
         if near is not None:
             return near
-        request = wire.get_frame(key) if ticket is None else frame(wire.encode(wire.Fetch([key])))
+        request = wire.get_frame(key) if ticket is None else frame(wire.encode(wire.GetWithTtl([key])))
         try:
-            reply = await conf.get_async_client().call(key, request)
+            reply = await runtime.get_async_client().call(key, request)
         except ClusterStateError as error:
             self._failed(error)
             return None
         if ticket is not None:
             return self._put_near(key, reply, ticket)
-        return reply.values[0] if isinstance(reply, wire.Values) else None
+        return reply.values[0] if isinstance(reply, wire.ValuesReply) else None
 
     async def _aask(self, target: Target, request: wire.Request) -> wire.Reply | None:
         try:
-            return await conf.get_async_client().call_node(target, frame(wire.encode(request)))
+            return await runtime.get_async_client().call_node(target, frame(wire.encode(request)))
         except ClusterStateError as error:
             self._failed(error)
             return None
@@ -102,7 +102,7 @@ class Calls(Requests):
                 self._near.drop(*request.keys)
 
     async def _acall_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Answers:
-        client = conf.get_async_client()
+        client = runtime.get_async_client()
         answers: Answers = []
         keys = list(keys)
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from .. import conf
+from .. import runtime
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
@@ -26,11 +26,11 @@ class Extras(Calls):
     def ttl(self, key: Any, version: int | None = None) -> float | None:
         """Seconds that the key has left; None when it never expires, 0 when it is absent."""
         wire_key = self.routing_key(key, version)
-        return self._left(self._call(wire_key, wire.Look(wire_key)))
+        return self._left(self._call(wire_key, wire.GetEntry(wire_key)))
 
     async def attl(self, key: Any, version: int | None = None) -> float | None:
         wire_key = self.routing_key(key, version)
-        return self._left(await self._acall(wire_key, wire.Look(wire_key)))
+        return self._left(await self._acall(wire_key, wire.GetEntry(wire_key)))
 
     def expire(self, key: Any, timeout: float | None, version: int | None = None) -> bool:
         """`touch()` by the name that django-redis has for it."""
@@ -56,7 +56,7 @@ class Extras(Calls):
         KEY_FUNCTION does more than put something before the key.
         """
         wanted = self._pattern(pattern, version)
-        table = conf.get_client().table()
+        table = runtime.get_client().table()
         for target in self._everywhere(table):
             given: set[bytes] = set()
             for keys in self._scan(target, wanted):
@@ -67,7 +67,7 @@ class Extras(Calls):
 
     async def aiter_keys(self, pattern: str, version: int | None = None) -> AsyncIterator[str]:
         wanted = self._pattern(pattern, version)
-        table = await conf.get_async_client().table()
+        table = await runtime.get_async_client().table()
         for target in self._everywhere(table):
             given: set[bytes] = set()
             async for keys in self._ascan(target, wanted):
@@ -80,7 +80,7 @@ class Extras(Calls):
         """Deletes the keys that `iter_keys()` finds. How many."""
         wanted = self._pattern(pattern, version)
         deleted = 0
-        for target in self._everywhere(conf.get_client().table()):
+        for target in self._everywhere(runtime.get_client().table()):
             for keys in self._scan(target, wanted):
                 deleted += self._delete(target, keys)
         return deleted
@@ -88,7 +88,7 @@ class Extras(Calls):
     async def adelete_pattern(self, pattern: str, version: int | None = None) -> int:
         wanted = self._pattern(pattern, version)
         deleted = 0
-        for target in self._everywhere(await conf.get_async_client().table()):
+        for target in self._everywhere(await runtime.get_async_client().table()):
             async for keys in self._ascan(target, wanted):
                 deleted += await self._adelete(target, keys)
         return deleted
@@ -126,12 +126,12 @@ class Extras(Calls):
     def stats(self) -> dict[str, dict[str, float]]:
         """Of each node, by its name: `hits`, `misses`, `evictions` and `too_big` since its start, `entries` and `bytes`
         now, and `uptime` in seconds. They count all namespaces together. A node that doesn't answer is missing."""
-        client = conf.get_client()
+        client = runtime.get_client()
         targets = self._everywhere(client.table())
         return by_node(client.call_each([(target, _GET_STATUS) for target in targets]))
 
     async def astats(self) -> dict[str, dict[str, float]]:
-        client = conf.get_async_client()
+        client = runtime.get_async_client()
         targets = self._everywhere(await client.table())
         return by_node(await client.call_each([(target, _GET_STATUS) for target in targets]))
 
@@ -155,14 +155,16 @@ class Extras(Calls):
     def _delete(self, target: Target, keys: list[bytes]) -> int:
         """How many of these keys of one node it had. It may do a few at a time."""
         deleted = 0
-        while keys and isinstance(reply := self._ask(target, wire.Delete(keys)), wire.Flags) and reply.flags:
+        while keys and isinstance(reply := self._ask(target, wire.Delete(keys)), wire.FlagsReply) and reply.flags:
             deleted += sum(reply.flags)
             keys = keys[len(reply.flags) :]
         return deleted
 
     async def _adelete(self, target: Target, keys: list[bytes]) -> int:
         deleted = 0
-        while keys and isinstance(reply := await self._aask(target, wire.Delete(keys)), wire.Flags) and reply.flags:
+        while (
+            keys and isinstance(reply := await self._aask(target, wire.Delete(keys)), wire.FlagsReply) and reply.flags
+        ):
             deleted += sum(reply.flags)
             keys = keys[len(reply.flags) :]
         return deleted
@@ -178,11 +180,11 @@ class Extras(Calls):
 
 
 def by_node(replies: list[wire.Reply | ClusterStateError]) -> dict[str, dict[str, float]]:
-    found = {reply.identity.name: _figures(reply) for reply in replies if isinstance(reply, wire.Status)}
+    found = {reply.identity.name: _figures(reply) for reply in replies if isinstance(reply, wire.StatusReply)}
     return dict(sorted(found.items()))
 
 
-def _figures(status: wire.Status) -> dict[str, float]:
+def _figures(status: wire.StatusReply) -> dict[str, float]:
     stats = status.stats
     return {
         "hits": stats.hits,

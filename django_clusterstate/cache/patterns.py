@@ -23,7 +23,7 @@ class Pattern:
 
     def take(self, reply: wire.Reply | None) -> tuple[list[bytes], wire.Scan | None]:
         """The stored keys in a reply that match, and the next request."""
-        if not isinstance(reply, wire.Scanned):
+        if not isinstance(reply, wire.ScanReply):
             return [], None
         keys = [key for key in reply.keys if self._match(self.user_key(key))]
         return keys, None if reply.cursor is None else wire.Scan(self._prefix, reply.cursor)

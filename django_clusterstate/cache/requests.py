@@ -10,15 +10,15 @@ from typing import Any, Self
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache, default_key_func
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
-from .. import conf
-from ..client.routing import Table, Target, no_owner
+from .. import runtime
+from ..client.routing import RoutingTable, Target, no_owner
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
-from .flight import MISSING, Flight, Steps
-from .near import Near, Ticket
+from .codec import ValueCodec, unreadable
+from .near_cache import NearCache, Ticket
 from .options import OPTIONS, read_choice, read_max_bytes, read_namespace, read_number
-from .values import Values, unreadable
+from .single_flight import MISSING, Flight, Steps
 
 logger = logging.getLogger("django_clusterstate.cache")
 
@@ -75,8 +75,8 @@ class Requests(BaseCache):
         self._near_ttl = read_number(options, "NEAR_TTL", 0, "seconds")
         self._near_entries = int(read_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", int))
         # Of the namespace, since what is written through one alias is read through another.
-        self._near = conf.shared(("near", self._namespace), Near)
-        self._values = Values(options)
+        self._near = runtime.shared(("near", self._namespace), NearCache)
+        self._values = ValueCodec(options)
 
     def raising(self) -> Self:
         """A cache like this one, but a failure of the cluster is raised as `ClusterStateError`, and is no miss.
@@ -122,7 +122,7 @@ class Requests(BaseCache):
     def _refused(self, problems: list[str]) -> None:
         """These values of one `set_many` were too big. Raises for the first, unless that is to be ignored."""
         if problems:
-            conf.get_tally().too_big += len(problems) - 1
+            runtime.get_stats().too_big += len(problems) - 1
             self._too_big(problems[0], raises=self._refuse_big)
 
     def _no_room(self, key: Any, *, raises: bool) -> None:
@@ -130,7 +130,7 @@ class Requests(BaseCache):
         self._too_big(problem, raises=raises)
 
     def _too_big(self, problem: str, *, raises: bool) -> None:
-        conf.get_tally().too_big += 1
+        runtime.get_stats().too_big += 1
         if raises:
             raise ValueError(problem)
         self._warn("too big", "%s: it isn't stored, nor are others like it (see VALUE_TOO_BIG)", problem)
@@ -155,7 +155,7 @@ class Requests(BaseCache):
 
     def _warn(self, kind: str, message: str, *args: object) -> None:
         """Now and then, for each namespace and process: one deploy would fill the log otherwise."""
-        warned: list[float] = conf.shared((kind, self._namespace), list)
+        warned: list[float] = runtime.shared((kind, self._namespace), list)
         now = time.monotonic()
         if not warned or now - warned[-1] >= WARN_EVERY:
             warned[:] = [now]
@@ -188,11 +188,11 @@ class Requests(BaseCache):
     @property
     def _get_request(self) -> MakeRequest:
         """For many keys; near values are to end when the entries do."""
-        return wire.Fetch if self._near_ttl else wire.Get
+        return wire.GetWithTtl if self._near_ttl else wire.Get
 
     def _put_near(self, key: bytes, reply: wire.Reply | None, ticket: Ticket) -> wire.Value | None:
         """The value in the answer to a `Fetch` of one key, which is near from now on."""
-        if not isinstance(reply, wire.Fetched):
+        if not isinstance(reply, wire.TtlValuesReply):
             return None
         self._near.put(key, reply.values[0], reply.ttls[0], ticket, self._near_entries)
         return reply.values[0]
@@ -204,7 +204,7 @@ class Requests(BaseCache):
 
     def _stored(self, request: wire.Request, reply: wire.Reply | None, key: Any) -> None:
         # To a Delete the answer is whether there was an older value.
-        if isinstance(request, wire.Set) and isinstance(reply, wire.Flags) and not reply.flags[0]:
+        if isinstance(request, wire.Set) and isinstance(reply, wire.FlagsReply) and not reply.flags[0]:
             self._no_room(key, raises=self._refuse_big)
 
     def _add_request(self, key: Any, wire_key: bytes, value: Any, timeout: Any) -> wire.Request:
@@ -235,17 +235,17 @@ class Requests(BaseCache):
         return wire.Incr(key, delta)
 
     def _number(self, reply: wire.Reply | None, key: Any) -> int:
-        if isinstance(reply, wire.Failed):
+        if isinstance(reply, wire.FailedReply):
             raise TypeError(f"the value of {key!r} is no integer of 64 bits, so nothing can be added to it")
-        if not isinstance(reply, wire.Number) or reply.value is None:
+        if not isinstance(reply, wire.NumberReply) or reply.value is None:
             raise ValueError(f"Key {key!r} not found")
         return reply.value
 
     def _left(self, reply: wire.Reply | None) -> float | None:
-        return reply.ttl if isinstance(reply, wire.Looked) and reply.found else 0.0
+        return reply.ttl if isinstance(reply, wire.EntryReply) and reply.found else 0.0
 
     def _movable(self, reply: wire.Reply | None, key: Any) -> tuple[wire.Value, float | None]:
-        if not isinstance(reply, wire.Looked) or reply.value is None:
+        if not isinstance(reply, wire.EntryReply) or reply.value is None:
             raise ValueError(f"Key {key!r} not found")
         return reply.value, reply.ttl
 
@@ -262,11 +262,11 @@ class Requests(BaseCache):
     ) -> dict[Any, Any]:
         """What `get_many` returns: of the values that were near, and of the answers for the others."""
         for keys, reply in answers:
-            if isinstance(reply, wire.Values | wire.Fetched):
+            if isinstance(reply, wire.ValuesReply | wire.TtlValuesReply):
                 for key, value in zip(keys, reply.values, strict=True):
                     if value is not None:
                         values[key] = value
-            if isinstance(reply, wire.Fetched):
+            if isinstance(reply, wire.TtlValuesReply):
                 for key, value, ttl in zip(keys, reply.values, reply.ttls, strict=True):
                     self._near.put(key, value, ttl, tickets[key], self._near_entries)
         found = {}
@@ -278,7 +278,7 @@ class Requests(BaseCache):
     def _unstored(self, names: Mapping[bytes, Any], answers: Answers) -> list[Any]:
         stored: set[bytes] = set()
         for keys, reply in answers:
-            for key, flag in zip(keys, reply.flags, strict=True) if isinstance(reply, wire.Flags) else ():
+            for key, flag in zip(keys, reply.flags, strict=True) if isinstance(reply, wire.FlagsReply) else ():
                 if flag:
                     stored.add(key)
                 else:
@@ -299,14 +299,14 @@ class Requests(BaseCache):
                 batch.problems.append(_too_long(name, value))
         return batch
 
-    def _groups(self, table: Table, keys: Iterable[bytes]) -> Groups:
+    def _groups(self, table: RoutingTable, keys: Iterable[bytes]) -> Groups:
         wanted = list(keys)
         groups = table.group(wanted)
         if wanted and not groups:
             self._failed(no_owner())
         return groups
 
-    def _everywhere(self, table: Table) -> list[Target]:
+    def _everywhere(self, table: RoutingTable) -> list[Target]:
         if not table.targets:
             self._failed(no_owner())
         return list(table.targets.values())
@@ -343,9 +343,9 @@ def _makes_keys(cls: type[Requests]) -> bool:
 
 def _answered(reply: wire.Reply) -> int:
     """For how many of the keys it was asked for; 0 for a reply of another kind."""
-    if isinstance(reply, wire.Values | wire.Fetched):
+    if isinstance(reply, wire.ValuesReply | wire.TtlValuesReply):
         return len(reply.values)  # no more had room in one reply, or the node took turns
-    return len(reply.flags) if isinstance(reply, wire.Flags) else 0
+    return len(reply.flags) if isinstance(reply, wire.FlagsReply) else 0
 
 
 def fits(value: wire.Value) -> bool:
@@ -359,7 +359,7 @@ def _too_long(key: Any, value: wire.Value) -> str:
 
 
 def flag(reply: wire.Reply | None) -> bool:
-    return isinstance(reply, wire.Flags) and reply.flags[0]
+    return isinstance(reply, wire.FlagsReply) and reply.flags[0]
 
 
 def first_round(groups: Groups, size_of: SizeOf) -> tuple[Groups, Groups]:

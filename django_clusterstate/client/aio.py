@@ -8,17 +8,28 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from os import getpid
 
-from ..exceptions import AnswerLost, ClusterStateError, TimedOut, Unavailable
+from ..exceptions import ConnectionLost, ClusterStateError, TimedOut, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
+from ..wire.busy_polling import Processors
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
-from ..wire.messages import Reply, Viewed
-from ..wire.names import Names
-from ..wire.polling import Processors
+from ..wire.messages import Reply, ViewReply
+from ..wire.resolver import Resolver
 from .forks import PerProcess, disown
 from .loops import Loop, finish, left_behind, silence_at_end
-from .routing import GET_VIEW, Routing, Table, Target, Untold, also_ask, is_refused, may_send_again, named, no_owner
+from .routing import (
+    GET_VIEW,
+    PendingStats,
+    Routing,
+    RoutingTable,
+    Target,
+    also_ask,
+    is_refused,
+    may_send_again,
+    named,
+    no_owner,
+)
 
 logger = logging.getLogger("django_clusterstate.client")
 
@@ -76,14 +87,14 @@ class AsyncClient(PerProcess):
         keys: Sequence[LinkKey],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
-        untold: Untold | None = None,
+        untold: PendingStats | None = None,
     ) -> None:
         self.routing = Routing(local, untold)
         self._keys = keys
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
-        self._names = Names()
+        self._names = Resolver()
         self._loops: dict[Loop, LoopConnections] = {}
         super().__init__()
 
@@ -160,7 +171,7 @@ class AsyncClient(PerProcess):
             return [await self._call_or_error(*requests[0], now, until)]
         return await asyncio.gather(*(self._call_or_error(target, request, now, until) for target, request in requests))
 
-    async def table(self, until: float | None = None) -> Table:
+    async def table(self, until: float | None = None) -> RoutingTable:
         """As `Client.table`. The last view if no other comes by `until`; meanwhile a process without any asks twice."""
         now = self._clock()
         if now >= self.routing.refresh_at:
@@ -268,8 +279,8 @@ class AsyncClient(PerProcess):
                 try:
                     viewed = await self.call_node(source, GET_VIEW if told else request)
                 except ClusterStateError as error:
-                    told |= isinstance(error, AnswerLost)  # what may have been counted isn't told again
-                if isinstance(viewed, Viewed):
+                    told |= isinstance(error, ConnectionLost)  # what may have been counted isn't told again
+                if isinstance(viewed, ViewReply):
                     told = True
                     learned = self.routing.learn(viewed, source, now)
                     for target in learned.unused:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.hrw import Rendezvous
-from ..core.messages import NO_VIEW, Identity, View
-from ..exceptions import AnswerLost, ClusterStateError, Unavailable
+from ..core.membership.messages import NO_VIEW, Identity, View
+from ..exceptions import ConnectionLost, ClusterStateError, Unavailable
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
 from ..wire.handshake import Hello
-from ..wire.messages import GetView, Reply, Viewed, encode
+from ..wire.messages import GetView, Reply, ViewReply, encode
 from ..wire.retries import may_repeat_frame
-from ..wire.status import Tally
+from ..wire.status import RequesterStats
 
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
 VIEW_MIN_AGE = 0.05  # but not more often than this while the nodes' views differ
@@ -32,7 +32,7 @@ _REFUSED = (ConnectionRefusedError, FileNotFoundError)
 GET_VIEW = frame(encode(GetView()))
 
 
-class Breaker:
+class CircuitBreaker:
     """Whether what fails again and again is left alone for now. Its `str()` names it."""
 
     __slots__ = ("failures", "retry_at", "tries", "why")
@@ -77,7 +77,7 @@ class Breaker:
         return was_open
 
 
-class Target(Breaker):
+class Target(CircuitBreaker):
     """One start of a node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client.
 
     Without a name it is whichever node answers at the address, without a boot id whichever start.
@@ -96,7 +96,7 @@ class Target(Breaker):
         return f"node {self.name} at {self.address}" if self.name else f"the local node at {self.address}"
 
 
-class Table:
+class RoutingTable:
     """What follows from one view. Never changed, only replaced: a thread works with the old or the new one.
 
     `local_serves`: the local node has said that it serves. If it doesn't, a member of its name is another node, or
@@ -153,17 +153,17 @@ class Learned:
     unused: list[Target] = field(default_factory=list)
 
 
-class Untold:
+class PendingStats:
     """What was counted and not told yet. A process's requesters share it: who asks for the view next tells it."""
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.tally = RequesterStats()
 
-    def take(self) -> Tally:
-        taken, self.tally = self.tally, Tally()
+    def take(self) -> RequesterStats:
+        taken, self.tally = self.tally, RequesterStats()
         return taken
 
-    def put_back(self, taken: Tally) -> None:
+    def put_back(self, taken: RequesterStats) -> None:
         """Nobody has heard of it."""
         self.tally = self.tally.plus(taken)
 
@@ -174,10 +174,10 @@ class Routing:
     `local` is the node of this host: it is asked for the view, and reached by its own socket when it owns a key.
     """
 
-    def __init__(self, local: Address, untold: Untold | None = None) -> None:
+    def __init__(self, local: Address, untold: PendingStats | None = None) -> None:
         self.local = Target("", local)
-        self.untold = untold or Untold()
-        self.table = Table(NO_VIEW, "", {})
+        self.untold = untold or PendingStats()
+        self.table = RoutingTable(NO_VIEW, "", {})
         self.epoch = NO_VIEW.epoch
         self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
         self._asked_at = 0.0
@@ -210,13 +210,13 @@ class Routing:
             self.refresh_at = min(self.refresh_at, now)
         return opened
 
-    def view_request(self) -> tuple[bytes, Tally]:
+    def view_request(self) -> tuple[bytes, RequesterStats]:
         """The request for the view, with the members that fail us and what was counted since the last one: that is to
         be put back if no node can have heard it. So of all who ask at once, each tells something else."""
         counted = self.untold.take()
         waits, self.waits = self.waits, deque(maxlen=MAX_WAITS)
         counted.took(list(waits))
-        tally = None if counted == Tally() else counted
+        tally = None if counted == RequesterStats() else counted
         doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
         return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else GET_VIEW, counted
 
@@ -229,7 +229,7 @@ class Routing:
         others = [target for target in self.table.targets.values() if target is not self.local]
         return [self.local, *_best(others)[:2]]
 
-    def learn(self, viewed: Viewed, source: Target, now: float) -> Learned:
+    def learn(self, viewed: ViewReply, source: Target, now: float) -> Learned:
         """Takes in an answer.
 
         A view without the node that gives it is that of a node which joins or leaves, and may lack any number of
@@ -261,7 +261,7 @@ class Routing:
             for member in view.members
         }
         self.local.name = local_name
-        self.table = Table(view, local_name, targets, local_serves=local_serves)
+        self.table = RoutingTable(view, local_name, targets, local_serves=local_serves)
 
     def _unused(self, known: dict[str, Target]) -> list[Target]:
         kept = {self.local, *self.table.targets.values(), *self._contacts.values()}
@@ -299,7 +299,7 @@ def may_send_again(request: bytes, error: ClusterStateError, old_boot: bytes, ne
     It must not have been executed, or may be executed twice. A node that was started since then has executed nothing,
     and nothing is left of what the one before it did. Boot ids are empty where they aren't known.
     """
-    if not isinstance(error, AnswerLost):
+    if not isinstance(error, ConnectionLost):
         return True
     return may_repeat_frame(request) or (bool(old_boot) and bool(new_boot) and old_boot != new_boot)
 

@@ -8,11 +8,11 @@ from typing import Any
 from rest_framework import throttling
 from rest_framework.settings import api_settings
 
-from .. import conf
+from .. import runtime
 from ..ratelimit import Decision, Limit
-from ..ratelimit.counted import Question
 from ..ratelimit.keys import client_of
-from ..ratelimit.throttling import block, limit_of, throttle, wait_of, warn_of_unused
+from ..ratelimit.refunds import LimitCheck
+from ..ratelimit.throttles import block, limit_of, throttle, wait_of, warn_of_unused
 
 GROUP = "rest_framework"
 
@@ -45,7 +45,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         self.now = self.timer()  # as there, for overridden methods; nothing is counted by it
         limit = limit_of(self.num_requests, self.duration, self.algorithm, self.on_unavailable)
         self._asked = request
-        self.decision = throttle(request, Question(limit, GROUP, str(self.key), 1))
+        self.decision = throttle(request, LimitCheck(limit, GROUP, str(self.key), 1))
         return self.throttle_success() if self.decision.allowed else self.throttle_failure()
 
     def throttle_success(self) -> bool:
@@ -70,7 +70,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         """The client: by TRUSTED_PROXIES, or as the framework says where its NUM_PROXIES is set. Unlike there, a header
         that anybody can send counts for nothing where neither is. Raises `ImproperlyConfigured` where there is no
         address."""
-        if api_settings.NUM_PROXIES is not None and not conf.get_settings().trusted_proxies:
+        if api_settings.NUM_PROXIES is not None and not runtime.get_settings().trusted_proxies:
             return str(super().get_ident(request))
         return client_of(request.META)
 

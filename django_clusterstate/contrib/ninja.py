@@ -10,11 +10,11 @@ from django.http import HttpRequest
 from ninja import throttling
 from ninja.conf import settings
 
-from .. import conf
+from .. import runtime
 from ..ratelimit import Decision, Limit
-from ..ratelimit.counted import Question
 from ..ratelimit.keys import client_of
-from ..ratelimit.throttling import block, limit_of, throttle, wait_of, warn_of_unused
+from ..ratelimit.refunds import LimitCheck
+from ..ratelimit.throttles import block, limit_of, throttle, wait_of, warn_of_unused
 
 GROUP = "ninja"
 
@@ -67,7 +67,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
     def allow_request(self, request: HttpRequest) -> bool:
         """Counts the request, and answers with what `throttle_success()` or `throttle_failure()` returns."""
         self.key = None if self.rate is None else self.get_cache_key(request)
-        decision = None if self.key is None else throttle(request, Question(self.limit, GROUP, str(self.key), 1))
+        decision = None if self.key is None else throttle(request, LimitCheck(self.limit, GROUP, str(self.key), 1))
         self._decision.set(decision)
         self._denied.set(None if decision is None or decision.allowed else request)
         if decision is None:
@@ -96,7 +96,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
         """The client: by TRUSTED_PROXIES, or as the framework says where its NUM_PROXIES is set. Unlike there, a header
         that anybody can send counts for nothing where neither is. Raises `ImproperlyConfigured` where there is no
         address."""
-        if settings.NUM_PROXIES is not None and not conf.get_settings().trusted_proxies:
+        if settings.NUM_PROXIES is not None and not runtime.get_settings().trusted_proxies:
             return super().get_ident(request)
         return client_of(request.META)
 

@@ -4,7 +4,7 @@ from collections.abc import Hashable
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
-from .wheel import due_of
+from .cache.timer_wheel import due_of
 
 K = TypeVar("K", bound=Hashable)
 

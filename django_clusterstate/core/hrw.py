@@ -16,7 +16,7 @@ from typing import Final
 
 import mmh3
 
-__all__ = ["SLOTS", "Rendezvous", "Tenure"]
+__all__ = ["SLOTS", "OwnershipHistory", "Rendezvous"]
 
 # A contest among n nodes costs n hashes, too much for each key. So keys fall into slots, the contest is held
 # once per slot, and its winner remembered: a look-up costs one hash and one list access whatever n is.
@@ -98,7 +98,7 @@ class Rendezvous:
         return [weight / -math.log((draw + 0.5) / _DRAWS) for weight, draw in zip(self._weights, draws, strict=True)]
 
 
-class Tenure:
+class OwnershipHistory:
     """Whether a node has owned a key all the time, over the last views.
 
     Ownership goes to and fro: a node joins, takes a key, leaves, and the key is its former owner's again, whose value

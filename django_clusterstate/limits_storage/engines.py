@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
-from ..client.routing import Breaker
+from ..client.routing import CircuitBreaker
 
 _REDIS, _VALKEY = ("redis",), ("valkey",)
 # By scheme, the packages that the two faces need beside `limits`.
@@ -20,7 +20,7 @@ MAX_CONNECTIONS = 1024  # of the blocking face: what bounds them is the number o
 MAX_AT_ONCE = 64  # operations, and so connections, of one event loop
 
 
-class Engine(Breaker):
+class Engine(CircuitBreaker):
     """What a URI names, without its credentials, and its circuit breaker.
 
     Raises `ImproperlyConfigured` for what is no URI of an engine, and where a package is missing.

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ..core.limiter import TOLERANCE
+from ..core.limits.algorithms import TOLERANCE
 
 # What was counted and is still there, never more: below zero would be a credit.
 GIVE_BACK: Final = """

@@ -3,7 +3,7 @@
 import socket
 import struct
 
-from .places import Kind, Source, network_of
+from .connection_slots import Kind, Source, network_of
 
 # A host that is gone without a word would hold its places for ever: it is asked after half a minute of silence, and
 # given up half a minute later, when it hasn't answered three times.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..wire.address import TcpAddress
 from ..wire.background import Background
-from ..wire.names import Hosts, Lookup, look_up, numeric
+from ..wire.resolver import Hosts, Lookup, look_up, numeric
 from .interfaces import has_address, is_reachable, own_address
 
 CHECK_EVERY = 60.0  # seconds

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from ..core.membership import Membership
-from ..core.store import Store
+from ..core.cache.store import CacheStore
+from ..core.membership.transitions import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats
-from .partitions import Partitions
+from .quotas import QuotaStore
 
 TURN = 0.002  # seconds that a request for many keys may take; then the node answers for those it has done
 _STEP = 16  # keys between two looks at the clock
@@ -25,7 +25,7 @@ class CacheRequests:
 
     def __init__(
         self,
-        store: Store[wire.Value] | Partitions,
+        store: CacheStore[wire.Value] | QuotaStore,
         membership: Membership,
         stats: Stats,
         clock: Callable[[], float],
@@ -36,13 +36,13 @@ class CacheRequests:
         self._clock = clock
         self.methods: dict[type, Callable[[Any], wire.Reply]] = {
             wire.Get: self._get,
-            wire.Fetch: self._fetch,
+            wire.GetWithTtl: self._fetch,
             wire.Set: self._set,
             wire.Touch: self._touch,
             wire.Delete: self._delete,
             wire.Incr: self._incr,
             wire.Clear: self._clear,
-            wire.Look: self._look,
+            wire.GetEntry: self._look,
             wire.Scan: self._scan,
         }
 
@@ -53,14 +53,14 @@ class CacheRequests:
                 self._stats.misses += 1
             else:
                 self._stats.hits += 1
-            return wire.Values(self._membership.view.epoch, [value])
-        return wire.Values(self._membership.view.epoch, self._read(request.keys, MAX_REQUEST))
+            return wire.ValuesReply(self._membership.view.epoch, [value])
+        return wire.ValuesReply(self._membership.view.epoch, self._read(request.keys, MAX_REQUEST))
 
-    def _fetch(self, request: wire.Fetch) -> wire.Reply:
+    def _fetch(self, request: wire.GetWithTtl) -> wire.Reply:
         now, peek = self._clock(), self._store.peek
         values = self._read(request.keys, MAX_REQUEST, VALUE_HEADER + TTL_BYTES)
         ttls = [held[1] if (held := peek(key, now)) else None for key in request.keys[: len(values)]]
-        return wire.Fetched(self._membership.view.epoch, values, ttls)
+        return wire.TtlValuesReply(self._membership.view.epoch, values, ttls)
 
     def _read(self, keys: Sequence[bytes], room: int, header: int = VALUE_HEADER) -> list[wire.Value | None]:
         """The values of the first few keys that fit in `room` bytes, each with a `header`, and don't take too
@@ -94,7 +94,7 @@ class CacheRequests:
             for key in request.deletes:
                 self._store.delete(key, now)
         values = self._read(request.reads, MAX_REQUEST - len(flags)) if request.reads else ()
-        return wire.Flags(self._membership.view.epoch, flags, tuple(values))
+        return wire.FlagsReply(self._membership.view.epoch, flags, tuple(values))
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
         now, ttl, expected = self._clock(), request.ttl, request.expected
@@ -103,7 +103,7 @@ class CacheRequests:
             return self._holds(key, expected, now) and self._store.touch(key, ttl, now)
 
         flags = self._each(request.keys, touch, now)
-        return wire.Flags(self._membership.view.epoch, flags)
+        return wire.FlagsReply(self._membership.view.epoch, flags)
 
     def _delete(self, request: wire.Delete) -> wire.Reply:
         now, expected = self._clock(), request.expected
@@ -112,7 +112,7 @@ class CacheRequests:
             return self._holds(key, expected, now) and self._store.delete(key, now)
 
         flags = self._each(request.keys, delete, now)
-        return wire.Flags(self._membership.view.epoch, flags)
+        return wire.FlagsReply(self._membership.view.epoch, flags)
 
     def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:
         """What `do` returns for each item, or for the first few where that takes longer than TURN. `now`: the start."""
@@ -131,26 +131,26 @@ class CacheRequests:
         now = self._clock()
         value = self._store.get(request.key, now)
         if value is None:
-            return wire.Number(self._membership.view.epoch, None)
+            return wire.NumberReply(self._membership.view.epoch, None)
         if isinstance(value, bytes) or value + request.delta not in _INT64:
             self._stats.failures += 1
-            return wire.Failed(self._membership.view.epoch, wire.NOT_AN_INTEGER)
+            return wire.FailedReply(self._membership.view.epoch, wire.NOT_AN_INTEGER)
         self._store.replace(request.key, value + request.delta, now)
-        return wire.Number(self._membership.view.epoch, value + request.delta)
+        return wire.NumberReply(self._membership.view.epoch, value + request.delta)
 
     def _clear(self, request: wire.Clear) -> wire.Reply:
         self._store.clear(request.namespace, self._clock())
-        return wire.Done(self._membership.view.epoch)
+        return wire.DoneReply(self._membership.view.epoch)
 
-    def _look(self, request: wire.Look) -> wire.Reply:
+    def _look(self, request: wire.GetEntry) -> wire.Reply:
         held = self._store.peek(request.key, self._clock())
         if held is None:
-            return wire.Looked(self._membership.view.epoch, found=False)
+            return wire.EntryReply(self._membership.view.epoch, found=False)
         value, ttl = held
         size = len(value) if isinstance(value, bytes) else 8
-        return wire.Looked(self._membership.view.epoch, True, ttl, value if request.value else None, size)
+        return wire.EntryReply(self._membership.view.epoch, True, ttl, value if request.value else None, size)
 
     def _scan(self, request: wire.Scan) -> wire.Reply:
-        return wire.Scanned(
+        return wire.ScanReply(
             self._membership.view.epoch, *self._store.scan(request.prefix, request.cursor, self._clock())
         )

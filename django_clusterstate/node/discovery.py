@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..exceptions import Unavailable
 from ..wire.address import TcpAddress
-from ..wire.names import Names
+from ..wire.resolver import Resolver
 
 DNS_EVERY = 5.0
 LIST_EVERY = 30.0
@@ -33,10 +33,10 @@ class Discovery(Protocol):
 class ListDiscovery:
     """A fixed list of addresses. Names among them are resolved each time, so that links never are held up by DNS."""
 
-    def __init__(self, addresses: Sequence[TcpAddress], names: Names | None = None) -> None:
+    def __init__(self, addresses: Sequence[TcpAddress], names: Resolver | None = None) -> None:
         self.listed = tuple(addresses)
         self.problem = ""
-        self._names = names or Names()
+        self._names = names or Resolver()
 
     @property
     def interval(self) -> float:
@@ -63,9 +63,9 @@ class DnsDiscovery:
     interval = DNS_EVERY
     problem = ""
 
-    def __init__(self, name: TcpAddress, names: Names | None = None) -> None:
+    def __init__(self, name: TcpAddress, names: Resolver | None = None) -> None:
         self.name = name
-        self._names = names or Names()
+        self._names = names or Resolver()
 
     async def addresses(self) -> Sequence[str]:
         return sorted(str(address) for address in await self._names.resolve_now(self.name, DNS_TIMEOUT))

@@ -6,21 +6,21 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 from .. import __version__
-from ..core import limiter
-from ..core.events import Events
-from ..core.hrw import Rendezvous, Tenure
-from ..core.ledger import Ledger
-from ..core.membership import Membership
-from ..core.store import Store
+from ..core.cache.store import CacheStore
+from ..core.event_counts import EventCounts
+from ..core.hrw import OwnershipHistory, Rendezvous
+from ..core.limits import algorithms
+from ..core.limits.store import LimitStore
+from ..core.membership.transitions import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats, fitting
 from .cache_requests import CacheRequests
-from .channels import Channels
+from .channels.queues import ChannelQueues
 from .config import NodeConfig
 from .history import History
-from .partitions import Partitions
 from .problems import Misdirected, problems
+from .quotas import QuotaStore
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Bytes of members in one reply. The rest of a `Report` takes 110 KiB at most, with names and keys at their longest.
@@ -30,7 +30,7 @@ RECLAIM = 300  # expired entries freed at once: half a millisecond for those of 
 
 # What a user asks for; the cluster's own messages would drown it.
 _COUNTED = frozenset((
-    wire.Get, wire.Fetch, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.Look, wire.Scan,
+    wire.Get, wire.GetWithTtl, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.GetEntry, wire.Scan,
     wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits,
 ))  # fmt: skip
 
@@ -78,12 +78,12 @@ class Handler:
         self._clock = clock
         self.stats = Stats(cache_max_bytes=config.cache_max_bytes, limit_max_bytes=config.limits_max_bytes)
         self.membership = membership
-        self.channels = Channels()
-        self._tenure = Tenure(config.name)
+        self.channels = ChannelQueues()
+        self._tenure = OwnershipHistory(config.name)
         self.cache = self._make_cache()
-        self.limits = Ledger(config.limits_max_bytes)
-        self._rules = limiter.RecentRules()
-        self.events = Events()
+        self.limits = LimitStore(config.limits_max_bytes)
+        self._rules = algorithms.RecentRules()
+        self.events = EventCounts()
         self.history = History(clock())
         self._peers = peers
         self._tag = wire.channel_tag(config.name)
@@ -145,13 +145,13 @@ class Handler:
         """Others have served our keys meanwhile: what we hold is old."""
         self.cache.clear_all(self._clock())
 
-    def _make_cache(self) -> Store[wire.Value] | Partitions:
-        def store(max_bytes: int) -> Store[wire.Value]:
-            return Store(max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
+    def _make_cache(self) -> CacheStore[wire.Value] | QuotaStore:
+        def store(max_bytes: int) -> CacheStore[wire.Value]:
+            return CacheStore(max_bytes, size_of=sys.getsizeof, still_good=self._tenure.unbroken)
 
         own = {namespace: store(size) for namespace, size in self._config.cache_own_bytes.items()}
         shared = store(self._config.cache_max_bytes - sum(self._config.cache_own_bytes.values()))
-        return Partitions(shared, own) if own else shared
+        return QuotaStore(shared, own) if own else shared
 
     def view_changed(self) -> None:
         """Other nodes may own our keys now, and write to them, until we own them again."""
@@ -164,7 +164,7 @@ class Handler:
     def _hit(self, request: wire.Hit) -> wire.Reply:
         limits, history = self.limits, self.history
         made = limits.made
-        decisions, allowed = limiter.hit(limits, request.key, request.rules, request.cost, self._clock())
+        decisions, allowed = algorithms.hit(limits, request.key, request.rules, request.cost, self._clock())
         if limits.made != made:
             self._rules.note(request.rules)
         history.busiest.add(request.key, 1 + request.remembered)
@@ -175,35 +175,35 @@ class Handler:
             self.stats.dry_denied += request.dry
         if denied := request.remembered + (not allowed):
             history.denied.add(request.key, denied)
-        return wire.Decided(self.epoch, decisions)
+        return wire.DecisionsReply(self.epoch, decisions)
 
     def _peek(self, request: wire.Peek) -> wire.Reply:
-        decisions = limiter.peek(self.limits, request.key, request.rules, request.cost, self._clock())
-        return wire.Decided(self.epoch, decisions)
+        decisions = algorithms.peek(self.limits, request.key, request.rules, request.cost, self._clock())
+        return wire.DecisionsReply(self.epoch, decisions)
 
     def _reset(self, request: wire.Reset) -> wire.Reply:
-        return wire.Flags(self.epoch, limiter.reset(self.limits, request.key, request.rules, self._clock()))
+        return wire.FlagsReply(self.epoch, algorithms.reset(self.limits, request.key, request.rules, self._clock()))
 
     def _refund(self, request: wire.Refund) -> wire.Reply:
         now = self._clock()
-        limiter.refund(self.limits, request.key, request.rules, request.cost, now - request.ago, now)
+        algorithms.refund(self.limits, request.key, request.rules, request.cost, now - request.ago, now)
         self.stats.refunds += 1
-        return wire.Done(self.epoch)
+        return wire.DoneReply(self.epoch)
 
     def _find_limits(self, request: wire.FindLimits) -> wire.Reply:
-        return wire.LimitsFound(self.epoch, limiter.find(self.limits, request.key, self._rules, self._clock()))
+        return wire.LimitsReply(self.epoch, algorithms.find(self.limits, request.key, self._rules, self._clock()))
 
     # -- events ---------------------------------------------------------------------------------------------
 
     def _track(self, request: wire.Track) -> wire.Reply:
         self.stats.events += self.events.track(request.batch, request.entries, self._clock())
-        return wire.Done(self.epoch)
+        return wire.DoneReply(self.epoch)
 
     def _get_events(self, request: wire.GetEvents) -> wire.Reply:
         now = self._clock()
         if request.name:
-            return wire.EventAccount(self.epoch, self.events.account(request.name, now))
-        return wire.EventNames(self.epoch, self.events.names(request.after, now))
+            return wire.EventReply(self.epoch, self.events.account(request.name, now))
+        return wire.EventNamesReply(self.epoch, self.events.names(request.after, now))
 
     # -- the cluster ----------------------------------------------------------------------------------------
 
@@ -213,21 +213,21 @@ class Handler:
         if request.tally is not None:
             self.stats.tally = self.stats.tally.plus(request.tally)
         view = self.membership.view
-        return wire.Viewed(view.epoch, view.members, self.membership.me.name)
+        return wire.ViewReply(view.epoch, view.members, self.membership.me.name)
 
     def _ping(self, request: wire.Ping) -> wire.Reply:
-        return wire.Pong(self.epoch, self.membership.me)
+        return wire.PongReply(self.epoch, self.membership.me)
 
     def _get_status(self, request: wire.GetStatus) -> wire.Reply:
         return self.status()
 
     def _get_report(self, request: wire.GetReport) -> wire.Reply:
         history, now = self.history, self._clock()
-        return wire.Report(
+        return wire.ReportReply(
             self.epoch, self.status(), history.timeline.moments(now), history.rates.all(), *history.most()
         )
 
-    def status(self) -> wire.Status:
+    def status(self) -> wire.StatusReply:
         """This node's account of itself."""
         now, membership, stats = self._clock(), self.membership, self.stats
         stats.cache_entries, stats.cache_bytes = self.cache.entries, self.cache.bytes
@@ -241,7 +241,7 @@ class Handler:
             for m in membership.members.values()
         ]
         told = fitting(members, MAX_MEMBERS_BYTES)
-        return wire.Status(
+        return wire.StatusReply(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
             __version__, resident_bytes(), tuple(told), stats, len(members) - len(told),
             tuple(problems(membership, self._peers.misdirected, now)),
@@ -253,8 +253,8 @@ class Handler:
         # Who sends to a channel that isn't a process's own has chosen this node by its name.
         here = not wire.tag_of(request.channel)
         if self._put(request, here=here):
-            return wire.Done(self.epoch)
-        return wire.Failed(self.epoch, wire.CHANNEL_FULL)
+            return wire.DoneReply(self.epoch)
+        return wire.FailedReply(self.epoch, wire.CHANNEL_FULL)
 
     def _forwarded(self, request: wire.Forward) -> None:
         self._put(request, here=True)
@@ -281,28 +281,28 @@ class Handler:
             if payload is not None and request.most > 1:
                 room = MAX_REQUEST - len(payload)
                 more = self.channels.take(request.queue, request.most - 1, room, self._clock())
-            requester.push(wire.Received(self.epoch, channel, payload, more))
+            requester.push(wire.ReceiveReply(self.epoch, channel, payload, more))
 
         self.channels.receive(requester, request.queue, deliver, request.wait, self._clock())
 
     def undelivered(self, reply: wire.Reply) -> None:
         """A reply that was pushed has found no requester any more."""
-        if isinstance(reply, wire.Received) and reply.payload is not None:
+        if isinstance(reply, wire.ReceiveReply) and reply.payload is not None:
             self.channels.unreceived += 1 + len(reply.more)
 
     def _group_add(self, request: wire.GroupAdd) -> wire.Reply:
         self.channels.group_add(request.group, request.channel, request.expiry, self._clock())
-        return wire.Done(self.epoch)
+        return wire.DoneReply(self.epoch)
 
     def _group_discard(self, request: wire.GroupDiscard) -> wire.Reply:
         self.channels.group_discard(request.group, request.channel)
-        return wire.Done(self.epoch)
+        return wire.DoneReply(self.epoch)
 
     def _group_send(self, request: wire.GroupSend, requester: Requester) -> wire.Reply:
         message = wire.Deliver(request.group, request.payload, request.expiry, request.capacity)
         self._deliver(message, requester)
         self._peers.fan_out(message)
-        return wire.Done(self.epoch)
+        return wire.DoneReply(self.epoch)
 
     def _deliver(self, request: wire.Deliver, requester: Requester) -> None:
         if listener := self.listeners.get(request.group):
@@ -314,4 +314,4 @@ class Handler:
 
     def _flush(self, request: wire.Flush) -> wire.Reply:
         self.channels.flush()
-        return wire.Done(self.epoch)
+        return wire.DoneReply(self.epoch)

@@ -1,8 +1,8 @@
 """What a node remembers for those who look at it: what happened to members, how busy it was, with which limits."""
 
-from ..core.rates import Rates
-from ..core.sketch import Counted, Top
-from ..core.timeline import Timeline
+from ..core.counter_history import CounterHistory
+from ..core.membership.timeline import Timeline
+from ..core.top_keys import KeyCount, TopKeys
 from ..wire.status import Stats
 
 TOP_SPAN = 300.0  # seconds: the busiest keys are those of the last one to two spans
@@ -15,9 +15,9 @@ class History:
 
     def __init__(self, now: float) -> None:
         self.timeline = Timeline()
-        self.rates = Rates(now)
-        self.busiest: Top[bytes] = Top(TOP_KEYS)
-        self.denied: Top[bytes] = Top(TOP_KEYS)
+        self.rates = CounterHistory(now)
+        self.busiest: TopKeys[bytes] = TopKeys(TOP_KEYS)
+        self.denied: TopKeys[bytes] = TopKeys(TOP_KEYS)
         self._turn_at = now + TOP_SPAN
 
     def tick(self, stats: Stats, now: float) -> None:
@@ -28,7 +28,7 @@ class History:
             self.busiest.turn()
             self.denied.turn()
 
-    def most(self) -> tuple[list[Counted[bytes]], list[Counted[bytes]]]:
+    def most(self) -> tuple[list[KeyCount[bytes]], list[KeyCount[bytes]]]:
         """The busiest and the most denied keys of limits."""
         return self.busiest.most(TOLD), self.denied.most(TOLD)
 

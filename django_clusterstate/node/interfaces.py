@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..wire.address import TcpAddress
-from ..wire.names import numeric
+from ..wire.resolver import numeric
 
 # Addresses that a default route leads to, from the ranges for documentation (RFC 5737, RFC 3849): nobody has them.
 _ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}

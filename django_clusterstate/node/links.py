@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ..core.messages import Identity
+from ..core.membership.messages import Identity
 from ..exceptions import ProtocolError, Unavailable
 from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
@@ -20,7 +20,7 @@ from ..wire.framing import frame
 from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
 from ..wire.keys import LinkKey
 from ..wire.messages import Deliver, Forward, channel_tag, encode
-from .channels import NODES_OWN
+from .channels.queues import NODES_OWN
 from .problems import Misdirected
 
 DIAL_TIMEOUT = 1.0

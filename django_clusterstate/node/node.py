@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from ..core.membership import TICK, Change, Membership, Outcome
-from ..core.messages import Heartbeat, Identity, State, View
-from ..core.timeline import What
+from ..core.membership.messages import Heartbeat, Identity, MemberState, View
+from ..core.membership.timeline import What
+from ..core.membership.transitions import TICK, Change, Effects, Membership
 from ..wire.handshake import Hello
-from .channels import NODES_OWN
+from .channels.layer import OwnLayer
+from .channels.queues import NODES_OWN
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
 from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
-from .layer import OwnLayer
 from .links import Links, Peer
 from .problems import problems
 from .server import Server
@@ -29,11 +29,11 @@ REPORT_AGAIN = 600.0  # seconds until the same is said again
 PROBLEM_AGAIN = 60.0  # seconds until a problem that lasts is said again
 
 _NEWS = {
-    State.ALIVE: What.JOINED,
-    State.SUSPECT: What.SUSPECTED,
-    State.DOWN: What.DOWN,
-    State.LEAVING: What.LEFT,
-    State.LEFT: What.LEFT,
+    MemberState.ALIVE: What.JOINED,
+    MemberState.SUSPECT: What.SUSPECTED,
+    MemberState.DOWN: What.DOWN,
+    MemberState.LEAVING: What.LEFT,
+    MemberState.LEFT: What.LEFT,
 }
 
 logger = logging.getLogger("django_clusterstate.node")
@@ -185,7 +185,7 @@ class Node:
     def _link_opened(self, peer: Peer, address: str) -> None:
         member = self.membership.members.get(peer.name)
         self._act(self.membership.met(peer.name, peer.boot, self._clock(), address))
-        if member is None or member.identity.boot != peer.boot or member.state is State.DOWN:
+        if member is None or member.identity.boot != peer.boot or member.state is MemberState.DOWN:
             self.heartbeats.beat_soon()
 
     def _peer_refused(self, peer: Peer) -> None:
@@ -248,7 +248,7 @@ class Node:
 
     # -- what comes of it -----------------------------------------------------------------------------------
 
-    def _act(self, outcome: Outcome) -> None:
+    def _act(self, outcome: Effects) -> None:
         if outcome.stalled > self.config.timings.suspect_after:
             logger.warning("this node was stopped for %.1f s; nobody is judged by that silence", outcome.stalled)
             self._note(What.STALLED)
@@ -265,7 +265,7 @@ class Node:
             self.handler.forget_cache()
         for identity in outcome.unreachable:
             logger.warning("%s cannot reach this node: others hear it, so it stays a member", identity.name)
-        if outcome.over and not self.over and self.membership.state in (State.JOINING, State.ALIVE):
+        if outcome.over and not self.over and self.membership.state in (MemberState.JOINING, MemberState.ALIVE):
             self.over = True
             logger.warning(
                 "node %s (%s) starts anew: another running node has its name, or had it while this one was away, and "
@@ -287,7 +287,7 @@ class Node:
         self._log(change)
         if (what := news(change)) is not None:
             self._note(what, change.identity)
-        if change.new is State.DOWN:
+        if change.new is MemberState.DOWN:
             self.links.reset(change.identity.address)
         elif change.identity is self.membership.me:
             self.heartbeats.beat_soon()
@@ -303,7 +303,7 @@ class Node:
     def _log(self, change: Change) -> None:
         view = self.membership.view
         logger.log(
-            logging.WARNING if change.new in (State.SUSPECT, State.DOWN) else logging.INFO,
+            logging.WARNING if change.new in (MemberState.SUSPECT, MemberState.DOWN) else logging.INFO,
             "member %s (%s) %s -> %s; %d serving, epoch %016x",
             change.identity.name,
             change.identity.address,
@@ -339,9 +339,9 @@ class Node:
 def news(change: Change) -> What | None:
     """What a move means to those who look at the cluster; None when it follows from one that was told."""
     match change.old, change.new:
-        case State.SUSPECT, State.ALIVE:
+        case MemberState.SUSPECT, MemberState.ALIVE:
             return What.HEARD_AGAIN
-        case State.LEAVING, State.LEFT:
+        case MemberState.LEAVING, MemberState.LEFT:
             return None
     return _NEWS.get(change.new)
 

@@ -6,8 +6,8 @@ It stands in the node's log, its status and the panel. All nodes that see the sa
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..core.membership import Membership, Wait
-from ..core.messages import GONE, State
+from ..core.membership.messages import GONE, MemberState
+from ..core.membership.transitions import Membership, Wait
 
 MAX_PROBLEMS = 20
 MAX_NAMED = 5  # peers in one sentence
@@ -46,7 +46,7 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
 def _is_unreached(membership: Membership, now: float) -> bool:
     """Whether this node has waited for others to connect to it for longer than that takes."""
     patient = now - membership.started < membership.timings.down_after
-    return membership.state is State.JOINING and not patient and membership.waits_for(now) is Wait.UNREACHED
+    return membership.state is MemberState.JOINING and not patient and membership.waits_for(now) is Wait.UNREACHED
 
 
 def _unreached(membership: Membership) -> str:

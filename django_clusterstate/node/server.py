@@ -9,18 +9,18 @@ from typing import cast
 
 from ..exceptions import ProtocolError
 from ..wire.address import Address, TcpAddress, UnixAddress
-from ..wire.folders import check_unix_peer
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, MAX_REQUEST, Deframer, frame
 from ..wire.handshake import Hello, NodeHandshake, Role
 from ..wire.keys import LinkKey
-from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, Failed, Forward, Reply, decode_request, encode
+from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, FailedReply, Forward, Reply, decode_request, encode
 from ..wire.noise import Opener, Sealer
+from ..wire.unix_sockets import check_unix_peer
 from .accepted import set_options, source_of
-from .channels import NODES_OWN
+from .channels.queues import NODES_OWN
 from .coalescing import REST, Coalescer
 from .config import NodeError
+from .connection_slots import ConnectionSlots, Kind, Source
 from .handler import Handler
-from .places import Kind, Places, Source
 from .socketfile import SocketFile
 
 MAX_CONNECTIONS = 4096
@@ -57,8 +57,8 @@ class Server:
         self.me = handler.membership.me
         self.report = report
         self.on_dialled = on_dialled
-        self.connections: Places[Connection] = Places(MAX_CONNECTIONS, FOR_NODES, FOR_LOCAL)
-        self.strangers: Places[Connection] = Places(MAX_STRANGERS, MAX_STRANGERS, STRANGERS_FOR_LOCAL)
+        self.connections: ConnectionSlots[Connection] = ConnectionSlots(MAX_CONNECTIONS, FOR_NODES, FOR_LOCAL)
+        self.strangers: ConnectionSlots[Connection] = ConnectionSlots(MAX_STRANGERS, MAX_STRANGERS, STRANGERS_FOR_LOCAL)
         self.coalescer: Coalescer | None = None
         self._servers: list[asyncio.Server] = []
         self._socket_file: SocketFile | None = None
@@ -306,7 +306,7 @@ class Connection(asyncio.Protocol):
         """What is sent instead. A bug, since each reply is bounded where it is made, but no reason to close: what waits
         behind it on the connection would be lost as well."""
         self._server.report(f"a reply ({type(reply).__name__}) was not sent: {error}")
-        return frame(encode(Failed(self._handler.epoch, REPLY_TOO_LONG)))
+        return frame(encode(FailedReply(self._handler.epoch, REPLY_TOO_LONG)))
 
     def pause_writing(self) -> None:
         """More than `MAX_OUTPUT` waits: until the other side has read some of it, nothing more is read from it."""

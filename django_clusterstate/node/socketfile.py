@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..wire.address import UnixAddress
-from ..wire.folders import UnsafeFolder, check_folder
+from ..wire.unix_sockets import UnsafeFolder, check_folder
 from .config import NodeError
 
 

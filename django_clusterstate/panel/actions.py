@@ -13,17 +13,17 @@ from django.http import HttpRequest, QueryDict
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from .. import conf, models, ratelimit
+from .. import models, ratelimit, runtime
 from ..client.routing import silence
 from ..exceptions import ClusterStateError
-from ..ratelimit.limit import MAX_RATES
+from ..ratelimit.limits import MAX_RATES
 from ..wire import messages as wire
 from ..wire.framing import frame
 from . import keys
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ActionResult:
     """What became of an action. `level` is one of `django.contrib.messages`; `logged` says what was done, and is empty
     where nothing was."""
 
@@ -65,7 +65,7 @@ def act(request: HttpRequest) -> None:
     try:
         outcome = ACTIONS[action](request)
     except (ClusterStateError, ImproperlyConfigured) as error:
-        outcome = Outcome(messages.ERROR, str(error))
+        outcome = ActionResult(messages.ERROR, str(error))
     messages.add_message(request, outcome.level, outcome.message)
     if outcome.logged:
         LogEntry.objects.create(
@@ -77,17 +77,17 @@ def act(request: HttpRequest) -> None:
         )
 
 
-def _reset_limit(request: HttpRequest) -> Outcome:
+def _reset_limit(request: HttpRequest) -> ActionResult:
     form = keys.KeyForm(request.GET)
     if not form.is_valid() or not form.is_limit:
         return _refused(form)
     if form.storage:
-        return Outcome(messages.ERROR, gettext("Limits aren't counted in the nodes, but in %s.") % form.storage)
+        return ActionResult(messages.ERROR, gettext("Limits aren't counted in the nodes, but in %s.") % form.storage)
     question = form.question()
     found = keys.look_up(question)
     if not found.counts:
-        nothing = Outcome(messages.WARNING, gettext("Nothing was counted for this key."))
-        return Outcome(messages.ERROR, found.problem) if found.problem else nothing
+        nothing = ActionResult(messages.WARNING, gettext("Nothing was counted for this key."))
+        return ActionResult(messages.ERROR, found.problem) if found.problem else nothing
     rules = list(dict.fromkeys(count.rule for count in found.counts))
     limits = [ratelimit.Limit(tuple(rules[at : at + MAX_RATES])) for at in range(0, len(rules), MAX_RATES)]
     group, key = form.cleaned_data["group"], form.cleaned_data["key"]
@@ -100,40 +100,40 @@ def _reset_limit(request: HttpRequest) -> Outcome:
     counts = ", ".join(f"{one.used} of {one.rate} at {one.node}" for one in found.counts if one.node not in failed)
     logged = f"Reset: {counts}." if counts else ""
     if not failed:
-        return Outcome(messages.SUCCESS, gettext("The limit was reset."), form.name, CHANGE, logged)
+        return ActionResult(messages.SUCCESS, gettext("The limit was reset."), form.name, CHANGE, logged)
     silent = ", ".join(sorted(failed))
     if not logged:
-        return Outcome(messages.ERROR, gettext("Nothing was reset: no answer from %s.") % silent)
+        return ActionResult(messages.ERROR, gettext("Nothing was reset: no answer from %s.") % silent)
     message = gettext("The limit was reset, but not everywhere: no answer from %s.") % silent
-    return Outcome(messages.WARNING, message, form.name, CHANGE, logged)
+    return ActionResult(messages.WARNING, message, form.name, CHANGE, logged)
 
 
 def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
     """Forgets what these nodes count of a key. Returns those that didn't answer."""
-    client, request = conf.get_client(), frame(wire.encode(wire.Reset(key, list(limit.rules))))
+    client, request = runtime.get_client(), frame(wire.encode(wire.Reset(key, list(limit.rules))))
     targets = [target for name, target in client.table().targets.items() if name in nodes]
-    return set(silence(targets, client.call_each([(target, request) for target in targets]), wire.Flags))
+    return set(silence(targets, client.call_each([(target, request) for target in targets]), wire.FlagsReply))
 
 
-def _delete_cache_key(request: HttpRequest) -> Outcome:
+def _delete_cache_key(request: HttpRequest) -> ActionResult:
     form = keys.KeyForm(request.GET)
     if not form.is_valid() or form.cache is None:
         return _refused(form)
     if not form.cache.raising().delete(form.cleaned_data["key"], version=form.cleaned_data["version"]):
-        return Outcome(messages.WARNING, gettext("The cache has no such key."))
-    return Outcome(messages.SUCCESS, gettext("The key was deleted."), form.name, DELETION, "Deleted the key.")
+        return ActionResult(messages.WARNING, gettext("The cache has no such key."))
+    return ActionResult(messages.SUCCESS, gettext("The key was deleted."), form.name, DELETION, "Deleted the key.")
 
 
-def _clear_cache(request: HttpRequest) -> Outcome:
+def _clear_cache(request: HttpRequest) -> ActionResult:
     form = ClearForm(request.POST)
     if not form.is_valid():
         return _refused(form)
     alias = form.cleaned_data["alias"]
     replies = form.caches[alias].raising().clear_each()
-    silent = silence(list(replies), list(replies.values()), wire.Done)
+    silent = silence(list(replies), list(replies.values()), wire.DoneReply)
     why = "; ".join(silent.values())
     if len(silent) == len(replies):
-        return Outcome(messages.ERROR, why)
+        return ActionResult(messages.ERROR, why)
     level, message, logged = messages.SUCCESS, gettext("The cache “%s” was emptied.") % alias, "Emptied the cache."
     if silent:
         level, logged = messages.WARNING, f"Emptied the cache, but not everywhere: {why}"
@@ -141,16 +141,16 @@ def _clear_cache(request: HttpRequest) -> Outcome:
             "alias": alias,
             "error": why,
         }
-    return Outcome(level, message, f"cache:{alias}", DELETION, logged)
+    return ActionResult(level, message, f"cache:{alias}", DELETION, logged)
 
 
-def _refused(form: forms.Form) -> Outcome:
+def _refused(form: forms.Form) -> ActionResult:
     """The form is wrong, which only one that wasn't ours can be, but for the confirmation."""
     problems = [str(problem) for problems in form.errors.values() for problem in problems]
-    return Outcome(messages.ERROR, " ".join(problems) or gettext("That can't be done to a key of this kind."))
+    return ActionResult(messages.ERROR, " ".join(problems) or gettext("That can't be done to a key of this kind."))
 
 
-ACTIONS: dict[str, Callable[[HttpRequest], Outcome]] = {
+ACTIONS: dict[str, Callable[[HttpRequest], ActionResult]] = {
     "reset_limit": _reset_limit,
     "delete_cache_key": _delete_cache_key,
     "clear_cache": _clear_cache,

@@ -11,14 +11,14 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from .. import conf, ratelimit
+from .. import ratelimit, runtime
 from ..cache import ClusterCache
 from ..client.aio import from_now
 from ..client.routing import silence
-from ..core.limiter import Algorithm, Decision, Rule
+from ..core.limits.algorithms import Algorithm, Rule, RuleDecision
 from ..wire import messages as wire
 from ..wire.framing import frame
-from . import words
+from . import formatting
 from .reports import PATIENCE
 
 ALGORITHM_LABELS: dict[Algorithm, str | Promise] = {
@@ -40,7 +40,7 @@ def offer(field: forms.Field, choices: list[tuple[str, str]]) -> None:
     field.choices = choices
 
 
-class Question(NamedTuple):
+class KeyQuery(NamedTuple):
     """What decides who owns a key, and what the nodes are asked of it; None: nothing."""
 
     key: bytes
@@ -87,19 +87,19 @@ class KeyForm(forms.Form):
     @property
     def storage(self) -> str:
         """Where limits are counted in the nodes' place, if they are."""
-        storage = conf.get_limits_storage() if self.is_limit else None
+        storage = runtime.get_limits_storage() if self.is_limit else None
         return "" if storage is None else storage.name
 
-    def question(self) -> Question:
+    def question(self) -> KeyQuery:
         """Not to be asked for in an event loop: a KEY_FUNCTION may look at this thread's database connection."""
         cache, key = self.cache, self.cleaned_data["key"]
         if cache is not None:
             whole = cache.routing_key(key, self.cleaned_data["version"])
-            return Question(whole, wire.Look(whole))
+            return KeyQuery(whole, wire.GetEntry(whole))
         if self.is_limit:
             whole = ratelimit.routing_key(self.cleaned_data["group"], key)
-            return Question(whole, None if self.storage else wire.FindLimits(whole))
-        return Question(key.encode(), None)
+            return KeyQuery(whole, None if self.storage else wire.FindLimits(whole))
+        return KeyQuery(key.encode(), None)
 
     @property
     def name(self) -> str:
@@ -117,11 +117,11 @@ class Count:
 
     node: str
     rule: Rule
-    decision: Decision  # on a hit of cost 1
+    decision: RuleDecision  # on a hit of cost 1
 
     @property
     def rate(self) -> str:
-        return words.rate(self.rule)
+        return formatting.rate(self.rule)
 
     @property
     def algorithm(self) -> str | Promise:
@@ -133,11 +133,11 @@ class Count:
 
     @property
     def frees(self) -> str:
-        return "" if self.decision.allowed else words.duration(self.decision.retry_after)
+        return "" if self.decision.allowed else formatting.duration(self.decision.retry_after)
 
     @property
     def resets(self) -> str:
-        return words.duration(self.decision.reset_after)
+        return formatting.duration(self.decision.reset_after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class LookUp:
     """
 
     ranking: list[str]
-    entry: wire.Looked | None = None
+    entry: wire.EntryReply | None = None
     counts: list[Count] = field(default_factory=list)
     silent: dict[str, str] = field(default_factory=dict)
 
@@ -166,33 +166,33 @@ class LookUp:
     @property
     def expires(self) -> str:
         """In how long the entry does; empty: never."""
-        return "" if self.entry is None or self.entry.ttl is None else words.duration(self.entry.ttl)
+        return "" if self.entry is None or self.entry.ttl is None else formatting.duration(self.entry.ttl)
 
 
-def look_up(question: Question) -> LookUp:
+def look_up(question: KeyQuery) -> LookUp:
     """As `alook_up`."""
     return async_to_sync(alook_up)(question)
 
 
-async def alook_up(question: Question) -> LookUp:
+async def alook_up(question: KeyQuery) -> LookUp:
     """What the nodes say of a key within PATIENCE: of a cache key its owner, of a limit's all."""
-    client, until = conf.get_async_client(), from_now(PATIENCE)
+    client, until = runtime.get_async_client(), from_now(PATIENCE)
     nodes = (await client.table(from_now(PATIENCE / 2))).ranking(question.key)
     ranking = [node.name for node in nodes]
     if question.request is None:
         return LookUp(ranking)
-    if isinstance(question.request, wire.Look):
+    if isinstance(question.request, wire.GetEntry):
         nodes = nodes[:1]
     request = frame(wire.encode(question.request))
     replies = await client.call_each([(node, request) for node in nodes], until)
     return LookUp(
         ranking,
-        next((reply for reply in replies if isinstance(reply, wire.Looked)), None),
+        next((reply for reply in replies if isinstance(reply, wire.EntryReply)), None),
         [
             Count(node.name, *held)
             for node, reply in zip(nodes, replies, strict=True)
-            if isinstance(reply, wire.LimitsFound)
+            if isinstance(reply, wire.LimitsReply)
             for held in reply.limits
         ],
-        silence(nodes, replies, (wire.Looked, wire.LimitsFound)),
+        silence(nodes, replies, (wire.EntryReply, wire.LimitsReply)),
     )

@@ -7,20 +7,20 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from ..core.messages import GONE, State
-from ..core.rates import STEP
-from ..wire.messages import Report, Status
+from ..core.counter_history import STEP
+from ..core.membership.messages import GONE, MemberState
+from ..wire.messages import ReportReply, StatusReply
 from ..wire.status import MemberStatus
+from .formatting import duration
 from .reports import Reports
-from .words import duration
 
-STATE_LABELS: dict[State, str | Promise] = {
-    State.JOINING: _("joining"),
-    State.ALIVE: _("alive"),
-    State.SUSPECT: _("suspect"),
-    State.DOWN: _("down"),
-    State.LEAVING: _("leaving"),
-    State.LEFT: _("left"),
+STATE_LABELS: dict[MemberState, str | Promise] = {
+    MemberState.JOINING: _("joining"),
+    MemberState.ALIVE: _("alive"),
+    MemberState.SUSPECT: _("suspect"),
+    MemberState.DOWN: _("down"),
+    MemberState.LEAVING: _("leaving"),
+    MemberState.LEFT: _("left"),
 }
 
 
@@ -38,11 +38,11 @@ class Row:
     """
 
     name: str
-    state: State
+    state: MemberState
     address: str
-    report: Report | None = None
+    report: ReportReply | None = None
     silent: str = ""
-    seen_as: State | None = None
+    seen_as: MemberState | None = None
     heard_ago: float | None = None
     round_trip: float | None = None
     is_observer: bool = False
@@ -50,7 +50,7 @@ class Row:
     odd_version: bool = False
 
     @property
-    def told(self) -> Status | None:
+    def told(self) -> StatusReply | None:
         return None if self.report is None else self.report.status
 
     @property
@@ -110,7 +110,7 @@ def rows(reports: Reports) -> list[Row]:
     return sorted(table, key=lambda row: (row.state in GONE, row.name))
 
 
-def _row(report: Report, member: MemberStatus | None, **more: Any) -> Row:
+def _row(report: ReportReply, member: MemberStatus | None, **more: Any) -> Row:
     told = report.status
     return Row(
         told.identity.name,
@@ -130,13 +130,13 @@ def _silent_row(heard: MemberStatus, seen: MemberStatus | None, why: str) -> Row
     return Row(member.identity.name, member.state, member.identity.address, silent=why, heard_ago=heard_ago)
 
 
-def _last_heard(nodes: dict[str, Status]) -> dict[str, MemberStatus]:
+def _last_heard(nodes: dict[str, StatusReply]) -> dict[str, MemberStatus]:
     """Each member by name, as the node knows it that heard it last."""
     members = [member for status in nodes.values() for member in status.members]
     return {member.identity.name: member for member in sorted(members, key=lambda member: -member.heard_ago)}
 
 
-def _usual_version(nodes: dict[str, Status]) -> str:
+def _usual_version(nodes: dict[str, StatusReply]) -> str:
     versions = Counter(status.version for status in nodes.values()).most_common(1)
     return versions[0][0] if versions else ""
 

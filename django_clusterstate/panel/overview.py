@@ -7,9 +7,9 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from django.utils import timezone
 
-from .. import conf
+from .. import runtime
 from . import members, traffic
-from .keys import KeyForm, LookUp, Question, alook_up
+from .keys import KeyForm, KeyQuery, LookUp, alook_up
 from .reachability import matrix
 from .reports import Reports, gather
 from .timeline import merged
@@ -25,14 +25,14 @@ def overview(form: KeyForm | None = None) -> dict[str, Any]:
     return {**_shown(reports), "found": found}
 
 
-async def _gather(question: Question | None) -> tuple[Reports, LookUp | None]:
+async def _gather(question: KeyQuery | None) -> tuple[Reports, LookUp | None]:
     if question is None:
         return await gather(), None
     return await asyncio.gather(gather(), alook_up(question))
 
 
 def _shown(reports: Reports) -> dict[str, Any]:
-    settings, told = conf.get_settings(), reports.of
+    settings, told = runtime.get_settings(), reports.of
     return {
         "status": reports.status,
         "observer": members.observer(reports),

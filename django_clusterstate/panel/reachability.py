@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from ..core.membership import Timings
-from ..core.messages import GONE, Identity
-from ..wire.messages import Status
+from ..core.membership.messages import GONE, Identity
+from ..core.membership.transitions import Timings
+from ..wire.messages import StatusReply
+from .formatting import duration
 from .reports import Reports
-from .words import duration
 
 WIDEST = 24  # a matrix of more members is no help: then only what is wrong is listed
 LISTED = 50  # of it
@@ -65,7 +65,7 @@ def matrix(reports: Reports, timings: Timings) -> Matrix:
     return Matrix(speakers, [(name, _hearings(status, speakers, timings)) for name, status in nodes.items()])
 
 
-def _hearings(status: Status, speakers: list[str], timings: Timings) -> list[Hearing]:
+def _hearings(status: StatusReply, speakers: list[str], timings: Timings) -> list[Hearing]:
     me: Identity = status.identity
     heard = {member.identity.name: member for member in status.members}
     hearings = []

@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from .. import conf
+from .. import runtime
 from ..client.aio import AsyncClient, from_now
 from ..client.routing import Target, silence
 from ..cluster import ClusterStatus
@@ -23,22 +23,22 @@ class Reports:
     """The reports of the nodes that answered, by name, and the seconds to each of them and back."""
 
     status: ClusterStatus
-    of: dict[str, wire.Report] = field(default_factory=dict)
+    of: dict[str, wire.ReportReply] = field(default_factory=dict)
     round_trips: dict[str, float] = field(default_factory=dict)
 
 
 async def gather() -> Reports:
     """Asks every node."""
-    client, until = conf.get_async_client(), from_now(PATIENCE)
+    client, until = runtime.get_async_client(), from_now(PATIENCE)
     table = await client.table(from_now(PATIENCE / 2))
     targets = list({client.routing.local, *table.targets.values()})
     answers = await asyncio.gather(*(_report_of(client, target, until) for target in targets))
     of, round_trips = {}, {}
     for reply, seconds in answers:
-        if isinstance(reply, wire.Report):
+        if isinstance(reply, wire.ReportReply):
             name = reply.status.identity.name
             of[name], round_trips[name] = reply, seconds
-    silent = silence(targets, [reply for reply, _ in answers], wire.Report)
+    silent = silence(targets, [reply for reply, _ in answers], wire.ReportReply)
     return Reports(ClusterStatus.of(table, [report.status for report in of.values()], silent), of, round_trips)
 
 
@@ -48,7 +48,7 @@ async def _report_of(
     """The node's report and the seconds there and back, or why there is none."""
     [reply] = await client.call_each([(target, _GET_REPORT)], until)
     start = time.perf_counter()
-    if isinstance(reply, wire.Report):
+    if isinstance(reply, wire.ReportReply):
         [pong] = await client.call_each([(target, _PING)], until)  # by the connection that is there now
         reply = pong if isinstance(pong, ClusterStateError) else reply
     return reply, time.perf_counter() - start

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from ..core.messages import State
-from ..core.timeline import Moment, What
-from .words import LONGEST
+from ..core.membership.messages import MemberState
+from ..core.membership.timeline import Moment, What
+from .formatting import LONGEST
 
 TOGETHER = 10.0  # seconds within which nodes tell of one and the same thing
 SHOWN = 50
@@ -27,11 +27,11 @@ LABELS: dict[str, str | Promise] = {
 }
 
 _LOOKS: dict[str, str] = {
-    What.JOINED: State.ALIVE,
-    What.SUSPECTED: State.SUSPECT,
-    What.ISOLATED: State.SUSPECT,
-    What.DOWN: State.DOWN,
-    What.LEFT: State.LEFT,
+    What.JOINED: MemberState.ALIVE,
+    What.SUSPECTED: MemberState.SUSPECT,
+    What.ISOLATED: MemberState.SUSPECT,
+    What.DOWN: MemberState.DOWN,
+    What.LEFT: MemberState.LEFT,
 }
 
 

@@ -7,13 +7,13 @@ from urllib.parse import urlencode
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from ..core.messages import SERVING
-from ..core.rates import STEP, STEPS
-from ..core.sketch import Counted, merged
+from ..core.counter_history import STEP, STEPS
+from ..core.membership.messages import SERVING
+from ..core.top_keys import KeyCount, merged
 from ..ratelimit import split_key
-from ..wire.messages import Report
-from .pictures import lengths, line
+from ..wire.messages import ReportReply
 from .reports import Reports
+from .svg import lengths, line
 
 WIDTH, HEIGHT = 240.0, 40.0  # of a curve
 BAR = 120.0  # the longest share
@@ -50,7 +50,7 @@ class Curve:
         return max(self.values)
 
 
-def curves(reports: Iterable[Report]) -> list[Curve]:
+def curves(reports: Iterable[ReportReply]) -> list[Curve]:
     """One for each kind. The nodes' steps don't begin together, so a step is exact to five seconds."""
     everything = list(reports)
     return [
@@ -117,7 +117,7 @@ class TopKey:
         return urlencode({"kind": "limit", "group": self.group, "key": self.key})
 
 
-def top(counted: Iterable[Counted[bytes]]) -> list[TopKey]:
+def top(counted: Iterable[KeyCount[bytes]]) -> list[TopKey]:
     """The most frequent ones. A key may be told of by several nodes: those that counted in the owner's place."""
     first = sorted(merged(counted), key=lambda one: (-one.times, one.key))[:SHOWN]
     bars = lengths([one.times for one in first], BAR)

@@ -3,8 +3,8 @@
 Nothing here raises for a failure of the cluster: the policy `on_unavailable` then answers, and the decision says so.
 """
 
-from .counting import ahit, apeek, arefund, areset, hit, peek, refund, reset
-from .limit import ALGORITHMS, MAX_COST, Decision, Limit, Ratelimited, routing_key, split_key
+from .hits import ahit, apeek, arefund, areset, hit, peek, refund, reset
+from .limits import ALGORITHMS, MAX_COST, Decision, Limit, Ratelimited, routing_key, split_key
 
 __all__ = [
     "ALGORITHMS",

@@ -5,18 +5,18 @@ import time
 from collections.abc import Sequence
 from os import getpid
 
-from .. import conf
+from .. import runtime
 from ..client.forks import PerProcess
-from ..core import limiter
-from ..core.ledger import Ledger
-from ..core.limiter import Rule
-from .limit import Decision, Limit, binding
+from ..core.limits import algorithms
+from ..core.limits.algorithms import Rule
+from ..core.limits.store import LimitStore
+from .limits import Decision, Limit, binding
 
 PROCESS_MAX_BYTES = 8 * 1024 * 1024  # for what a process counts by itself
 
 
 def policy_of(limit: Limit) -> str:
-    return limit.on_unavailable or conf.get_settings().on_unavailable
+    return limit.on_unavailable or runtime.get_settings().on_unavailable
 
 
 class ProcessLimits(PerProcess):
@@ -28,18 +28,20 @@ class ProcessLimits(PerProcess):
 
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
-        self._store = Ledger(PROCESS_MAX_BYTES)
+        self._store = LimitStore(PROCESS_MAX_BYTES)
         self._told = 0  # evictions
 
-    def decide(self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True) -> list[limiter.Decision]:
+    def decide(
+        self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True
+    ) -> list[algorithms.RuleDecision]:
         if getpid() != self._pid:
             self._forked()
         now = time.monotonic()
         with self._lock:
             self._store.expire(now)
             if not counts:
-                return limiter.peek(self._store, key, rules, cost, now)
-            return limiter.hit(self._store, key, rules, cost, now)[0]
+                return algorithms.peek(self._store, key, rules, cost, now)
+            return algorithms.hit(self._store, key, rules, cost, now)[0]
 
     def take_evictions(self) -> int:
         """How many live limits were dropped for room since this was asked last."""
@@ -54,19 +56,19 @@ class ProcessLimits(PerProcess):
             self._forked()
         now = time.monotonic()
         with self._lock:
-            limiter.refund(self._store, key, rules, cost, now - ago, now)
+            algorithms.refund(self._store, key, rules, cost, now - ago, now)
 
     def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
         """Whether anything was counted."""
         if getpid() != self._pid:
             self._forked()
         with self._lock:
-            return any(limiter.reset(self._store, key, rules, time.monotonic()))
+            return any(algorithms.reset(self._store, key, rules, time.monotonic()))
 
 
 def without_nodes(limit: Limit, key: bytes, cost: int, process: ProcessLimits, *, counts: bool) -> Decision:
     """The decision of the limit's policy. What is none denies."""
-    policy, tally = policy_of(limit), conf.get_tally()
+    policy, tally = policy_of(limit), runtime.get_stats()
     if policy == "local":
         tally.fallback_process += counts
         decisions = process.decide(key, limit.rules, cost, counts=counts)

@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from django.utils.functional import LazyObject
 from django.utils.module_loading import import_string
 
-from .. import conf
+from .. import runtime
 from ..clientip import client_ip, network_of
 
 ALL = None
@@ -86,7 +86,7 @@ def client_of(meta: Mapping[str, Any]) -> str:
 
     Raises `ImproperlyConfigured` where that is no IP address: all clients would be one.
     """
-    settings = conf.get_settings()
+    settings = runtime.get_settings()
     try:
         return network_of(client_ip(meta, settings.trusted_proxies), settings.ipv4_mask, settings.ipv6_mask)
     except ValueError as error:

@@ -10,16 +10,16 @@ from typing import cast
 
 from msgspec import structs
 
-from ..exceptions import AnswerLost, ProtocolError, TimedOut, Unavailable
+from ..exceptions import ConnectionLost, ProtocolError, TimedOut, Unavailable
 from .address import Address, UnixAddress
 from .blocking import ANYONE, OVERTIME
-from .folders import check_folder, check_unix_peer
+from .busy_polling import LOOK_FOR, BusyPoll, Idle, never
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import DiallerHandshake, Hello, OtherNode, Verdict
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import Opener, Sealer
-from .polling import LOOK_FOR, BusyPoll, Idle, never
+from .unix_sockets import check_folder, check_unix_peer
 
 MAX_OUTPUT = 8 * 1024 * 1024
 TICKS, SHORTEST_TICK = 8, 0.005  # seconds
@@ -98,7 +98,7 @@ class AsyncConnection(asyncio.Protocol):
         return -1 if self._transport is None else int(self._transport.get_extra_info("socket").fileno())
 
     def close(self) -> None:
-        self._fail(AnswerLost("the connection was closed"))
+        self._fail(ConnectionLost("the connection was closed"))
 
     def _stay_awake(self) -> None:
         """Keeps the loop from sleeping while an answer is looked for: see `polling`. All else in it takes its turn."""
@@ -177,7 +177,7 @@ class AsyncConnection(asyncio.Protocol):
         self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(AnswerLost("the node closed the connection"))
+        self._fail(ConnectionLost("the node closed the connection"))
 
     def _fail(self, error: Exception) -> None:
         if self.closed:

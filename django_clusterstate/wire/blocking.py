@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from ..exceptions import AnswerLost, ClusterStateError, ProtocolError, TimedOut, Unavailable, raised_by_signal
+from ..exceptions import ConnectionLost, ClusterStateError, ProtocolError, TimedOut, Unavailable, raised_by_signal
 from .address import Address, UnixAddress
-from .folders import check_folder, check_unix_peer
-from .foreign import too_long
+from .busy_polling import LOOK_FOR, BusyPoll, Idle, never
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello, OtherNode
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import MAX_RECORD, RECORD_HEADER, TAG, Data, Opener, Sealer, record_size
-from .polling import LOOK_FOR, BusyPoll, Idle, never
+from .other_protocols import too_long
+from .unix_sockets import check_folder, check_unix_peer
 
 _RECEIVE = MAX_RECORD  # bytes: so the longest record fits
 _CLOSED = "the node closed the connection"
@@ -203,7 +203,7 @@ class BlockingConnection:
         if isinstance(error, BlockingIOError | TimeoutError):
             return TimedOut(str(_unavailable(error)))
         if isinstance(error, OSError):
-            return AnswerLost(str(error)) if sent else Unavailable(str(error))
+            return ConnectionLost(str(error)) if sent else Unavailable(str(error))
         return ProtocolError(f"a reply that can't be read: {error}")
 
     def _look(self) -> int:

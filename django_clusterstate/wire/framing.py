@@ -3,7 +3,7 @@
 import struct
 
 from ..exceptions import ProtocolError
-from .foreign import too_long
+from .other_protocols import too_long
 
 HEADER = 4
 MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message around it

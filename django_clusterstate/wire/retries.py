@@ -13,21 +13,21 @@ from .messages import (
     Clear,
     Delete,
     Deliver,
-    Fetch,
     FindLimits,
     Flush,
     Forward,
     Get,
+    GetEntry,
     GetEvents,
     GetReport,
     GetStatus,
     GetView,
+    GetWithTtl,
     GroupAdd,
     GroupDiscard,
     GroupSend,
     Hit,
     Incr,
-    Look,
     Peek,
     Ping,
     Receive,
@@ -53,7 +53,8 @@ def may_repeat(request: Request) -> bool:
     match request:
         case (
             # Nothing changes.
-            Get() | Fetch() | Look() | Scan() | Peek() | FindLimits() | GetEvents() | Ping() | GetStatus() | GetReport()
+            Get() | GetWithTtl() | GetEntry() | Scan() | Peek() | FindLimits() | GetEvents()
+            | Ping() | GetStatus() | GetReport()
             # The second execution changes nothing, or what others did between the two.
             | Touch() | Delete() | Clear() | Reset() | Flush() | GroupAdd() | GroupDiscard()
             # The node knows the batch by its number.

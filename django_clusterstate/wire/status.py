@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ..core.messages import GONE, Identity, State
+from ..core.membership.messages import GONE, Identity, MemberState
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -30,7 +30,7 @@ def no_latencies() -> list[int]:
     return [0] * (len(LATENCY_BOUNDS) + 1)
 
 
-class Tally(msgspec.Struct, array_like=True):
+class RequesterStats(msgspec.Struct, array_like=True):
     """What requesters count of what no node sees. They tell the node that they ask for the view, which adds it up."""
 
     remembered: Count = 0  #: hits denied from a requester's memory of an earlier denial
@@ -52,9 +52,9 @@ class Tally(msgspec.Struct, array_like=True):
             self.latencies[bucket] += count
         self.latency_sum += sum(waits)
 
-    def plus(self, other: "Tally") -> "Tally":
+    def plus(self, other: "RequesterStats") -> "RequesterStats":
         ours, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
-        return Tally(*(_sum(one, another) for one, another in zip(ours, theirs, strict=True)))
+        return RequesterStats(*(_sum(one, another) for one, another in zip(ours, theirs, strict=True)))
 
 
 def _sum(one: Any, another: Any) -> Any:
@@ -78,7 +78,7 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     """One member as the answering node sees it; seconds since it was last heard, and in this state."""
 
     identity: Identity
-    state: State
+    state: MemberState
     incarnation: int
     heard_ago: float
     state_for: float
@@ -119,7 +119,9 @@ class Stats(msgspec.Struct, array_like=True):
     heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, or not understood
     dry_denied: int = 0  #: limit decisions of a dry run that denied, so the request passed nevertheless
     refunds: int = 0  #: hits taken back
-    tally: Tally = msgspec.field(default_factory=Tally)  #: what the requesters that ask this node for the view counted
+    tally: RequesterStats = msgspec.field(
+        default_factory=RequesterStats
+    )  #: what the requesters that ask this node for the view counted
     events: int = 0  #: events counted
     event_evictions: int = 0  #: names of events dropped for room, with all that was counted of them
     changes: Changes = msgspec.field(default_factory=Changes)  #: what became of the members

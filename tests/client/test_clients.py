@@ -19,15 +19,15 @@ from unittest.mock import ANY
 import pytest
 from asgiref.sync import async_to_sync
 
-from django_clusterstate import conf
+from django_clusterstate import runtime
 from django_clusterstate.client.aio import AsyncClient, from_now
+from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.loops import MAX_LOOPS
-from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, Table, Target
-from django_clusterstate.client.sync import Client
+from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, RoutingTable, Target
 from django_clusterstate.core.hrw import Rendezvous
-from django_clusterstate.core.limiter import Algorithm, Rule
-from django_clusterstate.core.messages import NO_VIEW, Identity, View
-from django_clusterstate.exceptions import AnswerLost, ClusterStateError, ProtocolError, Unavailable
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.core.membership.messages import NO_VIEW, Identity, View
+from django_clusterstate.exceptions import ConnectionLost, ClusterStateError, ProtocolError, Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
@@ -76,7 +76,7 @@ class Requester(Protocol):
     def call(self, key: bytes, request: bytes) -> wire.Reply: ...
     def call_node(self, target: Target, request: bytes) -> wire.Reply: ...
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[wire.Reply | ClusterStateError]: ...
-    def table(self) -> Table: ...
+    def table(self) -> RoutingTable: ...
     def close(self) -> None: ...
 
 
@@ -107,7 +107,7 @@ class Async:
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[wire.Reply | ClusterStateError]:
         return self._runner.run(self._client.call_each(requests))
 
-    def table(self) -> Table:
+    def table(self) -> RoutingTable:
         return self._runner.run(self._client.table())
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ def local_socket(cluster: LocalCluster, name: str = "alpha") -> UnixAddress:
 
 @pytest.fixture
 def requester(make: Make, cluster: LocalCluster) -> Requester:
-    return make(local_socket(cluster), conf.get_settings().link_keys)
+    return make(local_socket(cluster), runtime.get_settings().link_keys)
 
 
 def set_request(key: bytes, value: wire.Value) -> bytes:
@@ -148,7 +148,7 @@ def get_request(*keys: bytes) -> bytes:
 
 
 def values(reply: wire.Reply | ClusterStateError) -> list[wire.Value | None]:
-    assert isinstance(reply, wire.Values)
+    assert isinstance(reply, wire.ValuesReply)
     return reply.values
 
 
@@ -185,7 +185,7 @@ def test_requests_to_several_nodes_bring_their_replies_in_order(requester: Reque
     for _ in range(2):  # without and with connections at hand
         targets = list(requester.table().targets.values())
         replies = requester.call_each([(target, PING) for target in targets])
-        names = [reply.identity.name for reply in replies if isinstance(reply, wire.Pong)]
+        names = [reply.identity.name for reply in replies if isinstance(reply, wire.PongReply)]
         assert names == [target.name for target in targets]
     assert requester.call_each([]) == []
 
@@ -194,7 +194,7 @@ def test_long_replies_of_several_nodes_arrive_whole(requester: Requester) -> Non
     value = b"x" * 1024 * 1024
     targets = list(requester.table().targets.values())
     requests = [(target, set_request(b"long\0" + target.name.encode(), value)) for target in targets]
-    assert all(isinstance(reply, wire.Flags) for reply in requester.call_each(requests))
+    assert all(isinstance(reply, wire.FlagsReply) for reply in requester.call_each(requests))
     for _ in range(3):
         replies = requester.call_each([(target, get_request(b"long\0" + target.name.encode())) for target in targets])
         assert [values(reply) for reply in replies] == [[value]] * 3
@@ -203,7 +203,7 @@ def test_long_replies_of_several_nodes_arrive_whole(requester: Requester) -> Non
 def test_same_node_may_be_asked_several_times_at_once(requester: Requester) -> None:
     target = requester.table().targets["beta"]
     replies = requester.call_each([(target, set_request(b"k%d" % number, number)) for number in range(10)])
-    assert all(isinstance(reply, wire.Flags) for reply in replies)
+    assert all(isinstance(reply, wire.FlagsReply) for reply in replies)
 
 
 def test_without_its_local_node_the_view_comes_from_another(requester: Requester) -> None:
@@ -215,7 +215,7 @@ def test_without_its_local_node_the_view_comes_from_another(requester: Requester
         requester.close()
     before = requester.routing.refresh_at
     requester.clock.ahead += 1.5
-    assert isinstance(requester.call(key, set_request(key, 1)), wire.Flags)
+    assert isinstance(requester.call(key, set_request(key, 1)), wire.FlagsReply)
     assert requester.routing.refresh_at > before
     assert requester.table().local_name == "alpha"  # it is still this host's, though nobody answers there
 
@@ -249,7 +249,7 @@ def mute(sock: Any) -> None:
 def answers_once(sock: Any) -> SealedSocket:
     sealed = shake_hands(sock)
     sealed.read_frame()
-    sealed.sendall(frame(wire.encode(wire.Done(1))))
+    sealed.sendall(frame(wire.encode(wire.DoneReply(1))))
     return sealed
 
 
@@ -266,7 +266,7 @@ def stopped_after_one_answer() -> Script:
 
 def adopt(requester: Requester, *targets: Target) -> None:
     """Makes these the nodes that the requester knows, and whose connections it closes in the end."""
-    requester.routing.table = Table(NO_VIEW, "", {target.name: target for target in targets})
+    requester.routing.table = RoutingTable(NO_VIEW, "", {target.name: target for target in targets})
 
 
 class Nodes:
@@ -300,7 +300,7 @@ def test_node_that_is_stopped_takes_no_time_and_no_blame_of_the_others(make: Mak
         stopped = requests[position][0]
         others = [target for target, _ in requests if target is not stopped]
         if warm:
-            assert kinds(requester.call_each(requests)) == [wire.Done] * 3
+            assert kinds(requester.call_each(requests)) == [wire.DoneReply] * 3
         else:
             for target in others:
                 requester.call_node(target, PING)
@@ -310,7 +310,7 @@ def test_node_that_is_stopped_takes_no_time_and_no_blame_of_the_others(make: Mak
             replies = requester.call_each(requests)
             took.append(time.monotonic() - start)
             assert kinds(replies).index(Unavailable) == position
-            assert kinds(replies).count(wire.Done) == 2
+            assert kinds(replies).count(wire.DoneReply) == 2
             assert stopped.failures == failures
             assert [target.failures for target in others] == [0, 0]
         assert statistics.median(took) < AT_LATEST
@@ -323,7 +323,7 @@ def test_nodes_that_are_stopped_take_one_deadline_together(make: Make, warm: boo
         requester = make(requests[0][0].address, deadline=DEADLINE)
         adopt(requester, *(target for target, _ in requests))
         if warm:
-            assert kinds(requester.call_each(requests)) == [wire.Done] * 12
+            assert kinds(requester.call_each(requests)) == [wire.DoneReply] * 12
         start = time.monotonic()
         assert kinds(requester.call_each(requests)) == [Unavailable] * 12
         assert time.monotonic() - start < AT_LATEST
@@ -335,12 +335,12 @@ def test_connection_that_the_node_has_closed_is_replaced(make: Make) -> None:
         requester = make(node.address)
         target = Target("n", node.address)
         for number in range(1, 4):
-            assert requester.call_node(target, PING) == wire.Done(1)
+            assert requester.call_node(target, PING) == wire.DoneReply(1)
             assert node.accepted == number
         other = Target("other", node.address)
         adopt(requester, target, other)
         for _ in range(2):
-            assert kinds(requester.call_each([(target, PING), (other, PING)])) == [wire.Done] * 2
+            assert kinds(requester.call_each([(target, PING), (other, PING)])) == [wire.DoneReply] * 2
         assert target.failures == other.failures == 0
         requester.close()
 
@@ -382,7 +382,7 @@ def alone(requester: Requester, target: Target, direct: Target, request: bytes) 
 
 def with_others(requester: Requester, target: Target, direct: Target, request: bytes) -> wire.Reply | ClusterStateError:
     replies = requester.call_each([(direct, PING), (target, request)])
-    assert isinstance(replies[0], wire.Pong)
+    assert isinstance(replies[0], wire.PongReply)
     return replies[1]
 
 
@@ -407,7 +407,7 @@ def test_request_that_must_not_be_executed_twice_is_not_sent_again(
         requester.call_node(target, PING)
         proxy.cut = 1
         reply = way(requester, target, direct, frame(wire.encode(requests[what])))
-        assert type(reply) is AnswerLost
+        assert type(reply) is ConnectionLost
         assert proxy.cut == 0
         assert len(proxy.sent[-2][-1]) == len(frame(wire.encode(requests[what]))) + RECORD_HEADER + TAG  # it was sent
         assert all(len(sent) == 1 for sent in proxy.sent[-1:])  # a handshake, and nothing more
@@ -415,7 +415,7 @@ def test_request_that_must_not_be_executed_twice_is_not_sent_again(
             assert values(requester.call_node(direct, get_request(key))) == [times]
         elif what in ("hit", "refund"):
             peeked = requester.call_node(direct, frame(wire.encode(wire.Peek(key, RULES))))
-            assert isinstance(peeked, wire.Decided)
+            assert isinstance(peeked, wire.DecisionsReply)
             assert peeked.decisions[0].remaining == 100 - 5 - (times if what == "hit" else -times)
 
 
@@ -437,9 +437,9 @@ def test_request_that_may_be_executed_twice_is_sent_again(
     requester.call_node(direct, set_request(key, 1))
     proxy.cut = 1
     reply = way(requester, target, direct, frame(wire.encode(requests[what])))
-    assert isinstance(reply, wire.Values | wire.Flags | wire.Decided)
+    assert isinstance(reply, wire.ValuesReply | wire.FlagsReply | wire.DecisionsReply)
     assert proxy.cut == 0
-    if isinstance(reply, wire.Flags):
+    if isinstance(reply, wire.FlagsReply):
         assert reply.flags == [what != "delete"]  # there it was absent by then
     assert target.failures == 0
 
@@ -457,7 +457,7 @@ def test_node_that_was_started_since_is_asked_again_whatever_it_is(
             asked.append((boot, wire.decode_request(sealed.read_frame())))
             if len(asked) == 2:
                 return  # it ends before it answers
-            sealed.sendall(frame(wire.encode(wire.Done(number))))
+            sealed.sendall(frame(wire.encode(wire.DoneReply(number))))
 
     with ScriptedNode(script) as node, ScriptedNode(answering(pong)) as other:
         requester = make(node.address)
@@ -465,13 +465,13 @@ def test_node_that_was_started_since_is_asked_again_whatever_it_is(
         adopt(requester, target, direct)
         requester.call_node(target, PING)
         reply = way(requester, target, direct, incr_request(b"k"))
-        assert type(reply) is (wire.Done if again else AnswerLost)
+        assert type(reply) is (wire.DoneReply if again else ConnectionLost)
         assert [boot for boot, request in asked if isinstance(request, wire.Incr)] == list(boots)[: 1 + again]
         requester.close()
 
 
 def pong(number: int) -> bytes:
-    return frame(wire.encode(wire.Pong(1, Identity("other", b"boot" * 4, "h:1"))))
+    return frame(wire.encode(wire.PongReply(1, Identity("other", b"boot" * 4, "h:1"))))
 
 
 def test_restart_of_an_idle_node_is_noticed_before_anything_is_sent(folder: Path, make: Make) -> None:
@@ -489,7 +489,7 @@ def test_restart_of_an_idle_node_is_noticed_before_anything_is_sent(folder: Path
         nodes.wait_for()
         requester.clock.ahead += 1.0
         for target in (over_tcp, requester.routing.local):
-            assert requester.call_node(target, incr_request(b"k")) == wire.Number(ANY, None)
+            assert requester.call_node(target, incr_request(b"k")) == wire.NumberReply(ANY, None)
             assert target.failures == 0
         requester.close()
 
@@ -511,11 +511,11 @@ def test_earlier_start_of_a_node_is_asked_for_by_a_new_view_and_is_no_failure(re
     table = requester.table()
     beta = table.targets["beta"]
     stale = Target("beta", beta.address, b"earlier start 16")
-    requester.routing.table = Table(table.view, table.local_name, {**table.targets, "beta": stale})
+    requester.routing.table = RoutingTable(table.view, table.local_name, {**table.targets, "beta": stale})
     key = next(key for key in (b"k%d" % number for number in range(200)) if table.owner(key) is beta)
     requester.routing.epoch = 0  # as if it was of an earlier view
     requester.clock.ahead += 0.2
-    assert isinstance(requester.call(key, get_request(key)), wire.Values)
+    assert isinstance(requester.call(key, get_request(key)), wire.ValuesReply)
     assert stale.failures == 0
     assert requester.routing.table.targets["beta"].hello.wanted_boot == beta.hello.wanted_boot
     with pytest.raises(OtherStart):
@@ -539,9 +539,9 @@ def test_restart_between_two_requests_to_several_nodes_is_no_failure(make: Make)
         requester = make(first.address)
         adopt(requester, *targets)
         requests = [(target, frame(wire.encode(wire.Get([b"k"])))) for target in targets]
-        assert kinds(requester.call_each(requests)) == [wire.Done] * 2
+        assert kinds(requester.call_each(requests)) == [wire.DoneReply] * 2
         requester.routing.refresh_at = math.inf
-        assert kinds(requester.call_each(requests)) == [wire.Done, OtherStart]
+        assert kinds(requester.call_each(requests)) == [wire.DoneReply, OtherStart]
         assert targets[1].failures == 0
         assert requester.routing.refresh_at < math.inf
         requester.close()
@@ -558,7 +558,7 @@ def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) ->
             told.append(request.tally.too_big if request.tally else 0)
             if len(told) == 2:
                 return
-            sealed.sendall(frame(wire.encode(wire.Viewed(1, (), "n"))))
+            sealed.sendall(frame(wire.encode(wire.ViewReply(1, (), "n"))))
 
     with ScriptedNode(script) as node:
         requester = make(node.address)
@@ -612,7 +612,7 @@ def test_what_was_counted_is_told_once_whoever_asks_meanwhile_and_kept_if_nobody
             assert isinstance(request, wire.GetView)
             told.append(request.tally.too_big if request.tally else 0)
             take_time(0.05)
-            sealed.sendall(frame(wire.encode(wire.Viewed(1, (), "n"))))
+            sealed.sendall(frame(wire.encode(wire.ViewReply(1, (), "n"))))
 
     async def ask(client: AsyncClient) -> None:
         await asyncio.gather(*(client.table() for _ in range(5)))
@@ -672,8 +672,8 @@ def test_breaker_closes_with_the_first_answer(make: Make, caplog: pytest.LogCapt
         with ScriptedNode(answering()) as node:
             target.address = node.address
             requester.clock.ahead += HALF_OPEN_AFTER
-            assert requester.call_node(target, PING) == wire.Done(1)
-            assert requester.call_node(target, PING) == wire.Done(2)
+            assert requester.call_node(target, PING) == wire.DoneReply(1)
+            assert requester.call_node(target, PING) == wire.DoneReply(2)
             requester.close()
     assert target.failures == 0
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
@@ -687,7 +687,7 @@ def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Mak
         def local(sock: Any) -> None:
             sealed = shake_hands(sock)
             sealed.read_frame()
-            sealed.sendall(frame(wire.encode(wire.Viewed(view.epoch, view.members, "local"))))
+            sealed.sendall(frame(wire.encode(wire.ViewReply(view.epoch, view.members, "local"))))
             wait_for_the_end(sock)
 
         with ScriptedNode(local) as stopped:
@@ -697,7 +697,7 @@ def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Mak
             for _ in range(FAILURES_TO_OPEN + 1):
                 requester.clock.ahead += 1.5
                 start = time.monotonic()
-                assert isinstance(requester.call(key, PING), wire.Done)
+                assert isinstance(requester.call(key, PING), wire.DoneReply)
                 took.append(time.monotonic() - start)
                 assert target.failures == 0
             assert statistics.median(took) < AT_LATEST
@@ -715,9 +715,9 @@ def viewing(name: str, members: Sequence[Identity], told: list[int] | None = Non
         sealed = shake_hands(sock)
         while True:
             request, view = wire.decode_request(sealed.read_frame()), View.of(members)
-            reply: wire.Reply = wire.Done(view.epoch)
+            reply: wire.Reply = wire.DoneReply(view.epoch)
             if isinstance(request, wire.GetView):
-                reply = wire.Viewed(view.epoch, view.members, name)
+                reply = wire.ViewReply(view.epoch, view.members, name)
                 if told is not None:
                     told.append(request.tally.too_big if request.tally else 0)
             sealed.sendall(frame(wire.encode(reply)))
@@ -782,14 +782,14 @@ def test_what_was_counted_is_told_to_one_node_though_several_are_asked(make: Mak
 
 @pytest.fixture
 def client(cluster: LocalCluster) -> Iterator[Client]:
-    client = Client(local_socket(cluster), conf.get_settings().link_keys, 5.0)
+    client = Client(local_socket(cluster), runtime.get_settings().link_keys, 5.0)
     yield client
     client.close()
 
 
 @pytest.fixture
 def async_client(cluster: LocalCluster) -> AsyncClient:
-    return AsyncClient(local_socket(cluster), conf.get_settings().link_keys, 5.0)
+    return AsyncClient(local_socket(cluster), runtime.get_settings().link_keys, 5.0)
 
 
 def exchange(client: Client, who: int, times: int) -> bool:
@@ -802,7 +802,9 @@ def exchange(client: Client, who: int, times: int) -> bool:
         if number % 10 == 0:
             targets = list(client.table().targets.values())
             replies = client.call_each([(target, PING) for target in targets])
-            if [reply.identity.name for reply in replies if isinstance(reply, wire.Pong)] != [t.name for t in targets]:
+            if [reply.identity.name for reply in replies if isinstance(reply, wire.PongReply)] != [
+                t.name for t in targets
+            ]:
                 return False
     return True
 
@@ -828,7 +830,7 @@ def test_more_threads_than_a_node_accepts_at_a_time_are_all_served(client: Clien
     def dial(_: int) -> bool:
         start.wait()
         target = client.routing.table.targets["beta"]
-        return isinstance(client.call_node(target, PING), wire.Pong)
+        return isinstance(client.call_node(target, PING), wire.PongReply)
 
     client.table()
     with ThreadPoolExecutor(150) as threads:
@@ -862,11 +864,11 @@ def test_child_tells_nothing_that_its_parent_has_counted(
     client: Client, async_client: AsyncClient, in_child: InChild
 ) -> None:
     def blocking() -> bool:
-        assert isinstance(client.call_node(client.routing.local, PING), wire.Pong)
+        assert isinstance(client.call_node(client.routing.local, PING), wire.PongReply)
         return client.routing.untold.tally.remembered == 0 and len(client.routing.waits) == 1
 
     async def asynchronous() -> bool:
-        assert isinstance(await async_client.call_node(async_client.routing.local, PING), wire.Pong)
+        assert isinstance(await async_client.call_node(async_client.routing.local, PING), wire.PongReply)
         return async_client.routing.untold.tally.remembered == 0 and len(async_client.routing.waits) == 1
 
     for routing, work in ((client.routing, blocking), (async_client.routing, lambda: asyncio.run(asynchronous()))):
@@ -972,17 +974,17 @@ async def test_calls_that_start_together_share_one_connection(async_client: Asyn
     target = (await async_client.table()).targets["beta"]
     before = open_files()
     replies = await asyncio.gather(*(async_client.call_node(target, PING) for _ in range(50)))
-    assert all(isinstance(reply, wire.Pong) for reply in replies)
+    assert all(isinstance(reply, wire.PongReply) for reply in replies)
     assert open_files() - before == 1
 
 
 async def test_busy_loop_is_served(cluster: LocalCluster) -> None:
-    client = AsyncClient(local_socket(cluster), conf.get_settings().link_keys, DEADLINE)
+    client = AsyncClient(local_socket(cluster), runtime.get_settings().link_keys, DEADLINE)
     busy = asyncio.create_task(keep_busy(DEADLINE / 2))  # a dial takes several turns
     targets = (await client.table()).targets
     assert set(targets) == set(NODES)
     for target in targets.values():
-        assert isinstance(await client.call_node(target, PING), wire.Pong)
+        assert isinstance(await client.call_node(target, PING), wire.PongReply)
         assert target.failures == 0
     busy.cancel()
     await client.close()
@@ -1004,7 +1006,7 @@ async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> No
         call = asyncio.create_task(client.call_node(target, PING))
         await asyncio.sleep(0.01)  # it is sent
         take_time(2 * DEADLINE)
-        assert await call == wire.Done(1)
+        assert await call == wire.DoneReply(1)
         assert target.failures == 0
         await client.close()
 
@@ -1016,7 +1018,7 @@ async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:
         other = asyncio.create_task(async_client.call_node(target, PING))
         await asyncio.sleep(0)
         cancelled.cancel()
-        assert isinstance(await other, wire.Pong)
+        assert isinstance(await other, wire.PongReply)
         with pytest.raises(asyncio.CancelledError):
             await cancelled
     assert target.failures == 0
@@ -1027,7 +1029,7 @@ async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
         client = AsyncClient(requests[0][0].address, KEYS, 60.0)
         start = time.monotonic()
         replies = await client.call_each(requests, from_now(0.2))
-        assert kinds(replies) == [wire.Done, Unavailable]
+        assert kinds(replies) == [wire.DoneReply, Unavailable]
         assert str(replies[1]) == f"{requests[1][0]}: no answer in time"
         assert time.monotonic() - start < 10
         assert [target.failures for target, _ in requests] == [0, 0]
@@ -1037,7 +1039,7 @@ async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
 async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
     with ScriptedNode(mute) as node:
         client = AsyncClient(node.address, KEYS, 60.0)
-        last = client.routing.table = Table(NO_VIEW, "", {"n": Target("n", node.address)})
+        last = client.routing.table = RoutingTable(NO_VIEW, "", {"n": Target("n", node.address)})
         start = time.monotonic()
         assert await client.table(from_now(0.2)) is last
         assert time.monotonic() - start < 10

@@ -12,20 +12,20 @@ from django_clusterstate.client.routing import (
     VIEW_MAX_AGE,
     VIEW_MIN_AGE,
     Learned,
+    PendingStats,
     Routing,
-    Table,
+    RoutingTable,
     Target,
-    Untold,
     also_ask,
     named,
 )
 from django_clusterstate.core.hrw import Rendezvous
-from django_clusterstate.core.messages import Identity, View
+from django_clusterstate.core.membership.messages import Identity, View
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import HEADER
-from django_clusterstate.wire.messages import GetView, Request, Viewed, decode_request
-from django_clusterstate.wire.status import Tally
+from django_clusterstate.wire.messages import GetView, Request, ViewReply, decode_request
+from django_clusterstate.wire.status import RequesterStats
 
 NOW = 1000.0
 LOCAL = UnixAddress("/run/node.sock")
@@ -35,9 +35,9 @@ def member(name: str, *, boot: bytes = b"1", address: str = "", weight: float = 
     return Identity(name, boot, address or f"10.0.0.{ord(name[0])}:4370", weight)
 
 
-def viewed(*members: Identity, by: str = "a") -> Viewed:
+def viewed(*members: Identity, by: str = "a") -> ViewReply:
     view = View.of(members)
-    return Viewed(view.epoch, view.members, by)
+    return ViewReply(view.epoch, view.members, by)
 
 
 def routing_of(*names: str, by: str = "a") -> Routing:
@@ -256,7 +256,7 @@ def test_without_a_view_all_ask() -> None:
 def test_keys_are_grouped_by_the_owner_that_each_has(keys: list[bytes]) -> None:
     members = [member("a"), member("b", weight=2.0), member("c")]
     targets = {each.name: Target(each.name, LOCAL) for each in members}
-    table = Table(View.of(members), "a", targets)
+    table = RoutingTable(View.of(members), "a", targets)
     ring = Rendezvous({each.name: each.weight for each in members})
     groups = table.group(keys)
     assert sorted(key for _, group in groups for key in group) == sorted(keys)
@@ -268,7 +268,7 @@ def test_keys_are_grouped_by_the_owner_that_each_has(keys: list[bytes]) -> None:
 
 
 def test_without_members_there_are_no_groups() -> None:
-    table = Table(View.of(()), "", {})
+    table = RoutingTable(View.of(()), "", {})
     assert table.group([b"a"]) == []
     assert table.owner(b"a") is None
     assert table.ranking(b"a") == []
@@ -351,8 +351,8 @@ def test_member_that_fails_again_and_again_is_named_to_the_local_node_at_once() 
         assert routing.refresh_at > NOW
         routing.failed(target, NOW)
     assert routing.refresh_at == NOW
-    assert asked(routing) == GetView(["b"], Tally(failures=FAILURES_TO_OPEN))
-    routing.learn(Viewed(1, routing.table.view.members, "a"), routing.local, NOW)
+    assert asked(routing) == GetView(["b"], RequesterStats(failures=FAILURES_TO_OPEN))
+    routing.learn(ViewReply(1, routing.table.view.members, "a"), routing.local, NOW)
     target.answered()
     assert asked(routing) == GetView()
 
@@ -362,22 +362,22 @@ def test_what_was_counted_is_told_until_it_has_arrived() -> None:
     assert asked(routing) == GetView()
     routing.untold.tally.remembered += 2
     _, counted = routing.view_request()
-    assert counted == Tally(remembered=2)
+    assert counted == RequesterStats(remembered=2)
     routing.untold.tally.remembered += 1
     routing.untold.put_back(counted)  # nobody has answered
-    assert asked(routing) == GetView([], Tally(remembered=3))
+    assert asked(routing) == GetView([], RequesterStats(remembered=3))
     assert asked(routing) == GetView()  # by another thread, before the first has its answer
 
 
 def test_what_requesters_of_a_process_count_is_told_by_who_asks_next_and_once() -> None:
-    untold = Untold()
+    untold = PendingStats()
     untold.tally.too_big += 1
     first, second = Routing(LOCAL, untold), Routing(LOCAL, untold)
     first.failed(first.local, NOW)
-    assert asked(second) == GetView([], Tally(too_big=1, failures=1))
+    assert asked(second) == GetView([], RequesterStats(too_big=1, failures=1))
     assert asked(first) == GetView()
     untold.tally.too_big += 1
-    assert asked(first) == GetView([], Tally(too_big=1))
+    assert asked(first) == GetView([], RequesterStats(too_big=1))
     assert asked(second) == GetView()
 
 
@@ -389,14 +389,14 @@ def test_waits_are_told_sorted_and_once() -> None:
     assert request.tally is not None
     assert [count for count in request.tally.latencies if count] == [2, 1]
     assert request.tally.latency_sum == pytest.approx(2.0007)
-    routing.learn(Viewed(1, (), "alpha"), routing.local, 0.0)
+    routing.learn(ViewReply(1, (), "alpha"), routing.local, 0.0)
     assert asked(routing) == GetView()
 
 
 def test_while_an_owner_fails_the_next_in_the_ranking_stands_in_then_the_local_node() -> None:
     routing = Routing(LOCAL)
     members = tuple(member(name) for name in "abcde")
-    routing.learn(Viewed(1, members, "a"), routing.local, NOW)
+    routing.learn(ViewReply(1, members, "a"), routing.local, NOW)
     table, local = routing.table, routing.local
     for key in (b"%d" % n for n in range(50)):
         owner, *others = table.ranking(key)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.hrw import REMEMBERED_VIEWS, SLOTS, Rendezvous, Tenure
+from django_clusterstate.core.hrw import REMEMBERED_VIEWS, SLOTS, OwnershipHistory, Rendezvous
 
 names = st.text(min_size=1, max_size=12)
 weights = st.one_of(
@@ -159,7 +159,7 @@ def a_key_of(name: str, *names: str) -> bytes:
 
 def test_ownership_is_unbroken_while_others_come_and_go() -> None:
     key = a_key_of("a", "a", "b", "c")
-    tenure = Tenure("a")
+    tenure = OwnershipHistory("a")
     for names in (("a",), ("a", "b"), ("a", "b", "c"), ("a", "c"), ("a",)):
         tenure.change(same_weights(*names))
     assert tenure.unbroken(key, since=1)
@@ -167,7 +167,7 @@ def test_ownership_is_unbroken_while_others_come_and_go() -> None:
 
 def test_ownership_that_went_to_another_and_came_back_is_broken() -> None:
     key = a_key_of("b", "a", "b")
-    tenure = Tenure("a")
+    tenure = OwnershipHistory("a")
     tenure.change(same_weights("a"))
     written = tenure.serial
     tenure.change(same_weights("a", "b"))
@@ -177,13 +177,13 @@ def test_ownership_that_went_to_another_and_came_back_is_broken() -> None:
 
 
 def test_what_was_written_by_someone_with_another_view_is_not_our_own() -> None:
-    tenure = Tenure("a")
+    tenure = OwnershipHistory("a")
     tenure.change(same_weights("a", "b"))
     assert not tenure.unbroken(a_key_of("b", "a", "b"), tenure.serial)
 
 
 def test_ownership_too_long_ago_to_know_counts_as_broken() -> None:
-    tenure = Tenure("a")
+    tenure = OwnershipHistory("a")
     for _ in range(REMEMBERED_VIEWS + 1):
         tenure.change(same_weights("a"))
     assert not tenure.unbroken(b"key", 1)

@@ -1,7 +1,7 @@
 """Django's own cache suite, unmodified, against three nodes.
 
 Without the `cull` caches, as Django does for its Redis and Memcached backends: culling by number of entries is a
-matter of its local backends. Here a byte bound with LRU does it, tested in `tests/core/test_store.py`.
+matter of its local backends. Here a byte bound with LRU does it, tested in `tests/core/cache/test_store.py`.
 """
 
 import pytest

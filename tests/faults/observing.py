@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from django_clusterstate.core.messages import State
-from django_clusterstate.wire.messages import Status
+from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.wire.messages import StatusReply
 from testproject.processes import LocalCluster, wait_until
 
 SECONDS = 15.0
@@ -14,16 +14,16 @@ SECONDS = 15.0
 _CHANGE = re.compile(r"(\S+ \S+) \w+ member (\S+) \(\S+\) (\w+) -> (\w+);")
 
 
-def status_of(cluster: LocalCluster, name: str) -> Status:
+def status_of(cluster: LocalCluster, name: str) -> StatusReply:
     """Raises `AssertionError` when it doesn't answer."""
     status = cluster.status(name)
     assert status is not None, f"{name} doesn't answer"
     return status
 
 
-def states(cluster: LocalCluster, of: str, by: Iterable[str]) -> set[State | None]:
+def states(cluster: LocalCluster, of: str, by: Iterable[str]) -> set[MemberState | None]:
     """What these nodes hold that one for; None stands for one that doesn't answer, or doesn't know it."""
-    found: set[State | None] = set()
+    found: set[MemberState | None] = set()
     for name in by:
         status = cluster.status(name)
         members = {} if status is None else {member.identity.name: member.state for member in status.members}
@@ -31,7 +31,9 @@ def states(cluster: LocalCluster, of: str, by: Iterable[str]) -> set[State | Non
     return found
 
 
-def until_all_say(cluster: LocalCluster, state: State, of: str, by: Iterable[str], seconds: float = SECONDS) -> float:
+def until_all_say(
+    cluster: LocalCluster, state: MemberState, of: str, by: Iterable[str], seconds: float = SECONDS
+) -> float:
     """Seconds until all these nodes say so."""
     by = tuple(by)
     return wait_until(lambda: states(cluster, of, by) == {state}, seconds, f"all say {state} of {of}")
@@ -46,7 +48,7 @@ def changes(log: Path) -> list[tuple[float, str, str, str]]:
     return found
 
 
-def moves(cluster: LocalCluster, to: State) -> list[str]:
+def moves(cluster: LocalCluster, to: MemberState) -> list[str]:
     """The changes to a state in the logs of all nodes."""
     return [
         f"{name}: {member} {old} -> {new}"

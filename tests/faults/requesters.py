@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from django_clusterstate.client.sync import Client
-from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.client.blocking import Client
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.framing import frame

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.client.sync import Client
-from django_clusterstate.core.limiter import Algorithm, Rule
-from django_clusterstate.core.messages import State
+from django_clusterstate.client.blocking import Client
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import Decided, Get, Hit, Set, Values, encode
+from django_clusterstate.wire.messages import DecisionsReply, Get, Hit, Set, ValuesReply, encode
 from testproject.processes import ROOT, LocalCluster
 from tests.faults.observing import moves
 from tests.faults.requesters import client_on
@@ -62,7 +62,7 @@ def hours_ahead(cluster: LocalCluster, name: str) -> int:
 def retry_after(client: Client, key: bytes) -> list[float]:
     """Of each rule, when all deny."""
     decided = client.call(key, frame(encode(Hit(b"\0" + key, RULES))))
-    assert isinstance(decided, Decided)
+    assert isinstance(decided, DecisionsReply)
     assert not any(decision.allowed for decision in decided.decisions)
     return [decision.retry_after for decision in decided.decisions]
 
@@ -101,11 +101,11 @@ def test_row_15_wall_clocks_decide_nothing(folder: Path, figure: Figure, discove
                     drift = [b - passed - now for b, now in zip(waits[key], retry_after(client, key), strict=True)]
                     worst = max(worst, *map(abs, drift))
                     got = client.call(key, frame(encode(Get([key]))))
-                    assert isinstance(got, Values)
+                    assert isinstance(got, ValuesReply)
                     assert got.values == [b"value"]
         figure("a limit's retry-after moved by at most", f"{worst:.3f} s")
         assert worst < 1
-        figure("suspect, times", len(moves(cluster, State.SUSPECT)))
-        figure("down, times", len(moves(cluster, State.DOWN)))
-        assert not moves(cluster, State.DOWN)
-        assert not moves(cluster, State.SUSPECT)
+        figure("suspect, times", len(moves(cluster, MemberState.SUSPECT)))
+        figure("down, times", len(moves(cluster, MemberState.DOWN)))
+        assert not moves(cluster, MemberState.DOWN)
+        assert not moves(cluster, MemberState.SUSPECT)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.membership.messages import MemberState
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.hosts import HostCluster, needs_hosts
 from tests.faults.observing import SECONDS, changes, moves
@@ -25,7 +25,7 @@ def seconds_of(values: list[float]) -> str:
     return f"median {statistics.median(values):.3f} s, worst {max(values):.3f} s of {len(values)}"
 
 
-def logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: State, since: float) -> list[float]:
+def logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: MemberState, since: float) -> list[float]:
     """How long after `since` each of the peers logged that change; empty until all have."""
     found = []
     for peer in peers:
@@ -40,7 +40,7 @@ def logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: State, si
     return found
 
 
-def until_logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: State, since: float) -> list[float]:
+def until_logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: MemberState, since: float) -> list[float]:
     wait_until(lambda: bool(logged(cluster, peers, of, to, since)), SECONDS, f"all log that {of} is {to}")
     return logged(cluster, peers, of, to, since)
 
@@ -56,7 +56,7 @@ def test_row_1_a_killed_node_is_down_for_all_in_half_a_second_and_no_request_rai
             for _ in range(5):
                 since = time.time()
                 cluster.kill("d")
-                times += until_logged(cluster, ("a", "b", "c"), "d", State.DOWN, since)
+                times += until_logged(cluster, ("a", "b", "c"), "d", MemberState.DOWN, since)
                 requesters.go_on()
                 cluster.start("d")
                 cluster.wait_for()
@@ -74,7 +74,7 @@ def leave_times(cluster: LocalCluster, staying: tuple[str, ...], leaving: tuple[
     for name in leaving:
         since = time.time()
         cluster.processes[name].signal(signal.SIGTERM)
-        times += until_logged(cluster, staying, name, State.LEAVING, since)
+        times += until_logged(cluster, staying, name, MemberState.LEAVING, since)
         time.sleep(random.uniform(0.1, 0.4))
     for name in leaving:
         assert cluster.processes[name].wait(SECONDS) == 0
@@ -97,7 +97,7 @@ def leaves(folder: Path, layer: Layer, figure: Figure, rounds: int) -> None:
                 requesters.go_on()
                 refused = [reason for tally in requesters.tallies for reason in tally.refused]
                 assert not refused  # a node that leaves serves on until all requesters know
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)
     times.sort()
     figure("leave heard by each peer after", seconds_of(times))
     figure("p99", f"{times[int(0.99 * len(times))]:.3f} s")
@@ -131,7 +131,7 @@ def lose_hosts(folder: Path, figure: Figure, runs: int) -> None:
                 since = time.time()
                 cluster.silence(lost)
                 peers = tuple(name for name in names if name != lost)
-                times.append(max(until_logged(cluster, peers, lost, State.DOWN, since)))
+                times.append(max(until_logged(cluster, peers, lost, MemberState.DOWN, since)))
                 cluster.silence(lost, over=True)
                 cluster.wait_for()
         figure("down for all after", seconds_of(times))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.limiter import Algorithm, Rule
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.keys import LinkKey
-from django_clusterstate.wire.messages import Decided, Hit, encode
+from django_clusterstate.wire.messages import DecisionsReply, Hit, encode
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, moves, status_of
 from tests.faults.proxy import Proxy
@@ -84,13 +84,13 @@ def test_row_11_delay_disorder_and_duplicates_make_nobody_down_and_count_nothing
                 answered += [task.result() for task in tasks]
             time.sleep(1)  # what waits in the proxy
             decided = client.call(key, frame(encode(Hit(key, RULES, 0))))
-        assert isinstance(decided, Decided)
+        assert isinstance(decided, DecisionsReply)
         counted = LIMIT - decided.decisions[0].remaining
         figure("hits", f"{len(answered)}, of them {answered.count(False)} unanswered in time; {counted} counted")
         assert 0 < answered.count(False) < len(answered)
         assert counted == len(answered)
-        figure("suspect in 30 s, times", len(moves(cluster, State.SUSPECT)))
+        figure("suspect in 30 s, times", len(moves(cluster, MemberState.SUSPECT)))
         ignored = [status_of(cluster, name).stats.heartbeats_ignored for name in NAMES]
         figure("repeated or overtaken heartbeats ignored", ignored)
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)
         assert all(ignored)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from django.utils.module_loading import import_string
 
-from django_clusterstate.core.messages import State
-from django_clusterstate.node.channels import NODES_OWN
+from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.node.channels.queues import NODES_OWN
 from django_clusterstate.node.heartbeat import unseal
 from django_clusterstate.wire.keys import derive_channel_keys
 from testproject import settings as demo_settings
@@ -54,7 +54,7 @@ def started_anew(cluster: LocalCluster, name: str, boot: bytes) -> bool:
 def addresses(cluster: LocalCluster, of: str, by: tuple[str, ...]) -> set[str]:
     """Where these nodes have a serving member of that name."""
     members = [member for name in by for member in status_of(cluster, name).members]
-    return {m.identity.address for m in members if m.identity.name == of and m.state is State.ALIVE}
+    return {m.identity.address for m in members if m.identity.name == of and m.state is MemberState.ALIVE}
 
 
 def all_name_it(cluster: LocalCluster) -> bool:
@@ -79,7 +79,7 @@ def test_row_22_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
             until = time.monotonic() + 7
             while time.monotonic() < until:
                 assert cluster.agreed(THREE)
-                assert status_of(other, "b").state is State.JOINING
+                assert status_of(other, "b").state is MemberState.JOINING
                 time.sleep(0.1)
             shown = subprocess.run(
                 [sys.executable, "manage.py", "clusterstatus"], cwd=ROOT, env=cluster.env("a"), capture_output=True,
@@ -205,6 +205,6 @@ def test_row_20_a_host_that_advertises_its_loopback_address_owns_nothing_and_all
         until = time.monotonic() + 4
         while time.monotonic() < until:
             assert cluster.agreed(("a", "b"))
-            assert status_of(cluster, "c").state is State.JOINING
+            assert status_of(cluster, "c").state is MemberState.JOINING
             time.sleep(0.1)
         assert all(len(lines(cluster, name, f"ERROR {said}")) == 1 for name in THREE)

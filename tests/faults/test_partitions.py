@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.limiter import Algorithm, Rule
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import Decided, Hit, Reply, encode
+from django_clusterstate.wire.messages import DecisionsReply, Hit, Reply, encode
 from testproject.processes import wait_until
 from tests.faults.hosts import HostCluster, needs_hosts
 from tests.faults.observing import SECONDS, moves, unreachable
@@ -81,7 +81,7 @@ def test_row_8_a_partition_in_two_admits_at_most_twice_a_limit_once_it_is_known(
             return work[phase]
 
         def hear(_: float, host: str, request: bytes, reply: Reply) -> None:
-            assert isinstance(reply, Decided)
+            assert isinstance(reply, DecisionsReply)
             allowed[[asked for _, asked in work].index(request)][host] += reply.decisions[0].allowed
 
         with Requesters(cluster, FIVE, ask, hear) as requesters:
@@ -116,7 +116,7 @@ def test_row_9_one_lost_direction_is_seen_as_such_and_changes_no_view(folder: Pa
         figure("`a cannot reach b` is shown after", f"{seconds:.2f} s")
         time.sleep(3)
         assert cluster.agreed(names)
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)
         cluster.heal()
         wait_until(lambda: not unreachable(cluster), SECONDS, "all reach all")
 
@@ -131,11 +131,11 @@ def lose_packets(folder: Path, figure: Figure, seconds: float) -> None:
             time.sleep(seconds)
             cluster.heal()
             cluster.wait_for()
-        figure(f"suspect in {seconds:g} s, times", len(moves(cluster, State.SUSPECT)))
-        figure("down, times", len(moves(cluster, State.DOWN)))
+        figure(f"suspect in {seconds:g} s, times", len(moves(cluster, MemberState.SUSPECT)))
+        figure("down, times", len(moves(cluster, MemberState.DOWN)))
         figure("requesters", requesters)
         assert not requesters.errors
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)
 
 
 def test_row_10_the_loss_of_a_twentieth_makes_nobody_down(folder: Path, figure: Figure) -> None:

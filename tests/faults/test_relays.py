@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.exceptions import ClusterStateError, ProtocolError
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
@@ -71,9 +71,9 @@ def test_row_21_a_relay_on_every_connection_reads_nothing(relayed: RelayedCluste
     client = client_on(relayed, "a", 2.0)
     for number in range(60):
         key = b"space\0" + MARK + b" %d" % number
-        assert isinstance(client.call(key, frame(wire.encode(wire.Set([(key, MARK)], 60.0)))), wire.Flags)
+        assert isinstance(client.call(key, frame(wire.encode(wire.Set([(key, MARK)], 60.0)))), wire.FlagsReply)
         reply = client.call(key, frame(wire.encode(wire.Get([key]))))
-        assert isinstance(reply, wire.Values)
+        assert isinstance(reply, wire.ValuesReply)
         assert reply.values == [MARK]
     group = "chat"
     receiver = BlockingConnection(UnixAddress(str(relayed.socket("b"))), (), 5.0)
@@ -81,7 +81,7 @@ def test_row_21_a_relay_on_every_connection_reads_nothing(relayed: RelayedCluste
     receiver.call(frame(wire.encode(wire.GroupAdd(group, queue + "abcd", 60.0))))
     client.call_node(client.routing.local, frame(wire.encode(wire.GroupSend(group, MARK, 60.0, 100))))
     received = receiver.call(frame(wire.encode(wire.Receive(queue, 4.0))))
-    assert isinstance(received, wire.Received)
+    assert isinstance(received, wire.ReceiveReply)
     assert received.payload == MARK
     seen = passed(relayed)
     figure("bytes that the relays saw", f"{len(seen):,}")
@@ -136,10 +136,10 @@ def test_row_21_no_altered_message_is_ever_believed(folder: Path, figure: Figure
         assert believed == 0
         assert refused >= ALTERED
         status = status_of(cluster, "a")
-        assert status.state is State.ALIVE
+        assert status.state is MemberState.ALIVE
         with contextlib.closing(BlockingConnection(TcpAddress("127.0.0.1", cluster.ports["a"]), keys, 2.0)) as direct:
             reply = direct.call(get)
-            assert isinstance(reply, wire.Values)
+            assert isinstance(reply, wire.ValuesReply)
             assert reply.values in ([MARK], [None])
 
 
@@ -150,7 +150,7 @@ def test_row_21_a_relay_at_a_dead_nodes_address_is_not_taken_for_it(folder: Path
         cluster.wait_for()
         (dead,) = [m.identity for m in status_of(cluster, "a").members if m.identity.name == "c"]
         cluster.kill("c")
-        until_all_say(cluster, State.DOWN, "c", ("a", "b"))
+        until_all_say(cluster, MemberState.DOWN, "c", ("a", "b"))
         with Proxy(cluster.ports["b"], port=cluster.ports["c"]) as relay:
             meant = Hello(wanted_name="c", wanted_boot=dead.boot)
             with pytest.raises(OtherNode, match="c was dialled at .*, but b answers there"):
@@ -195,11 +195,11 @@ def test_row_20_a_node_that_advertises_the_address_of_another_changes_no_view(fo
             until = time.monotonic() + 8
             while time.monotonic() < until:
                 assert cluster.agreed(("a", "b"))
-                assert status_of(third, "c").state is State.JOINING
+                assert status_of(third, "c").state is MemberState.JOINING
                 time.sleep(0.1)
             assert status_of(third, "c").problems
-        assert not moves(cluster, State.SUSPECT)
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.SUSPECT)
+        assert not moves(cluster, MemberState.DOWN)
 
 
 def test_row_21_another_clusters_node_is_refused(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.membership.messages import MemberState
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, lines, moves, status_of
 from tests.faults.requesters import Requesters, hits, open_files
@@ -66,14 +66,14 @@ def test_row_16_a_node_without_free_file_descriptors_lives_and_stays_a_member(
         figure("requesters", requesters)
         assert most >= limit - 1
         assert node.running
-        assert not moves(cluster, State.DOWN)
-        figure("suspect, times", len(moves(cluster, State.SUSPECT)))
+        assert not moves(cluster, MemberState.DOWN)
+        figure("suspect, times", len(moves(cluster, MemberState.SUSPECT)))
         figure("lines in its log", len(node.output().splitlines()))
         assert "Traceback" not in node.output()
         wait_until(lambda: cluster.agreed(NAMES), SECONDS, "one view")
         assert not requesters.errors
         assert not any(tally.alone for tally in requesters.tallies)
-        assert status_of(cluster, "c").state is State.ALIVE
+        assert status_of(cluster, "c").state is MemberState.ALIVE
 
 
 @pytest.mark.parametrize("layer", LAYERS[1:], indirect=True, ids=lambda path: path.rpartition(".")[2])
@@ -95,7 +95,7 @@ def test_row_16_a_restarted_redis_costs_no_node_its_life_and_one_line_each_way(
         wait_until(lambda: all(lines(cluster, name, "works again") for name in NAMES), SECONDS, "all say so")
         assert all(len(lines(cluster, name, "the channel layer")) == 2 for name in NAMES)
         assert cluster.agreed(NAMES)
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)
         assert seconds < 3
 
 

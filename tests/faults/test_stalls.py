@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.client.sync import Client
-from django_clusterstate.core.messages import State
+from django_clusterstate.client.blocking import Client
+from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import Get, Reply, Set, Values, encode
+from django_clusterstate.wire.messages import Get, Reply, Set, ValuesReply, encode
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, moves, until_all_say
 from tests.faults.requesters import Requesters, client_on, hits
@@ -60,8 +60,8 @@ def test_row_3_a_node_that_is_stopped_again_and_again_is_never_down(folder: Path
             process.signal(signal.SIGCONT)
             time.sleep(0.3)
         figure("one view after the last", f"{cluster.wait_for():.2f} s")
-        figure("suspect, times", len(moves(cluster, State.SUSPECT)))
-        assert not moves(cluster, State.DOWN)
+        figure("suspect, times", len(moves(cluster, MemberState.SUSPECT)))
+        assert not moves(cluster, MemberState.DOWN)
 
 
 def stop_for(folder: Path, figure: Figure, seconds: float) -> None:
@@ -81,13 +81,13 @@ def stop_for(folder: Path, figure: Figure, seconds: float) -> None:
             return key, frame(encode(Get([key])))
 
         def hear(when: float, _: str, __: bytes, reply: Reply) -> None:
-            if when > written[0] and isinstance(reply, Values) and reply.values == [b"old"]:
+            if when > written[0] and isinstance(reply, ValuesReply) and reply.values == [b"old"]:
                 stale.append(when - written[0])
 
         with Requesters(cluster, ALL, hits()) as requesters, Requesters(cluster, ALL, read, hear) as readers:
             stopped = time.monotonic()
             cluster.processes["c"].signal(signal.SIGSTOP)
-            figure("down after", f"{until_all_say(cluster, State.DOWN, 'c', ('a', 'b')):.2f} s")
+            figure("down after", f"{until_all_say(cluster, MemberState.DOWN, 'c', ('a', 'b')):.2f} s")
             wait_until(lambda: len(client.table().targets) == 2, SECONDS, "the writer knows it")
             for key in keys:
                 client.call(key, frame(encode(Set([(key, b"new")], None))))
@@ -138,9 +138,9 @@ def test_row_5_a_node_whose_loop_is_blocked_for_two_seconds_is_never_down(folder
                 blocked.append(time.monotonic() - start)
             cluster.wait_for()
         figure("blocked for", f"{min(blocked) + 0.2:.2f} s at least")
-        figure("suspect, times", len(moves(cluster, State.SUSPECT)))
+        figure("suspect, times", len(moves(cluster, MemberState.SUSPECT)))
         assert min(blocked) > 1
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)
 
 
 def test_row_5_nodes_among_sixteen_hogs_on_two_cores_are_never_down(folder: Path, figure: Figure) -> None:
@@ -159,6 +159,6 @@ def test_row_5_nodes_among_sixteen_hogs_on_two_cores_are_never_down(folder: Path
                 hog.kill()
                 hog.wait()
         figure("longest silence", f"{longest[0]:.2f} s")
-        figure("suspect, times", len(moves(cluster, State.SUSPECT)))
+        figure("suspect, times", len(moves(cluster, MemberState.SUSPECT)))
         cluster.wait_for()
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)

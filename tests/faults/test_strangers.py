@@ -13,17 +13,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.exceptions import ClusterStateError, ProtocolError
 from django_clusterstate.layers import ClusterChannelLayer
-from django_clusterstate.node.channels import NODES_OWN
+from django_clusterstate.node.channels.queues import NODES_OWN
 from django_clusterstate.node.heartbeat import unseal
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import Challenge
 from django_clusterstate.wire.keys import derive_channel_keys, derive_link_keys
-from django_clusterstate.wire.messages import Ping, Pong, encode
+from django_clusterstate.wire.messages import Ping, PongReply, encode
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, wait_until
 from tests.conftest import using
@@ -75,7 +75,7 @@ def test_row_13_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -
         cluster.start()
         cluster.wait_for()
         connection = BlockingConnection(TcpAddress("127.0.0.1", proxy.port), link_keys(cluster, "a"), 1.0)
-        assert isinstance(connection.call(PING), Pong)
+        assert isinstance(connection.call(PING), PongReply)
         connection.close()
         before, answers = refused(cluster, "a"), 0
         for _ in range(20):
@@ -135,7 +135,7 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
         keys = derive_channel_keys([demo_settings.SECRET_KEY], "default")
         assert {unseal(message, keys).identity.name for message in recorded} == {"a", "b", "c"}
         cluster.kill("c")
-        until_all_say(cluster, State.DOWN, "c", ("a", "b"))
+        until_all_say(cluster, MemberState.DOWN, "c", ("a", "b"))
 
         def not_taken(name: str) -> int:
             stats = status_of(cluster, name).stats
@@ -151,7 +151,7 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
         said = {name: sum(len(lines(cluster, name, text)) for text in what) for name in dropped}
         figure(f"of {len(recorded)} recorded and {len(forged)} forged ones dropped", counted)
         figure("log lines", said)
-        assert states(cluster, "c", ("a", "b")) == {State.DOWN}
+        assert states(cluster, "c", ("a", "b")) == {MemberState.DOWN}
         assert cluster.agreed(("a", "b"))
         cluster.start("c")
         cluster.wait_for()
@@ -211,7 +211,7 @@ def test_row_14_a_secret_is_rotated_node_by_node_while_requesters_ask(folder: Pa
         figure("one view after each start within", f"{slowest:.2f} s")
         figure("requesters", requesters)
         assert not requesters.errors
-        assert not moves(cluster, State.DOWN)
+        assert not moves(cluster, MemberState.DOWN)
         assert not any(lines(cluster, name, "secret") for name in names)
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from django_clusterstate.client.aio import AsyncClient
-from django_clusterstate.client.sync import Client
+from django_clusterstate.client.blocking import Client
 from django_clusterstate.core.hrw import Rendezvous
-from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress
@@ -74,16 +74,16 @@ class Round:
         for turn in itertools.count():
             key = self.limits[turn % KEYS]
             reply = yield key, wire.Hit(key, rules)
-            if isinstance(reply, wire.Decided):
+            if isinstance(reply, wire.DecisionsReply):
                 self.note(self.admitted, key, reply.decisions[0].allowed)
             key = self.locks[turn % KEYS]
             reply = yield key, wire.Set([(key, b"mine")], 3600.0, absent=True)
-            if isinstance(reply, wire.Flags):
+            if isinstance(reply, wire.FlagsReply):
                 self.note(self.holders, key, reply.flags[0])
             key = own[turn % KEYS]
             written = yield key, wire.Set([(key, turn)], 3600.0)
             read = yield key, wire.Get([key])
-            if isinstance(written, wire.Flags) and isinstance(read, wire.Values) and read.values != [turn]:
+            if isinstance(written, wire.FlagsReply) and isinstance(read, wire.ValuesReply) and read.values != [turn]:
                 self.stale.append(f"{key!r} is {read.values}, not {turn}")
 
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from django_clusterstate.core.events import MAX_FIELDS_BYTES, MAX_SAMPLES, Entry, Sample
-from django_clusterstate.core.limiter import MAX_RULES, Algorithm, Rule
-from django_clusterstate.core.membership import TOMBSTONES, Membership, Timings
-from django_clusterstate.core.messages import Heartbeat, Identity, State
-from django_clusterstate.core.rates import STEP, STEPS
-from django_clusterstate.core.store import Store
-from django_clusterstate.core.timeline import MOMENTS, Moment, What
+from django_clusterstate.core.cache.store import CacheStore
+from django_clusterstate.core.counter_history import STEP, STEPS
+from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, Entry, Sample
+from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
+from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
+from django_clusterstate.core.membership.timeline import MOMENTS, Moment, What
+from django_clusterstate.core.membership.transitions import TOMBSTONES, Membership, Timings
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import TURN
-from django_clusterstate.node.channels import queue_name
+from django_clusterstate.node.channels.queues import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
 from django_clusterstate.node.history import TOLD, TOP_SPAN, counters
@@ -27,7 +27,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
 from django_clusterstate.wire.messages import MAX_KEYS
-from django_clusterstate.wire.status import MOST, Tally
+from django_clusterstate.wire.status import MOST, RequesterStats
 
 MIB = 1024 * 1024
 NAME = "alpha"
@@ -87,7 +87,7 @@ class Bench:
         self.membership = Membership(Identity(NAME, b"boot" * 4, "10.0.0.1:4370"), Timings(), self.now)
         for name in others:
             identity = Identity(name, name.encode().ljust(16), f"10.0.0.{len(name)}:4370")
-            self.membership.heard(Heartbeat(identity, 0, 1, State.ALIVE, 0), self.now, fresh=True)
+            self.membership.heard(Heartbeat(identity, 0, 1, MemberState.ALIVE, 0), self.now, fresh=True)
         self.now += 2
         self.membership.tick(self.now)
         self.peers = Peers()
@@ -104,9 +104,11 @@ class Bench:
     def received(self, queue: str) -> list[tuple[str, bytes | None]]:
         """All that waits in a queue."""
         self.pushed.clear()
-        while not self.pushed or (isinstance(reply := self.pushed[-1], wire.Received) and reply.payload is not None):
+        while not self.pushed or (
+            isinstance(reply := self.pushed[-1], wire.ReceiveReply) and reply.payload is not None
+        ):
             self.ask(wire.Receive(queue, 0))
-        return [(reply.channel, reply.payload) for reply in self.pushed[:-1] if isinstance(reply, wire.Received)]
+        return [(reply.channel, reply.payload) for reply in self.pushed[:-1] if isinstance(reply, wire.ReceiveReply)]
 
     @property
     def epoch(self) -> int:
@@ -122,8 +124,8 @@ def bench() -> Bench:
 
 
 def test_values_come_back_in_the_order_of_their_keys(bench: Bench) -> None:
-    assert bench.ask(wire.Set([(b"a", b"x"), (b"b", 7)], None)) == wire.Flags(bench.epoch, [True, True])
-    assert bench.ask(wire.Get([b"b", b"none", b"a"])) == wire.Values(bench.epoch, [7, None, b"x"])
+    assert bench.ask(wire.Set([(b"a", b"x"), (b"b", 7)], None)) == wire.FlagsReply(bench.epoch, [True, True])
+    assert bench.ask(wire.Get([b"b", b"none", b"a"])) == wire.ValuesReply(bench.epoch, [7, None, b"x"])
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (2, 1)
 
 
@@ -131,10 +133,12 @@ def test_values_come_back_with_what_they_have_left(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", b"x")], 5.0))
     bench.ask(wire.Set([(b"b", 7)], None))
     bench.now += 2
-    assert bench.ask(wire.Fetch([b"b", b"none", b"a"])) == wire.Fetched(bench.epoch, [7, None, b"x"], [None, None, 3.0])
+    assert bench.ask(wire.GetWithTtl([b"b", b"none", b"a"])) == wire.TtlValuesReply(
+        bench.epoch, [7, None, b"x"], [None, None, 3.0]
+    )
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (2, 1)
     bench.now += 3
-    assert bench.ask(wire.Fetch([b"a"])) == wire.Fetched(bench.epoch, [None], [None])
+    assert bench.ask(wire.GetWithTtl([b"a"])) == wire.TtlValuesReply(bench.epoch, [None], [None])
 
 
 @pytest.fixture
@@ -183,9 +187,9 @@ def test_a_few_keys_are_done_in_one_turn(slow: Bench) -> None:
 def test_set_deletes_other_keys_once_all_is_stored_and_then_reads(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", b"x"), (b"b", 7)], None))
     again = wire.Set([(b"a", b"y")], None, absent=True, deletes=(b"b",), reads=(b"b", b"a", b"c"))
-    assert bench.ask(again) == wire.Flags(bench.epoch, [False], (7, b"x", None))
+    assert bench.ask(again) == wire.FlagsReply(bench.epoch, [False], (7, b"x", None))
     other = wire.Set([(b"c", b"y")], None, absent=True, deletes=(b"b",), reads=(b"b", b"a", b"c"))
-    assert bench.ask(other) == wire.Flags(bench.epoch, [True], (None, b"x", b"y"))
+    assert bench.ask(other) == wire.FlagsReply(bench.epoch, [True], (None, b"x", b"y"))
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (4, 2)
 
 
@@ -225,7 +229,7 @@ def test_key_that_holds_the_very_value_counts_as_added_where_that_is_wanted(benc
     bench.now += 4
     assert bench.ask(taking).flags == [True]
     assert bench.ask(wire.Get([b"other"])).values == [None]
-    assert bench.ask(wire.Look(b"lock")).ttl == 6  # as it was
+    assert bench.ask(wire.GetEntry(b"lock")).ttl == 6  # as it was
     assert bench.ask(wire.Set([(b"lock", b"theirs")], 10, absent=True, or_same=True)).flags == [False]
     assert bench.ask(wire.Set([(b"lock", b"mine")], 10, absent=True)).flags == [False]
 
@@ -264,10 +268,10 @@ def test_look_tells_what_is_left_and_the_value_where_it_is_wanted(bench: Bench) 
     bench.ask(wire.Set([(b"a", b"x")], 10))
     bench.ask(wire.Set([(b"b", 7)], None))
     bench.now += 4
-    assert bench.ask(wire.Look(b"a")) == wire.Looked(bench.epoch, True, 6.0, None, 1)
-    assert bench.ask(wire.Look(b"a", value=True)) == wire.Looked(bench.epoch, True, 6.0, b"x", 1)
-    assert bench.ask(wire.Look(b"b", value=True)) == wire.Looked(bench.epoch, True, None, 7, 8)
-    assert bench.ask(wire.Look(b"none", value=True)) == wire.Looked(bench.epoch, False)
+    assert bench.ask(wire.GetEntry(b"a")) == wire.EntryReply(bench.epoch, True, 6.0, None, 1)
+    assert bench.ask(wire.GetEntry(b"a", value=True)) == wire.EntryReply(bench.epoch, True, 6.0, b"x", 1)
+    assert bench.ask(wire.GetEntry(b"b", value=True)) == wire.EntryReply(bench.epoch, True, None, 7, 8)
+    assert bench.ask(wire.GetEntry(b"none", value=True)) == wire.EntryReply(bench.epoch, False)
     assert (bench.handler.stats.hits, bench.handler.stats.misses) == (0, 0)
 
 
@@ -280,9 +284,9 @@ def test_scan_gives_all_keys_with_a_prefix_step_by_step(bench: Bench) -> None:
         found += reply.keys
         reply = bench.ask(wire.Scan(b"ns\0", reply.cursor))
     assert sorted(found + reply.keys) == sorted(keys)
-    assert bench.ask(wire.Scan(b"other\0")) == wire.Scanned(bench.epoch, [b"other\0a"])
-    assert bench.ask(wire.Scan(b"other\0b")) == wire.Scanned(bench.epoch, [])
-    assert bench.ask(wire.Scan(b"none\0")) == wire.Scanned(bench.epoch, [])
+    assert bench.ask(wire.Scan(b"other\0")) == wire.ScanReply(bench.epoch, [b"other\0a"])
+    assert bench.ask(wire.Scan(b"other\0b")) == wire.ScanReply(bench.epoch, [])
+    assert bench.ask(wire.Scan(b"none\0")) == wire.ScanReply(bench.epoch, [])
 
 
 def test_longest_keys_that_one_scan_gives_fit_in_a_frame(bench: Bench) -> None:
@@ -296,23 +300,23 @@ def test_longest_keys_that_one_scan_gives_fit_in_a_frame(bench: Bench) -> None:
 
 def test_clear_empties_one_namespace(bench: Bench) -> None:
     bench.ask(wire.Set([(b"one\0a", b"x"), (b"two\0a", b"y")], None))
-    assert bench.ask(wire.Clear(b"one")) == wire.Done(bench.epoch)
+    assert bench.ask(wire.Clear(b"one")) == wire.DoneReply(bench.epoch)
     assert bench.ask(wire.Get([b"one\0a", b"two\0a"])).values == [None, b"y"]
 
 
 def test_incr_adds_and_keeps_the_ttl(bench: Bench) -> None:
     bench.ask(wire.Set([(b"a", 40)], 10))
     bench.now += 5
-    assert bench.ask(wire.Incr(b"a", 2)) == wire.Number(bench.epoch, 42)
-    assert bench.ask(wire.Incr(b"a", -50)) == wire.Number(bench.epoch, -8)
+    assert bench.ask(wire.Incr(b"a", 2)) == wire.NumberReply(bench.epoch, 42)
+    assert bench.ask(wire.Incr(b"a", -50)) == wire.NumberReply(bench.epoch, -8)
     bench.now += 5
-    assert bench.ask(wire.Incr(b"a", 1)) == wire.Number(bench.epoch, None)
+    assert bench.ask(wire.Incr(b"a", 1)) == wire.NumberReply(bench.epoch, None)
 
 
 @pytest.mark.parametrize(("value", "delta"), [(b"x", 1), (2**63 - 1, 1), (-(2**63), -1)])
 def test_incr_of_what_is_no_integer_of_64_bits_fails(bench: Bench, value: wire.Value, delta: int) -> None:
     bench.ask(wire.Set([(b"a", value)], None))
-    assert bench.ask(wire.Incr(b"a", delta)) == wire.Failed(bench.epoch, wire.NOT_AN_INTEGER)
+    assert bench.ask(wire.Incr(b"a", delta)) == wire.FailedReply(bench.epoch, wire.NOT_AN_INTEGER)
     assert bench.ask(wire.Get([b"a"])).values == [value]
     assert bench.handler.stats.failures == 1
 
@@ -338,7 +342,7 @@ def test_longest_value_that_can_be_stored_can_be_fetched(bench: Bench) -> None:
     value = b"x" * (MAX_REQUEST - overhead)
     bench.ask(wire.Set([(b"a", value)], None))
     assert len(wire.encode(bench.ask(wire.Get([b"a"])))) <= MAX_FRAME
-    assert len(wire.encode(bench.ask(wire.Look(b"a", value=True)))) <= MAX_FRAME
+    assert len(wire.encode(bench.ask(wire.GetEntry(b"a", value=True)))) <= MAX_FRAME
 
 
 def test_values_that_are_read_after_a_set_leave_room_for_its_flags(bench: Bench) -> None:
@@ -353,7 +357,7 @@ def test_values_that_are_read_after_a_set_leave_room_for_its_flags(bench: Bench)
 def test_namespace_with_room_of_its_own_takes_none_from_the_others_and_gives_none() -> None:
     bench = Bench(config=PARTITIONED)
     own = bench.handler.cache
-    assert not isinstance(own, Store)
+    assert not isinstance(own, CacheStore)
     for number in range(100):
         bench.ask(wire.Set([(b"own\0%d" % number, bytes(10_000)), (b"other\0%d" % number, bytes(10_000))], None))
     assert bench.ask(wire.Get([b"other\x000", b"own\x000", b"own\x0099"])).values == [
@@ -436,7 +440,7 @@ def test_refund_takes_a_hit_back_and_is_counted(bench: Bench) -> None:
     rule = Rule(Algorithm.FIXED_WINDOW, 2, 60.0)
     bench.ask(wire.Hit(b"k", [rule], 2))
     bench.now += 1
-    assert bench.ask(wire.Refund(b"k", [rule], 1, 1.0)) == wire.Done(bench.epoch)
+    assert bench.ask(wire.Refund(b"k", [rule], 1, 1.0)) == wire.DoneReply(bench.epoch)
     assert bench.ask(wire.Peek(b"k", [rule])).decisions[0].remaining == 1
     bench.now += 60  # another window
     bench.ask(wire.Hit(b"k", [rule], 2))
@@ -488,9 +492,9 @@ def test_found_limit_tells_its_count_and_when_it_frees(bench: Bench) -> None:
     ((_, decision),) = bench.ask(wire.FindLimits(b"k")).limits
     assert (decision.limit - decision.remaining, decision.retry_after, decision.reset_after) == (3, 45.0, 45.0)
     other = Rule(Algorithm.FIXED_WINDOW, 4, 60.0)
-    assert bench.ask(wire.Reset(b"k", [other, rule])) == wire.Flags(bench.epoch, [False, True])
-    assert bench.ask(wire.Reset(b"k", [other, rule])) == wire.Flags(bench.epoch, [False, False])
-    assert bench.ask(wire.FindLimits(b"k")) == wire.LimitsFound(bench.epoch, [])
+    assert bench.ask(wire.Reset(b"k", [other, rule])) == wire.FlagsReply(bench.epoch, [False, True])
+    assert bench.ask(wire.Reset(b"k", [other, rule])) == wire.FlagsReply(bench.epoch, [False, False])
+    assert bench.ask(wire.FindLimits(b"k")) == wire.LimitsReply(bench.epoch, [])
 
 
 def test_rules_that_a_node_remembers_are_bounded_and_the_last_to_be_used_anew(bench: Bench) -> None:
@@ -518,15 +522,15 @@ def test_full_cache_evicts_no_limit(bench: Bench) -> None:
 
 def test_events_are_counted_and_told(bench: Bench) -> None:
     track = wire.Track(b"batch one", [Entry("login", "17", 3, 0.5, [(0.5, b"\x80")]), Entry("export", "", 1, 0.0)])
-    assert bench.ask(track) == wire.Done(bench.epoch)
-    assert bench.ask(track) == wire.Done(bench.epoch)  # once more, and not counted
+    assert bench.ask(track) == wire.DoneReply(bench.epoch)
+    assert bench.ask(track) == wire.DoneReply(bench.epoch)  # once more, and not counted
     bench.now += 1
     names = bench.ask(wire.GetEvents()).events
     assert [(totals.name, totals.minute, totals.total) for totals in names] == [("export", 1, 1), ("login", 3, 3)]
     assert [totals.name for totals in bench.ask(wire.GetEvents(after="export")).events] == ["login"]
     account = bench.ask(wire.GetEvents("login")).account
     assert (account.total, account.top, account.recent) == (3, [("17", 3, 0)], [Sample(1, "17", b"\x80", 1.5)])
-    assert bench.ask(wire.GetEvents("logout")) == wire.EventAccount(bench.epoch, None)
+    assert bench.ask(wire.GetEvents("logout")) == wire.EventReply(bench.epoch, None)
     stats = bench.ask(wire.GetStatus()).stats
     assert (stats.events, stats.event_evictions, stats.requests) == (4, 0, 0)
 
@@ -549,15 +553,15 @@ def test_doubts_of_a_requester_are_passed_to_the_links() -> None:
 
 def test_what_requesters_counted_is_added_up() -> None:
     bench = Bench()
-    bench.ask(wire.GetView([], Tally(remembered=2, fallback_deny=1)))
-    bench.ask(wire.GetView([], Tally(remembered=3)))
-    assert bench.ask(wire.GetStatus()).stats.tally == Tally(remembered=5, fallback_deny=1)
+    bench.ask(wire.GetView([], RequesterStats(remembered=2, fallback_deny=1)))
+    bench.ask(wire.GetView([], RequesterStats(remembered=3)))
+    assert bench.ask(wire.GetStatus()).stats.tally == RequesterStats(remembered=5, fallback_deny=1)
 
 
 def test_latencies_of_requesters_are_added_up_bucket_by_bucket() -> None:
     bench = Bench()
     for waits in ((0.00002, 0.0004), (0.0004, 7.0)):
-        tally = Tally()
+        tally = RequesterStats()
         tally.took(waits)
         bench.ask(wire.GetView([], tally))
     told = bench.ask(wire.GetStatus()).stats.tally
@@ -570,7 +574,7 @@ def test_node_that_leaves_is_not_in_its_own_view_but_answers() -> None:
     bench.membership.leave()
     viewed = bench.ask(wire.GetView())
     assert [member.name for member in viewed.members] == ["beta"]
-    assert bench.ask(wire.Ping()) == wire.Pong(bench.epoch, bench.membership.me)
+    assert bench.ask(wire.Ping()) == wire.PongReply(bench.epoch, bench.membership.me)
 
 
 def test_report_tells_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,7 +585,7 @@ def test_report_tells_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(times):
             bench.ask(wire.Hit(key, limit))
     bench.ask(wire.Hit(b"busy", limit, remembered=10))
-    bench.ask(wire.GetView([], Tally(remembered=10, fallback_node=2, failures=4)))
+    bench.ask(wire.GetView([], RequesterStats(remembered=10, fallback_node=2, failures=4)))
     bench.handler.history.timeline.note(What.DOWN, "beta", b"beta", bench.now)
     bench.now += 5
     bench.handler.tick()
@@ -604,11 +608,11 @@ def test_denials_from_memory_count_though_the_hit_that_tells_of_them_is_allowed(
 
 def test_what_was_counted_never_grows_beyond_what_can_be_read() -> None:
     bench = Bench()
-    most = Tally(remembered=MOST, latencies=[MOST] * 16, latency_sum=float(MOST))
+    most = RequesterStats(remembered=MOST, latencies=[MOST] * 16, latency_sum=float(MOST))
     for _ in range(3):
         bench.ask(wire.GetView([], most))
     reply = wire.decode_reply(wire.encode(bench.ask(wire.GetStatus())))
-    assert isinstance(reply, wire.Status)
+    assert isinstance(reply, wire.StatusReply)
     assert reply.stats.tally == most
 
 
@@ -629,9 +633,9 @@ def test_status_tells_what_the_node_knows_and_counts() -> None:
     bench.ask(wire.Send("a", b"x", 60, 1))
     bench.now += 3
     status = bench.ask(wire.GetStatus())
-    assert (status.identity, status.state, status.uptime) == (bench.membership.me, State.ALIVE, 5.0)
+    assert (status.identity, status.state, status.uptime) == (bench.membership.me, MemberState.ALIVE, 5.0)
     (beta,) = status.members
-    assert (beta.identity.name, beta.state, beta.heard_ago, beta.state_for) == ("beta", State.ALIVE, 3.0, 5.0)
+    assert (beta.identity.name, beta.state, beta.heard_ago, beta.state_for) == ("beta", MemberState.ALIVE, 3.0, 5.0)
     assert status.memory > 1_000_000
     stats = status.stats
     assert (stats.requests, stats.cache_entries, stats.limit_entries, stats.channel_messages) == (2, 1, 1, 1)
@@ -644,14 +648,14 @@ def test_status_tells_what_the_node_knows_and_counts() -> None:
 
 
 def test_message_to_a_process_of_this_node_waits_here(bench: Bench) -> None:
-    assert bench.ask(wire.Send(HERE + "a", b"x", 60, 1)) == wire.Done(bench.epoch)
-    assert bench.ask(wire.Send(HERE + "b", b"y", 60, 1)) == wire.Failed(bench.epoch, wire.CHANNEL_FULL)
+    assert bench.ask(wire.Send(HERE + "a", b"x", 60, 1)) == wire.DoneReply(bench.epoch)
+    assert bench.ask(wire.Send(HERE + "b", b"y", 60, 1)) == wire.FailedReply(bench.epoch, wire.CHANNEL_FULL)
     assert bench.received(HERE) == [(HERE + "a", b"x")]
     assert bench.peers.forwarded == []
 
 
 def test_message_to_a_process_of_another_node_is_passed_on(bench: Bench) -> None:
-    assert bench.ask(wire.Send(THERE + "a", b"x", 60, 1)) == wire.Done(bench.epoch)
+    assert bench.ask(wire.Send(THERE + "a", b"x", 60, 1)) == wire.DoneReply(bench.epoch)
     assert bench.peers.forwarded == [(wire.channel_tag("beta"), wire.Forward(THERE + "a", b"x", 60, 1))]
     assert bench.received(THERE) == []
 
@@ -672,14 +676,14 @@ def test_receive_is_answered_when_there_is_something(bench: Bench) -> None:
     assert bench.ask(wire.Receive(HERE, 5)) is None
     assert bench.pushed == []
     bench.ask(wire.Send(HERE + "a", b"x", 60, 1))
-    assert bench.pushed == [wire.Received(bench.epoch, HERE + "a", b"x")]
+    assert bench.pushed == [wire.ReceiveReply(bench.epoch, HERE + "a", b"x")]
 
 
 def test_receive_is_answered_without_a_message_in_the_end(bench: Bench) -> None:
     bench.ask(wire.Receive(HERE, 5))
     bench.now += 6
     bench.handler.reclaim()
-    assert bench.pushed == [wire.Received(bench.epoch, HERE, None)]
+    assert bench.pushed == [wire.ReceiveReply(bench.epoch, HERE, None)]
 
 
 @pytest.mark.parametrize("size", [*range(52_000, 52_400, 7), 0, 1, 300_000])
@@ -692,7 +696,7 @@ def test_messages_received_together_fit_in_a_frame_and_the_rest_stays(bench: Ben
     while len(received) < len(sent):
         bench.ask(wire.Receive(HERE, 5, 50))
         reply = bench.pushed.pop()
-        assert isinstance(reply, wire.Received)
+        assert isinstance(reply, wire.ReceiveReply)
         assert reply.payload is not None
         assert len(wire.encode(reply)) <= MAX_FRAME
         received += [reply.payload, *(payload for _, payload in reply.more)]
@@ -710,8 +714,8 @@ def test_closed_connection_receives_nothing(bench: Bench) -> None:
 
 def test_group_message_goes_to_the_channels_here_and_once_to_all_peers(bench: Bench) -> None:
     for channel in ("a", "b"):
-        assert bench.ask(wire.GroupAdd("chat", HERE + channel, 60)) == wire.Done(bench.epoch)
-    assert bench.ask(wire.GroupSend("chat", b"x", 60, 9)) == wire.Done(bench.epoch)
+        assert bench.ask(wire.GroupAdd("chat", HERE + channel, 60)) == wire.DoneReply(bench.epoch)
+    assert bench.ask(wire.GroupSend("chat", b"x", 60, 9)) == wire.DoneReply(bench.epoch)
     assert bench.peers.fanned_out == [wire.Deliver("chat", b"x", 60, 9)]
     assert bench.received(HERE) == [(HERE + "a", b"x"), (HERE + "b", b"x")]
     bench.ask(wire.GroupDiscard("chat", HERE + "a"))
@@ -726,7 +730,7 @@ def test_group_message_is_not_heard_twice_by_a_channel_whose_owner_has_changed()
     for channel in channels:
         bench.ask(wire.GroupAdd("chat", channel, 60))
     beta = Identity("beta", b"beta" * 4, "10.0.0.2:4370")
-    bench.membership.heard(Heartbeat(beta, 0, 1, State.ALIVE, 0), bench.now, fresh=True)
+    bench.membership.heard(Heartbeat(beta, 0, 1, MemberState.ALIVE, 0), bench.now, fresh=True)
     bench.handler.view_changed()
     bench.ask(wire.GroupSend("chat", b"x", 60, 9))
     here = [channel for channel in channels if bench.received(channel)]
@@ -737,7 +741,7 @@ def test_group_message_is_not_heard_twice_by_a_channel_whose_owner_has_changed()
 def test_flush_drops_channels_and_groups(bench: Bench) -> None:
     bench.ask(wire.GroupAdd("chat", HERE + "a", 60))
     bench.ask(wire.Send(HERE + "a", b"x", 60, 9))
-    assert bench.ask(wire.Flush()) == wire.Done(bench.epoch)
+    assert bench.ask(wire.Flush()) == wire.DoneReply(bench.epoch)
     bench.ask(wire.GroupSend("chat", b"y", 60, 9))
     assert bench.received(HERE) == []
 
@@ -761,7 +765,7 @@ requests = st.one_of(
     st.builds(wire.Peek, keys, some_rules, costs),
     st.builds(wire.Reset, keys, some_rules),
     st.builds(wire.Refund, keys, some_rules, costs, seconds),
-    st.builds(wire.Look, keys, st.booleans()),
+    st.builds(wire.GetEntry, keys, st.booleans()),
     st.builds(wire.Scan, keys, st.none() | st.tuples(st.floats(), st.integers(-(2**63), 2**63 - 1))),
     st.sampled_from([wire.GetView(), wire.Ping(), wire.GetStatus(), wire.Flush()]),
     st.builds(wire.Send, channels, st.binary(), seconds, st.integers()),
@@ -788,7 +792,7 @@ def test_whatever_can_be_decoded_is_answered_in_kind(
             wire.decode_reply(wire.encode(reply))
         bench.now += step
         bench.handler.tick()
-    assert all(isinstance(reply, wire.Received) for reply in bench.pushed)
+    assert all(isinstance(reply, wire.ReceiveReply) for reply in bench.pushed)
 
 
 # -- the longest replies --------------------------------------------------------------------------------------
@@ -807,7 +811,7 @@ def longest_values(bench: Bench) -> wire.Request:
 def longest_fetched(bench: Bench) -> wire.Request:
     bench.ask(wire.Set([(b"small", 2**63 - 1)], 1e14))
     longest_values(bench)
-    return wire.Fetch([b"small"] * 200_000 + [b"big"])
+    return wire.GetWithTtl([b"small"] * 200_000 + [b"big"])
 
 
 def longest_flags(bench: Bench) -> wire.Request:
@@ -817,7 +821,7 @@ def longest_flags(bench: Bench) -> wire.Request:
 
 def longest_looked(bench: Bench) -> wire.Request:
     longest_values(bench)
-    return wire.Look(b"big", value=True)
+    return wire.GetEntry(b"big", value=True)
 
 
 def longest_scanned(bench: Bench) -> wire.Request:
@@ -855,7 +859,7 @@ def many_members(bench: Bench) -> None:
     for number in range(MEMBERS + TOMBSTONES):
         name, address = f"{LONGEST_NAME[:95]}{number:05}", f"{'h' * 253}:{number + 10_000}"
         identity = Identity(name, b"%016d" % number, address, 1.5)
-        bench.membership.heard(Heartbeat(identity, 2**32, 1, State.ALIVE, 2**63), bench.now, fresh=True)
+        bench.membership.heard(Heartbeat(identity, 2**32, 1, MemberState.ALIVE, 2**63), bench.now, fresh=True)
         if number >= MEMBERS:
             bench.membership.refused(name, identity.boot, bench.now)
 
@@ -892,21 +896,21 @@ def longest_received(bench: Bench) -> wire.Request:
 
 
 LONGEST: dict[type[wire.Reply], Callable[[Bench], wire.Request]] = {
-    wire.Values: longest_values,
-    wire.Fetched: longest_fetched,
-    wire.Flags: longest_flags,
-    wire.Looked: longest_looked,
-    wire.Scanned: longest_scanned,
-    wire.Decided: longest_decided,
-    wire.LimitsFound: longest_limits_found,
-    wire.EventNames: longest_event_names,
-    wire.EventAccount: longest_event_account,
-    wire.Viewed: longest_viewed,
-    wire.Status: longest_status,
-    wire.Report: longest_report,
-    wire.Received: longest_received,
+    wire.ValuesReply: longest_values,
+    wire.TtlValuesReply: longest_fetched,
+    wire.FlagsReply: longest_flags,
+    wire.EntryReply: longest_looked,
+    wire.ScanReply: longest_scanned,
+    wire.DecisionsReply: longest_decided,
+    wire.LimitsReply: longest_limits_found,
+    wire.EventNamesReply: longest_event_names,
+    wire.EventReply: longest_event_account,
+    wire.ViewReply: longest_viewed,
+    wire.StatusReply: longest_status,
+    wire.ReportReply: longest_report,
+    wire.ReceiveReply: longest_received,
 }
-CANNOT_GROW = {wire.Done, wire.Failed, wire.Number, wire.Pong}
+CANNOT_GROW = {wire.DoneReply, wire.FailedReply, wire.NumberReply, wire.PongReply}
 
 
 def test_each_kind_of_reply_is_known_to_be_bounded() -> None:
@@ -924,5 +928,5 @@ def test_status_of_more_members_than_fit_tells_of_those_that_serve(bench: Bench)
     many_members(bench)
     status = bench.ask(wire.GetStatus())
     states = [member.state for member in status.members]
-    assert states.count(State.ALIVE) == MEMBERS
+    assert states.count(MemberState.ALIVE) == MEMBERS
     assert status.omitted == len(bench.membership.members) - len(status.members)

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.membership import Membership, Timings
-from django_clusterstate.core.messages import Heartbeat, Identity, State
+from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
+from django_clusterstate.core.membership.transitions import Membership, Timings
 from django_clusterstate.exceptions import ProtocolError
+from django_clusterstate.node.channels.layer import SessionMessage
 from django_clusterstate.node.heartbeat import Heartbeats, seal, unseal
-from django_clusterstate.node.layer import SessionMessage
 from django_clusterstate.wire.handshake import VERSIONS
 from django_clusterstate.wire.keys import Key, derive_channel_keys
 from django_clusterstate.wire.messages import decode_reply
 
 OLD, NEW, FOREIGN = derive_channel_keys(["old", "new", "foreign"], "default")
-BEAT = Heartbeat(Identity("a", b"a" * 16, "10.0.0.1:4370"), 0, 1, State.ALIVE, 7, channel="x")
+BEAT = Heartbeat(Identity("a", b"a" * 16, "10.0.0.1:4370"), 0, 1, MemberState.ALIVE, 7, channel="x")
 
 
 def versioned(oldest: int, newest: int, body: bytes, key: Key = NEW) -> dict[str, Any]:

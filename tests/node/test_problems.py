@@ -2,8 +2,8 @@
 
 import pytest
 
-from django_clusterstate.core.membership import Membership, Timings
-from django_clusterstate.core.messages import Heartbeat, Identity, State
+from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
+from django_clusterstate.core.membership.transitions import Membership, Timings
 from django_clusterstate.node.problems import MAX_PROBLEMS, Misdirected, problems
 
 ME = Identity("me", b"m" * 16, "10.0.0.1:4370")
@@ -24,7 +24,7 @@ class Scene:
         self.misdirected: dict[str, Misdirected] = {}
         self.node = Membership(me, Timings(), self.now, must_be_reached=must_be_reached)
 
-    def run(self, seconds: float, *heard: tuple[Identity, State]) -> list[str]:
+    def run(self, seconds: float, *heard: tuple[Identity, MemberState]) -> list[str]:
         for _ in range(round(seconds * 2)):
             self.now += 0.5
             self.sequence += 1
@@ -35,13 +35,13 @@ class Scene:
 
 
 def test_nothing_is_wrong_while_all_is_well() -> None:
-    assert Scene().run(5, (A, State.ALIVE)) == []
+    assert Scene().run(5, (A, MemberState.ALIVE)) == []
 
 
 def test_peer_whose_address_leads_to_another_node_is_told_of() -> None:
     scene = Scene()
     scene.misdirected["web-2"] = Misdirected("10.0.0.5:4370", "web-3", 100.0)
-    assert scene.run(1, (A, State.ALIVE)) == [
+    assert scene.run(1, (A, MemberState.ALIVE)) == [
         "node web-2 advertises 10.0.0.5:4370, but web-3 answers there, so web-2 can't be reached: set its "
         "CLUSTERSTATE_ADVERTISE to an address of its own"
     ]
@@ -49,30 +49,30 @@ def test_peer_whose_address_leads_to_another_node_is_told_of() -> None:
 
 def test_name_used_twice_is_told_in_the_same_words_by_all_for_as_long_as_it_lasts() -> None:
     observer, said = Scene(), [NAME.format("a", A.address, A2.address)]
-    assert observer.run(5, (A, State.ALIVE), (A2, State.JOINING)) == said
+    assert observer.run(5, (A, MemberState.ALIVE), (A2, MemberState.JOINING)) == said
     holder = Scene(A)
     holder.run(2)
-    assert holder.run(2, (A2, State.JOINING)) == said
-    assert Scene(A2).run(5, (A, State.ALIVE)) == said
-    assert observer.run(4, (A, State.ALIVE)) == []
+    assert holder.run(2, (A2, MemberState.JOINING)) == said
+    assert Scene(A2).run(5, (A, MemberState.ALIVE)) == said
+    assert observer.run(4, (A, MemberState.ALIVE)) == []
 
 
 def test_loopback_address_among_others_is_told_in_the_same_words_by_all() -> None:
-    [said] = Scene().run(2, (LOCAL, State.JOINING))
+    [said] = Scene().run(2, (LOCAL, MemberState.JOINING))
     assert said.startswith("node local advertises 127.0.0.1:4370, which only its own host can reach")
     assert "CLUSTERSTATE_BIND or CLUSTERSTATE_ADVERTISE" in said
-    assert Scene(LOCAL).run(2, (ME, State.ALIVE)) == [said]
+    assert Scene(LOCAL).run(2, (ME, MemberState.ALIVE)) == [said]
     assert Scene(LOCAL).run(2) == []
 
 
 def test_node_that_nobody_reaches_says_so_once_it_has_waited() -> None:
     scene = Scene(must_be_reached=True)
-    assert scene.run(2, (A, State.ALIVE)) == []
-    [said] = scene.run(2, (A, State.ALIVE))
+    assert scene.run(2, (A, MemberState.ALIVE)) == []
+    [said] = scene.run(2, (A, MemberState.ALIVE))
     assert said.startswith("node me stays joining: no other node has connected to it at 10.0.0.1:4370;")
     assert said.endswith("It hears: a (10.0.0.2:4370)")
     scene.node.reached("a", A.boot, scene.now)
-    assert scene.run(0.5, (A, State.ALIVE)) == []
+    assert scene.run(0.5, (A, MemberState.ALIVE)) == []
 
 
 def test_node_that_has_only_connected_to_others_says_so() -> None:
@@ -87,4 +87,4 @@ def test_node_that_has_only_connected_to_others_says_so() -> None:
 @pytest.mark.parametrize("number", [1, MAX_PROBLEMS, 50])
 def test_problems_are_bounded(number: int) -> None:
     loopbacks = [Identity(f"n{n}", b"%016d" % n, f"127.0.0.1:{n + 1}") for n in range(number)]
-    assert len(Scene().run(1, *((who, State.JOINING) for who in loopbacks))) == min(number, MAX_PROBLEMS)
+    assert len(Scene().run(1, *((who, MemberState.JOINING) for who in loopbacks))) == min(number, MAX_PROBLEMS)

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.membership import Membership, Timings
-from django_clusterstate.core.messages import Identity
+from django_clusterstate.core.membership.messages import Identity
+from django_clusterstate.core.membership.transitions import Membership, Timings
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.node import coalescing
 from django_clusterstate.node import server as module
 from django_clusterstate.node.config import NodeConfig, NodeError
+from django_clusterstate.node.connection_slots import Kind
 from django_clusterstate.node.handler import Handler, Requester, resident_bytes
 from django_clusterstate.node.links import Links, Peer
-from django_clusterstate.node.places import Kind
 from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.node.server import Server
 from django_clusterstate.node.socketfile import SocketFile
@@ -92,7 +92,7 @@ class Running:
             connection = await connect(address, KEYS, 2)
             reply = await connection.request(PING)
             connection.close()
-            assert isinstance(reply, wire.Pong)
+            assert isinstance(reply, wire.PongReply)
         return True
 
 
@@ -182,7 +182,7 @@ async def test_strangers_that_begin_to_say_something_keep_nobody_out_either(runn
 async def test_herd_that_dials_at_once_is_served(running: Running) -> None:
     connections = await asyncio.gather(*(running.friend() for _ in range(200)))
     replies = await asyncio.gather(*(connection.request(PING) for connection in connections))
-    assert all(isinstance(reply, wire.Pong) for reply in replies)
+    assert all(isinstance(reply, wire.PongReply) for reply in replies)
     assert running.handler.stats.connections == 200
     assert running.refused == 0
     for connection in connections:
@@ -200,7 +200,7 @@ async def from_host(running: Running, host: str) -> AsyncConnection:
 
 async def is_served(connection: AsyncConnection) -> bool:
     try:
-        return isinstance(await connection.request(PING), wire.Pong)
+        return isinstance(await connection.request(PING), wire.PongReply)
     except Unavailable:
         return False
 
@@ -398,7 +398,7 @@ async def test_recorded_session_admits_nobody(running: Running) -> None:
         frame(b"\x92\x0a" + b"\x91" * MIB),  # deep nesting
         frame(b"\x93\x0d\xa2\xff\xff\x01"),  # a channel that is no UTF-8
         frame(wire.encode(wire.Get([b"k" * 1025]))),
-        frame(wire.encode(wire.Done(1))),
+        frame(wire.encode(wire.DoneReply(1))),
         frame(b"\x91\xcc\x63"),  # a request that we don't know
     ],
 )
@@ -408,7 +408,7 @@ async def test_message_that_cannot_be_read_closes_the_connection_only(
     victim, witness = await running.friend(), await running.friend()
     assert victim.cast(said)
     await until(lambda: victim.closed)
-    assert isinstance(await witness.request(PING), wire.Pong)
+    assert isinstance(await witness.request(PING), wire.PongReply)
     assert running.refused == 1
     assert len(running.reports) == 1
     assert not caplog.records
@@ -426,7 +426,7 @@ async def test_pipelined_requests_are_answered_in_order(running: Running) -> Non
     friend = await running.friend()
     await friend.request(frame(wire.encode(wire.Set([(b"a", 0)], None))))
     replies = await asyncio.gather(*(friend.request(frame(wire.encode(wire.Incr(b"a", 1)))) for _ in range(1000)))
-    assert [reply.value for reply in replies if isinstance(reply, wire.Number)] == list(range(1, 1001))
+    assert [reply.value for reply in replies if isinstance(reply, wire.NumberReply)] == list(range(1, 1001))
     friend.close()
 
 
@@ -442,7 +442,7 @@ async def test_many_long_replies_reach_who_reads_them(running: Running) -> None:
     get = await give_value(running, MIB)
     friend = await connect(running.tcp, KEYS, 10)
     replies = await asyncio.gather(*(friend.request(get) for _ in range(64)))
-    assert all(isinstance(reply, wire.Values) and reply.values == [b"x" * MIB] for reply in replies)
+    assert all(isinstance(reply, wire.ValuesReply) and reply.values == [b"x" * MIB] for reply in replies)
     assert running.refused == 0
     friend.close()
 
@@ -476,7 +476,7 @@ async def test_peer_that_does_not_read_its_channel_messages_is_closed(running: R
     await until(lambda: running.handler.channels.waiters == 40)
     send = frame(wire.encode(wire.Send("deaf", b"x" * MIB, 60, 100)))
     for _ in range(40):
-        assert isinstance(await sender.request(send), wire.Done)
+        assert isinstance(await sender.request(send), wire.DoneReply)
     await until(lambda: running.refused == 1)
     assert running.reports[0].endswith("doesn't read its replies")
     assert running.handler.channels.waiters == 0
@@ -583,9 +583,9 @@ async def test_a_request_that_cannot_be_answered_ends_its_connection_and_nothing
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     friend = await running.friend()
-    monkeypatch.setitem(running.handler._methods, wire.Look, lambda request: 1 / 0)
+    monkeypatch.setitem(running.handler._methods, wire.GetEntry, lambda request: 1 / 0)
     with pytest.raises(Unavailable):
-        await friend.request(frame(wire.encode(wire.Look(b"k"))))
+        await friend.request(frame(wire.encode(wire.GetEntry(b"k"))))
     assert "can't be answered: ZeroDivisionError" in running.reports[0]
     assert await running.serves()
 
@@ -595,12 +595,12 @@ async def test_reply_that_fits_in_no_frame_is_answered_as_failed_and_closes_noth
 ) -> None:
     friend = await running.friend()
     monkeypatch.setitem(
-        running.handler._methods, wire.Look, lambda request: wire.Looked(7, True, None, bytes(2 * MAX_FRAME), 1)
+        running.handler._methods, wire.GetEntry, lambda request: wire.EntryReply(7, True, None, bytes(2 * MAX_FRAME), 1)
     )
-    look = frame(wire.encode(wire.Look(b"k")))
+    look = frame(wire.encode(wire.GetEntry(b"k")))
     for _ in range(3):
-        assert await friend.request(look) == wire.Failed(running.handler.epoch, wire.REPLY_TOO_LONG)
-    assert isinstance(await friend.request(PING), wire.Pong)
+        assert await friend.request(look) == wire.FailedReply(running.handler.epoch, wire.REPLY_TOO_LONG)
+    assert isinstance(await friend.request(PING), wire.PongReply)
     assert running.refused == 0
     friend.close()
 
@@ -614,9 +614,9 @@ async def test_message_that_fits_in_no_frame_closes_neither_the_sender_nor_the_r
     await until(lambda: sender.closed)
     sender = await running.friend()
     longest = frame(wire.encode(wire.Send("c", bytes(MAX_REQUEST - 40), 60, 100)))
-    assert isinstance(await sender.request(longest), wire.Done)
+    assert isinstance(await sender.request(longest), wire.DoneReply)
     reply = await waiting
-    assert isinstance(reply, wire.Received)
+    assert isinstance(reply, wire.ReceiveReply)
     assert len(reply.payload or b"") == MAX_REQUEST - 40
     receiver.close()
     sender.close()
@@ -806,7 +806,7 @@ async def test_link_read_with_others_is_answered_and_closed_as_any(running: Runn
             peer.cast(heartbeat(number))
         await until_heard(heard, len(peers))
         heard.clear()
-        assert isinstance(await peers[0].request(PING), wire.Pong)
+        assert isinstance(await peers[0].request(PING), wire.PongReply)
     for peer in peers[1:]:
         peer.close()
     await until(lambda: len(running.server.connections) == 1)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.messages import Identity, State
+from django_clusterstate.core.membership.messages import Identity, MemberState
 from django_clusterstate.panel.reports import Reports
-from django_clusterstate.wire.messages import Report, Status
+from django_clusterstate.wire.messages import ReportReply, StatusReply
 from django_clusterstate.wire.status import MemberStatus, Stats
 
 
@@ -15,17 +15,17 @@ def node(
     name: str,
     epoch: int = 1,
     *,
-    state: State = State.ALIVE,
+    state: MemberState = MemberState.ALIVE,
     members: tuple[MemberStatus, ...] = (),
     version: str = "1",
     weight: float = 1.0,
     uptime: float = 3700.0,
-) -> Status:
+) -> StatusReply:
     stats = Stats(requests=1234, cache_entries=2, cache_bytes=2048, limit_entries=3)
-    return Status(epoch, identity(name, weight), state, uptime, False, version, 50 * 2**20, members, stats)
+    return StatusReply(epoch, identity(name, weight), state, uptime, False, version, 50 * 2**20, members, stats)
 
 
-def member(name: str, state: State = State.ALIVE, heard_ago: float = 0.25) -> MemberStatus:
+def member(name: str, state: MemberState = MemberState.ALIVE, heard_ago: float = 0.25) -> MemberStatus:
     return MemberStatus(identity(name), state, 0, heard_ago, 10.0, 1)
 
 
@@ -34,13 +34,13 @@ def identity(name: str, weight: float = 1.0) -> Identity:
     return Identity(name, bytes(16), f"{host}.example:4370", weight)
 
 
-def report(status: Status, **more: Any) -> Report:
+def report(status: StatusReply, **more: Any) -> ReportReply:
     """`more` are fields of a report."""
     told: dict[str, Any] = {"timeline": [], "rates": {}, "busiest": [], "denied": [], **more}
-    return Report(status.epoch, status, **told)
+    return ReportReply(status.epoch, status, **told)
 
 
-def reports_of(status: ClusterStatus, told: Mapping[str, Report] | None = None) -> Reports:
+def reports_of(status: ClusterStatus, told: Mapping[str, ReportReply] | None = None) -> Reports:
     """Those of all nodes that answered, with an alike round trip to each."""
     reports = {name: report(node) for name, node in status.nodes.items()} | dict(told or {})
     return Reports(status, reports, dict.fromkeys(reports, 0.001))

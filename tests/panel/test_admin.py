@@ -20,9 +20,9 @@ from django_clusterstate import cluster as functions
 from django_clusterstate import ratelimit
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.panel import overview
-from django_clusterstate.panel.keys import LookUp, Question
+from django_clusterstate.panel.keys import KeyQuery, LookUp
 from django_clusterstate.panel.reports import Reports
 from testproject.processes import wait_until
 from tests.conftest import NODES
@@ -51,7 +51,7 @@ class TestRealCluster:
         response = client.get(PAGE)
         page = Page(response)
         assert [row.name for row in response.context["rows"]] == list(NODES)
-        assert all(row.told is not None and row.state == State.ALIVE for row in response.context["rows"])
+        assert all(row.told is not None and row.state == MemberState.ALIVE for row in response.context["rows"])
         assert [row.heard_ago is None for row in response.context["rows"]] == [True, False, False]
         assert all(name in page.text for name in NODES)
         assert "This page asked alpha , the node of this host." in page.text
@@ -161,9 +161,9 @@ class TestLive:
 
     @pytest.mark.usefixtures("cluster")
     def test_key_is_not_looked_up_again(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[Question] = []
+        asked: list[KeyQuery] = []
 
-        async def look_up(question: Question) -> LookUp:
+        async def look_up(question: KeyQuery) -> LookUp:
             asked.append(question)
             return LookUp([])
 
@@ -293,7 +293,7 @@ class TestTrouble:
     def test_silent_node_is_shown_with_its_state_and_the_reason(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        nodes = {"one": node("one", members=(member("two", State.SUSPECT, 2.0),))}
+        nodes = {"one": node("one", members=(member("two", MemberState.SUSPECT, 2.0),))}
         page = shown(client, monkeypatch, ClusterStatus("one", nodes, {"two": "node two at a: too late"}))
         assert "1 node doesn't answer." in page.text
         assert "node two at a: too late" in page.text

@@ -26,14 +26,14 @@ from django.urls import reverse
 from django.utils.text import capfirst
 
 from django_clusterstate import cluster as functions
-from django_clusterstate import conf, ratelimit
+from django_clusterstate import ratelimit, runtime
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.core.sketch import Counted
+from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.decorators import UNSAFE, get_usage
 from django_clusterstate.panel.actions import ACTIONS
 from django_clusterstate.panel.keys import ALGORITHM_LABELS
 from django_clusterstate.panel.traffic import top
-from django_clusterstate.ratelimit import ALGORITHMS, Limit, counting
+from django_clusterstate.ratelimit import ALGORITHMS, Limit, hits
 from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.conftest import using
 from tests.panel.pages import Page, staff
@@ -214,7 +214,7 @@ class TestLimit:
 
     def test_limit_on_some_methods_is_found_and_reset_by_its_group_with_them(self, client: Client, key: str) -> None:
         get_usage(RequestFactory().post("/"), key, key="ip", rate="3/h", method=UNSAFE, increment=True)
-        (shown,) = top([Counted(ratelimit.routing_key(f"{key} DELETE,PATCH,POST,PUT", "ip:127.0.0.1"), 1, 0)])
+        (shown,) = top([KeyCount(ratelimit.routing_key(f"{key} DELETE,PATCH,POST,PUT", "ip:127.0.0.1"), 1, 0)])
         assert (shown.group, shown.key) == (f"{key} DELETE,PATCH,POST,PUT", "ip:127.0.0.1")
         named = {name: value for name, (value,) in parse_qs(shown.query).items()}
         found, _ = look_up(client, **named)
@@ -237,7 +237,7 @@ class TestLimit:
         for limit in limits:
             assert ratelimit.hit(limit, key, "k", 2).allowed
             assert not ratelimit.hit(limit, key, "k").allowed
-            assert counting._denials().find(ratelimit.routing_key(key, "k"), limit, 1, time.monotonic())
+            assert hits._denials().find(ratelimit.routing_key(key, "k"), limit, 1, time.monotonic())
         told = act(client, "reset_limit", kind="limit", group=key, key="k")
         assert told == ("success", "The limit was reset.")
         assert look_up(client, "limit", "k", group=key)[0].counts == []
@@ -267,9 +267,9 @@ class TestLimit:
 
     def test_what_another_node_counts_in_its_owners_place_is_shown_and_reset(self, client: Client, key: str) -> None:
         limit, whole = Limit.parse("3/h"), ratelimit.routing_key(key, "k")
-        asking = conf.get_client()
+        asking = runtime.get_client()
         substitute = asking.table().substitutes(whole, asking.routing.local)[0]
-        asking.call_node(substitute, counting._request(limit, whole, 1, True, False))
+        asking.call_node(substitute, hits._request(limit, whole, 1, True, False))
         found, page = look_up(client, "limit", "k", group=key)
         assert [(count.node, count.used) for count in found.counts] == [(substitute.name, 1)]
         assert f"{substitute.name} in its owner's place 1 allowed" in flat(page)
@@ -277,11 +277,11 @@ class TestLimit:
         assert look_up(client, "limit", "k", group=key)[0].counts == []
 
     def test_what_is_counted_anywhere_is_shown_and_reset(self, client: Client, key: str) -> None:
-        limit, asking = Limit.parse("3/h"), conf.get_client()
+        limit, asking = Limit.parse("3/h"), runtime.get_client()
         local, rankings = asking.table().local_name, ((f"k{n}", ratelimit.routing_key(key, f"k{n}")) for n in range(99))
         name, whole = next(pair for pair in rankings if asking.table().ranking(pair[1])[2].name != local)
         last = asking.table().ranking(whole)[2]
-        asking.call_node(last, counting._request(limit, whole, 1, True, False))
+        asking.call_node(last, hits._request(limit, whole, 1, True, False))
         assert [(count.node, count.used) for count in look_up(client, "limit", name, group=key)[0].counts] == [
             (last.name, 1)
         ]
@@ -303,7 +303,7 @@ class TestLimit:
     ) -> None:
         ratelimit.hit(Limit.parse("3/h"), key, "k")
         monkeypatch.setenv("CLUSTERSTATE_LIMITS_STORAGE", "redis://127.0.0.1:1/0")
-        conf.forget()
+        runtime.forget()
         found, page = look_up(client, "limit", "k", group=key)
         assert found.counts == []
         assert "Limits are counted in redis, as LIMITS_STORAGE says, and not in the nodes." in flat(page)

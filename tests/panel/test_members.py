@@ -3,24 +3,24 @@
 import pytest
 
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.messages import State
-from django_clusterstate.core.timeline import Moment, What
+from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.timeline import Moment, What
+from django_clusterstate.panel.formatting import LONGEST, duration
 from django_clusterstate.panel.members import RECENT, STATE_LABELS, rows, versions, views
-from django_clusterstate.panel.words import LONGEST, duration
 from tests.panel.reports import identity, member, node, report, reports_of
 
 
 def test_members_that_do_not_answer_are_listed_with_their_state() -> None:
-    states = (State.SUSPECT, State.DOWN, State.LEAVING, State.LEFT, State.JOINING)
+    states = (MemberState.SUSPECT, MemberState.DOWN, MemberState.LEAVING, MemberState.LEFT, MemberState.JOINING)
     one = node("one", members=tuple(member(f"is-{state}", state, 5.0) for state in states))
     table = rows(reports_of(ClusterStatus("one", {"one": one}, {"is-suspect": "too late"})))
     assert [(row.name, row.state, row.silent) for row in table] == [
-        ("is-joining", State.JOINING, ""),
-        ("is-leaving", State.LEAVING, ""),
-        ("is-suspect", State.SUSPECT, "too late"),
-        ("one", State.ALIVE, ""),
-        ("is-down", State.DOWN, ""),
-        ("is-left", State.LEFT, ""),
+        ("is-joining", MemberState.JOINING, ""),
+        ("is-leaving", MemberState.LEAVING, ""),
+        ("is-suspect", MemberState.SUSPECT, "too late"),
+        ("one", MemberState.ALIVE, ""),
+        ("is-down", MemberState.DOWN, ""),
+        ("is-left", MemberState.LEFT, ""),
     ]
     assert [row.told is None for row in table] == [True, True, True, False, True, True]
     assert [row.address for row in table] == [f"{row.name}.example:4370" for row in table]
@@ -44,27 +44,27 @@ def test_heartbeats_are_those_heard_by_the_asked_node() -> None:
 
 
 def test_node_that_the_asked_one_sees_in_another_state_says_so() -> None:
-    nodes = {"one": node("one", members=(member("two", State.SUSPECT),)), "two": node("two")}
+    nodes = {"one": node("one", members=(member("two", MemberState.SUSPECT),)), "two": node("two")}
     one, two = rows(reports_of(ClusterStatus("one", nodes)))
-    assert (one.seen_as, two.seen_as) == (None, State.SUSPECT)
-    assert two.state == State.ALIVE
+    assert (one.seen_as, two.seen_as) == (None, MemberState.SUSPECT)
+    assert two.state == MemberState.ALIVE
 
 
 def test_silent_members_that_only_others_know_are_listed_as_who_heard_them_last_says() -> None:
     nodes = {
-        "one": node("one", members=(member("known", State.SUSPECT, 2.0),)),
-        "two": node("two", members=(member("known", State.ALIVE, 0.1), member("new", State.DOWN, 9.0))),
-        "three": node("three", members=(member("new", State.ALIVE, 0.2),)),
+        "one": node("one", members=(member("known", MemberState.SUSPECT, 2.0),)),
+        "two": node("two", members=(member("known", MemberState.ALIVE, 0.1), member("new", MemberState.DOWN, 9.0))),
+        "three": node("three", members=(member("new", MemberState.ALIVE, 0.2),)),
     }
     table = {row.name: row for row in rows(reports_of(ClusterStatus("one", nodes, {"new": "too late"})))}
     known, new = table["known"], table["new"]
-    assert (known.state, known.heard_ago) == (State.SUSPECT, 2.0)
-    assert (new.state, new.heard_ago, new.silent) == (State.ALIVE, None, "too late")
+    assert (known.state, known.heard_ago) == (MemberState.SUSPECT, 2.0)
+    assert (new.state, new.heard_ago, new.silent) == (MemberState.ALIVE, None, "too late")
     assert new.address == "new.example:4370"
 
 
 def test_every_state_has_a_label() -> None:
-    assert set(STATE_LABELS) == set(State)
+    assert set(STATE_LABELS) == set(MemberState)
 
 
 def test_no_rows_when_no_node_answers() -> None:

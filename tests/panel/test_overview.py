@@ -15,9 +15,9 @@ from django.test import Client, override_settings
 from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
-from django_clusterstate import conf, ratelimit
-from django_clusterstate.core.messages import State
-from django_clusterstate.core.timeline import Moment, What
+from django_clusterstate import ratelimit, runtime
+from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.timeline import Moment, What
 from django_clusterstate.panel import overview
 from django_clusterstate.panel.reports import Reports, gather
 from testproject.processes import LocalCluster, wait_until
@@ -90,7 +90,7 @@ class TestTrouble:
         self, client: Client, own_cluster: LocalCluster, stopped: tuple[str, ...]
     ) -> None:
         os.environ["CLUSTERSTATE_DEADLINE"] = "5"  # `using` puts it back
-        conf.forget()
+        runtime.forget()
         assert "All 3 nodes" in live(client).text
         for name in stopped:
             own_cluster.processes[name].signal(signal.SIGSTOP)
@@ -120,7 +120,7 @@ class TestTrouble:
         assert "The nodes run different versions: 1, 2." in page.text
 
     def test_member_that_does_not_reach_a_node_is_marked(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        nodes = {"one": node("one", members=(member("two", State.SUSPECT, 2.0),)), "two": node("two")}
+        nodes = {"one": node("one", members=(member("two", MemberState.SUSPECT, 2.0),)), "two": node("two")}
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", nodes)))
         assert "one - 2.0 s late two unknown -" in page.text
 
@@ -132,19 +132,21 @@ class TestTrouble:
         nodes = {name: node(name, members=heard[name]) for name in names}
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
         assert "All members hear one another." in page.text
-        nodes["n01"] = node("n01", members=(member("n00", State.SUSPECT, 2.5), *heard["n01"][1:-1]))
+        nodes["n01"] = node("n01", members=(member("n00", MemberState.SUSPECT, 2.5), *heard["n01"][1:-1]))
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
         assert "n01 heard n00 2.5 s ago." in page.text
         assert "n01 doesn't know n29." in page.text
         assert "more are wrong" not in page.text
         for name in names:
-            nodes[name] = node(name, members=tuple(member(other, State.DOWN, 9.0) for other in names if other != name))
+            nodes[name] = node(
+                name, members=tuple(member(other, MemberState.DOWN, 9.0) for other in names if other != name)
+            )
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
         assert page.text.count(" 9.0 s ago.") == 50
         assert "820 more are wrong." in page.text
 
     def test_time_that_no_calendar_knows_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        one = node("one", members=(member("two", State.DOWN, 8e10),), uptime=8e10)
+        one = node("one", members=(member("two", MemberState.DOWN, 8e10),), uptime=8e10)
         told = {"one": report(one, timeline=[Moment(8e10, What.JOINED, "one", bytes(16))])}
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", {"one": one}), told))
         assert "more than 100 years" in page.text

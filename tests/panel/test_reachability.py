@@ -3,8 +3,8 @@
 import msgspec
 
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.membership import Timings
-from django_clusterstate.core.messages import State
+from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.transitions import Timings
 from django_clusterstate.panel.reachability import LISTED, WIDEST, Hearing, matrix
 from tests.panel.reports import member, node, reports_of
 
@@ -13,7 +13,10 @@ TIMINGS = Timings()
 
 def test_every_node_that_answers_has_a_row_and_every_member_that_is_not_gone_a_column() -> None:
     nodes = {
-        "a": node("a", members=(member("b", heard_ago=0.5), member("c", State.SUSPECT, 1.6), member("d", State.DOWN))),
+        "a": node(
+            "a",
+            members=(member("b", heard_ago=0.5), member("c", MemberState.SUSPECT, 1.6), member("d", MemberState.DOWN)),
+        ),
         "b": node("b", members=(member("a", heard_ago=0.1),)),
     }
     told = matrix(reports_of(ClusterStatus("a", nodes)), TIMINGS)
@@ -34,9 +37,9 @@ def test_member_that_only_others_hear_is_lost() -> None:
 
 def test_member_that_one_side_of_a_partition_holds_for_gone_is_lost_there_with_its_age() -> None:
     nodes = {
-        "a": node("a", members=(member("b"), member("c", State.DOWN, 9.0))),
-        "b": node("b", members=(member("a"), member("c", State.LEFT, 8.0))),
-        "c": node("c", members=(member("a", State.DOWN, 9.5), member("b", State.DOWN, 9.5))),
+        "a": node("a", members=(member("b"), member("c", MemberState.DOWN, 9.0))),
+        "b": node("b", members=(member("a"), member("c", MemberState.LEFT, 8.0))),
+        "c": node("c", members=(member("a", MemberState.DOWN, 9.5), member("b", MemberState.DOWN, 9.5))),
     }
     told = matrix(reports_of(ClusterStatus("a", nodes)), TIMINGS)
     assert told.speakers == ["a", "b", "c"]
@@ -51,7 +54,7 @@ def test_member_that_one_side_of_a_partition_holds_for_gone_is_lost_there_with_i
 
 def test_no_more_are_listed_than_can_be_read() -> None:
     for count, listed, more in ((LISTED, LISTED, 0), (LISTED + 3, LISTED, 3)):
-        silent = tuple(member(f"m{number}", State.SUSPECT, 2.0) for number in range(count))
+        silent = tuple(member(f"m{number}", MemberState.SUSPECT, 2.0) for number in range(count))
         told = matrix(reports_of(ClusterStatus("a", {"a": node("a", members=silent)})), TIMINGS)
         assert (len(told.wrong), len(told.listed), told.more) == (count, listed, more)
 

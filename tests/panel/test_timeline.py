@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.timeline import Moment, What
+from django_clusterstate.core.membership.timeline import Moment, What
+from django_clusterstate.panel.formatting import LONGEST
 from django_clusterstate.panel.timeline import _LOOKS, LABELS, SHOWN, TOGETHER, merged
-from django_clusterstate.panel.words import LONGEST
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOOT = bytes(16)

@@ -3,9 +3,9 @@
 import pytest
 
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.messages import State
-from django_clusterstate.core.rates import STEPS
-from django_clusterstate.core.sketch import Counted
+from django_clusterstate.core.counter_history import STEPS
+from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.node.history import counters
 from django_clusterstate.panel.traffic import CURVES, SHOWN, curves, shares, top
 from django_clusterstate.ratelimit import routing_key
@@ -31,7 +31,7 @@ def test_curves_of_no_node_are_level() -> None:
 
 
 def test_shares_are_those_of_the_nodes_that_serve() -> None:
-    nodes = {"a": node("a", weight=3.0), "b": node("b"), "c": node("c", state=State.LEAVING)}
+    nodes = {"a": node("a", weight=3.0), "b": node("b"), "c": node("c", state=MemberState.LEAVING)}
     a, b = shares(reports_of(ClusterStatus("a", nodes)))
     assert (a.name, a.expected_percent, a.actual_percent, a.entries) == ("a", 75.0, 50.0, 5)
     assert (b.name, b.expected, b.actual) == ("b", 0.25, 0.5)
@@ -44,7 +44,7 @@ def test_nothing_is_held_by_nobody() -> None:
 
 def test_busiest_keys_are_those_of_all_nodes_together() -> None:
     login, api = routing_key("login", "ip:10.0.0.7"), routing_key("api", "ü&")
-    keys = top([Counted(login, 5, 1), Counted(api, 7, 0), Counted(login, 4, 0)])
+    keys = top([KeyCount(login, 5, 1), KeyCount(api, 7, 0), KeyCount(login, 4, 0)])
     assert [(key.group, key.key, key.times, key.least) for key in keys] == [
         ("login", "ip:10.0.0.7", 9, 8),
         ("api", "ü&", 7, 7),
@@ -55,11 +55,11 @@ def test_busiest_keys_are_those_of_all_nodes_together() -> None:
 
 @pytest.mark.parametrize("key", [routing_key("g", "x" * 2000), routing_key("g", "\ud800"), b"\xff"])
 def test_key_that_cannot_be_split_or_sent_is_shown_as_it_is(key: bytes) -> None:
-    (shown,) = top([Counted(key, 1, 0)])
+    (shown,) = top([KeyCount(key, 1, 0)])
     assert shown.group is None
     assert shown.key.encode()
 
 
 def test_only_the_first_are_shown() -> None:
-    keys = top([Counted(b"%d" % number, number + 1, 0) for number in range(2 * SHOWN)])
+    keys = top([KeyCount(b"%d" % number, number + 1, 0) for number in range(2 * SHOWN)])
     assert [key.times for key in keys] == list(range(2 * SHOWN, SHOWN, -1))

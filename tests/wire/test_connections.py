@@ -16,17 +16,17 @@ import msgspec
 import pytest
 import uvloop
 
-from django_clusterstate import conf
+from django_clusterstate import runtime
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.wire import aio, blocking
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.blocking import BlockingConnection
+from django_clusterstate.wire.busy_polling import BusyPoll
 from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, frame
 from django_clusterstate.wire.handshake import MAGIC, Challenge, NodeHandshake
 from django_clusterstate.wire.keys import LinkKey, derive_link_keys
-from django_clusterstate.wire.polling import BusyPoll
 from testproject.processes import LocalCluster, free_port
 from tests.peers import (
     KEYS,
@@ -45,7 +45,7 @@ from tests.timelimits import handling
 DEADLINE = 0.25
 AT_LATEST = DEADLINE + 0.1  # a machine that runs tests is busy
 PING = frame(wire.encode(wire.Ping()))
-DONE = frame(wire.encode(wire.Done(1)))
+DONE = frame(wire.encode(wire.DoneReply(1)))
 CHALLENGE = frame(NodeHandshake(KEYS).challenge())
 
 
@@ -145,13 +145,13 @@ def node(request: pytest.FixtureRequest, cluster: LocalCluster) -> Address:
 
 @pytest.fixture
 def known(dial: Dial, node: Address) -> Caller:
-    return dial(node, conf.get_settings().link_keys, 2.0)
+    return dial(node, runtime.get_settings().link_keys, 2.0)
 
 
 def test_call_brings_the_reply(known: Caller) -> None:
     for _ in range(3):
         reply = known.call(PING)
-        assert isinstance(reply, wire.Pong)
+        assert isinstance(reply, wire.PongReply)
         assert reply.identity.name == "alpha"
 
 
@@ -159,11 +159,11 @@ def test_call_brings_the_reply(known: Caller) -> None:
 def test_value_of_any_size_comes_back_as_it_was(known: Caller, size: int) -> None:
     value = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     key = b"connections\0" + b"k" * 1000
-    assert isinstance(known.call(frame(wire.encode(wire.Set([(key, value)], 10.0)))), wire.Flags)
+    assert isinstance(known.call(frame(wire.encode(wire.Set([(key, value)], 10.0)))), wire.FlagsReply)
     reply = known.call(frame(wire.encode(wire.Get([key]))))
-    assert isinstance(reply, wire.Values)
+    assert isinstance(reply, wire.ValuesReply)
     assert reply.values == [value]
-    assert isinstance(known.call(PING), wire.Pong)
+    assert isinstance(known.call(PING), wire.PongReply)
 
 
 def test_message_that_the_node_cannot_read_closes_the_connection(known: Caller) -> None:
@@ -336,7 +336,7 @@ def test_reply_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
     def script(sock: socket.socket) -> None:
         sealed = shake_hands(sock)
         sealed.read_frame()
-        dribble(sock, sealed.seal(frame(wire.encode(wire.Values(1, [b"x" * 1000])))), DEADLINE / 20)
+        dribble(sock, sealed.seal(frame(wire.encode(wire.ValuesReply(1, [b"x" * 1000])))), DEADLINE / 20)
 
     with ScriptedNode(script) as node:
         caller = dial(node.address)
@@ -427,7 +427,7 @@ def test_time_that_we_did_not_have_ourselves_makes_nobody_late(monkeypatch: pyte
         connection = BlockingConnection(node.address, KEYS, DEADLINE)
         connection.send(PING)
         connected = True
-        assert connection.receive(0.0) == wire.Done(1)
+        assert connection.receive(0.0) == wire.DoneReply(1)
         monkeypatch.undo()
         connection.close()
 
@@ -447,7 +447,7 @@ def test_who_waits_long_sleeps(dial: Dial) -> None:
     with ScriptedNode(answering(slow)) as node:
         caller = dial(node.address, deadline=2.0)
         before = time.process_time()
-        assert isinstance(caller.call(PING), wire.Done)
+        assert isinstance(caller.call(PING), wire.DoneReply)
         assert time.process_time() - before < 0.1
 
 
@@ -483,7 +483,7 @@ def test_reply_in_pieces_costs_the_next_call_nothing_of_its_time(dial: Dial) -> 
     with ScriptedNode(script) as node:
         caller = dial(node.address)
         for _ in range(3):
-            assert caller.call(PING) == wire.Done(1)
+            assert caller.call(PING) == wire.DoneReply(1)
 
 
 @pytest.mark.parametrize("length", [0, 2, 5])
@@ -528,7 +528,7 @@ def test_surplus_reply_never_reaches_the_next_request(dial: Dial) -> None:
     with ScriptedNode(answering(lambda number: DONE + DONE)) as node:
         caller = dial(node.address)
         with contextlib.suppress(ProtocolError):
-            assert caller.call(PING) == wire.Done(1)
+            assert caller.call(PING) == wire.DoneReply(1)
         assert caller.closed
         with pytest.raises(Unavailable):
             caller.call(PING)
@@ -549,7 +549,7 @@ def test_answer_that_came_while_the_loop_was_busy_is_in_time(runner: asyncio.Run
         answer = connection.request(PING)
         await asyncio.sleep(0.01)  # it is sent
         take_time(2 * DEADLINE)
-        assert await answer == wire.Done(1)
+        assert await answer == wire.DoneReply(1)
         connection.close()
 
     def slow(number: int) -> bytes:
@@ -578,7 +578,7 @@ def test_busy_loop_can_connect(runner: asyncio.Runner) -> None:
     async def call(address: Address) -> None:
         busy = asyncio.ensure_future(keep_busy(DEADLINE / 2))
         connection = await connect(address, KEYS, DEADLINE)
-        assert await connection.request(PING) == wire.Done(1)
+        assert await connection.request(PING) == wire.DoneReply(1)
         connection.close()
         busy.cancel()
 
@@ -590,7 +590,7 @@ async def test_requests_under_way_at_once_get_their_own_replies() -> None:
     with ScriptedNode(answering()) as node:
         connection = await connect(node.address, KEYS, 2)
         first, second = connection.request(PING), connection.request(PING)
-        assert (await second, await first) == (wire.Done(2), wire.Done(1))
+        assert (await second, await first) == (wire.DoneReply(2), wire.DoneReply(1))
         connection.close()
 
 
@@ -599,8 +599,8 @@ async def test_cancelled_request_leaves_the_others_their_replies() -> None:
         connection = await connect(node.address, KEYS, 2)
         cancelled, other = connection.request(PING), connection.request(PING)
         cancelled.cancel()
-        assert await other == wire.Done(2)
-        assert await connection.request(PING) == wire.Done(3)
+        assert await other == wire.DoneReply(2)
+        assert await connection.request(PING) == wire.DoneReply(3)
         connection.close()
 
 

@@ -10,25 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.events import Account, Entry, Sample, Totals
-from django_clusterstate.core.limiter import Algorithm, Decision, Rule
-from django_clusterstate.core.messages import Identity, State
-from django_clusterstate.core.sketch import Counted
-from django_clusterstate.core.timeline import Moment, What
+from django_clusterstate.core.event_counts import Account, Entry, Sample, Totals
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule, RuleDecision
+from django_clusterstate.core.membership.messages import Identity, MemberState
+from django_clusterstate.core.membership.timeline import Moment, What
+from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import MAX_REQUEST, frame
-from django_clusterstate.wire.status import MemberStatus, Stats, Tally
+from django_clusterstate.wire.status import MemberStatus, RequesterStats, Stats
 
 REQUESTS = get_args(wire.Request)
 REPLIES = get_args(wire.Reply)
 
 alpha = Identity("alpha", b"b" * 16, "10.0.0.1:4370", 2.0)
 stats = Stats(requests=7, limit_evictions=1)
-member = MemberStatus(alpha, State.SUSPECT, 3, 1.5, 20.25, 2**64 - 1)
-status = wire.Status(1, alpha, State.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats)
+member = MemberStatus(alpha, MemberState.SUSPECT, 3, 1.5, 20.25, 2**64 - 1)
+status = wire.StatusReply(1, alpha, MemberState.ALIVE, 9.5, True, "1.0", 2**33, (member,), stats)
 EXAMPLES: list[wire.Message] = [
     wire.Get([b"ns\0a", b"ns\0b"]),
-    wire.Fetch([b"ns\0a", b"ns\0b"]),
+    wire.GetWithTtl([b"ns\0a", b"ns\0b"]),
     wire.Set([(b"ns\0a", b"v"), (b"ns\0b", -(2**63))], 30.5, absent=True),
     wire.Set([(b"ns\0a", 2**63 - 1)], None, deletes=(b"ns\0b",), reads=(b"ns\0c", b"ns\0a")),
     wire.Touch([b"ns\0a"], None),
@@ -37,7 +37,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Delete([b"ns\0a"], b"v"),
     wire.Incr(b"ns\0a", -1),
     wire.Clear(b"ns"),
-    wire.Look(b"ns\0a", value=True),
+    wire.GetEntry(b"ns\0a", value=True),
     wire.Scan(b"ns\0a"),
     wire.Scan(b"ns\0", (float("inf"), 7)),
     wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0), Rule(Algorithm.TOKEN_BUCKET, 0, 0.5)], 3),
@@ -50,7 +50,7 @@ EXAMPLES: list[wire.Message] = [
     wire.GetEvents("login"),
     wire.GetEvents("", "login"),
     wire.GetView(),
-    wire.GetView(["beta"], Tally(remembered=3)),
+    wire.GetView(["beta"], RequesterStats(remembered=3)),
     wire.Ping(),
     wire.GetStatus(),
     wire.GetReport(),
@@ -62,31 +62,33 @@ EXAMPLES: list[wire.Message] = [
     wire.Deliver("chat", b"payload", 60.0, 100),
     wire.Forward("specific.a.b!c", b"payload", 60.0, 100),
     wire.Flush(),
-    wire.Values(2**64 - 1, [b"v", 5, None, -(2**63)]),
-    wire.Fetched(1, [b"v", 5, None], [1.5, None, None]),
-    wire.Flags(1, [True, False]),
-    wire.Flags(1, [True], (b"v", None)),
-    wire.Number(1, None),
-    wire.Number(1, 2**63 - 1),
-    wire.Decided(1, [Decision(False, 10, 0, 4.5, 0.25)]),
-    wire.LimitsFound(1, [(Rule(Algorithm.FIXED_WINDOW, 10, 60.0), Decision(True, 10, 7, 4.5, 0.0))]),
-    wire.Done(1),
-    wire.Failed(1, wire.CHANNEL_FULL),
-    wire.Viewed(1, (alpha, alpha), "alpha"),
-    wire.Pong(1, alpha),
-    wire.Received(1, "specific.a.b!c", b"payload"),
-    wire.Received(1, "specific.a.b!", None),
-    wire.Looked(1, True, 30.5, b"v", 1),
-    wire.Looked(1, False),
-    wire.Scanned(1, [b"ns\0a"], (2.5, 2**63 - 1)),
-    wire.Scanned(1, []),
-    wire.EventNames(1, [Totals("login", 1, 20, 300, 4.5)]),
-    wire.EventAccount(
-        1, Account(9, [1, 8] + [0] * 58, [9] + [0] * 47, [Counted("17", 9, 1)], [Sample(7, "17", b"\x80", 0.5)])
+    wire.ValuesReply(2**64 - 1, [b"v", 5, None, -(2**63)]),
+    wire.TtlValuesReply(1, [b"v", 5, None], [1.5, None, None]),
+    wire.FlagsReply(1, [True, False]),
+    wire.FlagsReply(1, [True], (b"v", None)),
+    wire.NumberReply(1, None),
+    wire.NumberReply(1, 2**63 - 1),
+    wire.DecisionsReply(1, [RuleDecision(False, 10, 0, 4.5, 0.25)]),
+    wire.LimitsReply(1, [(Rule(Algorithm.FIXED_WINDOW, 10, 60.0), RuleDecision(True, 10, 7, 4.5, 0.0))]),
+    wire.DoneReply(1),
+    wire.FailedReply(1, wire.CHANNEL_FULL),
+    wire.ViewReply(1, (alpha, alpha), "alpha"),
+    wire.PongReply(1, alpha),
+    wire.ReceiveReply(1, "specific.a.b!c", b"payload"),
+    wire.ReceiveReply(1, "specific.a.b!", None),
+    wire.EntryReply(1, True, 30.5, b"v", 1),
+    wire.EntryReply(1, False),
+    wire.ScanReply(1, [b"ns\0a"], (2.5, 2**63 - 1)),
+    wire.ScanReply(1, []),
+    wire.EventNamesReply(1, [Totals("login", 1, 20, 300, 4.5)]),
+    wire.EventReply(
+        1, Account(9, [1, 8] + [0] * 58, [9] + [0] * 47, [KeyCount("17", 9, 1)], [Sample(7, "17", b"\x80", 0.5)])
     ),
-    wire.EventAccount(1, None),
+    wire.EventReply(1, None),
     status,
-    wire.Report(1, status, [Moment(0.5, What.DOWN, "beta", bytes(16))], {"hits": [1, 0]}, [Counted(b"k", 9, 1)], []),
+    wire.ReportReply(
+        1, status, [Moment(0.5, What.DOWN, "beta", bytes(16))], {"hits": [1, 0]}, [KeyCount(b"k", 9, 1)], []
+    ),
 ]
 
 
@@ -106,7 +108,7 @@ def refused(data: bytes) -> None:
 
 @pytest.mark.parametrize(("minutes", "hours"), [(59, 48), (61, 48), (60, 47), (60, 49), (0, 0)])
 def test_account_of_an_event_with_other_spans_is_refused(minutes: int, hours: int) -> None:
-    refused(wire.encode(wire.EventAccount(1, Account(1, [1] * minutes, [1] * hours, [], []))))
+    refused(wire.encode(wire.EventReply(1, Account(1, [1] * minutes, [1] * hours, [], []))))
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
@@ -133,7 +135,7 @@ def test_tags_are_unique() -> None:
 @pytest.mark.parametrize("surplus", [[None], [[[{"a": 1}]], b"", 2.5, msgspec.msgpack.Ext(5, b"e")]])
 def test_fields_of_a_later_version_are_ignored(message: wire.Message, surplus: list[Any]) -> None:
     items = msgspec.msgpack.decode(wire.encode(message))
-    if isinstance(message, wire.Status):  # what its members and statistics are made of has grown as well
+    if isinstance(message, wire.StatusReply):  # what its members and statistics are made of has grown as well
         items[-3] += surplus
         items[-4][0] += surplus
     assert decoder(message)(array(*items, *surplus)) == message
@@ -159,7 +161,7 @@ def test_key_may_be_as_long_as_the_limit_and_no_longer() -> None:
         wire.Touch([longest + b"k"], None),
         wire.Delete([longest + b"k"]),
         wire.Incr(longest + b"k", 1),
-        wire.Look(longest + b"k"),
+        wire.GetEntry(longest + b"k"),
         wire.Scan(longest + b"k"),
         wire.Hit(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),
         wire.Peek(longest + b"k", [Rule(Algorithm(0), 1, 1.0)]),

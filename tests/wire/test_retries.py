@@ -2,17 +2,17 @@
 
 import pytest
 
-from django_clusterstate.core.limiter import Algorithm, Rule
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.retries import may_repeat, may_repeat_frame
-from django_clusterstate.wire.status import Tally
+from django_clusterstate.wire.status import RequesterStats
 
 RULES = [Rule(Algorithm.FIXED_WINDOW, 5, 60.0)]
 
 AGAIN: list[wire.Request] = [
     wire.Get([b"k"]),
-    wire.Fetch([b"k"]),
+    wire.GetWithTtl([b"k"]),
     wire.Set([(b"k", b"v")], None),
     wire.Set([(b"k", b"v")], 5.0, deletes=(b"x",), reads=(b"y",)),
     wire.Set([(b"k", b"token")], 5.0, absent=True, or_same=True),
@@ -21,7 +21,7 @@ AGAIN: list[wire.Request] = [
     wire.Delete([b"k"]),
     wire.Delete([b"k"], b"token"),
     wire.Clear(b"n"),
-    wire.Look(b"k"),
+    wire.GetEntry(b"k"),
     wire.Scan(b"k"),
     wire.Hit(b"k", RULES, 0),
     wire.Peek(b"k", RULES),
@@ -46,7 +46,7 @@ ONCE: list[wire.Request] = [
     wire.Hit(b"k", RULES, 0, remembered=3),
     wire.Hit(b"k", RULES, dry=True),
     wire.Refund(b"k", RULES, 1, 0.0),
-    wire.GetView(tally=Tally(remembered=1)),
+    wire.GetView(tally=RequesterStats(remembered=1)),
     wire.Send("c", b"m", 5.0, 1),
     wire.Receive("c", 5.0),
     wire.GroupSend("g", b"m", 5.0, 1),

@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from ... import events
-from ...core.events import Totals
+from ...core.event_counts import Totals
 from ...exceptions import ClusterStateError
 
 ASK_EVERY = 1.0  # seconds

@@ -17,18 +17,18 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 from django.dispatch import Signal
 
-from ... import conf, signals
-from ...cache.bounds import own_bytes
+from ... import runtime, signals
+from ...cache.quotas import own_bytes
 from ...checks import check_addresses, check_channel_layer
-from ...core.membership import Change, Membership
-from ...core.timeline import What
-from ...discovery import make_discovery, table_problem
+from ...core.membership.timeline import What
+from ...core.membership.transitions import Change, Membership
+from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
 from ...node.discovery import ListDiscovery
+from ...node.metrics_server import scraped
 from ...node.node import Event, Isolated, Node, ViewChanged, news
-from ...node.pubsub import PubSubLayer
-from ...node.scrapes import scraped
+from ...node.redis_pubsub import PubSubLayer
 from ...settings import Settings
 from ...wire.address import TcpAddress, parse_tcp
 
@@ -72,7 +72,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         _set_up_logging()
         try:
-            settings = conf.use_options(
+            settings = runtime.use_options(
                 {entry: options[option] for option, entry in OPTIONS.items() if options[option]}
             )
             _refuse_weak_secret(settings)

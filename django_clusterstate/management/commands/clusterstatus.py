@@ -11,9 +11,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.template.defaultfilters import filesizeformat
 
-from ... import cluster, conf
-from ...core.messages import State
-from ...wire.messages import Status
+from ... import cluster, runtime
+from ...core.membership.messages import MemberState
+from ...wire.messages import StatusReply
 
 ASK_EVERY = 0.1
 
@@ -42,7 +42,7 @@ class Command(BaseCommand):
             self._print(status)
         if not status.nodes:
             raise CommandError(
-                f"no node answers at {conf.get_settings().socket}. Start one with: manage.py clusternode"
+                f"no node answers at {runtime.get_settings().socket}. Start one with: manage.py clusternode"
             )
         if not status.agree or status.problems or options["wait_for"] not in (None, status.serving):
             sys.exit(1)
@@ -61,13 +61,13 @@ class Command(BaseCommand):
             self.stdout.write(self.style.WARNING(f"{sender} cannot reach {receiver}"))
         verdict = "all agree"
         if not status.agree:
-            joining = sum(node.state is State.JOINING for node in status.nodes.values())
+            joining = sum(node.state is MemberState.JOINING for node in status.nodes.values())
             verdict = (
                 f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent, {joining} joining"
             )
         self.stdout.write(f"asked: {status.asked or '(this host has no node)'}; {verdict}")
 
-    def _row(self, status: cluster.ClusterStatus, name: str, node: Status) -> str:
+    def _row(self, status: cluster.ClusterStatus, name: str, node: StatusReply) -> str:
         return _COLUMNS.format(
             name[:20],
             node.state,

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ...core.events import MAX_NAME
-from ...core.limiter import Rule
+from ...core.event_counts import MAX_NAME
+from ...core.limits.algorithms import Rule
 
 MAX_KEY_BYTES = 1024
 

@@ -4,21 +4,21 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ...core.events import Account, Totals
-from ...core.limiter import Decision, Rule
-from ...core.messages import Identity, State
-from ...core.sketch import Counted
-from ...core.timeline import Moment
+from ...core.event_counts import Account, Totals
+from ...core.limits.algorithms import Rule, RuleDecision
+from ...core.membership.messages import Identity, MemberState
+from ...core.membership.timeline import Moment
+from ...core.top_keys import KeyCount
 from ..status import MemberStatus, Stats
 from .fields import Cursor, Message, Seconds, Value
 
 
-class Values(Message, frozen=True, tag=33):
+class ValuesReply(Message, frozen=True, tag=33):
     epoch: int
     values: list[Value | None]
 
 
-class Fetched(Message, frozen=True, tag=59):
+class TtlValuesReply(Message, frozen=True, tag=59):
     """Values, and the seconds that each has left; None: for ever, or absent."""
 
     epoch: int
@@ -26,29 +26,29 @@ class Fetched(Message, frozen=True, tag=59):
     ttls: list[Seconds | None]
 
 
-class Flags(Message, frozen=True, tag=34):
+class FlagsReply(Message, frozen=True, tag=34):
     epoch: int
     flags: list[bool]
     values: tuple[Value | None, ...] = ()
 
 
-class Number(Message, frozen=True, tag=35):
+class NumberReply(Message, frozen=True, tag=35):
     epoch: int
     value: int | None
 
 
-class Decided(Message, frozen=True, tag=36):
+class DecisionsReply(Message, frozen=True, tag=36):
     """One decision a rule, in the rules' order; the hit passed if all allow it."""
 
     epoch: int
-    decisions: list[Decision]
+    decisions: list[RuleDecision]
 
 
-class Done(Message, frozen=True, tag=37):
+class DoneReply(Message, frozen=True, tag=37):
     epoch: int
 
 
-class Failed(Message, frozen=True, tag=38):
+class FailedReply(Message, frozen=True, tag=38):
     """The node understood, and won't: `reason` is `NOT_AN_INTEGER`, `CHANNEL_FULL` or `REPLY_TOO_LONG`."""
 
     epoch: int
@@ -60,7 +60,7 @@ CHANNEL_FULL = "channel full"
 REPLY_TOO_LONG = "reply too long"
 
 
-class Viewed(Message, frozen=True, tag=39):
+class ViewReply(Message, frozen=True, tag=39):
     """The serving members, and the name of the node that says so."""
 
     epoch: int
@@ -68,19 +68,19 @@ class Viewed(Message, frozen=True, tag=39):
     name: str
 
 
-class Pong(Message, frozen=True, tag=40):
+class PongReply(Message, frozen=True, tag=40):
     epoch: int
     identity: Identity
 
 
-class Received(Message, frozen=True, tag=41):
+class ReceiveReply(Message, frozen=True, tag=41):
     epoch: int
     channel: str
     payload: bytes | None
     more: list[tuple[str, bytes]] = []
 
 
-class Looked(Message, frozen=True, tag=43):
+class EntryReply(Message, frozen=True, tag=43):
     """Seconds left (None: for ever), the value if it was asked for, and its bytes in any case, 8 for an integer."""
 
     epoch: int
@@ -90,7 +90,7 @@ class Looked(Message, frozen=True, tag=43):
     size: int | None = None  #: None from a node that doesn't say it yet
 
 
-class Scanned(Message, frozen=True, tag=44):
+class ScanReply(Message, frozen=True, tag=44):
     """Keys, at most a few hundred, perhaps none, and the cursor to go on with; None: there are no more."""
 
     epoch: int
@@ -98,29 +98,29 @@ class Scanned(Message, frozen=True, tag=44):
     cursor: Cursor | None = None
 
 
-class EventNames(Message, frozen=True, tag=46):
+class EventNamesReply(Message, frozen=True, tag=46):
     """At most 100; fewer are the last ones."""
 
     epoch: int
     events: list[Totals]
 
 
-class EventAccount(Message, frozen=True, tag=47):
+class EventReply(Message, frozen=True, tag=47):
     """None: no event of that name is known."""
 
     epoch: int
     account: Account | None
 
 
-class LimitsFound(Message, frozen=True, tag=48):
+class LimitsReply(Message, frozen=True, tag=48):
     """The rules under which hits of the key are counted here, and what a hit of cost 1 would be decided by each now:
     `limit - remaining` are counted, and a denied key frees in `retry_after`."""
 
     epoch: int
-    limits: list[tuple[Rule, Decision]]
+    limits: list[tuple[Rule, RuleDecision]]
 
 
-class Status(Message, frozen=True, tag=42):
+class StatusReply(Message, frozen=True, tag=42):
     """A node's own account: who it is, for how long, whom it knows, what it counted, and in words what is wrong.
 
     `omitted` members didn't fit in the reply: those that have been gone for longest.
@@ -128,7 +128,7 @@ class Status(Message, frozen=True, tag=42):
 
     epoch: int
     identity: Identity
-    state: State
+    state: MemberState
     uptime: float
     isolated: bool
     version: str
@@ -139,7 +139,7 @@ class Status(Message, frozen=True, tag=42):
     problems: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=100)] = ()
 
 
-class Report(Message, frozen=True, tag=45):
+class ReportReply(Message, frozen=True, tag=45):
     """What a node can tell of itself, for those who look at it.
 
     `timeline` is what happened to members, the latest first. `rates` tells by how much counters grew in each step of
@@ -148,14 +148,15 @@ class Report(Message, frozen=True, tag=45):
     """
 
     epoch: int
-    status: Status
+    status: StatusReply
     timeline: list[Moment]
     rates: dict[str, list[int]]
-    busiest: list[Counted[bytes]]
-    denied: list[Counted[bytes]]
+    busiest: list[KeyCount[bytes]]
+    denied: list[KeyCount[bytes]]
 
 
 Reply = (
-    Values | Fetched | Flags | Number | Decided | Done | Failed | Viewed | Pong | Received | Status | Looked | Scanned
-    | EventNames | EventAccount | Report | LimitsFound
+    ValuesReply | TtlValuesReply | FlagsReply | NumberReply | EntryReply | ScanReply
+    | DecisionsReply | LimitsReply | EventNamesReply | EventReply
+    | ViewReply | PongReply | StatusReply | ReportReply | ReceiveReply | DoneReply | FailedReply
 )  # fmt: skip

@@ -5,8 +5,8 @@ from typing import Annotated
 import mmh3
 from msgspec import Meta
 
-from ...core.events import MAX_ENTRIES, Entry
-from ..status import Tally
+from ...core.event_counts import MAX_ENTRIES, Entry
+from ..status import RequesterStats
 from .fields import (
     MAX_KEYS,
     ChannelName,
@@ -33,7 +33,7 @@ class Get(Message, frozen=True, tag=1):
     keys: Keys
 
 
-class Fetch(Message, frozen=True, tag=31):
+class GetWithTtl(Message, frozen=True, tag=31):
     """As `Get`, and how long each value has left. Answer: `Fetched`."""
 
     keys: Keys
@@ -87,7 +87,7 @@ class Clear(Message, frozen=True, tag=6):
     namespace: Namespace
 
 
-class Look(Message, frozen=True, tag=23):
+class GetEntry(Message, frozen=True, tag=23):
     """How long a key has left, and with `value` what it holds. Its place among the least recently used stays.
 
     Answer: `Looked`.
@@ -187,7 +187,7 @@ class GetView(Message, frozen=True, tag=9):
     """
 
     doubts: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=64)] = []
-    tally: Tally | None = None
+    tally: RequesterStats | None = None
 
 
 class Ping(Message, frozen=True, tag=10):
@@ -285,7 +285,7 @@ def tag_of(channel: str) -> str:
 
 
 Request = (
-    Get | Fetch | Set | Touch | Delete | Incr | Clear | Look | Scan | Hit | Peek | Reset | Refund | FindLimits
+    Get | GetWithTtl | Set | Touch | Delete | Incr | Clear | GetEntry | Scan | Hit | Peek | Reset | Refund | FindLimits
     | Track | GetEvents | GetView | Ping | GetStatus | GetReport
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip

@@ -1,0 +1,124 @@
+"""Operations that are written once, and run by the blocking client or by the asyncio client.
+
+An operation is a generator. It yields a command for each thing that it needs from outside, and is resumed with the
+command's result, or with the exception that the command raised. It does no I/O itself, so that one function serves both
+faces of the public API:
+
+    def ping(target: Target) -> Operation[bool]:
+        reply = yield CallNode(target, PING)
+        return isinstance(reply, PongReply)
+
+    run(ping(target), client)
+    await arun(ping(target), async_client)
+"""
+
+import asyncio
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from .routing import Target
+
+T = TypeVar("T")
+
+
+class Command(Protocol):
+    """One thing that an operation asks for. `client` is the blocking client in `run`, the asyncio client in `arun`."""
+
+    def run(self, client: Any) -> Any: ...
+    async def arun(self, client: Any) -> Any: ...
+
+
+Operation = Generator[Command, Any, T]
+
+
+def run(operation: Operation[T], client: Any) -> T:
+    """Runs an operation to its end in this thread. Returns what it returns, raises what it raises."""
+    try:
+        command = next(operation)
+        while True:
+            try:
+                result = command.run(client)
+            except BaseException as error:
+                command = operation.throw(error)
+            else:
+                command = operation.send(result)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+async def arun(operation: Operation[T], client: Any) -> T:
+    """Runs an operation to its end in the running event loop. Returns what it returns, raises what it raises."""
+    try:
+        command = next(operation)
+        while True:
+            try:
+                result = await command.arun(client)
+            except BaseException as error:
+                command = operation.throw(error)
+            else:
+                command = operation.send(result)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+class Call(NamedTuple):
+    """Sends a framed request to the owner of a key. The result is its reply; raises `Unavailable` or `ProtocolError`."""
+
+    key: bytes
+    request: bytes
+
+    def run(self, client: Any) -> Any:
+        return client.call(self.key, self.request)
+
+    async def arun(self, client: Any) -> Any:
+        return await client.call(self.key, self.request)
+
+
+class CallNode(NamedTuple):
+    """Sends a framed request to one node. The result is its reply; raises `Unavailable` or `ProtocolError`."""
+
+    target: Target
+    request: bytes
+
+    def run(self, client: Any) -> Any:
+        return client.call_node(self.target, self.request)
+
+    async def arun(self, client: Any) -> Any:
+        return await client.call_node(self.target, self.request)
+
+
+class CallEach(NamedTuple):
+    """Sends framed requests to several nodes at once. The result has for each, in order, its reply or its error."""
+
+    requests: Sequence[tuple[Target, bytes]]
+
+    def run(self, client: Any) -> Any:
+        return client.call_each(self.requests)
+
+    async def arun(self, client: Any) -> Any:
+        return await client.call_each(self.requests)
+
+
+class GetTable(NamedTuple):
+    """The result is the current routing table, refreshed if it is old. Never raises for a failure of the cluster."""
+
+    def run(self, client: Any) -> Any:
+        return client.table()
+
+    async def arun(self, client: Any) -> Any:
+        return await client.table()
+
+
+class Sleep(NamedTuple):
+    """Waits. The result is None."""
+
+    seconds: float
+
+    def run(self, client: Any) -> Any:
+        time.sleep(self.seconds)
+
+    async def arun(self, client: Any) -> Any:
+        await asyncio.sleep(self.seconds)

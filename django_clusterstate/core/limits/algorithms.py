@@ -1,0 +1,372 @@
+"""Three rate-limiting algorithms, as pure functions from (rule, state, cost, now) to a decision.
+
+For each of them: `limit` hits pass at once on a key that has none, a client whose hits are `period / limit` apart or
+more is never denied, and no `retry_after` is longer than the period.
+
+Times are seconds on the owner's monotonic clock, as floats; `now` never goes backwards.
+
+Arithmetic in doubles is inexact, so an instant is taken as reached TOLERANCE before it: a hit at `now +
+retry_after` passes, and a bucket is full a period after it was emptied. Below a million hits a second that
+lets no extra hit through; above, it is held to half a hit.
+"""
+
+import enum
+import math
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Final, Protocol, TypeAlias
+
+import msgspec
+
+__all__ = [
+    "TOLERANCE",
+    "Algorithm",
+    "LimitState",
+    "RecentRules",
+    "Rule",
+    "RuleDecision",
+    "StateStore",
+    "decide",
+    "decide_all",
+    "find",
+    "hit",
+    "peek",
+    "rebase",
+    "refund",
+    "reset",
+]
+
+# Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
+TOLERANCE: Final = 1e-6
+
+MAX_RULES: Final = 256  # that a node remembers: a site has a few dozen
+
+# When it ends to matter, three more instants, an amount and a count; what they mean is the algorithm's. Opaque to all
+# but this module, except for the first: a store forgets the state then.
+LimitState: TypeAlias = tuple[float, float, float, float, float, int]
+Evaluation: TypeAlias = tuple["RuleDecision", LimitState | None, float]
+
+
+class Algorithm(enum.IntEnum):
+    """How hits are counted. The numbers are on the wire."""
+
+    FIXED_WINDOW = 0
+    """`limit` hits in a window that opens at the key's first hit. Cheapest; up to twice the limit across the
+    end of a window."""
+    SLIDING_WINDOW = 1
+    """Never more than `limit` hits in any `period` seconds, and the whole limit again a period after the last of
+    them: a log of hits in constant space, which may keep a hit of bursts for somewhat longer."""
+    TOKEN_BUCKET = 2
+    """A burst of `limit`, refilled evenly at limit / period. Also known as a leaky bucket, or GCRA."""
+
+    __hash__ = int.__hash__  # an Enum's own is slower than all the rest of a Rule's
+
+
+class Rule(msgspec.Struct, frozen=True, array_like=True):
+    """`limit` hits (0 denies all) per `period` seconds. Validated by whoever makes it, and by whoever decodes it."""
+
+    algorithm: Algorithm
+    limit: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    period: Annotated[float, msgspec.Meta(ge=1e-3, le=1e14)]
+
+
+class RuleDecision(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to one hit. Durations are seconds."""
+
+    allowed: bool
+    limit: int
+    remaining: int
+    """Hits that would pass now, after this one; >= 0."""
+    reset_after: float
+    """Until the whole limit is available again, if nothing else hits."""
+    retry_after: float
+    """Until the same cost passes, if nothing else hits; 0 when allowed. The rule's period when it never
+    can."""
+
+
+def decide(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
+    """Decide one hit of `cost` at `now`, given the key's state (None: never hit, or forgotten).
+
+    Returns the decision, the state after it, and the seconds for which that state matters (its ttl; 0: forget
+    it). Store the state only if the hit is to count. A denied hit consumes nothing: its state equals the one
+    given.
+
+    Cost 0 is a peek: allowed unless the limit is 0, and it changes nothing; look at `remaining`.
+    A cost above the limit can never pass. A cost below 0 isn't looked for here; callers validate.
+    A state belongs to one rule: under another, use another key.
+    """
+    if not rule.limit:
+        return RuleDecision(False, 0, 0, 0.0, rule.period), state, 0.0
+    return _ALGORITHMS[rule.algorithm](rule, state, cost, now)
+
+
+def decide_all(
+    rules: Sequence[Rule], states: Sequence[LimitState | None], cost: int, now: float
+) -> tuple[list[RuleDecision], list[tuple[LimitState | None, float]] | None]:
+    """Decide one hit under several rules, all or nothing: it counts in each only if each allows it.
+
+    `states` holds one state per rule, in the same order. Returns one decision per rule, and the (state, ttl)
+    pairs to store; None instead when a rule denied. The other rules' decisions then say `allowed`, and what
+    remains of them with this hit not counted.
+    """
+    outcomes = [decide(rule, state, cost, now) for rule, state in zip(rules, states, strict=True)]
+    decisions = [decision for decision, _, _ in outcomes]
+    if all(decision.allowed for decision in decisions):
+        return decisions, [(state, ttl) for _, state, ttl in outcomes]
+    for i, decision in enumerate(decisions):
+        if decision.allowed:
+            decisions[i] = decide(rules[i], states[i], 0, now)[0]
+    return decisions, None
+
+
+class StateStore(Protocol):
+    """Where the states of keys are kept: `ledger.Ledger`, or whatever has these three."""
+
+    def get(self, key: bytes, now: float) -> LimitState | None: ...
+    def set(self, key: bytes, state: LimitState, now: float) -> None: ...
+    def delete(self, key: bytes, now: float) -> bool: ...
+
+
+def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> tuple[list[RuleDecision], bool]:
+    """`decide_all` for a key whose states are in `store`. Returns the decisions, and whether all allow."""
+    if len(rules) == 1:  # nearly always
+        state_key = _state_key(key, rules[0])
+        decision, state, _ = decide(rules[0], store.get(state_key, now), cost, now)
+        if decision.allowed and cost and state is not None:
+            store.set(state_key, state, now)
+        return [decision], decision.allowed
+    keys = [_state_key(key, rule) for rule in rules]
+    decisions, counted = decide_all(rules, [store.get(state_key, now) for state_key in keys], cost, now)
+    if counted is None:
+        return decisions, False
+    if cost:
+        for state_key, (state, _) in zip(keys, counted, strict=True):
+            if state is not None:
+                store.set(state_key, state, now)
+    return decisions, True
+
+
+def peek(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> list[RuleDecision]:
+    """What `hit` would decide now. Nothing is counted, and `remaining` is what remains without this hit."""
+    states = [store.get(_state_key(key, rule), now) for rule in rules]
+    decisions, _ = decide_all(rules, states, cost, now)
+    return [
+        decide(rule, state, 0, now)[0] if decision.allowed else decision
+        for rule, state, decision in zip(rules, states, decisions, strict=True)
+    ]
+
+
+class RecentRules:
+    """The distinct rules under which states were made last, MAX_RULES at most. A state's key contains its rule, so
+    who doesn't know the rule can't find the state."""
+
+    __slots__ = ("_rules",)
+
+    def __init__(self) -> None:
+        self._rules: OrderedDict[Rule, None] = OrderedDict()  # the least recent first
+
+    def note(self, rules: Sequence[Rule]) -> None:
+        for rule in rules:
+            try:
+                self._rules.move_to_end(rule)
+            except KeyError:
+                self._rules[rule] = None
+                if len(self._rules) > MAX_RULES:
+                    self._rules.popitem(last=False)
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self._rules)
+
+
+def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> list[tuple[Rule, RuleDecision]]:
+    """Those of the rules under which a key has a state, and what a hit would be decided now, as by `peek`.
+
+    So `limit - remaining` is what is counted, and `retry_after` says when a denied key frees.
+    """
+    held = (rule for rule in rules if store.get(_state_key(key, rule), now) is not None)
+    return [(rule, peek(store, key, [rule], 1, now)[0]) for rule in held]
+
+
+def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> list[bool]:
+    """Forgets all hits of a key under these rules. Returns for each rule whether there were any."""
+    return [store.delete(_state_key(key, rule), now) for rule in rules]
+
+
+def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:
+    """Takes back a hit of `cost` that counted at `at` under these rules, as far as it still counts.
+
+    What has been forgotten or refilled since isn't credited again, so no rule admits more than it would without that
+    hit.
+    """
+    for rule in dict.fromkeys(rules):  # a rule that is given twice counts once
+        state_key = _state_key(key, rule)
+        state = store.get(state_key, now)
+        if state is None:
+            continue
+        left = _REFUNDS[rule.algorithm](rule, state, cost, at, now)
+        if decide(rule, left, 0, now)[2] > 0:
+            store.set(state_key, left, now)
+        else:
+            store.delete(state_key, now)
+
+
+def _state_key(key: bytes, rule: Rule) -> bytes:
+    return key + _RULE.pack(rule.algorithm, rule.limit, rule.period)
+
+
+# Of one length, so no two pairs of key and rule make the same bytes.
+_RULE: Final = struct.Struct("<BQd")
+
+
+def rebase(state: LimitState, seconds: float) -> LimitState:
+    """The same state on a clock that reads `seconds` more: a hand-off moves states between nodes, whose
+    monotonic clocks have nothing in common."""
+    until, first, second, third, amount, count = state
+    return until + seconds, first + seconds, second + seconds, third + seconds, amount, count
+
+
+_COARSE: Final = 0.5 / TOLERANCE  # hits a second above which TOLERANCE is more than half a hit
+
+
+def _slack(limit: int, period: float) -> float:
+    """TOLERANCE as hits at the rule's rate."""
+    slack = TOLERANCE * limit / period
+    return slack if slack < 0.5 else 0.5
+
+
+def _fixed_window(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
+    # State: (end of the window, and nothing else but the hits in it).
+    limit = rule.limit
+    end, used = (now, 0) if state is None else (state[0], state[5])
+    left = end - now
+    if left <= TOLERANCE:
+        left, used = 0.0, 0
+    if used + cost > limit:
+        retry = rule.period if cost > limit else left
+        return RuleDecision(False, limit, max(limit - used, 0), left, retry), state, left
+    if not cost:
+        return RuleDecision(True, limit, limit - used, left, 0.0), state, left
+    if not used:
+        left = rule.period
+        end = now + left
+    used += cost
+    return RuleDecision(True, limit, limit - used, left, 0.0), (end, 0.0, 0.0, 0.0, 0.0, used), left
+
+
+def _sliding_window(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
+    # `current` + `share` is an upper bound of the hits in the last period, and is kept to the limit. Hits are in two
+    # runs: one that began at most a period ago, of which each hit counts, and the one before it. Of that, what counts
+    # is at most
+    #   - all of it, until its last hit has left the window, at `edge`; and
+    #   - what an even rate of limit / period brings from the beginning of the window to `even`, the run's theoretical
+    #     arrival time: as in GCRA, each hit moves that on by period / limit from where it was, or from now if that is
+    #     later. So there were fewer than (even - t) * limit / period hits after any time t before it.
+    # For evenly spaced hits the second is exact, and for a burst the first, so the bound denies neither. The arrival
+    # time of the current run is kept as `base`, from which its hits lead there, since a float summed up hit by hit
+    # drifts.
+    # State: (a period after the last hit, base, even, edge, hits in the run before, hits in this one).
+    limit = rule.limit
+    period = rule.period
+    share = 0
+    if state is None or now >= state[0] - TOLERANCE:
+        until = base = even = now
+        edge = now + period
+        previous, current = 0.0, 0
+    else:
+        until, base, even, edge, previous, current = state
+        if now >= edge - TOLERANCE:
+            even = base = base + current * period / limit
+            edge, previous, current = until, current, 0
+        if previous:
+            line = (even + period - now - TOLERANCE) * limit / period
+            if limit > _COARSE * period:
+                line += (TOLERANCE * limit / period) - 0.5
+            # Fewer than `line`, as a whole number.
+            share = int(previous) if line > previous else math.ceil(line) - 1 if line > 0 else 0
+    room = limit - current - share
+    if 0 < cost <= room:
+        idle = now - current * period / limit
+        base = idle if idle > base else base  # later if the theoretical arrival time has passed
+        after = (now + period, base, even, edge, previous, current + cost)
+        return RuleDecision(True, limit, room - cost, period, 0.0), after, period
+    reset = until - now if current else edge - now if previous else 0.0
+    room = max(room, 0)
+    if not cost:
+        return RuleDecision(True, limit, room, reset, 0.0), state, reset
+    spare = limit - cost
+    if spare < 0:
+        passes = now + period
+    elif current <= spare:
+        # Once the share of the run before has fallen to what this one spares.
+        passes = min(even + period - (spare - current + 1) * period / limit, edge)
+    else:
+        # Once this run is the one before, and its share has fallen.
+        passes = max(min(base + (current - spare - 1) * period / limit + period, until), edge)
+    return RuleDecision(False, limit, room, reset, passes - now), state, reset
+
+
+def _token_bucket(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
+    # GCRA (ATM Forum TM 4.0; ITU-T I.371): a theoretical arrival time moves on by an emission interval,
+    # period / limit, at each hit, and may be ahead of now by a period at most. It is kept in two parts, (when
+    # it is full again, when it was last full, nothing, nothing, hits since, nothing), because a float summed up hit by
+    # hit drifts, and then `limit` hits don't pass, or one more does.
+    limit = rule.limit
+    period = rule.period
+    since, hits = (now, 0.0) if state is None else (state[1], state[4])
+    owed = hits - (now - since) * limit / period
+    if owed <= 0:
+        since, hits, owed = now, 0.0, 0.0
+    room = limit - owed + _slack(limit, period)
+    if cost and cost <= room:
+        reset = (owed + cost) * period / limit
+        return (
+            RuleDecision(True, limit, int(room - cost), reset, 0.0),
+            (now + reset, since, 0.0, 0.0, hits + cost, 0),
+            reset,
+        )
+    reset = owed * period / limit
+    remaining = int(room) if room > 0 else 0
+    if not cost:
+        return RuleDecision(True, limit, remaining, reset, 0.0), state, reset
+    retry = period if cost > limit else (owed + cost - limit) * period / limit
+    return RuleDecision(False, limit, remaining, reset, retry), state, reset
+
+
+def _refund_fixed_window(rule: Rule, state: LimitState, cost: int, at: float, now: float) -> LimitState:
+    end, used = state[0], state[5]
+    return (end, 0.0, 0.0, 0.0, 0.0, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
+
+
+def _refund_sliding_window(rule: Rule, state: LimitState, cost: int, at: float, now: float) -> LimitState:
+    until, base, even, edge, previous, current = state
+    if at <= now - rule.period:
+        return state
+    if previous and (not current or at <= edge - rule.period + TOLERANCE):  # up to the last hit of the run before
+        return (until, base, even, edge, max(previous - cost, 0.0), current)
+    # As in a token bucket, the theoretical arrival time goes back only by what hasn't passed since the hit.
+    back = min(cost, current)
+    base += min(back * rule.period / rule.limit, now - at)
+    return (until, base, even, edge, previous, current - back)
+
+
+def _refund_token_bucket(rule: Rule, state: LimitState, cost: int, at: float, now: float) -> LimitState:
+    # What flowed in since the hit may be due to it (a full bucket takes nothing), so only the rest is credited.
+    _, since, _, _, hits, _ = state
+    if at <= since - TOLERANCE:
+        return state
+    hits -= max(cost - (now - at) * rule.limit / rule.period, 0.0)
+    return (since + hits * rule.period / rule.limit, since, 0.0, 0.0, hits, 0)
+
+
+# Indexed by Algorithm.
+_ALGORITHMS: Final[tuple[Callable[[Rule, LimitState | None, int, float], Evaluation], ...]] = (
+    _fixed_window,
+    _sliding_window,
+    _token_bucket,
+)
+_REFUNDS: Final[tuple[Callable[[Rule, LimitState, int, float, float], LimitState], ...]] = (
+    _refund_fixed_window,
+    _refund_sliding_window,
+    _refund_token_bucket,
+)

@@ -1,0 +1,131 @@
+"""What nodes say about themselves and each other: the values shared by the core and the wire.
+
+All bounds are checked when a message is decoded, so nothing beyond them reaches a node, a requester, a log or a
+terminal, whoever signed it. Names and addresses are checked when a value is made in any other way, too.
+"""
+
+import enum
+import functools
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+import mmh3
+import msgspec
+from msgspec import Meta
+
+MAX_NAME = 100  # characters
+MAX_WEIGHT = 1000.0
+MAX_AGE = 1e9  # seconds: thirty years
+MAX_SIGHTINGS = 64  # in one heartbeat that is taken in; eight are sent
+_MAX_NUMBER = 2**53
+_HOST = r"(?:\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?\]|[\w.-]{1,253})"
+_ADDRESS = re.compile(_HOST + r":([0-9]{1,5})")
+_CHANNEL = re.compile(r"[\w.-]*(?:![\w.-]*)?", re.ASCII)
+
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+Boot = Annotated[bytes, Meta(min_length=16, max_length=16)]
+NodeAddress = Annotated[str, Meta(max_length=300)]
+Number = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
+
+
+class MemberState(enum.StrEnum):
+    """A member as one node sees it. What moves it stands in `membership`."""
+
+    JOINING = "joining"  # started; owns no keys yet
+    ALIVE = "alive"
+    SUSPECT = "suspect"  # silent for a while; keeps its keys
+    DOWN = "down"
+    LEAVING = "leaving"  # said so; owns no keys any more, still answers
+    LEFT = "left"
+
+
+SERVING = frozenset({MemberState.ALIVE, MemberState.SUSPECT})
+GONE = frozenset({MemberState.DOWN, MemberState.LEFT})
+
+
+@functools.lru_cache(4096)
+def _check(name: str, address: str) -> None:
+    """Raises `ValueError`, with nothing in its text that a terminal would interpret."""
+    if not name.isprintable():
+        raise ValueError(f"a node's name must be printable, which {name[:MAX_NAME]!a} isn't")
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[1]) < 65536:
+        raise ValueError(f"a node's address must be HOST:PORT, which {address[:MAX_NAME]!a} isn't")
+
+
+@functools.lru_cache(4096)
+def is_loopback(address: str) -> bool:
+    """Whether only its own host can reach this `host:port`; a name other than `localhost` may be anywhere."""
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One start of one node, as it presents itself.
+
+    `boot` is 128 random bits, new at every start: the same name with another boot is a restart.
+    `address` is `host:port`, where peers and requesters reach it. `weight` is its share of the keys.
+    """
+
+    name: Name
+    boot: Boot
+    address: NodeAddress
+    weight: Annotated[float, Meta(gt=0, le=MAX_WEIGHT)] = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.address)
+
+
+class Sighting(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the sender of a heartbeat knows of one member; `age` is seconds since it was last heard."""
+
+    name: Name
+    boot: Boot
+    address: NodeAddress
+    state: MemberState
+    incarnation: Number
+    age: Annotated[float, Meta(ge=0, le=MAX_AGE)]
+
+    def __post_init__(self) -> None:
+        _check(self.name, self.address)
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
+    """`I am here`, sent to the whole group. `sequence` grows by one with each, so nothing replays.
+
+    `channel` is where an answer to this one node goes; `epoch` is that of the sender's view.
+    """
+
+    identity: Identity
+    incarnation: Number
+    sequence: Number
+    state: MemberState
+    epoch: Annotated[int, Meta(ge=0)]
+    sightings: Annotated[tuple[Sighting, ...], Meta(max_length=MAX_SIGHTINGS)] = ()
+    channel: Annotated[str, Meta(max_length=100)] = ""
+
+    def __post_init__(self) -> None:
+        if _CHANNEL.fullmatch(self.channel) is None:
+            raise ValueError("a heartbeat names a channel that no channel layer can have")
+
+
+class View(msgspec.Struct, frozen=True, array_like=True):
+    """The serving members at one moment, by name. Equal views have equal epochs, on every host."""
+
+    members: tuple[Identity, ...]
+    epoch: int
+
+    @classmethod
+    def of(cls, members: Iterable[Identity]) -> "View":
+        ordered = tuple(sorted(members, key=lambda member: member.name))
+        digest = mmh3.hash64(msgspec.msgpack.encode(ordered), signed=False)[0]
+        return cls(ordered, digest)
+
+
+NO_VIEW = View((), 0)

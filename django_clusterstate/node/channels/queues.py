@@ -1,0 +1,242 @@
+"""The channels and groups that live on one node: the embedded channel layer's memory. Pure.
+
+At most once, first in first out, nothing waits for ever: a message expires, and so does a channel's place in a group.
+All channels of one process (`specific.x!y`) share one queue (`specific.x!`) and its capacity; every other channel has
+its own.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable
+
+from ...core.expiry import Expiry
+
+Deliver = Callable[[str, bytes | None], None]
+
+MAX_BYTES = 64 * 1024 * 1024  # of messages that wait, over all queues
+OVERHEAD = 256  # bytes that a message takes besides, or else empty ones could pile up for ever
+QUEUE_OVERHEAD = 900  # bytes that a queue takes besides its messages, about: measured on CPython 3.11
+NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: their heartbeats go there
+MAX_MEMBERSHIPS = 100_000  # of channels in groups
+MAX_WAITERS = 100_000
+NEGLECTED = 5.0  # seconds since a queue was last received from, after which nobody seems to
+NOTED_EVERY = 1.0  # seconds: that a queue is received from is noted no more often
+MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
+HEADERS = 16  # bytes that a message takes in a reply besides its payload and the name of its channel, at most
+CHARACTER = 4  # bytes of one in a name, at most
+
+
+def queue_name(channel: str) -> str:
+    """`specific.x!` for `specific.x!y`, else the channel itself."""
+    local, mark, _ = channel.partition("!")
+    return local + mark
+
+
+class ChannelQueues:
+    """Times are monotonic seconds given by the caller.
+
+    `taken`: messages taken in. `dropped`: those lost for want of room, as where a channel that is received from is
+    full, and places in groups for which there was none. `unreceived`: those that nobody received in time: they expired,
+    or found a queue full that nobody had received from for NEGLECTED seconds, as that of a process that has ended
+    without leaving its groups, or one of a node that has just started.
+    """
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.dropped = 0
+        self.unreceived = 0
+        self._bytes = 0
+        self._queues: dict[str, deque[tuple[float, str, bytes]]] = {}
+        self._waiters: dict[str, deque[tuple[Hashable, Deliver, float]]] = {}
+        self._waiting: dict[Hashable, dict[str, int]] = {}  # how many of them each connection has, by queue
+        self._groups: dict[str, dict[str, float]] = {}
+        self._memberships = 0
+        self._forget_times()
+        self._waiters_expiry: Expiry[str] = Expiry(
+            1 / 8
+        )  # by the first of each queue; stays when that is answered sooner
+        self._received: dict[str, float] = {}  # when a queue was last received from
+        self._received_expiry: Expiry[str] = Expiry()
+        self.waiters = 0  # requests to receive that have no message yet
+
+    def send(self, channel: str, payload: bytes, expiry: float, capacity: int, now: float) -> bool:
+        """Hands the message to who waits for it, else keeps it. False when the queue is full."""
+        name = queue_name(channel)
+        while waiter := self._pop_waiter(name):
+            deliver, until = waiter
+            if until > now:
+                self.taken += 1
+                self._note_receiver(name, now)
+                deliver(channel, payload)
+                return True
+            deliver(name, None)
+        self._expire_queue(name, now)
+        queue = self._queues.get(name)
+        size = len(payload) + OVERHEAD + (0 if queue else QUEUE_OVERHEAD)
+        if self._bytes + size > MAX_BYTES or capacity <= (len(queue) if queue else 0):
+            if now - self._received.get(name, -math.inf) > NEGLECTED:
+                self.unreceived += 1
+            else:
+                self.dropped += 1
+            return False
+        if queue is None:
+            queue = self._queues[name] = deque()
+            self._queues_expiry.set(name, now + expiry, now)
+        queue.append((now + expiry, channel, payload))
+        self._bytes += size
+        self.taken += 1
+        return True
+
+    def receive(self, owner: Hashable, queue: str, deliver: Deliver, wait: float, now: float) -> None:
+        """Calls `deliver` with the queue's next message: now, or when one comes within `wait` seconds, else None.
+
+        `owner` is the connection that asks; `forget()` ends its waiting.
+        """
+        self._expire_queue(queue, now)
+        if queue in self._queues:
+            self._note_receiver(queue, now)
+            _, channel, payload = self._pop(queue)
+            deliver(channel, payload)
+        elif wait <= 0 or self.waiters >= MAX_WAITERS:
+            deliver(queue, None)
+        else:
+            if queue not in self._waiters:
+                self._waiters[queue] = deque()
+                self._waiters_expiry.set(queue, now + wait, now)
+            self._waiters[queue].append((owner, deliver, now + wait))
+            queues = self._waiting.setdefault(owner, {})
+            queues[queue] = queues.get(queue, 0) + 1
+            self.waiters += 1
+
+    def take(self, queue: str, most: int, room: int, now: float) -> list[tuple[str, bytes]]:
+        """The next messages of a queue, without waiting for any: at most `most`, and at most `room` bytes in a reply.
+
+        A message that doesn't fit stays in the queue.
+        """
+        taken: list[tuple[str, bytes]] = []
+        room = min(room, MAX_TAKEN)
+        while len(taken) < most:
+            self._expire_queue(queue, now)
+            if queue not in self._queues:
+                break
+            _, channel, payload = self._queues[queue][0]
+            room -= HEADERS + CHARACTER * len(channel) + len(payload)
+            if room < 0:
+                break
+            taken.append(self._pop(queue)[1:])
+        return taken
+
+    def group_add(self, group: str, channel: str, expiry: float, now: float) -> None:
+        if channel not in self._groups.get(group, ()):
+            if self._memberships >= MAX_MEMBERSHIPS:
+                self.dropped += 1
+                return
+            self._memberships += 1
+        self._groups.setdefault(group, {})[channel] = now + expiry
+        self._places_expiry.set((group, channel), now + expiry, now)
+
+    def group_discard(self, group: str, channel: str) -> None:
+        members = self._groups.get(group)
+        if members is not None and members.pop(channel, None) is not None:
+            self._memberships -= 1
+            self._places_expiry.discard((group, channel))
+            if not members:
+                del self._groups[group]
+
+    def group(self, name: str, now: float) -> list[str]:
+        """The channels that hear a group."""
+        return [channel for channel, until in self._groups.get(name, {}).items() if until > now]
+
+    def forget(self, owner: Hashable) -> None:
+        """The connection is closed: nothing is delivered to it any more."""
+        for queue, count in self._waiting.pop(owner, {}).items():
+            self.waiters -= count
+            self._forget_receiver(queue)
+            left = deque(waiter for waiter in self._waiters[queue] if waiter[0] is not owner)
+            if left:
+                self._waiters[queue] = left
+            else:
+                del self._waiters[queue]
+
+    def flush(self) -> None:
+        self._queues.clear()
+        self._bytes = 0
+        self._groups.clear()
+        self._memberships = 0
+        self._forget_times()
+
+    def expire(self, now: float, budget: int) -> int:
+        """Drops what has expired: messages, places in groups, and requests to receive, which are answered. Looks at
+        `budget` of them at most; returns at how many. A result equal to `budget` means: call again soon."""
+        left = budget
+        while left > 0 and (queue := self._queues_expiry.pop(now)) is not None:
+            left -= max(1, self._expire_queue(queue, now, left))
+            if queue in self._queues:
+                self._queues_expiry.set(queue, self._queues[queue][0][0], now)
+        while left > 0 and (queue := self._waiters_expiry.pop(now)) is not None:
+            left -= max(1, self._expire_waiters(queue, now, left))
+            if queue in self._waiters:
+                self._waiters_expiry.set(queue, self._waiters[queue][0][2], now)
+        while left > 0 and (queue := self._received_expiry.pop(now)) is not None:
+            left -= 1
+            del self._received[queue]
+        while left > 0 and (place := self._places_expiry.pop(now)) is not None:
+            left -= 1
+            self.group_discard(*place)
+        return budget - left
+
+    def _forget_times(self) -> None:
+        self._queues_expiry: Expiry[str] = Expiry()  # by the first message of each
+        self._places_expiry: Expiry[tuple[str, str]] = Expiry()  # of channels in groups
+
+    def _note_receiver(self, queue: str, now: float) -> None:
+        if now - self._received.get(queue, -math.inf) > NOTED_EVERY:
+            self._received[queue] = now
+            self._received_expiry.set(queue, now + NEGLECTED, now)
+
+    def _forget_receiver(self, queue: str) -> None:
+        self._received.pop(queue, None)
+        self._received_expiry.discard(queue)
+
+    def _expire_waiters(self, queue: str, now: float, most: int) -> int:
+        answered = 0
+        while answered < most and (waiters := self._waiters.get(queue)) and waiters[0][2] <= now:
+            answered += 1
+            if waiter := self._pop_waiter(queue):
+                waiter[0](queue, None)
+        return answered
+
+    def _pop_waiter(self, queue: str) -> tuple[Deliver, float] | None:
+        waiters = self._waiters.get(queue)
+        if not waiters:
+            return None
+        owner, deliver, until = waiters.popleft()
+        if not waiters:
+            del self._waiters[queue]
+        self.waiters -= 1
+        queues = self._waiting[owner]
+        queues[queue] -= 1
+        if not queues[queue]:
+            del queues[queue]
+            if not queues:
+                del self._waiting[owner]
+        return deliver, until
+
+    def _pop(self, queue: str) -> tuple[float, str, bytes]:
+        messages = self._queues[queue]
+        message = messages.popleft()
+        self._bytes -= len(message[2]) + OVERHEAD
+        if not messages:
+            del self._queues[queue]
+            self._bytes -= QUEUE_OVERHEAD
+            self._queues_expiry.discard(queue)
+        return message
+
+    def _expire_queue(self, queue: str, now: float, most: int = MAX_BYTES) -> int:
+        """Drops the first messages, as far as they have expired; how many."""
+        dropped = 0
+        while dropped < most and queue in self._queues and self._queues[queue][0][0] <= now:
+            self._pop(queue)
+            dropped += 1
+        self.unreceived += dropped
+        return dropped

@@ -1,0 +1,120 @@
+"""Who keeps a place in a full table of connections. Pure.
+
+A newcomer isn't refused for what others hold: a connection of the source that holds most is closed for it, if possible
+one that hasn't been used lately. A source is another host, by its address, or a process of this host.
+"""
+
+import enum
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from ipaddress import IPv6Address, IPv6Network
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+SECOND_CHANCES = 64  # connections in use that are passed over in the search for one that isn't
+
+
+class Kind(enum.Enum):
+    NODE = "node"
+    LOCAL = "local"  # a process of this host, by the unix socket
+    REMOTE = "remote"
+
+
+class Source(NamedTuple):
+    kind: Kind
+    name: str
+
+    def __str__(self) -> str:
+        return f"process {self.name} of this host" if self.kind is Kind.LOCAL else self.name
+
+
+def network_of(host: str) -> str:
+    """The address, or of an IPv6 address the /64 that it belongs to, which one host has to itself."""
+    if ":" not in host:
+        return host
+    address = IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or IPv6Network((address, 64), strict=False))
+
+
+class Connected(Hashable, Protocol):
+    used: bool  # since it was last looked at for room; the connection itself says so
+
+
+C = TypeVar("C", bound=Connected)
+
+
+class ConnectionSlots(Generic[C]):
+    """At most `most` connections, of them at most `for_nodes` of nodes.
+
+    Connections of nodes give way to those of nodes only. Those of this host's processes don't give way to other hosts'
+    as long as there are at most `for_local` of them.
+    """
+
+    def __init__(self, most: int, for_nodes: int, for_local: int) -> None:
+        self.most = most
+        self.for_nodes = for_nodes
+        self.for_local = for_local
+        self._sources: dict[Source, OrderedDict[C, None]] = {}
+        self._of: dict[C, Source] = {}
+        self._counts = dict.fromkeys(Kind, 0)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __iter__(self) -> Iterator[C]:
+        return iter(list(self._of))
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._of
+
+    def source_of(self, connection: C) -> Source:
+        return self._of[connection]
+
+    def enter(self, connection: C, source: Source) -> C | None:
+        """Gives a connection its place. Returns the one that gave its place up, to be closed: the newcomer itself if
+        there is none for it."""
+        self.discard(connection)
+        victim = None
+        too_many_nodes = source.kind is Kind.NODE and self._counts[Kind.NODE] >= self.for_nodes
+        if too_many_nodes or len(self._of) >= self.most:
+            victim = self._victim(source, nodes=too_many_nodes)
+            if victim is None:
+                return connection
+            self.discard(victim)
+        self._of[connection] = source
+        self._sources.setdefault(source, OrderedDict())[connection] = None
+        self._counts[source.kind] += 1
+        return victim
+
+    def discard(self, connection: C) -> None:
+        source = self._of.pop(connection, None)
+        if source is not None:
+            self._counts[source.kind] -= 1
+            connections = self._sources[source]
+            del connections[connection]
+            if not connections:
+                del self._sources[source]
+
+    def _victim(self, newcomer: Source, *, nodes: bool) -> C | None:
+        candidates = [source for source in self._sources if self._gives_way(source, newcomer, nodes=nodes)]
+        if not candidates:
+            return None
+        largest = max(candidates, key=lambda source: len(self._sources[source]))
+        connections = self._sources[largest]
+        for _ in range(min(len(connections), SECOND_CHANCES)):
+            first = next(iter(connections))
+            if not first.used:
+                return first
+            first.used = False
+            connections.move_to_end(first)
+        # All are in use. One goes nevertheless for a kind that has its places reserved, or to make shares more equal.
+        own = len(self._sources.get(newcomer, ()))
+        if newcomer.kind is not largest.kind or len(connections) > own + 1:
+            return next(iter(connections))
+        return None
+
+    def _gives_way(self, source: Source, newcomer: Source, *, nodes: bool) -> bool:
+        if nodes or source.kind is Kind.NODE:
+            return nodes and source.kind is Kind.NODE
+        if source.kind is Kind.LOCAL and newcomer.kind is Kind.REMOTE:
+            return self._counts[Kind.LOCAL] > self.for_local
+        return True

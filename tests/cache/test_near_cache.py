@@ -1,0 +1,257 @@
+"""The near cache: what this process has read lately, so that it needn't ask again."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
+
+from django_clusterstate import runtime
+from django_clusterstate.cache import ClusterCache
+from django_clusterstate.cache.near_cache import MAX_NEAR_VALUE, NearCache
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.framing import frame
+from testproject.processes import wait_until
+from tests.faces import Face, Faces
+
+KEY, OTHER = b"space\0key", b"space\0other"
+
+
+# -- without nodes ----------------------------------------------------------------------------------------------
+
+
+def test_what_was_read_is_found_until_it_is_too_old() -> None:
+    near = NearCache()
+    near.put(KEY, b"value", None, near.ticket(KEY, now=10.0), most=10)
+    assert near.get(KEY, since=9.0, now=11.0) == b"value"
+    assert near.get(OTHER, since=9.0, now=11.0) is None
+    assert near.get(KEY, since=10.5, now=11.0) is None
+
+
+def test_what_was_read_ends_with_its_entry() -> None:
+    near = NearCache()
+    near.put(KEY, b"value", 2.0, near.ticket(KEY, now=10.0), most=10)
+    assert near.get(KEY, since=0.0, now=11.9) == b"value"
+    assert near.get(KEY, since=0.0, now=12.0) is None
+
+
+def test_a_read_that_a_write_overtook_is_not_kept() -> None:
+    near = NearCache()
+    forgets: list[Callable[[], None]] = [lambda: near.drop(KEY), near.clear]
+    for forget in forgets:
+        ticket = near.ticket(KEY, now=10.0)
+        forget()
+        near.put(KEY, b"older", None, ticket, most=10)
+        assert near.get(KEY, since=0.0, now=11.0) is None
+
+
+def test_the_least_recently_used_go_first() -> None:
+    near = NearCache()
+    keys = [b"space\0%d" % number for number in range(4)]
+    for key in keys[:3]:
+        near.put(key, b"value", None, near.ticket(key, now=1.0), most=3)
+    near.get(keys[0], since=0.0, now=11.0)
+    near.put(keys[3], b"value", None, near.ticket(keys[3], now=1.0), most=3)
+    assert [near.get(key, since=0.0, now=11.0) is not None for key in keys] == [True, False, True, True]
+
+
+def test_nothing_absent_and_nothing_large_is_kept() -> None:
+    near = NearCache()
+    near.put(KEY, None, None, near.ticket(KEY, now=1.0), most=3)
+    near.put(OTHER, bytes(MAX_NEAR_VALUE + 1), None, near.ticket(OTHER, now=1.0), most=3)
+    assert len(near) == 0
+    near.put(OTHER, bytes(MAX_NEAR_VALUE), None, near.ticket(OTHER, now=1.0), most=3)
+    near.put(KEY, 2**63 - 1, None, near.ticket(KEY, now=1.0), most=3)
+    assert len(near) == 2
+
+
+# -- with nodes, both faces -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def near(faces: Faces) -> Face:
+    return faces.made_with({"NEAR_TTL": 600})
+
+
+def write_elsewhere(key: str, value: int, ttl: float | None = None) -> None:
+    """As another process does."""
+    cache = caches["default"]
+    assert isinstance(cache, ClusterCache)
+    wire_key = cache.routing_key(key)
+    runtime.get_client().call(wire_key, frame(wire.encode(wire.Set([(wire_key, value)], ttl))))
+
+
+def test_a_second_read_asks_nobody(near: Face, requests: list[wire.Message]) -> None:
+    near.set("key", [1])
+    assert near.get("key") == [1]
+    requests.clear()
+    assert near.get("key") == [1]
+    assert near.get_many(["key"]) == {"key": [1]}
+    assert near.has_key("key") is True
+    assert near.get_or_set("key", 2) == [1]
+    assert requests == []
+
+
+def test_many_are_asked_for_only_where_they_arent_near(near: Face, requests: list[wire.Message]) -> None:
+    near.set_many({f"key{number}": number for number in range(10)})
+    assert near.get_many(["key1", "key2"]) == {"key1": 1, "key2": 2}
+    requests.clear()
+    assert near.get_many([f"key{number}" for number in range(4)]) == {f"key{number}": number for number in range(4)}
+    assert sorted(len(request.keys) for request in requests if isinstance(request, wire.GetWithTtl)) in ([2], [1, 1])
+    requests.clear()
+    assert [near.get(f"key{number}") for number in range(4)] == list(range(4))
+    assert requests == []
+
+
+def test_without_the_option_each_read_asks(cache: Face, requests: list[wire.Message]) -> None:
+    cache.set("key", 1)
+    requests.clear()
+    assert [cache.get("key"), cache.get("key")] == [1, 1]
+    assert len(requests) == 2
+
+
+def test_an_absent_key_is_asked_for_each_time(near: Face, requests: list[wire.Message]) -> None:
+    assert near.get("absent") is None
+    assert near.get("absent", "default") == "default"
+    assert near.get_many(["absent"]) == {}
+    assert len(requests) == 3
+    write_elsewhere("absent", 1)
+    assert near.get("absent") == 1
+
+
+def test_callers_dont_share_objects(near: Face) -> None:
+    near.set("key", {"list": [1]})
+    first = near.get("key")
+    first["list"].append(2)
+    assert near.get("key") == near.get_many(["key"])["key"] == {"list": [1]}
+
+
+@pytest.mark.parametrize("through", ["the same", "an alias without a near cache"])
+@pytest.mark.parametrize(
+    ("name", "args", "after"),
+    [
+        ("set", ("key", 7), 7),
+        ("set_many", ({"key": 7},), 7),
+        ("incr", ("key",), 2),
+        ("decr", ("key",), 0),
+        ("delete", ("key",), None),
+        ("delete_many", (["key"],), None),
+        ("touch", ("key", 0), None),
+        ("clear", (), None),
+        ("incr_version", ("key",), None),
+        ("expire", ("key", 0), None),
+        ("delete_pattern", ("k*",), None),
+    ],
+)
+def test_what_this_process_writes_it_reads_at_once(
+    faces: Faces, near: Face, through: str, name: str, args: tuple[Any, ...], after: object
+) -> None:
+    near.set("key", 1)
+    assert near.get("key") == 1
+    (near if through == "the same" else faces["default"]).call(name, *args)
+    assert near.get("key") == after
+
+
+@pytest.mark.parametrize("name", ["get", "get_many", "has_key", "get_or_set"])
+@pytest.mark.parametrize("timeout", ["set", "touch", "incr", "another process"])
+def test_an_entry_isnt_given_out_after_its_own_end(faces: Faces, near: Face, name: str, timeout: str) -> None:
+    near.set("key", 1, 600 if timeout == "touch" else 0.5)
+    if timeout == "touch":
+        assert near.get("key") == 1
+        near.touch("key", 0.5)
+    elif timeout == "incr":
+        near.incr("key")
+    elif timeout == "another process":
+        write_elsewhere("key", 1, 0.5)
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: near.get("key"),
+        "get_many": lambda: near.get_many(["key"]).get("key"),
+        "has_key": lambda: near.has_key("key") or None,
+        "get_or_set": lambda: near.get_or_set("key", None),
+    }
+    start = time.monotonic()
+    assert calls[name]() is not None
+    wait_until(lambda: calls[name]() is None, 5, "the entry's end")
+    assert time.monotonic() - start < 2
+
+
+def test_what_another_process_writes_is_seen_after_the_time(faces: Faces, requests: list[wire.Message]) -> None:
+    near = faces.made_with({"NEAR_TTL": 0.3})
+    near.set("key", 1)
+    assert near.get("key") == 1
+    write_elsewhere("key", 2)
+    assert near.get("key") == 1
+    wait_until(lambda: near.get("key") == 2, 5, "the other's value")
+
+
+def test_aliases_of_one_location_have_their_own_time(faces: Faces, near: Face) -> None:
+    near.set("key", 1)
+    assert near.get("key") == 1
+    write_elsewhere("key", 2)
+    assert near.get("key") == 1
+    assert faces.made_with({"NEAR_TTL": 1e-9}).get("key") == 2
+    assert faces["default"].get("key") == 2
+
+
+def test_so_many_entries_are_near_and_no_more(faces: Faces, requests: list[wire.Message]) -> None:
+    near = faces.made_with({"NEAR_TTL": 600, "NEAR_ENTRIES": 10})
+    data = {f"key{number}": number for number in range(100)}
+    near.set_many(data)
+    assert near.get_many(data) == data
+    requests.clear()
+    assert [near.get(f"key{number}") for number in range(100)] == list(range(100))
+    assert len(requests) >= 90
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_write_that_may_have_failed_ends_what_is_near(unconnected: Faces) -> None:
+    near = unconnected.made_with({"NEAR_TTL": 600})
+    cache = caches[near.alias]
+    assert isinstance(cache, ClusterCache)
+    key = cache.routing_key("key")
+    cache._near.put(key, 1, None, cache._near.ticket(key, now=1e18), most=10)
+    assert near.get("key") == 1
+    near.set("key", 2)
+    assert near.get("key") is None
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_thread_reads_what_it_wrote_while_others_read_the_same() -> None:
+    cache = ClusterCache("cache-tests", {"OPTIONS": {"NEAR_TTL": 600}})
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            cache.get("key")
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    try:
+        for number in range(200):
+            cache.set("key", number)
+            assert cache.get("key") == number
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+    cache.delete("key")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"NEAR_TTL": -1}, "NEAR_TTL must be a number of seconds"),
+        ({"NEAR_TTL": "1"}, "NEAR_TTL must be a number of seconds"),
+        ({"NEAR_TTL": float("inf")}, "NEAR_TTL must be a number of seconds"),
+        ({"NEAR_ENTRIES": 0}, "NEAR_ENTRIES must be a number of entries above 0"),
+        ({"NEAR_ENTRIES": 1.5}, "NEAR_ENTRIES must be a number of entries above 0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=words):
+        ClusterCache("", {"OPTIONS": options})

@@ -1,0 +1,141 @@
+"""What a process keeps of the channel layer, with the clock in the test's hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.client import channel_buffers as module
+from django_clusterstate.client.channel_buffers import CHANNEL_OVERHEAD, NEGLECTED, OVERHEAD, Buffers, Memberships
+
+NOW = 1000.0
+
+
+def put(
+    buffers: Buffers, channel: str, payload: bytes, now: float = NOW, expiry: float = 60, capacity: int = 9
+) -> None:
+    buffers.put(channel, payload, expiry, capacity, now)
+
+
+def taken(buffers: Buffers, channel: str, now: float = NOW) -> list[bytes]:
+    found = []
+    while (payload := buffers.take(channel, now)) is not None:
+        found.append(payload)
+    return found
+
+
+def test_messages_come_in_order_and_the_first_before_all() -> None:
+    buffers = Buffers()
+    put(buffers, "a", b"1")
+    put(buffers, "a", b"2")
+    buffers.put("a", b"0", 60, 9, NOW, first=True)
+    put(buffers, "b", b"x")
+    assert taken(buffers, "a") == [b"0", b"1", b"2"]
+    assert len(buffers) == 1
+
+
+def test_expired_messages_are_neither_taken_nor_kept() -> None:
+    buffers = Buffers()
+    put(buffers, "a", b"1", expiry=1)
+    put(buffers, "a", b"2", expiry=10)
+    put(buffers, "b", b"3", expiry=1)
+    assert buffers.free(NOW + 0.9, 100) == 0
+    assert buffers.free(NOW + 2, 100) == 4
+    assert (len(buffers), buffers.count("a"), buffers.count("b")) == (1, 1, 0)
+    assert taken(buffers, "a", NOW + 2) == [b"2"]
+    put(buffers, "a", b"4", expiry=1)
+    assert taken(buffers, "a", NOW + 1) == []
+    assert len(buffers) == len(buffers._expiry) == 0
+
+
+def test_what_has_expired_is_freed_in_portions() -> None:
+    buffers, places = Buffers(), Memberships()
+    for number in range(30):
+        put(buffers, f"c{number % 7}", b"x", expiry=1)
+        places.join("group", f"c{number}", 1, NOW)
+    looked = [buffers.free(NOW + 2, 7) + places.free(NOW + 2, 7) for _ in range(10)]
+    assert max(looked) == 14
+    assert len(buffers) == len(places) == 0
+
+
+def test_full_channel_loses_its_oldest_message_which_is_a_loss_if_it_is_received_from() -> None:
+    buffers = Buffers()
+    for number in range(3):
+        put(buffers, "a", b"%d" % number, capacity=2)
+    assert buffers.dropped == 1
+    put(buffers, "a", b"3", NOW + NEGLECTED + 1, capacity=2)  # nobody has taken the first: its consumer has gone
+    assert buffers.dropped == 1
+    assert taken(buffers, "a") == [b"2", b"3"]
+
+
+def test_channels_are_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BUFFERS", 3)
+    buffers = Buffers()
+    for number in range(5):
+        put(buffers, f"c{number}", b"x")
+    assert len(buffers) == len(buffers._expiry) == 3
+    assert buffers.dropped == 2
+    assert buffers.count("c0") == 0
+
+
+def test_bytes_are_bounded_over_all_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 100_000)
+    buffers = Buffers()
+    for number in range(50):
+        put(buffers, f"c{number}", bytes(9_000))
+        assert buffers._bytes <= 100_000
+    assert buffers.count("c49") == 1
+    assert buffers.dropped == 50 - len(buffers) > 35
+    put(buffers, "c49", bytes(99_000), capacity=1)
+    assert len(buffers) == 1
+    assert taken(buffers, "c49") == [bytes(99_000)]
+    assert buffers._bytes == 0
+
+
+def test_places_are_kept_until_they_end() -> None:
+    places = Memberships()
+    places.join("g", "a", 10, NOW)
+    places.join("g", "b", 20, NOW)
+    places.join("g", "c", 20, NOW)
+    places.leave("g", "c")
+    places.leave("g", "unknown")
+    assert list(places.left(NOW + 5)) == [("g", "a", 5.0), ("g", "b", 15.0)]
+    assert list(places.left(NOW + 10)) == [("g", "b", 10.0)]
+    places.join("g", "a", 10, NOW + 10)
+    assert places.free(NOW + 15, 9) == 0
+    places.free(NOW + 22, 9)
+    assert len(places) == len(places._expiry) == 0
+
+
+def test_places_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PLACES", 2)
+    places = Memberships()
+    for number in range(4):
+        places.join("g", f"c{number}", 10, NOW)
+    places.join("g", "c0", 20, NOW)
+    assert list(places.left(NOW)) == [("g", "c0", 20.0), ("g", "c1", 10.0)]
+
+
+step = st.tuples(
+    st.sampled_from(["put", "first", "take", "free"]), st.sampled_from("ab"), st.sampled_from([0.0, 0.7, 3.0])
+)
+
+
+@given(st.lists(step, max_size=50))
+def test_nothing_is_taken_late_and_the_books_balance(steps: list[tuple[str, str, float]]) -> None:
+    buffers, now, number = Buffers(), NOW, 0
+    until: dict[bytes, float] = {}
+    for what, channel, seconds in steps:
+        now += seconds
+        if what == "take":
+            if (payload := buffers.take(channel, now)) is not None:
+                assert until.pop(payload) > now
+        elif what == "free":
+            buffers.free(now, 2)
+        else:
+            number += 1
+            buffers.put(channel, b"%d" % number, 2, 3, now, first=what == "first")
+            until[b"%d" % number] = now + 2
+        assert len(buffers._expiry) == len(buffers)
+        held = [len(payload) + OVERHEAD for messages in buffers._messages.values() for _, payload in messages]
+        assert buffers._bytes == sum(held) + len(buffers) * CHANNEL_OVERHEAD
+        assert all(0 < len(messages) <= 3 for messages in buffers._messages.values())

@@ -1,0 +1,196 @@
+"""Where events go, and when they are given up: with the clock in the test's hand and no node anywhere."""
+
+from collections.abc import Callable
+
+import pytest
+
+from django_clusterstate.client.event_batches import KEEP, MAX_BATCH, MAX_WAITING, Outbox, Sum, routing_key
+from django_clusterstate.client.routing import FAILURES_TO_OPEN, RoutingTable, Target
+from django_clusterstate.core.event_counts import MAX_ENTRIES
+from django_clusterstate.core.membership.messages import Identity, View
+from django_clusterstate.exceptions import ClusterStateError, Unavailable
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import TcpAddress
+from django_clusterstate.wire.framing import HEADER
+
+TARGETS = {name: Target(name, TcpAddress(name, 4370)) for name in ("a", "b", "c")}
+
+
+def table(*names: str) -> RoutingTable:
+    members = tuple(Identity(name, b"boot", f"{name}:4370") for name in names)
+    return RoutingTable(View(members, 1), "", {name: TARGETS[name] for name in names})
+
+
+@pytest.fixture(autouse=True)
+def no_failures() -> None:
+    for target in TARGETS.values():
+        target.failures = 0
+
+
+def gathered(number: int, at: float = 100.0, fields: dict[str, object] | None = None) -> list[Sum]:
+    sums = []
+    for key in range(number):
+        one = Sum("login", str(key), at)
+        one.times = 2
+        one.samples = [] if fields is None else [(at, fields)]
+        sums.append(one)
+    return sums
+
+
+class Nodes:
+    """Takes batches, or fails as it is told."""
+
+    def __init__(self, error: Callable[[], BaseException | None] = lambda: None) -> None:
+        self.taken: list[tuple[str, wire.Track]] = []
+        self.asked: list[tuple[str, bytes]] = []
+        self._error = error
+
+    def call(self, target: Target, request: bytes) -> wire.Reply:
+        track = wire.decode_request(request[HEADER:])
+        assert isinstance(track, wire.Track)
+        self.asked.append((target.name, track.batch))
+        if (error := self._error()) is not None:
+            raise Unavailable(str(error)) from error
+        self.taken.append((target.name, track))
+        return wire.DoneReply(1)
+
+    def send(self, outbox: Outbox, now: float = 100.0) -> None:
+        for batch in outbox.batches():
+            outbox.send(batch, self.call, now)
+
+    @property
+    def events(self) -> int:
+        return sum(entry.times for _, track in self.taken for entry in track.entries)
+
+
+def filled(number: int = 10, names: tuple[str, ...] = ("a", "b", "c")) -> Outbox:
+    outbox = Outbox()
+    outbox.put(gathered(number), 100.0)
+    outbox.place(table(*names))
+    return outbox
+
+
+def late() -> BaseException:
+    return Unavailable("no answer within the deadline")
+
+
+def refused() -> BaseException:
+    error = Unavailable("no node")
+    error.__cause__ = ConnectionRefusedError()
+    return error
+
+
+def test_events_go_to_their_owners_with_how_long_ago_they_were() -> None:
+    nodes, outbox = Nodes(), filled(50)
+    nodes.send(outbox, 101.5)
+    assert outbox.empty
+    assert nodes.events == 100
+    for name, track in nodes.taken:
+        for entry in track.entries:
+            owner = table("a", "b", "c").owner(routing_key(entry.name, entry.key))
+            assert owner is not None
+            assert owner.name == name
+            assert entry.ago == 1.5
+
+
+def test_batches_are_small() -> None:
+    nodes, outbox = Nodes(), Outbox()
+    text = "\U0001f600" * 200
+    outbox.put(gathered(1000, fields={str(number): text for number in range(8)}), 100.0)
+    outbox.place(table("a"))
+    nodes.send(outbox)
+    assert nodes.events == 2000
+    assert all(len(track.entries) <= MAX_ENTRIES for _, track in nodes.taken)
+    sizes = [sum(len(fields) for e in track.entries for _, fields in e.samples) for _, track in nodes.taken]
+    assert max(sizes) <= MAX_BATCH
+
+
+def test_text_that_utf_8_cannot_say_is_sent_nevertheless() -> None:
+    nodes, outbox = Nodes(), Outbox()
+    one = Sum("login", "\udcff", 100.0)
+    one.times = 1
+    one.samples = [(100.0, {"\udcff": "\udcff"})]
+    outbox.put([one], 100.0)
+    outbox.place(table("a"))
+    nodes.send(outbox)
+    assert nodes.taken[0][1].entries[0].key == "?"
+
+
+def test_batch_that_was_perhaps_taken_goes_to_its_node_again_by_its_number_and_to_no_other() -> None:
+    outbox = filled(1)
+    first, second = Nodes(late), Nodes()
+    first.send(outbox)
+    outbox.place(table("a", "b", "c"))
+    second.send(outbox)
+    assert second.asked == first.asked
+    assert (outbox.empty, outbox.dropped) == (True, 0)
+
+
+def test_batch_that_was_perhaps_taken_is_dropped_with_its_node() -> None:
+    outbox = filled(1, ("a",))
+    Nodes(late).send(outbox)
+    outbox.place(table("b"))
+    assert (outbox.empty, outbox.dropped) == (True, 2)
+
+
+def test_batch_that_nobody_listened_for_goes_to_the_next_owner() -> None:
+    outbox = filled(20, ("a",))
+    Nodes(refused).send(outbox)
+    outbox.place(table("b"))
+    nodes = Nodes()
+    nodes.send(outbox)
+    assert {name for name, _ in nodes.taken} == {"b"}
+    assert (nodes.events, outbox.empty, outbox.dropped) == (40, True, 0)
+
+
+def test_batch_that_was_perhaps_taken_by_a_node_that_has_ended_since_goes_to_the_next_owner() -> None:
+    outbox = filled(1, ("a",))
+    Nodes(late).send(outbox)
+    Nodes(refused).send(outbox)
+    outbox.place(table("b"))
+    assert (outbox.empty, outbox.dropped) == (False, 0)
+
+
+def test_owner_that_is_left_alone_is_passed_over() -> None:
+    TARGETS["a"].failures = FAILURES_TO_OPEN
+    nodes = Nodes()
+    nodes.send(filled(50))
+    assert {name for name, _ in nodes.taken} == {"b", "c"}
+
+
+def test_batch_that_an_open_breaker_kept_back_is_free_to_go_elsewhere() -> None:
+    def left_alone(target: Target, request: bytes) -> wire.Reply:
+        raise Unavailable("left alone for now")
+
+    outbox = filled(1, ("a",))
+    outbox.send(outbox.batches()[0], left_alone, 100.0)
+    outbox.place(table("b"))
+    assert [batch.target.name for batch in outbox.batches()] == ["b"]
+
+
+@pytest.mark.parametrize("error", [late, refused])
+def test_what_nobody_takes_is_dropped_in_the_end(error: Callable[[], ClusterStateError]) -> None:
+    outbox = filled(10)
+    Nodes(error).send(outbox)
+    outbox.put([], 100 + KEEP - 0.1)
+    assert (outbox.empty, outbox.dropped) == (False, 0)
+    outbox.put([], 100 + KEEP)
+    assert (outbox.empty, outbox.dropped) == (True, 20)
+
+
+def test_without_a_node_events_wait() -> None:
+    outbox = filled(10, ())
+    assert (outbox.batches(), outbox.empty) == ([], False)
+    outbox.place(table("a"))
+    nodes = Nodes()
+    nodes.send(outbox)
+    assert nodes.events == 20
+
+
+def test_no_more_than_so_many_wait_and_the_oldest_go() -> None:
+    outbox = Outbox()
+    outbox.put(gathered(MAX_WAITING, 100.0), 100.0)
+    outbox.put(gathered(10, 101.0), 101.0)
+    assert outbox.dropped == 20
+    outbox.put([], 100 + KEEP)
+    assert outbox.dropped == 20 + 2 * (MAX_WAITING - 10)

@@ -1,0 +1,766 @@
+"""Limits that hold across nodes, processes, threads and tasks, and what answers when no node does."""
+
+import asyncio
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate import cluster as cluster_state
+from django_clusterstate import ratelimit, runtime
+from django_clusterstate.client.aio import AsyncClient
+from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.routing import RoutingTable, Target
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.core.membership.messages import Identity, View
+from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, hits, routing_key, split_key
+from django_clusterstate.ratelimit.denials import MAX_AGE, Denials
+from django_clusterstate.ratelimit.fallback import ProcessLimits
+from django_clusterstate.settings import POLICIES
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
+from testproject.processes import ROOT, LocalCluster, free_port, wait_until
+from tests.counting import watch_requests
+from tests.faults.proxy import Proxy
+from tests.forks import InChild
+
+Hit = Callable[..., Decision]
+DEAD = "dead"
+
+
+@pytest.fixture(params=["sync", "async"])
+def hit(request: pytest.FixtureRequest) -> Iterator[Hit]:
+    """`hit()` itself, or `ahit()` in an event loop."""
+    if request.param == "sync":
+        yield ratelimit.hit
+        return
+    with asyncio.Runner() as runner:
+        yield lambda *args, **kwargs: runner.run(ratelimit.ahit(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Face:
+    """Both faces as one: the functions as they are, or their asynchronous twins in an event loop."""
+
+    hit: Hit
+    peek: Hit
+    refund: Callable[..., bool]
+    reset: Callable[..., bool | None]
+
+
+@pytest.fixture(params=["sync", "async"])
+def face(request: pytest.FixtureRequest) -> Iterator[Face]:
+    if request.param == "sync":
+        yield Face(ratelimit.hit, ratelimit.peek, ratelimit.refund, ratelimit.reset)
+        return
+    with asyncio.Runner() as runner:
+
+        def run(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, **kwargs: runner.run(function(*args, **kwargs))
+
+        yield Face(run(ratelimit.ahit), run(ratelimit.apeek), run(ratelimit.arefund), run(ratelimit.areset))
+
+
+@pytest.fixture
+def group() -> str:
+    """One that no other test counts in."""
+    return uuid4().hex
+
+
+@pytest.fixture(autouse=True)
+def counts_nothing_yet() -> None:
+    for kept, kind in ((hits._process, ProcessLimits), (hits._denials, Denials)):
+        kept.cache_clear()
+        runtime._shared.pop(kind, None)
+
+
+@pytest.fixture
+def dead_owner(cluster: LocalCluster, group: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A key whose owner doesn't answer, while this host's node does."""
+    status = cluster.status("alpha")
+    assert status is not None
+    dead = Identity(DEAD, b"\0" * 16, f"127.0.0.1:{free_port()}")
+    _fix_view(monkeypatch, View.of([status.identity, dead]), "alpha")
+    return next(key for key in map(str, range(1000)) if cluster_state.owner(routing_key(group, key)) == DEAD)
+
+
+def _fix_view(monkeypatch: pytest.MonkeyPatch, view: View, local: str) -> None:
+    """Both requesters of this process have this view from now on."""
+
+    async def aforget(self: AsyncClient, now: float) -> None:
+        pass
+
+    monkeypatch.setattr(Client, "_refresh", lambda self, now: None)
+    monkeypatch.setattr(AsyncClient, "_refresh", aforget)
+    viewed = wire.ViewReply(view.epoch, view.members, local)
+    for routing in (runtime.get_client().routing, runtime.get_async_client().routing):
+        routing.learn(viewed, routing.local, time.monotonic())
+
+
+# -- Limit ------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_is_parsed_from_one_rate_or_several() -> None:
+    assert Limit.parse("10/m") == Limit((Rule(Algorithm.FIXED_WINDOW, 10, 60.0),))
+    assert Limit.parse(["10/s", "100/2h"], "token_bucket", "deny") == Limit(
+        (Rule(Algorithm.TOKEN_BUCKET, 10, 1.0), Rule(Algorithm.TOKEN_BUCKET, 100, 7200.0)), "deny"
+    )
+    assert Limit.parse((rate for rate in ["1/s"]), "sliding_window").rules[0].algorithm is Algorithm.SLIDING_WINDOW
+    assert Limit.parse((10, 60)) == Limit.parse("10/60") == Limit.parse("10/minute") == Limit.parse("10/m")
+    assert Limit.parse([(10, 60), "100/h"]) == Limit.parse(("10/m", "100/h")) == Limit.parse(((10, 60), (100, 3600)))
+    assert Limit.parse(["10/m", "100/h", "10/60s", "10/m"]) == Limit.parse(["10/m", "100/h"])  # each counts once
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("10",), "'10' is not a rate; a rate is hits/period"),
+        (("10/x",), "'10/x' is not a rate"),
+        (("-1/s",), "'-1/s' is not a rate"),
+        (("1/0s",), "'1/0s' is not a rate"),
+        (("",), "'' is not a rate"),
+        ((["1/s", "junk"],), "'junk' is not a rate"),
+        (([],), "needs a rate, such as '10/m', or up to 16"),
+        (([f"{n}/s" for n in range(17)],), "up to 16"),
+        ((10,), "10 is no rate; write '10/m', or ['10/s', '100/h']"),
+        (([10],), "[10] is no rate"),
+        ((None,), "None is no rate"),
+        (((10, 0),), "(10, 0) is not a rate; a pair is (hits, whole seconds)"),
+        (((10, None),), "(10, None) is not a rate"),
+        (([10, 60],), "[10, 60] is no rate"),
+        (((10, 60, 60),), "(10, 60, 60) is no rate"),
+        (([(10, 60, 60)],), "[(10, 60, 60)] is no rate"),
+        (("1/s", "leaky"), "'leaky' is no algorithm; there are: fixed_window, sliding_window, token_bucket"),
+        (("1/s", "fixed_window", "explode"), "on_unavailable is one of local, allow, deny, not 'explode'"),
+    ],
+)
+def test_a_wrong_limit_is_refused_with_what_it_may_be(args: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        Limit.parse(*args)
+    assert words in str(raised.value)
+
+
+def test_parsing_a_limit_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unready() -> None:
+        raise ImproperlyConfigured
+
+    monkeypatch.setattr(runtime, "get_settings", unready)
+    Limit.parse("10/m")
+
+
+# -- hits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_as_many_hits_pass_as_the_limit_says(hit: Hit, group: str, algorithm: str) -> None:
+    limit = Limit.parse("3/d", algorithm)
+    decisions = [hit(limit, group, "key") for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
+    assert [decision.remaining for decision in decisions] == [2, 1, 0, 0, 0]
+    assert {decision.limit for decision in decisions} == {3}
+    assert {decision.period for decision in decisions} == {86400.0}
+    assert {decision.fallback for decision in decisions} == {""}
+    assert {decision.owner for decision in decisions} == {cluster_state.owner(routing_key(group, "key"))}
+    assert all(decision.retry_after == 0 for decision in decisions[:3])
+    assert all(0 < decision.retry_after <= 2 * 86400 for decision in decisions[3:])
+    assert all(0 < decision.reset_after <= 2 * 86400 for decision in decisions)
+    assert hit(limit, group, "other key").allowed
+    assert hit(limit, group + "other", "key").allowed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> None:
+    limit = Limit.parse("1/s")
+    assert hit(limit, group, "key").allowed
+    retry_after = hit(limit, group, "key").retry_after
+    seconds = wait_until(lambda: hit(limit, group, "key").allowed, 5, "allowed again")
+    assert 0 < retry_after <= 1
+    assert seconds == pytest.approx(retry_after, abs=0.3)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_look_counts_nothing_and_says_what_a_hit_would_be_told(face: Face, group: str, algorithm: str) -> None:
+    limit = Limit.parse(["2/h", "5/d"], algorithm)
+    looks = [(face.peek(limit, group, "key"), face.hit(limit, group, "key")) for _ in range(4)]
+    assert [(look.allowed, look.remaining) for look, _ in looks] == [(True, 2), (True, 1), (False, 0), (False, 0)]
+    assert [hit.allowed for _, hit in looks] == [True, True, False, False]
+    assert looks[3][0].retry_after == pytest.approx(looks[2][1].retry_after, abs=5)
+    assert not face.peek(limit, group, "key", 3).allowed
+    assert face.peek(limit, group, "other key", 2).remaining == 2
+    assert looks[0][0].owner == cluster_state.owner(routing_key(group, "key"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_reset_forgets_the_hits_of_a_key(face: Face, group: str) -> None:
+    limit, other = Limit.parse("1/d"), Limit.parse("2/d")
+    for key in map(str, range(9)):  # of all owners
+        assert [face.hit(limit, group, key).allowed for _ in range(2)] == [True, False]
+        face.hit(other, group, key)
+        assert face.reset(limit, group, key) is True
+        assert face.hit(limit, group, key).allowed
+        assert face.peek(other, group, key).remaining == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_reset_of_what_has_no_count_says_so(face: Face, group: str) -> None:
+    limit = Limit.parse(["5/d", "2/h"])
+    for key in map(str, range(9)):  # of all owners
+        face.hit(limit, group, key)
+        assert face.reset(limit, group, f"{key} misspelt") is False
+        assert face.reset(limit, f"{group} misspelt", key) is False
+        assert face.reset(Limit.parse("5/h"), group, key) is False
+        assert face.reset(Limit.parse(["3/d", "2/h"]), group, key) is True
+        assert face.reset(limit, group, key) is True
+        assert face.reset(limit, group, key) is False
+
+
+def test_a_reset_says_when_the_owner_is_not_reached_and_forgets_what_was_counted_in_its_place(
+    face: Face, group: str, dead_owner: str
+) -> None:
+    limit = Limit.parse("1/d")
+    assert [face.hit(limit, group, dead_owner).allowed for _ in range(2)] == [True, False]
+    assert not face.peek(limit, group, dead_owner).allowed
+    assert face.reset(limit, group, dead_owner) is None
+    assert face.peek(limit, group, dead_owner).allowed
+    assert face.hit(limit, group, dead_owner).fallback == "node"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.usefixtures("cluster")
+def test_a_refund_takes_a_hit_back(face: Face, group: str, algorithm: str) -> None:
+    limit = Limit.parse(["2/m", "5/h"], algorithm)
+    decisions = [face.hit(limit, group, "key", 2), face.hit(limit, group, "key")]
+    assert [decision.allowed for decision in decisions] == [True, False]
+    assert face.refund(decisions[0], limit, group, "key", 2)
+    assert face.hit(limit, group, "key").allowed
+    assert not face.refund(decisions[1], limit, group, "key")  # it wasn't counted
+
+
+def test_a_refund_goes_where_the_hit_was_counted(face: Face, group: str, dead_owner: str) -> None:
+    limit = Limit.parse("1/m")
+    decision = face.hit(limit, group, dead_owner)
+    assert decision.fallback == "node"
+    assert face.refund(decision, limit, group, dead_owner)
+    assert face.hit(limit, group, dead_owner).allowed
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_refund_of_what_this_process_counted(face: Face, group: str) -> None:
+    limit = Limit.parse("1/m")
+    decision = face.hit(limit, group, "key")
+    assert decision.fallback == "process"
+    assert face.refund(decision, limit, group, "key")
+    assert face.hit(limit, group, "key").allowed
+    uncounted = face.hit(Limit.parse("1/m", on_unavailable="allow"), group, "key")
+    assert not face.refund(uncounted, limit, group, "key")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_flood_on_a_denied_key_makes_no_round_trips(face: Face, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit.parse("1/m")
+    denied = [face.hit(limit, group, "key") for _ in range(2)][1]
+    requests = watch_requests(monkeypatch)
+    flood = [face.hit(limit, group, "key") for _ in range(20)]
+    assert not requests
+    assert all((one.limit, one.period, one.owner, one.fallback) == (1, 60.0, denied.owner, "") for one in flood)
+    assert 59 > flood[0].retry_after - 1 >= flood[-1].retry_after - 1 > 50
+    assert all(not one.allowed and one.remaining == 0 for one in flood)
+    face.hit(limit, group, "key", fresh=True)
+    face.hit(limit, group, "key", dry=True)
+    face.peek(limit, group, "key")
+    assert len(requests) == 3
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_owner_learns_of_hits_that_were_denied_from_memory(
+    face: Face, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = Limit.parse("1/m")
+    for _ in range(6):
+        face.hit(limit, group, "key")
+    requests = watch_requests(monkeypatch)
+    for _ in range(2):
+        face.hit(limit, group, "key", fresh=True)
+    assert [request.remembered for request in requests if isinstance(request, wire.Hit)] == [4, 0]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_remembered_denial_ends_in_time(face: Face, group: str) -> None:
+    limit = Limit.parse("1/s")
+    face.hit(limit, group, "key")
+    start = time.monotonic()
+    while not face.hit(limit, group, "key").allowed:
+        assert time.monotonic() - start < MAX_AGE + 5
+    assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_remembered_denial_says_nothing_of_cheaper_hits_and_other_limits(face: Face, group: str) -> None:
+    limit = Limit.parse("3/m")
+    assert not face.hit(limit, group, "key", 4).allowed
+    assert not face.hit(limit, group, "key", 4).allowed
+    assert face.hit(limit, group, "key", 3).allowed
+    assert face.hit(Limit.parse("4/m"), group, "key", 4).allowed
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_a_policy_denies_is_not_remembered(face: Face, group: str) -> None:
+    limit = Limit.parse("1/m", on_unavailable="deny")
+    assert [face.hit(limit, group, "key").fallback for _ in range(3)] == ["deny"] * 3
+
+
+def test_what_no_owner_sees_is_told_to_this_hosts_node(cluster: LocalCluster, face: Face, group: str) -> None:
+    def told() -> Any:
+        status = cluster.status("alpha")
+        assert status is not None
+        return status.stats.tally
+
+    before, limit = told(), Limit.parse("1/m")
+    for _ in range(5):
+        face.hit(limit, group, "key")
+
+    def arrived() -> bool:
+        face.hit(limit, group, "another key")  # a process tells when it asks for the view, once a second
+        return bool(told().remembered >= before.remembered + 3)
+
+    wait_until(arrived, 10, "alpha is told")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_process_without_nodes_looks_and_forgets_by_itself(face: Face, group: str) -> None:
+    limit = Limit.parse("1/d")
+    looks = [face.peek(limit, group, "key").allowed, face.hit(limit, group, "key").allowed]
+    assert [*looks, face.peek(limit, group, "key").allowed] == [True, True, False]
+    assert face.reset(limit, group, "key") is None
+    assert face.peek(limit, group, "key").fallback == "process"
+    assert face.peek(limit, group, "key").allowed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_both_faces_count_in_the_same_place(group: str) -> None:
+    limit = Limit.parse("2/d")
+    assert ratelimit.hit(limit, group, "key").remaining == 1
+    assert asyncio.run(ratelimit.ahit(limit, group, "key")).remaining == 0
+    assert not ratelimit.hit(limit, group, "key").allowed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hit_counts_against_all_rates_or_none(hit: Hit, group: str) -> None:
+    limit = Limit.parse(["2/h", "5/d"])
+    assert [hit(limit, group, "key").allowed for _ in range(4)] == [True, True, False, False]
+    assert hit(Limit.parse("5/d"), group, "key", 0).remaining == 3
+    assert hit(Limit.parse("2/h"), group, "key", 0).remaining == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_decision_is_that_of_the_rate_with_the_least_left_or_the_longest_denial(hit: Hit, group: str) -> None:
+    limit = Limit.parse(["3/h", "2/d"])
+    allowed = hit(limit, group, "key")
+    assert (allowed.limit, allowed.period, allowed.remaining) == (2, 86400, 1)
+    hit(limit, group, "key")
+    denied = hit(limit, group, "key")
+    assert (denied.allowed, denied.limit, denied.period) == (False, 2, 86400)
+    same_number = Limit.parse(["2/s", "2/d"])
+    hit(same_number, group, "same", 2)
+    denied = hit(same_number, group, "same")
+    assert denied.period == 86400
+    assert denied.retry_after == pytest.approx(86400, abs=10)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_hit_may_cost_more_than_one(hit: Hit, group: str, algorithm: str) -> None:
+    limit = Limit.parse("10/d", algorithm)
+    assert hit(limit, group, "key", 7).remaining == 3
+    denied = hit(limit, group, "key", cost=4)
+    assert (denied.allowed, denied.remaining) == (False, 3)
+    assert hit(limit, group, "key", 3).remaining == 0
+    assert not hit(limit, group, "fresh", 11).allowed
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_cost_of_zero_only_looks(hit: Hit, group: str, algorithm: str) -> None:
+    limit = Limit.parse("2/d", algorithm)
+    for _ in range(3):
+        looked = hit(limit, group, "key", 0)
+        assert (looked.allowed, looked.remaining) == (True, 2)
+    hit(limit, group, "key", 2)
+    assert hit(limit, group, "key", 0).remaining == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_limit_of_zero_blocks_all(hit: Hit, group: str) -> None:
+    decision = hit(Limit.parse("0/s"), group, "key")
+    assert (decision.allowed, decision.remaining, decision.retry_after) == (False, 0, 1.0)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("cost", [-1, 1.5, "1", None, True, MAX_COST + 1])
+def test_a_wrong_cost_is_refused_before_it_is_sent(
+    hit: Hit, group: str, cost: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = watch_requests(monkeypatch)
+    with pytest.raises(ValueError, match=rf"an integer from 0 to {MAX_COST}, not"):
+        hit(Limit.parse("1/s"), group, "key", cost)
+    assert requests == []
+    assert hit(Limit.parse("1/s"), group, "key", MAX_COST).fallback == ""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_hit_is_one_request_however_many_rates(hit: Hit, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit.parse([f"100/{seconds}s" for seconds in range(1, 17)])
+    requests = watch_requests(monkeypatch)
+    for _ in range(5):
+        hit(limit, group, "key")
+    assert [type(request) for request in requests] == [wire.Hit] * 5
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("key", ["", "\0", "\ud800", "ø" * 5000, "k" * 100_000])
+def test_any_text_is_a_key(hit: Hit, group: str, key: str) -> None:
+    limit = Limit.parse("1/d")
+    assert hit(limit, group, key).allowed
+    assert not hit(limit, group, key).allowed
+    assert hit(limit, group, key + "x").allowed
+
+
+# -- exact under concurrency ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_exactly_the_limit_passes_for_64_concurrent_clients_of_three_nodes(
+    cluster: LocalCluster, group: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = runtime.get_settings().link_keys
+    clients = [Client(UnixAddress(str(cluster.socket(cluster.names[n % 3]))), keys, 5.0) for n in range(64)]
+    mine = threading.local()
+    limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64)
+
+    def ask(client: Client) -> int:
+        mine.client = client
+        start.wait(10)
+        return sum(ratelimit.hit(limit, group, "key").allowed for _ in range(5))
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(64) as threads:
+        patch.setattr(runtime, "get_client", lambda: mine.client)
+        allowed = list(threads.map(ask, clients))
+    for client in clients:
+        client.close()
+    assert sum(allowed) == 100
+
+
+SCRIPT = """
+import asyncio, json, sys
+from concurrent.futures import ThreadPoolExecutor
+import django
+django.setup()
+from django_clusterstate.ratelimit.fallback import ProcessLimits
+from django_clusterstate.ratelimit import ALGORITHMS, Limit, ahit, hit
+
+async def tasks(limit, key):
+    return await asyncio.gather(*(ahit(limit, sys.argv[1], key) for _ in range(40)))
+
+with ThreadPoolExecutor(16) as threads:
+    said = {}
+    for name in ALGORITHMS:
+        limit = Limit.parse("100/d", name)
+        decisions = list(threads.map(lambda _: hit(limit, sys.argv[1], name), range(160)))
+        decisions += asyncio.run(tasks(limit, name))
+        said[name] = [sum(d.allowed for d in decisions), sum(bool(d.fallback) for d in decisions)]
+print(json.dumps(said))
+"""
+
+
+def test_exactly_the_limit_passes_for_three_processes_of_16_threads_and_40_tasks(
+    cluster: LocalCluster, group: str
+) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, group],
+            env={**cluster.env(name), "DJANGO_SETTINGS_MODULE": "tests.settings", "CLUSTERSTATE_DEADLINE": "5"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in cluster.names
+    ]
+    said = [json.loads(process.communicate(timeout=30)[0]) for process in processes]
+    for name in ALGORITHMS:
+        assert sum(process[name][0] for process in said) == 100
+        assert sum(process[name][1] for process in said) == 0
+
+
+# -- the key that is counted ------------------------------------------------------------------------------------
+
+TEXT = st.text() | st.text(alphabet="0123456789:\0a") | st.text(alphabet="ø1:", min_size=500, max_size=600)
+
+
+@given(TEXT, TEXT, TEXT, TEXT)
+def test_no_two_pairs_of_group_and_key_are_counted_as_one(group1: str, key1: str, group2: str, key2: str) -> None:
+    assert (routing_key(group1, key1) == routing_key(group2, key2)) == ((group1, key1) == (group2, key2))
+    assert len(routing_key(group1, key1)) <= wire.MAX_KEY_BYTES
+
+
+@given(TEXT, st.integers(0, 10), st.integers(0, 10))
+def test_where_the_group_ends_makes_a_difference(text: str, cut1: int, cut2: int) -> None:
+    pair1, pair2 = (text[:cut1], text[cut1:]), (text[:cut2], text[cut2:])
+    assert (routing_key(*pair1) == routing_key(*pair2)) == (pair1 == pair2)
+
+
+@given(TEXT | st.text(st.characters(codec=None)), TEXT | st.text(st.characters(codec=None)))
+def test_routing_key_is_split_into_what_it_was_made_of_unless_it_is_hashed(group: str, key: str) -> None:
+    whole = f"\0{len(group)}:{group}{key}".encode(errors="surrogatepass")
+    hashed = len(whole) > wire.MAX_KEY_BYTES
+    assert split_key(routing_key(group, key)) == (None if hashed else (group, key))
+
+
+@given(st.binary() | TEXT.map(str.encode) | st.from_regex(rb"\0[0-9-]{0,3}:?.{0,4}", fullmatch=True))
+def test_what_is_no_routing_key_isnt_split(key: bytes) -> None:
+    pair = split_key(key)
+    assert pair is None or routing_key(*pair) == key
+
+
+@pytest.mark.parametrize("key", [b"", b"\0", b"\0:", b"1:ab", b"\x0001:ab", b"\0+1:ab", b"\x003:ab", b"\x001:\xff"])
+def test_only_what_routing_key_makes_is_split(key: bytes) -> None:
+    assert split_key(key) is None
+
+
+# -- when the owner doesn't answer ------------------------------------------------------------------------------
+
+
+def test_this_hosts_node_counts_for_an_owner_that_doesnt_answer(hit: Hit, group: str, dead_owner: str) -> None:
+    limit = Limit.parse("3/d", on_unavailable="local")
+    decisions = [hit(limit, group, dead_owner) for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
+    assert {(decision.fallback, decision.owner) for decision in decisions} == {("node", "alpha")}
+
+
+def test_this_hosts_node_counts_also_when_it_becomes_the_owner_meanwhile(
+    hit: Hit, group: str, dead_owner: str, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread, or another task, learns of the heir while this one waits for the dead owner."""
+    status = cluster.status("alpha")
+    assert status is not None
+    alone = View.of([status.identity])
+    fail = Target.failed
+
+    def learn_and_fail(target: Target, now: float, why: str = "") -> bool:
+        if target.name == DEAD:
+            _fix_view(monkeypatch, alone, "alpha")
+        return fail(target, now, why)
+
+    monkeypatch.setattr(Target, "failed", learn_and_fail)
+    decision = hit(Limit.parse("3/d", on_unavailable="local"), group, dead_owner)
+    assert (decision.fallback, decision.owner) == ("node", "alpha")
+
+
+@pytest.mark.parametrize(("policy", "allowed"), [("allow", True), ("deny", False)])
+def test_the_policy_answers_for_an_owner_that_doesnt_answer(
+    hit: Hit, group: str, dead_owner: str, policy: str, allowed: bool
+) -> None:
+    for _ in range(5):
+        decision = hit(Limit.parse(["3/h", "9/d"], on_unavailable=policy), group, dead_owner)
+        assert (decision.allowed, decision.fallback, decision.owner) == (allowed, policy, "")
+        assert (decision.limit, decision.period, decision.remaining) == (3, 3600, 3 if allowed else 0)
+        assert decision.retry_after == (0 if allowed else 1)
+
+
+def test_the_setting_at_that_moment_is_the_policy_of_a_limit_without_one(
+    hit: Hit, group: str, dead_owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = Limit.parse("1000000/d")
+    for policy, fallback in (("local", "node"), ("allow", "allow"), ("deny", "deny")):
+        monkeypatch.setenv("CLUSTERSTATE_ON_UNAVAILABLE", policy)
+        runtime.get_settings.cache_clear()
+        assert hit(limit, group, dead_owner).fallback == fallback
+
+
+def test_an_owner_that_answers_nonsense_is_as_good_as_none(
+    hit: Hit, group: str, dead_owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = wire.DecisionsReply(0, [])
+
+    async def areply(*args: object) -> wire.Reply:
+        return reply
+
+    monkeypatch.setattr(Client, "call_node", lambda *args: reply)
+    monkeypatch.setattr(AsyncClient, "call_node", areply)
+    assert hit(Limit.parse("3/d"), group, dead_owner).fallback == "process"
+
+
+def test_a_local_node_that_hangs_is_waited_for_once(hit: Hit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hangs.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        monkeypatch.setenv("CLUSTERSTATE_SOCKET", str(path))
+        monkeypatch.setenv("CLUSTERSTATE_DEADLINE", "0.05")
+        runtime.forget()
+        _fix_view(monkeypatch, View.of([Identity("here", b"\0" * 16, "127.0.0.1:1")]), "here")
+        assert hit(Limit.parse("3/d"), "group", "key").fallback == "process"
+        listener.setblocking(False)
+        listener.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    monkeypatch.undo()
+    runtime.forget()
+
+
+# -- when no node answers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_without_a_node_this_process_counts(hit: Hit, algorithm: str) -> None:
+    limit = Limit.parse(["3/h", "5/d"], algorithm)
+    decisions = [hit(limit, "group", "key") for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
+    assert {(decision.fallback, decision.owner) for decision in decisions} == {("process", "")}
+    assert hit(limit, "group", "other").allowed
+    assert hit(limit, "group", "other", 0).remaining == 2
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize(("policy", "allowed"), [("allow", True), ("deny", False)])
+def test_without_a_node_the_policy_answers(hit: Hit, policy: str, allowed: bool) -> None:
+    decision = hit(Limit.parse("3/h", on_unavailable=policy), "group", "key", 5)
+    assert (decision.allowed, decision.fallback) == (allowed, policy)
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_is_no_policy_lets_nothing_pass(hit: Hit) -> None:
+    limit = Limit(Limit.parse("3/h").rules, "Deny")
+    decision = hit(limit, "group", "key")
+    assert (decision.allowed, decision.fallback) == (False, "deny")
+
+
+@pytest.mark.usefixtures("nowhere")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_limit_of_zero_blocks_all_without_a_node_as_well(hit: Hit, policy: str) -> None:
+    assert not hit(Limit.parse(["0/s", "3/m"], on_unavailable=policy), "group", "key").allowed
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_an_outage_costs_no_deadline_and_one_line_in_the_log(hit: Hit, caplog: pytest.LogCaptureFixture) -> None:
+    limit, took = Limit.parse("3/h"), []
+    with caplog.at_level(logging.DEBUG, "django_clusterstate"):
+        for _ in range(50):
+            start = time.perf_counter()
+            hit(limit, "group", "key")
+            took.append(time.perf_counter() - start)
+    assert median(took) < 0.05
+    lines = [record for record in caplog.records if record.name.startswith("django_clusterstate")]
+    assert [record.levelname for record in lines] == ["DEBUG", "DEBUG", "WARNING"]
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_this_process_counts_is_forgotten_with_its_settings(hit: Hit) -> None:
+    limit = Limit.parse("1/d")
+    for _ in range(2):
+        with override_settings(CLUSTERSTATE={}):
+            assert [hit(limit, "group", "key").allowed for _ in range(2)] == [True, False]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_denial_is_forgotten_with_the_settings(hit: Hit, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit.parse("1/d")
+    assert [hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
+    with monkeypatch.context() as patch:
+        patch.delenv("CLUSTERSTATE_SOCKET")
+        with override_settings(CLUSTERSTATE={"SOCKET": "/nowhere/node.sock"}):
+            decision = hit(limit, group, "key")
+    assert (decision.allowed, decision.fallback) == (True, "process")
+
+
+def test_hit_whose_answer_was_lost_is_counted_once_by_each_who_was_asked(
+    hit: Hit, cluster: LocalCluster, group: str
+) -> None:
+    limit = Limit.parse("10/d")
+    key = next(key for key in map(str, range(100)) if cluster_state.owner(routing_key(group, key)) == "beta")
+    assert hit(limit, group, key).owner == "beta"
+    with Proxy(cluster.ports["beta"]) as proxy:
+        runtime.get_client().close()
+        for client in (runtime.get_client(), runtime.get_async_client()):
+            table, by_proxy = client.routing.table, Target("beta", TcpAddress("127.0.0.1", proxy.port))
+            client.routing.table = RoutingTable(table.view, table.local_name, {**table.targets, "beta": by_proxy})
+        assert hit(limit, group, key).owner == "beta"
+        proxy.cut = 1
+        lost = hit(limit, group, key)
+        assert proxy.cut == 0
+        assert (lost.fallback, lost.remaining) == ("node", 9)
+    runtime.forget()
+    assert ratelimit.peek(limit, group, key).remaining == 10 - 3
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
+    limit = Limit.parse("100/d")
+    with ThreadPoolExecutor(16) as threads:
+        decisions = list(threads.map(lambda _: ratelimit.hit(limit, "group", "key"), range(320)))
+    assert sum(decision.allowed for decision in decisions) == 100
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("django_clusterstate.ratelimit.fallback.PROCESS_MAX_BYTES", 100_000)
+    limits = ProcessLimits()
+    monkeypatch.setattr(hits, "_process", lambda: limits)
+    limit = Limit.parse("3/d")
+    for number in range(1000):
+        assert hit(limit, "group", str(number)).allowed
+    assert limits._store.bytes <= 100_000
+    assert runtime.get_stats().process_evictions == limits._store.evictions > 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_child: InChild) -> None:
+    limits, held, done = ProcessLimits(), threading.Event(), threading.Event()
+    rules = Limit.parse("2/d").rules
+
+    def hold() -> None:
+        with limits._lock:
+            held.set()
+            done.wait(10)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        assert held.wait(10)
+        child = in_child(lambda: [limits.decide(b"k", rules, 1)[0].allowed for _ in range(3)] == [True, True, False])
+        try:
+            assert child()
+        finally:
+            done.set()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_child_tells_nothing_of_what_its_parent_denied_from_memory(
+    cluster: LocalCluster, group: str, in_child: InChild
+) -> None:
+    limit = Limit.parse("1/d")
+    for _ in range(4):
+        ratelimit.hit(limit, group, "key")
+
+    def child() -> bool:
+        return hits._denials().take_answered(routing_key(group, "key")) == 0
+
+    assert in_child(child)()
+    assert hits._denials().take_answered(routing_key(group, "key")) == 2

@@ -1,0 +1,174 @@
+"""Names are resolved while nobody waits for longer than they have time."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from django_clusterstate.exceptions import Unavailable
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
+from django_clusterstate.wire.background import Background
+from django_clusterstate.wire.resolver import MAX_NAMES, RENEW_AFTER, Resolver, look_up, numeric
+
+WEB = TcpAddress("web.example", 4370)
+SOON, LATER = 0.02, 5.0  # seconds
+
+
+class Server:
+    """A resolver whose answers wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[str, ...] | OSError = ("10.0.0.1", "10.0.0.2")
+        self.asked = 0
+        self.time = 0.0
+        self._free = threading.Event()
+        self._free.set()
+
+    def __call__(self, name: str) -> tuple[str, ...]:
+        self.asked += 1
+        assert self._free.wait(LATER)
+        if isinstance(self.answer, OSError):
+            raise self.answer
+        return self.answer
+
+    def clock(self) -> float:
+        return self.time
+
+    def stall(self) -> None:
+        self._free.clear()
+
+    def answers_again(self) -> None:
+        self._free.set()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.answers_again()
+
+
+@pytest.fixture(params=["sync", "async"])
+def ask(request: pytest.FixtureRequest, server: Server) -> "Ask":
+    return Ask(Resolver(server, server.clock), blocking=request.param == "sync")
+
+
+class Ask:
+    def __init__(self, names: Resolver, *, blocking: bool) -> None:
+        self.names = names
+        self.blocking = blocking
+
+    def __call__(self, address: TcpAddress | UnixAddress, seconds: float = LATER) -> list[str]:
+        if self.blocking:
+            return [str(found) for found in self.names.resolve(address, seconds)]
+        return [str(found) for found in asyncio.run(self.names.resolve_async(address, seconds))]
+
+    def now(self, seconds: float = LATER) -> list[str]:
+        return [str(found) for found in asyncio.run(self.names.resolve_now(WEB, seconds))]
+
+
+@pytest.mark.parametrize(
+    ("host", "usual"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::1", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+        ("FD00::A", "fd00::a"),
+        ("127.1", "127.0.0.1"),
+    ],
+)
+def test_an_ip_address_is_never_looked_up(ask: Ask, server: Server, host: str, usual: str) -> None:
+    assert ask(TcpAddress(host, 1)) == [str(TcpAddress(usual, 1))]
+    assert server.asked == 0
+
+
+@pytest.mark.parametrize("host", ["web", "web.example", "10.0.0", "", "a" * 300, "ä" * 100, "1:2"])
+def test_what_is_no_ip_address_is_a_name(host: str) -> None:
+    found = numeric(TcpAddress(host, 1))
+    assert found is None or host == "10.0.0"  # an old notation of 10.0.0.0
+
+
+def test_a_path_is_what_it_is(ask: Ask, server: Server) -> None:
+    assert ask(UnixAddress("/run/node.sock")) == ["/run/node.sock"]
+    assert server.asked == 0
+
+
+def test_a_name_gives_all_its_addresses(ask: Ask) -> None:
+    assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
+
+
+def test_the_first_look_up_takes_no_longer_than_there_is_time(ask: Ask, server: Server) -> None:
+    server.stall()
+    with pytest.raises(Unavailable, match=r"web\.example was not resolved in time: the DNS server does not answer"):
+        ask(WEB, SOON)
+    with pytest.raises(Unavailable):
+        ask(WEB, 0)
+    assert server.asked == 1  # one for all
+    server.answers_again()
+    assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
+
+
+def test_the_last_answer_is_used_while_the_server_stalls_and_renewed_behind_it(ask: Ask, server: Server) -> None:
+    ask(WEB)
+    server.stall()
+    server.answer = ("10.0.0.9",)
+    server.time += RENEW_AFTER + 1
+    for _ in range(5):
+        assert ask(WEB, 0) == ["10.0.0.1:4370", "10.0.0.2:4370"]
+    assert server.asked == 2
+    running = ask.names._name(WEB.host).lookup.start()  # the one that is under way
+    server.answers_again()
+    running.result(LATER)
+    assert ask(WEB, 0) == ["10.0.0.9:4370"]
+    assert server.asked == 2
+
+
+def test_the_last_answer_is_used_when_the_name_is_gone(ask: Ask, server: Server) -> None:
+    ask(WEB)
+    server.answer = OSError(-2, "Name or service not known")
+    server.time += RENEW_AFTER + 1
+    assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
+
+
+def test_who_wants_no_old_answer_gets_none(ask: Ask, server: Server) -> None:
+    assert ask.now() == ["10.0.0.1:4370", "10.0.0.2:4370"]
+    server.stall()
+    assert ask.now(SOON) == ["10.0.0.1:4370", "10.0.0.2:4370"]
+    server.time += RENEW_AFTER + 1
+    with pytest.raises(Unavailable, match="in time"):
+        ask.now(SOON)
+
+
+def test_a_name_that_does_not_exist_is_said(ask: Ask, server: Server) -> None:
+    server.answer = OSError(-2, "Name or service not known")
+    with pytest.raises(Unavailable, match=r"the name web\.example can't be resolved: Name or service not known"):
+        ask(WEB)
+
+
+def test_what_is_no_host_name_is_said() -> None:
+    with pytest.raises(Unavailable, match="can't be resolved"):
+        Resolver().resolve(TcpAddress("a" * 300, 1), LATER)
+
+
+def test_names_are_few(ask: Ask) -> None:
+    for number in range(MAX_NAMES):
+        ask(TcpAddress(f"web-{number}", 1))
+    with pytest.raises(Unavailable, match="host names"):
+        ask(WEB)
+
+
+def test_the_systems_resolver_knows_localhost() -> None:
+    assert {"127.0.0.1"} <= {*look_up("localhost"), "127.0.0.1"}
+
+
+def test_a_fork_during_a_look_up_leaves_the_child_able_to_look_up(server: Server) -> None:
+    """The thread is not there in the child, also where Python's hooks for a fork are not run."""
+    work: Background[tuple[str, ...]] = Background(lambda: server("web"), "test")
+    server.stall()
+    parents = work.start()
+    work._running = (os.getpid() + 1, parents)  # as after a fork
+    server.answers_again()
+    assert work.start() is not parents
+    assert parents.result(LATER) == work.start().result(LATER)
