@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from os import getpid
 
-from ..exceptions import ConnectionLost, ClusterStateError, TimedOut, Unavailable
+from ..exceptions import ClusterStateError, ConnectionLost, TimedOut, Unavailable
 from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, patient_timeout
 from ..wire.busy_polling import Processors

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from os import getpid
 
-from ..exceptions import ConnectionLost, ClusterStateError, TimedOut, Unavailable
+from ..exceptions import ClusterStateError, ConnectionLost, TimedOut, Unavailable
 from ..wire.address import Address
 from ..wire.blocking import OVERTIME, BlockingConnection
 from ..wire.busy_polling import Processors

@@ -65,7 +65,7 @@ async def arun(operation: Operation[T], client: Any) -> T:
 
 
 class Call(NamedTuple):
-    """Sends a framed request to the owner of a key. The result is its reply; raises `Unavailable` or `ProtocolError`."""
+    """Sends a framed request to the owner of a key. Results in its reply; raises `Unavailable` or `ProtocolError`."""
 
     key: bytes
     request: bytes

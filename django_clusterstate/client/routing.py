@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.hrw import Rendezvous
 from ..core.membership.messages import NO_VIEW, Identity, View
-from ..exceptions import ConnectionLost, ClusterStateError, Unavailable
+from ..exceptions import ClusterStateError, ConnectionLost, Unavailable
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
 from ..wire.handshake import Hello

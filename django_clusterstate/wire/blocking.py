@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from ..exceptions import ConnectionLost, ClusterStateError, ProtocolError, TimedOut, Unavailable, raised_by_signal
+from ..exceptions import ClusterStateError, ConnectionLost, ProtocolError, TimedOut, Unavailable, raised_by_signal
 from .address import Address, UnixAddress
 from .busy_polling import LOOK_FOR, BusyPoll, Idle, never
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at

@@ -27,7 +27,7 @@ from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.messages import NO_VIEW, Identity, View
-from django_clusterstate.exceptions import ConnectionLost, ClusterStateError, ProtocolError, Unavailable
+from django_clusterstate.exceptions import ClusterStateError, ConnectionLost, ProtocolError, Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame

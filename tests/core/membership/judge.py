@@ -1,4 +1,4 @@
-"""`python -m tests.core.membership.judge`: membership judged over many seeds, and measured against the size of the cluster.
+"""`python -m tests.core.membership.judge`: membership judged over many seeds, and measured for the cluster's size.
 
 --seeds 1000      as many runs of each scenario, from seed 0 on; exit code 1 if any invariant is broken
 --seed 17         one run of each scenario, with the hash of its trace: the same seed gives the same
