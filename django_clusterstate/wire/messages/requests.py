@@ -27,20 +27,20 @@ from .fields import (
 
 
 class Get(Message, frozen=True, tag=1):
-    """The values of some keys. Answer: `Values`, of the first few keys where all together are too long for a reply or
-    take the node too much time."""
+    """The values of some keys. Reply: `ValuesReply`, of the first few keys where all together are too long for a reply
+    or take the node too much time."""
 
     keys: Keys
 
 
 class GetWithTtl(Message, frozen=True, tag=31):
-    """As `Get`, and how long each value has left. Answer: `Fetched`."""
+    """As `Get`, and how long each value has left. Reply: `TtlValuesReply`."""
 
     keys: Keys
 
 
 class Set(Message, frozen=True, tag=2):
-    """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Answer: `Flags`.
+    """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Reply: `FlagsReply`.
 
     Then it removes the keys of `deletes`, if all was stored, and answers with the values of those of `reads` as well.
     With `or_same` an absent key may also hold this very value, which then counts as stored: so a value that nobody else
@@ -58,7 +58,7 @@ class Set(Message, frozen=True, tag=2):
 
 
 class Touch(Message, frozen=True, tag=3):
-    """Gives keys a new ttl, with `expected` only those that hold this value. Answer: `Flags`, false for a key that
+    """Gives keys a new ttl, with `expected` only those that hold this value. Reply: `FlagsReply`, false for a key that
     keeps its own or is absent."""
 
     keys: Keys
@@ -67,22 +67,22 @@ class Touch(Message, frozen=True, tag=3):
 
 
 class Delete(Message, frozen=True, tag=4):
-    """Removes keys, with `expected` only those that hold this value. Answer: `Flags`, false for a key that stays or is
-    absent."""
+    """Removes keys, with `expected` only those that hold this value. Reply: `FlagsReply`, false for a key that stays or
+    is absent."""
 
     keys: Keys
     expected: Value | None = None
 
 
 class Incr(Message, frozen=True, tag=5):
-    """Adds to an integer, keeping its ttl. Answer: `Number`, None for an absent key, or `Failed`."""
+    """Adds to an integer, keeping its ttl. Reply: `NumberReply`, None for an absent key, or `FailedReply`."""
 
     key: Key
     delta: Integer
 
 
 class Clear(Message, frozen=True, tag=6):
-    """Empties a namespace of this node's cache. Answer: `Done`."""
+    """Empties a namespace of this node's cache. Reply: `DoneReply`."""
 
     namespace: Namespace
 
@@ -90,7 +90,7 @@ class Clear(Message, frozen=True, tag=6):
 class GetEntry(Message, frozen=True, tag=23):
     """How long a key has left, and with `value` what it holds. Its place among the least recently used stays.
 
-    Answer: `Looked`.
+    Reply: `EntryReply`.
     """
 
     key: Key
@@ -98,7 +98,7 @@ class GetEntry(Message, frozen=True, tag=23):
 
 
 class Scan(Message, frozen=True, tag=24):
-    """Some of the keys that begin with `prefix`, namespace and zero byte included. Answer: `Scanned`.
+    """Some of the keys that begin with `prefix`, namespace and zero byte included. Reply: `ScanReply`.
 
     `cursor` is that of the last answer, or None to begin.
     """
@@ -111,7 +111,7 @@ class Scan(Message, frozen=True, tag=24):
 
 
 class Hit(Message, frozen=True, tag=7):
-    """Counts `cost` against every rule of a key, or against none if one denies. Answer: `Decided`.
+    """Counts `cost` against every rule of a key, or against none if one denies. Reply: `DecisionsReply`.
 
     A cost of 0 only looks. `dry`: the requester lets the hit pass whatever the answer, which the statistics tell apart.
     `remembered` hits on the key were denied from the requester's memory since it last asked: they count as denied ones
@@ -126,7 +126,7 @@ class Hit(Message, frozen=True, tag=7):
 
 
 class Peek(Message, frozen=True, tag=8):
-    """What a `Hit` would be answered now, without counting it. Answer: `Decided`."""
+    """What a `Hit` would be answered now, without counting it. Reply: `DecisionsReply`."""
 
     key: Key
     rules: Rules
@@ -134,15 +134,15 @@ class Peek(Message, frozen=True, tag=8):
 
 
 class Reset(Message, frozen=True, tag=20):
-    """Forgets what was counted against these rules of a key. Answer: `Flags`, false for a rule under which nothing was
-    counted."""
+    """Forgets what was counted against these rules of a key. Reply: `FlagsReply`, false for a rule under which nothing
+    was counted."""
 
     key: Key
     rules: Rules
 
 
 class Refund(Message, frozen=True, tag=21):
-    """Takes back a hit that counted `ago` seconds before, as far as it still counts. Answer: `Done`."""
+    """Takes back a hit that counted `ago` seconds before, as far as it still counts. Reply: `DoneReply`."""
 
     key: Key
     rules: Rules
@@ -151,7 +151,7 @@ class Refund(Message, frozen=True, tag=21):
 
 
 class FindLimits(Message, frozen=True, tag=22):
-    """What the node has counted of a key, under each of the rules that it remembers. Answer: `LimitsFound`."""
+    """What the node has counted of a key, under each of the rules that it remembers. Reply: `LimitsReply`."""
 
     key: Key
 
@@ -160,16 +160,16 @@ class FindLimits(Message, frozen=True, tag=22):
 
 
 class Track(Message, frozen=True, tag=26):
-    """Counts events, unless the node has counted this `batch` before. Answer: `Done`."""
+    """Counts events, unless the node has counted this `batch` before. Reply: `DoneReply`."""
 
     batch: Annotated[bytes, Meta(min_length=8, max_length=16)]
     entries: Annotated[list[Entry], Meta(max_length=MAX_ENTRIES)]
 
 
 class GetEvents(Message, frozen=True, tag=27):
-    """What this node keeps of an event. Answer: `EventAccount`.
+    """What this node keeps of an event. Reply: `EventReply`.
 
-    Without a name: how often each came, in the order of their names and from `after` on. Answer: `EventNames`.
+    Without a name: how often each came, in the order of their names and from `after` on. Reply: `EventNamesReply`.
     """
 
     name: EventName = ""
@@ -180,7 +180,7 @@ class GetEvents(Message, frozen=True, tag=27):
 
 
 class GetView(Message, frozen=True, tag=9):
-    """Who serves. Answer: `Viewed`.
+    """Who serves. Reply: `ViewReply`.
 
     `doubts` are the members that fail the requester again and again: the node tries its links to them anew.
     `tally` is what the requester has counted since it last asked.
@@ -191,22 +191,22 @@ class GetView(Message, frozen=True, tag=9):
 
 
 class Ping(Message, frozen=True, tag=10):
-    """Answer: `Pong`."""
+    """Reply: `PongReply`."""
 
 
 class GetStatus(Message, frozen=True, tag=11):
-    """All that this node can tell of itself and of its members. Answer: `Status`."""
+    """All that this node can tell of itself and of its members. Reply: `StatusReply`."""
 
 
 class GetReport(Message, frozen=True, tag=25):
-    """That, and what this node remembers of the last minutes. Answer: `Report`."""
+    """That, and what this node remembers of the last minutes. Reply: `ReportReply`."""
 
 
 # -- channels (the embedded layer) ------------------------------------------------------------------------------
 
 
 class Send(Message, frozen=True, tag=12):
-    """Puts a message on a channel of this node. Answer: `Done`, or `Failed` when the channel is full."""
+    """Puts a message on a channel of this node. Reply: `DoneReply`, or `FailedReply` when the channel is full."""
 
     channel: ChannelName
     payload: bytes
@@ -218,7 +218,7 @@ class Receive(Message, frozen=True, tag=13):
     """Asks for the next messages of a queue, at most so many, of those that are there.
 
     A queue is a channel, or all channels of a process by what they share, up to the `!`.
-    Answer: `Received`, whenever there is one; without one after `wait`. On a connection for this queue alone.
+    Reply: `ReceiveReply`, whenever there is one; without one after `wait`. On a connection for this queue alone.
     """
 
     queue: ChannelName
@@ -227,7 +227,7 @@ class Receive(Message, frozen=True, tag=13):
 
 
 class GroupAdd(Message, frozen=True, tag=14):
-    """Makes a channel hear a group for `expiry` seconds. Answer: `Done`."""
+    """Makes a channel hear a group for `expiry` seconds. Reply: `DoneReply`."""
 
     group: ChannelName
     channel: ChannelName
@@ -235,14 +235,14 @@ class GroupAdd(Message, frozen=True, tag=14):
 
 
 class GroupDiscard(Message, frozen=True, tag=15):
-    """Ends that. Answer: `Done`."""
+    """Ends that. Reply: `DoneReply`."""
 
     group: ChannelName
     channel: ChannelName
 
 
 class GroupSend(Message, frozen=True, tag=16):
-    """Puts a message on every channel of the group, on every node. Answer: `Done`."""
+    """Puts a message on every channel of the group, on every node. Reply: `DoneReply`."""
 
     group: ChannelName
     payload: bytes
@@ -269,7 +269,7 @@ class Forward(Message, frozen=True, tag=19):
 
 
 class Flush(Message, frozen=True, tag=18):
-    """Drops all channels and groups of this node. Answer: `Done`."""
+    """Drops all channels and groups of this node. Reply: `DoneReply`."""
 
 
 def channel_tag(node_name: str) -> str:
