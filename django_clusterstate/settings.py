@@ -1,7 +1,7 @@
-"""What `CLUSTERSTATE` and the environment say, read and checked. `docs/settings.md` describes each entry.
+"""Reads and checks `CLUSTERSTATE` and its environment variables. `docs/settings.md` describes each entry.
 
-Each entry can also come from the environment, as `CLUSTERSTATE_<ENTRY>`, which wins: hosts differ and settings.py
-doesn't.
+Each entry can also come from the environment, as `CLUSTERSTATE_<ENTRY>`, which wins: hosts differ, and settings.py
+usually does not.
 """
 
 import hashlib
@@ -9,97 +9,177 @@ import json
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import environ
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.encoding import force_bytes
 from django.views.decorators.debug import sensitive_variables
 
 from .clientip import Proxies
-from .core.membership.transitions import Timings
+from .core.membership.members import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
 from .wire.keys import MAX_SECRETS, Key, LinkKey, derive_channel_keys, derive_link_keys
 
+PREFIX = "CLUSTERSTATE_"
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
 HEADERS = ("draft", "x", "both", "off")
-RUN_FOLDER = Path("/tmp")  # noqa: S108 - the folder made in it is checked by node and requesters, see wire/unix_sockets.py
+RUN_FOLDER = Path("/tmp")  # noqa: S108 - node and requesters check the folder made in it, see wire/unix_sockets.py
 MAX_SOCKET_PATH = 107  # bytes, by Linux: 108 with the zero at the end
-MIN_SECRET = 32  # characters; Django's own check asks for 50
-
+MIN_SECRET = 32  # characters; Django's own check requires 50
 _MIB = 1024 * 1024
-READ = {
-    "NODE_NAME": str,
-    "CLUSTER": str,
-    "BIND": str,
-    "ADVERTISE": str,
-    "SOCKET": str,
-    "SECRET": str,
-    "SECRET_FALLBACKS": list,
-    "DISCOVERY": str,
-    "CHANNEL_LAYER": str,
-    "HEARTBEAT_INTERVAL": float,
-    "SUSPECT_AFTER": float,
-    "DOWN_AFTER": float,
-    "DEADLINE": float,
-    "ON_UNAVAILABLE": str,
-    "TRUSTED_PROXIES": list,
-    "IPV4_MASK": int,
-    "IPV6_MASK": int,
-    "LIMITS": dict,  # a list of them
-    "LIMITS_ENABLED": bool,
-    "LIMITS_HEADERS": str,
-    "LIMITS_VIEW": str,
-    "CACHE_MAX_BYTES": int,
-    "LIMITS_MAX_BYTES": int,
-    "LIMITS_STORAGE": str,
-    "METRICS_TOKEN": str,
-    "WEIGHT": float,
-}
-_WORDS: dict[type, str] = {
-    str: "text",
-    list: "a list of text",
-    float: "a number",
-    int: "a whole number",
-    bool: "true or false",
-    dict: "a list of dicts",
-}
-_EXPECTED = {"SECRET": "text or bytes", "SECRET_FALLBACKS": "a list of text or bytes"}
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-PREFIX = "CLUSTERSTATE_"
-DEFAULTS: dict[str, Any] = {
-    "CLUSTER": "default",
-    "BIND": f"127.0.0.1:{DEFAULT_PORT}",
-    "DISCOVERY": "database",
-    "HEARTBEAT_INTERVAL": 0.5,
-    "SUSPECT_AFTER": 1.5,
-    "DOWN_AFTER": 3.0,
-    "DEADLINE": 0.1,
-    "ON_UNAVAILABLE": "local",
-    "IPV4_MASK": 32,
-    "IPV6_MASK": 64,  # what one customer is given, as a rule
-    "LIMITS": [],
-    "LIMITS_ENABLED": True,
-    "LIMITS_HEADERS": "draft",
-    "CACHE_MAX_BYTES": 256 * _MIB,
-    "LIMITS_MAX_BYTES": 64 * _MIB,
-    "WEIGHT": 1.0,
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type of entries: its name in `docs/settings.md` and in errors, which values have it, and how to read it from
+    an environment variable. `from_text` raises `ValueError` or `KeyError`."""
+
+    name: str
+    expected: str
+    accepts: Callable[[Any], bool]
+    from_text: Callable[[str], Any] = str
+
+
+def _is_list_of(*types: type) -> Callable[[Any], bool]:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(isinstance(item, types) for item in value)
+
+    return accepts
+
+
+def _split(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+TEXT = Kind("str", "text", lambda value: isinstance(value, str))
+SECRET = Kind("str", "text or bytes", lambda value: isinstance(value, str | bytes))
+NUMBER = Kind("float", "a number", lambda value: type(value) in (int, float) and math.isfinite(value), float)
+INTEGER = Kind("int", "a whole number", lambda value: type(value) is int, int)
+BOOLEAN = Kind("bool", "true or false", lambda value: isinstance(value, bool), lambda text: _TRUTH[text.lower()])
+SECRETS = Kind("list", "a list of text or bytes", _is_list_of(str, bytes), _split)
+PROXIES = Kind(
+    "list", "a list of text, or a number", lambda value: type(value) is int or _is_list_of(str)(value), _split
+)
+DICTS = Kind("dict", "a list of dicts", _is_list_of(dict), json.loads)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of `CLUSTERSTATE`.
+
+    `allowed` says whether it may have a value of its kind; `expected` describes these in errors. `parse` makes the
+    attribute of `Settings` from the value, or raises `ValueError`. Errors do not show the value of a `secret` entry. An
+    empty value of an entry without a default is None.
+    """
+
+    kind: Kind
+    default: Any = None
+    allowed: Callable[[Any], object] = lambda _: True
+    expected: str = ""
+    parse: Callable[[Any], Any] = lambda value: value
+    secret: bool = False
+
+    @sensitive_variables()
+    def checked(self, subject: str, value: Any) -> Any:
+        """The attribute of `Settings` for a value. Raises `ImproperlyConfigured`, whose text begins with `subject`."""
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if not self.kind.accepts(value):
+            raise self._wrong(subject, self.kind.expected, value)
+        if not value and self.default is None:
+            return None
+        if not self.allowed(value):
+            raise self._wrong(subject, self.expected, value)
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            raise ImproperlyConfigured(f"{subject}: {error}") from error
+
+    @sensitive_variables()
+    def from_text(self, subject: str, text: str) -> Any:
+        """The attribute of `Settings` for the text of an environment variable. Raises as `checked` does."""
+        try:
+            value = self.kind.from_text(text)
+        except (ValueError, KeyError) as error:
+            raise self._wrong(subject, self.kind.expected, text) from error
+        return self.checked(subject, value)
+
+    @sensitive_variables()
+    def _wrong(self, subject: str, expected: str, value: Any) -> ImproperlyConfigured:
+        return ImproperlyConfigured(f"{subject} must be {expected}{'' if self.secret else f', not {value!r}'}.")
+
+
+def _is_node_name(name: str) -> bool:
+    return len(name) <= 100 and name.isprintable()
+
+
+def _is_cluster_name(cluster: str) -> bool:
+    return 0 < len(cluster) <= 60 and cluster.isascii() and all(c.isalnum() or c in "._-" for c in cluster)
+
+
+def _is_positive(number: float) -> bool:
+    return number > 0
+
+
+def _parse_socket(text: str) -> Address:
+    address = parse_address(text)
+    if isinstance(address, UnixAddress) and len(os.fsencode(address.path)) > MAX_SOCKET_PATH:
+        raise ValueError(f"{text!r} is too long for the path of a socket, which has {MAX_SOCKET_PATH} bytes at most")
+    return address
+
+
+def _parse_proxies(value: Any) -> Proxies:
+    return Proxies.parse([str(value)] if isinstance(value, int) else value)
+
+
+ENTRIES = {
+    "NODE_NAME": Entry(TEXT, allowed=_is_node_name, expected="1 to 100 characters"),
+    "CLUSTER": Entry(TEXT, "default", _is_cluster_name, "1 to 60 letters, digits, dots, - and _"),
+    "BIND": Entry(TEXT, f"127.0.0.1:{DEFAULT_PORT}", parse=parse_tcp),
+    "ADVERTISE": Entry(TEXT, parse=parse_tcp),
+    "SOCKET": Entry(TEXT, parse=_parse_socket),
+    "SECRET": Entry(SECRET, secret=True),
+    "SECRET_FALLBACKS": Entry(SECRETS, [], secret=True),
+    "DISCOVERY": Entry(TEXT, "database"),
+    "CHANNEL_LAYER": Entry(TEXT),
+    "HEARTBEAT_INTERVAL": Entry(NUMBER, 0.5),
+    "SUSPECT_AFTER": Entry(NUMBER, 1.5),
+    "DOWN_AFTER": Entry(NUMBER, 3.0),
+    "DEADLINE": Entry(NUMBER, 0.1, _is_positive, "a number of seconds above 0"),
+    "ON_UNAVAILABLE": Entry(TEXT, "local", POLICIES.__contains__, "'local', 'allow' or 'deny'"),
+    "TRUSTED_PROXIES": Entry(PROXIES, [], parse=_parse_proxies),
+    "IPV4_MASK": Entry(INTEGER, 32, range(33).__contains__, "a number of bits from 0 to 32"),
+    # A /64 is what one customer usually gets.
+    "IPV6_MASK": Entry(INTEGER, 64, range(129).__contains__, "a number of bits from 0 to 128"),
+    "LIMITS": Entry(DICTS, [], parse=tuple),
+    "LIMITS_ENABLED": Entry(BOOLEAN, True),
+    "LIMITS_HEADERS": Entry(TEXT, "draft", HEADERS.__contains__, "'draft', 'x', 'both' or 'off'"),
+    "LIMITS_VIEW": Entry(TEXT),
+    "CACHE_MAX_BYTES": Entry(INTEGER, 256 * _MIB, _is_positive, "a number of bytes above 0"),
+    "LIMITS_MAX_BYTES": Entry(INTEGER, 64 * _MIB, _is_positive, "a number of bytes above 0"),
+    "LIMITS_STORAGE": Entry(TEXT, secret=True),  # it may contain a password
+    "METRICS_TOKEN": Entry(TEXT, secret=True),
+    "WEIGHT": Entry(NUMBER, 1.0, lambda weight: 0 < weight <= 1000, "a number above 0, up to 1000"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `docs/settings.md` describes, read and checked. Times in seconds, sizes in bytes."""
+    """The entries of `CLUSTERSTATE`, read and checked. Times in seconds, sizes in bytes.
+
+    `advertise` is None unless it is set: the node then determines its address when it starts.
+    """
 
     node_name: str
     cluster: str
     bind: TcpAddress
-    advertise: TcpAddress | None  # as it is set: the node finds the address when it starts
+    advertise: TcpAddress | None
     socket: Address
     secrets: tuple[str | bytes, ...] = field(repr=False)
     discovery: str
@@ -116,7 +196,7 @@ class Settings:
     limits_view: str | None
     cache_max_bytes: int
     limits_max_bytes: int
-    limits_storage: str | None = field(repr=False)  # it may have a password
+    limits_storage: str | None = field(repr=False)
     metrics_token: str | None = field(repr=False)
     weight: float
 
@@ -130,13 +210,13 @@ class Settings:
 
     @property
     def secret_problem(self) -> str:
-        """Why the secret is too weak to be reached from other hosts; empty when it isn't."""
-        for number, secret in enumerate(self.secrets[:MAX_SECRETS]):  # who knows any of them is admitted
-            what = f"fallback {number}" if number else "it"
+        """Why the secret is too weak for an address that other hosts can reach; empty if it is strong enough."""
+        for number, secret in enumerate(self.secrets[:MAX_SECRETS]):  # any of them admits a node
+            subject = f"fallback {number}" if number else "it"
             if force_bytes(secret).startswith(b"django-insecure-"):
-                return f"{what} is the one that startproject made, which is in your repository"
+                return f"{subject} was generated by startproject, so it is probably in your repository"
             if len(secret) < MIN_SECRET:
-                return f"{what} has {len(secret)} characters, fewer than {MIN_SECRET}"
+                return f"{subject} has {len(secret)} characters, fewer than {MIN_SECRET}"
         return ""
 
 
@@ -144,170 +224,68 @@ class Settings:
 def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings from a `CLUSTERSTATE` dict and an environment.
 
-    Raises `ImproperlyConfigured`, naming the entry and what it may be.
+    Raises `ImproperlyConfigured`, which names the entry and the values that it may have.
     """
-    unknown = sorted(set(options) - set(READ))
+    unknown = sorted(set(options) - set(ENTRIES))
     if unknown:
         raise ImproperlyConfigured(
-            f"CLUSTERSTATE has no entry {unknown[0]!r}. The entries are: {', '.join(sorted(READ))}."
+            f"CLUSTERSTATE has no entry {unknown[0]!r}. The entries are: {', '.join(sorted(ENTRIES))}."
         )
-    given = {entry: _typed(entry, value) for entry, value in options.items() if value is not None}
-    values = {**DEFAULTS, **given, **_from_environment(environment)}
-    name = values.get("NODE_NAME") or socket.gethostname()
-    cluster = values["CLUSTER"]
-    bind = _parsed("BIND", parse_tcp, values["BIND"])
-    advertise = values.get("ADVERTISE")
-    return Settings(
-        node_name=_checked("NODE_NAME", name, 0 < len(name) <= 100 and name.isprintable(), "1 to 100 characters"),
-        cluster=_checked("CLUSTER", cluster, _is_channel_name(cluster), "1 to 60 letters, digits, dots, - and _"),
-        bind=bind,
-        advertise=_parsed("ADVERTISE", parse_tcp, advertise) if advertise else None,
-        socket=_parsed("SOCKET", _parse_socket, values.get("SOCKET") or str(default_socket_path(cluster, name))),
-        secrets=_secrets(values),
-        discovery=values["DISCOVERY"],
-        channel_layer=values.get("CHANNEL_LAYER") or None,
-        timings=_timings(values),
-        deadline=_checked("DEADLINE", values["DEADLINE"], values["DEADLINE"] > 0, "seconds above 0"),
-        on_unavailable=_checked(
-            "ON_UNAVAILABLE", values["ON_UNAVAILABLE"], values["ON_UNAVAILABLE"] in POLICIES, "local, allow or deny"
-        ),
-        trusted_proxies=_parsed("TRUSTED_PROXIES", Proxies.parse, values.get("TRUSTED_PROXIES", ())),
-        ipv4_mask=_checked("IPV4_MASK", values["IPV4_MASK"], 0 <= values["IPV4_MASK"] <= 32, "bits, 0 to 32"),
-        ipv6_mask=_checked("IPV6_MASK", values["IPV6_MASK"], 0 <= values["IPV6_MASK"] <= 128, "bits, 0 to 128"),
-        limits=tuple(values["LIMITS"]),
-        limits_enabled=values["LIMITS_ENABLED"],
-        limits_headers=_checked(
-            "LIMITS_HEADERS", values["LIMITS_HEADERS"], values["LIMITS_HEADERS"] in HEADERS, "draft, x, both or off"
-        ),
-        limits_view=values.get("LIMITS_VIEW") or None,
-        cache_max_bytes=_checked("CACHE_MAX_BYTES", values["CACHE_MAX_BYTES"], values["CACHE_MAX_BYTES"] > 0, "bytes"),
-        limits_max_bytes=_checked(
-            "LIMITS_MAX_BYTES", values["LIMITS_MAX_BYTES"], values["LIMITS_MAX_BYTES"] > 0, "bytes"
-        ),
-        limits_storage=values.get("LIMITS_STORAGE") or None,
-        metrics_token=values.get("METRICS_TOKEN") or None,
-        weight=_checked("WEIGHT", values["WEIGHT"], 0 < values["WEIGHT"] <= 1000, "a number above 0, up to 1000"),
-    )
+    values = {name.lower(): _read(name, entry, options, environment) for name, entry in ENTRIES.items()}
+    values["node_name"] = values["node_name"] or socket.gethostname()
+    if values["socket"] is None:
+        values["socket"] = UnixAddress(str(default_socket_path(values["cluster"], values["node_name"])))
+    secrets = _secrets(values.pop("secret"), values.pop("secret_fallbacks"))
+    timings = _timings(values.pop("heartbeat_interval"), values.pop("suspect_after"), values.pop("down_after"))
+    return Settings(secrets=secrets, timings=timings, **values)
 
 
 @sensitive_variables()
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    env = environ.Env()
-    # A value that begins with a dollar sign is a value, as a secret may well do, not the name of another variable.
-    env.escape_proxy = True
-    env.ENVIRON = {name: text.replace("$", r"\$") for name, text in environment.items() if name.startswith(PREFIX)}
-    found = {}
-    for entry, kind in READ.items():
-        variable = f"{PREFIX}{entry}"
-        if environment.get(variable):
-            try:
-                found[entry] = _typed(entry, _read(env, variable, kind))
-            except (ValueError, KeyError) as error:
-                raise ImproperlyConfigured(
-                    f"{variable} must be {_WORDS[kind]}, not {environment[variable]!r}."
-                ) from error
-    return found
+def _read(name: str, entry: Entry, options: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
+    variable = f"{PREFIX}{name}"
+    if environment.get(variable):
+        return entry.from_text(variable, environment[variable])
+    value = options.get(name)
+    if value is not None:
+        return entry.checked(f"CLUSTERSTATE[{name!r}]", value)
+    return None if entry.default is None else entry.parse(entry.default)
 
 
-@sensitive_variables()
-def _read(env: environ.Env, variable: str, kind: type) -> Any:
-    if kind is dict:
-        return json.loads(env.get_value(variable, cast=str))
-    if kind is bool:
-        return _TRUTH[env.get_value(variable, cast=str).lower()]
-    # Not its cast to float, by which "100ms" is 100.0.
-    return kind(env.get_value(variable, cast=list if kind is list else str))
-
-
-@sensitive_variables()
-def _typed(entry: str, value: Any) -> Any:
-    """The value, if it is of the entry's type. Says nothing of the value, which may be a secret."""
-    kind = READ[entry]
-    if entry == "TRUSTED_PROXIES" and type(value) is int:
-        value = [str(value)]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if entry == "SECRET":
-        good = isinstance(value, str | bytes)
-    elif entry == "SECRET_FALLBACKS":
-        good = isinstance(value, list | tuple) and all(isinstance(item, str | bytes) for item in value)
-    elif kind is list:
-        good = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-    elif kind is dict:
-        good = isinstance(value, list | tuple) and all(isinstance(item, dict) for item in value)
-    elif kind is float:
-        good = type(value) in (int, float) and math.isfinite(value)
-    else:
-        good = type(value) is kind if kind is int else isinstance(value, kind)
-    if not good:
-        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}] must be {_EXPECTED.get(entry, _WORDS[kind])}.")
-    return value
-
-
-def _checked(entry: str, value: Any, good: bool, expected: str) -> Any:
-    if not good:
-        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}] must be {expected}, not {value!r}.")
-    return value
-
-
-def _parsed(entry: str, parse: Any, given: Any) -> Any:
+def _timings(heartbeat_interval: float, suspect_after: float, down_after: float) -> Timings:
     try:
-        return parse(given)
-    except ValueError as error:
-        raise ImproperlyConfigured(f"CLUSTERSTATE[{entry!r}]: {error}") from error
-
-
-def _parse_socket(text: str) -> Address:
-    address = parse_address(text)
-    if isinstance(address, UnixAddress) and len(os.fsencode(address.path)) > MAX_SOCKET_PATH:
-        raise ValueError(f"{text!r} is too long for the path of a socket, which has {MAX_SOCKET_PATH} bytes at most")
-    return address
-
-
-@sensitive_variables()
-def _timings(values: Mapping[str, Any]) -> Timings:
-    try:
-        return Timings(values["HEARTBEAT_INTERVAL"], values["SUSPECT_AFTER"], values["DOWN_AFTER"])
+        return Timings(heartbeat_interval, suspect_after, down_after)
     except ValueError as error:
         raise ImproperlyConfigured(
-            f"CLUSTERSTATE's HEARTBEAT_INTERVAL, SUSPECT_AFTER and DOWN_AFTER don't go together: {error}."
+            f"CLUSTERSTATE: HEARTBEAT_INTERVAL, SUSPECT_AFTER and DOWN_AFTER contradict each other: {error}."
         ) from error
 
 
 @sensitive_variables()
-def _secrets(values: Mapping[str, Any]) -> tuple[str | bytes, ...]:
-    if values.get("SECRET"):
-        return _encodable((values["SECRET"], *values.get("SECRET_FALLBACKS", ())))
-    if not django_settings.SECRET_KEY:
-        raise ImproperlyConfigured("Set SECRET_KEY, or CLUSTERSTATE['SECRET']: the nodes know each other by it.")
-    secrets = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
-    if not all(isinstance(secret, str | bytes) for secret in secrets):
+def _secrets(secret: str | bytes | None, fallbacks: list[str | bytes]) -> tuple[str | bytes, ...]:
+    if secret:
+        secrets = (secret, *fallbacks)
+    elif django_settings.SECRET_KEY:
+        secrets = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
+    else:
+        raise ImproperlyConfigured("Set SECRET_KEY or CLUSTERSTATE['SECRET']: nodes and requesters prove it.")
+    if not SECRETS.accepts(secrets):
         raise ImproperlyConfigured("SECRET_KEY and each of SECRET_KEY_FALLBACKS must be text or bytes.")
-    return _encodable(secrets)
-
-
-@sensitive_variables()
-def _encodable(secrets: tuple[str | bytes, ...]) -> tuple[str | bytes, ...]:
-    """Refused here, where no report shows them: the error of an encoding that fails holds the text."""
-    for secret in secrets:
+    for one in secrets:
         try:
-            force_bytes(secret)
-        except UnicodeEncodeError:
+            force_bytes(one)
+        except UnicodeEncodeError:  # which holds the text, so it must not be in the report
             raise ImproperlyConfigured(
                 "A secret has a character that UTF-8 does not have. Is its environment variable in another encoding?"
             ) from None
     return secrets
 
 
-def _is_channel_name(cluster: str) -> bool:
-    return 0 < len(cluster) <= 60 and cluster.isascii() and all(c.isalnum() or c in "._-" for c in cluster)
-
-
 def default_socket_path(cluster: str, node_name: str) -> Path:
     """A path that all processes of one user on one host agree on, short enough for the kernel (108 bytes).
 
-    Not by `TMPDIR` or `XDG_RUNTIME_DIR`: a login session has them and a daemon of the same user doesn't, so a node and
-    a `manage.py` command would look in two places; and the second's folder goes away when the user logs out.
+    It does not depend on `TMPDIR` or `XDG_RUNTIME_DIR`: a login session has them and a daemon of the same user does
+    not, so a node and a `manage.py` command would use different paths. The folder of the latter is also deleted when
+    the user logs out.
     """
     tag = hashlib.blake2b(f"{cluster}|{node_name}".encode(), digest_size=6).hexdigest()
     return RUN_FOLDER / f"clusterstate-{os.geteuid()}" / f"{tag}.sock"

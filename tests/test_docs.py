@@ -24,7 +24,7 @@ from django_clusterstate import (
 )
 from django_clusterstate.cache import extras
 from django_clusterstate.management.commands import clusterevents, clusternode, clusterstatus
-from django_clusterstate.settings import DEFAULTS, READ
+from django_clusterstate.settings import ENTRIES
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.status import Changes, RequesterStats, Stats
 
@@ -67,16 +67,16 @@ def described() -> str:
 
 
 def test_settings_have_a_heading_each_and_no_others_do() -> None:
-    assert set(sections("docs/settings.md", 3, "CLUSTERSTATE")) == set(READ)
+    assert set(sections("docs/settings.md", 3, "CLUSTERSTATE")) == set(ENTRIES)
 
 
-@pytest.mark.parametrize("entry", READ)
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_setting_is_described_with_type_default_and_variable(entry: str) -> None:
     text = sections("docs/settings.md", 3, "CLUSTERSTATE")[entry]
-    assert re.search(rf"^{READ[entry].__name__}( or None)?, default: ", text, re.MULTILINE)
+    assert re.search(rf"^{ENTRIES[entry].kind.name}( or None)?, default: ", text, re.MULTILINE)
     assert f"Environment: `CLUSTERSTATE_{entry}`" in text
-    if entry in DEFAULTS:
-        default = DEFAULTS[entry]
+    default = ENTRIES[entry].default
+    if default is not None:
         shown = f'"{default}"' if isinstance(default, str) else str(default)
         assert f"default: `{shown}`" in text
 
@@ -84,14 +84,14 @@ def test_setting_is_described_with_type_default_and_variable(entry: str) -> None
 def test_no_setting_is_mentioned_that_does_not_exist() -> None:
     named = re.findall(r"CLUSTERSTATE(?:_|\[[\"'])([A-Z][A-Z0-9_]*)", described())
     assert named
-    assert set(named) <= set(READ)
+    assert set(named) <= set(ENTRIES)
 
 
 def test_links_to_settings_have_an_entry() -> None:
     linked = re.findall(r"\[`([A-Z_]+)`\]\((?:settings\.md)?#([a-z_]+)\)", described())
     assert linked
     assert [(name, anchor) for name, anchor in linked if name.lower() != anchor] == []
-    assert {name for name, _ in linked} <= {*READ, *cache.options.OPTIONS}
+    assert {name for name, _ in linked} <= {*ENTRIES, *cache.options.OPTIONS}
 
 
 def test_cache_options_have_a_heading() -> None:

@@ -19,7 +19,7 @@ from django.test import override_settings
 from django_clusterstate import runtime
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.clientip import Proxies
-from django_clusterstate.settings import MAX_SOCKET_PATH, READ, Settings, default_socket_path, read_settings
+from django_clusterstate.settings import ENTRIES, MAX_SOCKET_PATH, Settings, default_socket_path, read_settings
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from testproject.processes import ROOT, LocalCluster
 
@@ -38,7 +38,7 @@ def read(options: dict[str, Any] | None = None, /, **environment: str) -> Settin
 
 
 # (entry, value in the dict, text in the environment, what is read from each, of which attribute)
-ENTRIES: list[tuple[str, Any, str, str, Any, Any]] = [
+CASES: list[tuple[str, Any, str, str, Any, Any]] = [
     ("NODE_NAME", "web-1", "web-2", "node_name", "web-1", "web-2"),
     ("CLUSTER", "shop", "shop.2_b", "cluster", "shop", "shop.2_b"),
     ("BIND", "10.0.0.1:1", "[::1]:2", "bind", TcpAddress("10.0.0.1", 1), TcpAddress("::1", 2)),
@@ -85,7 +85,7 @@ TIMINGS: list[tuple[str, float, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("entry", "given", "text", "attribute", "from_dict", "from_environment"), ENTRIES)
+@pytest.mark.parametrize(("entry", "given", "text", "attribute", "from_dict", "from_environment"), CASES)
 def test_an_entry_comes_from_the_dict_or_the_environment_which_wins(
     entry: str, given: Any, text: str, attribute: str, from_dict: Any, from_environment: Any
 ) -> None:
@@ -109,7 +109,7 @@ def test_older_secrets_come_from_the_dict_or_the_environment() -> None:
 
 
 def test_every_entry_is_tested() -> None:
-    assert {entry for entry, *_ in ENTRIES} | {entry for entry, *_ in TIMINGS} | {"SECRET_FALLBACKS"} == set(READ)
+    assert {entry for entry, *_ in CASES} | {entry for entry, *_ in TIMINGS} | {"SECRET_FALLBACKS"} == set(ENTRIES)
 
 
 def test_everything_has_a_default() -> None:
@@ -153,25 +153,25 @@ def test_a_dollar_sign_in_the_environment_is_a_dollar_sign(secret: str) -> None:
         ("SECRET_FALLBACKS", [1], "must be a list of text or bytes"),
         ("CHANNEL_LAYER", ["default"], "must be text"),
         ("DISCOVERY", ["10.0.0.1:1"], "must be text"),
-        ("DEADLINE", 0, "must be seconds above 0, not 0"),
-        ("DEADLINE", "0.1", "must be a number"),
+        ("DEADLINE", 0, "must be a number of seconds above 0, not 0"),
+        ("DEADLINE", "0.1", "must be a number, not '0.1'"),
         ("DEADLINE", float("inf"), "must be a number"),
         ("DEADLINE", float("nan"), "must be a number"),
         ("DEADLINE", True, "must be a number"),
-        ("ON_UNAVAILABLE", "explode", "must be local, allow or deny, not 'explode'"),
-        ("IPV4_MASK", 33, "must be bits, 0 to 32, not 33"),
-        ("IPV6_MASK", -1, "must be bits, 0 to 128, not -1"),
+        ("ON_UNAVAILABLE", "explode", "must be 'local', 'allow' or 'deny', not 'explode'"),
+        ("IPV4_MASK", 33, "must be a number of bits from 0 to 32, not 33"),
+        ("IPV6_MASK", -1, "must be a number of bits from 0 to 128, not -1"),
         ("LIMITS", {"rate": "1/s"}, "must be a list of dicts"),
         ("LIMITS", ["1/s"], "must be a list of dicts"),
         ("LIMITS_ENABLED", 1, "must be true or false"),
-        ("LIMITS_HEADERS", "none", "must be draft, x, both or off, not 'none'"),
-        ("CACHE_MAX_BYTES", 0, "must be bytes, not 0"),
+        ("LIMITS_HEADERS", "none", "must be 'draft', 'x', 'both' or 'off', not 'none'"),
+        ("CACHE_MAX_BYTES", 0, "must be a number of bytes above 0, not 0"),
         ("CACHE_MAX_BYTES", "256M", "must be a whole number"),
         ("CACHE_MAX_BYTES", 1.5, "must be a whole number"),
-        ("LIMITS_MAX_BYTES", -1, "must be bytes"),
+        ("LIMITS_MAX_BYTES", -1, "must be a number of bytes above 0, not -1"),
         ("WEIGHT", 0, "must be a number above 0, up to 1000"),
         ("WEIGHT", 1001, "up to 1000"),
-        ("HEARTBEAT_INTERVAL", 0, "HEARTBEAT_INTERVAL, SUSPECT_AFTER and DOWN_AFTER don't go together"),
+        ("HEARTBEAT_INTERVAL", 0, "HEARTBEAT_INTERVAL, SUSPECT_AFTER and DOWN_AFTER contradict each other"),
         ("SUSPECT_AFTER", 0.6, "must be at least two heartbeats"),
         ("DOWN_AFTER", 1.0, "must be more than suspect after"),
         ("DOWN_AFTER", "3", "must be a number"),
@@ -187,7 +187,7 @@ def test_an_error_names_the_entry_and_what_it_may_be(entry: str, value: Any, wor
 @pytest.mark.parametrize("entry", ["DEADLINE", "WEIGHT", "CACHE_MAX_BYTES", "DOWN_AFTER", "LIMITS", "LIMITS_ENABLED"])
 @pytest.mark.parametrize("text", ["soon", "0,5", "100ms", "nan", "1e400"])
 def test_an_error_names_the_variable_of_the_environment(entry: str, text: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match=entry):
+    with pytest.raises(ImproperlyConfigured, match=f"^CLUSTERSTATE_{entry} must be .*, not "):
         read(**{entry: text})
 
 
