@@ -167,13 +167,13 @@ class Handler:
         decisions, allowed = algorithms.hit(limits, request.key, request.rules, request.cost, self._clock())
         if limits.made != made:
             self._rules.note(request.rules)
-        history.busiest.add(request.key, 1 + request.remembered)
+        history.busiest.add(request.key, 1 + request.denied_locally)
         if allowed:
             self.stats.allowed += 1
         else:
             self.stats.denied += 1
             self.stats.dry_denied += request.dry
-        if denied := request.remembered + (not allowed):
+        if denied := request.denied_locally + (not allowed):
             history.denied.add(request.key, denied)
         return wire.DecisionsReply(self.epoch, decisions)
 
@@ -208,10 +208,10 @@ class Handler:
     # -- the cluster ----------------------------------------------------------------------------------------
 
     def _get_view(self, request: wire.GetView) -> wire.Reply:
-        for name in request.doubts:
+        for name in request.failing:
             self._peers.doubt(name)
-        if request.tally is not None:
-            self.stats.tally = self.stats.tally.plus(request.tally)
+        if request.stats is not None:
+            self.stats.tally = self.stats.tally.plus(request.stats)
         view = self.membership.view
         return wire.ViewReply(view.epoch, view.members, self.membership.me.name)
 
@@ -278,12 +278,12 @@ class Handler:
     def _receive(self, request: wire.Receive, requester: Requester) -> None:
         def deliver(channel: str, payload: bytes | None) -> None:
             more = []
-            if payload is not None and request.most > 1:
+            if payload is not None and request.limit > 1:
                 room = MAX_REQUEST - len(payload)
-                more = self.channels.take(request.queue, request.most - 1, room, self._clock())
+                more = self.channels.take(request.queue, request.limit - 1, room, self._clock())
             requester.push(wire.ReceiveReply(self.epoch, channel, payload, more))
 
-        self.channels.receive(requester, request.queue, deliver, request.wait, self._clock())
+        self.channels.receive(requester, request.queue, deliver, request.timeout, self._clock())
 
     def undelivered(self, reply: wire.Reply) -> None:
         """A reply that was pushed has found no requester any more."""

@@ -8,72 +8,42 @@ then, which has executed nothing of what the one before it was asked.
 
 from typing import assert_never
 
+from . import messages as wire
 from .framing import HEADER
-from .messages import (
-    Clear,
-    Delete,
-    Deliver,
-    FindLimits,
-    Flush,
-    Forward,
-    Get,
-    GetEntry,
-    GetEvents,
-    GetReport,
-    GetStatus,
-    GetView,
-    GetWithTtl,
-    GroupAdd,
-    GroupDiscard,
-    GroupSend,
-    Hit,
-    Incr,
-    Peek,
-    Ping,
-    Receive,
-    Refund,
-    Request,
-    Reset,
-    Scan,
-    Send,
-    Set,
-    Touch,
-    Track,
-    decode_request,
-)
 
 
 def may_repeat_frame(frame: bytes) -> bool:
     """`may_repeat` for a framed request."""
-    return may_repeat(decode_request(frame[HEADER:]))
+    return may_repeat(wire.decode_request(frame[HEADER:]))
 
 
-def may_repeat(request: Request) -> bool:
+def may_repeat(request: wire.Request) -> bool:
     """Whether a node may execute a request a second time."""
     match request:
         case (
             # Nothing changes.
-            Get() | GetWithTtl() | GetEntry() | Scan() | Peek() | FindLimits() | GetEvents()
-            | Ping() | GetStatus() | GetReport()
+            wire.Get() | wire.GetWithTtl() | wire.GetEntry() | wire.Scan() | wire.Peek() | wire.FindLimits()
+            | wire.GetEvents() | wire.Ping() | wire.GetStatus() | wire.GetReport()
             # The second execution changes nothing, or what others did between the two.
-            | Touch() | Delete() | Clear() | Reset() | Flush() | GroupAdd() | GroupDiscard()
+            | wire.Touch() | wire.Delete() | wire.Clear() | wire.Reset() | wire.Flush()
+            | wire.GroupAdd() | wire.GroupDiscard()
             # The node knows the batch by its number.
-            | Track()
+            | wire.Track()
         ):  # fmt: skip
             return True
-        case Set():
+        case wire.Set():
             # The second execution of an addition finds what the first has stored, and says that it was there before.
             return not request.absent or request.or_same
-        case GetView():
-            return request.tally is None  # the tally would be added twice
-        case Hit():
-            return not request.cost and not request.remembered
+        case wire.GetView():
+            return request.stats is None  # they would be added twice
+        case wire.Hit():
+            return not request.cost and not request.denied_locally
         case (
-            Incr() | Refund()
+            wire.Incr() | wire.Refund()
             # A channel message comes once at most.
-            | Send() | GroupSend() | Deliver() | Forward()
+            | wire.Send() | wire.GroupSend() | wire.Deliver() | wire.Forward()
             # The messages of the lost answer are gone, and whoever receives asks again without being told to.
-            | Receive()
+            | wire.Receive()
         ):  # fmt: skip
             return False
         case _:

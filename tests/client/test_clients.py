@@ -555,7 +555,7 @@ def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) ->
         while True:
             request = wire.decode_request(sealed.read_frame())
             assert isinstance(request, wire.GetView)
-            told.append(request.tally.too_big if request.tally else 0)
+            told.append(request.stats.too_big if request.stats else 0)
             if len(told) == 2:
                 return
             sealed.sendall(frame(wire.encode(wire.ViewReply(1, (), "n"))))
@@ -610,7 +610,7 @@ def test_what_was_counted_is_told_once_whoever_asks_meanwhile_and_kept_if_nobody
         while True:
             request = wire.decode_request(sealed.read_frame())
             assert isinstance(request, wire.GetView)
-            told.append(request.tally.too_big if request.tally else 0)
+            told.append(request.stats.too_big if request.stats else 0)
             take_time(0.05)
             sealed.sendall(frame(wire.encode(wire.ViewReply(1, (), "n"))))
 
@@ -719,7 +719,7 @@ def viewing(name: str, members: Sequence[Identity], told: list[int] | None = Non
             if isinstance(request, wire.GetView):
                 reply = wire.ViewReply(view.epoch, view.members, name)
                 if told is not None:
-                    told.append(request.tally.too_big if request.tally else 0)
+                    told.append(request.stats.too_big if request.stats else 0)
             sealed.sendall(frame(wire.encode(reply)))
 
     return script

@@ -386,9 +386,9 @@ def test_waits_are_told_sorted_and_once() -> None:
     routing.waits.extend([0.0003, 0.0004, 2.0])
     request = asked(routing)
     assert isinstance(request, GetView)
-    assert request.tally is not None
-    assert [count for count in request.tally.latencies if count] == [2, 1]
-    assert request.tally.latency_sum == pytest.approx(2.0007)
+    assert request.stats is not None
+    assert [count for count in request.stats.latencies if count] == [2, 1]
+    assert request.stats.latency_sum == pytest.approx(2.0007)
     routing.learn(ViewReply(1, (), "alpha"), routing.local, 0.0)
     assert asked(routing) == GetView()
 

@@ -584,7 +584,7 @@ def test_report_tells_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, times in ((b"busy", 3), (b"quiet", 1)):
         for _ in range(times):
             bench.ask(wire.Hit(key, limit))
-    bench.ask(wire.Hit(b"busy", limit, remembered=10))
+    bench.ask(wire.Hit(b"busy", limit, denied_locally=10))
     bench.ask(wire.GetView([], RequesterStats(remembered=10, fallback_node=2, failures=4)))
     bench.handler.history.timeline.note(What.DOWN, "beta", b"beta", bench.now)
     bench.now += 5
@@ -601,7 +601,7 @@ def test_report_tells_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_denials_from_memory_count_though_the_hit_that_tells_of_them_is_allowed() -> None:
     bench = Bench()
-    bench.ask(wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)], remembered=7))
+    bench.ask(wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)], denied_locally=7))
     report = bench.ask(wire.GetReport())
     assert (report.busiest, report.denied) == ([(b"k", 8, 0)], [(b"k", 7, 0)])
 

@@ -299,7 +299,7 @@ def test_the_owner_learns_of_hits_that_were_denied_from_memory(
     requests = watch_requests(monkeypatch)
     for _ in range(2):
         face.hit(limit, group, "key", fresh=True)
-    assert [request.remembered for request in requests if isinstance(request, wire.Hit)] == [4, 0]
+    assert [request.denied_locally for request in requests if isinstance(request, wire.Hit)] == [4, 0]
 
 
 @pytest.mark.usefixtures("cluster")

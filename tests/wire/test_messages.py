@@ -41,7 +41,7 @@ EXAMPLES: list[wire.Message] = [
     wire.Scan(b"ns\0a"),
     wire.Scan(b"ns\0", (float("inf"), 7)),
     wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0), Rule(Algorithm.TOKEN_BUCKET, 0, 0.5)], 3),
-    wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)], dry=True, remembered=7),
+    wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)], dry=True, denied_locally=7),
     wire.Peek(b"k", [Rule(Algorithm.SLIDING_WINDOW, 10, 60.0)], 2),
     wire.Reset(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)]),
     wire.FindLimits(b"k"),

@@ -1,4 +1,4 @@
-"""What it answers. Each reply begins with the epoch of the answering node's view."""
+"""Replies of a node. Each begins with the epoch of the answering node's view."""
 
 from typing import Annotated
 
@@ -14,12 +14,15 @@ from .fields import Cursor, Message, Seconds, Value
 
 
 class ValuesReply(Message, frozen=True, tag=33):
+    """The values of keys, in the order of the request; None for an absent key."""
+
     epoch: int
     values: list[Value | None]
 
 
 class TtlValuesReply(Message, frozen=True, tag=59):
-    """Values, and the seconds that each has left; None: for ever, or absent."""
+    """The values of keys, and the seconds that each has left. Both are None for an absent key; a ttl of None also means
+    that the key doesn't expire."""
 
     epoch: int
     values: list[Value | None]
@@ -27,29 +30,36 @@ class TtlValuesReply(Message, frozen=True, tag=59):
 
 
 class FlagsReply(Message, frozen=True, tag=34):
+    """What was done with each key or rule, in the order of the request. `values` are those of the keys that a `Set`
+    also reads, as far as they fit in the reply."""
+
     epoch: int
     flags: list[bool]
     values: tuple[Value | None, ...] = ()
 
 
 class NumberReply(Message, frozen=True, tag=35):
+    """The new value of an integer; None for an absent key."""
+
     epoch: int
     value: int | None
 
 
 class DecisionsReply(Message, frozen=True, tag=36):
-    """One decision a rule, in the rules' order; the hit passed if all allow it."""
+    """One decision for each rule, in the order of the request. The hit was counted if all rules allow it."""
 
     epoch: int
     decisions: list[RuleDecision]
 
 
 class DoneReply(Message, frozen=True, tag=37):
+    """The request was executed."""
+
     epoch: int
 
 
 class FailedReply(Message, frozen=True, tag=38):
-    """The node understood, and won't: `reason` is `NOT_AN_INTEGER`, `CHANNEL_FULL` or `REPLY_TOO_LONG`."""
+    """The request was not executed: `reason` is `NOT_AN_INTEGER`, `CHANNEL_FULL` or `REPLY_TOO_LONG`."""
 
     epoch: int
     reason: str
@@ -61,7 +71,7 @@ REPLY_TOO_LONG = "reply too long"
 
 
 class ViewReply(Message, frozen=True, tag=39):
-    """The serving members, and the name of the node that says so."""
+    """The serving members, and the name of the answering node."""
 
     epoch: int
     members: tuple[Identity, ...]
@@ -69,11 +79,16 @@ class ViewReply(Message, frozen=True, tag=39):
 
 
 class PongReply(Message, frozen=True, tag=40):
+    """The identity of the answering node."""
+
     epoch: int
     identity: Identity
 
 
 class ReceiveReply(Message, frozen=True, tag=41):
+    """A message and its channel; `payload` is None if none came in time. `more`: channel and payload of each further
+    message, as many as fit in the reply."""
+
     epoch: int
     channel: str
     payload: bytes | None
@@ -81,17 +96,18 @@ class ReceiveReply(Message, frozen=True, tag=41):
 
 
 class EntryReply(Message, frozen=True, tag=43):
-    """Seconds left (None: for ever), the value if it was asked for, and its bytes in any case, 8 for an integer."""
+    """The seconds that a key has left (None: it doesn't expire), its value if that was requested, and the value's size
+    in bytes, 8 for an integer."""
 
     epoch: int
     found: bool
     ttl: Seconds | None = None
     value: Value | None = None
-    size: int | None = None  #: None from a node that doesn't say it yet
+    size: int | None = None  #: None for an absent key
 
 
 class ScanReply(Message, frozen=True, tag=44):
-    """Keys, at most a few hundred, perhaps none, and the cursor to go on with; None: there are no more."""
+    """At most a few hundred keys, perhaps none. `cursor` goes into the next request; None: there are no more keys."""
 
     epoch: int
     keys: list[bytes]
@@ -99,31 +115,31 @@ class ScanReply(Message, frozen=True, tag=44):
 
 
 class EventNamesReply(Message, frozen=True, tag=46):
-    """At most 100; fewer are the last ones."""
+    """The totals of at most 100 events, sorted by name. Fewer than 100: there are no more."""
 
     epoch: int
     events: list[Totals]
 
 
 class EventReply(Message, frozen=True, tag=47):
-    """None: no event of that name is known."""
+    """All that the node keeps of one event; None: it knows no event of that name."""
 
     epoch: int
     account: Account | None
 
 
 class LimitsReply(Message, frozen=True, tag=48):
-    """The rules under which hits of the key are counted here, and what a hit of cost 1 would be decided by each now:
-    `limit - remaining` are counted, and a denied key frees in `retry_after`."""
+    """Each rule under which the node has a count of the key, and the decision on a hit of cost 1 now. The count is
+    `limit - remaining`."""
 
     epoch: int
     limits: list[tuple[Rule, RuleDecision]]
 
 
 class StatusReply(Message, frozen=True, tag=42):
-    """A node's own account: who it is, for how long, whom it knows, what it counted, and in words what is wrong.
+    """A node's identity, state, members, counters and problems (sentences). `uptime` is seconds.
 
-    `omitted` members didn't fit in the reply: those that have been gone for longest.
+    `omitted`: how many members didn't fit in the reply; those that have been gone for longest are left out.
     """
 
     epoch: int
@@ -140,11 +156,11 @@ class StatusReply(Message, frozen=True, tag=42):
 
 
 class ReportReply(Message, frozen=True, tag=45):
-    """What a node can tell of itself, for those who look at it.
+    """A node's status, and what happened at it lately, for the panel.
 
-    `timeline` is what happened to members, the latest first. `rates` tells by how much counters grew in each step of
-    five seconds, the latest first: ten minutes. `busiest` and `denied` are keys of limits, of the last five to ten
-    minutes.
+    `timeline`: changes of members, the latest first. `rates`: by how much each counter grew in steps of five seconds,
+    the latest first, for ten minutes. `busiest` and `denied`: the keys of limits with most hits and with most denied
+    hits in the last five to ten minutes.
     """
 
     epoch: int

@@ -1,4 +1,4 @@
-"""What a node is asked."""
+"""Requests to a node. Their names are verbs; each docstring names the reply."""
 
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from .fields import (
     Key,
     Keys,
     Message,
+    MoreKeys,
     Namespace,
     Rules,
     Seconds,
@@ -24,42 +25,47 @@ from .fields import (
 )
 
 # -- cache ------------------------------------------------------------------------------------------------------
+#
+# A reply may cover only the first keys of a request: where all values together are too long for one reply, or where
+# all keys together take the node too long. The requester then sends the other keys again.
 
 
 class Get(Message, frozen=True, tag=1):
-    """The values of some keys. Reply: `ValuesReply`, of the first few keys where all together are too long for a reply
-    or take the node too much time."""
+    """Reads the values of some keys. Reply: `ValuesReply`, perhaps for the first keys only."""
 
     keys: Keys
 
 
 class GetWithTtl(Message, frozen=True, tag=31):
-    """As `Get`, and how long each value has left. Reply: `TtlValuesReply`."""
+    """Reads the values of some keys, and the seconds that each has left. Reply: `TtlValuesReply`, perhaps for the
+    first keys only."""
 
     keys: Keys
 
 
 class Set(Message, frozen=True, tag=2):
-    """Stores values for `ttl` seconds (None: for ever), with `absent` only where there is none. Reply: `FlagsReply`.
+    """Stores values for `ttl` seconds (None: they don't expire); with `absent` only under keys that are absent.
 
-    Then it removes the keys of `deletes`, if all was stored, and answers with the values of those of `reads` as well.
-    With `or_same` an absent key may also hold this very value, which then counts as stored: so a value that nobody else
-    has may be sent again when the answer was lost.
-    The answer to this, to `Touch` and to `Delete` has the flags of the first few keys where all together take the node
-    too much time; the others weren't touched.
+    If all values were stored, the node then removes the keys in `deletes`. Its reply contains the values of the keys in
+    `reads`. With `or_same`, a key that already holds this very value counts as stored: so a value that nobody else can
+    write, such as a lock's token, may be sent again when the reply was lost.
+    Reply: `FlagsReply`, perhaps for the first keys only; the others are unchanged.
     """
 
     items: Annotated[list[tuple[Key, Value]], Meta(max_length=MAX_KEYS)]
     ttl: Seconds | None
     absent: bool = False
-    deletes: Annotated[tuple[Key, ...], Meta(max_length=MAX_KEYS)] = ()
-    reads: Annotated[tuple[Key, ...], Meta(max_length=MAX_KEYS)] = ()
+    deletes: MoreKeys = ()
+    reads: MoreKeys = ()
     or_same: bool = False
 
 
 class Touch(Message, frozen=True, tag=3):
-    """Gives keys a new ttl, with `expected` only those that hold this value. Reply: `FlagsReply`, false for a key that
-    keeps its own or is absent."""
+    """Gives keys a new ttl in seconds (None: they don't expire); with `expected` only keys that hold this value.
+
+    Reply: `FlagsReply`, false for a key that is absent or keeps its ttl; perhaps for the first keys only,
+    the others are unchanged.
+    """
 
     keys: Keys
     ttl: Seconds | None
@@ -67,28 +73,31 @@ class Touch(Message, frozen=True, tag=3):
 
 
 class Delete(Message, frozen=True, tag=4):
-    """Removes keys, with `expected` only those that hold this value. Reply: `FlagsReply`, false for a key that stays or
-    is absent."""
+    """Removes keys; with `expected` only keys that hold this value.
+
+    Reply: `FlagsReply`, false for a key that is absent or stays; perhaps for the first keys only,
+    the others are unchanged.
+    """
 
     keys: Keys
     expected: Value | None = None
 
 
 class Incr(Message, frozen=True, tag=5):
-    """Adds to an integer, keeping its ttl. Reply: `NumberReply`, None for an absent key, or `FailedReply`."""
+    """Adds to an integer and keeps its ttl. Reply: `NumberReply`, with None if the key is absent, or `FailedReply`."""
 
     key: Key
     delta: Integer
 
 
 class Clear(Message, frozen=True, tag=6):
-    """Empties a namespace of this node's cache. Reply: `DoneReply`."""
+    """Removes all keys of a namespace from this node's cache. Reply: `DoneReply`."""
 
     namespace: Namespace
 
 
 class GetEntry(Message, frozen=True, tag=23):
-    """How long a key has left, and with `value` what it holds. Its place among the least recently used stays.
+    """Reads the ttl of a key, and with `value` its value. It doesn't count as a use of the key in the LRU order.
 
     Reply: `EntryReply`.
     """
@@ -98,9 +107,9 @@ class GetEntry(Message, frozen=True, tag=23):
 
 
 class Scan(Message, frozen=True, tag=24):
-    """Some of the keys that begin with `prefix`, namespace and zero byte included. Reply: `ScanReply`.
+    """Reads some of the keys that begin with `prefix`, which includes namespace and zero byte.
 
-    `cursor` is that of the last answer, or None to begin.
+    `cursor` is None in the first request, then the cursor of the last reply. Reply: `ScanReply`.
     """
 
     prefix: Key
@@ -111,22 +120,22 @@ class Scan(Message, frozen=True, tag=24):
 
 
 class Hit(Message, frozen=True, tag=7):
-    """Counts `cost` against every rule of a key, or against none if one denies. Reply: `DecisionsReply`.
+    """Counts `cost` against every rule of a key, or against none if one of the rules denies it. A cost of 0 only reads.
 
-    A cost of 0 only looks. `dry`: the requester lets the hit pass whatever the answer, which the statistics tell apart.
-    `remembered` hits on the key were denied from the requester's memory since it last asked: they count as denied ones
-    of the key, and against no rule.
+    `dry`: a dry run, in which the requester lets the hit pass whatever the reply; the counters keep it apart.
+    `denied_locally`: how many hits on the key the requester has denied from memory since its last request. They are
+    added to the denied hits of the key, and counted against no rule. Reply: `DecisionsReply`.
     """
 
     key: Key
     rules: Rules
     cost: Cost = 1
     dry: bool = False
-    remembered: Cost = 0
+    denied_locally: Cost = 0
 
 
 class Peek(Message, frozen=True, tag=8):
-    """What a `Hit` would be answered now, without counting it. Reply: `DecisionsReply`."""
+    """Reads what the decisions on a `Hit` would be now, and counts nothing. Reply: `DecisionsReply`."""
 
     key: Key
     rules: Rules
@@ -134,15 +143,14 @@ class Peek(Message, frozen=True, tag=8):
 
 
 class Reset(Message, frozen=True, tag=20):
-    """Forgets what was counted against these rules of a key. Reply: `FlagsReply`, false for a rule under which nothing
-    was counted."""
+    """Removes the counts of a key under these rules. Reply: `FlagsReply`, false for a rule without a count."""
 
     key: Key
     rules: Rules
 
 
 class Refund(Message, frozen=True, tag=21):
-    """Takes back a hit that counted `ago` seconds before, as far as it still counts. Reply: `DoneReply`."""
+    """Takes back a hit that was counted `ago` seconds before, as far as it still counts. Reply: `DoneReply`."""
 
     key: Key
     rules: Rules
@@ -151,7 +159,7 @@ class Refund(Message, frozen=True, tag=21):
 
 
 class FindLimits(Message, frozen=True, tag=22):
-    """What the node has counted of a key, under each of the rules that it remembers. Reply: `LimitsReply`."""
+    """Reads the counts of a key under each rule that the node knows. Reply: `LimitsReply`."""
 
     key: Key
 
@@ -160,16 +168,20 @@ class FindLimits(Message, frozen=True, tag=22):
 
 
 class Track(Message, frozen=True, tag=26):
-    """Counts events, unless the node has counted this `batch` before. Reply: `DoneReply`."""
+    """Counts events, unless the node has already counted this batch. `batch` is the id of the batch.
+
+    Reply: `DoneReply`.
+    """
 
     batch: Annotated[bytes, Meta(min_length=8, max_length=16)]
     entries: Annotated[list[Entry], Meta(max_length=MAX_ENTRIES)]
 
 
 class GetEvents(Message, frozen=True, tag=27):
-    """What this node keeps of an event. Reply: `EventReply`.
+    """Reads what this node keeps of the event `name`. Reply: `EventReply`.
 
-    Without a name: how often each came, in the order of their names and from `after` on. Reply: `EventNamesReply`.
+    Without a name: reads the totals of all events, sorted by name, from the first name greater than `after`.
+    Reply: `EventNamesReply`.
     """
 
     name: EventName = ""
@@ -180,33 +192,36 @@ class GetEvents(Message, frozen=True, tag=27):
 
 
 class GetView(Message, frozen=True, tag=9):
-    """Who serves. Reply: `ViewReply`.
+    """Reads the node's view of the cluster. Reply: `ViewReply`.
 
-    `doubts` are the members that fail the requester again and again: the node tries its links to them anew.
-    `tally` is what the requester has counted since it last asked.
+    `failing`: names of members for which the requester's circuit breaker is open; the node checks its links to them.
+    `stats`: what the requester has counted since its last request; None: nothing.
     """
 
-    doubts: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=64)] = []
-    tally: RequesterStats | None = None
+    failing: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=64)] = []
+    stats: RequesterStats | None = None
 
 
 class Ping(Message, frozen=True, tag=10):
-    """Reply: `PongReply`."""
+    """Does nothing. Reply: `PongReply`."""
 
 
 class GetStatus(Message, frozen=True, tag=11):
-    """All that this node can tell of itself and of its members. Reply: `StatusReply`."""
+    """Reads the node's state, members and counters. Reply: `StatusReply`."""
 
 
 class GetReport(Message, frozen=True, tag=25):
-    """That, and what this node remembers of the last minutes. Reply: `ReportReply`."""
+    """Reads the node's status, and what happened at it in the last minutes. Reply: `ReportReply`."""
 
 
 # -- channels (the embedded layer) ------------------------------------------------------------------------------
 
 
 class Send(Message, frozen=True, tag=12):
-    """Puts a message on a channel of this node. Reply: `DoneReply`, or `FailedReply` when the channel is full."""
+    """Puts a message on a channel, which expires there after `expiry` seconds.
+
+    Reply: `DoneReply`, or `FailedReply` if the channel already holds `capacity` messages.
+    """
 
     channel: ChannelName
     payload: bytes
@@ -215,19 +230,19 @@ class Send(Message, frozen=True, tag=12):
 
 
 class Receive(Message, frozen=True, tag=13):
-    """Asks for the next messages of a queue, at most so many, of those that are there.
+    """Takes the next messages of a queue, at most `limit`. It needs a connection to itself.
 
-    A queue is a channel, or all channels of a process by what they share, up to the `!`.
-    Reply: `ReceiveReply`, whenever there is one; without one after `wait`. On a connection for this queue alone.
+    A queue is one channel, or all channels of a process, named by their common prefix up to the `!`.
+    Reply: `ReceiveReply`, as soon as there is a message, and without one after `timeout` seconds.
     """
 
     queue: ChannelName
-    wait: Seconds
-    most: Annotated[int, Meta(ge=1, le=100)] = 1
+    timeout: Seconds
+    limit: Annotated[int, Meta(ge=1, le=100)] = 1
 
 
 class GroupAdd(Message, frozen=True, tag=14):
-    """Makes a channel hear a group for `expiry` seconds. Reply: `DoneReply`."""
+    """Adds a channel to a group for `expiry` seconds. Reply: `DoneReply`."""
 
     group: ChannelName
     channel: ChannelName
@@ -235,14 +250,14 @@ class GroupAdd(Message, frozen=True, tag=14):
 
 
 class GroupDiscard(Message, frozen=True, tag=15):
-    """Ends that. Reply: `DoneReply`."""
+    """Removes a channel from a group. Reply: `DoneReply`."""
 
     group: ChannelName
     channel: ChannelName
 
 
 class GroupSend(Message, frozen=True, tag=16):
-    """Puts a message on every channel of the group, on every node. Reply: `DoneReply`."""
+    """Puts a message on every channel of a group, on all nodes. Channels that are full miss it. Reply: `DoneReply`."""
 
     group: ChannelName
     payload: bytes
@@ -251,7 +266,7 @@ class GroupSend(Message, frozen=True, tag=16):
 
 
 class Deliver(Message, frozen=True, tag=17):
-    """From a node to its peers: the same, for the channels that you have. No answer."""
+    """From a node to its peers: puts a message on the channels of a group that live on the peer. No reply."""
 
     group: ChannelName
     payload: bytes
@@ -260,7 +275,7 @@ class Deliver(Message, frozen=True, tag=17):
 
 
 class Forward(Message, frozen=True, tag=19):
-    """From a node to the peer where a channel lives. No answer."""
+    """From a node to the peer on which a channel lives: puts a message on that channel. No reply."""
 
     channel: ChannelName
     payload: bytes
@@ -269,16 +284,16 @@ class Forward(Message, frozen=True, tag=19):
 
 
 class Flush(Message, frozen=True, tag=18):
-    """Drops all channels and groups of this node. Reply: `DoneReply`."""
+    """Removes all channels and groups of this node. Reply: `DoneReply`."""
 
 
 def channel_tag(node_name: str) -> str:
-    """How a channel name says on which node it lives: `specific.<tag>.<process>!<channel>`."""
+    """The part of a process channel's name that says on which node it lives: `specific.<tag>.<process>!<channel>`."""
     return f"{mmh3.hash64(node_name, signed=False)[0]:016x}"
 
 
 def tag_of(channel: str) -> str:
-    """The tag in the name of a process's channel; empty in any other name."""
+    """The node's tag in the name of a process channel; empty for any other channel."""
     local, mark, _ = channel.partition("!")
     parts = local.split(".")
     return parts[-2] if mark and len(parts) > 2 else ""
