@@ -22,8 +22,8 @@ from channels.layers import BaseChannelLayer
 from . import runtime
 from .client.aio import AsyncClient
 from .client.channel_buffers import Buffers, Memberships
-from .client.forks import disown
-from .client.loops import left_behind, silence_at_end
+from .client.forks import replace_inherited
+from .client.loops import ended_loops, suppress_destroyed_warning
 from .client.routing import Target, no_owner
 from .encoding import to_msgpack
 from .exceptions import ClusterStateError, Unavailable
@@ -172,7 +172,7 @@ class ClusterChannelLayer(BaseChannelLayer):
             inbox.disown()
             inbox = None
         if inbox is None:
-            for other in left_behind(self._inboxes):
+            for other in ended_loops(self._inboxes):
                 self._inboxes.pop(other, None)
             inbox = self._inboxes[loop] = Inbox(self)
         return inbox
@@ -309,7 +309,7 @@ class Stream:
         self._failing_since: float | None = None
         self._told = False
         self.task = asyncio.create_task(self._run(), name=f"receiving {queue}")
-        silence_at_end(self.task)
+        suppress_destroyed_warning(self.task)
 
     async def _run(self) -> None:
         pause = RETRY_AFTER[0]
@@ -336,7 +336,7 @@ class Stream:
     def disown(self) -> None:
         """In a forked child: leaves the connection to the parent."""
         if self._connection is not None:
-            disown(self._connection.fileno())
+            replace_inherited(self._connection.fileno())
         self.task.cancel()
 
     def _failed(self, error: ClusterStateError) -> None:

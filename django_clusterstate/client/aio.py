@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from os import getpid
 
 from ..exceptions import ClusterStateError, ConnectionLost, TimedOut, Unavailable
@@ -16,8 +15,8 @@ from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, ViewReply
 from ..wire.resolver import Resolver
-from .forks import PerProcess, disown
-from .loops import Loop, finish, left_behind, silence_at_end
+from .forks import PerProcess, replace_inherited
+from .loops import PerLoop, suppress_destroyed_warning
 from .routing import (
     GET_VIEW,
     PendingStats,
@@ -38,41 +37,25 @@ Lost = tuple[AsyncConnection, ClusterStateError]  # a connection, and how it fai
 
 
 class LoopConnections:
-    """The connections of one event loop, closed when it shuts down its asynchronous generators, as `asyncio.run`
-    and asgiref do at the end of a loop: each `async_to_sync` call has a loop of its own."""
+    """The connections of one event loop, by node: those that are open, and those that are being made."""
 
-    def __init__(self, at_end: Callable[["LoopConnections"], object]) -> None:
+    def __init__(self) -> None:
         self.open: dict[Target, AsyncConnection] = {}
         self.dialling: dict[Target, asyncio.Task[AsyncConnection]] = {}
-        self._closer = self._close_at_end(at_end)
-
-    async def start(self) -> None:
-        await anext(self._closer)
 
     async def close(self) -> None:
-        await self._closer.aclose()
+        for dial in self.dialling.values():
+            dial.cancel()
+        for connection in list(self.open.values()):
+            connection.close()
+        await asyncio.sleep(0)  # lets the transports finish
 
-    def close_without_loop(self) -> None:
-        """The same, where the event loop no longer runs."""
-        finish(self._closer)
-
-    def disown(self) -> None:
-        """In a forked child: leaves the connections to the parent's event loop, of which this one is a copy."""
+    def abandon(self) -> None:
+        """Leaves the connections to the parent's event loop, of which a forked child has a copy."""
         for connection in self.open.values():
-            disown(connection.fileno())
+            replace_inherited(connection.fileno())
         self.open.clear()
         self.dialling.clear()
-
-    async def _close_at_end(self, at_end: Callable[["LoopConnections"], object]) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            at_end(self)
-            for dial in self.dialling.values():
-                dial.cancel()
-            for connection in list(self.open.values()):
-                connection.close()
-            await asyncio.sleep(0)  # lets the transports finish
 
 
 class AsyncClient(PerProcess):
@@ -95,7 +78,7 @@ class AsyncClient(PerProcess):
         self._clock = clock
         self._processors = Processors()
         self._names = Resolver()
-        self._loops: dict[Loop, LoopConnections] = {}
+        self._loops = PerLoop(LoopConnections, LoopConnections.close)
         super().__init__()
 
     # -- operations -----------------------------------------------------------------------------------------
@@ -186,13 +169,11 @@ class AsyncClient(PerProcess):
         """Closes the connections of the running loop; the client can be used again."""
         if getpid() != self._pid:
             self._forked()
-        connections = self._loops.get(asyncio.get_running_loop())
-        if connections is not None:
-            await connections.close()
+        await self._loops.close()
 
     def _start_anew(self) -> None:
         for connections in self._loops.values():
-            connections.disown()
+            connections.abandon()
         self.routing.count_anew()
 
     # -- connections ----------------------------------------------------------------------------------------
@@ -221,11 +202,11 @@ class AsyncClient(PerProcess):
         loop = asyncio.get_running_loop()
         connections = self._loops.get(loop)
         if connections is None:
-            connections = await self._start_loop(loop)
+            connections = await self._loops.start()
         dial = connections.dialling.get(target)
         if dial is None:
             dial = loop.create_task(self._connect(target))
-            silence_at_end(dial)
+            suppress_destroyed_warning(dial)
             connections.dialling[target] = dial
             dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
         return await asyncio.shield(dial)
@@ -240,19 +221,6 @@ class AsyncClient(PerProcess):
             except (Unavailable, TimeoutError) as error:
                 logger.debug("%s; its next address is tried", error)
         return await connect(last, self._keys, self._deadline, hello=target.hello, idle=idle)
-
-    async def _start_loop(self, loop: Loop) -> LoopConnections:
-        for other in left_behind(self._loops):
-            ended = self._loops.pop(other, None)
-            if ended is not None and other.is_closed():
-                ended.close_without_loop()  # any other may be about to run again, in another thread
-        connections = self._loops[loop] = LoopConnections(partial(self._ended, loop))
-        await connections.start()
-        return connections
-
-    def _ended(self, loop: Loop, connections: LoopConnections) -> None:
-        if self._loops.get(loop) is connections:
-            del self._loops[loop]
 
     async def _call_or_error(
         self, target: Target, request: bytes, now: float, until: float | None

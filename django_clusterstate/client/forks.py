@@ -45,10 +45,10 @@ def _after_fork(reference: "weakref.ref[PerProcess]") -> None:
         this._forked()
 
 
-def disown(fileno: int) -> None:
-    """Puts a closed socket in the place of an inherited one, for transports of an event loop that the child may run on.
+def replace_inherited(fileno: int) -> None:
+    """Puts a closed socket in the place of an inherited one, in a child that may run on its copy of the parent's loop.
 
-    To close the transport would also take the parent's connection out of the epoll instance, which both share.
+    Closing the loop's transport would also remove the parent's connection from the epoll instance that both share.
     """
     ours, other = socket.socketpair()
     other.close()

@@ -1,39 +1,83 @@
-"""Which event loops of a process have ended, or were left behind, though nobody shut them down."""
+"""What a process keeps for each of its event loops, since connections can't be shared between loops."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
-MAX_LOOPS = 64  # that aren't running: each has sockets open, and whoever makes loops and never closes them makes many
+MAX_LOOPS = 64  # loops that aren't running: each has sockets open, and some programs never close the loops they make
 
 Loop = asyncio.AbstractEventLoop
+T = TypeVar("T")
 
 
-def left_behind(loops: Mapping[Loop, Any]) -> list[Loop]:
-    """Those that are closed; those that aren't running as well, where they are more than `MAX_LOOPS`.
+class PerLoop(dict[Loop, T]):
+    """One object for each event loop, such as its connections. `start()` makes the one of the running loop.
 
-    One of these that runs again after all connects again.
+    An object is closed when its loop shuts down its asynchronous generators, as `asyncio.run` and asgiref do at the end
+    of a loop (each `async_to_sync` call has a loop of its own). The objects of loops that ended in another way are
+    dropped at the next `start()`.
+    """
+
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        super().__init__()
+        self._make = make
+        self._close = close
+        self._closers: dict[Loop, AsyncGenerator[None, None]] = {}
+
+    async def start(self) -> T:
+        """Makes, stores and returns the object of the running loop."""
+        for ended in ended_loops(self):
+            self._drop(ended)
+        loop = asyncio.get_running_loop()
+        made = self[loop] = self._make()
+        closer = self._closers[loop] = self._close_with_loop(loop, made)
+        await anext(closer)  # registers it with the loop
+        return made
+
+    async def close(self) -> None:
+        """Closes the object of the running loop, if there is one."""
+        closer = self._closers.get(asyncio.get_running_loop())
+        if closer is not None:
+            await closer.aclose()
+
+    async def _close_with_loop(self, loop: Loop, made: T) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if self.get(loop) is made:
+                del self[loop], self._closers[loop]
+            await self._close(made)
+
+    def _drop(self, loop: Loop) -> None:
+        self.pop(loop, None)
+        closer = self._closers.pop(loop, None)
+        if closer is not None and loop.is_closed():  # a loop that isn't closed may run again, in another thread
+            _close_without_loop(closer)
+
+
+def ended_loops(loops: Mapping[Loop, Any]) -> list[Loop]:
+    """The loops that are closed; of more than `MAX_LOOPS` that aren't running, all that aren't running.
+
+    A loop that runs again after it was dropped connects again.
     """
     idle = [loop for loop in list(loops) if not loop.is_running()]  # other threads may add theirs meanwhile
     return idle if len(idle) > MAX_LOOPS else [loop for loop in idle if loop.is_closed()]
 
 
-def finish(closer: AsyncGenerator[None, None]) -> None:
-    """Ends an asynchronous generator whose event loop no longer runs, and which only yields to it on its way out."""
+def _close_without_loop(closer: AsyncGenerator[None, None]) -> None:
+    """Runs the rest of an asynchronous generator whose event loop is closed."""
     closing = closer.aclose()
-    with contextlib.suppress(StopIteration, RuntimeError):  # its loop may be closed
+    with contextlib.suppress(StopIteration, RuntimeError):
         while True:
             closing.__await__().send(None)
 
 
-def silence_at_end(task: "asyncio.Task[Any]") -> None:
-    """Whoever closes an event loop without cancelling its tasks isn't told of those that we have started there.
+def suppress_destroyed_warning(task: "asyncio.Task[Any]") -> None:
+    """Keeps asyncio from logging "Task was destroyed but it is pending!" for a task of ours.
 
-    asyncio does the same with what it starts itself (in `gather()`, for one).
+    A program that closes its event loop without cancelling all tasks would get that line for tasks that it never
+    started. asyncio does the same for its own (in `gather()`, for example).
     """
-    with contextlib.suppress(AttributeError):  # the tasks of another loop may lack it
-        setattr(task, _LOGS_ITS_END, False)
-
-
-_LOGS_ITS_END = "_log_destroy_pending"
+    with contextlib.suppress(AttributeError):  # the tasks of another event loop may lack it
+        setattr(task, "_log_destroy_pending", False)  # noqa: B010 - it isn't in the type stubs

@@ -4,16 +4,15 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from os import getpid
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
 from ..client.forks import PerProcess
-from ..client.loops import Loop, left_behind
+from ..client.loops import PerLoop
 from ..core.limits.algorithms import Algorithm, Rule, RuleDecision
 from ..exceptions import Unavailable, raised_by_signal
 from . import operations
@@ -149,7 +148,7 @@ class AsyncLimitsStorage(_Face):
 
     def __init__(self, uri: str, cluster: str, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(uri, cluster, deadline, clock)
-        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        self._loops = PerLoop(_LoopStorage, _LoopStorage.disconnect)
 
     async def hit(self, key: bytes, rules: Sequence[Rule], cost: int) -> list[RuleDecision]:
         """As `LimitsStorage.hit`."""
@@ -168,13 +167,13 @@ class AsyncLimitsStorage(_Face):
         return await self._run(operations.reset(self._counters(key, rules)))
 
     def _start_anew(self) -> None:
-        self._inherited = self._loops  # as above
-        self._loops = {}
+        self._inherited = self._loops  # kept, since a client that is freed may say something to the engine
+        self._loops = PerLoop(_LoopStorage, _LoopStorage.disconnect)
 
     async def _run(self, under_way: Steps[T]) -> T:
         if getpid() != self._pid:
             self._forked()
-        mine = self._loops.get(asyncio.get_running_loop()) or await self._start_loop()
+        mine = self._loops.get(asyncio.get_running_loop()) or await self._loops.start()
         async with mine.turns:
             now = self._check()
             try:
@@ -198,40 +197,16 @@ class AsyncLimitsStorage(_Face):
                     await mine.disconnect()
                 raise failure from error
 
-    async def _start_loop(self) -> "_Loop":
-        loop = asyncio.get_running_loop()
-        for other in left_behind(self._loops):
-            self._loops.pop(other, None)
-        mine = self._loops[loop] = _Loop(partial(self._ended, loop))
-        await mine.start()
-        return mine
 
-    def _ended(self, loop: Loop, mine: "_Loop") -> None:
-        if self._loops.get(loop) is mine:
-            del self._loops[loop]
+class _LoopStorage:
+    """The storage of one event loop, made when it is first needed, and its turns."""
 
-
-class _Loop:
-    """What one event loop has, since connections can't be shared between loops. They are closed when the loop shuts
-    down its asynchronous generators, as those of `client.aio` are."""
-
-    def __init__(self, at_end: Callable[["_Loop"], object]) -> None:
+    def __init__(self) -> None:
         self.storage: Any = None
         self.turns = asyncio.Semaphore(MAX_AT_ONCE)
-        self._closer = self._close_at_end(at_end)
-
-    async def start(self) -> None:
-        await anext(self._closer)
 
     async def disconnect(self) -> None:
         storage, self.storage = self.storage, None
         if storage is not None:
             with suppress(Exception):  # it may be broken
                 await close_storage(storage)
-
-    async def _close_at_end(self, at_end: Callable[["_Loop"], object]) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            at_end(self)
-            await self.disconnect()
