@@ -40,6 +40,10 @@ def node(name: str, epoch: int, members: tuple[MemberStatus, ...] = ()) -> Statu
     return StatusReply(epoch, identity, MemberState.ALIVE, 60.0, False, "1", 2**20, members, Stats())
 
 
+def down(name: str) -> MemberStatus:
+    return MemberStatus(Identity(name, bytes(16), f"{name}:4370"), MemberState.DOWN, 0, 12.3, 9.3, 1)
+
+
 class TestExitCodes:
     def test_nodes_that_agree_are_0(self, cluster: LocalCluster) -> None:
         done = run(cluster.env("alpha"))
@@ -59,14 +63,21 @@ class TestExitCodes:
         assert socket in done.stderr
         assert "Traceback" not in done.stderr
 
+    def test_socket_in_a_folder_that_others_can_write_to_is_1_and_says_so(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o777)
+        done = run({**os.environ, "CLUSTERSTATE_SOCKET": str(tmp_path / "node.sock")})
+        assert done.returncode == 1
+        assert f"others can write to {tmp_path} (its mode is 0777)" in done.stderr
+
     @pytest.mark.parametrize("options", [(), ("--json",)])
     @pytest.mark.parametrize(
         "status",
         [
             ClusterStatus("one", {"one": node("one", 1), "two": node("two", 2)}),
             ClusterStatus("one", {"one": node("one", 1)}, {"two": "node two: no answer"}),
+            ClusterStatus("one", {"one": node("one", 1, (down("two"),))}),
         ],
-        ids=["views differ", "one is silent"],
+        ids=["views differ", "one is silent", "one is down"],
     )
     def test_disagreement_is_1(
         self, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus, options: tuple[str, ...]
@@ -116,6 +127,24 @@ class TestTrouble:
         monkeypatch.setattr(functions, "status", lambda: status)
         assert "two cannot reach one\n" in called()
 
+    def test_member_that_is_down_has_a_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        members = (down("two"), down("three"))
+        nodes = {"one": node("one", 1, members), "three": node("three", 1, members[:1])}
+        monkeypatch.setattr(functions, "status", lambda: ClusterStatus("one", nodes))
+        output = StringIO()
+        with pytest.raises(SystemExit):
+            call_command("clusterstatus", stdout=output, no_color=True)
+        assert output.getvalue().splitlines()[3:] == [
+            "two                  down      two:4370, last heartbeat 12 s ago",
+            "asked: one; 2 agree, 1 down",
+        ]
+
+    def test_waiting_for_the_rest_is_0_while_a_member_is_down(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        status = ClusterStatus("one", {"one": node("one", 1, (down("two"),))})
+        monkeypatch.setattr(functions, "status", lambda: status)
+        assert called("--wait-for", "1").splitlines()[-1] == "asked: one; 1 agree, 1 down"
+        assert json.loads(called("--wait-for", "1", "--json"))["down"] == ["two"]
+
     def test_problem_that_several_nodes_tell_of_is_shown_once_and_is_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
         nodes = {
             name: replace(node(name, 1), problems=(f"{name} only", "two have one name")) for name in ("one", "two")
@@ -150,7 +179,9 @@ class TestTrouble:
         with pytest.raises(SystemExit):
             call_command("clusterstatus", stdout=output, no_color=True)
         assert "three                silent    too late" in output.getvalue()
-        assert "(this host has no node); no agreement: 2 different views, 1 silent, 0 joining" in output.getvalue()
+        assert (
+            "(this host has no node); no agreement: 2 different views, 1 silent, 0 joining, 0 down" in output.getvalue()
+        )
 
     def test_json_is_printed_though_no_node_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(functions, "status", lambda: ClusterStatus(silent={"/a.sock": "nobody"}))
@@ -162,6 +193,7 @@ class TestTrouble:
             "asked": "",
             "nodes": {},
             "silent": {"/a.sock": "nobody"},
+            "down": [],
             "problems": [],
         }
 

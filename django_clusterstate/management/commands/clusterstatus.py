@@ -1,4 +1,4 @@
-"""`manage.py clusterstatus`: the cluster on a terminal."""
+"""`manage.py clusterstatus`: prints the state of the cluster."""
 
 import json
 import sys
@@ -14,26 +14,36 @@ from django.template.defaultfilters import filesizeformat
 from ... import cluster, runtime
 from ...core.membership.messages import MemberState
 from ...wire.messages import StatusReply
+from ...wire.status import MemberStatus
 
-ASK_EVERY = 0.1
+POLL_INTERVAL = 0.1  # seconds
 
 _COLUMNS = "{:<20} {:<9} {:<22} {:>9} {:>9} {:>10} {:>10} {:>12}  {}"
 
 
 class Command(BaseCommand):
-    help = "Shows the cluster. Exit code 1 when a node doesn't answer, when views differ, or with any other problem."
+    help = (
+        "Shows the state of the cluster. The exit code is 1 if a node is down or doesn't answer, if views differ, or "
+        "if a node reports a problem."
+    )
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print everything that the nodes say, as JSON")
-        parser.add_argument("--wait-for", type=int, metavar="N", help="return when N members serve and agree")
+        parser.add_argument("--json", action="store_true", help="print all that the nodes report, as JSON")
         parser.add_argument(
-            "--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait (default: %(default)g)"
+            "--wait-for",
+            type=int,
+            metavar="N",
+            help="wait until exactly N nodes serve and agree; nodes that are down don't matter",
+        )
+        parser.add_argument(
+            "--timeout", type=float, default=30.0, metavar="SECONDS", help="for --wait-for (default: %(default)g)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        wanted = options["wait_for"]
         try:
-            status = cluster.status() if options["wait_for"] is None else _wait_for(options)
+            status = cluster.status() if wanted is None else _wait_for(wanted, options["timeout"])
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
         if options["json"]:
@@ -41,10 +51,12 @@ class Command(BaseCommand):
         elif status.nodes:
             self._print(status)
         if not status.nodes:
+            reasons = "; ".join(status.silent.values()) or f"nothing is known at {runtime.get_settings().socket}"
             raise CommandError(
-                f"no node answers at {runtime.get_settings().socket}. Start one with: manage.py clusternode"
+                f"no node answers: {reasons}. If none runs on this host, start one with: manage.py clusternode"
             )
-        if not status.agree or status.problems or options["wait_for"] not in (None, status.serving):
+        complete = not down_members(status) if wanted is None else status.serving == wanted
+        if not (complete and status.agree) or status.problems:
             sys.exit(1)
 
     def _print(self, status: cluster.ClusterStatus) -> None:
@@ -54,16 +66,26 @@ class Command(BaseCommand):
         for name, node in status.nodes.items():
             self.stdout.write(self._row(status, name, node))
         for name, why in status.silent.items():
-            self.stdout.write(self.style.ERROR(f"{name:<20} silent    {why}"))
+            self.stdout.write(self.style.ERROR(f"{name[:20]:<20} silent    {why}"))
+        down = down_members(status)
+        for member in down:
+            self.stdout.write(
+                self.style.ERROR(
+                    f"{member.identity.name[:20]:<20} down      {member.identity.address}, "
+                    f"last heartbeat {member.heard_ago:.0f} s ago"
+                )
+            )
         for problem in status.problems:
             self.stdout.write(self.style.ERROR(problem))
         for sender, receiver in status.unreachable:
             self.stdout.write(self.style.WARNING(f"{sender} cannot reach {receiver}"))
-        verdict = "all agree"
-        if not status.agree:
+        if status.agree:
+            verdict = f"{len(status.nodes)} agree, {len(down)} down" if down else "all agree"
+        else:
             joining = sum(node.state is MemberState.JOINING for node in status.nodes.values())
             verdict = (
-                f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent, {joining} joining"
+                f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent, {joining} joining, "
+                f"{len(down)} down"
             )
         self.stdout.write(f"asked: {status.asked or '(this host has no node)'}; {verdict}")
 
@@ -81,18 +103,29 @@ class Command(BaseCommand):
         )
 
 
-def _wait_for(options: dict[str, Any]) -> cluster.ClusterStatus:
-    """Asks until as many serve as are wanted and agree, or the time is up."""
-    until = time.monotonic() + options["timeout"]
+def _wait_for(wanted: int, timeout: float) -> cluster.ClusterStatus:
+    """Polls until exactly `wanted` nodes serve and agree, or for `timeout` seconds."""
+    until = time.monotonic() + timeout
     while True:
         status = cluster.status()
-        if (status.agree and status.serving == options["wait_for"]) or time.monotonic() >= until:
+        if (status.agree and status.serving == wanted) or time.monotonic() >= until:
             return status
-        time.sleep(ASK_EVERY)
+        time.sleep(POLL_INTERVAL)
+
+
+def down_members(status: cluster.ClusterStatus) -> list[MemberStatus]:
+    """The members that a node has declared down and that don't answer, by name."""
+    down = {
+        member.identity.name: member
+        for node in status.nodes.values()
+        for member in node.members
+        if member.state is MemberState.DOWN and member.identity.name not in status.nodes
+    }
+    return [down[name] for name in sorted(down)]
 
 
 def _heard(status: cluster.ClusterStatus, name: str) -> str:
-    """When the asked node last heard this one."""
+    """How long ago this host's node received a heartbeat of the named one."""
     if name == status.asked or status.asked not in status.nodes:
         return "-"
     ages = [m.heard_ago for m in status.nodes[status.asked].members if m.identity.name == name]
@@ -100,13 +133,14 @@ def _heard(status: cluster.ClusterStatus, name: str) -> str:
 
 
 def as_json(status: cluster.ClusterStatus) -> dict[str, Any]:
-    """Everything that the nodes say, with their field names; boot ids in hexadecimal."""
+    """All that the nodes report, with the names of its fields. Boot ids are hexadecimal."""
     nodes = {name: _named_fields(node) for name, node in status.nodes.items()}
     return {
         "agree": status.agree,
         "asked": status.asked,
         "nodes": nodes,
         "silent": status.silent,
+        "down": [member.identity.name for member in down_members(status)],
         "problems": status.problems,
     }
 
