@@ -225,8 +225,8 @@ def test_options_of_the_benchmark_are_described() -> None:
     assert options == {name for name in rows("docs/contributing.md") if name.startswith("--")}
 
 
-def test_first_commands_of_the_readme_are_demo_and_test() -> None:
-    assert re.findall(r"^\$ (.+)$", read("README.md"), re.MULTILINE)[:2] == ["make demo", "make test"]
+def test_readme_shows_demo_and_test_as_the_commands_of_a_checkout() -> None:
+    assert re.findall(r"^\$ (make [a-z]+)", read("README.md"), re.MULTILINE) == ["make demo", "make test"]
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:

@@ -1027,7 +1027,7 @@ def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> 
 
 def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: Face) -> None:
     """As the documents say, and as a lock doesn't."""
-    chapter = (ROOT / "docs" / "cache.md").read_text().partition("### Once for all hosts")[2]
+    chapter = (ROOT / "docs" / "cache.md").read_text().partition("## Run a cron job on one host")[2]
     code = re.search(r"```python\n(.*?)```", chapter, re.DOTALL)
     assert code is not None
     outcomes: list[Exception | None] = [OSError("disk full"), None, None]
