@@ -4,11 +4,13 @@ VENV ?= .venv
 SEEDS ?= 1000
 RUNS ?= 20
 ROUNDS ?= 20
+WORKERS ?= $(shell expr $$(nproc) + 1)
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit faults slow-faults simulate restarts exactness compat lint bench docs screenshot clean
+.PHONY: help demo smoke test unit timing package faults slow-faults simulate restarts exactness compat lint bench docs \
+	screenshot clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,8 +35,14 @@ demo: $(VENV)/demo  ## three nodes and three sites as one cluster, with a tour; 
 smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
 	@$(RUN) -m testproject.demo --check
 
-test: $(VENV)/dev  ## all tests but the real faults, in under five minutes, in three processes
-	$(BIN)/pytest -n 3 --dist loadfile
+test: $(VENV)/dev  ## all tests but the real faults and the measured times, in WORKERS processes (by default CPUs + 1)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they need a machine that does nothing else
+	$(BIN)/pytest -m timing
+
+package: $(VENV)/dev  ## builds the distributions, and uses the wheel in an empty virtual environment
+	$(BIN)/pytest -m package tests/test_package.py
 
 unit: $(VENV)/dev  ## the tests that need no process, in seconds
 	$(BIN)/pytest tests/core tests/wire tests/node
@@ -54,9 +62,8 @@ restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit excee
 exactness: $(VENV)/dev  ## RUNS=20 times each: exactly the limit passes over three hosts, and what does when an owner is killed
 	EXACTNESS_RUNS=$(RUNS) $(BIN)/pytest -s tests/ratelimit/test_exactness.py
 
-compat: $(VENV)/dev  ## the unit and cache suites, for another Python and Django: PYTHON=python3.13 VENV=.venv-3.13
-	$(RUN) -c 'import django, sys; print("Python", sys.version.split()[0], "Django", django.__version__)'
-	$(BIN)/pytest tests/core tests/wire tests/node tests/client tests/django_suite tests/cache/test_cache.py
+compat: $(VENV)/dev  ## the unit and cache suites with each installed Python and its Djangos; of one pair: PAIR=3.13-6.1
+	$(BIN)/nox $(if $(PAIR),--session "tests($(PAIR))")
 
 lint: $(VENV)/dev  ## style and types
 	$(BIN)/ruff format --check .

@@ -74,7 +74,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> floa
 class Process:
     """One child process with its output in a file. Ended by its own id, nobody else's."""
 
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path = ROOT) -> None:
         self.log = log
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
@@ -82,7 +82,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                cwd=ROOT,
+                cwd=cwd,
                 env=dict(env),
                 start_new_session=True,  # Ctrl-C in the terminal is for whoever started it, who then stops it
             )
