@@ -49,6 +49,11 @@ decode_reply: Callable[[memoryview | bytes], Reply] = msgspec.msgpack.Decoder(Re
 _GET_PREFIXES = [frame(encode(Get([bytes(size)])))[: -size or None] for size in range(MAX_KEY_BYTES + 1)]
 
 
+def request_frame(request: Request) -> bytes:
+    """The frame of a request. Raises `ValueError` if it is longer than a request may be."""
+    return frame(encode(request))
+
+
 def get_frame(key: bytes) -> bytes:
-    """`frame(encode(Get([key])))`, faster. The key has at most `MAX_KEY_BYTES` bytes."""
+    """`request_frame(Get([key]))`, faster. The key has at most `MAX_KEY_BYTES` bytes."""
     return _GET_PREFIXES[len(key)] + key

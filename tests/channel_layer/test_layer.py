@@ -19,11 +19,11 @@ from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
 from django.utils.safestring import mark_safe
 
-from django_clusterstate import layers, runtime
-from django_clusterstate.client import channel_buffers
+from django_clusterstate import runtime
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.exceptions import ClusterStateError
-from django_clusterstate.layers import ClusterChannelLayer
+from django_clusterstate.layers import ClusterChannelLayer, buffers, receiving
+from django_clusterstate.layers.layer import _encode
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
@@ -101,7 +101,7 @@ def test_loop_that_is_closed_while_it_receives_says_nothing_of_our_tasks(
     loop.close()
     del loop
     asyncio.run(receive())
-    layer._inboxes.clear()
+    layer._receivers.clear()
     gc.collect()
     assert caplog.text == ""
 
@@ -332,37 +332,39 @@ async def test_what_a_process_keeps_for_its_channels_is_freed_once_it_has_expire
     for channel in channels:
         await layer.send(channel, {"type": "x"})
     await soon(layer.receive(channels[-1]))  # brings those of the others along
-    inbox = layer._inbox()
-    assert len(inbox.buffers) == 299
-    await until(lambda: not len(inbox.buffers) and inbox._sweep is None)  # though nothing else is sent or received
+    receiver = layer._receiver()
+    assert len(receiver.buffers) == 299
+    await until(
+        lambda: not len(receiver.buffers) and receiver._sweep is None
+    )  # though nothing else is sent or received
     await layer.close()
 
 
 async def test_what_is_still_good_stays_while_the_rest_is_freed(layer: ClusterChannelLayer) -> None:
     channel, other = await layer.new_channel(), await layer.new_channel()
-    inbox = layer._inbox()
+    receiver = layer._receiver()
     layer.expiry = 1
-    inbox.put(channel, layers._encode({"type": "brief"}))
-    inbox.put(other, layers._encode({"type": "brief"}))
+    receiver.put(channel, _encode({"type": "brief"}))
+    receiver.put(other, _encode({"type": "brief"}))
     layer.expiry = 60
-    inbox.put(channel, layers._encode({"type": "lasting"}))
-    await until(lambda: not inbox.buffers.count(other))
-    assert inbox.buffers.count(channel) == 1
+    receiver.put(channel, _encode({"type": "lasting"}))
+    await until(lambda: not receiver.buffers.count(other))
+    assert receiver.buffers.count(channel) == 1
     assert await soon(layer.receive(channel)) == {"type": "lasting"}
 
 
 async def test_freeing_takes_a_bounded_time_of_the_event_loop(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "SWEEP", 10)
+    monkeypatch.setattr(receiving, "SWEEP_BATCH", 10)
     layer.expiry = 1
-    inbox = layer._inbox()
+    receiver = layer._receiver()
     for number in range(95):
-        inbox.put(f"specific.x!{number % 30}", b"x")
+        receiver.put(f"specific.x!{number % 30}", b"x")
     held = {95}
 
     def left() -> int:
-        count = sum(inbox.buffers.count(f"specific.x!{number}") for number in range(30))
+        count = sum(receiver.buffers.count(f"specific.x!{number}") for number in range(30))
         held.add(count)
         return count
 
@@ -374,16 +376,16 @@ async def test_freeing_takes_a_bounded_time_of_the_event_loop(
 async def test_what_a_process_loses_for_want_of_room_is_counted(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_buffers, "MAX_BUFFERS", 3)
+    monkeypatch.setattr(buffers, "MAX_BUFFERS", 3)
     layer.capacity = 2
-    inbox, tally = layer._inbox(), runtime.get_stats()
-    before = tally.channel_dropped
+    receiver, stats = layer._receiver(), runtime.get_stats()
+    before = stats.channel_dropped
     for _ in range(3):
-        inbox.put("specific.x!1", b"x")
-    assert tally.channel_dropped == before + 1  # the oldest of a full channel
+        receiver.put("specific.x!1", b"x")
+    assert stats.channel_dropped == before + 1  # the oldest of a full channel
     for number in range(2, 5):
-        inbox.put(f"specific.x!{number}", b"x")
-    assert tally.channel_dropped == before + 3  # all of the oldest channel
+        receiver.put(f"specific.x!{number}", b"x")
+    assert stats.channel_dropped == before + 3  # all of the oldest channel
 
 
 async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expired(cluster: LocalCluster) -> None:
@@ -391,21 +393,21 @@ async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expi
     channel = await layer.new_channel()
     for number in range(20):
         await layer.group_add(f"chat-{number}", channel)
-    inbox = layer._inbox()
-    assert len(inbox.groups) == 20
-    await until(lambda: not len(inbox.groups))
+    receiver = layer._receiver()
+    assert len(receiver.memberships) == 20
+    await until(lambda: not len(receiver.memberships))
     await layer.close()
 
 
 async def test_places_in_groups_that_a_process_remembers_are_bounded(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_buffers, "MAX_PLACES", 3)
+    monkeypatch.setattr(buffers, "MAX_MEMBERSHIPS", 3)
     channel = await layer.new_channel()
     for number in range(5):
         await layer.group_add(f"chat-{number}", channel)
     await layer.group_add("chat-0", channel)
-    assert len(layer._inbox().groups) == 3
+    assert len(layer._receiver().memberships) == 3
     await layer.group_send("chat-4", {"type": "x"})
     assert await soon(layer.receive(channel)) == {"type": "x"}
 
@@ -413,15 +415,15 @@ async def test_places_in_groups_that_a_process_remembers_are_bounded(
 async def test_nothing_stays_of_channels_that_nobody_waits_on_any_more(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "WAIT", 0.1)
+    monkeypatch.setattr(receiving, "POLL", 0.1)
     waiting = [asyncio.create_task(layer.receive(f"jobs-{number}")) for number in range(20)]
-    inbox = layer._inbox()
-    await until(lambda: len(inbox._streams) == 20)
+    receiver = layer._receiver()
+    await until(lambda: len(receiver._readers) == 20)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await until(lambda: not inbox._streams)
-    assert not inbox._waiting
+    await until(lambda: not receiver._readers)
+    assert not receiver._waiting
 
 
 # -- receiving ------------------------------------------------------------------------------------------------
@@ -444,9 +446,9 @@ async def test_receive_cancelled_as_its_message_comes_leaves_it_to_the_next(laye
     channel = await layer.new_channel()
     waiting = asyncio.create_task(layer.receive(channel))
     await asyncio.sleep(0.02)
-    inbox = layer._inbox()
-    inbox.put(channel, layers._encode({"type": "first"}))
-    inbox.put(channel, layers._encode({"type": "second"}))
+    receiver = layer._receiver()
+    receiver.put(channel, _encode({"type": "first"}))
+    receiver.put(channel, _encode({"type": "second"}))
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -461,7 +463,7 @@ async def test_channel_of_another_process_cannot_be_received_from(
     for channel in (here, there, "specific.0123456789abcdef.0123456789abcdef!x"):
         with pytest.raises(ValueError, match=f"{channel} is a channel of another process"):
             await soon(hosts["alpha"].receive(channel))
-    assert not hosts["alpha"]._inbox()._waiting
+    assert not hosts["alpha"]._receiver()._waiting
     await hosts["alpha"].send(here, {"type": "x"})
     assert await soon(neighbour.receive(here)) == {"type": "x"}
     monkeypatch.setattr(os, "getpid", lambda: -1)  # a fork of it, which no hook has told
@@ -494,7 +496,7 @@ async def test_channel_with_any_prefix_can_be_received_from(hosts: Layers, prefi
 async def test_outage_of_receiving_is_one_line_at_its_beginning_and_one_at_its_end(
     tmp_path: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(layers, "SILENT_FOR", 0.2)
+    monkeypatch.setattr(receiving, "LOG_AFTER", 0.2)
     layer = LayerOf(cluster, "alpha")
     channel = await layer.new_channel()
     local = layer.client().routing.local
@@ -506,8 +508,9 @@ async def test_outage_of_receiving_is_one_line_at_its_beginning_and_one_at_its_e
     await asyncio.sleep(0.3)
     queue = layer.non_local_name(channel)
     failed, again = (record.getMessage() for record in caplog.records)
-    assert failed.startswith(f"messages of {queue} can't be received: no node at {tmp_path}")
-    assert again == f"messages of {queue} are received again"
+    assert failed.startswith(f"channels {queue}: nothing received for ")
+    assert f"consumers wait; retrying every second: no node at {tmp_path}" in failed
+    assert again == f"channels {queue}: received again"
     waiting.cancel()
     await layer.close()
 
@@ -524,13 +527,13 @@ async def test_several_may_receive_from_one_channel(layer: ClusterChannelLayer) 
 async def test_channel_that_nobody_waits_on_any_more_is_left_to_others(
     hosts: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "WAIT", 0.1)
+    monkeypatch.setattr(receiving, "POLL", 0.1)
     alpha = hosts["alpha"]
     both = [asyncio.create_task(alpha.receive(name)) for name in ("thumb", "thumbs")]
     await asyncio.sleep(0.02)
     both[0].cancel()
-    stream = alpha._inbox()._streams["thumb"]
-    await soon(stream.task)  # it ends, though somebody waits on a name that begins with this one
+    reader = alpha._receiver()._readers["thumb"]
+    await soon(reader.task)  # it ends, though somebody waits on a name that begins with this one
     await hosts["beta"].send("thumb", {"type": "x"})
     assert await soon(hosts["gamma"].receive("thumb")) == {"type": "x"}
     both[1].cancel()
@@ -561,7 +564,7 @@ def test_event_loops_in_a_row_leave_no_socket_open(cluster: LocalCluster) -> Non
         async_to_sync(talk)()
         asyncio.run(talk())
     assert len(os.listdir("/proc/self/fd")) <= before
-    assert len(layer._inboxes) == 1
+    assert len(layer._receivers) == 1
 
 
 # -- groups ---------------------------------------------------------------------------------------------------

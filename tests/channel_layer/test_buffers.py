@@ -1,11 +1,11 @@
-"""What a process keeps of the channel layer, with the clock in the test's hand."""
+"""Fetched messages and group memberships of a process; each test sets the clock."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.client import channel_buffers as module
-from django_clusterstate.client.channel_buffers import CHANNEL_OVERHEAD, NEGLECTED, OVERHEAD, Buffers, Memberships
+from django_clusterstate.layers import buffers as module
+from django_clusterstate.layers.buffers import ABANDONED_AFTER, CHANNEL_OVERHEAD, OVERHEAD, Buffers, Memberships
 
 NOW = 1000.0
 
@@ -48,13 +48,13 @@ def test_expired_messages_are_neither_taken_nor_kept() -> None:
 
 
 def test_what_has_expired_is_freed_in_portions() -> None:
-    buffers, places = Buffers(), Memberships()
+    buffers, memberships = Buffers(), Memberships()
     for number in range(30):
         put(buffers, f"c{number % 7}", b"x", expiry=1)
-        places.join("group", f"c{number}", 1, NOW)
-    looked = [buffers.free(NOW + 2, 7) + places.free(NOW + 2, 7) for _ in range(10)]
+        memberships.join("group", f"c{number}", 1, NOW)
+    looked = [buffers.free(NOW + 2, 7) + memberships.free(NOW + 2, 7) for _ in range(10)]
     assert max(looked) == 14
-    assert len(buffers) == len(places) == 0
+    assert len(buffers) == len(memberships) == 0
 
 
 def test_full_channel_loses_its_oldest_message_which_is_a_loss_if_it_is_received_from() -> None:
@@ -62,7 +62,7 @@ def test_full_channel_loses_its_oldest_message_which_is_a_loss_if_it_is_received
     for number in range(3):
         put(buffers, "a", b"%d" % number, capacity=2)
     assert buffers.dropped == 1
-    put(buffers, "a", b"3", NOW + NEGLECTED + 1, capacity=2)  # nobody has taken the first: its consumer has gone
+    put(buffers, "a", b"3", NOW + ABANDONED_AFTER + 1, capacity=2)  # nobody has taken the first: its consumer has gone
     assert buffers.dropped == 1
     assert taken(buffers, "a") == [b"2", b"3"]
 
@@ -91,28 +91,28 @@ def test_bytes_are_bounded_over_all_channels(monkeypatch: pytest.MonkeyPatch) ->
     assert buffers._bytes == 0
 
 
-def test_places_are_kept_until_they_end() -> None:
-    places = Memberships()
-    places.join("g", "a", 10, NOW)
-    places.join("g", "b", 20, NOW)
-    places.join("g", "c", 20, NOW)
-    places.leave("g", "c")
-    places.leave("g", "unknown")
-    assert list(places.left(NOW + 5)) == [("g", "a", 5.0), ("g", "b", 15.0)]
-    assert list(places.left(NOW + 10)) == [("g", "b", 10.0)]
-    places.join("g", "a", 10, NOW + 10)
-    assert places.free(NOW + 15, 9) == 0
-    places.free(NOW + 22, 9)
-    assert len(places) == len(places._expiry) == 0
+def test_memberships_are_kept_until_they_end() -> None:
+    memberships = Memberships()
+    memberships.join("g", "a", 10, NOW)
+    memberships.join("g", "b", 20, NOW)
+    memberships.join("g", "c", 20, NOW)
+    memberships.leave("g", "c")
+    memberships.leave("g", "unknown")
+    assert list(memberships.remaining(NOW + 5)) == [("g", "a", 5.0), ("g", "b", 15.0)]
+    assert list(memberships.remaining(NOW + 10)) == [("g", "b", 10.0)]
+    memberships.join("g", "a", 10, NOW + 10)
+    assert memberships.free(NOW + 15, 9) == 0
+    memberships.free(NOW + 22, 9)
+    assert len(memberships) == len(memberships._expiry) == 0
 
 
-def test_places_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PLACES", 2)
-    places = Memberships()
+def test_memberships_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MEMBERSHIPS", 2)
+    memberships = Memberships()
     for number in range(4):
-        places.join("g", f"c{number}", 10, NOW)
-    places.join("g", "c0", 20, NOW)
-    assert list(places.left(NOW)) == [("g", "c0", 20.0), ("g", "c1", 10.0)]
+        memberships.join("g", f"c{number}", 10, NOW)
+    memberships.join("g", "c0", 20, NOW)
+    assert list(memberships.remaining(NOW)) == [("g", "c0", 20.0), ("g", "c1", 10.0)]
 
 
 step = st.tuples(

@@ -1,6 +1,6 @@
-"""What a process keeps of the embedded channel layer: fetched messages, and its channels' places in groups. Pure.
+"""Fetched messages that no consumer has received yet, and the group memberships of a process's channels. Pure.
 
-Both expire and are bounded. Times are seconds of the caller's clock.
+Both expire and are bounded. `now` is seconds of the caller's clock.
 """
 
 from collections import deque
@@ -8,17 +8,20 @@ from collections.abc import Iterator
 
 from ..core.expiry import Expiry
 
-MAX_BUFFERS = 10_000  # channels with messages that nobody has taken yet
-MAX_BYTES = 64 * 1024 * 1024  # of those messages
-OVERHEAD = 256  # bytes that a message takes besides its payload, at most
-CHANNEL_OVERHEAD = 900  # bytes that a channel takes besides its messages, about
-MAX_PLACES = 100_000  # in groups: as many as a node has
-NEGLECTED = 5.0  # seconds that a channel's first message waits, after which nobody seems to receive from it
+MAX_BUFFERS = 10_000  # channels with messages
+MAX_BYTES = 64 * 1024 * 1024  # of those messages, with overhead
+OVERHEAD = 256  # bytes that a message takes in addition to its payload, at most
+CHANNEL_OVERHEAD = 900  # bytes that a channel takes in addition to its messages, about
+MAX_MEMBERSHIPS = 100_000  # as many as a node keeps
+ABANDONED_AFTER = 5.0  # seconds that its oldest message waits until a channel seems to have lost its consumer
 
 
 class Buffers:
-    """Messages by channel, first in first out. `dropped`: those lost for want of room in a channel that seems to be
-    received from, and those of the oldest channels where all take too much."""
+    """Messages by channel, first in, first out.
+
+    `dropped`: messages that a channel with a consumer lost over its capacity, and all of the channels that were dropped
+    because there were too many channels or bytes.
+    """
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -36,11 +39,12 @@ class Buffers:
     def put(
         self, channel: str, payload: bytes, expiry: float, capacity: int, now: float, *, first: bool = False
     ) -> None:
-        """Keeps a message for `expiry` seconds, `first` before all others. Over the capacity the oldest goes."""
+        """Keeps a message for `expiry` seconds, `first` before all others. A full channel drops its oldest message."""
         until = now + expiry
         messages = self._messages.get(channel)
         if messages is not None and len(messages) >= capacity:
-            self.dropped += until - messages[0][0] < NEGLECTED
+            if until - messages[0][0] < ABANDONED_AFTER:
+                self.dropped += 1
             self._bytes -= _size(messages.pop() if first else messages.popleft())
         self._make_room(len(payload) + OVERHEAD + CHANNEL_OVERHEAD, 0 if channel in self._messages else 1)
         messages = self._messages.get(channel)
@@ -49,7 +53,10 @@ class Buffers:
             self._bytes += CHANNEL_OVERHEAD
             self._expiry.set(channel, until, now)
         message = until, payload
-        messages.appendleft(message) if first else messages.append(message)
+        if first:
+            messages.appendleft(message)
+        else:
+            messages.append(message)
         self._bytes += _size(message)
 
     def take(self, channel: str, now: float) -> bytes | None:
@@ -68,7 +75,7 @@ class Buffers:
         return taken
 
     def free(self, now: float, budget: int) -> int:
-        """Frees what has expired, looking at `budget` messages and channels at most; at how many it looked."""
+        """Frees expired messages. Checks at most `budget` messages and channels, and returns how many it checked."""
         left = budget
         while left > 0 and (channel := self._expiry.pop(now)) is not None:
             messages = self._messages[channel]
@@ -98,7 +105,7 @@ def _size(message: tuple[float, bytes]) -> int:
 
 
 class Memberships:
-    """Places of channels in groups, to be taken again at a node that has forgotten them."""
+    """Group memberships of channels, to restore them at a node that has lost them."""
 
     def __init__(self) -> None:
         self._until: dict[tuple[str, str], float] = {}
@@ -108,23 +115,23 @@ class Memberships:
         return len(self._until)
 
     def join(self, group: str, channel: str, expiry: float, now: float) -> None:
-        place = group, channel
-        if place in self._until or len(self._until) < MAX_PLACES:
-            self._until[place] = now + expiry
-            self._expiry.set(place, now + expiry, now)
+        membership = group, channel
+        if membership in self._until or len(self._until) < MAX_MEMBERSHIPS:
+            self._until[membership] = now + expiry
+            self._expiry.set(membership, now + expiry, now)
 
     def leave(self, group: str, channel: str) -> None:
         if self._until.pop((group, channel), None) is not None:
             self._expiry.discard((group, channel))
 
-    def left(self, now: float) -> Iterator[tuple[str, str, float]]:
-        """Each group, channel, and the seconds that the place has left."""
-        return ((*place, until - now) for place, until in self._until.items() if until > now)
+    def remaining(self, now: float) -> Iterator[tuple[str, str, float]]:
+        """(group, channel, seconds until it expires) of each membership."""
+        return ((*membership, until - now) for membership, until in self._until.items() if until > now)
 
     def free(self, now: float, budget: int) -> int:
-        """As `Buffers.free`."""
+        """Frees expired memberships. Checks at most `budget`, and returns how many it checked."""
         left = budget
-        while left > 0 and (place := self._expiry.pop(now)) is not None:
+        while left > 0 and (membership := self._expiry.pop(now)) is not None:
             left -= 1
-            del self._until[place]
+            del self._until[membership]
         return budget - left
