@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from django.db.models.functions import Now
 
 from .models import NodeAddress
 from .node.discovery import Discovery, DnsDiscovery, ListDiscovery
+from .node.log import logger
 from .wire.address import TcpAddress, parse_ip, parse_tcp
 from .wire.background import Background, T
-
-logger = logging.getLogger("django_clusterstate.node")
 
 ANNOUNCE_EVERY = 30.0
 RETRY_AFTER = 5.0  # seconds, while the database fails
@@ -87,7 +85,7 @@ class DatabaseDiscovery:
                     cluster=self._cluster, name=self._name, address=self._address, seen=DatabaseNow()
                 )
             except IntegrityError:  # a namesake was faster
-                logger.debug("another node wrote the row of %s at the same moment", self._name)
+                logger.debug("discovery row of %s written by another node at the same moment", self._name)
         rows.filter(seen__lt=DatabaseNow() - FORGET_AFTER).delete()
 
     def _read(self) -> dict[str, str]:
@@ -137,7 +135,7 @@ class DatabaseDiscovery:
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned and len(self._warned) < MAX_ROWS:  # once
             self._warned.add(about)
-            logger.warning("%s", text)
+            logger.warning("discovery: %s", text)
 
 
 def _parsed(text: str) -> TcpAddress | None:

@@ -1,5 +1,6 @@
 """The documents name what there is, and nothing else. Sphinx checks their links: `make docs`."""
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -171,6 +172,92 @@ COUNTERS = {*Stats.__struct_fields__, *RequesterStats.__struct_fields__, *Change
 @pytest.mark.parametrize("counter", sorted(COUNTERS))
 def test_counter_is_described(counter: str) -> None:
     assert counter in rows("docs/operations.md")
+
+
+# -- log lines ------------------------------------------------------------------------------------------------
+
+LEVELS = {"debug", "info", "warning", "error", "critical", "exception", "log", "write"}
+SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "django_clusterstate").rglob("*.py")}
+
+
+def message_of(node: ast.expr) -> str | None:
+    """A literal text with `…` in place of what varies; None for any other expression."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        text = node.value
+    elif isinstance(node, ast.JoinedStr):
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    else:
+        return None
+    return re.sub(r"%[-0-9.]*[a-z]|\{[^}]*\}", "…", text)
+
+
+def calls_in(tree: ast.AST) -> Iterator[tuple[ast.Call, str, str]]:
+    """(call, name of the object, name of the method) of each call of a method."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of = node.func.value
+            yield node, getattr(of, "id", getattr(of, "attr", "")), node.func.attr
+
+
+def messages_logged(tree: ast.AST) -> Iterator[str]:
+    """The message of each call of a logger. Where that is an argument of a method, the messages that this is given."""
+    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for call, of, level in calls_in(tree):
+        if level in LEVELS and of.endswith(("logger", "log")):
+            message = call.args[level == "log"]
+            if isinstance(message, ast.Name):
+                method = next(one for one in methods if call in ast.walk(one))
+                index = [argument.arg for argument in method.args.args].index(message.id) - 1
+                given = [other.args[index] for other, _, name in calls_in(tree) if name == method.name]
+            else:
+                given = [message]
+            for one in given:
+                text = message_of(one)
+                assert text is not None, f"the message of a log line is not a literal: {ast.unparse(call)}"
+                yield text
+
+
+LINES = {text for tree in SOURCES.values() for text in messages_logged(tree)} - {"……"}  # a rationed line, and a count
+TEXTS = {text for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.expr)
+         if (text := message_of(node))}  # fmt: skip
+LOG_ROWS = sorted(
+    line
+    for cell in re.findall(r"^\| (`.*?`) \|", read("docs/operations.md").partition("## Log lines")[2]
+                           .partition("## Counters")[0], re.MULTILINE)
+    for line in re.findall(r"`([^`]+)`", cell)
+)  # fmt: skip
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether the text is what the pattern says, where `…` stands for anything."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("…"))), text) is not None
+
+
+def is_written(row: str) -> bool:
+    """Whether it is a text of the package, a line that begins with some other text, or one that ends with a text."""
+    if any(matches(row, text) for text in TEXTS):
+        return True
+    if any(matches(line, row) for line in LINES if not line.endswith("…")):
+        return True
+    ends = [found.end() for found in re.finditer(": ", row)]
+    return any(row[:end] + "…" in LINES for end in ends) and any(
+        matches(row[end:], text) for end in ends for text in TEXTS
+    )
+
+
+def test_log_lines_are_found() -> None:
+    assert len(LINES) > 30
+    assert len(LOG_ROWS) > 50
+
+
+@pytest.mark.parametrize("line", sorted(LINES))
+def test_log_line_is_described(line: str) -> None:
+    assert any(matches(row, line) or matches(line, row) for row in LOG_ROWS)
+
+
+@pytest.mark.parametrize("row", LOG_ROWS)
+def test_no_log_line_is_described_that_is_never_written(row: str) -> None:
+    assert is_written(row)
 
 
 # -- API ------------------------------------------------------------------------------------------------------

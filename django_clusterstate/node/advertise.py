@@ -1,7 +1,6 @@
 """Which address a node tells the others: always an IP address, so that no peer or requester has to resolve a name."""
 
 import asyncio
-import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +10,11 @@ from ..wire.address import TcpAddress
 from ..wire.background import Background
 from ..wire.resolver import Hosts, Lookup, look_up, numeric
 from .interfaces import has_address, is_reachable, own_address
+from .log import RationedLog, logger
 
 CHECK_EVERY = 60.0  # seconds
 WARN_AGAIN = 600.0  # seconds until a warning that still holds is repeated
 SAY_AFTER = 2.0  # seconds that a name look-up takes before it is said
-
-logger = logging.getLogger("django_clusterstate.node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +108,8 @@ def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep
         if not said:
             said = True
             logger.warning(
-                "the address to advertise, %s, can't be resolved: %s; the node starts as soon as it can. Set "
-                "CLUSTERSTATE_ADVERTISE to an IP address to be independent of DNS",
+                "address to advertise, %s, can't be resolved: %s; the node starts when it can. Set "
+                "CLUSTERSTATE_ADVERTISE to an IP address, so that no name has to be resolved",
                 finder.advertise or finder.bind,
                 why,
             )
@@ -124,8 +122,7 @@ class AddressWatch:
         self._finder = finder
         self._advertised = advertised
         self._search = Background(finder.find, "look-up of this node's address")
-        self._clock = clock
-        self._warned = clock() if advertised.problem else float("-inf")
+        self._log = RationedLog(clock, WARN_AGAIN)
         if advertised.problem:
             self._warn_of_problem(advertised.problem)
 
@@ -140,29 +137,23 @@ class AddressWatch:
             try:
                 found = await asyncio.wrap_future(self._search.start())
             except OSError as error:  # the address stays
-                logger.debug("this node's address can't be looked up: %s", error)
+                logger.debug("address of this node not checked: %s", error)
             else:
                 self.check(found)
 
     def check(self, found: Advertised) -> None:
-        now = self._clock()
-        if now - self._warned < WARN_AGAIN:
-            return
         if not self._finder.still_right(self._advertised.address, found):
-            self._warned = now
-            logger.warning(
-                "this node advertises %s, but this host's address is now %s: others can't reach it. Restart the node",
-                self._advertised.address,
-                found.address,
+            self._log.write(
+                f"address {self._advertised.address} is advertised, but this host's is now {found.address}, so other "
+                "hosts can't reach this node; restart it",
+                "address",
             )
         elif found.problem:
-            self._warned = now
             self._warn_of_problem(found.problem)
 
     def _warn_of_problem(self, problem: str) -> None:
-        logger.warning(
-            "this node advertises %s, so only processes of this host reach it: %s. Set CLUSTERSTATE_ADVERTISE to an "
-            "address of this host that the others can reach",
-            self._advertised.address,
-            problem,
+        self._log.write(
+            f"address {self._advertised.address} is advertised, which only processes of this host reach: {problem}; "
+            "set CLUSTERSTATE_ADVERTISE to an address of this host that other hosts reach",
+            "address",
         )

@@ -17,6 +17,7 @@ from ..exceptions import ProtocolError
 from ..wire.handshake import VERSIONS, common_version, incompatible
 from ..wire.keys import MAX_SECRETS, Key
 from ..wire.messages import DECODE_ERRORS
+from .log import RationedLog, logger
 
 JITTER = 0.1
 RENEW_EVERY = 20.0  # seconds between renewals of our place in the group: a layer that restarted has forgotten it
@@ -53,15 +54,17 @@ def unseal(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
     decoded, and when we have no protocol version in common with its sender."""
     body, macs = message.get("body"), message.get("macs")
     if not isinstance(body, bytes) or not isinstance(macs, list) or len(body) < 2 or len(macs) > MAX_SECRETS:
-        raise ProtocolError("a message on the nodes' channel is no heartbeat")
+        raise ProtocolError("not a heartbeat")
     if not _is_signed(body, macs, keys):
-        raise ProtocolError("a heartbeat isn't signed with our secret: another cluster, or another SECRET")
+        raise ProtocolError(
+            "not signed with a secret of this node; its sender has another SECRET or belongs to another cluster"
+        )
     if not common_version(body[0], body[1]):
-        raise ProtocolError(f"a node sends heartbeats that can't be understood: {incompatible(body[0], body[1])}")
+        raise ProtocolError(f"no common protocol version with its sender: {incompatible(body[0], body[1])}")
     try:
         return _decode(body[2:])
     except DECODE_ERRORS as error:
-        raise ProtocolError(f"a heartbeat can't be read: {error}") from error
+        raise ProtocolError(f"a field is out of bounds: {error}") from error
 
 
 def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
@@ -77,8 +80,7 @@ def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
 class Heartbeats:
     """Runs until cancelled.
 
-    `on_heard(beat, fresh)` is called for each authentic heartbeat, `on_rejected(why)` for each other; `report` is told
-    once when the layer fails and once when it works again.
+    `on_heard(beat, fresh)` is called for each authentic heartbeat; `rejected_log` takes a line for each other.
 
     A heartbeat is fresh, which means that it is no recording, if the layer names the start at the other end of the link
     that it came by, as the message's attribute `session`: see `layer.SessionMessage`.
@@ -92,8 +94,7 @@ class Heartbeats:
         keys: Sequence[Key],
         clock: Callable[[], float],
         on_heard: Callable[[Heartbeat, bool], None],
-        on_rejected: Callable[[str], None],
-        report: Callable[[str], None],
+        rejected_log: RationedLog,
     ) -> None:
         self.rejected = 0  # messages that weren't signed with our secret, or couldn't be understood
         self._membership = membership
@@ -102,8 +103,7 @@ class Heartbeats:
         self._keys = keys
         self._clock = clock
         self._on_heard = on_heard
-        self._on_rejected = on_rejected
-        self._report = report
+        self._rejected_log = rejected_log
         self.failing = False  # the layer, so that nobody can be heard
         self._failed_at = 0.0
         self._channel = ""
@@ -168,10 +168,10 @@ class Heartbeats:
             beat = unseal(message, self._keys)
             if session is not None and session != beat.identity.boot:
                 who = beat.identity
-                raise ProtocolError(f"a heartbeat of {who.name} ({who.address}) came by the link of another node")
+                raise ProtocolError(f"it names {who.name} ({who.address}), but came over the link of another node")
         except ProtocolError as error:
             self.rejected += 1
-            self._on_rejected(str(error))
+            self._rejected_log.write(f"heartbeat dropped: {error}")
         else:
             self._on_heard(beat, session is not None)
 
@@ -189,11 +189,14 @@ class Heartbeats:
         now = self._clock()
         if error is not None:
             if not self.failing:
-                self._report(f"the channel layer fails, so no heartbeats pass: {type(error).__name__}: {error}")
+                logger.warning(
+                    "channel layer failed, so no heartbeats pass and no peer is judged by silence: %s: %s",
+                    type(error).__name__, error,
+                )  # fmt: skip
             self.failing, self._failed_at = True, now
         elif self.failing and now - self._failed_at > SETTLED_AFTER:
             self.failing = False
-            self._report("the channel layer works again")
+            logger.warning("channel layer works again")
 
 
 def _is_cancelled() -> bool:

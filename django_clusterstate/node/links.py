@@ -21,6 +21,7 @@ from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
 from ..wire.keys import LinkKey
 from ..wire.messages import Deliver, Forward, channel_tag, encode
 from .channels.queues import NODES_OWN
+from .log import RationedLog
 from .problems import Misdirected
 
 DIAL_TIMEOUT = 1.0
@@ -49,8 +50,8 @@ class Links:
     start of that node is accepted there.
 
     `on_open(peer, address)` is called when a peer has completed the handshake; `on_refused(peer)` when its process is
-    gone: its link was closed and a fresh dial refused, or another start of it answers. `report` is told in words of
-    peers that refuse us. `misdirected` holds, by name, the peers at whose advertised address another node answers.
+    gone: its link was closed and a fresh dial refused, or another start of it answers. `log` takes a line for each
+    address that can't be used. `misdirected` holds, by name, the peers whose advertised address leads to another node.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class Links:
         clock: Callable[[], float],
         on_open: Callable[[Peer, str], None],
         on_refused: Callable[[Peer], None],
-        report: Callable[[str], None],
+        log: RationedLog,
     ) -> None:
         self.me = me
         self.keys = keys
         self.on_open = on_open
         self.on_refused = on_refused
-        self.report = report
+        self.log = log
         self.dropped = 0  # messages that found a link too slow
         self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
         self.reached = False  # set when another node has reached us at the address that we advertise
@@ -90,7 +91,7 @@ class Links:
                 try:
                     self._links[address] = Link(self, parse_ip(address), now)
                 except ValueError as error:
-                    self.report(f"a peer can't be reached: {error}")
+                    self.log.write(f"peer address ignored: {error}", "addresses")
 
     def knows(self, address: str) -> bool:
         return address in self._links or address in self._ours
@@ -201,7 +202,6 @@ class Link:
         self._meant: Peer | None = None  # None: whichever answers
         self._links = links
         self._address = address
-        self._complaint = ""
         self.task = asyncio.create_task(self._run(), name=f"link to {address}")
 
     @property
@@ -276,13 +276,12 @@ class Link:
         except ProtocolError as error:
             if isinstance(error.__cause__, DialledItself):
                 raise error.__cause__ from None
-            self._complain(str(error))
+            links.log.write(f"link failed, dialled again every {REDIAL[1]:g} s: {error}", str(self._address))
             return False
         except Unavailable as error:
             if isinstance(error.__cause__, ConnectionRefusedError) and self.peer is not None:
                 self._gone(self.peer)
             return False
-        self._complaint = ""
         links.misdirected.pop(peer.name, None)
         self.peer, self.connection, self.opened = peer, connection, links.now()
         links.on_open(peer, str(self._address))
@@ -302,8 +301,3 @@ class Link:
         connection.set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_AFTER)
         return connection
-
-    def _complain(self, text: str) -> None:
-        if text != self._complaint:  # once, not at each dial
-            self._complaint = text
-            self._links.report(text)

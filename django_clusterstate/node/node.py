@@ -18,15 +18,17 @@ from .discovery import Discovery
 from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .links import Links, Peer
+from .log import RationedLog, logger, state_change
 from .problems import problems
 from .server import Server
 
 CLEAN_EVERY = 1.0  # seconds
 RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 a second
 DISCOVERY_TIMEOUT = 10.0
-REPORT_EVERY = 1.0  # seconds between two log lines about strangers, however many there are
-REPORT_AGAIN = 600.0  # seconds until the same is said again
-PROBLEM_AGAIN = 60.0  # seconds until a problem that lasts is said again
+REJECTED_EVERY = 1.0  # seconds between two log lines about rejected connections and heartbeats
+REJECTED_AGAIN = 600.0  # seconds between two of the same
+LINK_FAILED_AGAIN = 60.0  # seconds between two log lines about one address
+PROBLEM_AGAIN = 60.0  # seconds between two log lines about a problem that lasts
 
 _NEWS = {
     MemberState.ALIVE: What.JOINED,
@@ -35,8 +37,6 @@ _NEWS = {
     MemberState.LEAVING: What.LEFT,
     MemberState.LEFT: What.LEFT,
 }
-
-logger = logging.getLogger("django_clusterstate.node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,13 @@ class Node:
         me = Identity(config.name, boot, str(config.advertise), config.weight)
         self.over = False  # this start ended since another holds its name; the process may begin another
         self.membership = Membership(me, config.timings, clock(), must_be_reached=True)
+        rejected = RationedLog(clock, REJECTED_AGAIN, REJECTED_EVERY)
         self.links = Links(
-            me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused, report=logger.warning
-        )
+            me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused,
+            log=RationedLog(clock, LINK_FAILED_AGAIN),
+        )  # fmt: skip
         self.handler = Handler(config, self.membership, clock, self.links)
-        self.server = Server(self.handler, config.link_keys, report=self._report_stranger, on_dialled=self._dialled_by)
+        self.server = Server(self.handler, config.link_keys, rejected, on_dialled=self._dialled_by)
         self.heartbeats = Heartbeats(
             self.membership,
             layer or OwnLayer(self.handler, clock),
@@ -90,8 +92,7 @@ class Node:
             config.channel_keys,
             clock,
             on_heard=self._heard,
-            on_rejected=self._report_stranger,
-            report=logger.warning,
+            rejected_log=rejected,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
@@ -100,8 +101,6 @@ class Node:
         self._view = self.membership.view
         self._reclaiming = False
         self._discovery_failure = ""
-        self._reports: dict[str, float] = {}
-        self._unreported = 0
         self._problems: dict[str, float] = {}  # and when each was logged
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -113,8 +112,8 @@ class Node:
             await self.server.listen(self.config.bind)
             _spare_the_collector()
             logger.info(
-                "node %s serves %s and %s; others reach it at %s",
-                self.config.name, self.config.bind, self.config.socket, self.config.advertise,
+                "node %s (%s) started, and listens on %s and %s",
+                self.config.name, self.config.advertise, self.config.bind, self.config.socket,
             )  # fmt: skip
             for work in (self.heartbeats.run(), self._tick_forever(), self._discover_forever()):
                 self._spawn(work)
@@ -154,7 +153,11 @@ class Node:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # A node that only seems to live is worse than one that is started again.
-            logger.critical("a part of the node failed, so it leaves", exc_info=error)
+            me = self.membership.me
+            logger.critical(
+                "node %s (%s) failed, and leaves the cluster; please report this error", me.name, me.address,
+                exc_info=error,
+            )  # fmt: skip
             self._failure = error
             self._stop.set()
 
@@ -232,10 +235,10 @@ class Node:
                 failure = self._discovery.problem
             except Exception as error:  # a resolver or a database may raise anything; no member is lost by it
                 failure = f"{type(error).__name__}: {error}"
-            if bool(failure) != bool(self._discovery_failure):
-                logger.warning("discovery fails, it is tried again: %s", failure) if failure else logger.warning(
-                    "discovery works again"
-                )
+            if failure and not self._discovery_failure:
+                logger.warning("discovery failed: %s; known peers stay, new ones are found once it works", failure)
+            elif self._discovery_failure and not failure:
+                logger.warning("discovery works again")
             self._discovery_failure = failure
             await asyncio.sleep(self._discovery.interval)
 
@@ -244,35 +247,54 @@ class Node:
             async with asyncio.timeout(self.config.drain):
                 await discovery.withdraw()
         except Exception as error:  # as above; the entry grows old by itself
-            logger.info("discovery could not be told of the leave: %s", error)
+            logger.info("discovery entry of this node not deleted: %s; it expires within a day", error)
 
     # -- what comes of it -----------------------------------------------------------------------------------
 
     def _act(self, outcome: Effects) -> None:
+        me = self.membership.me
         if outcome.stalled > self.config.timings.suspect_after:
-            logger.warning("this node was stopped for %.1f s; nobody is judged by that silence", outcome.stalled)
+            logger.warning(
+                "node %s (%s) was stopped for %.1f s, so no peer is judged by that silence; look for a suspended "
+                "machine, swapping or too little CPU",
+                me.name, me.address, outcome.stalled,
+            )  # fmt: skip
             self._note(What.STALLED)
             if outcome.stalled > self.config.timings.down_after:
                 self.handler.forget_cache()
         if self.membership.isolated != self._isolated:
             self._isolated = self.membership.isolated
-            logger.warning("isolated: most peers fell silent at once" if self._isolated else "no longer isolated")
+            if self._isolated:
+                logger.warning(
+                    "node %s (%s) isolated: most peers fell silent at once, so they are declared down %.1f s later; "
+                    "check this host's network and the channel layer",
+                    me.name, me.address, self.config.timings.suspect_after,
+                )  # fmt: skip
+            else:
+                logger.warning("node %s (%s) no longer isolated", me.name, me.address)
             self._note(What.ISOLATED if self._isolated else What.RECONNECTED)
             if self._isolated:
                 self._notify(Isolated())
         if outcome.given_up:
-            logger.warning("others had given this node up and served its keys, so its cache starts empty")
+            logger.warning(
+                "node %s (%s) had been declared down by its peers, and others served its keys, so its cache starts "
+                "empty",
+                me.name, me.address,
+            )  # fmt: skip
             self.handler.forget_cache()
-        for identity in outcome.unreachable:
-            logger.warning("%s cannot reach this node: others hear it, so it stays a member", identity.name)
+        for peer in outcome.unreachable:
+            logger.warning(
+                "peer %s (%s) unreachable: not heard for %.1f s, but heard by other nodes, so it stays a member; check "
+                "firewalls and routes from its host to this one",
+                peer.name, peer.address, self._clock() - self.membership.members[peer.name].heard,
+            )  # fmt: skip
         if outcome.over and not self.over and self.membership.state in (MemberState.JOINING, MemberState.ALIVE):
             self.over = True
             logger.warning(
-                "node %s (%s) starts anew: another running node has its name, or had it while this one was away, and "
-                "has served its keys",
-                self.membership.me.name,
-                self.membership.me.address,
-            )
+                "node %s (%s) restarts with an empty memory: another running node has its name, or had it meanwhile, "
+                "and has served its keys; give each node its own CLUSTERSTATE_NODE_NAME",
+                me.name, me.address,
+            )  # fmt: skip
             self._stop.set()
         old, new = self._view, self.membership.view
         if new.epoch != old.epoch:
@@ -301,16 +323,20 @@ class Node:
             setattr(changes, what, getattr(changes, what) + 1)
 
     def _log(self, change: Change) -> None:
-        view = self.membership.view
+        membership, who = self.membership, change.identity
+        member = membership.members.get(who.name)
+        silence = self._clock() - member.heard if member is not None and member.identity == who else 0.0
         logger.log(
             logging.WARNING if change.new in (MemberState.SUSPECT, MemberState.DOWN) else logging.INFO,
-            "member %s (%s) %s -> %s; %d serving, epoch %016x",
-            change.identity.name,
-            change.identity.address,
+            "%s %s (%s) %s; %s -> %s, %d nodes serve, epoch %016x",
+            "node" if who is membership.me else "peer",
+            who.name,
+            who.address,
+            state_change(change.old, change.new, silence, membership.timings.suspect_after),
             change.old or "unknown",
             change.new,
-            len(view.members),
-            view.epoch,
+            len(membership.view.members),
+            membership.view.epoch,
         )
 
     def _report_problems(self, now: float) -> None:
@@ -319,21 +345,10 @@ class Node:
         for text in found:
             if now - self._problems.get(text, -PROBLEM_AGAIN) >= PROBLEM_AGAIN:
                 self._problems[text] = now
-                logger.error("%s", text)
+                logger.error("problem: %s", text)
         for text in set(self._problems).difference(found):
             del self._problems[text]
-            logger.info("no longer so: %s", text)
-
-    def _report_stranger(self, text: str) -> None:
-        """Log lines about strangers are rationed, of one kind and of all: a flood of them must not flood the log."""
-        now = self._clock()
-        self._reports = {said: when for said, when in self._reports.items() if now - when < REPORT_AGAIN}
-        if text in self._reports or now - max(self._reports.values(), default=-REPORT_EVERY) < REPORT_EVERY:
-            self._unreported += 1
-            return
-        more = f" (and {self._unreported} more since the last such line)" if self._unreported else ""
-        logger.warning("%s%s", text, more)
-        self._reports[text], self._unreported = now, 0
+            logger.info("problem solved: %s", text)
 
 
 def news(change: Change) -> What | None:

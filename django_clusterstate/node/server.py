@@ -21,6 +21,7 @@ from .coalescing import REST, Coalescer
 from .config import NodeError
 from .connection_slots import ConnectionSlots, Kind, Source
 from .handler import Handler
+from .log import RationedLog
 from .socketfile import SocketFile
 
 MAX_CONNECTIONS = 4096
@@ -33,7 +34,7 @@ MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that wait for the other side to
 READ_WITHIN = 5.0  # seconds that it has for that
 READ_AT_ONCE = 256 * 1024  # bytes of a peer's link
 WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
-NOT_READ = "a requester doesn't read its replies"
+NOT_READ = f"it has not read its replies for {READ_WITHIN:g} s"
 NODES_ONLY = frozenset((Deliver, Forward))  # what no requester may send
 BACKLOG = 1024  # connections that the kernel keeps until we accept them
 
@@ -41,21 +42,21 @@ BACKLOG = 1024  # connections that the kernel keeps until we accept them
 class Server:
     """Listens, and serves `handler` to whoever is entitled.
 
-    `report` is told, in words, of each connection that was turned away for cause. `on_dialled(hello)` is called when
-    another node has completed a handshake with this one.
+    `log` takes a line for each connection that was closed for a reason. `on_dialled(hello)` is called when another node
+    has completed a handshake with this one.
     """
 
     def __init__(
         self,
         handler: Handler,
         keys: Sequence[LinkKey],
-        report: Callable[[str], None],
+        log: RationedLog,
         on_dialled: Callable[[Hello], None],
     ) -> None:
         self.handler = handler
         self.keys = keys
         self.me = handler.membership.me
-        self.report = report
+        self.log = log
         self.on_dialled = on_dialled
         self.connections: ConnectionSlots[Connection] = ConnectionSlots(MAX_CONNECTIONS, FOR_NODES, FOR_LOCAL)
         self.strangers: ConnectionSlots[Connection] = ConnectionSlots(MAX_STRANGERS, MAX_STRANGERS, STRANGERS_FOR_LOCAL)
@@ -97,10 +98,10 @@ class Server:
             return
         stats.connections_evicted += victim is not connection
         holder = source if victim is connection else victim.source
-        self.report(
-            f"all {self.connections.most:,} places for connections are taken, most of them by {holder}: for each new "
-            "connection one of its is closed, an idle one if there is any. Look at what runs there, and how many "
-            "processes and threads connect to this node"
+        self.log.write(
+            f"all {self.connections.most:,} connection slots are taken, most of them by {holder}: each new connection "
+            "closes one of these, an idle one if there is any; check what runs there, and how many processes and "
+            "threads connect to this node"
         )
         victim._turn_away("") if victim is connection else victim.abort()
 
@@ -142,7 +143,7 @@ class Connection(asyncio.Protocol):
         server = self._server
         sock = self._transport.get_extra_info("socket")
         if self._trusted and not check_unix_peer(sock):
-            self._turn_away("a process of another user tried our socket")
+            self._turn_away("a process of another user; nodes and requesters run as one user")
             return
         if not self._trusted:
             set_options(sock)
@@ -179,7 +180,7 @@ class Connection(asyncio.Protocol):
             # To the peer's address, once: it is either a stranger or a bug, and both want to be seen.
             self._turn_away(str(error))
         except Exception as error:  # a bug of ours, which must end one connection and nothing else
-            self._turn_away(f"what it asked for can't be answered: {error!r}")
+            self._turn_away(f"its request failed: {error!r}; please report this error")
 
     def _serve(self) -> None:
         """Answers what has come, as far as the other side reads the answers."""
@@ -204,7 +205,7 @@ class Connection(asyncio.Protocol):
         """The frame to send; empty when nothing is due now."""
         request = decode_request(payload)
         if not self.peer and type(request) in NODES_ONLY:
-            raise ProtocolError(f"a requester sent {type(request).__name__}, which only nodes send each other")
+            raise ProtocolError(f"a requester sent {type(request).__name__}, which only nodes may send")
         reply = self._handler.handle(request, self)
         if reply is not None:
             try:
@@ -253,7 +254,7 @@ class Connection(asyncio.Protocol):
         if not payloads:
             return
         if len(payloads) > 1 or self._deframer.pending:
-            raise ProtocolError("more came than the handshake's offers, before they were answered")
+            raise ProtocolError("it sent more than the handshake's offers before they were answered")
         answer = frame(handshake.receive(payloads[0]), HANDSHAKE_LIMIT)
         if handshake.refused and self._transport is not None:
             self._transport.write(answer)
@@ -305,7 +306,7 @@ class Connection(asyncio.Protocol):
     def _too_long(self, reply: Reply, error: ValueError) -> bytes:
         """What is sent instead. A bug, since each reply is bounded where it is made, but no reason to close: what waits
         behind it on the connection would be lost as well."""
-        self._server.report(f"a reply ({type(reply).__name__}) was not sent: {error}")
+        self._server.log.write(f"reply {type(reply).__name__} not sent, the requester gets an error: {error}")
         return frame(encode(FailedReply(self._handler.epoch, REPLY_TOO_LONG)))
 
     def pause_writing(self) -> None:
@@ -340,7 +341,7 @@ class Connection(asyncio.Protocol):
         self._handler.stats.refused += 1
         if why:
             peer = self._transport.get_extra_info("peername") if self._transport else None
-            self._server.report(f"closed a connection from {_readable(peer)}: {why}")
+            self._server.log.write(f"connection from {_readable(peer)} closed: {why}")
         if close is None:
             self.abort()
         else:

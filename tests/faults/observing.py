@@ -11,7 +11,7 @@ from testproject.processes import LocalCluster, wait_until
 
 SECONDS = 15.0
 
-_CHANGE = re.compile(r"(\S+ \S+) \w+ member (\S+) \(\S+\) (\w+) -> (\w+);")
+_CHANGE = re.compile(r"(\S+ \S+) \w+ (?:node|peer) (\S+) \(\S+\) .*; (\w+) -> (\w+), ")
 
 
 def status_of(cluster: LocalCluster, name: str) -> StatusReply:

@@ -93,7 +93,7 @@ def test_row_22_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
             figure("nobody names it after its end", f"{seconds:.2f} s")
         assert cluster.agreed(THREE)
         assert boot_of(cluster, "b") == boot
-        assert all(len(lines(cluster, name, f"ERROR {TAKEN}")) == 1 for name in THREE)
+        assert all(len(lines(cluster, name, f"ERROR problem: {TAKEN}")) == 1 for name in THREE)
         assert not requesters.errors
         assert not any(tally.unanswered for tally in requesters.tallies)
 
@@ -115,7 +115,7 @@ def test_row_22_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_its
             wait_until(lambda: all_name_it(cluster) and all_name_it(other), SECONDS, "all name it")
             other.processes["b"].kill()
             figure("one view after its end", f"{cluster.wait_for(seconds=5):.2f} s")
-        assert len(lines(cluster, "b", "starts anew")) == 1
+        assert len(lines(cluster, "b", "restarts with an empty memory")) == 1
 
 
 def test_row_22_a_killed_node_that_comes_back_at_once_has_its_name_at_once(
@@ -207,4 +207,4 @@ def test_row_20_a_host_that_advertises_its_loopback_address_owns_nothing_and_all
             assert cluster.agreed(("a", "b"))
             assert status_of(cluster, "c").state is MemberState.JOINING
             time.sleep(0.1)
-        assert all(len(lines(cluster, name, f"ERROR {said}")) == 1 for name in THREE)
+        assert all(len(lines(cluster, name, f"ERROR problem: {said}")) == 1 for name in THREE)

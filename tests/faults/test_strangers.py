@@ -85,7 +85,7 @@ def test_row_13_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -
                 with contextlib.suppress(ConnectionResetError):
                     answers += len(sock.recv(4096))
         wait_until(lambda: refused(cluster, "a") >= before + 20, SECONDS, "all are counted")
-        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "more came than the handshake's offers")
+        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "more than the handshake's offers")
         figure("of 20", f"{answers} bytes answered, {counted} counted, {len(said)} log lines")
         assert (answers, counted, len(said)) == (0, 20, 1)
 
@@ -147,7 +147,7 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
             asyncio.run(_say(recorded + forged))
         time.sleep(1.5)
         counted = {name: not_taken(name) - dropped[name] for name in dropped}
-        what = ("isn't signed", "came by the link of another node")
+        what = ("not signed", "over the link of another node")
         said = {name: sum(len(lines(cluster, name, text)) for text in what) for name in dropped}
         figure(f"of {len(recorded)} recorded and {len(forged)} forged ones dropped", counted)
         figure("log lines", said)
@@ -237,7 +237,7 @@ def test_row_14_a_release_without_a_common_version_is_refused_in_clear_words_on_
         cluster.wait_for("a", "b")
         epoch = status_of(cluster, "a").epoch
         start_with(cluster, "c", TEST_VERSIONS="3-3")
-        wait_until(lambda: bool(lines(cluster, "c", "serves")), SECONDS, "it runs")
+        wait_until(lambda: bool(lines(cluster, "c", " started, ")), SECONDS, "it runs")
         time.sleep(5)
         said = {name: lines(cluster, name, "protocol versions") for name in cluster.names}
         figure("log lines", {name: len(found) for name, found in said.items()})
@@ -254,7 +254,7 @@ def test_row_14_a_release_without_a_common_version_is_refused_in_clear_words_on_
 def test_row_14_a_requester_without_a_common_version_learns_why(folder: Path) -> None:
     with LocalCluster(folder, ("a",), env={"DJANGO_SETTINGS_MODULE": SETTINGS}) as cluster:
         start_with(cluster, "a", TEST_VERSIONS="3-4")
-        wait_until(lambda: bool(lines(cluster, "a", "serves")), SECONDS, "it runs")
+        wait_until(lambda: bool(lines(cluster, "a", " started, ")), SECONDS, "it runs")
         with pytest.raises(ProtocolError, match="speaks protocol versions 3 to 4, this side 2 to 2"):
             BlockingConnection(TcpAddress("127.0.0.1", cluster.ports["a"]), link_keys(cluster, "a"), 1.0)
         wait_until(lambda: bool(lines(cluster, "a", "2 to 2, this side 3 to 4")), SECONDS, "the node says it too")

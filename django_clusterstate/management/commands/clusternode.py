@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -26,6 +27,7 @@ from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
 from ...node.discovery import ListDiscovery
+from ...node.log import RationedLog, logger
 from ...node.metrics_server import scraped
 from ...node.node import Event, Isolated, Node, ViewChanged, news
 from ...node.redis_pubsub import PubSubLayer
@@ -48,8 +50,6 @@ _SIGNALS: dict[What, Signal] = {
 _QUEUED_EVENTS = 10_000
 PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
 MISSED_BEATS = 4  # of our own, after which a layer that keeps a dead connection is made like new
-
-logger = logging.getLogger("django_clusterstate.node")
 
 
 class Command(BaseCommand):
@@ -97,7 +97,7 @@ def _refuse_weak_secret(settings: Settings) -> None:
 
 def _find_address(settings: Settings) -> AddressWatch:
     for problem in check_addresses(settings):
-        logger.warning("%s %s", problem.msg, problem.hint)
+        logger.warning("setting: %s", f"{problem.msg} {problem.hint}")
     discovery = make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.bind))
     peers = discovery.listed if isinstance(discovery, ListDiscovery) else ()
     finder = Finder(settings.bind, settings.advertise, peers)
@@ -124,7 +124,7 @@ def _make_node(settings: Settings, advertise: TcpAddress) -> Node:
         if settings.discovery == "database":
             _check_migrated()
         discovery = make_discovery(settings.discovery, config.name, config.cluster, str(config.advertise))
-    return Node(config, os.urandom(16), _channel_layer(settings), discovery, Announcer())
+    return Node(config, os.urandom(16), _channel_layer(settings), discovery, SignalSender())
 
 
 def _check_migrated() -> None:
@@ -137,7 +137,7 @@ def _check_migrated() -> None:
             "Or choose another way with --discovery."
         )
     if problem:
-        logger.warning("the database can't be read for discovery yet, it is tried again: %s", problem)
+        logger.warning("database can't be read for discovery yet: %s; the node serves alone until it can", problem)
 
 
 def _channel_layer(settings: Settings) -> Any:
@@ -155,18 +155,19 @@ def _channel_layer(settings: Settings) -> Any:
     return layer
 
 
-class Announcer:
+class SignalSender:
     """Sends the signals, in order, from a thread: a receiver that blocks holds up no heartbeat."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUED_EVENTS)
+        self._log = RationedLog(time.monotonic, again=60.0)
         self._task: asyncio.Task[None] | None = None
 
     def __call__(self, event: Event) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         if self._queue.full():
-            logger.error("the receivers of the cluster's signals are too slow, so they aren't told of %s", event)
+            self._log.write(f"signal not sent, since the receivers of those before it are too slow: {event}", "slow")
         else:
             self._queue.put_nowait(event)
 
@@ -185,7 +186,7 @@ def _send_signal(event: Event) -> None:
         connections.close_all()
     for receiver, result in results:
         if isinstance(result, Exception):
-            logger.error("receiver %r of a cluster signal failed", receiver, exc_info=result)
+            logger.error("receiver %r of a cluster signal failed; the others were called", receiver, exc_info=result)
 
 
 def _call_receivers(event: Event) -> list[tuple[Any, Any]]:

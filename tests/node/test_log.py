@@ -1,0 +1,50 @@
+"""What a node logs of its peers, and how seldom it repeats itself."""
+
+import pytest
+
+from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.node.log import RationedLog, state_change
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_line_about_one_subject_is_repeated_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    log = RationedLog(clock, again=60.0)
+    for _ in range(3):
+        log.write("refused", "web-2")
+        log.write("late", "web-2")
+        log.write("refused", "web-3")
+    assert caplog.messages == ["refused", "refused (and 1 more since the last such line)"]
+    clock.now += 60.0
+    log.write("late", "web-2")
+    assert caplog.messages[2:] == ["late (and 6 more since the last such line)"]
+
+
+def test_lines_about_any_subjects_keep_their_distance(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    log = RationedLog(clock, again=600.0, spacing=1.0)
+    for number in range(100):
+        log.write(f"stranger {number}")
+        clock.now += 0.25
+    assert len(caplog.messages) == 25
+    assert caplog.messages[1] == "stranger 4 (and 3 more since the last such line)"
+
+
+@pytest.mark.parametrize("new", MemberState)
+@pytest.mark.parametrize("old", [None, *MemberState])
+def test_every_change_of_state_is_described(old: MemberState | None, new: MemberState) -> None:
+    text = state_change(old, new, 3.04, 1.5)
+    assert text
+    assert "{" not in text
+
+
+def test_down_after_silence_names_its_duration_and_down_by_refusal_its_cause() -> None:
+    silent = state_change(MemberState.SUSPECT, MemberState.DOWN, 3.04, 1.5)
+    assert silent == "declared down after 3.0 s without heartbeats; its keys move to other nodes"
+    assert "its process has ended" in state_change(MemberState.ALIVE, MemberState.DOWN, 0.4, 1.5)
