@@ -19,10 +19,10 @@ from asgiref.sync import async_to_sync
 from . import runtime
 from .client.aio import AsyncClient, from_now
 from .client.event_sender import Field
-from .client.routing import RoutingTable, Target, no_owner, silence
+from .client.routing import RoutingTable, Target, silence
 from .core.event_counts import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, Account, Totals
 from .core.top_keys import KeyCount, merged
-from .exceptions import ClusterStateError, Unavailable
+from .exceptions import ClusterStateError, NoCluster, Unavailable
 from .wire import messages as wire
 from .wire.framing import frame
 
@@ -220,7 +220,7 @@ async def _table(client: AsyncClient, patience: float | None) -> RoutingTable:
 
 def _targets(table: RoutingTable) -> list[Target]:
     if not table.targets:
-        raise no_owner()
+        raise NoCluster()
     return list(table.targets.values())
 
 

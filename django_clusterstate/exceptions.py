@@ -1,4 +1,4 @@
-"""What can go wrong between a requester and a node, and how to tell it from an interruption."""
+"""The errors of this package, and how to tell them from those that a signal handler raises."""
 
 import inspect
 from types import FrameType
@@ -9,26 +9,36 @@ class ClusterStateError(Exception):
 
 
 class ProtocolError(ClusterStateError):
-    """The other side said something that it must not say: another version, another secret, a broken frame."""
+    """The other side broke the protocol: another version, another secret, another node, a frame that can't be read."""
 
 
 class Unavailable(ClusterStateError, ConnectionError):
-    """No answer from a node. The subclasses say why. Also a `ConnectionError`, which health checks understand.
+    """A node did not reply. The subclasses say why. Also a `ConnectionError`, which health checks understand.
 
-    Only `ConnectionLost` and its subclass `TimedOut` leave open whether the request was executed; after any other
-    `Unavailable` it was not.
+    After `ConnectionLost` and its subclass `TimedOut` the request may have been executed, after any other it was not.
     """
 
 
 class NoCluster(Unavailable):
-    """No node has been reached yet, or none has joined, so a key has no owner."""
+    """A key has no owner: no node has been reached, or none has joined yet."""
+
+    def __init__(
+        self,
+        text: str = "no cluster: no node has been reached, or none has joined yet. "
+        "Start one with: manage.py clusternode",
+    ) -> None:
+        super().__init__(text)
 
 
 class CircuitOpen(Unavailable):
     """The request was not sent: the node has failed several times in a row, and its circuit breaker is open."""
 
 
-class Refused(Unavailable):
+class Unreachable(Unavailable):
+    """The request was not sent: no connection to the node could be made in time, or it had ended before."""
+
+
+class Refused(Unreachable):
     """Nothing listens at the address: the process that did has ended, and everything that it held is gone."""
 
 
@@ -41,11 +51,10 @@ class TimedOut(ConnectionLost):
 
 
 def raised_by_signal(error: BaseException) -> bool:
-    """Whether a signal handler raised it, or what it was raised from, as the soft time limits of Celery and rq do.
+    """Whether a signal handler raised this error or one of its causes, as the soft time limits of Celery and rq do.
 
-    Such an error says nothing about what was under way when the signal came, so nobody may take it for a failure of
-    that. It is told by its traceback: a handler is called with the frame that it interrupts, which is the one that
-    called it.
+    Such an error is not a failure of the operation that the signal interrupted. Its traceback shows it: a signal
+    handler gets the frame that it interrupts as an argument, and this frame is also its caller.
     """
     cause: BaseException | None = error
     while cause is not None:

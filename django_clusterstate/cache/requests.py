@@ -11,8 +11,8 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LE
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from .. import runtime
-from ..client.routing import RoutingTable, Target, no_owner
-from ..exceptions import ClusterStateError
+from ..client.routing import RoutingTable, Target
+from ..exceptions import ClusterStateError, NoCluster
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .codec import ValueCodec, unreadable
@@ -303,12 +303,12 @@ class Requests(BaseCache):
         wanted = list(keys)
         groups = table.group(wanted)
         if wanted and not groups:
-            self._failed(no_owner())
+            self._failed(NoCluster())
         return groups
 
     def _everywhere(self, table: RoutingTable) -> list[Target]:
         if not table.targets:
-            self._failed(no_owner())
+            self._failed(NoCluster())
         return list(table.targets.values())
 
     def _take(self, answers: Answers, groups: Groups, replies: list[wire.Reply | ClusterStateError]) -> Groups:

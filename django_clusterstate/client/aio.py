@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from os import getpid
 
-from ..exceptions import ClusterStateError, ConnectionLost, TimedOut, Unavailable
+from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.address import Address
-from ..wire.aio import AsyncConnection, connect, patient_timeout
+from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
 from ..wire.busy_polling import Processors
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
@@ -17,6 +17,7 @@ from ..wire.messages import Reply, ViewReply
 from ..wire.resolver import Resolver
 from .forks import PerProcess, replace_inherited
 from .loops import PerLoop, suppress_destroyed_warning
+from .retries import may_be_executed, may_send_again
 from .routing import (
     GET_VIEW,
     PendingStats,
@@ -24,10 +25,7 @@ from .routing import (
     RoutingTable,
     Target,
     also_ask,
-    is_refused,
-    may_send_again,
     named,
-    no_owner,
 )
 
 logger = logging.getLogger("django_clusterstate.client")
@@ -91,7 +89,7 @@ class AsyncClient(PerProcess):
             now = self._clock()
         owner = self.routing.table.owner(key)
         if owner is None:
-            raise no_owner()
+            raise NoCluster()
         try:
             return await self.call_node(owner, request, now)
         except OtherStart:
@@ -104,7 +102,7 @@ class AsyncClient(PerProcess):
             await self._refresh(now)
         owner = self.routing.table.owner(key)
         if owner is None:
-            raise no_owner()
+            raise NoCluster()
         return await self.call_node(owner, request)
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
@@ -182,7 +180,7 @@ class AsyncClient(PerProcess):
         """By a new connection. After one that was `lost` only what can't so be executed twice."""
         sent = False
         try:
-            async with patient_timeout(until - self._clock()):
+            async with timeout_in_ticks(until - self._clock()):
                 connection = await self._dial(target)
                 if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
                     raise lost[1]
@@ -191,9 +189,9 @@ class AsyncClient(PerProcess):
         except TimeoutError as error:
             if lost is not None and not sent:
                 raise lost[1] from error
-            raise (TimedOut if sent else Unavailable)("no answer within the deadline") from error
+            raise (TimedOut if sent else Unreachable)("no answer within the deadline") from error
         except Unavailable as error:
-            if lost is None or sent or error is lost[1] or is_refused(error):
+            if lost is None or sent or error is lost[1] or isinstance(error, Refused):
                 raise
             raise lost[1] from error
 
@@ -213,14 +211,14 @@ class AsyncClient(PerProcess):
 
     async def _connect(self, target: Target) -> AsyncConnection:
         *others, last = await self._names.resolve_async(target.address, self._deadline)
-        idle = self._processors.idle
+        is_idle = self._processors.idle
         for address in others:  # of a name with several; each has its part of the time
             try:
-                async with patient_timeout(self._deadline / (len(others) + 1)):
-                    return await connect(address, self._keys, self._deadline, hello=target.hello, idle=idle)
+                async with timeout_in_ticks(self._deadline / (len(others) + 1)):
+                    return await connect(address, self._keys, self._deadline, hello=target.hello, is_idle=is_idle)
             except (Unavailable, TimeoutError) as error:
                 logger.debug("%s; its next address is tried", error)
-        return await connect(last, self._keys, self._deadline, hello=target.hello, idle=idle)
+        return await connect(last, self._keys, self._deadline, hello=target.hello, is_idle=is_idle)
 
     async def _call_or_error(
         self, target: Target, request: bytes, now: float, until: float | None
@@ -247,7 +245,7 @@ class AsyncClient(PerProcess):
                 try:
                     viewed = await self.call_node(source, GET_VIEW if told else request)
                 except ClusterStateError as error:
-                    told |= isinstance(error, ConnectionLost)  # what may have been counted isn't told again
+                    told |= may_be_executed(error)  # what may have been counted isn't told again
                 if isinstance(viewed, ViewReply):
                     told = True
                     learned = self.routing.learn(viewed, source, now)

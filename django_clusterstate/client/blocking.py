@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from os import getpid
 
-from ..exceptions import ClusterStateError, ConnectionLost, TimedOut, Unavailable
+from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.address import Address
-from ..wire.blocking import OVERTIME, BlockingConnection
+from ..wire.blocking import GRACE, BlockingConnection
 from ..wire.busy_polling import Processors
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply, ViewReply
 from ..wire.resolver import Resolver
 from .forks import PerProcess
-from .routing import GET_VIEW, Routing, RoutingTable, Target, also_ask, is_refused, may_send_again, named, no_owner
+from .retries import may_be_executed, may_send_again
+from .routing import GET_VIEW, Routing, RoutingTable, Target, also_ask, named
 
 MAX_IDLE = 64  # connections kept for each node
 LONG_IDLE = 0.05  # seconds after which a connection is looked at before it is used: the node may have closed it
@@ -61,7 +62,7 @@ class Client(PerProcess):
             now = self._clock()
         owner = self.routing.table.owner(key)
         if owner is None:
-            raise no_owner()
+            raise NoCluster()
         try:
             return self.call_node(owner, request, now)
         except OtherStart:
@@ -74,7 +75,7 @@ class Client(PerProcess):
             self._refresh(now)
         owner = self.routing.table.owner(key)
         if owner is None:
-            raise no_owner()
+            raise NoCluster()
         return self.call_node(owner, request)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
@@ -87,8 +88,8 @@ class Client(PerProcess):
         try:
             try:
                 connection: BlockingConnection = target.pool.pop()
-                if now - connection.idle_since > LONG_IDLE and connection.has_ended():
-                    raise Unavailable(_ENDED)
+                if now - connection.idle_since > LONG_IDLE and connection.is_stale():
+                    raise Unreachable(_ENDED)
                 reply = connection.call(request)
             except IndexError:
                 connection, reply = self._call_afresh(target, request, now + deadline)
@@ -122,7 +123,7 @@ class Client(PerProcess):
         for index, connection, patience in _as_they_answer(sent, until):
             target, request = requests[index]
             try:
-                results[index] = reply = connection.receive(patience, overtime=0)
+                results[index] = reply = connection.receive(patience, grace=0)
             except ClusterStateError as error:
                 results[index] = self._call_again(target, request, (connection, error), now, until)
             else:
@@ -155,7 +156,7 @@ class Client(PerProcess):
         try:
             connection = self._connect(target, until)
         except Unavailable as error:
-            if lost is not None and not is_refused(error):
+            if lost is not None and not isinstance(error, Refused):
                 raise lost[1] from error
             raise
         if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
@@ -180,7 +181,7 @@ class Client(PerProcess):
         """An idle connection on which the request is under way now, or None."""
         try:
             connection: BlockingConnection = target.pool.pop()
-            if now - connection.idle_since > LONG_IDLE and connection.has_ended():
+            if now - connection.idle_since > LONG_IDLE and connection.is_stale():
                 return None
             connection.send(request)
         except (IndexError, Unavailable):
@@ -214,7 +215,7 @@ class Client(PerProcess):
     def _call_in_time(self, target: Target, request: bytes, now: float, until: float) -> Reply | ClusterStateError:
         """The same, but a node isn't asked, and so not blamed, when others have used up the time."""
         if time.monotonic() >= until:
-            return Unavailable(f"{target} wasn't asked: no time was left")
+            return Unreachable(f"{target} wasn't asked: no time was left")
         return self._call_or_error(target, request, now)
 
     def _succeeded(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
@@ -251,7 +252,7 @@ class Client(PerProcess):
                 try:
                     viewed = self.call_node(source, GET_VIEW if told else request)
                 except ClusterStateError as error:
-                    told |= isinstance(error, ConnectionLost)  # what may have been counted isn't told again
+                    told |= may_be_executed(error)  # what may have been counted isn't told again
                 if isinstance(viewed, ViewReply):
                     told = True
                     learned = self.routing.learn(viewed, source, now)
@@ -272,7 +273,7 @@ def _as_they_answer(
 ) -> Iterator[tuple[int, BlockingConnection, float]]:
     """(index, connection, until when to receive) of each connection as its answer comes; last, those without one."""
     waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
-    until = max(until, time.monotonic() + OVERTIME)
+    until = max(until, time.monotonic() + GRACE)
     poll = _make_poll()
     for fileno in waiting:
         poll.register(fileno, select.POLLIN)
@@ -282,7 +283,7 @@ def _as_they_answer(
             for fileno in [fileno for fileno, _ in ready] or list(waiting):
                 poll.unregister(fileno)
                 # What has come in time is read, even if others took until now.
-                yield *waiting.pop(fileno), max(until, time.monotonic() + OVERTIME) if ready else until
+                yield *waiting.pop(fileno), max(until, time.monotonic() + GRACE) if ready else until
     finally:
         for _, connection in waiting.values():  # what waits here was interrupted, by a signal or a greenlet's timeout
             connection.close()

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from ..core.event_counts import MAX_ENTRIES, Entry
-from ..exceptions import ClusterStateError
+from ..exceptions import ClusterStateError, Refused
 from ..wire.framing import frame
 from ..wire.messages import Reply, Track, encode
-from .routing import RoutingTable, Target, is_refused
+from .retries import may_be_executed
+from .routing import RoutingTable, Target
 
 KEEP = 5.0  # seconds until an event that no owner takes is dropped
 MAX_WAITING = 20_000  # sums
@@ -127,9 +128,9 @@ class Outbox:
         try:
             call(batch.target, request)
         except ClusterStateError as error:
-            if is_refused(error):
+            if isinstance(error, Refused):  # the process that may have taken the batch before has ended
                 batch.asked = False
-            elif error.__cause__ is not None:  # else the breaker was open and nothing was sent now
+            elif may_be_executed(error):
                 batch.asked = True
         else:
             self._batches.remove(batch)

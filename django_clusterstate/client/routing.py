@@ -10,12 +10,11 @@ from typing import Any
 
 from ..core.hrw import Rendezvous
 from ..core.membership.messages import NO_VIEW, Identity, View
-from ..exceptions import ClusterStateError, ConnectionLost, Unavailable
+from ..exceptions import CircuitOpen, ClusterStateError
 from ..wire.address import Address, parse_tcp
 from ..wire.framing import frame
 from ..wire.handshake import Hello
 from ..wire.messages import GetView, Reply, ViewReply, encode
-from ..wire.retries import may_repeat_frame
 from ..wire.status import RequesterStats
 
 VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
@@ -28,7 +27,6 @@ MAX_DOUBTS = 64
 MAX_SOURCES = 6  # nodes that are asked for one view, at most: a caller waits meanwhile
 MAX_CONTACTS = 8  # nodes that are remembered of those that a node named which doesn't serve itself
 MAX_WAITS = 65536  # exchanges between two requests for the view whose time is kept: more than a process can have
-_REFUSED = (ConnectionRefusedError, FileNotFoundError)
 GET_VIEW = frame(encode(GetView()))
 
 
@@ -46,14 +44,14 @@ class CircuitBreaker:
     def check(self, now: float) -> float:
         """The share of a deadline that a call may take.
 
-        Raises `Unavailable` while the breaker is open. When it half-opens, the first to come tries for all, and isn't
+        Raises `CircuitOpen` while the breaker is open. When it half-opens, the first to come tries for all, and isn't
         made to wait long: a node that is near answers at once or not at all, and one that is far after a few tries.
         """
         if not self.is_open:
             return 1.0
         if now < self.retry_at:
             why = f": {self.why}" if self.why else ""
-            raise Unavailable(f"{self} has failed {self.failures} times in a row and is left alone for now{why}")
+            raise CircuitOpen(f"{self} has failed {self.failures} times in a row and is left alone for now{why}")
         self.retry_at = now + HALF_OPEN_AFTER
         self.tries += 1
         return 1 / max(1, FIRST_TRY >> (self.tries - 1))
@@ -286,35 +284,9 @@ def _target(member: Identity, known: dict[str, Target]) -> Target:
     return target if target is not None and (target.address, target.hello) == (made.address, made.hello) else made
 
 
-def no_owner() -> Unavailable:
-    """What is to be raised where a table has no owner for a key."""
-    return Unavailable(
-        "no cluster: no node has been reached, or none has joined yet. Start one with: manage.py clusternode"
-    )
-
-
-def may_send_again(request: bytes, error: ClusterStateError, old_boot: bytes, new_boot: bytes) -> bool:
-    """Whether a framed request may go to its node once more, after `error` by the connection that it went by before.
-
-    It must not have been executed, or may be executed twice. A node that was started since then has executed nothing,
-    and nothing is left of what the one before it did. Boot ids are empty where they aren't known.
-    """
-    if not isinstance(error, ConnectionLost):
-        return True
-    return may_repeat_frame(request) or (bool(old_boot) and bool(new_boot) and old_boot != new_boot)
-
-
 def named(target: Target, error: ClusterStateError) -> ClusterStateError:
     """The same error, with the name of the node that it concerns."""
     return type(error)(f"{target}: {error}")
-
-
-def is_refused(error: BaseException) -> bool:
-    """Whether nobody listened: the process that did has ended, with all that it had taken in."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, _REFUSED):
-        cause = cause.__cause__
-    return cause is not None
 
 
 def silence(

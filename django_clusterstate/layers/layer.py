@@ -13,9 +13,9 @@ from channels.layers import BaseChannelLayer
 from .. import runtime
 from ..client.aio import AsyncClient
 from ..client.loops import ended_loops
-from ..client.routing import Target, no_owner
+from ..client.routing import Target
 from ..encoding import to_msgpack
-from ..exceptions import Unavailable
+from ..exceptions import NoCluster, Unavailable
 from ..wire import messages as wire
 from .receiving import Receiver
 
@@ -133,7 +133,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         if "!" not in channel:
             owner = table.owner(channel.encode())
             if owner is None:
-                raise no_owner()
+                raise NoCluster()
             return owner
         tag = wire.tag_of(channel)
         local = client.routing.local

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..core.membership.messages import Identity
-from ..exceptions import ProtocolError, Unavailable
+from ..exceptions import ProtocolError, Refused, Unavailable
 from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
 from ..wire.framing import frame
@@ -273,13 +273,13 @@ class Link:
             if meant is not None:
                 links.misdirect(meant.name, str(self._address), other.name)
             return False
+        except DialledItself:
+            raise
         except ProtocolError as error:
-            if isinstance(error.__cause__, DialledItself):
-                raise error.__cause__ from None
             links.log.write(f"link failed, dialled again every {REDIAL[1]:g} s: {error}", str(self._address))
             return False
         except Unavailable as error:
-            if isinstance(error.__cause__, ConnectionRefusedError) and self.peer is not None:
+            if isinstance(error, Refused) and self.peer is not None:
                 self._gone(self.peer)
             return False
         links.misdirected.pop(peer.name, None)

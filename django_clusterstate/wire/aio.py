@@ -10,26 +10,26 @@ from typing import cast
 
 from msgspec import structs
 
-from ..exceptions import ConnectionLost, ProtocolError, TimedOut, Unavailable
+from ..exceptions import ConnectionLost, ProtocolError, TimedOut, Unavailable, Unreachable
 from .address import Address, UnixAddress
-from .blocking import ANYONE, OVERTIME
-from .busy_polling import LOOK_FOR, BusyPoll, Idle, never
+from .blocking import ANY_NODE, GRACE, cannot_connect
+from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
-from .handshake import DiallerHandshake, Hello, OtherNode, Verdict
+from .handshake import DialledItself, DiallerHandshake, Hello, OtherNode, Verdict
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import Opener, Sealer
 from .unix_sockets import check_folder, check_unix_peer
 
-MAX_OUTPUT = 8 * 1024 * 1024
-TICKS, SHORTEST_TICK = 8, 0.005  # seconds
+MAX_OUTPUT = 8 * 1024 * 1024  # bytes that wait to be sent, above which messages without a reply are dropped
+TICKS, SHORTEST_TICK = 8, 0.005  # of a timeout: how many, and seconds of each at least
 
 
 class AsyncConnection(asyncio.Protocol):
-    """Made by `connect()`. Belongs to the event loop that made it.
+    """A connection made by `connect()`. It belongs to the event loop that made it.
 
-    `deadline` is seconds for each call. A call that gets no answer in time closes the connection, with all that
-    wait behind it, so a late answer can't be taken for another's.
+    `deadline`: seconds for each request. A request without a reply in time closes the connection, and all requests
+    behind it fail, so a late reply can't be taken for another's.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class AsyncConnection(asyncio.Protocol):
         keys: Sequence[LinkKey],
         deadline: float,
         on_close: Callable[[], None] | None = None,
-        hello: Hello = ANYONE,
-        idle: Idle = never,
+        hello: Hello = ANY_NODE,
+        is_idle: IsIdle = never,
     ) -> None:
         self.closed = False
-        self.node_boot = b""  # names the start of the node that answers; empty if it doesn't say
+        self.node_boot = b""  # boot id of the node; empty where it sends none
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._on_close = on_close
-        self.verdict = Verdict(accepted=False)  # what the node says of itself, once the connection is ready
+        self.verdict = Verdict(accepted=False)  # of the node, once the connection is ready
         self._handshake: DiallerHandshake | None = DiallerHandshake(keys, hello)
         self._sealer: Sealer | None = None
         self._opener: Opener | None = None
@@ -55,25 +55,29 @@ class AsyncConnection(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
-        self._polling = BusyPoll(idle)
-        self._awake_until = 0.0  # while the loop is kept awake
+        self._polling = BusyPoll(is_idle)
+        self._poll_until = 0.0  # 0: the loop isn't kept from sleeping
 
     # -- requests -------------------------------------------------------------------------------------------
 
     def request(self, data: bytes) -> "asyncio.Future[Reply]":
-        """Sends one framed request; the future brings its reply, or `Unavailable` or `ProtocolError`."""
+        """Sends one framed request. The future's result is the reply.
+
+        Its exception is `TimedOut`, `ConnectionLost`, `Unreachable` if the request was not sent, or `ProtocolError` if
+        a reply can't be read.
+        """
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self.closed or self._transport is None:
-            future.set_exception(Unavailable("the connection is closed"))
+            future.set_exception(Unreachable("the connection is closed"))
             return future
         now = time.monotonic()
-        if self._polling.due(now) and not self._awake_until:  # before the node has something to do
-            self._awake_until = now + LOOK_FOR
-            self._loop.call_soon(self._stay_awake)
+        if self._polling.should_poll(now) and not self._poll_until:  # before the node keeps a processor busy
+            self._poll_until = now + POLL_FOR
+            self._loop.call_soon(self._busy_poll)
         try:
             self._transport.write(data if self._sealer is None else self._sealer.seal(data))
         except OSError as error:
-            future.set_exception(Unavailable(str(error)))
+            future.set_exception(Unreachable(str(error)))
             return future
         self._waiting.append((future, self._loop.time() + self._deadline))
         if self._timer is None:
@@ -100,16 +104,16 @@ class AsyncConnection(asyncio.Protocol):
     def close(self) -> None:
         self._fail(ConnectionLost("the connection was closed"))
 
-    def _stay_awake(self) -> None:
-        """Keeps the loop from sleeping while an answer is looked for: see `polling`. All else in it takes its turn."""
+    def _busy_poll(self) -> None:
+        """Keeps the loop from sleeping for a moment, until the reply comes: see `busy_polling`. Other tasks run on."""
         if not self._waiting:
-            self._polling.found()
-        elif time.monotonic() < self._awake_until:
-            self._loop.call_soon(self._stay_awake)
+            self._polling.succeeded()
+        elif time.monotonic() < self._poll_until:
+            self._loop.call_soon(self._busy_poll)
             return
         else:
-            self._polling.missed()
-        self._awake_until = 0.0
+            self._polling.failed()
+        self._poll_until = 0.0
 
     def _check_deadlines(self) -> None:
         # One timer a connection, not one a call: the oldest request is always the first in the queue.
@@ -118,7 +122,7 @@ class AsyncConnection(asyncio.Protocol):
             return
         remaining = self._waiting[0][1] - self._loop.time()
         if remaining <= 0:
-            self._fail(_too_late())
+            self._fail(TimedOut("no answer within the deadline"))
         else:
             self._timer = self._loop.call_later(remaining, self._check_deadlines)
 
@@ -133,7 +137,7 @@ class AsyncConnection(asyncio.Protocol):
                 self._shake_hands(data)
                 return
             for payload in self._deframer.feed(data if self._opener is None else self._opener.feed(data)):
-                reply = decode_reply(payload)  # before the future is taken: if it can't be read, all that wait fail
+                reply = decode_reply(payload)  # first: if it can't be read, all waiting requests fail
                 future, _ = self._waiting.popleft()
                 if not future.done():  # it may have been cancelled
                     future.set_result(reply)
@@ -173,7 +177,7 @@ class AsyncConnection(asyncio.Protocol):
             self._ready.set_result(None)
 
     def eof_received(self) -> None:
-        # `connection_lost` comes a turn of the loop later: after the deadline's timer if the loop was busy until then.
+        # asyncio calls `connection_lost` one iteration later, which may be after the deadline if the loop was busy.
         self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -184,14 +188,14 @@ class AsyncConnection(asyncio.Protocol):
             return
         self.closed = True
         if self._loop.is_closed():
-            return  # nobody waits any more
+            return  # no task can be waiting
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
         if not self._ready.done():
             self._ready.set_exception(error)
-            self._ready.exception()  # nobody need be waiting for it
+            self._ready.exception()  # marks it as retrieved, since no task may be waiting for it
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():
@@ -204,14 +208,14 @@ class AsyncConnection(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def patient_timeout(seconds: float) -> AsyncIterator[None]:
-    """As `asyncio.timeout`, but told in ticks, of which each counts as one however late the loop comes round to it.
+async def timeout_in_ticks(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout()` for a busy loop: it counts ticks, and a tick counts once however late the loop handles it.
 
-    So what takes several turns of the loop, as a dial does, can be done though each of them takes long. Who comes when
-    no seconds are left has `OVERTIME`.
+    So an operation that takes several iterations of the loop, such as connecting, succeeds even if each iteration is
+    slow. If no seconds are left, there is a grace period of `GRACE`.
     """
     if seconds <= 0:
-        seconds = OVERTIME
+        seconds = GRACE
     loop = asyncio.get_running_loop()
     ticks = max(1, min(TICKS, int(seconds / SHORTEST_TICK)))
     async with asyncio.timeout(None) as timeout:
@@ -231,54 +235,48 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
             handle.cancel()
 
 
-def _too_late() -> TimedOut:
-    error = TimedOut("no answer within the deadline")
-    error.__cause__ = TimeoutError()
-    return error
-
-
 async def connect(
     address: Address,
     keys: Sequence[LinkKey],
     deadline: float,
     on_close: Callable[[], None] | None = None,
-    hello: Hello = ANYONE,
-    idle: Idle = never,
+    hello: Hello = ANY_NODE,
+    is_idle: IsIdle = never,
 ) -> AsyncConnection:
-    """Dials a node and shakes hands, within the deadline. `hello` says who we are and which node is meant; `idle` says
-    whether a processor is: then the loop is kept awake for answers.
+    """Connects to a node and completes the handshake, within `deadline` seconds.
 
-    Raises `Unavailable` when nobody answers, `OtherNode` when it isn't the node that is meant, `ProtocolError` when the
-    other side isn't one of ours. The `__cause__` of the first and the last says more.
+    `hello` describes this side and names the node that is meant. `is_idle` says whether a processor is idle: then the
+    connection busy-polls for replies. `on_close` is called when the connection ends. Raises `Unreachable`, `Refused`,
+    `ProtocolError`, `DialledItself`, `OtherNode` or `OtherStart`.
     """
     hello = structs.replace(hello, dialled=str(address))
     loop = asyncio.get_running_loop()
     connection: AsyncConnection | None = None
     try:
-        async with patient_timeout(deadline):
+        async with timeout_in_ticks(deadline):
             if isinstance(address, UnixAddress):
                 check_folder(address.path)
                 transport, connection = await loop.create_unix_connection(
-                    lambda: AsyncConnection((), deadline, on_close, idle=idle), address.path
+                    lambda: AsyncConnection((), deadline, on_close, is_idle=is_idle), address.path
                 )
                 if not check_unix_peer(transport.get_extra_info("socket")):
                     raise PermissionError("the socket belongs to another user")
             else:
                 _, connection = await loop.create_connection(
-                    lambda: AsyncConnection(keys, deadline, on_close, hello, idle), address.host, address.port
+                    lambda: AsyncConnection(keys, deadline, on_close, hello, is_idle), address.host, address.port
                 )
                 connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await connection.ready()
-    except OtherNode:
+    except (OtherNode, DialledItself):
         raise
     except ProtocolError as error:
         raise ProtocolError(f"node at {address}: {error}") from error
     except Unavailable as error:
-        raise Unavailable(f"no node at {address}: {error}") from error
-    except (OSError, TimeoutError) as error:
+        raise Unreachable(f"no node at {address}: {error}") from error
+    except OSError as error:
         if connection is not None:
             connection.close()
-        raise Unavailable(f"no node at {address}: {str(error) or 'no answer within the deadline'}") from error
+        raise cannot_connect(address, error) from error
     except BaseException:
         if connection is not None:
             connection.close()

@@ -9,9 +9,17 @@ from collections.abc import Sequence
 
 from msgspec import structs
 
-from ..exceptions import ClusterStateError, ConnectionLost, ProtocolError, TimedOut, Unavailable, raised_by_signal
+from ..exceptions import (
+    ClusterStateError,
+    ConnectionLost,
+    ProtocolError,
+    Refused,
+    TimedOut,
+    Unreachable,
+    raised_by_signal,
+)
 from .address import Address, UnixAddress
-from .busy_polling import LOOK_FOR, BusyPoll, Idle, never
+from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello, OtherNode
 from .keys import LinkKey
@@ -22,11 +30,12 @@ from .unix_sockets import check_folder, check_unix_peer
 
 _RECEIVE = MAX_RECORD  # bytes: so the longest record fits
 _CLOSED = "the node closed the connection"
-ANYONE = Hello()  # a requester that takes whichever node answers
+ANY_NODE = Hello()  # of a requester that accepts whichever node answers
+_LATE = "no answer within the deadline"
 
-# Seconds for what is still due when the time is over, though we haven't waited for it yet: it is we who come late, as
-# among threads that compute, or after a stop. Also for the rest of an answer whose beginning came in time.
-OVERTIME = 0.02
+# Grace period in seconds for what hasn't been waited for yet when the deadline is over: then this process is late, not
+# the node, as among threads that compute or after SIGSTOP. Also for the rest of a reply that began in time.
+GRACE = 0.02
 
 
 def _left(until: float) -> float:
@@ -34,20 +43,20 @@ def _left(until: float) -> float:
     return max(0.0, until - time.monotonic())
 
 
-def _unavailable(error: OSError) -> Unavailable:
-    if raised_by_signal(error):  # such as a time limit that is a TimeoutError: it is the caller's, and no node's
-        raise error
+def cannot_connect(address: Address, error: OSError) -> Unreachable:
+    """The error to raise where no connection to an address could be made."""
+    refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
     late = isinstance(error, BlockingIOError | TimeoutError)
-    return Unavailable("no answer within the deadline" if late else str(error))
+    return (Refused if refused else Unreachable)(f"no node at {address}: {_LATE if late else error}")
 
 
 class BlockingConnection:
-    """Connected and authenticated once constructed; one request at a time.
+    """A connection that is open and authenticated once it is constructed. It carries one request at a time.
 
-    `hello` says which node is meant. `deadline` is seconds for each call. The connecting may take as long, or until a
-    moment of the monotonic clock.
-    `idle` says whether a processor is: then calls look for their answers before they sleep.
-    Any error closes the connection, so a late answer can't be taken for that to the next request.
+    `deadline`: seconds for each call. Connecting may take as long, or until `until` on the monotonic clock.
+    `is_idle` says whether a processor is idle: then calls busy-poll for their replies before they sleep.
+    `hello` names the node that is meant. Raises `Unreachable`, `Refused`, `ProtocolError`, `OtherNode` or `OtherStart`.
+    Any error closes the connection, so a late reply can't be taken for that to the next request.
     """
 
     __slots__ = (
@@ -61,26 +70,28 @@ class BlockingConnection:
         keys: Sequence[LinkKey],
         deadline: float,
         until: float | None = None,
-        idle: Idle = never,
-        hello: Hello = ANYONE,
+        is_idle: IsIdle = never,
+        hello: Hello = ANY_NODE,
     ) -> None:
         self._deadline = deadline
         self._timeout = 0.0
-        self.idle_since = 0.0  # for whoever keeps it
-        self.node_boot = b""  # names the start of the node that answers; empty if it doesn't say
+        self.idle_since = 0.0  # set by the pool that keeps it
+        self.node_boot = b""  # boot id of the node; empty where it sends none
         self._view = memoryview(bytearray(_RECEIVE))
-        self._polling = BusyPoll(idle)
+        self._polling = BusyPoll(is_idle)
         self._sealer: Sealer | None = None  # None: a unix socket, or the handshake isn't over
         self._opener: Opener | None = None
         now = time.monotonic()
         if until is None:
             until = now + deadline
         try:
-            self._connect(address, _left(until) or OVERTIME)
+            self._connect(address, _left(until) or GRACE)
             unix = isinstance(address, UnixAddress)
             self._shake_hands(() if unix else keys, structs.replace(hello, dialled=str(address)), until)
         except OSError as error:
-            raise Unavailable(f"no node at {address}: {_unavailable(error)}") from error
+            if raised_by_signal(error):
+                raise
+            raise cannot_connect(address, error) from error
         except OtherNode:
             raise
         except ProtocolError as error:
@@ -90,13 +101,13 @@ class BlockingConnection:
     def _connect(self, address: Address, seconds: float) -> None:
         if not isinstance(address, UnixAddress):
             self._socket = socket.create_connection(address, seconds)
-            self._see_how_it_waits()
+            self._detect_green_threads()
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return
         check_folder(address.path)
         self._socket = socket.socket(socket.AF_UNIX)
-        self._see_how_it_waits()
-        self._set_timeout(seconds)  # so that a node with many to accept is waited for
+        self._detect_green_threads()
+        self._set_timeout(seconds)  # connect() blocks while the node has a full accept queue
         try:
             self._socket.connect(address.path)
             if not check_unix_peer(self._socket):
@@ -105,12 +116,13 @@ class BlockingConnection:
             self.close()
             raise
 
-    def _see_how_it_waits(self) -> None:
-        self._socket.settimeout(None)  # a default timeout may be set
-        # The patched sockets of gevent and eventlet never block: they wait in an event loop, while other greenlets run.
+    def _detect_green_threads(self) -> None:
+        self._socket.settimeout(None)  # socket.setdefaulttimeout() may have set one
+        # The patched sockets of gevent and eventlet never block: they wait in an event loop while other greenlets run,
+        # and busy polling would keep those from running.
         self._cooperative = not os.get_blocking(self._socket.fileno())
         if self._cooperative:
-            self._polling = BusyPoll(never)  # nothing else would run meanwhile
+            self._polling = BusyPoll(never)
 
     def _set_timeout(self, seconds: float) -> None:
         self._timeout = seconds
@@ -140,9 +152,13 @@ class BlockingConnection:
             raise
 
     def call(self, request: bytes) -> Reply:
-        """Sends one framed request and brings its reply, within the deadline. Raises as `send` and `receive`."""
+        """Sends one framed request and returns its reply, within the deadline.
+
+        Raises `TimedOut`, `ConnectionLost`, `Unreachable` if the request was not sent whole, and `ProtocolError` if the
+        reply can't be read.
+        """
         start = time.monotonic()
-        looking = self._polling.due(start)  # asked before the node has something to do
+        polls = self._polling.should_poll(start)  # before the node begins to work, which keeps a processor busy
         view = self._view
         sent = False
         try:
@@ -150,8 +166,8 @@ class BlockingConnection:
             if (count := self._socket.send(data)) < len(data):
                 self._send_rest(data, count, start + self._deadline)
             sent = True
-            received = self._look() if looking else self._socket.recv_into(view)
-            if received != HEADER + size_at(view)[0]:  # hardly ever: it doesn't come in one piece
+            received = self._busy_poll() if polls else self._socket.recv_into(view)
+            if received != HEADER + size_at(view)[0]:  # rare: the reply doesn't come in one piece
                 reply = decode_reply(self._receive_rest(received, start + self._deadline))
             elif self._opener is None:
                 reply = decode_reply(view[HEADER:received])
@@ -171,7 +187,7 @@ class BlockingConnection:
         return reply
 
     def send(self, request: bytes) -> None:
-        """Sends one framed request, within the deadline. Raises `Unavailable`."""
+        """Sends one framed request, within the deadline. Raises `TimedOut`, or `Unreachable` if not sent whole."""
         until = time.monotonic() + self._deadline
         try:
             data = request if self._sealer is None else self._sealer.seal(request)
@@ -179,13 +195,14 @@ class BlockingConnection:
         except OSError as error:
             raise self._broken(error, sent=False) from error
 
-    def receive(self, until: float, overtime: float = OVERTIME) -> Reply:
-        """The reply to it, until a moment of the monotonic clock. `overtime`: 0 for who has waited for it until then.
+    def receive(self, until: float, grace: float = GRACE) -> Reply:
+        """Returns the reply to the request that was sent, until a moment of the monotonic clock.
 
-        Raises `Unavailable` when none comes in time, `ProtocolError` when it makes no sense.
+        `grace`: seconds to wait after that moment; 0 if the caller has waited for the reply until then. Raises
+        `TimedOut`, `ConnectionLost`, or `ProtocolError` if the reply can't be read.
         """
         try:
-            reply = decode_reply(self._receive_frame(until, overtime))
+            reply = decode_reply(self._receive_frame(until, grace))
             self._set_timeout(self._deadline)
         except (OSError, ProtocolError, *DECODE_ERRORS) as error:
             raise self._broken(error) from error
@@ -195,20 +212,22 @@ class BlockingConnection:
         return reply
 
     def _broken(self, error: Exception, sent: bool = True) -> ClusterStateError:
-        """Closes, so that no late answer can be taken for that to the next request. Returns what is to be raised.
+        """Closes the connection, so that a late reply can't be taken for the next one. Returns the error to raise.
 
-        A request that wasn't `sent` whole can't have been executed.
+        A request that was not `sent` whole can't have been executed.
         """
         self.close()
+        if raised_by_signal(error):  # as a time limit that is a TimeoutError
+            raise error
         if isinstance(error, BlockingIOError | TimeoutError):
-            return TimedOut(str(_unavailable(error)))
+            return TimedOut(_LATE)
         if isinstance(error, OSError):
-            return ConnectionLost(str(error)) if sent else Unavailable(str(error))
+            return ConnectionLost(str(error)) if sent else Unreachable(str(error))
         return ProtocolError(f"a reply that can't be read: {error}")
 
-    def _look(self) -> int:
-        """Receives, but looks for the answer for a moment before it sleeps: see `polling`."""
-        until = time.monotonic() + LOOK_FOR
+    def _busy_poll(self) -> int:
+        """Receives, and polls for a moment before it sleeps: see `busy_polling`."""
+        until = time.monotonic() + POLL_FOR
         while True:
             try:
                 received = self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
@@ -216,20 +235,20 @@ class BlockingConnection:
                 if time.monotonic() >= until:
                     break
             else:
-                self._polling.found()
+                self._polling.succeeded()
                 return received
-        self._polling.missed()
+        self._polling.failed()
         return self._socket.recv_into(self._view)
 
     def _send_rest(self, data: Data, sent: int, until: float) -> None:
         while sent < len(data):
             if not (left := _left(until)):
-                raise BlockingIOError  # as the kernel says it
+                raise BlockingIOError  # as the kernel does after SO_SNDTIMEO
             self._set_timeout(left)
             sent += self._socket.send(memoryview(data)[sent:])
 
-    def _receive_frame(self, until: float, overtime: float = OVERTIME, limit: int = MAX_FRAME) -> memoryview:
-        return self._receive_rest(self._receive_more(self._view, until, overtime), until, limit)
+    def _receive_frame(self, until: float, grace: float = GRACE, limit: int = MAX_FRAME) -> memoryview:
+        return self._receive_rest(self._receive_more(self._view, until, grace), until, limit)
 
     def _receive_rest(self, received: int, until: float, limit: int = MAX_FRAME) -> memoryview:
         """The payload of the frame whose first bytes have been received, plain or sealed."""
@@ -244,7 +263,7 @@ class BlockingConnection:
         if size > HEADER + limit:
             raise ProtocolError(too_long(bytes(whole[:HEADER]), size - HEADER, limit))
         if received > size:
-            raise ProtocolError(f"{received} bytes came where a frame of {size} was due")
+            raise ProtocolError(f"{received} bytes came where a frame has {size}")
         if size > len(whole):
             whole = memoryview(bytearray(size))
             whole[:received] = self._view[:received]
@@ -259,7 +278,7 @@ class BlockingConnection:
             received += self._receive_more(view[received:RECORD_HEADER], until)
         size = RECORD_HEADER + record_size(view)
         if received > size:
-            raise ProtocolError(f"{received} bytes came where a sealed record of {size} was due")
+            raise ProtocolError(f"{received} bytes came where a sealed record has {size}")
         while received < size:
             received += self._receive_more(view[received:size], until)
         return view[RECORD_HEADER:size]
@@ -271,7 +290,7 @@ class BlockingConnection:
             raise ProtocolError("a sealed record ends within the length of a frame")
         size = HEADER + size_at(plain)[0]
         if size > HEADER + MAX_FRAME or len(plain) > size:
-            raise ProtocolError(f"{len(plain)} bytes came where a frame of {size} was due")
+            raise ProtocolError(f"{len(plain)} bytes came where a frame has {size}")
         if len(plain) == size:
             return memoryview(plain)[HEADER:]
         whole = memoryview(bytearray(size))
@@ -284,21 +303,26 @@ class BlockingConnection:
             filled += self._opener.open_into(record, whole[filled : filled + len(record) - TAG])
         return whole[HEADER:]
 
-    def _receive_more(self, into: memoryview, until: float, overtime: float = 0.0) -> int:
-        # What has come is taken, however late we come ourselves.
-        if (seconds := _left(until) or overtime) or self._cooperative:
+    def _receive_more(self, into: memoryview, until: float, grace: float = 0.0) -> int:
+        # Bytes that have arrived are read, however late this process is itself.
+        seconds = _left(until) or grace
+        if seconds or self._cooperative:
             self._set_timeout(seconds)
-        count = self._socket.recv_into(into, 0, 0 if seconds or self._cooperative else socket.MSG_DONTWAIT)
+            count = self._socket.recv_into(into)
+        else:
+            count = self._socket.recv_into(into, 0, socket.MSG_DONTWAIT)
         if not count:
             raise ConnectionResetError(_CLOSED)
         return count
 
-    def has_ended(self) -> bool:
-        """Whether the node has closed it since the last answer, or said something unasked. Then it is closed here."""
+    def is_stale(self) -> bool:
+        """Whether the node has closed the connection since its last reply, or sent something unrequested. Closes it."""
         try:
             if self._cooperative:
                 self._set_timeout(0.0)
-            self._socket.recv(1, socket.MSG_PEEK | (0 if self._cooperative else socket.MSG_DONTWAIT))
+                self._socket.recv(1, socket.MSG_PEEK)
+            else:
+                self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             if self._cooperative:
                 self._set_timeout(self._deadline)

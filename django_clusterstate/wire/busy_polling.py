@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable
 
-LOOK_FOR = 100e-6  # seconds: a few times what a node nearby takes to answer whoever is awake
+POLL_FOR = 100e-6  # seconds: a few times what a node nearby takes to answer whoever is awake
 MIN_REST, MAX_REST = 4, 4096  # answers
 BELIEVED_FOR = 0.01  # seconds
 _ASKING = 100  # times as long as it took to ask, what was said is believed at least
 
-Idle = Callable[[float], bool]
+IsIdle = Callable[[float], bool]
 
 
 def idle_processor() -> bool:
@@ -62,28 +62,28 @@ class BusyPoll:
     no processor is idle it asks for one again after MIN_REST answers.
     """
 
-    __slots__ = ("_idle", "_next_rest", "_rest")
+    __slots__ = ("_is_idle", "_next_rest", "_rest")
 
-    def __init__(self, idle: Idle) -> None:
-        self._idle = idle
+    def __init__(self, is_idle: IsIdle) -> None:
+        self._is_idle = is_idle
         self._rest = 0
         self._next_rest = MIN_REST
 
-    def due(self, now: float) -> bool:
+    def should_poll(self, now: float) -> bool:
         """Whether to look for the next answer. Asked once for each; `now` in seconds of the monotonic clock."""
         if self._rest:
             self._rest -= 1
             return False
-        if self._idle(now):
+        if self._is_idle(now):
             return True
         self._rest = MIN_REST
         return False
 
-    def found(self) -> None:
+    def succeeded(self) -> None:
         """The answer came while we looked."""
         self._next_rest = MIN_REST
 
-    def missed(self) -> None:
-        """It didn't come within LOOK_FOR."""
+    def failed(self) -> None:
+        """It didn't come within POLL_FOR."""
         self._rest = self._next_rest
         self._next_rest = min(MAX_REST, 4 * self._rest)

@@ -8,7 +8,7 @@ from django_clusterstate.client.event_batches import KEEP, MAX_BATCH, MAX_WAITIN
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, RoutingTable, Target
 from django_clusterstate.core.event_counts import MAX_ENTRIES
 from django_clusterstate.core.membership.messages import Identity, View
-from django_clusterstate.exceptions import ClusterStateError, Unavailable
+from django_clusterstate.exceptions import CircuitOpen, ClusterStateError, Refused, TimedOut
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.framing import HEADER
@@ -50,7 +50,7 @@ class Nodes:
         assert isinstance(track, wire.Track)
         self.asked.append((target.name, track.batch))
         if (error := self._error()) is not None:
-            raise Unavailable(str(error)) from error
+            raise error
         self.taken.append((target.name, track))
         return wire.DoneReply(1)
 
@@ -71,13 +71,11 @@ def filled(number: int = 10, names: tuple[str, ...] = ("a", "b", "c")) -> Outbox
 
 
 def late() -> BaseException:
-    return Unavailable("no answer within the deadline")
+    return TimedOut("no answer within the deadline")
 
 
 def refused() -> BaseException:
-    error = Unavailable("no node")
-    error.__cause__ = ConnectionRefusedError()
-    return error
+    return Refused("no node")
 
 
 def test_events_go_to_their_owners_with_how_long_ago_they_were() -> None:
@@ -151,7 +149,7 @@ def test_batch_that_was_perhaps_taken_by_a_node_that_has_ended_since_goes_to_the
     assert (outbox.empty, outbox.dropped) == (False, 0)
 
 
-def test_owner_that_is_left_alone_is_passed_over() -> None:
+def test_owner_whose_circuit_breaker_is_open_is_passed_over() -> None:
     TARGETS["a"].failures = FAILURES_TO_OPEN
     nodes = Nodes()
     nodes.send(filled(50))
@@ -159,11 +157,11 @@ def test_owner_that_is_left_alone_is_passed_over() -> None:
 
 
 def test_batch_that_an_open_breaker_kept_back_is_free_to_go_elsewhere() -> None:
-    def left_alone(target: Target, request: bytes) -> wire.Reply:
-        raise Unavailable("left alone for now")
+    def breaker_open(target: Target, request: bytes) -> wire.Reply:
+        raise CircuitOpen
 
     outbox = filled(1, ("a",))
-    outbox.send(outbox.batches()[0], left_alone, 100.0)
+    outbox.send(outbox.batches()[0], breaker_open, 100.0)
     outbox.place(table("b"))
     assert [batch.target.name for batch in outbox.batches()] == ["b"]
 

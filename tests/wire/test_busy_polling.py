@@ -28,12 +28,12 @@ def looks(polling: BusyPoll, comes_in_time: Callable[[int], bool], answers: int 
     """Whether each look found the answer, of so many answers at one moment."""
     results = []
     for number in range(answers):
-        if polling.due(0.0):
+        if polling.should_poll(0.0):
             results.append(comes_in_time(number))
             if results[-1]:
-                polling.found()
+                polling.succeeded()
             else:
-                polling.missed()
+                polling.failed()
     return results
 
 
@@ -64,13 +64,13 @@ def test_misses_in_a_row_are_ever_farther_apart(outcomes: list[bool]) -> None:
     rests = []
     for found in outcomes:
         rest = 0
-        while not polling.due(0.0):
+        while not polling.should_poll(0.0):
             rest += 1
         rests.append(rest)
         if found:
-            polling.found()
+            polling.succeeded()
         else:
-            polling.missed()
+            polling.failed()
     due = MIN_REST
     for found, rest in zip(outcomes, rests[1:], strict=False):
         assert rest == (0 if found else due)

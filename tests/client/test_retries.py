@@ -1,11 +1,22 @@
-"""What is sent again when an answer was lost."""
+"""Which requests are sent again, by the type of the request and of the error."""
 
 import pytest
 
+from django_clusterstate.client.retries import may_be_executed, may_execute_twice, may_send_again
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.exceptions import (
+    CircuitOpen,
+    ClusterStateError,
+    ConnectionLost,
+    NoCluster,
+    ProtocolError,
+    Refused,
+    TimedOut,
+    Unreachable,
+)
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.retries import may_repeat, may_repeat_frame
+from django_clusterstate.wire.handshake import OtherNode, OtherStart
 from django_clusterstate.wire.status import RequesterStats
 
 RULES = [Rule(Algorithm.FIXED_WINDOW, 5, 60.0)]
@@ -57,8 +68,35 @@ ONCE: list[wire.Request] = [
 
 @pytest.mark.parametrize("request_", AGAIN + ONCE, ids=lambda one: type(one).__name__)
 def test_request_is_sent_again_if_it_may_be_executed_twice(request_: wire.Request) -> None:
-    assert may_repeat(request_) == may_repeat_frame(frame(wire.encode(request_))) == (request_ in AGAIN)
+    assert may_execute_twice(request_) == (request_ in AGAIN)
+    assert may_send_again(frame(wire.encode(request_)), ConnectionLost(), b"boot", b"boot") == (request_ in AGAIN)
 
 
 def test_each_kind_of_request_is_decided() -> None:
     assert {type(one) for one in AGAIN + ONCE} == set(wire.Request.__args__)
+
+
+ERRORS = [
+    (NoCluster(), False),
+    (CircuitOpen(), False),
+    (Unreachable(), False),
+    (Refused(), False),
+    (OtherNode(""), False),
+    (OtherStart(""), False),
+    (ConnectionLost(), True),
+    (TimedOut(), True),
+    (ProtocolError(), True),
+]
+
+
+@pytest.mark.parametrize(("error", "executed"), ERRORS, ids=lambda one: type(one).__name__)
+def test_error_says_whether_the_request_may_have_been_executed(error: ClusterStateError, executed: bool) -> None:
+    assert may_be_executed(error) == executed
+    assert may_send_again(frame(wire.encode(ONCE[0])), error, b"boot", b"boot") == (not executed)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "again"), [(b"1", b"2", True), (b"1", b"1", False), (b"", b"2", False), (b"1", b"", False)]
+)
+def test_any_request_is_sent_again_to_a_node_that_was_restarted(old: bytes, new: bytes, again: bool) -> None:
+    assert may_send_again(frame(wire.encode(ONCE[0])), ConnectionLost(), old, new) == again

@@ -1,0 +1,64 @@
+"""Which failed requests may be sent again: those that can't have been executed, or may be executed twice. Pure.
+
+A request may be executed twice if that leaves the same state as one execution at the moment of the second one; its
+reply may then report less than the lost reply did (`Delete`: the key was already gone). Any other request is sent again
+only to a node that has been restarted since then: it has executed nothing of what was sent to the earlier start.
+"""
+
+from typing import assert_never
+
+from ..exceptions import ClusterStateError, ConnectionLost, ProtocolError
+from ..wire import messages as wire
+from ..wire.framing import HEADER
+from ..wire.handshake import OtherNode
+
+
+def may_be_executed(error: ClusterStateError) -> bool:
+    """Whether the node may have executed the request that failed with this error, or may yet execute it."""
+    if isinstance(error, OtherNode):  # found by the handshake, before a request is sent
+        return False
+    return isinstance(error, ConnectionLost | ProtocolError)
+
+
+def may_send_again(request: bytes, error: ClusterStateError, old_boot: bytes, new_boot: bytes) -> bool:
+    """Whether a framed request may be sent on a new connection, after `error` on the connection before.
+
+    `old_boot` and `new_boot` are the boot ids of the node on the two connections, empty where they aren't known.
+    """
+    if not may_be_executed(error):
+        return True
+    restarted = bool(old_boot) and bool(new_boot) and old_boot != new_boot
+    return restarted or may_execute_twice(wire.decode_request(request[HEADER:]))
+
+
+def may_execute_twice(request: wire.Request) -> bool:
+    """Whether a node may execute a request a second time."""
+    match request:
+        case (
+            # Nothing changes.
+            wire.Get() | wire.GetWithTtl() | wire.GetEntry() | wire.Scan() | wire.Peek() | wire.FindLimits()
+            | wire.GetEvents() | wire.Ping() | wire.GetStatus() | wire.GetReport()
+            # The second execution changes nothing, or only what others did between the two.
+            | wire.Touch() | wire.Delete() | wire.Clear() | wire.Reset() | wire.Flush()
+            | wire.GroupAdd() | wire.GroupDiscard()
+            # The node recognises the batch by its id.
+            | wire.Track()
+        ):  # fmt: skip
+            return True
+        case wire.Set():
+            # The second execution of an addition would find the first one's value, and report that it was there before.
+            return not request.absent or request.or_same
+        case wire.GetView():
+            return request.stats is None  # the counts would be added twice
+        case wire.Hit():
+            return not request.cost and not request.denied_locally
+        case (
+            wire.Incr() | wire.Refund()
+            # A channel message is delivered at most once.
+            | wire.Send() | wire.GroupSend() | wire.Deliver() | wire.Forward()
+            # The messages of the lost reply are gone, and the receiver sends its next request by itself.
+            | wire.Receive()
+        ):  # fmt: skip
+            return False
+        case _:
+            assert_never(request)
