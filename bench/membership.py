@@ -21,12 +21,12 @@ from django_clusterstate.wire.address import parse_tcp
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.framing import MAX_FRAME, Deframer, frame
 from django_clusterstate.wire.handshake import Hello, NodeHandshake, Role
-from django_clusterstate.wire.keys import derive_channel_keys, derive_link_keys
+from django_clusterstate.wire.keys import derive_heartbeat_keys, derive_link_keys
 from testproject.processes import LocalCluster, wait_until
 
 SECRET = "what the benchmark and its node know " * 2
 LINK_KEYS = derive_link_keys([SECRET], "default")
-CHANNEL_KEYS = derive_channel_keys([SECRET], "default")
+CHANNEL_KEYS = derive_heartbeat_keys([SECRET], "default")
 GROUP = "clusterstate.default"
 INTERVAL = 0.5
 NODE = "real"

@@ -13,7 +13,7 @@ from .models import NodeAddress
 from .node.discovery import Discovery, DnsDiscovery, ListDiscovery
 from .node.log import logger
 from .wire.address import TcpAddress, parse_ip, parse_tcp
-from .wire.background import Background, T
+from .wire.background import BackgroundWork, T
 
 ANNOUNCE_EVERY = 30.0
 RETRY_AFTER = 5.0  # seconds, while the database fails
@@ -51,9 +51,9 @@ class DatabaseDiscovery:
         self._failed = False
         self._seen: dict[str, datetime.datetime] = {}  # when each row was renewed, as of our last look
         self._warned: set[str] = set()
-        self._announcing = Background(_with_own_connection(self._announce), "discovery, writing")
-        self._reading = Background(_with_own_connection(self._read), "discovery, reading")
-        self._withdrawing = Background(_with_own_connection(self._withdraw), "discovery, leaving")
+        self._announcing = BackgroundWork(_with_own_connection(self._announce), "discovery, writing")
+        self._reading = BackgroundWork(_with_own_connection(self._read), "discovery, reading")
+        self._withdrawing = BackgroundWork(_with_own_connection(self._withdraw), "discovery, leaving")
 
     @property
     def interval(self) -> float:
@@ -163,7 +163,11 @@ def table_problem() -> tuple[str, bool]:
     Waits for a few seconds at most, and leaves no connection open.
     """
     try:
-        return Background(_with_own_connection(_table_problem), "discovery, first look").start().result(ANNOUNCE_WITHIN)
+        return (
+            BackgroundWork(_with_own_connection(_table_problem), "discovery, first look")
+            .start()
+            .result(ANNOUNCE_WITHIN)
+        )
     except TimeoutError:
         return f"no answer after {ANNOUNCE_WITHIN:g} s: is it locked or out of reach?", False
 

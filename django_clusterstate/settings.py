@@ -22,7 +22,7 @@ from django.views.decorators.debug import sensitive_variables
 from .clientip import Proxies
 from .core.membership.members import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
-from .wire.keys import MAX_SECRETS, Key, LinkKey, derive_channel_keys, derive_link_keys
+from .wire.keys import MAX_SECRETS, Key, LinkKey, derive_heartbeat_keys, derive_link_keys
 
 PREFIX = "CLUSTERSTATE_"
 DEFAULT_PORT = 4370
@@ -206,7 +206,7 @@ class Settings:
 
     @property
     def channel_keys(self) -> tuple[Key, ...]:
-        return derive_channel_keys(self.secrets, self.cluster)
+        return derive_heartbeat_keys(self.secrets, self.cluster)
 
     @property
     def secret_problem(self) -> str:

@@ -461,7 +461,7 @@ def test_port_that_is_taken_is_named(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, LocalCluster(folder, ("a",)) as cluster:
         port = str(taken.getsockname()[1])
         command = [sys.executable, "manage.py", "clusternode", "--metrics-port"]
-        for value, words in ((port, "metrics can't be served at 127.0.0.1"), ("99999", "is no address")):
+        for value, words in ((port, "metrics can't be served at 127.0.0.1"), ("99999", "is not an address")):
             process = Process([*command, value], folder / f"{value}.log", cluster.env("a"))
             try:
                 assert process.wait(SECONDS) == 1

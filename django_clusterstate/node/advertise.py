@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..wire.address import TcpAddress
-from ..wire.background import Background
+from ..wire.background import BackgroundWork
 from ..wire.resolver import Hosts, Lookup, look_up, numeric
 from .interfaces import has_address, is_reachable, own_address
 from .log import RationedLog, logger
@@ -95,7 +95,7 @@ def is_local_name(host: str) -> bool:
 
 def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep) -> Advertised:
     """The address to advertise, tried again until names can be resolved; what it waits for is logged."""
-    search = Background(finder.find, "look-up of this node's address")
+    search = BackgroundWork(finder.find, "look-up of this node's address")
     said = False
     while True:
         try:
@@ -121,7 +121,7 @@ class AddressWatch:
     def __init__(self, finder: Finder, advertised: Advertised, clock: Callable[[], float] = time.monotonic) -> None:
         self._finder = finder
         self._advertised = advertised
-        self._search = Background(finder.find, "look-up of this node's address")
+        self._search = BackgroundWork(finder.find, "look-up of this node's address")
         self._log = RationedLog(clock, WARN_AGAIN)
         if advertised.problem:
             self._warn_of_problem(advertised.problem)

@@ -1,4 +1,4 @@
-"""Where a node listens: `host:port`, `[v6]:port`, or the path of a unix socket."""
+"""The address of a node: `host:port`, `[v6]:port`, or the path of a unix socket."""
 
 import ipaddress
 from typing import NamedTuple
@@ -13,13 +13,13 @@ class TcpAddress(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this host can reach it; a name other than `localhost` may be anywhere."""
+        """Whether only this host can reach it. False for a host name other than `localhost`."""
         address = _ip_address(self.host)
         return self.host == "localhost" if address is None else address.is_loopback
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it stands for all addresses of this host. `::` is all of IPv6, an empty host is all of both."""
+        """Whether it means all addresses of this host: `0.0.0.0`, `::`, or an empty host for both."""
         address = _ip_address(self.host)
         return not self.host if address is None else address.is_unspecified
 
@@ -39,31 +39,31 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    # IPv4 in the notation of IPv6, `::ffff:127.0.0.1`, which Python calls loopback since 3.13 only.
+    # `::ffff:127.0.0.1` is IPv4 in IPv6 notation. Python before 3.13 doesn't recognize it as loopback.
     return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
 
 
 def parse_tcp(text: str) -> TcpAddress:
-    """Raises `ValueError`, which says what an address looks like."""
+    """Parses `host:port` or `[v6]:port`. Raises `ValueError` with an example of an address."""
     host, colon, port = text.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r} is no address: write HOST:PORT, for example 10.0.0.5:4370 or [::1]:4370")
+        raise ValueError(f"{text!r} is not an address: write HOST:PORT, for example 10.0.0.5:4370 or [::1]:4370")
     return TcpAddress(host, int(port))
 
 
 def parse_ip(text: str) -> TcpAddress:
-    """As nodes name each other: an IP address and a port. Raises `ValueError`, also for a host name, which somebody
-    would have to wait for."""
+    """Parses an IP address and a port, as nodes advertise them. Raises `ValueError`, also for a host name, since
+    resolving it would block."""
     address = parse_tcp(text)
     if _ip_address(address.host) is None:
-        raise ValueError(f"{text!r} is no address: {address.host!r} is not an IP address")
+        raise ValueError(f"{text!r} is not an address: {address.host!r} is not an IP address")
     return address
 
 
 def parse_address(text: str) -> Address:
-    """A path (it has a slash) or `host:port`. Raises `ValueError`."""
+    """Parses the path of a unix socket, which contains a slash, or `host:port`. Raises `ValueError`."""
     if "\0" in text:
-        # An abstract name has no folder whose permissions keep other users from taking it first.
+        # Any user may take an abstract socket name first, since no folder protects it.
         raise ValueError(f"{text!r} has a zero byte: abstract socket names are not supported, write a path")
     return UnixAddress(text) if "/" in text else parse_tcp(text)

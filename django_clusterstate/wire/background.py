@@ -1,6 +1,6 @@
-"""Work that blocks for as long as it likes, such as a name look-up, in a daemon thread of its own.
+"""Blocking work without a deadline, such as a name look-up, in a daemon thread.
 
-Not in an executor: a pool is full once a few threads hang, and a process or an event loop that ends waits for its pool.
+An executor isn't used: a few hanging threads fill its pool, and a process or event loop that ends waits for its pool.
 """
 
 import os
@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Background(Generic[T]):
-    """Runs `work` in a thread, one at a time: a caller that comes while it runs is given the same future."""
+class BackgroundWork(Generic[T]):
+    """Runs `work` in a daemon thread, at most once at a time: callers during a run share its future."""
 
     def __init__(self, work: Callable[[], T], name: str) -> None:
         self._work = work
@@ -21,9 +21,9 @@ class Background(Generic[T]):
         self._running: tuple[int, Future[T]] | None = None
 
     def start(self) -> "Future[T]":
-        """The result of the run in progress, or of a new one. Cancelling the future doesn't stop the work."""
+        """The future of the current run, or of a new one. Cancelling it doesn't stop the work."""
         pid, running = os.getpid(), self._running
-        # A thread doesn't survive a fork: in the child its future would never be done.
+        # No thread survives a fork: in a forked child the future of the parent's run would never be done.
         if running is not None and running[0] == pid and not running[1].done():
             return running[1]
         future: Future[T] = Future()

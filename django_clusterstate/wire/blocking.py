@@ -25,7 +25,7 @@ from .handshake import DiallerHandshake, Hello, OtherNode
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import MAX_RECORD, RECORD_HEADER, TAG, Data, Opener, Sealer, record_size
-from .other_protocols import too_long
+from .other_protocols import frame_too_long
 from .unix_sockets import check_folder, check_unix_peer
 
 _RECEIVE = MAX_RECORD  # bytes: so the longest record fits
@@ -261,7 +261,7 @@ class BlockingConnection:
             received += self._receive_more(whole[received:], until)
         size = HEADER + size_at(whole)[0]
         if size > HEADER + limit:
-            raise ProtocolError(too_long(bytes(whole[:HEADER]), size - HEADER, limit))
+            raise ProtocolError(frame_too_long(bytes(whole[:HEADER]), size - HEADER, limit))
         if received > size:
             raise ProtocolError(f"{received} bytes came where a frame has {size}")
         if size > len(whole):

@@ -1,30 +1,30 @@
-"""Frames: a length of four bytes, big-endian, and as many bytes. Pure: bytes in, frames out."""
+"""Frames: a length of four bytes, big-endian, followed by as many bytes of payload. Pure: bytes in, frames out."""
 
 import struct
 
 from ..exceptions import ProtocolError
-from .other_protocols import too_long
+from .other_protocols import frame_too_long
 
 HEADER = 4
 MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message around it
-MAX_REQUEST = MAX_FRAME - 512  # a node passes a request on, or answers it, with another name or an epoch more
-HANDSHAKE_LIMIT = 8192  # bytes: four offers with the longest names. A stranger can't make us hold more
+MAX_REQUEST = MAX_FRAME - 512  # room for what a node adds when it forwards a request or replies: a name, an epoch
+HANDSHAKE_LIMIT = 8192  # bytes of four offers with the longest names; an unauthenticated peer can't make us buffer more
 
 _LENGTH = struct.Struct(">I")
 _pack = _LENGTH.pack
-size_at = _LENGTH.unpack_from  # a buffer, and where the header begins in it: `(size,)` of the payload after it
+size_at = _LENGTH.unpack_from  # (buffer, offset of a header) -> (size of the payload,)
 
 
 def frame(payload: bytes, limit: int = MAX_REQUEST) -> bytes:
-    """The payload with its length before it. Raises `ValueError` when it is longer than it may be."""
+    """The payload with its header. Raises `ValueError` if it is longer than `limit`."""
     size = len(payload)
     if size > limit:
-        raise ValueError(f"a message of {size:,} bytes is longer than it may be ({limit:,})")
+        raise ValueError(f"a message of {size:,} bytes is longer than the limit of {limit:,}")
     return _pack(size) + payload
 
 
 class Deframer:
-    """Cuts a stream of bytes into payloads. Holds at most one frame of `limit` bytes and what came with it."""
+    """Splits a byte stream into payloads of at most `limit` bytes each. Buffers at most one incomplete frame."""
 
     __slots__ = ("_rest", "limit")
 
@@ -34,12 +34,12 @@ class Deframer:
 
     @property
     def pending(self) -> bool:
-        """Whether the beginning of a frame waits for its rest."""
+        """Whether an incomplete frame is buffered."""
         return bool(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that are complete now. Raises `ProtocolError` on a length above the limit, before its
-        bytes are waited for."""
+        """The payloads that these bytes complete. Raises `ProtocolError` as soon as a header announces more bytes than
+        the limit."""
         if self._rest:
             data = self._rest + data
         elif len(data) > HEADER and size_at(data)[0] == len(data) - HEADER <= self.limit:
@@ -49,7 +49,7 @@ class Deframer:
         while end - start >= HEADER:
             size = size_at(data, start)[0]
             if size > self.limit:
-                raise ProtocolError(too_long(data[start : start + HEADER], size, self.limit))
+                raise ProtocolError(frame_too_long(data[start : start + HEADER], size, self.limit))
             stop = start + HEADER + size
             if stop > end:
                 break

@@ -1,7 +1,7 @@
 """Keys derived from the project's secrets.
 
-HKDF-SHA-256 (RFC 5869) with the salt `django-clusterstate`. The purpose and the cluster's name are the info, so no key
-can be used for another purpose or in another cluster.
+HKDF-SHA-256 (RFC 5869) with the salt `django-clusterstate`. Its info contains the purpose and the cluster's name, so a
+key is valid for one purpose in one cluster only.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ _LENGTH = 32
 
 
 class _Expanded(bytes):
-    """Key material that is about to be cut into keys: a variable of a function like any other, so it prints nothing."""
+    """Key material before it is split into keys. Its `repr()` shows nothing, since error reports show variables."""
 
     def __repr__(self) -> str:
         return "<keys>"
 
 
 class Key:
-    """32 secret bytes that print as `<Key>`.
+    """32 secret bytes, shown as `<Key>`.
 
-    An error report shows the variables of each function that an exception passed through. So a key is handed around as
-    such an object, never as bytes, and can't be pickled.
+    Error reports show the variables of each function in a traceback. So keys are passed as such objects, never as
+    bytes, and can't be pickled.
     """
 
     __slots__ = ("_bytes",)
@@ -56,7 +56,7 @@ class Key:
         return hmac.digest(self._bytes, message, "sha256")
 
     def expand(self, salt: "Key", count: int) -> list["Key"]:
-        """So many keys, by HKDF-SHA-256 with this key as the input keying material and no info."""
+        """`count` keys by HKDF-SHA-256 with this key as input keying material, and empty info."""
         expanded = _Expanded(HKDF(SHA256(), count * _LENGTH, salt._bytes, b"").derive(self._bytes))
         return [Key(expanded[number * _LENGTH : (number + 1) * _LENGTH]) for number in range(count)]
 
@@ -71,7 +71,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class LinkKey:
-    """What one secret gives for connections: the pre-shared key of the handshake, and the key of its offers' ids."""
+    """The keys for connections from one secret: the pre-shared key of the Noise handshake, and the key of offer ids."""
 
     psk: Key
     offers: Key
@@ -83,13 +83,13 @@ def _derive(secret: str | bytes, info: str) -> Key:
 
 
 def derive_link_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[LinkKey, ...]:
-    """The keys for connections, one pair for each of the first four secrets, in their order."""
+    """The keys for connections, one pair for each of the first four secrets."""
     return tuple(
         LinkKey(_derive(secret, f"clusterstate|seal2|{cluster}"), _derive(secret, f"clusterstate|seal2-id|{cluster}"))
         for secret in secrets[:MAX_SECRETS]
     )
 
 
-def derive_channel_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[Key, ...]:
-    """The keys that sign heartbeats, one for each of the first four secrets, in their order."""
+def derive_heartbeat_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[Key, ...]:
+    """The keys that sign heartbeats, one for each of the first four secrets."""
     return tuple(_derive(secret, f"clusterstate|channel|{cluster}") for secret in secrets[:MAX_SECRETS])

@@ -1,8 +1,8 @@
 """The handshake `Noise_NNpsk0_25519_AESGCM_SHA256` and the sealed records that follow it. Pure: bytes in and out.
 
-The Noise Protocol Framework, revision 34 (https://noiseprotocol.org/noise.html): two messages, an ephemeral X25519 key
-in each, and a pre-shared key mixed in first. Only holders of that key can make or read either message, and a key that
-leaks later doesn't open what was recorded before. The primitives are those of `cryptography`.
+The Noise Protocol Framework, revision 34 (https://noiseprotocol.org/noise.html): two messages with an ephemeral X25519
+key each, and a pre-shared key that is mixed in first. Only holders of that key can write or read the messages. If the
+key leaks later, recorded traffic stays unreadable (forward secrecy). The primitives are those of `cryptography`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from ..exceptions import ProtocolError
 from .keys import Key
 
-TAG = 16  # bytes that sealing adds
+TAG = 16  # bytes that encryption adds
 MAX_PLAIN = 65535 - TAG  # bytes in one record: a Noise message has at most 65,535
 RECORD_HEADER = 4
 MAX_RECORD = RECORD_HEADER + 65535
@@ -24,9 +24,9 @@ PUBLIC_KEY = 32  # bytes
 
 _PROTOCOL = b"Noise_NNpsk0_25519_AESGCM_SHA256"
 REKEY_EVERY = 1 << 20  # records: 2**32 blocks of AES at most under one key, where GCM allows far more (RFC 8446, 5.5)
-_LAST_NONCE = bytes(4) + b"\xff" * 8  # the nonce that Noise reserves for making the next key
+_LAST_NONCE = bytes(4) + b"\xff" * 8  # the nonce that Noise reserves for REKEY
 
-_ALTERED = "a sealed record was altered, repeated or lost on its way"
+_ALTERED = "a sealed record was altered, repeated or lost in transit"
 _LENGTH = struct.Struct(">I")
 _pack = _LENGTH.pack
 _size_at = _LENGTH.unpack_from
@@ -36,16 +36,16 @@ Data = bytes | bytearray
 
 
 class Forked(OSError):
-    """The connection belongs to the parent of this process: to use it here would repeat a nonce."""
+    """The connection belongs to the parent process. Using it in a forked child would repeat a nonce."""
 
 
 def _nonce(counter: int) -> bytes:
-    """Four zero bytes, and the counter in eight, big-endian."""
+    """Four zero bytes and the counter in eight bytes, big-endian."""
     return counter.to_bytes(12, "big")
 
 
-class _Direction:
-    """The cipher of one direction of a connection. Each record has the next nonce; the key changes now and then."""
+class _CipherState:
+    """Noise's CipherState for one direction of a connection. The nonce counts records; `REKEY` after `REKEY_EVERY`."""
 
     __slots__ = ("_cipher", "_count", "_rekey_at")
 
@@ -61,9 +61,9 @@ class _Direction:
             self._rekey_at += REKEY_EVERY
 
 
-class Sealer(_Direction):
-    """Seals what is sent in one direction of a connection, as records: a length of four bytes, big-endian, the
-    ciphertext and its tag."""
+class Sealer(_CipherState):
+    """Encrypts one direction of a connection into records: a length of four bytes, big-endian, the ciphertext and its
+    tag."""
 
     __slots__ = ("_owner",)
 
@@ -72,10 +72,10 @@ class Sealer(_Direction):
         self._owner = _pid()
 
     def seal(self, data: bytes) -> Data:
-        """One record, or several for more than `MAX_PLAIN` bytes. Raises `Forked` in a forked child, whichever way it
-        was forked."""
+        """One record, or several for more than `MAX_PLAIN` bytes. Raises `Forked` in a forked child, also after a fork
+        in C."""
         if _pid() != self._owner:
-            raise Forked("the connection belongs to the parent of this process")
+            raise Forked("the connection belongs to the parent process of this forked child")
         size = len(data)
         if size > MAX_PLAIN:
             return self._seal_long(memoryview(data))
@@ -84,7 +84,7 @@ class Sealer(_Direction):
         return sealed
 
     def _seal_long(self, data: memoryview) -> bytearray:
-        """In place, since to join long records would copy all of them once more."""
+        """Encrypts into one buffer, since joining long records would copy them once more."""
         records = -(-len(data) // MAX_PLAIN)
         sealed = bytearray(len(data) + records * (RECORD_HEADER + TAG))
         view = memoryview(sealed)
@@ -99,8 +99,8 @@ class Sealer(_Direction):
         return sealed
 
 
-class Opener(_Direction):
-    """Opens what is received in one direction of a connection. After any error the connection is to be closed."""
+class Opener(_CipherState):
+    """Decrypts one direction of a connection. After an error the connection must be closed."""
 
     __slots__ = ("_rest",)
 
@@ -109,8 +109,8 @@ class Opener(_Direction):
         self._rest: Data = b""
 
     def open(self, sealed: Data | memoryview) -> bytes:
-        """The plain bytes of one record, given without its length. Raises `ProtocolError` if a byte was altered, or if
-        the record isn't the next one."""
+        """The plaintext of one record, which is passed without its length. Raises `ProtocolError` if it was altered or
+        isn't the next record."""
         try:
             plain = self._cipher.decrypt(self._count.to_bytes(12, "big"), sealed, None)
         except InvalidTag:
@@ -119,7 +119,7 @@ class Opener(_Direction):
         return plain
 
     def open_into(self, sealed: memoryview, into: memoryview) -> int:
-        """As `open`, into a buffer of the size of the plain bytes. Returns that size."""
+        """Decrypts one record into a buffer of the size of the plaintext. Returns that size. Raises as `open()`."""
         try:
             count = self._cipher.decrypt_into(self._count.to_bytes(12, "big"), sealed, None, into)
         except InvalidTag:
@@ -128,9 +128,9 @@ class Opener(_Direction):
         return count
 
     def feed(self, data: Data) -> bytes:
-        """The plain bytes of all records that are complete now; less than one record is kept for later.
+        """The plaintext of all records that these bytes complete. An incomplete record is buffered.
 
-        Raises `ProtocolError` as `open`, and on a length that no record can have, before its bytes are waited for.
+        Raises `ProtocolError` as `open()`, and as soon as a header announces an invalid length.
         """
         if self._rest:
             data = self._rest + data
@@ -150,18 +150,18 @@ class Opener(_Direction):
 
 
 def record_size(header: bytes | memoryview) -> int:
-    """The bytes that follow a record's four bytes of length. Raises `ProtocolError` on a length no record can have."""
+    """The length in a record's header of four bytes. Raises `ProtocolError` if it is invalid."""
     size: int = _size_at(header)[0]
     if not TAG <= size <= MAX_PLAIN + TAG:
-        raise ProtocolError(f"a sealed record of {size:,} bytes, which none can have")
+        raise ProtocolError(f"a sealed record of {size:,} bytes, outside {TAG} to {MAX_PLAIN + TAG:,}")
     return size
 
 
-class _Handshake:
-    """Noise's symmetric state, and the steps that both sides share."""
+class _HandshakeState:
+    """Noise's SymmetricState, and the tokens that both sides process."""
 
     def __init__(self, psk: Key, prologue: bytes) -> None:
-        self.hash = _PROTOCOL  # as it is, since it has the 32 bytes of a hash
+        self.hash = _PROTOCOL  # not hashed, since the name has exactly HASHLEN bytes
         self._chaining = Key(_PROTOCOL)
         self._private = X25519PrivateKey.generate()
         self._mix_hash(prologue)
@@ -188,15 +188,16 @@ class _Handshake:
         self._counter = 0
 
     def _mix_public(self, public: bytes) -> None:
+        """The `e` token. In a handshake with a pre-shared key, it also calls MixKey."""
         self._mix_hash(public)
-        self._mix_key(Key(public))  # where a pre-shared key is used, ephemeral keys are mixed in as well
+        self._mix_key(Key(public))
 
     def _mix_shared(self, public: bytes) -> None:
-        """The `ee` token. Raises `ProtocolError` for a point that gives the same secret whatever our key."""
+        """The `ee` token. Raises `ProtocolError` for a point of low order, whose shared secret is known to anyone."""
         try:
             shared = Key(self._private.exchange(X25519PublicKey.from_public_bytes(public)))
         except ValueError as error:
-            raise ProtocolError("a key in the handshake is of no use") from error
+            raise ProtocolError("a public key in the handshake is invalid") from error
         self._mix_key(shared)
 
     def _encrypt(self, plain: bytes) -> bytes:
@@ -209,18 +210,18 @@ class _Handshake:
         try:
             plain = self._cipher.decrypt(_nonce(self._counter), sealed, self.hash)
         except InvalidTag:
-            raise ProtocolError("a message of the handshake was altered, or made with another secret") from None
+            raise ProtocolError("a handshake message was altered, or made with another secret") from None
         self._counter += 1
         self._mix_hash(sealed)
         return plain
 
     def _split(self) -> list[Key]:
-        """The keys for what the initiator sends, and for what the responder sends."""
+        """Noise's Split: the keys of the initiator's and of the responder's direction."""
         return Key(b"").expand(self._chaining, 2)
 
 
-class Initiator(_Handshake):
-    """The side that dialled: `write`, then `read`, then `session`."""
+class Initiator(_HandshakeState):
+    """The side that connects: call `write()`, then `read()`, then `session()`."""
 
     def write(self, payload: bytes) -> bytes:
         self._mix_public(self.public)
@@ -238,8 +239,8 @@ class Initiator(_Handshake):
         return Sealer(sending), Opener(receiving)
 
 
-class Responder(_Handshake):
-    """The side that was dialled: `read`, then `write`, then `session`."""
+class Responder(_HandshakeState):
+    """The side that accepts: call `read()`, then `write()`, then `session()`."""
 
     _remote = b""
 
@@ -261,5 +262,5 @@ class Responder(_Handshake):
 
 def _public_of(message: bytes) -> bytes:
     if len(message) < PUBLIC_KEY + TAG:
-        raise ProtocolError("a message of the handshake is too short")
+        raise ProtocolError("a handshake message is too short")
     return message[:PUBLIC_KEY]

@@ -1,9 +1,9 @@
-"""Other protocols, by their first bytes: health checks, port scans, addresses of other programs. Pure."""
+"""Recognizes other protocols by their first bytes, for the log: health checks, port scans, wrong addresses. Pure."""
 
 import re
 
-# What four bytes begin with -> what it is. Taken for a length, each is far more than a frame may have.
-_KNOWN = (
+# Four bytes at the beginning, and what they are. Read as a length, each exceeds the limit of a frame.
+_PROTOCOLS = (
     (re.compile(rb"GET |HEAD|POST|PUT |DELE|OPTI|PATC|CONN|TRAC|PRI "), "an HTTP request"),
     (re.compile(rb"HTTP"), "an HTTP response"),
     (re.compile(rb"\x16\x03[\x00-\x04]"), "a TLS hello"),
@@ -12,19 +12,20 @@ _KNOWN = (
     (re.compile(rb"SSH-"), "an SSH banner"),
     (re.compile(rb"\*\d+\r|[+-](PON|OK|ERR|NOA|DEN)"), "the Redis protocol"),
 )
-HEADER = 4  # bytes that are looked at
+HEADER = 4  # bytes that the patterns match
 
 
-def described(header: bytes) -> str:
-    """What sends these first bytes, in words for a log; empty when they are of no protocol that is known here."""
-    return next((what for pattern, what in _KNOWN if pattern.match(header[:HEADER])), "")
+def recognize(header: bytes) -> str:
+    """The protocol that begins with these bytes, with its article for a sentence; empty if it isn't recognized."""
+    return next((name for pattern, name in _PROTOCOLS if pattern.match(header[:HEADER])), "")
 
 
-def too_long(header: bytes, size: int, limit: int) -> str:
-    """What is said of a frame that is longer than it may be."""
-    if what := described(header):
-        advice = ""
-        if what == "an HTTP request":
-            advice = "; point HTTP health checks at the site's health view or at the node's metrics port"
-        return f"it sent {what}, and here only the cluster's own protocol is spoken{advice}"
-    return f"a frame of {size:,} bytes, more than {limit:,}"
+def frame_too_long(header: bytes, size: int, limit: int) -> str:
+    """The error message for a frame whose header announces more bytes than the limit."""
+    protocol = recognize(header)
+    if not protocol:
+        return f"a frame of {size:,} bytes, more than {limit:,}"
+    advice = ""
+    if protocol == "an HTTP request":
+        advice = "; point HTTP health checks at the site's health view or at the node's metrics port"
+    return f"it sent {protocol}, but this port speaks only the cluster's own protocol{advice}"

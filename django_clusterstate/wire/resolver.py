@@ -1,7 +1,7 @@
-"""Host names to IP addresses, looked up outside the path of a request.
+"""Resolves host names to IP addresses without blocking a request.
 
-The system's resolver has no deadline: with a DNS server that doesn't answer it blocks for 5 to 30 s. So look-ups run in
-threads, a caller waits for one no longer than it has time, and the last answer is kept while the next is on its way.
+The system's resolver has no deadline: it blocks for 5 to 30 s when the DNS server doesn't answer. So look-ups run in
+threads, a caller waits for one until its own deadline, and the last result is used while a new look-up runs.
 """
 
 import asyncio
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 from ..exceptions import Unavailable
 from .address import Address, TcpAddress, UnixAddress
-from .background import Background
+from .background import BackgroundWork
 
-RENEW_AFTER = 2.0  # seconds: an older answer is used, and renewed meanwhile
-MAX_NAMES = 64  # they come from settings, so they are few
+REFRESH_AFTER = 2.0  # seconds: an older result is used, and refreshed in the background
+MAX_NAMES = 64  # names come from settings, so they are few
 
 Hosts = tuple[str, ...]
 Lookup = Callable[[str], Hosts]
 
 
 def look_up(name: str) -> Hosts:
-    """All IP addresses of a name by the system's resolver, in its order. Raises `OSError`; takes any time."""
+    """All IP addresses of a name in the order of the system's resolver. Raises `OSError`; blocks without a deadline."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:
@@ -31,7 +31,7 @@ def look_up(name: str) -> Hosts:
 
 
 def numeric(address: TcpAddress) -> TcpAddress | None:
-    """The address in its usual notation if its host is an IP address; None for a name. Never asks a server."""
+    """The address in canonical notation if its host is an IP address, None for a host name. Never queries DNS."""
     try:
         found = socket.getaddrinfo(address.host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
@@ -40,89 +40,92 @@ def numeric(address: TcpAddress) -> TcpAddress | None:
 
 
 @dataclass(slots=True)
-class _Name:
-    lookup: Background[Hosts]
-    answer: Hosts = ()
-    answered: float = float("-inf")
+class _CachedName:
+    lookup: BackgroundWork[Hosts]
+    hosts: Hosts = ()
+    resolved_at: float = float("-inf")
 
 
 class Resolver:
-    """The names that one client or node uses, with their last answers."""
+    """Resolves the host names of one client or node, and caches the results."""
 
     def __init__(self, lookup: Lookup = look_up, clock: Callable[[], float] = time.monotonic) -> None:
         self._lookup = lookup
         self._clock = clock
-        self._names: dict[str, _Name] = {}
+        self._names: dict[str, _CachedName] = {}
 
     def resolve(self, address: Address, seconds: float) -> Sequence[Address]:
-        """What to dial, best first, none of it a name: by the last answer, or the first within so many seconds.
+        """Addresses to connect to, best first: the cached ones, or those of a look-up within `seconds`.
 
-        Raises `Unavailable` when there is none.
+        Raises `Unavailable` when the name isn't resolved in time.
         """
         if isinstance(address, UnixAddress):
             return [address]
-        if (known := self._known(address)) is not None:
-            return known
+        if (cached := self._cached(address)) is not None:
+            return cached
         try:
-            return _dialled(address, self._name(address.host).lookup.start().result(max(0.0, seconds)))
+            return _addresses(address, self._name(address.host).lookup.start().result(max(0.0, seconds)))
         except TimeoutError as error:
-            raise _stalled(address, error) from error
+            raise _late(address) from error
         except OSError as error:
             raise _unresolved(address, error) from error
 
     async def resolve_async(self, address: Address, seconds: float) -> Sequence[Address]:
-        """As `resolve`, for asyncio."""
+        """Asynchronous `resolve()`."""
         if isinstance(address, UnixAddress):
             return [address]
-        if (known := self._known(address)) is not None:
-            return known
+        if (cached := self._cached(address)) is not None:
+            return cached
         return await self.resolve_now(address, seconds)
 
     async def resolve_now(self, address: TcpAddress, seconds: float) -> list[TcpAddress]:
-        """As `resolve_async`, but only by an answer of the last `RENEW_AFTER` seconds, not by an older one."""
+        """Asynchronous `resolve()` that doesn't use a cached result older than `REFRESH_AFTER` seconds."""
         if (found := numeric(address)) is not None:
             return [found]
         name = self._name(address.host)
-        if self._clock() - name.answered <= RENEW_AFTER:
-            return _dialled(address, name.answer)
+        if self._clock() - name.resolved_at <= REFRESH_AFTER:
+            return _addresses(address, name.hosts)
         try:
             async with asyncio.timeout(seconds):
-                return _dialled(address, await asyncio.wrap_future(name.lookup.start()))
+                return _addresses(address, await asyncio.wrap_future(name.lookup.start()))
         except TimeoutError as error:
-            raise _stalled(address, error) from error
+            raise _late(address) from error
         except OSError as error:
             raise _unresolved(address, error) from error
 
-    def _known(self, address: TcpAddress) -> list[TcpAddress] | None:
+    def _cached(self, address: TcpAddress) -> list[TcpAddress] | None:
         if (found := numeric(address)) is not None:
             return [found]
         name = self._name(address.host)
-        if not name.answer:
+        if not name.hosts:
             return None
-        if self._clock() - name.answered > RENEW_AFTER:
+        if self._clock() - name.resolved_at > REFRESH_AFTER:
             name.lookup.start()
-        return _dialled(address, name.answer)
+        return _addresses(address, name.hosts)
 
-    def _name(self, host: str) -> _Name:
+    def _name(self, host: str) -> _CachedName:
         found = self._names.get(host)
         if found is None:
             if len(self._names) >= MAX_NAMES:
-                raise Unavailable(f"more than {MAX_NAMES} host names are in use")
-            found = self._names.setdefault(host, _Name(Background(lambda: self._ask(host), f"look-up of {host}")))
+                raise Unavailable(
+                    f"the name {host} was not resolved: {MAX_NAMES} other host names are in use, the most allowed"
+                )
+            work = BackgroundWork(lambda: self._refresh(host), f"look-up of {host}")
+            found = self._names.setdefault(host, _CachedName(work))
         return found
 
-    def _ask(self, host: str) -> Hosts:
-        answer = self._lookup(host)
+    def _refresh(self, host: str) -> Hosts:
+        hosts = self._lookup(host)
         name = self._names[host]
-        name.answer, name.answered = answer, self._clock()
-        return answer
+        name.hosts, name.resolved_at = hosts, self._clock()
+        return hosts
 
 
-def _dialled(address: TcpAddress, hosts: Hosts) -> list[TcpAddress]:
+def _addresses(address: TcpAddress, hosts: Hosts) -> list[TcpAddress]:
     return [TcpAddress(host, address.port) for host in hosts]
 
 
-def _stalled(address: TcpAddress, error: TimeoutError) -> Unavailable:
+def _late(address: TcpAddress) -> Unavailable:
     return Unavailable(f"the name {address.host} was not resolved in time: the DNS server does not answer")
 
 

@@ -1,4 +1,4 @@
-"""Who may be trusted on a unix socket: by the user of the other end, and by the folder that the socket lies in."""
+"""Checks of a unix socket: the user at the other end, and the folder that contains the socket."""
 
 import os
 import socket
@@ -13,15 +13,14 @@ _ALL_IDS = 2**32 - 1
 
 
 class UnsafeFolder(PermissionError):
-    """Another user could have put the socket there, or could replace it."""
+    """Another user could have created the socket in this folder, or could replace it."""
 
 
 def check_folder(path: str) -> None:
-    """Raises `UnsafeFolder` unless nobody but our user and root can put a socket at this path; `OSError` when there is
-    no folder.
+    """Raises `UnsafeFolder` if a user other than ours and root could create a socket at this path, and `OSError` if the
+    folder doesn't exist.
 
-    The folder itself is looked at, not what a symbolic link leads to: in a folder such as /tmp another user can make
-    the link first.
+    A symbolic link isn't followed, since another user can create one first in a folder such as /tmp.
     """
     folder = os.path.dirname(path) or "."
     found = os.lstat(folder)
@@ -41,10 +40,8 @@ def check_unix_peer(sock: socket.socket) -> bool:
 
 
 def is_trusted(uid: int) -> bool:
-    """Whether this is our user or root, and surely so.
-
-    In a user namespace that maps some users only, all the others appear as one, the overflow uid: it names nobody.
-    """
+    """Whether the uid is root or our user. In a user namespace that doesn't map all users, the overflow uid is neither,
+    since every unmapped user appears with it."""
     if uid == ROOT:
         return True
     return uid == os.geteuid() and (uid != _overflow_uid() or _all_users_are_mapped())

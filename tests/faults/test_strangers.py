@@ -22,7 +22,7 @@ from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import Challenge
-from django_clusterstate.wire.keys import derive_channel_keys, derive_link_keys
+from django_clusterstate.wire.keys import derive_heartbeat_keys, derive_link_keys
 from django_clusterstate.wire.messages import Ping, PongReply, encode
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, wait_until
@@ -132,7 +132,7 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
         cluster.wait_for()
         with using(cluster, "a"):
             recorded = asyncio.run(_listen(12))
-        keys = derive_channel_keys([demo_settings.SECRET_KEY], "default")
+        keys = derive_heartbeat_keys([demo_settings.SECRET_KEY], "default")
         assert {unseal(message, keys).identity.name for message in recorded} == {"a", "b", "c"}
         cluster.kill("c")
         until_all_say(cluster, MemberState.DOWN, "c", ("a", "b"))

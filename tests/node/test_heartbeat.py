@@ -15,11 +15,11 @@ from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.channels.layer import SessionMessage
 from django_clusterstate.node.heartbeat import Heartbeats, seal, unseal
 from django_clusterstate.wire.handshake import VERSIONS
-from django_clusterstate.wire.keys import Key, derive_channel_keys
+from django_clusterstate.wire.keys import Key, derive_heartbeat_keys
 from django_clusterstate.wire.messages import decode_reply
 from tests.node.logs import KeptLog
 
-OLD, NEW, FOREIGN = derive_channel_keys(["old", "new", "foreign"], "default")
+OLD, NEW, FOREIGN = derive_heartbeat_keys(["old", "new", "foreign"], "default")
 BEAT = Heartbeat(Identity("a", b"a" * 16, "10.0.0.1:4370"), 0, 1, MemberState.ALIVE, 7, channel="x")
 
 

@@ -320,7 +320,7 @@ async def test_health_check_by_http_is_told_where_to_go(running: Running) -> Non
         reader, writer = await running.stranger()
         writer.write(said)
         assert await closed(reader)
-        assert running.reports.pop().startswith(f"connection from 127.0.0.1 closed: {told}, and here only")
+        assert running.reports.pop().startswith(f"connection from 127.0.0.1 closed: {told}, but this port speaks only")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_an_ip_address_is_told_from_a_name(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["web-1:4370", "localhost:1", ":1", "10.0.0:1", "nonsense"])
 def test_nodes_do_not_name_each_other_by_host_names(text: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not an address"):
         parse_ip(text)
 
 

@@ -235,7 +235,7 @@ def test_node_of_another_secret_is_refused(dial: Dial) -> None:
         wait_for_the_end(sock)
 
     with ScriptedNode(script) as other:
-        refused_in_time(lambda: dial(other.address), ProtocolError, "another secret|of no use")
+        refused_in_time(lambda: dial(other.address), ProtocolError, "another secret|is invalid")
 
 
 def test_silence_ends_with_the_deadline(dial: Dial) -> None:

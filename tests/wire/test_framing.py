@@ -70,7 +70,7 @@ def test_limit_may_be_raised_once_the_stranger_is_known() -> None:
 
 def test_message_longer_than_a_request_may_be_is_not_framed() -> None:
     assert len(frame(b"x" * MAX_REQUEST)) == HEADER + MAX_REQUEST
-    with pytest.raises(ValueError, match="longer than it may be"):
+    with pytest.raises(ValueError, match="longer than the limit"):
         frame(b"x" * (MAX_REQUEST + 1))
 
 

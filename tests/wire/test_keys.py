@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from django_clusterstate.wire.keys import MAX_SECRETS, Key, derive_channel_keys, derive_link_keys
+from django_clusterstate.wire.keys import MAX_SECRETS, Key, derive_heartbeat_keys, derive_link_keys
 
 
 def by_hand(secret: bytes, info: bytes) -> bytes:
@@ -20,7 +20,7 @@ def test_keys_are_those_of_rfc_5869() -> None:
     (link,) = derive_link_keys(["secret"], "blue")
     assert link.psk == Key(by_hand(b"secret", b"clusterstate|seal2|blue"))
     assert link.offers == Key(by_hand(b"secret", b"clusterstate|seal2-id|blue"))
-    assert derive_channel_keys(["secret"], "blue") == (Key(by_hand(b"secret", b"clusterstate|channel|blue")),)
+    assert derive_heartbeat_keys(["secret"], "blue") == (Key(by_hand(b"secret", b"clusterstate|channel|blue")),)
 
 
 def test_expansion_is_that_of_rfc_5869() -> None:
@@ -36,14 +36,14 @@ def test_keys_differ_by_secret_purpose_and_cluster() -> None:
         for link in derive_link_keys(["one", "two"], cluster)
         for key in (link.psk, link.offers)
     ]
-    keys += [key for cluster in ("a", "b") for key in derive_channel_keys(["one", "two"], cluster)]
+    keys += [key for cluster in ("a", "b") for key in derive_heartbeat_keys(["one", "two"], cluster)]
     assert len(set(keys)) == 12
 
 
 def test_only_the_first_secrets_count() -> None:
     secrets = [str(number) for number in range(MAX_SECRETS + 3)]
     assert derive_link_keys(secrets, "a") == derive_link_keys(secrets[:MAX_SECRETS], "a")
-    assert len(derive_channel_keys(secrets, "a")) == MAX_SECRETS
+    assert len(derive_heartbeat_keys(secrets, "a")) == MAX_SECRETS
 
 
 def test_key_shows_nothing_of_itself() -> None:

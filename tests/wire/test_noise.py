@@ -179,7 +179,7 @@ def test_point_that_gives_every_key_the_same_secret_is_refused() -> None:
 
     responder = Responder(Key(PSK), b"")
     assert responder.read(Zero(Key(PSK), b"").write(b"hello")) == b"hello"
-    with pytest.raises(ProtocolError, match="of no use"):
+    with pytest.raises(ProtocolError, match="is invalid"):
         responder.write(b"verdict")
 
 
@@ -257,7 +257,7 @@ def test_record_sent_back_to_its_sender_is_worthless() -> None:
 
 @pytest.mark.parametrize("size", [0, TAG - 1, 65536, 2**32 - 1])
 def test_length_that_no_record_has_is_refused_before_its_bytes_come(size: int) -> None:
-    with pytest.raises(ProtocolError, match="which none can have"):
+    with pytest.raises(ProtocolError, match="outside 16 to 65,535"):
         Opener(KEY).feed(size.to_bytes(4, "big"))
 
 

@@ -9,7 +9,7 @@ from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.wire.aio import connect
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer
-from django_clusterstate.wire.other_protocols import described
+from django_clusterstate.wire.other_protocols import recognize
 from tests.peers import KEYS, ScriptedNode, wait_for_the_end
 
 KNOWN = {
@@ -36,17 +36,17 @@ def test_protocol_is_known_by_its_first_bytes_however_they_come(said: bytes) -> 
         deframer = Deframer(limit)
         for byte in said[:3]:
             assert deframer.feed(bytes([byte])) == []
-        with pytest.raises(ProtocolError, match=f"it sent {KNOWN[said]}, and here only"):
+        with pytest.raises(ProtocolError, match=f"it sent {KNOWN[said]}, but this port speaks only"):
             deframer.feed(said[3:])
 
 
 @pytest.mark.parametrize("said", [b"\xff\xff\xff\xff", b"\0\0\0\5", b"get ", b"HTML", b"\x16\x04\x01\x02", b""])
 def test_other_bytes_are_of_no_known_protocol(said: bytes) -> None:
-    assert described(said) == ""
+    assert recognize(said) == ""
 
 
 def test_no_length_that_a_frame_may_have_is_taken_for_another_protocol() -> None:
-    assert not [size for size in range(0, MAX_FRAME + 1, 499) if described(struct.pack(">I", size))]
+    assert not [size for size in range(0, MAX_FRAME + 1, 499) if recognize(struct.pack(">I", size))]
 
 
 @pytest.mark.parametrize("said", KNOWN)

@@ -9,8 +9,8 @@ import pytest
 
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
-from django_clusterstate.wire.background import Background
-from django_clusterstate.wire.resolver import MAX_NAMES, RENEW_AFTER, Resolver, look_up, numeric
+from django_clusterstate.wire.background import BackgroundWork
+from django_clusterstate.wire.resolver import MAX_NAMES, REFRESH_AFTER, Resolver, look_up, numeric
 
 WEB = TcpAddress("web.example", 4370)
 SOON, LATER = 0.02, 5.0  # seconds
@@ -114,7 +114,7 @@ def test_the_last_answer_is_used_while_the_server_stalls_and_renewed_behind_it(a
     ask(WEB)
     server.stall()
     server.answer = ("10.0.0.9",)
-    server.time += RENEW_AFTER + 1
+    server.time += REFRESH_AFTER + 1
     for _ in range(5):
         assert ask(WEB, 0) == ["10.0.0.1:4370", "10.0.0.2:4370"]
     assert server.asked == 2
@@ -128,7 +128,7 @@ def test_the_last_answer_is_used_while_the_server_stalls_and_renewed_behind_it(a
 def test_the_last_answer_is_used_when_the_name_is_gone(ask: Ask, server: Server) -> None:
     ask(WEB)
     server.answer = OSError(-2, "Name or service not known")
-    server.time += RENEW_AFTER + 1
+    server.time += REFRESH_AFTER + 1
     assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
 
 
@@ -136,7 +136,7 @@ def test_who_wants_no_old_answer_gets_none(ask: Ask, server: Server) -> None:
     assert ask.now() == ["10.0.0.1:4370", "10.0.0.2:4370"]
     server.stall()
     assert ask.now(SOON) == ["10.0.0.1:4370", "10.0.0.2:4370"]
-    server.time += RENEW_AFTER + 1
+    server.time += REFRESH_AFTER + 1
     with pytest.raises(Unavailable, match="in time"):
         ask.now(SOON)
 
@@ -165,7 +165,7 @@ def test_the_systems_resolver_knows_localhost() -> None:
 
 def test_a_fork_during_a_look_up_leaves_the_child_able_to_look_up(server: Server) -> None:
     """The thread is not there in the child, also where Python's hooks for a fork are not run."""
-    work: Background[tuple[str, ...]] = Background(lambda: server("web"), "test")
+    work: BackgroundWork[tuple[str, ...]] = BackgroundWork(lambda: server("web"), "test")
     server.stall()
     parents = work.start()
     work._running = (os.getpid() + 1, parents)  # as after a fork
