@@ -39,7 +39,7 @@ test: $(VENV)/dev  ## all tests but the real faults and the measured times, in W
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they need a machine that does nothing else
-	$(BIN)/pytest -m timing
+	$(BIN)/pytest --timing
 
 package: $(VENV)/dev  ## builds the distributions, and uses the wheel in an empty virtual environment
 	$(BIN)/pytest -m package tests/test_package.py

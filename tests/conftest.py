@@ -21,6 +21,8 @@ from tests.views import Face
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.load_profile("default")
 
+pytest_plugins = ["tests.timing"]
+
 NODES = ("alpha", "beta", "gamma")
 
 

@@ -32,6 +32,7 @@ from django_clusterstate.wire.address import TcpAddress
 from testproject.processes import ROOT, LocalCluster, Process, wait_until
 from tests.conftest import NODES, using
 from tests.forks import InChild
+from tests.timing import check_seconds
 
 Ask = Callable[..., Any]
 SECONDS = 10.0
@@ -302,11 +303,12 @@ class TestNoNode:
         wait_until(lambda: events.dropped() == 5, SECONDS, "the drop")
         assert runtime.get_stats().events_dropped == 5
 
+    @pytest.mark.timing(alone=True)
     def test_tracking_waits_for_nothing(self) -> None:
         start = time.perf_counter()
         for number in range(1000):
             events.track("login", number)
-        assert time.perf_counter() - start < 1
+        check_seconds(time.perf_counter() - start, below=1)
 
     def test_what_has_no_room_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(event_sender, "MAX_SUMS", 10)

@@ -25,6 +25,7 @@ from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, Process, wait_until
 from tests.conftest import using
 from tests.faces import Face, Faces
+from tests.timing import check_seconds
 
 KEY = b"space\0:1:key"
 LEASE = 10.0
@@ -366,6 +367,7 @@ def test_a_coroutine_function_is_awaited_and_a_function_called(faces: Faces) -> 
     assert faces["default"].get_or_set("other", lambda: "plain") == "plain"
 
 
+@pytest.mark.timing
 def test_what_default_raises_passes_on_and_the_next_computes_at_once(cache: Face) -> None:
     def fails() -> None:
         raise LookupError("no row")
@@ -375,15 +377,16 @@ def test_what_default_raises_passes_on_and_the_next_computes_at_once(cache: Face
             cache.get_or_set("key", fails)
     start = time.monotonic()
     assert cache.get_or_set("key", lambda: "value") == "value"
-    assert time.monotonic() - start < 1
+    check_seconds(time.monotonic() - start, below=1)
 
 
+@pytest.mark.timing
 def test_a_value_that_cant_be_stored_raises_and_the_next_computes_at_once(cache: Face) -> None:
     with pytest.raises(Exception, match="pickle"):
         cache.get_or_set("key", lambda: lambda: None)
     start = time.monotonic()
     assert cache.get_or_set("key", lambda: "value") == "value"
-    assert time.monotonic() - start < 1
+    check_seconds(time.monotonic() - start, below=1)
 
 
 def test_the_first_gets_the_value_as_the_others_will(faces: Faces) -> None:
@@ -433,6 +436,7 @@ def cluster_call(key: bytes, request: wire.Request) -> Any:
     return cache._call(key, request)
 
 
+@pytest.mark.timing
 def test_a_stale_value_is_served_while_one_computes(faces: Faces) -> None:
     cache = faces["default"]
     assert cache.get_or_set("key", lambda: "old", 0.2, stale=60) == "old"
@@ -445,7 +449,7 @@ def test_a_stale_value_is_served_while_one_computes(faces: Faces) -> None:
     found = cache.at_once("get_or_set", [("key", default, 60, None)] * 16, threads=16, stale=60)
     assert sorted(found) == ["new"] + ["old"] * 15
     assert slow.calls == 1
-    assert time.monotonic() - start < 2
+    check_seconds(time.monotonic() - start, below=2)
     assert cache.get_or_set("key", lambda: "newer", 60, stale=60) == "new"
 
 
@@ -470,11 +474,12 @@ def test_a_default_that_must_be_awaited_is_sent_to_aget_or_set() -> None:
 
 
 @pytest.mark.usefixtures("nowhere")
+@pytest.mark.timing
 def test_without_a_node_get_or_set_computes_at_once(unconnected: Faces) -> None:
     for stale in (0.0, 60.0):
         start = time.monotonic()
         assert unconnected["default"].get_or_set("key", lambda: "value", stale=stale) == "value"
-        assert time.monotonic() - start < 0.5
+        check_seconds(time.monotonic() - start, below=0.5)
 
 
 @pytest.mark.parametrize("lease", [0, -1, "10", None, True, float("inf")])
@@ -577,21 +582,23 @@ def test_several_processes_on_several_hosts_compute_once(stampede: Stampede) -> 
     assert stampede.computed == 1
 
 
+@pytest.mark.timing
 def test_when_the_computing_process_is_killed_another_takes_over_after_the_lease(stampede: Stampede) -> None:
     victim = stampede.add("alpha", seconds=60, lease=2.0, threads=1)
+    start = time.monotonic()
     stampede.go()
     wait_until(lambda: stampede.computed == 1, 10, "the first computes")
     victim.kill()
     cache = ClusterCache("stampede", {"OPTIONS": {"LEASE": 2.0}})
     slow = Slow(0.2)
-    start = time.monotonic()
     with ThreadPoolExecutor(16) as threads:
         found = list(threads.map(lambda _: cache.get_or_set("key", slow, 60), range(16)))
     assert found == ["value"] * 16
     assert slow.calls == 1
-    assert 0.5 < time.monotonic() - start < 4.0
+    check_seconds(time.monotonic() - start, below=6.0, at_least=2.0)
 
 
+@pytest.mark.timing
 def test_when_the_owner_is_killed_nobody_gets_an_error_and_nobody_hangs(folder: Path) -> None:
     with LocalCluster(folder, ["alpha", "beta", "gamma"]) as cluster:
         cluster.start()
@@ -607,5 +614,5 @@ def test_when_the_owner_is_killed_nobody_gets_an_error_and_nobody_hangs(folder: 
                 assert slow.begun.wait(10)
                 cluster.kill("beta")
                 assert [call.result(30) for call in calls] == ["value"] * 64
-            assert time.monotonic() - start < 8
+            check_seconds(time.monotonic() - start, below=8)
             assert cache.get_or_set(key, lambda: "again", 60) in ("value", "again")

@@ -51,6 +51,7 @@ from tests.peers import (
     take_time,
     wait_for_the_end,
 )
+from tests.timing import check_seconds
 
 PING = frame(wire.encode(wire.Ping()))
 T = TypeVar("T")
@@ -291,6 +292,7 @@ def kinds(replies: Sequence[object]) -> list[type]:
 
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.timing
 def test_node_that_is_stopped_takes_no_time_and_no_blame_of_the_others(make: Make, warm: bool, position: int) -> None:
     scripts = [answering(), answering()]
     scripts.insert(position, stopped_after_one_answer() if warm else mute)
@@ -313,11 +315,12 @@ def test_node_that_is_stopped_takes_no_time_and_no_blame_of_the_others(make: Mak
             assert kinds(replies).count(wire.DoneReply) == 2
             assert stopped.failures == failures
             assert [target.failures for target in others] == [0, 0]
-        assert statistics.median(took) < AT_LATEST
+        check_seconds(statistics.median(took), below=AT_LATEST)
         requester.close()
 
 
 @pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.timing
 def test_nodes_that_are_stopped_take_one_deadline_together(make: Make, warm: bool) -> None:
     with Nodes(*(stopped_after_one_answer() if warm else mute for _ in range(12))) as requests:
         requester = make(requests[0][0].address, deadline=DEADLINE)
@@ -326,7 +329,7 @@ def test_nodes_that_are_stopped_take_one_deadline_together(make: Make, warm: boo
             assert kinds(requester.call_each(requests)) == [wire.DoneReply] * 12
         start = time.monotonic()
         assert kinds(requester.call_each(requests)) == [Unavailable] * 12
-        assert time.monotonic() - start < AT_LATEST
+        check_seconds(time.monotonic() - start, below=AT_LATEST)
         requester.close()
 
 
@@ -679,6 +682,7 @@ def test_breaker_closes_with_the_first_answer(make: Make, caplog: pytest.LogCapt
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+@pytest.mark.timing
 def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Make) -> None:
     with ScriptedNode(answering()) as owner:
         view = View.of([Identity("local", b"l" * 16, "127.0.0.1:1"), Identity("owner", b"o" * 16, str(owner.address))])
@@ -700,7 +704,7 @@ def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Mak
                 assert isinstance(requester.call(key, PING), wire.DoneReply)
                 took.append(time.monotonic() - start)
                 assert target.failures == 0
-            assert statistics.median(took) < AT_LATEST
+            check_seconds(statistics.median(took), below=AT_LATEST)
             requester.close()
 
 
@@ -1024,6 +1028,7 @@ async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:
     assert target.failures == 0
 
 
+@pytest.mark.timing
 async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
     with Nodes(answering(), mute) as requests:
         client = AsyncClient(requests[0][0].address, KEYS, 60.0)
@@ -1031,18 +1036,19 @@ async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
         replies = await client.call_each(requests, from_now(0.2))
         assert kinds(replies) == [wire.DoneReply, Unavailable]
         assert str(replies[1]) == f"{requests[1][0]}: no answer in time"
-        assert time.monotonic() - start < 10
+        check_seconds(time.monotonic() - start, below=10)
         assert [target.failures for target, _ in requests] == [0, 0]
         await client.close()
 
 
+@pytest.mark.timing
 async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
     with ScriptedNode(mute) as node:
         client = AsyncClient(node.address, KEYS, 60.0)
         last = client.routing.table = RoutingTable(NO_VIEW, "", {"n": Target("n", node.address)})
         start = time.monotonic()
         assert await client.table(from_now(0.2)) is last
-        assert time.monotonic() - start < 10
+        check_seconds(time.monotonic() - start, below=10)
         await client.close()
 
 

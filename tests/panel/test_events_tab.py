@@ -27,6 +27,7 @@ from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
 from tests.panel.pages import Page, staff
+from tests.timing import check_seconds
 
 PAGE = "/admin/django_clusterstate/cluster/events/"
 NASTY = "\"'><script>alert(1)</script>&"
@@ -343,6 +344,7 @@ class TestTrouble:
         assert re.search(r"node beta at \S+ answered with Failed", text)
 
     @pytest.mark.parametrize("visits", [1, 2], ids=["without connections", "with connections"])
+    @pytest.mark.timing(alone=True)
     def test_rest_is_shown_within_half_a_second_when_a_node_stands_still(
         self, monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, visits: int
     ) -> None:
@@ -383,7 +385,7 @@ class TestTrouble:
                 assert "1 node doesn't answer. What is counted there is left out." in text
                 assert "node beta" in text
                 assert len(took) == visits
-                assert took[-1] < 0.5 + 0.5  # half a second, and as much for a busy machine
+                check_seconds(took[-1], below=1.0)  # half a second, and as much for a slow machine
 
 
 class TestGathering:

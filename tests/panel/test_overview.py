@@ -25,6 +25,7 @@ from tests.conftest import NODES, using
 from tests.panel.pages import Page
 from tests.panel.reports import member, node, report, reports_of
 from tests.panel.test_admin import PAGE
+from tests.timing import check_seconds
 
 pytestmark = pytest.mark.django_db
 SECONDS = 15.0
@@ -86,6 +87,7 @@ class TestReports:
 
 class TestTrouble:
     @pytest.mark.parametrize("stopped", [("alpha",), ("beta", "gamma")], ids=["this host's", "two others"])
+    @pytest.mark.timing(alone=True)
     def test_nodes_that_are_stopped_cost_half_a_second_at_most(
         self, client: Client, own_cluster: LocalCluster, stopped: tuple[str, ...]
     ) -> None:
@@ -103,7 +105,7 @@ class TestTrouble:
                 own_cluster.processes[name].signal(signal.SIGCONT)
         for name in NODES:
             assert (f"node {name} at" in page.text) is (name in stopped)
-        assert took < 0.5 + 0.5  # half a second, and as much for a busy machine
+        check_seconds(took, below=1.0)  # half a second, and as much for a slow machine
 
     def test_what_happened_to_a_killed_node_is_told_by_the_others(
         self, client: Client, own_cluster: LocalCluster

@@ -39,6 +39,7 @@ from testproject.processes import ROOT, LocalCluster, free_port, wait_until
 from tests.counting import watch_requests
 from tests.faults.proxy import Proxy
 from tests.forks import InChild
+from tests.timing import check_seconds
 
 Hit = Callable[..., Decision]
 DEAD = "dead"
@@ -185,14 +186,16 @@ def test_as_many_hits_pass_as_the_limit_says(hit: Hit, group: str, algorithm: st
     assert hit(limit, group + "other", "key").allowed
 
 
+@pytest.mark.timing
 @pytest.mark.usefixtures("cluster")
 def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> None:
     limit = Limit.parse("1/s")
     assert hit(limit, group, "key").allowed
+    start = time.monotonic()
     retry_after = hit(limit, group, "key").retry_after
-    seconds = wait_until(lambda: hit(limit, group, "key").allowed, 5, "allowed again")
+    wait_until(lambda: hit(limit, group, "key").allowed, 5, "allowed again")
     assert 0 < retry_after <= 1
-    assert seconds == pytest.approx(retry_after, abs=0.3)
+    check_seconds(time.monotonic() - start, below=retry_after + 0.3, at_least=retry_after)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -303,13 +306,13 @@ def test_the_owner_learns_of_hits_that_were_denied_from_memory(
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.timing
 def test_a_remembered_denial_ends_in_time(face: Face, group: str) -> None:
     limit = Limit.parse("1/s")
     face.hit(limit, group, "key")
     start = time.monotonic()
-    while not face.hit(limit, group, "key").allowed:
-        assert time.monotonic() - start < MAX_AGE + 5
-    assert time.monotonic() - start < 1.5
+    wait_until(lambda: face.hit(limit, group, "key").allowed, MAX_AGE + 5, "allowed again")
+    check_seconds(time.monotonic() - start, below=1.5)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -660,6 +663,7 @@ def test_a_limit_of_zero_blocks_all_without_a_node_as_well(hit: Hit, policy: str
 
 
 @pytest.mark.usefixtures("nowhere")
+@pytest.mark.timing
 def test_an_outage_costs_no_deadline_and_one_line_in_the_log(hit: Hit, caplog: pytest.LogCaptureFixture) -> None:
     limit, took = Limit.parse("3/h"), []
     with caplog.at_level(logging.DEBUG, "django_clusterstate"):
@@ -667,7 +671,7 @@ def test_an_outage_costs_no_deadline_and_one_line_in_the_log(hit: Hit, caplog: p
             start = time.perf_counter()
             hit(limit, "group", "key")
             took.append(time.perf_counter() - start)
-    assert median(took) < 0.05
+    check_seconds(median(took), below=0.05)
     lines = [record for record in caplog.records if record.name.startswith("django_clusterstate")]
     assert [record.levelname for record in lines] == ["DEBUG", "DEBUG", "WARNING"]
 

@@ -39,6 +39,7 @@ from tests.faults.proxy import Proxy
 from tests.forks import InChild
 from tests.layers import Redis
 from tests.timelimits import SoftTimeLimit, handling, raises
+from tests.timing import check_seconds
 
 SECONDS = 10.0
 DEADLINE = 2.0  # a machine that runs tests may hold up a process for longer than the default of 0.1 s
@@ -403,6 +404,7 @@ def test_nobody_gets_an_exception_while_it_is_killed_in_the_midst_of_hits(
     assert all(decision.allowed for decision in decisions)
 
 
+@pytest.mark.timing
 def test_a_storage_that_hangs_costs_a_deadline_and_then_hardly_anything(
     redis_of_its_own: Redis, use: Callable[..., None], face: Face, group: str
 ) -> None:
@@ -420,7 +422,7 @@ def test_a_storage_that_hangs_costs_a_deadline_and_then_hardly_anything(
     start = time.monotonic()
     for _ in range(100):
         assert face.hit(limit, group, "key").fallback == "process"
-    assert time.monotonic() - start < HALF_OPEN_AFTER
+    check_seconds(time.monotonic() - start, below=HALF_OPEN_AFTER)
     redis_of_its_own.process.signal(signal.SIGCONT)
     wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
 
@@ -438,6 +440,7 @@ def test_a_time_limit_that_ends_while_a_storage_hangs_is_raised_and_no_failure_o
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
 @pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.timing
 def test_many_wait_together_for_a_storage_that_hangs(
     redis_of_its_own: Redis, use: Callable[..., None], group: str, kind: str, asynchronous: bool
 ) -> None:
@@ -454,7 +457,7 @@ def test_many_wait_together_for_a_storage_that_hangs(
     else:
         with ThreadPoolExecutor(32) as threads:
             decisions = list(threads.map(lambda _: ratelimit.hit(limit, group, "key"), range(320)))
-    assert 0.4 < time.monotonic() - start < 2.0
+    check_seconds(time.monotonic() - start, below=2.0, at_least=0.4)
     assert {decision.fallback for decision in decisions} == {"process"}
 
 
