@@ -107,8 +107,8 @@ class AsyncClient(PerProcess):
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """As `Client.call_node`."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -165,11 +165,11 @@ class AsyncClient(PerProcess):
 
     async def close(self) -> None:
         """Closes the connections of the running loop; the client can be used again."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         await self._loops.close()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         for connections in self._loops.values():
             connections.abandon()
         self.routing.count_anew()

@@ -80,8 +80,8 @@ class Client(PerProcess):
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """One request to one node. Raises as `call`."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -108,8 +108,8 @@ class Client(PerProcess):
 
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
         """Several requests to different nodes at once. An error stands where its reply would."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         now = self._clock()
         if len(requests) == 1:
             return [self._call_or_error(*requests[0], now)]
@@ -142,7 +142,7 @@ class Client(PerProcess):
         for target in {self.routing.local, *self.routing.table.targets.values()}:
             _drop_pool(target)
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self.close()
         self.routing.count_anew()
 

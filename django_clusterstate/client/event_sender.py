@@ -41,11 +41,11 @@ class EventSender(PerProcess):
     def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._clock = clock
-        self._start_anew()
+        self._reset()
         super().__init__()
         atexit.register(_at_exit, weakref.ref(self))
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         """Empty, with locks that nobody holds and without a thread, as a forked child is to be."""
         self._lock = threading.RLock()  # a signal's handler may track in the middle of another track()
         self._sums: dict[tuple[str, str], Sum] = {}
@@ -59,14 +59,14 @@ class EventSender(PerProcess):
 
     @property
     def dropped(self) -> int:
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         return self._refused + self._outbox.dropped
 
     def track(self, name: str, key: str, times: int, fields: Mapping[str, Field]) -> None:
         """Counts an event. Its arguments are within the bounds."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         with self._lock:
             found = self._sums.get((name, key))
             if found is None:
@@ -93,8 +93,8 @@ class EventSender(PerProcess):
 
     def flush(self, timeout: float) -> bool:
         """Sends what was tracked until now. False if that isn't done within `timeout` seconds, or if some was lost."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         until, dropped = self._clock() + timeout, self.dropped
         while not self._send(until):
             if self._clock() + RETRY >= until:
@@ -104,8 +104,8 @@ class EventSender(PerProcess):
 
     def close(self) -> None:
         """Sends what there is, for half a second at most, and ends the thread. The tracker can be used again."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         with self._lock:
             thread, self._thread = self._thread, None
             self._wake.put(False)

@@ -1,7 +1,7 @@
-"""What a forked child must not use as its parent left it: sockets, locks, threads, and counts that were not told yet.
+"""What a forked child must not use as its parent left it: sockets, locks, threads, and counts not yet reported.
 
-Python runs its hooks only for forks that Python makes. uWSGI forks its workers in C, as other servers that embed Python
-may. So the process id is compared wherever such a thing is used; `os.register_at_fork` merely lets go of it sooner.
+Python runs its fork hooks only for forks that Python makes. uWSGI and other servers that embed Python fork in C. So the
+process id is compared before each use; `os.register_at_fork` only resets sooner.
 """
 
 import os
@@ -9,40 +9,39 @@ import socket
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from os import getpid
 
 
 class PerProcess(ABC):
-    """Base class of what belongs to one process. Each public method begins with:
+    """Base class of objects with state of one process, reset in a forked child. Each public method begins with:
 
-    if getpid() != self._pid:
-        self._forked()
+    if getpid() != self.pid:
+        self.reset_after_fork()
     """
 
     def __init__(self) -> None:
-        self._pid = getpid()
-        self._renewals: dict[int, threading.RLock] = {}
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _after_fork(this))
+        self.pid = os.getpid()
+        self._resets: dict[int, threading.RLock] = {}
+        reference = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _after_fork(reference))
 
     @abstractmethod
-    def _start_anew(self) -> None:
-        """Lets go of the parent's connections without a word to the other side, and begins empty."""
+    def _reset(self) -> None:
+        """Drops the parent's connections without sending anything on them, and starts with an empty state."""
 
-    def _forked(self) -> None:
-        """Starts anew, once in each process whichever of its threads come at the same time."""
-        pid = getpid()
-        # A lock of the child's own: one of the parent's may be held, by a thread that the child doesn't have.
-        with self._renewals.setdefault(pid, threading.RLock()):
-            if self._pid != pid:
-                self._start_anew()
-                self._pid = pid
+    def reset_after_fork(self) -> None:
+        """Resets the state once in each process, whichever of its threads call it at the same time."""
+        pid = os.getpid()
+        # A lock of the child's own: a thread that the child doesn't have may hold one of the parent's.
+        with self._resets.setdefault(pid, threading.RLock()):
+            if self.pid != pid:
+                self._reset()
+                self.pid = pid
 
 
 def _after_fork(reference: "weakref.ref[PerProcess]") -> None:
     this = reference()
     if this is not None:
-        this._forked()
+        this.reset_after_fork()
 
 
 def replace_inherited(fileno: int) -> None:

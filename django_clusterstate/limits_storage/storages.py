@@ -106,20 +106,20 @@ class LimitsStorage(_Face):
 
     def close(self) -> None:
         """Closes all idle connections; the storage can be used again."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         storage, self._storage = self._storage, None
         if storage is not None:
             with suppress(Exception):  # it may be broken
                 storage.storage.close()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._inherited = self._storage  # kept, since a client that is freed may say something to the engine
         self._storage = None
 
     def _run(self, under_way: Steps[T]) -> T:
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         now = self._check()
         try:
             storage = self._storage
@@ -166,13 +166,13 @@ class AsyncLimitsStorage(_Face):
         """As `LimitsStorage.reset`."""
         return await self._run(operations.reset(self._counters(key, rules)))
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._inherited = self._loops  # kept, since a client that is freed may say something to the engine
         self._loops = PerLoop(_LoopStorage, _LoopStorage.disconnect)
 
     async def _run(self, under_way: Steps[T]) -> T:
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         mine = self._loops.get(asyncio.get_running_loop()) or await self._loops.start()
         async with mine.turns:
             now = self._check()

@@ -23,10 +23,10 @@ class ProcessLimits(PerProcess):
     """What this process counts by itself while no node answers. Forgotten when the process ends."""
 
     def __init__(self) -> None:
-        self._start_anew()
+        self._reset()
         super().__init__()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._store = LimitStore(PROCESS_MAX_BYTES)
         self._told = 0  # evictions
@@ -34,8 +34,8 @@ class ProcessLimits(PerProcess):
     def decide(
         self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True
     ) -> list[algorithms.RuleDecision]:
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         now = time.monotonic()
         with self._lock:
             self._store.expire(now)
@@ -45,23 +45,23 @@ class ProcessLimits(PerProcess):
 
     def take_evictions(self) -> int:
         """How many live limits were dropped for room since this was asked last."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         with self._lock:
             new, self._told = self._store.evictions - self._told, self._store.evictions
         return new
 
     def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float) -> None:
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         now = time.monotonic()
         with self._lock:
             algorithms.refund(self._store, key, rules, cost, now - ago, now)
 
     def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
         """Whether anything was counted."""
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         with self._lock:
             return any(algorithms.reset(self._store, key, rules, time.monotonic()))
 

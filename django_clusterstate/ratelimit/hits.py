@@ -270,12 +270,12 @@ class _Remembered(Denials[Decision], PerProcess):
         super().__init__()
         PerProcess.__init__(self)
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self.clear()
 
     def take_answered(self, key: bytes) -> int:
-        if getpid() != self._pid:
-            self._forked()
+        if getpid() != self.pid:
+            self.reset_after_fork()
         return super().take_answered(key)
 
 
