@@ -7,7 +7,7 @@ from ..wire.status import Stats
 
 TOP_SPAN = 300.0  # seconds: the busiest keys are those of the last one to two spans
 TOP_KEYS = 100  # a key that makes up more than a hundredth of a node's hits is known
-TOLD = 20  # of them
+REPORTED = 20  # of them
 
 
 class History:
@@ -28,9 +28,9 @@ class History:
             self.busiest.turn()
             self.denied.turn()
 
-    def most(self) -> tuple[list[KeyCount[bytes]], list[KeyCount[bytes]]]:
+    def top_keys(self) -> tuple[list[KeyCount[bytes]], list[KeyCount[bytes]]]:
         """The busiest and the most denied keys of limits."""
-        return self.busiest.most(TOLD), self.denied.most(TOLD)
+        return self.busiest.most(REPORTED), self.denied.most(REPORTED)
 
 
 def counters(stats: Stats) -> dict[str, int]:

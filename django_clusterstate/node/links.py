@@ -27,7 +27,7 @@ from .problems import Misdirected
 DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
-DOUBT_EVERY = 1.0  # seconds: a link that is fresher than this isn't tried again
+REDIAL_AFTER = 1.0  # seconds: a link that is fresher than this isn't tried again
 UNWANTED_AFTER = 60.0  # an address that nobody has named for so long, and that doesn't answer, is dropped
 KEEPALIVE_AFTER = 30  # seconds that a connection is idle
 USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for so long has lost us: dial afresh
@@ -148,11 +148,11 @@ class Links:
                 return
         self.unreachable += 1
 
-    def doubt(self, name: str) -> None:
-        """A requester says that this peer fails: a fresh dial tells whether its process is gone, and harms nothing."""
+    def redial(self, name: str) -> None:
+        """Dials a peer afresh, since requests to it fail: that shows whether its process is gone."""
         now = self._clock()
         for address, link in self._links.items():
-            if link.peer is not None and link.peer.name == name and now - link.opened > DOUBT_EVERY:
+            if link.peer is not None and link.peer.name == name and now - link.opened > REDIAL_AFTER:
                 self.reset(address)
 
     def reset(self, address: str) -> None:

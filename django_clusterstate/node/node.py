@@ -11,7 +11,7 @@ from ..core.membership.messages import Heartbeat, Identity, MemberState, View
 from ..core.membership.timeline import What
 from ..core.membership.transitions import TICK, Change, Effects, Membership
 from ..wire.handshake import Hello
-from .channels.layer import OwnLayer
+from .channels.layer import InProcessLayer
 from .channels.queues import NODES_OWN
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
@@ -87,7 +87,7 @@ class Node:
         self.server = Server(self.handler, config.link_keys, rejected, on_dialled=self._dialled_by)
         self.heartbeats = Heartbeats(
             self.membership,
-            layer or OwnLayer(self.handler, clock),
+            layer or InProcessLayer(self.handler.channel_requests, self.handler.channels, me, clock),
             NODES_OWN + config.cluster,
             config.channel_keys,
             clock,
@@ -261,7 +261,7 @@ class Node:
             )  # fmt: skip
             self._note(What.STALLED)
             if outcome.stalled > self.config.timings.down_after:
-                self.handler.forget_cache()
+                self.handler.clear_cache()
         if self.membership.isolated != self._isolated:
             self._isolated = self.membership.isolated
             if self._isolated:
@@ -281,7 +281,7 @@ class Node:
                 "empty",
                 me.name, me.address,
             )  # fmt: skip
-            self.handler.forget_cache()
+            self.handler.clear_cache()
         for peer in outcome.unreachable:
             logger.warning(
                 "peer %s (%s) unreachable: not heard for %.1f s, but heard by other nodes, so it stays a member; check "

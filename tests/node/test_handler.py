@@ -21,7 +21,7 @@ from django_clusterstate.node.cache_requests import TURN
 from django_clusterstate.node.channels.queues import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
-from django_clusterstate.node.history import TOLD, TOP_SPAN, counters
+from django_clusterstate.node.history import REPORTED, TOP_SPAN, counters
 from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
@@ -54,7 +54,7 @@ class Peers:
     def __init__(self) -> None:
         self.fanned_out: list[wire.Deliver] = []
         self.forwarded: list[tuple[str, wire.Forward]] = []
-        self.doubted: list[str] = []
+        self.redialled: list[str] = []
         self.misdirected: dict[str, Misdirected] = {}
 
     def fan_out(self, message: wire.Deliver) -> None:
@@ -63,8 +63,8 @@ class Peers:
     def forward(self, tag: str, message: wire.Forward) -> None:
         self.forwarded.append((tag, message))
 
-    def doubt(self, name: str) -> None:
-        self.doubted.append(name)
+    def redial(self, name: str) -> None:
+        self.redialled.append(name)
 
 
 class Requester:
@@ -391,7 +391,7 @@ def test_namespaces_with_room_of_their_own_are_cleared_forgotten_and_reclaimed_a
     bench.handler.reclaim()
     assert bench.ask(wire.GetStatus()).stats.cache_entries == 0
     fill()
-    bench.handler.forget_cache()
+    bench.handler.clear_cache()
     assert bench.ask(wire.Get(keys)).values == [None] * 3
 
 
@@ -400,7 +400,7 @@ def test_evictions_are_counted_since_the_start() -> None:
     for _ in range(2):
         for number in range(1000):
             bench.ask(wire.Set([(b"ns\0%d" % number, bytes(10_000))], None))
-        bench.handler.forget_cache()
+        bench.handler.clear_cache()
     evictions = bench.ask(wire.GetStatus()).stats.cache_evictions
     assert 300 < evictions < 500
     assert bench.ask(wire.GetStatus()).stats.cache_evictions == evictions
@@ -410,7 +410,7 @@ def test_cache_is_forgotten_where_it_may_be_old_but_limits_are_kept(bench: Bench
     hit = wire.Hit(b"k", [Rule(Algorithm.FIXED_WINDOW, 1, 60.0)])
     bench.ask(hit)
     bench.ask(wire.Set([(b"a", b"x")], None))
-    bench.handler.forget_cache()
+    bench.handler.clear_cache()
     assert bench.ask(wire.Get([b"a"])).values == [None]
     assert not bench.ask(hit).decisions[0].allowed
 
@@ -548,7 +548,7 @@ def test_view_names_who_serves_and_who_says_so() -> None:
 def test_doubts_of_a_requester_are_passed_to_the_links() -> None:
     bench = Bench(others=("beta",))
     bench.ask(wire.GetView(["beta"]))
-    assert bench.peers.doubted == ["beta"]
+    assert bench.peers.redialled == ["beta"]
 
 
 def test_what_requesters_counted_is_added_up() -> None:
@@ -879,7 +879,7 @@ def longest_report(bench: Bench) -> wire.Request:
     history = bench.handler.history
     for number in range(MOMENTS):
         history.timeline.note(What.HEARD_AGAIN, LONGEST_NAME, b"%016d" % number, bench.now)
-    for number in range(TOLD):
+    for number in range(REPORTED):
         for top in (history.busiest, history.denied):
             top.add(b"%01024d" % number, 2**53)
     for step in range(STEPS):

@@ -21,9 +21,10 @@ from django_clusterstate.core.membership.transitions import Membership, Timings
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.node import coalescing
 from django_clusterstate.node import server as module
+from django_clusterstate.node.channels.requests import Requester
 from django_clusterstate.node.config import NodeConfig, NodeError
 from django_clusterstate.node.connection_slots import Kind
-from django_clusterstate.node.handler import Handler, Requester, resident_bytes
+from django_clusterstate.node.handler import Handler, resident_bytes
 from django_clusterstate.node.links import Links, Peer
 from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.node.server import Server
@@ -48,7 +49,7 @@ class NoPeers:
 
     def fan_out(self, message: wire.Deliver) -> None: ...
     def forward(self, tag: str, message: wire.Forward) -> None: ...
-    def doubt(self, name: str) -> None: ...
+    def redial(self, name: str) -> None: ...
 
 
 class Running:
@@ -724,7 +725,7 @@ async def test_peer_that_is_dialled_at_two_addresses_gets_each_message_once(runn
     other = TcpAddress("127.0.0.2", running.tcp.port)
     await running.server.listen(other)
     heard: list[bytes] = []
-    running.handler.listeners["chat"] = lambda payload, _: heard.append(payload)
+    running.handler.channel_requests.listeners["chat"] = lambda payload, _: heard.append(payload)
     opened: list[Peer] = []
     links = links_of("x", opened)
     links.want([str(running.tcp), str(other)])

@@ -9,52 +9,56 @@ from typing import Any
 
 import msgspec
 
+from ...core.membership.messages import Identity
 from ...wire import messages as wire
-from ..handler import Handler
-from .queues import queue_name
+from .queues import ChannelQueues, queue_name
+from .requests import ChannelRequests
 
 EXPIRY = 60.0  # seconds, of a message
 CAPACITY = 4096  # messages: after a stall a whole large cluster's come at once
-MAX_MESSAGE = 16 * 1024  # bytes; a heartbeat has 4 KiB at most. So what waits takes 64 MiB at most
-WAIT = 3600.0  # seconds until the node is asked again for the next message
+MAX_MESSAGE = 16 * 1024  # bytes; a heartbeat has 4 KiB at most. So the queue takes 64 MiB at most
+WAIT = 3600.0  # seconds until the node requests the next message again
 
 
 class SessionMessage(dict[str, Any]):
-    """A message, and whose connection it came over: `session` is the boot id of that node, empty for a requester's, and
-    None where the layer doesn't know."""
+    """A message with the connection that it came over: `session` is the boot id of that node, empty for a requester's,
+    and None where the layer doesn't know."""
 
     def __init__(self, message: dict[str, Any], session: bytes | None) -> None:
         super().__init__(message)
         self.session = session
 
 
-class OwnLayer:
-    """As `django_clusterstate.layers.ClusterChannelLayer`, and at most once as well.
+class InProcessLayer:
+    """A channel layer for the node itself, with at-most-once delivery as `ClusterChannelLayer` has it.
 
-    What is for its channel or its groups waits in one queue, since a node has one channel.
+    Messages for its channel and for its groups share one queue, since a node has one channel.
     """
 
-    def __init__(self, handler: Handler, clock: Callable[[], float]) -> None:
-        self.peer = handler.membership.me.boot
-        self._handler = handler
+    def __init__(
+        self, requests: ChannelRequests, queues: ChannelQueues, me: Identity, clock: Callable[[], float]
+    ) -> None:
+        self.peer = me.boot
+        self._name = me.name
+        self._requests = requests
+        self._queues = queues
         self._clock = clock
         self._arrived: deque[tuple[bytes, bytes | None]] = deque(maxlen=CAPACITY)
-        self._some = asyncio.Event()
+        self._not_empty = asyncio.Event()
 
     async def new_channel(self, prefix: str = "specific.") -> str:
-        tag = wire.channel_tag(self._handler.membership.me.name)
-        channel = f"{prefix}{tag}.{secrets.token_hex(6)}!{secrets.token_hex(6)}"
+        channel = f"{prefix}{wire.channel_tag(self._name)}.{secrets.token_hex(6)}!{secrets.token_hex(6)}"
         self._listen(queue_name(channel))
         return channel
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
-        self._ask(wire.Send(channel, msgspec.msgpack.encode(message), EXPIRY, CAPACITY))
+        self._requests.send(wire.Send(channel, msgspec.msgpack.encode(message), EXPIRY, CAPACITY))
 
     async def receive(self, channel: str) -> dict[str, Any]:
         while True:
             while not self._arrived:
-                self._some.clear()
-                await self._some.wait()
+                self._not_empty.clear()
+                await self._not_empty.wait()
             payload, session = self._arrived.popleft()
             try:
                 message = msgspec.msgpack.decode(payload)
@@ -62,16 +66,19 @@ class OwnLayer:
                 message = None
             if isinstance(message, dict):
                 return SessionMessage(message, session)
-            self._handler.channels.dropped += 1
+            self._queues.dropped += 1
 
     async def group_add(self, group: str, channel: str) -> None:
-        self._handler.listeners[group] = self._take
+        self._requests.listeners[group] = self._take
 
     async def group_discard(self, group: str, channel: str) -> None:
-        self._handler.listeners.pop(group, None)
+        self._requests.listeners.pop(group, None)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        self._ask(wire.GroupSend(group, msgspec.msgpack.encode(message), EXPIRY, CAPACITY))
+        self._requests.group_send(wire.GroupSend(group, msgspec.msgpack.encode(message), EXPIRY, CAPACITY), self)
+
+    def push(self, reply: wire.Reply) -> None:
+        """Ignores the reply: no request of the node itself is answered later."""
 
     def _listen(self, queue: str) -> None:
         def deliver(_: str, payload: bytes | None) -> None:
@@ -79,18 +86,13 @@ class OwnLayer:
             if payload is not None:
                 self._take(payload, None)
 
-        self._handler.channels.receive(self, queue, deliver, WAIT, self._clock())
+        self._queues.receive(self, queue, deliver, WAIT, self._clock())
 
     def _take(self, payload: bytes, session: bytes | None) -> None:
         if len(payload) > MAX_MESSAGE:
-            self._handler.channels.dropped += 1
+            self._queues.dropped += 1
             return
-        self._handler.channels.dropped += len(self._arrived) == CAPACITY  # the oldest makes room
+        if len(self._arrived) == CAPACITY:  # the oldest makes room
+            self._queues.dropped += 1
         self._arrived.append((payload, session))
-        self._some.set()
-
-    def _ask(self, request: wire.Request) -> None:
-        self._handler.handle(request, self)
-
-    def push(self, reply: wire.Reply) -> None:
-        """Nothing: no request of ours is answered later."""
+        self._not_empty.set()
