@@ -161,8 +161,8 @@ class AsyncConnection(asyncio.Protocol):
             try:
                 offers = handshake.receive_challenge(payload)
             except ProtocolError:
-                if handshake.farewell:
-                    self._transport.write(frame(handshake.farewell))
+                if handshake.last_message:
+                    self._transport.write(frame(handshake.last_message))
                 raise
             self._transport.write(frame(offers, HANDSHAKE_LIMIT))
             return

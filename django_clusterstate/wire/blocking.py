@@ -146,8 +146,8 @@ class BlockingConnection:
                 self._sealer, self._opener = handshake.session
         except BaseException:
             with contextlib.suppress(OSError):
-                if handshake.farewell:
-                    self._socket.sendall(frame(handshake.farewell))
+                if handshake.last_message:
+                    self._socket.sendall(frame(handshake.last_message))
             self.close()
             raise
 

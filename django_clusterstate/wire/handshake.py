@@ -1,18 +1,19 @@
-"""How the two ends of a connection agree on a version, prove that they know the secret, and say who they are. Pure.
+"""The handshake: both ends of a connection agree on a protocol version, prove that they know the secret, and identify
+themselves. Pure.
 
     node     -> dialler   Challenge(magic, versions, nonce, boot id)
-    dialler  -> node      Offers(version, one first message of the Noise handshake for each secret it knows)
-    node     -> dialler   the index of the offer it took, and the second message of the Noise handshake
+    dialler  -> node      Offers(version, one first Noise message for each secret that the dialler has)
+    node     -> dialler   the index of the accepted offer, and the second Noise message
     both                  sealed records from then on
 
-The Noise handshake (see `noise`) is bound to the challenge: a changed version, a message repeated on another connection
+The Noise handshake (see `noise`) is bound to the challenge: a changed version, a message replayed on another connection
 and one relayed from another node fail to decrypt. An offer begins with an id, an HMAC of the challenge under a key of
-the secret, so the node finds the secret in common without a key exchange, and a stranger never causes one.
+the secret. By it the node finds the common secret before any key exchange, so nobody without the secret causes one.
 
-Inside the sealed messages each side says who it is, and the dialler which node it means. A node that isn't meant
-answers with a `Verdict` that says so, and closes.
+The Noise messages carry a `Hello` of the dialler, which names itself and the node that it expects, and the node's
+`Verdict`. A node that isn't the expected one says so in its verdict, and closes the connection.
 
-On a unix socket the kernel has already said who the other is: there is no offer, and nothing is sealed.
+On a unix socket the kernel identifies the other end: there are no offers, and nothing is sealed.
 """
 
 import enum
@@ -30,10 +31,10 @@ from .messages import DECODE_ERRORS
 from .noise import Initiator, Opener, Responder, Sealer
 
 MAGIC = "clusterstate"
-VERSIONS = (2, 2)  # the oldest and the newest protocol version understood
+VERSIONS = (2, 2)  # the oldest and the newest protocol version supported
 
 _NONCE = 32
-_ID = 8  # bytes of an offer that say which secret it was made with
+_ID = 8  # bytes of an offer that identify its secret
 _PROLOGUE = b"clusterstate\0seal"
 
 T = TypeVar("T")
@@ -45,13 +46,15 @@ AddressText = Annotated[str, Meta(max_length=300)]
 
 
 class Role(enum.IntEnum):
-    """What the dialler is. Only nodes may send what nodes send each other."""
+    """What the dialler is. Only a node may send `Deliver` and `Forward`."""
 
     REQUESTER = 0
     NODE = 1
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True):
+    """The node's first message: the protocol versions that it supports, a nonce of 32 bytes, and its boot id."""
+
     magic: str
     oldest: int
     newest: int
@@ -60,7 +63,7 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Offers(msgspec.Struct, frozen=True, array_like=True):
-    """`version` 0 says that there is none in common; then `oldest` and `newest` say what the dialler speaks."""
+    """The dialler's reply. With `version` 0 there is no common version, and `oldest` to `newest` are the dialler's."""
 
     version: int
     offers: Annotated[tuple[bytes, ...], Meta(max_length=MAX_SECRETS)] = ()
@@ -69,10 +72,10 @@ class Offers(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """What a dialler says in the first sealed message.
+    """The payload of the first Noise message, from the dialler.
 
-    `wanted_name` and `wanted_boot` are the node that it means, and the start of it; empty: whichever answers. `dialled`
-    is the address that it dialled. A node adds its own name, boot id and advertised address.
+    `wanted_name` and `wanted_boot` are the name and boot id of the expected node; empty: any. `dialled` is the address
+    that was dialled. If the dialler is a node, `name`, `boot` and `address` (advertised) are its own.
     """
 
     role: Role = Role.REQUESTER
@@ -85,8 +88,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True):
-    """What a node says in the second sealed message: whether it is the one that is meant, who it is, and from which
-    address it sees the dialler."""
+    """The payload of the second Noise message, from the node: whether it is the expected node, its name and boot id,
+    and the address from which the dialler's connection comes."""
 
     accepted: bool
     name: Name = ""
@@ -95,7 +98,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OtherNode(ProtocolError):
-    """Another node than the one that is meant answers. `name` and `boot` are those of the one that answers."""
+    """The connection leads to a node other than the expected one. `name` and `boot` are those of that node."""
 
     def __init__(self, text: str, name: str = "", boot: bytes = b"") -> None:
         super().__init__(text)
@@ -104,20 +107,21 @@ class OtherNode(ProtocolError):
 
 
 class OtherStart(OtherNode):
-    """The node that is meant answers, but has been restarted since the dialler heard of it."""
+    """The expected node was restarted: its boot id isn't the expected one."""
 
 
 class DialledItself(ProtocolError):
-    """A node has dialled an address at which it answers itself, or at which somebody passes its own messages on."""
+    """A node has dialled an address that leads back to itself, directly or through a relay."""
 
 
 def common_version(oldest: int, newest: int) -> int:
-    """The newest protocol version that we and someone who speaks these understand; 0 when there is none."""
+    """The newest protocol version that we share with a peer that supports `oldest` to `newest`; 0 if there is none."""
     version = min(newest, VERSIONS[1])
     return version if version >= max(oldest, VERSIONS[0]) else 0
 
 
 def incompatible(oldest: int, newest: int) -> str:
+    """The error message for a peer without a common protocol version."""
     return (
         f"it speaks protocol versions {oldest} to {newest}, this side {VERSIONS[0]} to {VERSIONS[1]}: "
         "upgrade the older one"
@@ -128,7 +132,7 @@ def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
     except DECODE_ERRORS as error:
-        raise ProtocolError("the other side doesn't speak our protocol") from error
+        raise ProtocolError("it doesn't speak the cluster's protocol") from error
 
 
 def _offer_id(key: LinkKey, challenge: bytes) -> bytes:
@@ -140,12 +144,12 @@ def _prologue(version: int, challenge: bytes) -> bytes:
 
 
 class NodeHandshake:
-    """The node's side. `keys` empty: a unix socket.
+    """The node's side. `keys` are empty on a unix socket.
 
-    `name` and `boot` are the node's own; `source` is the address that the dialler comes from. After `receive`: `hello`
-    is what the dialler said, `session` seals the connection (None on a unix socket), and with `refused` not empty the
-    answer is to be sent, then the connection closed for that reason. `outdated`: the dialler means an earlier start of
-    this node, as happens after each restart.
+    `name` and `boot` are the node's own, `source` is the dialler's address. After `receive()`, `hello` is the dialler's
+    and `session` seals the connection (None on a unix socket). If `refused` is set, it is the reason to close the
+    connection once the answer is sent. `outdated`: the dialler expects an earlier start of this node, as requesters do
+    for a moment after a restart.
     """
 
     def __init__(self, keys: Sequence[LinkKey], name: str = "", boot: bytes = b"", source: str = "") -> None:
@@ -163,7 +167,7 @@ class NodeHandshake:
         return self._challenge
 
     def receive(self, payload: bytes) -> bytes:
-        """Takes the offers, gives the answer. Raises `ProtocolError` when the dialler gets none."""
+        """Takes the payload with the offers, returns the answer. Raises `ProtocolError` when there is none to send."""
         offers = _decode(payload, Offers)
         if not offers.version:
             raise ProtocolError(incompatible(offers.oldest, offers.newest))
@@ -183,7 +187,7 @@ class NodeHandshake:
         return answer
 
     def _matching(self, offers: Sequence[bytes]) -> tuple[int, LinkKey] | None:
-        """The index of the first offer made with a secret of ours, and that secret's keys."""
+        """The index of the first offer made with one of our secrets, and the keys of that secret."""
         for key in self._keys:
             expected = _offer_id(key, self._challenge)
             for index, offer in enumerate(offers):
@@ -194,17 +198,18 @@ class NodeHandshake:
     def _verdict(self) -> Verdict:
         hello = self.hello
         if hello.wanted_name not in ("", self._name):
-            self.refused = f"it means {hello.wanted_name} at {hello.dialled}, but this is {self._name}"
+            self.refused = f"it expects {hello.wanted_name} at {hello.dialled}, but this is {self._name}"
         elif hello.wanted_boot not in (b"", self._boot):
-            self.refused = f"it means an earlier start of {self._name}"
+            self.refused = f"it expects an earlier start of {self._name}"
             self.outdated = True
         return Verdict(not self.refused, self._name, self._boot, self._source)
 
 
 class DiallerHandshake:
-    """The dialler's side. `keys` empty: a unix socket. `hello` says who we are, and who is meant.
+    """The dialler's side. `keys` are empty on a unix socket. `hello` names the dialler and the expected node.
 
-    After `receive_answer`: `verdict` is what the node said of itself, and `session` seals the connection.
+    After `receive_answer()`, `verdict` is the node's and `session` seals the connection (None on a unix socket). After
+    an error, `last_message` is sent before closing if it isn't empty, so that the node can log the reason.
     """
 
     def __init__(self, keys: Sequence[LinkKey], hello: Hello) -> None:
@@ -213,20 +218,20 @@ class DiallerHandshake:
         self._initiators: list[Initiator] = []
         self.verdict = Verdict(accepted=False)
         self.session: Session | None = None
-        self.farewell = b""  # after an error: what is to be sent before closing, so that the other side can say why
+        self.last_message = b""
 
     def receive_challenge(self, payload: bytes | memoryview) -> bytes:
-        """Takes the challenge, gives the offers.
+        """Takes the payload with the challenge, returns the offers.
 
-        Raises `ProtocolError` when there is no common version.
+        Raises `ProtocolError` if the other side isn't a node, or has no version in common.
         """
         verbatim = bytes(payload)
         challenge = _decode(verbatim, Challenge)
         if challenge.magic != MAGIC or len(challenge.nonce) != _NONCE:
-            raise ProtocolError("what answers there is no node")
+            raise ProtocolError("the process at this address is not a clusterstate node")
         version = common_version(challenge.oldest, challenge.newest)
         if not version:
-            self.farewell = msgspec.msgpack.encode(Offers(0, (), *VERSIONS))
+            self.last_message = msgspec.msgpack.encode(Offers(0, (), *VERSIONS))
             raise ProtocolError(incompatible(challenge.oldest, challenge.newest))
         hello = msgspec.msgpack.encode(self._hello)
         offers = []
@@ -234,14 +239,14 @@ class DiallerHandshake:
             initiator = Initiator(key.psk, _prologue(version, verbatim))
             offers.append(_offer_id(key, verbatim) + initiator.write(hello))
             self._initiators.append(initiator)
-        # Nothing more: each byte of it is bound to the handshake, or makes it unreadable.
+        # Without `oldest` and `newest`: nothing is sent that isn't authenticated by the handshake.
         return msgspec.msgpack.encode((version, offers))
 
     def receive_answer(self, payload: bytes | memoryview) -> None:
-        """Takes the node's answer.
+        """Takes the payload with the node's answer.
 
-        Raises `ProtocolError` when it doesn't prove that the node knows one of the secrets, `DialledItself` when it is
-        the answer of the dialler itself, `OtherNode` or `OtherStart` when it isn't that of the node that is meant.
+        Raises `ProtocolError` if the answer doesn't prove that the node has one of the secrets, `DialledItself` if it
+        comes from the dialler itself, `OtherNode` or `OtherStart` if it isn't from the expected node.
         """
         if not self._keys:
             self.verdict = _decode(payload, Verdict)
@@ -250,13 +255,13 @@ class DiallerHandshake:
             raise ProtocolError("it has another SECRET or SECRET_KEY, or belongs to another cluster")
         index = payload[0]
         if index >= len(self._initiators):
-            raise ProtocolError("the other side doesn't speak our protocol")
+            raise ProtocolError("it doesn't speak the cluster's protocol")
         initiator = self._initiators[index]
         verdict = _decode(initiator.read(bytes(payload[1:])), Verdict)
         self.verdict = verdict
         hello = self._hello
-        if hello.boot and verdict.boot == hello.boot:  # not by the challenge, in which anybody can write so
-            raise DialledItself("it is this node itself")
+        if hello.boot and verdict.boot == hello.boot:  # the boot id in the challenge isn't authenticated
+            raise DialledItself("the address leads to this node itself")
         if not verdict.accepted or hello.wanted_name not in ("", verdict.name):
             name, boot = verdict.name, verdict.boot
             if hello.wanted_boot and name == hello.wanted_name:

@@ -163,7 +163,7 @@ def test_relay_learns_nothing_and_the_wanted_node_knows_that_it_was_not_dialled(
     web = node(NEW)
     with pytest.raises(OtherNode, match=rf"web-9 was dialled at {ADDRESS}, but web-2 answers there"):
         shake(web, DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
-    assert web.refused == f"it means web-9 at {ADDRESS}, but this is web-2"
+    assert web.refused == f"it expects web-9 at {ADDRESS}, but this is web-2"
 
 
 @pytest.mark.parametrize("wanted", ["", "web-2", "web-9"])
@@ -211,7 +211,7 @@ def test_earlier_start_is_told_from_another_node() -> None:
     with pytest.raises(OtherStart, match=f"web-2 at {ADDRESS} has been restarted") as raised:
         shake(web, dialler)
     assert (raised.value.name, raised.value.boot) == ("web-2", BOOT)
-    assert web.refused == "it means an earlier start of web-2"
+    assert web.refused == "it expects an earlier start of web-2"
     assert dialler.session is None
 
 
@@ -269,7 +269,7 @@ def test_versions_with_nothing_in_common_are_refused_with_a_way_out(theirs: tupl
     with pytest.raises(ProtocolError, match=message):
         dialler.receive_challenge(challenge_of(*theirs))
     with pytest.raises(ProtocolError, match="it speaks protocol versions 2 to 2, this side 2 to 2"):
-        node(NEW).receive(dialler.farewell)
+        node(NEW).receive(dialler.last_message)
 
 
 @pytest.mark.parametrize("version", [-1, VERSIONS[1] + 1, VERSIONS[1] + 256])
@@ -281,7 +281,7 @@ def test_version_that_was_not_offered_is_refused(version: int) -> None:
 
 
 def test_something_else_that_speaks_msgpack_is_no_node() -> None:
-    with pytest.raises(ProtocolError, match="is no node"):
+    with pytest.raises(ProtocolError, match="is not a clusterstate node"):
         DiallerHandshake([NEW], ANYONE).receive_challenge(msgspec.msgpack.encode(Challenge("redis", 1, 1, b"")))
 
 
