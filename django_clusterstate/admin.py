@@ -1,4 +1,4 @@
-"""The pages of the admin that show the cluster: the panel, the look-up of a key and what may be done, the events."""
+"""The admin's pages of the cluster: the panel with the look-up of a key and its actions, and the events."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from .panel.overview import overview
 
 @admin.register(models.Cluster)
 class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic when it runs
-    """The page stands where other models have their list; there is nothing to add, change or delete."""
+    """The panel is in place of the model's change list. There is nothing to add, change or delete."""
 
     change_list_template = "admin/django_clusterstate/cluster/change_list.html"
     live_template = "admin/django_clusterstate/cluster/live.html"
@@ -43,22 +43,22 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         def gather() -> dict[str, Any]:
-            return overview() if "live" in request.GET else _whole(request)
+            return overview() if "live" in request.GET else _whole_page(request)
 
         page = {"title": self.opts.verbose_name_plural, "tab": "overview", **(extra_context or {})}
-        return self._answer(request, gather, self.change_list_template, self.live_template, page)
+        return self._respond(request, gather, self.change_list_template, self.live_template, page)
 
     def events_view(self, request: HttpRequest) -> HttpResponse:
-        """All events, or the one that `?name` says."""
+        """All events, or the event of `?name`."""
         name = request.GET.get("name", "")
 
         def gather() -> dict[str, Any]:
             return events_tab.gather(name, request.GET.get("q", ""))
 
         page = {"title": name or gettext("Events"), "tab": "events"}
-        return self._answer(request, gather, self.events_template, self.events_live_template, page)
+        return self._respond(request, gather, self.events_template, self.events_live_template, page)
 
-    def _answer(
+    def _respond(
         self,
         request: HttpRequest,
         gather: Callable[[], dict[str, Any]],
@@ -66,22 +66,22 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         live_template: str,
         page: dict[str, Any],
     ) -> HttpResponse:
-        """A page of the panel; on `?live`, by which its script asks, only what may have changed."""
+        """A page of the panel, or for the `?live` of its script only the part that may have changed."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         try:
-            gathered = gather()
+            context = gather()
         except ImproperlyConfigured as error:
-            gathered = {"misconfigured": str(error)}
+            context = {"misconfigured": str(error)}
         if "live" in request.GET:
-            return TemplateResponse(request, live_template, gathered)
-        context = {**self.admin_site.each_context(request), "opts": self.opts, **gathered, **page}
+            return TemplateResponse(request, live_template, context)
+        context = {**self.admin_site.each_context(request), "opts": self.opts, **context, **page}
         request.current_app = self.admin_site.name
         return TemplateResponse(request, template, context)
 
     def act_view(self, request: HttpRequest) -> HttpResponse:
-        """Does what a form of the look-up asks for, and goes back to it. What isn't a POST only goes back: the login
-        leads here, when the session has ended meanwhile."""
+        """Takes an action and redirects to the look-up. A GET request is only redirected: the login leads here if the
+        session has ended before the POST."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         if request.method == "POST":
@@ -90,8 +90,8 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         return HttpResponseRedirect(reverse(page, query=request.GET, current_app=self.admin_site.name))
 
 
-def _whole(request: HttpRequest) -> dict[str, Any]:
-    """All that the page shows: also the look-up, and what this user may do. Raises `ImproperlyConfigured`."""
+def _whole_page(request: HttpRequest) -> dict[str, Any]:
+    """The context of the page with the look-up and the actions of this user. Raises `ImproperlyConfigured`."""
     form = keys.KeyForm(request.GET if "key" in request.GET else None)
     return {
         **overview(form),

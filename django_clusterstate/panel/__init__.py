@@ -1,1 +1,1 @@
-"""What the pages of the panel show: gathered from the nodes, in words and in pictures."""
+"""The data of the panel's pages, gathered from the nodes and formatted for the templates."""

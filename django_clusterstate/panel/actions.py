@@ -1,4 +1,4 @@
-"""What may be done in the panel: a limit reset, a cache key deleted, a cache emptied, each with its own permission."""
+"""The actions of the panel: reset a limit, delete a cache key, empty a cache. Each has its own permission."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ from . import keys
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """What became of an action. `level` is one of `django.contrib.messages`; `logged` says what was done, and is empty
-    where nothing was."""
+    """The result of an action. `level` is one of `django.contrib.messages`; `logged` is the text for the admin's log,
+    empty if nothing was changed."""
 
     level: int
     message: str
@@ -35,56 +35,56 @@ class ActionResult:
 
 
 class ClearForm(forms.Form):
-    """The alias of a cache that is to be emptied."""
+    """The alias of the cache to empty, with a confirmation."""
 
     alias = forms.ChoiceField(label=_("Cache"))
     confirmed = forms.BooleanField(
-        label=_("Yes, empty it"), error_messages={"required": _("Nothing was emptied, since you didn't confirm it.")}
+        label=_("Yes, empty it"), error_messages={"required": _("Nothing was emptied: you didn't confirm it.")}
     )
 
     def __init__(self, data: QueryDict | None = None) -> None:
         super().__init__(data)
         self.caches = keys.cluster_caches()
-        keys.offer(self.fields["alias"], [(alias, alias) for alias in self.caches])
+        keys.set_choices(self.fields["alias"], [(alias, alias) for alias in self.caches])
 
 
 def permitted(user: User | AnonymousUser) -> set[str]:
-    """The actions that a user may take. Each is named as its permission."""
+    """The actions that a user may take. Each has the name of its permission."""
     label = models.Cluster._meta.app_label
     return {action for action in ACTIONS if user.has_perm(f"{label}.{action}")}
 
 
 def act(request: HttpRequest) -> None:
-    """Takes the action of a POST, tells the user and the admin's log. Raises `PermissionDenied`.
+    """Takes the action of a POST request, adds a message and an entry of the admin's log. Raises `PermissionDenied`.
 
-    The key stands in the address, as in the look-up: a browser would post it with other line ends than it has.
+    The key comes from the query string, as in the look-up: a browser changes line ends in the fields that it posts.
     """
     action = request.POST.get("action", "")
     if action not in permitted(request.user):
         raise PermissionDenied
     try:
-        outcome = ACTIONS[action](request)
+        result = ACTIONS[action](request)
     except (ClusterStateError, ImproperlyConfigured) as error:
-        outcome = ActionResult(messages.ERROR, str(error))
-    messages.add_message(request, outcome.level, outcome.message)
-    if outcome.logged:
+        result = ActionResult(messages.ERROR, str(error))
+    messages.add_message(request, result.level, result.message)
+    if result.logged:
         LogEntry.objects.create(
-            user_id=request.user.pk,  # type: ignore[misc] # who is anonymous has no permission
+            user_id=request.user.pk,  # type: ignore[misc] # an anonymous user has no permission
             content_type=ContentType.objects.get_for_model(models.Cluster),
-            object_repr=outcome.object_repr[:200],
-            action_flag=outcome.action_flag,
-            change_message=outcome.logged,
+            object_repr=result.object_repr[:200],
+            action_flag=result.action_flag,
+            change_message=result.logged,
         )
 
 
 def _reset_limit(request: HttpRequest) -> ActionResult:
     form = keys.KeyForm(request.GET)
     if not form.is_valid() or not form.is_limit:
-        return _refused(form)
+        return _invalid(form)
     if form.storage:
-        return ActionResult(messages.ERROR, gettext("Limits aren't counted in the nodes, but in %s.") % form.storage)
-    question = form.question()
-    found = keys.look_up(question)
+        return ActionResult(messages.ERROR, gettext("Limits are counted in %s and not in the nodes.") % form.storage)
+    query = form.query()
+    found = keys.look_up(query)
     if not found.counts:
         nothing = ActionResult(messages.WARNING, gettext("Nothing was counted for this key."))
         return ActionResult(messages.ERROR, found.problem) if found.problem else nothing
@@ -96,7 +96,7 @@ def _reset_limit(request: HttpRequest) -> ActionResult:
     for limit in limits:
         if ratelimit.reset(limit, group, key) is None:
             failed.add(found.owner)
-        failed |= _reset_at(others, question.key, limit)
+        failed |= _reset_at(others, query.key, limit)
     counts = ", ".join(f"{one.used} of {one.rate} at {one.node}" for one in found.counts if one.node not in failed)
     logged = f"Reset: {counts}." if counts else ""
     if not failed:
@@ -109,7 +109,7 @@ def _reset_limit(request: HttpRequest) -> ActionResult:
 
 
 def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
-    """Forgets what these nodes count of a key. Returns those that didn't answer."""
+    """Resets a key at these nodes. Returns the names of those that didn't answer."""
     client, request = runtime.get_client(), frame(wire.encode(wire.Reset(key, list(limit.rules))))
     targets = [target for name, target in client.table().targets.items() if name in nodes]
     return set(silence(targets, client.call_each([(target, request) for target in targets]), wire.FlagsReply))
@@ -118,7 +118,7 @@ def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
 def _delete_cache_key(request: HttpRequest) -> ActionResult:
     form = keys.KeyForm(request.GET)
     if not form.is_valid() or form.cache is None:
-        return _refused(form)
+        return _invalid(form)
     if not form.cache.raising().delete(form.cleaned_data["key"], version=form.cleaned_data["version"]):
         return ActionResult(messages.WARNING, gettext("The cache has no such key."))
     return ActionResult(messages.SUCCESS, gettext("The key was deleted."), form.name, DELETION, "Deleted the key.")
@@ -127,7 +127,7 @@ def _delete_cache_key(request: HttpRequest) -> ActionResult:
 def _clear_cache(request: HttpRequest) -> ActionResult:
     form = ClearForm(request.POST)
     if not form.is_valid():
-        return _refused(form)
+        return _invalid(form)
     alias = form.cleaned_data["alias"]
     replies = form.caches[alias].raising().clear_each()
     silent = silence(list(replies), list(replies.values()), wire.DoneReply)
@@ -144,10 +144,12 @@ def _clear_cache(request: HttpRequest) -> ActionResult:
     return ActionResult(level, message, f"cache:{alias}", DELETION, logged)
 
 
-def _refused(form: forms.Form) -> ActionResult:
-    """The form is wrong, which only one that wasn't ours can be, but for the confirmation."""
+def _invalid(form: forms.Form) -> ActionResult:
+    """The errors of a form. Except for the missing confirmation, the page's own forms have none."""
     problems = [str(problem) for problems in form.errors.values() for problem in problems]
-    return ActionResult(messages.ERROR, " ".join(problems) or gettext("That can't be done to a key of this kind."))
+    return ActionResult(
+        messages.ERROR, " ".join(problems) or gettext("This action isn't available for a key of this kind.")
+    )
 
 
 ACTIONS: dict[str, Callable[[HttpRequest], ActionResult]] = {

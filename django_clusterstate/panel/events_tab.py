@@ -1,4 +1,4 @@
-"""The tab "Events": all names, or what is kept of one.
+"""The data of the tab "Events": all names, or the counts, keys and samples of one.
 
 A node that doesn't answer in time is left out, and the page says so.
 """
@@ -16,13 +16,13 @@ from ..core.top_keys import KeyCount
 from ..events import Recent
 from ..exceptions import ClusterStateError
 from .formatting import duration
-from .reports import PATIENCE
+from .reports import PAGE_TIMEOUT
 from .svg import Bar, bars, lengths
 
-MAX_NAMES = 200  # shown at once; there may be a thousand, and more on several nodes
+MAX_NAMES = 200  # shown at once; each node may keep a thousand
 MAX_KEYS = 20
-MAX_COLUMNS = 8  # for fields: as many as an event can have
-CHART = (600, 80)  # width and height, as the templates have them
+MAX_COLUMNS = 8  # the number of fields that an event can have
+CHART = (600, 80)  # width and height, as in the templates
 SHARE = 100  # length of the longest bar of a key
 
 
@@ -37,19 +37,19 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """A key that came `times` at most and `least` at least: `percent` of what all kept keys came, as long a `bar`."""
+class EventKey:
+    """A key that was tracked at most `times` and at least `least` times, with its percentage among all kept keys."""
 
     key: str
     times: int
     least: int
     percent: float
-    bar: str
+    length: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One event. `values` belong to the columns, None where it has no such field; `others` are its other fields."""
+    """One event. `values` belong to the columns, None if it has no such field; `others` are its other fields."""
 
     id: str
     key: str
@@ -60,7 +60,7 @@ class Sample:
 
 
 def gather(name: str, query: str) -> dict[str, Any]:
-    """What the templates need: of one event, or without a name of all whose names contain `query`.
+    """The context of the templates: of one event, or without a name of all events whose names contain `query`.
 
     Raises `ImproperlyConfigured`.
     """
@@ -70,14 +70,14 @@ def gather(name: str, query: str) -> dict[str, Any]:
 async def _gather(name: str, query: str) -> dict[str, Any]:
     silent: dict[str, str] = {}
     try:
-        answer = await (_one(name, silent) if name else _all(query, silent))
+        context = await (_one(name, silent) if name else _all(query, silent))
     except ClusterStateError as error:
-        answer = {"unanswered": list(silent.values()) or [str(error)]}
-    return {"name": name, "silent": silent, "socket": str(runtime.get_settings().socket), **answer}
+        context = {"unanswered": list(silent.values()) or [str(error)]}
+    return {"name": name, "silent": silent, "socket": str(runtime.get_settings().socket), **context}
 
 
 async def _all(query: str, silent: dict[str, str]) -> dict[str, Any]:
-    known = await events.anames(patience=PATIENCE, silent=silent)
+    known = await events.anames(patience=PAGE_TIMEOUT, silent=silent)
     wanted = query.strip().casefold()
     found = sorted((one for one in known if wanted in one.name.casefold()), key=_busiest_first)
     return {
@@ -89,10 +89,10 @@ async def _all(query: str, silent: dict[str, str]) -> dict[str, Any]:
 
 
 async def _one(name: str, silent: dict[str, str]) -> dict[str, Any]:
-    """Empty when the event isn't known."""
+    """The counts, keys and samples of an event; empty if it isn't known."""
     if len(name) > MAX_NAME:
         return {}
-    details = await events.adetails(name, patience=PATIENCE, silent=silent)
+    details = await events.adetails(name, patience=PAGE_TIMEOUT, silent=silent)
     if not details.counts.total:
         return {}
     columns = _columns(details.recent)
@@ -114,16 +114,15 @@ def _busiest_first(event: Totals) -> tuple[int, int, str]:
 
 
 def chart(counts: list[int]) -> Chart:
-    """Of counts that begin with the latest."""
+    """The chart of counts that begin with the latest."""
     return Chart(bars(counts[::-1], *CHART), counts, sum(counts), max(counts))
 
 
-def keys(top: Sequence[KeyCount[str]]) -> list[Key]:
+def keys(top: Sequence[KeyCount[str]]) -> list[EventKey]:
     whole = sum(times for _, times, _ in top)
-    drawn = lengths([times for _, times, _ in top], SHARE)
     return [
-        Key(key, times, times - error, 100 * times / whole, bar)
-        for (key, times, error), bar in zip(top, drawn, strict=True)
+        EventKey(key, times, times - error, 100 * times / whole, length)
+        for (key, times, error), length in zip(top, lengths([times for _, times, _ in top], SHARE), strict=True)
     ]
 
 
@@ -133,7 +132,9 @@ def _columns(samples: Sequence[Recent]) -> list[str]:
 
 
 def _sample(sample: Recent, columns: Sequence[str]) -> Sample:
-    fields = {name: str(value) for name, value in sample.fields.items()}  # as it was tracked, in no language's way
+    fields = {
+        name: str(value) for name, value in sample.fields.items()
+    }  # as it was tracked, not formatted for a language
     return Sample(
         f"{sample.node}-{sample.number}",
         sample.key,

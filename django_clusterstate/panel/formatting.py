@@ -1,4 +1,4 @@
-"""Numbers in the words of the reader's language."""
+"""Formats durations and rates for the reader's language."""
 
 from datetime import timedelta
 
@@ -9,12 +9,12 @@ from django.utils.translation import gettext
 
 from ..core.limits.algorithms import Rule
 
-LONGEST = 100 * 365 * 86400.0  # seconds; a time that is longer can't be told from one that never comes
+LONGEST = 100 * 365 * 86400.0  # seconds; longer times are not told apart
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, or from a minute on in the words of Django's `timesince`."""
+    """`4.2 s`, or the text of Django's `timesince` from one minute on."""
     if seconds < 60:
         return gettext("%(seconds)s s") % {"seconds": number_format(seconds, decimal_pos=1)}
     if not seconds < LONGEST:
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def rate(rule: Rule) -> str:
-    """As its user may have written it: "10/m", "5/30s"."""
+    """The rate as a user writes it: "10/m", "5/30s"."""
     for seconds, unit in _UNITS:
         number, rest = divmod(rule.period, seconds)
         if not rest:

@@ -1,4 +1,4 @@
-"""The look-up of a key: who owns it, and what the nodes hold of it."""
+"""The look-up of a key: its owner, and what the nodes hold of it."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from ..core.limits.algorithms import Algorithm, Rule, RuleDecision
 from ..wire import messages as wire
 from ..wire.framing import frame
 from . import formatting
-from .reports import PATIENCE
+from .reports import PAGE_TIMEOUT
 
 ALGORITHM_LABELS: dict[Algorithm, str | Promise] = {
     Algorithm.FIXED_WINDOW: _("fixed window"),
@@ -29,28 +29,28 @@ ALGORITHM_LABELS: dict[Algorithm, str | Promise] = {
 
 
 def cluster_caches() -> dict[str, ClusterCache]:
-    """This project's caches in the cluster, by alias. Raises `ImproperlyConfigured` when one can't be made."""
+    """This project's caches in the cluster, by alias. Raises `ImproperlyConfigured` if one can't be created."""
     made = {alias: caches[alias] for alias in caches}
     return {alias: cache for alias, cache in made.items() if isinstance(cache, ClusterCache)}
 
 
-def offer(field: forms.Field, choices: list[tuple[str, str]]) -> None:
-    """Choices that are known only when the form is made."""
+def set_choices(field: forms.Field, choices: list[tuple[str, str]]) -> None:
+    """Sets choices that are known only when the form is created."""
     assert isinstance(field, forms.ChoiceField)
     field.choices = choices
 
 
 class KeyQuery(NamedTuple):
-    """What decides who owns a key, and what the nodes are asked of it; None: nothing."""
+    """The routing key, and the request for what the nodes hold of it, None if there is none to send."""
 
     key: bytes
     request: wire.Request | None
 
 
 class KeyForm(forms.Form):
-    """A key as its user writes it: to a cache of this project, to a rate limit, or to `cluster.owner()`.
+    """A key as users write it: of a cache of this project, of a rate limit, or the argument of `cluster.owner()`.
 
-    `cache` is None unless the key is a cache's. Raises `ImproperlyConfigured` when a cache can't be made.
+    The properties need a valid form. Raises `ImproperlyConfigured` if a cache can't be created.
     """
 
     kind = forms.ChoiceField(label=_("Kind"))
@@ -58,25 +58,26 @@ class KeyForm(forms.Form):
         label=_("Group"),
         required=False,
         strip=False,
-        help_text=_("Of a rate limit only. One on some methods has them behind it, as in “/api/ POST”."),
+        help_text=_("For rate limits. A limit of some methods has them after the group, as in “/api/ POST”."),
     )
     key = forms.CharField(
         label=_("Key"), required=False, strip=False, help_text=_("As you pass it to cache.get(), for example.")
     )
     version = forms.IntegerField(
-        label=_("Version"), required=False, help_text=_("Of a cache key only; empty for the cache's own.")
+        label=_("Version"), required=False, help_text=_("For cache keys. Empty for the version of the cache.")
     )
 
     def __init__(self, data: QueryDict | None = None) -> None:
         super().__init__(data)
         self._caches = cluster_caches()
         of_caches = [(f"cache:{alias}", gettext("Cache “%(alias)s”") % {"alias": alias}) for alias in self._caches]
-        offer(self.fields["kind"], [*of_caches, ("limit", gettext("Rate limit")), ("plain", gettext("Plain key"))])
-
-    # All below are only of a valid form.
+        set_choices(
+            self.fields["kind"], [*of_caches, ("limit", gettext("Rate limit")), ("plain", gettext("Plain key"))]
+        )
 
     @property
     def cache(self) -> ClusterCache | None:
+        """The cache of the key, None for other kinds."""
         kind, __, alias = self.cleaned_data["kind"].partition(":")
         return self._caches[alias] if kind == "cache" else None
 
@@ -86,12 +87,12 @@ class KeyForm(forms.Form):
 
     @property
     def storage(self) -> str:
-        """Where limits are counted in the nodes' place, if they are."""
+        """The name of the storage that counts limits instead of the nodes; empty if there is none."""
         storage = runtime.get_limits_storage() if self.is_limit else None
         return "" if storage is None else storage.name
 
-    def question(self) -> KeyQuery:
-        """Not to be asked for in an event loop: a KEY_FUNCTION may look at this thread's database connection."""
+    def query(self) -> KeyQuery:
+        """Must not be called in an event loop: a KEY_FUNCTION may use this thread's database connection."""
         cache, key = self.cache, self.cleaned_data["key"]
         if cache is not None:
             whole = cache.routing_key(key, self.cleaned_data["version"])
@@ -113,11 +114,11 @@ class KeyForm(forms.Form):
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """What a node counts of a limit key under one rule."""
+    """The count that a node holds for a limit key and one rule."""
 
     node: str
     rule: Rule
-    decision: RuleDecision  # on a hit of cost 1
+    decision: RuleDecision  # for a hit of cost 1
 
     @property
     def rate(self) -> str:
@@ -132,21 +133,21 @@ class Count:
         return self.decision.limit - self.decision.remaining
 
     @property
-    def frees(self) -> str:
+    def denied_for(self) -> str:
         return "" if self.decision.allowed else formatting.duration(self.decision.retry_after)
 
     @property
-    def resets(self) -> str:
+    def expires_in(self) -> str:
         return formatting.duration(self.decision.reset_after)
 
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """What is known of a key.
+    """What the nodes hold of a key.
 
-    `ranking`: the owner, and who takes over after it; empty when no node is known. `entry`: what the owner says of
-    a cache key, None if it doesn't or the key is none. `counts`: of a limit key, at the owner first, then at those who
-    have counted in its place. `silent`: who didn't answer, and why.
+    `ranking`: the owner, and the nodes that take over after it; empty if no node is known. `entry`: the owner's reply
+    about a cache key. `counts`: of a limit key, at the owner first, then at the nodes that have counted in its place.
+    `silent`: the nodes that didn't answer, and the reasons.
     """
 
     ranking: list[str]
@@ -160,30 +161,30 @@ class LookUp:
 
     @property
     def problem(self) -> str:
-        """Why the owner's account is missing; empty when it isn't."""
+        """Why the owner's reply is missing; empty if it isn't."""
         return self.silent.get(self.owner, "") if self.ranking else gettext("No node answers, or none has joined yet.")
 
     @property
     def expires(self) -> str:
-        """In how long the entry does; empty: never."""
+        """The time until the entry expires; empty if it never does."""
         return "" if self.entry is None or self.entry.ttl is None else formatting.duration(self.entry.ttl)
 
 
-def look_up(question: KeyQuery) -> LookUp:
-    """As `alook_up`."""
-    return async_to_sync(alook_up)(question)
+def look_up(query: KeyQuery) -> LookUp:
+    """Blocking `alook_up()`."""
+    return async_to_sync(alook_up)(query)
 
 
-async def alook_up(question: KeyQuery) -> LookUp:
-    """What the nodes say of a key within PATIENCE: of a cache key its owner, of a limit's all."""
-    client, until = runtime.get_async_client(), from_now(PATIENCE)
-    nodes = (await client.table(from_now(PATIENCE / 2))).ranking(question.key)
+async def alook_up(query: KeyQuery) -> LookUp:
+    """The replies within PAGE_TIMEOUT of a cache key's owner, or of all nodes about a limit key."""
+    client, until = runtime.get_async_client(), from_now(PAGE_TIMEOUT)
+    nodes = (await client.table(from_now(PAGE_TIMEOUT / 2))).ranking(query.key)
     ranking = [node.name for node in nodes]
-    if question.request is None:
+    if query.request is None:
         return LookUp(ranking)
-    if isinstance(question.request, wire.GetEntry):
+    if isinstance(query.request, wire.GetEntry):
         nodes = nodes[:1]
-    request = frame(wire.encode(question.request))
+    request = frame(wire.encode(query.request))
     replies = await client.call_each([(node, request) for node in nodes], until)
     return LookUp(
         ranking,

@@ -1,4 +1,4 @@
-"""The members' table, and whether the nodes agree."""
+"""The table of members, and the views and versions of the nodes."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -22,19 +22,17 @@ STATE_LABELS: dict[MemberState, str | Promise] = {
     MemberState.LEAVING: _("leaving"),
     MemberState.LEFT: _("left"),
 }
-
-
-RECENT = 3600.0  # seconds for which a restart is worth a mark
+RECENT = 3600.0  # seconds for which a restart is marked
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One member in the table.
 
-    `report` is its own account, None when it gave none; `silent` then says why, if it was asked. `state` is its own
-    word, else the observer's; `seen_as` is the observer's where the two differ. `heard_ago` is None for the observer,
-    and for a member that it doesn't know. `restarted`: within the last hour, and its name was known from an earlier
-    start. `odd_version`: most others run another one.
+    `report` is None if the member gave none; `silent` is the reason if it was queried. `state` is the one that the
+    member reports, or else the observer; `seen_as` is the observer's if it differs. `heard_ago` is None for the
+    observer and for a member that it doesn't know. `restarted`: within the last hour, after an earlier start of the
+    same name. `odd_version`: most nodes run another version.
     """
 
     name: str
@@ -50,7 +48,7 @@ class Row:
     odd_version: bool = False
 
     @property
-    def told(self) -> StatusReply | None:
+    def status(self) -> StatusReply | None:
         return None if self.report is None else self.report.status
 
     @property
@@ -63,7 +61,7 @@ class Row:
 
     @property
     def uptime(self) -> str:
-        return "" if self.told is None else duration(self.told.uptime)
+        return "" if self.status is None else duration(self.status.uptime)
 
     @property
     def heard(self) -> str:
@@ -71,27 +69,27 @@ class Row:
 
     @property
     def milliseconds(self) -> float | None:
-        """To the node and back."""
+        """The round-trip time."""
         return None if self.round_trip is None else 1000 * self.round_trip
 
     @property
     def entries(self) -> int:
-        return 0 if self.told is None else self.told.stats.cache_entries + self.told.stats.limit_entries
+        return 0 if self.status is None else self.status.stats.cache_entries + self.status.stats.limit_entries
 
     @property
     def requests_per_second(self) -> float:
-        """In the last five seconds that were counted."""
-        steps = [] if self.report is None else self.report.rates.get("requests", [])
-        return steps[0] / STEP if steps else 0.0
+        """During the last five seconds that were counted."""
+        counts = [] if self.report is None else self.report.rates.get("requests", [])
+        return counts[0] / STEP if counts else 0.0
 
 
 def observer(reports: Reports) -> str:
-    """The node whose heartbeats the page shows: this host's, or the first that answers; empty when none does."""
+    """The node whose heartbeats the page shows: this host's, or the first that answers. Empty if none does."""
     return reports.status.asked or next(iter(reports.status.nodes), "")
 
 
 def rows(reports: Reports) -> list[Row]:
-    """Those that answered and those that any of them knows of, by name; at the end those that are gone."""
+    """The nodes that answered and the members that any of them knows, by name. Members that are gone come last."""
     name, nodes = observer(reports), reports.status.nodes
     seen = {member.identity.name: member for member in nodes[name].members} if name else {}
     usual, boots = _usual_version(nodes), _boots(reports)
@@ -101,37 +99,38 @@ def rows(reports: Reports) -> list[Row]:
         if silent not in nodes
     ] + [
         _row(
-            reports.of[told], seen.get(told), is_observer=told == name, round_trip=reports.round_trips.get(told),
-            restarted=status.uptime < RECENT and bool(boots.get(told, set()) - {status.identity.boot}),
+            reports.replies[other], seen.get(other), is_observer=other == name,
+            round_trip=reports.round_trips.get(other),
+            restarted=status.uptime < RECENT and bool(boots.get(other, set()) - {status.identity.boot}),
             odd_version=status.version != usual,
         )
-        for told, status in nodes.items()
+        for other, status in nodes.items()
     ]  # fmt: skip
     return sorted(table, key=lambda row: (row.state in GONE, row.name))
 
 
 def _row(report: ReportReply, member: MemberStatus | None, **more: Any) -> Row:
-    told = report.status
+    status = report.status
     return Row(
-        told.identity.name,
-        told.state,
-        told.identity.address,
+        status.identity.name,
+        status.state,
+        status.identity.address,
         report,
-        seen_as=member.state if member is not None and member.state != told.state else None,
+        seen_as=member.state if member is not None and member.state != status.state else None,
         heard_ago=None if member is None else member.heard_ago,
         **more,
     )
 
 
 def _silent_row(heard: MemberStatus, seen: MemberStatus | None, why: str) -> Row:
-    """As the observer sees it, or else the node that `heard` it last."""
+    """The row of a member that gave no report: as the observer sees it, or else the node that `heard` it last."""
     member = seen or heard
     heard_ago = None if seen is None else seen.heard_ago
     return Row(member.identity.name, member.state, member.identity.address, silent=why, heard_ago=heard_ago)
 
 
 def _last_heard(nodes: dict[str, StatusReply]) -> dict[str, MemberStatus]:
-    """Each member by name, as the node knows it that heard it last."""
+    """Each member by name, as the node that received its last heartbeat knows it."""
     members = [member for status in nodes.values() for member in status.members]
     return {member.identity.name: member for member in sorted(members, key=lambda member: -member.heard_ago)}
 
@@ -142,16 +141,16 @@ def _usual_version(nodes: dict[str, StatusReply]) -> str:
 
 
 def _boots(reports: Reports) -> dict[str, set[bytes]]:
-    """The starts of each name that the timelines tell of."""
+    """The boot ids of each name in the timelines."""
     boots: dict[str, set[bytes]] = {}
-    for report in reports.of.values():
+    for report in reports.replies.values():
         for moment in report.timeline:
             boots.setdefault(moment.name, set()).add(moment.boot)
     return boots
 
 
 def views(reports: Reports) -> list[tuple[str, list[str]]]:
-    """The epochs of the nodes that answered, and who has which; the most common first."""
+    """Each epoch and the names of the nodes that have it, the most common epoch first."""
     holders: dict[str, list[str]] = {}
     for name, node in reports.status.nodes.items():
         holders.setdefault(f"{node.epoch:016x}", []).append(name)
@@ -159,5 +158,5 @@ def views(reports: Reports) -> list[tuple[str, list[str]]]:
 
 
 def versions(reports: Reports) -> list[str]:
-    """Those that are running, the oldest first as text goes."""
+    """The versions that are running, sorted as text."""
     return sorted({status.version for status in reports.status.nodes.values()})

@@ -1,4 +1,4 @@
-"""The panel's first page: what `live.html` shows."""
+"""The data of the panel's first page, for `live.html`."""
 
 import asyncio
 from itertools import chain
@@ -10,40 +10,40 @@ from django.utils import timezone
 from .. import runtime
 from . import members, traffic
 from .keys import KeyForm, KeyQuery, LookUp, alook_up
-from .reachability import matrix
+from .reachability import heartbeat_table
 from .reports import Reports, gather
-from .timeline import merged
+from .timeline import merge
 
 
 def overview(form: KeyForm | None = None) -> dict[str, Any]:
-    """The state of the cluster as all nodes that answer tell it, and if the form is valid, what they hold of its key.
+    """The state of the cluster as the nodes that answer report it, and what they hold of the form's key if it is valid.
 
     Raises `ImproperlyConfigured`.
     """
-    question = form.question() if form is not None and form.is_valid() else None
-    reports, found = async_to_sync(_gather)(question)
-    return {**_shown(reports), "found": found}
+    query = form.query() if form is not None and form.is_valid() else None
+    reports, found = async_to_sync(_gather)(query)
+    return {**_context(reports), "found": found}
 
 
-async def _gather(question: KeyQuery | None) -> tuple[Reports, LookUp | None]:
-    if question is None:
+async def _gather(query: KeyQuery | None) -> tuple[Reports, LookUp | None]:
+    if query is None:
         return await gather(), None
-    return await asyncio.gather(gather(), alook_up(question))
+    return await asyncio.gather(gather(), alook_up(query))
 
 
-def _shown(reports: Reports) -> dict[str, Any]:
-    settings, told = runtime.get_settings(), reports.of
+def _context(reports: Reports) -> dict[str, Any]:
+    settings, replies = runtime.get_settings(), reports.replies
     return {
         "status": reports.status,
         "observer": members.observer(reports),
         "rows": members.rows(reports),
         "views": members.views(reports),
         "versions": members.versions(reports),
-        "curves": traffic.curves(told.values()),
-        "denied": traffic.top(chain.from_iterable(report.denied for report in told.values())),
-        "busiest": traffic.top(chain.from_iterable(report.busiest for report in told.values())),
+        "curves": traffic.curves(replies.values()),
+        "denied": traffic.top(chain.from_iterable(report.denied for report in replies.values())),
+        "busiest": traffic.top(chain.from_iterable(report.busiest for report in replies.values())),
         "shares": traffic.shares(reports),
-        "matrix": matrix(reports, settings.timings),
-        "timeline": merged({name: report.timeline for name, report in told.items()}, timezone.now()),
+        "heartbeats": heartbeat_table(reports, settings.timings),
+        "timeline": merge({name: report.timeline for name, report in replies.items()}, timezone.now()),
         "socket": str(settings.socket),
     }

@@ -1,23 +1,27 @@
-"""Who hears whom."""
+"""The table of heartbeats: how long ago each node received one of each other node."""
 
 from dataclasses import dataclass
 
-from ..core.membership.messages import GONE, Identity
+from ..core.membership.messages import GONE
 from ..core.membership.transitions import Timings
 from ..wire.messages import StatusReply
 from .formatting import duration
 from .reports import Reports
 
-WIDEST = 24  # a matrix of more members is no help: then only what is wrong is listed
-LISTED = 50  # of it
+MAX_COLUMNS = 24  # a wider table can't be read: only the problems are listed then
+MAX_LISTED = 50  # problems
 
 
 @dataclass(frozen=True, slots=True)
-class Hearing:
-    """What one node hears of one member: `age` seconds ago, None for itself and where nothing is known."""
+class LastHeartbeat:
+    """The last heartbeat of `sender` that `receiver` has received, `age` seconds ago.
 
-    listener: str
-    speaker: str
+    `age` is None for the node itself and where nothing is known. `late`: for long enough to make the sender a suspect.
+    `lost`: the receiver doesn't know the sender, holds it for gone, or receives none while others do.
+    """
+
+    receiver: str
+    sender: str
     age: float | None = None
     is_self: bool = False
     late: bool = False
@@ -29,54 +33,51 @@ class Hearing:
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
-    """A row for each node that answered; a column for each of them, and for each member that not all hold for gone."""
+class HeartbeatTable:
+    """A row for each node that answered, and a column for each of these and each member that isn't gone for all."""
 
-    speakers: list[str]
-    rows: list[tuple[str, list[Hearing]]]
+    senders: list[str]
+    rows: list[tuple[str, list[LastHeartbeat]]]
 
     @property
     def is_wide(self) -> bool:
-        return len(self.speakers) > WIDEST
+        return len(self.senders) > MAX_COLUMNS
 
     @property
-    def wrong(self) -> list[Hearing]:
-        """What isn't as it should be."""
-        return [hearing for _, row in self.rows for hearing in row if hearing.late or hearing.lost]
+    def problems(self) -> list[LastHeartbeat]:
+        return [last for _, row in self.rows for last in row if last.late or last.lost]
 
     @property
-    def listed(self) -> list[Hearing]:
-        return self.wrong[:LISTED]
+    def listed(self) -> list[LastHeartbeat]:
+        return self.problems[:MAX_LISTED]
 
     @property
     def more(self) -> int:
-        """How many are wrong and not listed."""
-        return max(0, len(self.wrong) - LISTED)
+        """The number of problems that aren't listed."""
+        return max(0, len(self.problems) - MAX_LISTED)
 
 
-def matrix(reports: Reports, timings: Timings) -> Matrix:
-    """Late is who hasn't been heard for as long as makes a suspect by these timings; lost, whom the listener doesn't
-    know, holds for gone, or can't hear while others do."""
+def heartbeat_table(reports: Reports, timings: Timings) -> HeartbeatTable:
     nodes = reports.status.nodes
     known = {*nodes}
     for status in nodes.values():
         known.update(member.identity.name for member in status.members if member.state not in GONE)
-    speakers = sorted(known)
-    return Matrix(speakers, [(name, _hearings(status, speakers, timings)) for name, status in nodes.items()])
+    senders = sorted(known)
+    return HeartbeatTable(senders, [(name, _row(status, senders, timings)) for name, status in nodes.items()])
 
 
-def _hearings(status: StatusReply, speakers: list[str], timings: Timings) -> list[Hearing]:
-    me: Identity = status.identity
-    heard = {member.identity.name: member for member in status.members}
-    hearings = []
-    for speaker in speakers:
-        member = heard.get(speaker)
-        if speaker == me.name:
-            hearings.append(Hearing(me.name, speaker, is_self=True))
+def _row(status: StatusReply, senders: list[str], timings: Timings) -> list[LastHeartbeat]:
+    receiver = status.identity.name
+    members = {member.identity.name: member for member in status.members}
+    row = []
+    for sender in senders:
+        member = members.get(sender)
+        if sender == receiver:
+            row.append(LastHeartbeat(receiver, sender, is_self=True))
         elif member is None:
-            hearings.append(Hearing(me.name, speaker, lost=True))
+            row.append(LastHeartbeat(receiver, sender, lost=True))
         else:
             late = member.heard_ago > timings.suspect_after
             lost = member.unreachable or member.state in GONE
-            hearings.append(Hearing(me.name, speaker, member.heard_ago, late=late, lost=lost))
-    return hearings
+            row.append(LastHeartbeat(receiver, sender, member.heard_ago, late=late, lost=lost))
+    return row

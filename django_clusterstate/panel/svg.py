@@ -1,14 +1,14 @@
-"""Numbers as what a template needs to draw them as SVG. Pure.
+"""Coordinates for charts in SVG. Pure.
 
-All are scaled to the largest value; values are finite and not negative. A coordinate is text, since a template writes
-a number in the way of its reader's language, and SVG knows only one.
+Values are finite and not negative, and scaled to the largest one. A coordinate is text: a template would format a
+number for the reader's language, which SVG doesn't understand.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-FILLED = 0.8  # of the room of a bar; the rest keeps it apart from the next one
-LEAST = 1.0  # what isn't zero can be seen
+FILLED = 0.8  # of the width for a bar; the rest is the gap to the next one
+LEAST = 1.0  # so that any value above 0 can be seen
 
 
 class Bar(NamedTuple):
@@ -21,21 +21,21 @@ class Bar(NamedTuple):
 
 
 def bars(values: Sequence[float], width: float, height: float) -> list[Bar]:
-    """A bar for each value, from left to right. That of a zero has no height."""
-    room = width / max(1, len(values))
+    """A bar for each value, from left to right. A zero has a bar of no height."""
+    step = width / max(1, len(values))
     return [
-        Bar(_text(index * room), _text(height - tall), _text(room * FILLED), _text(tall))
+        Bar(_text(index * step), _text(height - tall), _text(step * FILLED), _text(tall))
         for index, tall in enumerate(_scaled(values, height, min(LEAST, height)))
     ]
 
 
 def lengths(values: Sequence[float], longest: float) -> list[str]:
-    """How long a lying bar of each value is. That of a zero has no length."""
+    """The length of a horizontal bar for each value, 0 for a zero."""
     return [_text(length) for length in _scaled(values, longest, min(LEAST, longest))]
 
 
 def line(values: Sequence[float], width: float, height: float) -> str:
-    """The `points` of a `polyline` from the left edge to the right one. A single value is a level line."""
+    """The `points` of a `polyline` from the left edge to the right one. A single value makes a horizontal line."""
     tall = _scaled(values, height)
     if len(tall) == 1:
         tall *= 2

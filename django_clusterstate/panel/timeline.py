@@ -1,4 +1,4 @@
-"""What happened in the cluster: the nodes' own accounts, as one."""
+"""Merges the timelines that the nodes report."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,21 +12,21 @@ from ..core.membership.messages import MemberState
 from ..core.membership.timeline import Moment, What
 from .formatting import LONGEST
 
-TOGETHER = 10.0  # seconds within which nodes tell of one and the same thing
+MERGE_WITHIN = 10.0  # seconds between two nodes' reports of the same change
 SHOWN = 50
 
 LABELS: dict[str, str | Promise] = {
     What.JOINED: _("joined"),
-    What.SUSPECTED: _("fell silent"),
-    What.HEARD_AGAIN: _("was heard again"),
+    What.SUSPECTED: _("is suspect"),
+    What.HEARD_AGAIN: _("is no longer suspect"),
     What.DOWN: _("is down"),
     What.LEFT: _("left"),
-    What.ISOLATED: _("was isolated: most peers fell silent at once"),
-    What.RECONNECTED: _("was isolated no more"),
-    What.STALLED: _("was stopped for a while"),
+    What.ISOLATED: _("was isolated: lost most of its peers at once"),
+    What.RECONNECTED: _("was no longer isolated"),
+    What.STALLED: _("did not run for a while"),
 }
 
-_LOOKS: dict[str, str] = {
+_STYLES: dict[str, str] = {
     What.JOINED: MemberState.ALIVE,
     What.SUSPECTED: MemberState.SUSPECT,
     What.ISOLATED: MemberState.SUSPECT,
@@ -36,9 +36,9 @@ _LOOKS: dict[str, str] = {
 
 
 @dataclass(slots=True)
-class Happening:
-    """One thing that happened to one start of one node, `ago` seconds before, as the first of `tellers` noticed it. The
-    `number`-th of its kind."""
+class TimelineEntry:
+    """A change of one start of a node, `ago` seconds before, when the first of `reporters` noticed it. `number` counts
+    the changes of this kind."""
 
     what: str
     name: str
@@ -46,41 +46,41 @@ class Happening:
     ago: float
     at: datetime
     number: int
-    tellers: list[str] = field(default_factory=list)
+    reporters: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str | Promise:
         return LABELS.get(self.what, self.what)
 
     @property
-    def looks(self) -> str:
-        """The state whose colours it has."""
-        return _LOOKS.get(self.what, "other")
+    def style(self) -> str:
+        """The state whose colours the entry has."""
+        return _STYLES.get(self.what, "other")
 
     @property
     def key(self) -> str:
-        """What tells it from all others, from one look at the page to the next."""
+        """Identifies the entry, also in later refreshes of the page."""
         return f"{self.what}-{self.boot.hex()}-{self.number}"
 
 
-def merged(timelines: Mapping[str, Iterable[Moment]], now: datetime) -> list[Happening]:
-    """The last SHOWN happenings, the latest first, from what each node tells."""
-    happenings: list[Happening] = []
-    open_: dict[tuple[str, str, bytes], Happening] = {}
+def merge(timelines: Mapping[str, Iterable[Moment]], now: datetime) -> list[TimelineEntry]:
+    """The last SHOWN changes, the latest first, from the timeline of each node."""
+    entries: list[TimelineEntry] = []
+    last: dict[tuple[str, str, bytes], TimelineEntry] = {}
     numbers: Counter[tuple[str, bytes]] = Counter()
-    told = sorted(
-        ((moment, teller) for teller, moments in timelines.items() for moment in moments),
+    reported = sorted(
+        ((moment, reporter) for reporter, moments in timelines.items() for moment in moments),
         key=lambda pair: -pair[0].ago,
     )
-    for moment, teller in told:
-        what = (moment.what, moment.name, moment.boot)
-        known = open_.get(what)
-        if known is not None and teller not in known.tellers and known.ago - moment.ago <= TOGETHER:
-            known.tellers.append(teller)
+    for moment, reporter in reported:
+        change = (moment.what, moment.name, moment.boot)
+        known = last.get(change)
+        if known is not None and reporter not in known.reporters and known.ago - moment.ago <= MERGE_WITHIN:
+            known.reporters.append(reporter)
             continue
         at = now - timedelta(seconds=min(LONGEST, moment.ago))
         numbers[moment.what, moment.boot] += 1
         number = numbers[moment.what, moment.boot]
-        open_[what] = Happening(moment.what, moment.name, moment.boot, moment.ago, at, number, [teller])
-        happenings.append(open_[what])
-    return happenings[: -SHOWN - 1 : -1]
+        last[change] = TimelineEntry(moment.what, moment.name, moment.boot, moment.ago, at, number, [reporter])
+        entries.append(last[change])
+    return entries[: -SHOWN - 1 : -1]

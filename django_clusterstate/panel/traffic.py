@@ -1,4 +1,4 @@
-"""How busy the nodes are and with what: curves of the last ten minutes, shares of the keys, the busiest limits."""
+"""Curves of the last ten minutes, shares of the keys, and the most frequent keys of limits."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ CURVES: dict[str, str | Promise] = {
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Per second, of all nodes together, the oldest step first."""
+    """A counter of all nodes together, per second. The oldest value comes first."""
 
     name: str
     label: str | Promise
@@ -51,25 +51,24 @@ class Curve:
 
 
 def curves(reports: Iterable[ReportReply]) -> list[Curve]:
-    """One for each kind. The nodes' steps don't begin together, so a step is exact to five seconds."""
-    everything = list(reports)
+    """A curve for each counter. The nodes' intervals don't begin together, so a time is exact to five seconds."""
+    rates = [report.rates for report in reports]
     return [
-        Curve(name, label, _per_second([report.rates.get(name, []) for report in everything]))
-        for name, label in CURVES.items()
+        Curve(name, label, _per_second([of_node.get(name, []) for of_node in rates])) for name, label in CURVES.items()
     ]
 
 
 def _per_second(nodes: Sequence[list[int]]) -> list[float]:
     sums = [0] * STEPS
-    for steps in nodes:
-        for back, count in enumerate(steps[:STEPS]):
+    for counts in nodes:
+        for back, count in enumerate(counts[:STEPS]):
             sums[back] += count
     return [total / STEP for total in reversed(sums)]
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of the keys: what a node should own by its weight, and what it holds of all entries. From 0 to 1."""
+    """A node's share of the keys by its weight, and its actual share of all entries. From 0 to 1."""
 
     name: str
     expected: float
@@ -88,7 +87,7 @@ class Share:
 
 
 def shares(reports: Reports) -> list[Share]:
-    """Of the nodes that answered and serve, by name."""
+    """The shares of the nodes that answered and serve, by name."""
     nodes = [status for status in reports.status.nodes.values() if status.state in SERVING]
     entries = [status.stats.cache_entries + status.stats.limit_entries for status in nodes]
     weights, held = sum(status.identity.weight for status in nodes), sum(entries)
@@ -103,7 +102,7 @@ def shares(reports: Reports) -> list[Share]:
 
 @dataclass(frozen=True, slots=True)
 class TopKey:
-    """A key of limits, hit or denied `times` at most and `least` at least. `group` is None where it is hashed."""
+    """A key of limits, hit or denied at most `times` and at least `least` times. `group` is None if it is hashed."""
 
     group: str | None
     key: str
@@ -113,12 +112,12 @@ class TopKey:
 
     @property
     def query(self) -> str:
-        """Of the page that looks it up."""
+        """The query string of the page that looks the key up."""
         return urlencode({"kind": "limit", "group": self.group, "key": self.key})
 
 
 def top(counted: Iterable[KeyCount[bytes]]) -> list[TopKey]:
-    """The most frequent ones. A key may be told of by several nodes: those that counted in the owner's place."""
+    """The most frequent keys. Several nodes report the same key if one has counted in place of the owner."""
     first = sorted(merged(counted), key=lambda one: (-one.times, one.key))[:SHOWN]
     bars = lengths([one.times for one in first], BAR)
     return [_top_key(*one, bar) for one, bar in zip(first, bars, strict=True)]
@@ -128,7 +127,7 @@ def _top_key(key: bytes, times: int, error: int, length: str) -> TopKey:
     group, user_key = split_key(key) or (None, "")
     try:
         urlencode({"group": group, "key": user_key})
-    except UnicodeEncodeError:  # no page can show it, nor can a form send it
+    except UnicodeEncodeError:  # a lone surrogate, which no page can show and no form can send
         group = None
     shown = user_key if group is not None else key.decode(errors="backslashreplace")
     return TopKey(group, shown, times, times - error, length)

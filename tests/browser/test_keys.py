@@ -43,7 +43,7 @@ def address(**query: str) -> str:
 def test_limit_is_reset(visit: Visit, limited: tuple[str, str], server: str, script: bool) -> None:
     group, key = limited
     page = visit(address(kind="limit", group=group, key=key), server=server, java_script_enabled=script).page
-    counts = page.get_by_role("table", name="What is counted")
+    counts = page.get_by_role("table", name="Counts of this key")
     expect(counts.get_by_role("row")).to_have_count(3)
     expect(counts.get_by_role("row").filter(has_text="1/h")).to_contain_text("denied for")
     expect(counts.get_by_role("row").filter(has_text="30/d")).to_contain_text("allowed")
@@ -58,7 +58,7 @@ def test_limit_is_reset(visit: Visit, limited: tuple[str, str], server: str, scr
 def test_cache_key_is_deleted(visit: Visit, cached: str, server: str) -> None:
     visited = visit(address(kind="cache:default", key=cached), server=server, before=HASTE)
     page = visited.page
-    expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("The key is there")
+    expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("The key exists")
     visited.await_refresh()
     page.get_by_role("button", name="Delete the key").click()
     expect(page.locator(".messagelist")).to_have_text("The key was deleted.")
@@ -72,7 +72,7 @@ def test_cache_is_emptied_once_it_is_confirmed(visit: Visit, cached: str) -> Non
     page.get_by_role("button", name="Empty the cache").click()  # the browser asks for the confirmation
     expect(page.get_by_label("Yes, empty it")).to_be_focused()
     page.reload()
-    expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("The key is there")
+    expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("The key exists")
     page.get_by_label("Yes, empty it").check()
     page.get_by_role("button", name="Empty the cache").click()
     expect(page.locator(".messagelist")).to_have_text("The cache “default” was emptied.")

@@ -51,10 +51,10 @@ class TestRealCluster:
         response = client.get(PAGE)
         page = Page(response)
         assert [row.name for row in response.context["rows"]] == list(NODES)
-        assert all(row.told is not None and row.state == MemberState.ALIVE for row in response.context["rows"])
+        assert all(row.status is not None and row.state == MemberState.ALIVE for row in response.context["rows"])
         assert [row.heard_ago is None for row in response.context["rows"]] == [True, False, False]
         assert all(name in page.text for name in NODES)
-        assert "This page asked alpha , the node of this host." in page.text
+        assert "The node of this host is alpha ." in page.text
         assert "All 3 nodes have the same view." in page.text
         assert f"have the same view. {functions.status().nodes['alpha'].epoch:016x} " in page.text
 
@@ -154,7 +154,7 @@ class TestLive:
         whole = Page(client.get(PAGE, {"kind": "plain", "key": "k"}))
         live = Page(client.get(PAGE, {"kind": "plain", "key": "k", "live": ""}))
         assert list(self.sections(live)) == list(self.sections(whole))
-        names = ["agreement", "members", "rates", "top", "ownership", "reachability", "timeline"]
+        names = ["agreement", "members", "rates", "top", "ownership", "heartbeats", "timeline"]
         assert list(self.sections(live)) == [f"clusterstate-{name}" for name in names]
         assert [attrs["data-key"] for attrs in live.all("tr") if "data-key" in attrs][: len(NODES)] == list(NODES)
         assert not [tag for tag, _ in live.tags if tag in ("html", "body", "script", "link", "nav", "form")]
@@ -163,8 +163,8 @@ class TestLive:
     def test_key_is_not_looked_up_again(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[KeyQuery] = []
 
-        async def look_up(question: KeyQuery) -> LookUp:
-            asked.append(question)
+        async def look_up(query: KeyQuery) -> LookUp:
+            asked.append(query)
             return LookUp([])
 
         monkeypatch.setattr(overview, "alook_up", look_up)
@@ -305,7 +305,7 @@ class TestTrouble:
         page = shown(client, monkeypatch, ClusterStatus("", {"two": node("two")}, {"/a.sock": "the local node: gone"}))
         assert "This host's node doesn't answer." in page.text
         assert "manage.py clusternode" in page.text
-        assert "What you see is what two knows." in page.text
+        assert "This page shows the cluster as two sees it." in page.text
 
     def test_values_too_big_for_the_cache_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         told = node("one")
@@ -313,8 +313,8 @@ class TestTrouble:
         page = shown(client, monkeypatch, ClusterStatus("one", {"one": told}))
         assert "3 values too big for the cache" in page.text
 
-    def test_dropped_limits_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_evicted_limits_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         full = node("one")
         full.stats.limit_evictions = 7
         page = shown(client, monkeypatch, ClusterStatus("one", {"one": full}))
-        assert "7 live limits dropped for room: raise LIMITS_MAX_BYTES" in page.text
+        assert "7 active limits evicted: raise LIMITS_MAX_BYTES" in page.text

@@ -120,14 +120,14 @@ class TestCacheKey:
         assert found.entry.found
         assert 49 < found.entry.ttl <= 50
         assert found.entry.value is None
-        assert re.search(r"The key is there, and expires in (49\.\d|50\.0) s\.", flat(page))
+        assert re.search(r"The key exists and expires in (49\.\d|50\.0) s\.", flat(page))
         assert f"Its value takes {size}." in flat(page)
 
     def test_key_that_never_expires_says_so(self, client: Client, key: str) -> None:
         caches["default"].set(key, "value", None)
         found, page = look_up(client, "cache:default", key)
         assert (found.entry.found, found.entry.ttl) == (True, None)
-        assert "The key is there, and never expires." in flat(page)
+        assert "The key exists and never expires." in flat(page)
 
     def test_absent_key_says_so_and_its_owner(self, client: Client, key: str) -> None:
         found, page = look_up(client, "cache:default", key)
@@ -211,7 +211,7 @@ class TestLimit:
         assert {count.rate: count.used for count in found.counts if count.rate != "5/s"} == {"50/30m": 2, "9/d": 1}
         assert "50/30m fixed window" in flat(page)
         assert "9/d token bucket" in flat(page)
-        assert "Other processes of the site remember a denial for a second at most." in flat(page)
+        assert "Other processes of the site remember a denial for one second at most." in flat(page)
 
     def test_limit_on_some_methods_is_found_and_reset_by_its_group_with_them(self, client: Client, key: str) -> None:
         get_usage(RequestFactory().post("/"), key, key="ip", rate="3/h", method=UNSAFE, increment=True)
@@ -273,7 +273,7 @@ class TestLimit:
         asking.call_node(substitute, hits._request(limit, whole, 1, True, False))
         found, page = look_up(client, "limit", "k", group=key)
         assert [(count.node, count.used) for count in found.counts] == [(substitute.name, 1)]
-        assert f"{substitute.name} in its owner's place 1 allowed" in flat(page)
+        assert f"{substitute.name} in place of the owner 1 allowed" in flat(page)
         assert act(client, "reset_limit", kind="limit", group=key, key="k")[0] == "success"
         assert look_up(client, "limit", "k", group=key)[0].counts == []
 
@@ -307,11 +307,11 @@ class TestLimit:
         runtime.forget()
         found, page = look_up(client, "limit", "k", group=key)
         assert found.counts == []
-        assert "Limits are counted in redis, as LIMITS_STORAGE says, and not in the nodes." in flat(page)
+        assert "LIMITS_STORAGE is set, so limits are counted in redis and not in the nodes." in flat(page)
         assert "owns k" not in flat(page)
         assert "reset_limit" not in actions_on(page)
         level, message = act(client, "reset_limit", kind="limit", group=key, key="k")
-        assert (level, message) == ("error", "Limits aren't counted in the nodes, but in redis.")
+        assert (level, message) == ("error", "Limits are counted in redis and not in the nodes.")
         assert log() == []
         assert look_up(client, "cache:default", key)[0].entry is not None
 
@@ -334,7 +334,10 @@ class TestPlainKey:
         ],
     )
     def test_what_is_for_another_kind_of_key_is_refused(self, client: Client, action: str, kind: str) -> None:
-        assert act(client, action, kind=kind, key="k") == ("error", "That can't be done to a key of this kind.")
+        assert act(client, action, kind=kind, key="k") == (
+            "error",
+            "This action isn't available for a key of this kind.",
+        )
         assert log() == []
 
     @override_settings(CACHES={"default": {"BACKEND": CACHE}, "limit": {"BACKEND": CACHE}, "plain": {"BACKEND": CACHE}})
@@ -368,7 +371,7 @@ class TestClear:
     ) -> None:
         caches["mine"].set(key, "value")
         told = act(client, "clear_cache", alias="mine", **fields)
-        assert told == ("error", "Nothing was emptied, since you didn't confirm it.")
+        assert told == ("error", "Nothing was emptied: you didn't confirm it.")
         assert caches["mine"].get(key) == "value"
         assert log() == []
 
@@ -519,7 +522,7 @@ class TestTrouble:
     def test_owner_of_a_cache_key_that_does_not_answer(self, client: Client, stopped: str) -> None:
         found, page = look_up(client, "cache:default", stopped)
         assert (found.entry, found.ranking, set(found.silent)) == (None, ["two", "one"], {"two"})
-        assert "Not all is known: node two at" in flat(page)
+        assert "Incomplete: node two at" in flat(page)
         assert f"two owns {stopped} ." in flat(page)
         level, message = act(client, "delete_cache_key", kind="cache:default", key=stopped)
         assert (level, "node two at" in message) == ("error", True)
@@ -538,7 +541,7 @@ class TestTrouble:
     def test_owner_of_a_limit_that_does_not_answer(self, client: Client, stopped: str) -> None:
         found, page = look_up(client, "limit", stopped, group=stopped)
         assert (found.counts, found.ranking, set(found.silent)) == ([], ["two", "one"], {"two"})
-        assert "Not all is known: node two at" in flat(page)
+        assert "Incomplete: node two at" in flat(page)
         assert "Nothing is counted" not in flat(page)
         level, message = act(client, "reset_limit", kind="limit", group=stopped, key=stopped)
         assert (level, "node two at" in message) == ("error", True)
@@ -549,8 +552,8 @@ class TestTrouble:
         assert ratelimit.hit(limit, stopped, stopped).owner == "one"
         assert not ratelimit.hit(limit, stopped, stopped).allowed
         found, page = look_up(client, "limit", stopped, group=stopped)
-        assert [(count.node, count.used, bool(count.frees)) for count in found.counts] == [("one", 1, True)]
-        assert "one in its owner's place 1 denied for" in flat(page)
+        assert [(count.node, count.used, bool(count.denied_for)) for count in found.counts] == [("one", 1, True)]
+        assert "one in place of the owner 1 denied for" in flat(page)
         told = act(client, "reset_limit", kind="limit", group=stopped, key=stopped)
         assert told == ("warning", "The limit was reset, but not everywhere: no answer from two.")
         assert ratelimit.hit(limit, stopped, stopped).allowed

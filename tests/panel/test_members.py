@@ -22,7 +22,7 @@ def test_members_that_do_not_answer_are_listed_with_their_state() -> None:
         ("is-down", MemberState.DOWN, ""),
         ("is-left", MemberState.LEFT, ""),
     ]
-    assert [row.told is None for row in table] == [True, True, True, False, True, True]
+    assert [row.status is None for row in table] == [True, True, True, False, True, True]
     assert [row.address for row in table] == [f"{row.name}.example:4370" for row in table]
     assert [row.heard for row in table] == ["5.0 s", "5.0 s", "5.0 s", "", "5.0 s", "5.0 s"]
 

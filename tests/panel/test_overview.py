@@ -49,7 +49,7 @@ def live(client: Client) -> Page:
 class TestReports:
     def test_every_node_tells_of_itself_and_the_way_to_it_is_measured(self) -> None:
         reports = async_to_sync(gather)()
-        assert list(reports.status.nodes) == sorted(reports.of) == sorted(reports.round_trips) == list(NODES)
+        assert list(reports.status.nodes) == sorted(reports.replies) == sorted(reports.round_trips) == list(NODES)
         assert reports.status.asked == NODES[0]
         assert reports.status.agree
         assert all(0 < seconds < 0.4 for seconds in reports.round_trips.values())
@@ -111,7 +111,7 @@ class TestTrouble:
         self, client: Client, own_cluster: LocalCluster
     ) -> None:
         own_cluster.kill("beta")
-        wait_until(lambda: "beta is down alpha, gamma" in _sorted_tellers(live(client).text), SECONDS, "beta is down")
+        wait_until(lambda: "beta is down alpha, gamma" in _sorted_reporters(live(client).text), SECONDS, "beta is down")
         own_cluster.start("beta")
         own_cluster.wait_for()
         assert re.search(r"beta alive .*restarted", live(client).text)
@@ -133,19 +133,19 @@ class TestTrouble:
         heard = {name: tuple(member(other) for other in names if other != name) for name in names}
         nodes = {name: node(name, members=heard[name]) for name in names}
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
-        assert "All members hear one another." in page.text
+        assert "All nodes receive each other's heartbeats." in page.text
         nodes["n01"] = node("n01", members=(member("n00", MemberState.SUSPECT, 2.5), *heard["n01"][1:-1]))
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
-        assert "n01 heard n00 2.5 s ago." in page.text
+        assert "n01 received the last heartbeat of n00 2.5 s ago." in page.text
         assert "n01 doesn't know n29." in page.text
-        assert "more are wrong" not in page.text
+        assert "more are late or lost" not in page.text
         for name in names:
             nodes[name] = node(
                 name, members=tuple(member(other, MemberState.DOWN, 9.0) for other in names if other != name)
             )
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
         assert page.text.count(" 9.0 s ago.") == 50
-        assert "820 more are wrong." in page.text
+        assert "820 more are late or lost." in page.text
 
     def test_time_that_no_calendar_knows_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         one = node("one", members=(member("two", MemberState.DOWN, 8e10),), uptime=8e10)
@@ -184,5 +184,5 @@ def _shown(client: Client, monkeypatch: pytest.MonkeyPatch, reports: Reports) ->
     return live(client)
 
 
-def _sorted_tellers(text: str) -> str:
+def _sorted_reporters(text: str) -> str:
     return text.replace("gamma, alpha", "alpha, gamma")
