@@ -276,7 +276,7 @@ def test_node_that_stands_still_for_a_moment_counts_all_once(folder: Path, name:
 @pytest.mark.parametrize(("first", "after", "goes_on"), [("b", "a", True), ("a", "b", False), ("b", "b", False)])
 def test_node_that_tells_the_same_names_again_is_asked_no_more(first: str, after: str, goes_on: bool) -> None:
     target, page = Target("n", TcpAddress("127.0.0.1", 1)), [Totals(first, 0, 0, 1, 1.0)] * PAGE
-    more = events._take_pages([], [(target, after)], [wire.EventNamesReply(1, page)])
+    more = events._next_pages([], [(target, after)], [wire.EventNamesReply(1, page)])
     assert more == ([(target, first)] if goes_on else [])
 
 
@@ -297,7 +297,7 @@ async def test_nodes_that_have_no_time_to_answer_are_told(name: str) -> None:
 @pytest.mark.usefixtures("no_node")
 class TestNoNode:
     def test_tracking_raises_nothing_and_drops_are_counted(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("django_clusterstate.client.event_batches.KEEP", 0.0)
+        monkeypatch.setattr("django_clusterstate.client.event_batches.MAX_AGE", 0.0)
         ask("track", "login", times=5)
         assert not events.flush(0.2)
         wait_until(lambda: events.dropped() == 5, SECONDS, "the drop")

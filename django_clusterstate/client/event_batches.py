@@ -1,52 +1,50 @@
-"""What was tracked and isn't with its owner yet. Decides what goes where, and when it is given up.
+"""The outbox of tracked events: which batch goes to which node, and when events are dropped.
 
-No event is counted twice. A batch that a node may have taken goes to this node again, which knows it by its number, and
-to no other; if the node is gone, it is dropped. What certainly hasn't been taken goes to the next owner.
+No event is counted twice. A batch that a node may have counted is sent again only to this node, which recognizes its
+id; when the node is gone, the batch is dropped. A batch that was certainly not counted goes to the next owner.
 """
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
 from ..core.event_counts import MAX_ENTRIES, Entry
 from ..exceptions import ClusterStateError, Refused
-from ..wire.framing import frame
-from ..wire.messages import Reply, Track, encode
+from ..wire import messages as wire
 from .retries import may_be_executed
 from .routing import RoutingTable, Target
 
-KEEP = 5.0  # seconds until an event that no owner takes is dropped
-MAX_WAITING = 20_000  # sums
-MAX_BATCH = 200_000  # characters and bytes in a batch, which is so less than a frame, in whatever alphabet
+MAX_AGE = 5.0  # seconds until an event that no owner counts is dropped
+MAX_SUMS = 20_000  # in the outbox
+MAX_BATCH = 200_000  # characters and bytes, so that a batch fits into a frame in any alphabet
 
-Call = Callable[[Target, bytes], Reply]
-
-
-class Sum:
-    """How often a name and key came since `at`, and a few of the events: when, and their fields."""
-
-    __slots__ = ("at", "key", "name", "samples", "times")
-
-    def __init__(self, name: str, key: str, at: float) -> None:
-        self.name = name
-        self.key = key
-        self.at = at
-        self.times = 0
-        self.samples: list[tuple[float, Mapping[str, object]]] = []
-
-    def packed(self) -> "Packed":
-        samples = [(at, _pack(fields)) for at, fields in self.samples]
-        return Packed(_clean(self.name), _clean(self.key), self.times, self.at, samples)
+Call = Callable[[Target, bytes], wire.Reply]
 
 
-class Packed(msgspec.Struct):
-    """A sum as it can be sent."""
+@dataclass(slots=True, eq=False)
+class EventSum:
+    """How many events of a name and key were tracked since `at`, and some of them as (time, fields)."""
 
     name: str
     key: str
-    times: int
     at: float
+    times: int = 0
+    samples: list[tuple[float, Mapping[str, object]]] = field(default_factory=list)
+
+    def encode(self) -> "EncodedSum":
+        samples = [(at, _encode_fields(fields)) for at, fields in self.samples]
+        return EncodedSum(_valid_utf8(self.name), _valid_utf8(self.key), self.at, self.times, samples)
+
+
+class EncodedSum(msgspec.Struct, eq=False):
+    """An `EventSum` with its fields as msgpack."""
+
+    name: str
+    key: str
+    at: float
+    times: int
     samples: list[tuple[float, bytes]]
 
     @property
@@ -54,103 +52,105 @@ class Packed(msgspec.Struct):
         return len(self.name) + len(self.key) + sum(len(fields) for _, fields in self.samples)
 
     def entry(self, now: float) -> Entry:
-        return Entry(
-            self.name, self.key, self.times, now - self.at, [(now - at, fields) for at, fields in self.samples]
-        )
+        samples = [(now - at, fields) for at, fields in self.samples]
+        return Entry(self.name, self.key, self.times, now - self.at, samples)
 
 
+@dataclass(slots=True, eq=False)
 class Batch:
-    """What goes to one node at once. `asked`: the node may have taken it."""
+    """Sums that are sent to one node together. `maybe_counted`: sent, but without a reply."""
 
-    __slots__ = ("asked", "id", "sums", "target")
-
-    def __init__(self, target: Target, sums: list[Packed]) -> None:
-        self.target = target
-        self.sums = sums
-        self.id = os.urandom(8)
-        self.asked = False
-
-    @property
-    def events(self) -> int:
-        return sum(one.times for one in self.sums)
+    target: Target
+    sums: list[EncodedSum]
+    maybe_counted: bool = False
+    id: bytes = field(default_factory=lambda: os.urandom(8))
 
 
 class Outbox:
-    """Used by one thread at a time."""
+    """Used by one thread at a time. `dropped` counts events."""
 
     def __init__(self) -> None:
-        self.dropped = 0  # events
-        self._loose: list[Packed] = []  # the oldest first
+        self.dropped = 0
+        self._unassigned: list[EncodedSum] = []  # the oldest first
         self._batches: list[Batch] = []
 
     @property
     def empty(self) -> bool:
-        return not self._loose and not self._batches
+        return not self._unassigned and not self._batches
 
-    def put(self, sums: Iterable[Sum], now: float) -> None:
-        """Takes in what was gathered, and drops what is too old or too much."""
-        self._loose += [one.packed() for one in sums]
-        room = MAX_WAITING - sum(len(batch.sums) for batch in self._batches)
-        fresh = [one for one in self._loose[-room:] if now - one.at < KEEP] if room > 0 else []
-        kept = [batch for batch in self._batches if now - batch.sums[0].at < KEEP]
-        self.dropped += sum(one.times for one in self._loose) - sum(one.times for one in fresh)
-        self.dropped += sum(batch.events for batch in self._batches) - sum(batch.events for batch in kept)
-        self._loose, self._batches = fresh, kept
+    def put(self, sums: Iterable[EventSum], now: float) -> None:
+        """Adds sums, and drops those that are too old; if there are too many, also the oldest."""
+        self._unassigned += [one.encode() for one in sums]
+        room = MAX_SUMS - sum(len(batch.sums) for batch in self._batches)
+        before = self._events()
+        newest = self._unassigned[-room:] if room > 0 else []
+        self._unassigned = [one for one in newest if now - one.at < MAX_AGE]
+        self._batches = [batch for batch in self._batches if now - batch.sums[0].at < MAX_AGE]
+        self.dropped += before - self._events()
 
-    def place(self, table: RoutingTable) -> None:
-        """Gives what is loose to its owners. A batch whose node has left the cluster is loose again, or lost."""
-        present = set(table.targets.values())
-        for batch in [batch for batch in self._batches if batch.target not in present or not batch.asked]:
-            self._batches.remove(batch)
-            if batch.asked:
-                self.dropped += batch.events
+    def assign(self, table: RoutingTable) -> None:
+        """Puts sums into batches for their owners; sums without an owner wait.
+
+        A batch is assigned again unless it may have been counted. If it may, and its node has left the cluster, it is
+        dropped.
+        """
+        members = set(table.targets.values())
+        kept: list[Batch] = []
+        for batch in self._batches:
+            if not batch.maybe_counted:
+                self._unassigned += batch.sums
+            elif batch.target in members:
+                kept.append(batch)
             else:
-                self._loose += batch.sums
-        groups: dict[Target, list[Packed]] = {}
-        homeless = []
-        for one in self._loose:
-            owner = _owner(table, routing_key(one.name, one.key))
-            if owner is None:
-                homeless.append(one)
-            else:
-                groups.setdefault(owner, []).append(one)
-        self._loose = homeless
-        for target, sums in groups.items():
-            self._batches += [Batch(target, part) for part in _parts(sums)]
+                self.dropped += _count(batch.sums)
+        groups: dict[Target | None, list[EncodedSum]] = {}
+        for one in self._unassigned:
+            groups.setdefault(_owner(table, routing_key(one.name, one.key)), []).append(one)
+        self._unassigned = groups.pop(None, [])
+        self._batches = kept + [
+            Batch(target, part) for target, sums in groups.items() if target is not None for part in _split(sums)
+        ]
 
     def batches(self) -> list[Batch]:
-        """What is to be sent, each to its node."""
+        """The batches to send, each to its target."""
         return list(self._batches)
 
     def send(self, batch: Batch, call: Call, now: float) -> None:
-        """Sends a batch. What happens to it when that fails is decided here."""
-        request = frame(encode(Track(batch.id, [one.entry(now) for one in batch.sums])))
+        """Sends a batch, and removes it once it is counted."""
+        request = wire.request_frame(wire.Track(batch.id, [one.entry(now) for one in batch.sums]))
         try:
             call(batch.target, request)
+        except Refused:  # the process that may have counted the batch before has ended
+            batch.maybe_counted = False
         except ClusterStateError as error:
-            if isinstance(error, Refused):  # the process that may have taken the batch before has ended
-                batch.asked = False
-            elif may_be_executed(error):
-                batch.asked = True
+            batch.maybe_counted = batch.maybe_counted or may_be_executed(error)
         else:
             self._batches.remove(batch)
 
+    def _events(self) -> int:
+        return _count(self._unassigned) + sum(_count(batch.sums) for batch in self._batches)
+
 
 def routing_key(name: str, key: str) -> bytes:
-    """What decides who keeps an event."""
+    """The key by which the owner of an event is determined."""
     return f"{name}\0{key}".encode()
 
 
 def _owner(table: RoutingTable, key: bytes) -> Target | None:
-    """The owner; while it is left alone, the next in the ranking that isn't."""
+    """The owner of a key; while its circuit breaker is open, the next node in the ranking whose breaker is closed."""
     owner = table.owner(key)
     if owner is None or not owner.is_open:
         return owner
     return next((node for node in table.ranking(key) if not node.is_open), owner)
 
 
-def _parts(sums: list[Packed]) -> list[list[Packed]]:
-    parts: list[list[Packed]] = [[]]
+def _count(sums: Iterable[EncodedSum]) -> int:
+    return sum(one.times for one in sums)
+
+
+def _split(sums: list[EncodedSum]) -> list[list[EncodedSum]]:
+    """The sums in parts that fit into a batch."""
+    parts: list[list[EncodedSum]] = [[]]
     room = MAX_BATCH
     for one in sums:
         room -= one.size
@@ -161,11 +161,13 @@ def _parts(sums: list[Packed]) -> list[list[Packed]]:
     return parts
 
 
-def _clean(text: str) -> str:
-    """Without what UTF-8 can't say, as Python's file names may have it."""
+def _valid_utf8(text: str) -> str:
+    """The text with lone surrogates replaced, which Python's file names may contain and UTF-8 can't encode."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _pack(fields: Mapping[str, object]) -> bytes:
-    clean = {_clean(name): _clean(value) if isinstance(value, str) else value for name, value in fields.items()}
-    return msgspec.msgpack.encode(clean)
+def _encode_fields(fields: Mapping[str, object]) -> bytes:
+    valid = {
+        _valid_utf8(name): _valid_utf8(value) if isinstance(value, str) else value for name, value in fields.items()
+    }
+    return msgspec.msgpack.encode(valid)

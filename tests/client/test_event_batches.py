@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from django_clusterstate.client.event_batches import KEEP, MAX_BATCH, MAX_WAITING, Outbox, Sum, routing_key
+from django_clusterstate.client.event_batches import MAX_AGE, MAX_BATCH, MAX_SUMS, EventSum, Outbox, routing_key
 from django_clusterstate.client.routing import FAILURES_TO_OPEN, RoutingTable, Target
 from django_clusterstate.core.event_counts import MAX_ENTRIES
 from django_clusterstate.core.membership.messages import Identity, View
@@ -27,10 +27,10 @@ def no_failures() -> None:
         target.failures = 0
 
 
-def gathered(number: int, at: float = 100.0, fields: dict[str, object] | None = None) -> list[Sum]:
+def gathered(number: int, at: float = 100.0, fields: dict[str, object] | None = None) -> list[EventSum]:
     sums = []
     for key in range(number):
-        one = Sum("login", str(key), at)
+        one = EventSum("login", str(key), at)
         one.times = 2
         one.samples = [] if fields is None else [(at, fields)]
         sums.append(one)
@@ -66,7 +66,7 @@ class Nodes:
 def filled(number: int = 10, names: tuple[str, ...] = ("a", "b", "c")) -> Outbox:
     outbox = Outbox()
     outbox.put(gathered(number), 100.0)
-    outbox.place(table(*names))
+    outbox.assign(table(*names))
     return outbox
 
 
@@ -95,7 +95,7 @@ def test_batches_are_small() -> None:
     nodes, outbox = Nodes(), Outbox()
     text = "\U0001f600" * 200
     outbox.put(gathered(1000, fields={str(number): text for number in range(8)}), 100.0)
-    outbox.place(table("a"))
+    outbox.assign(table("a"))
     nodes.send(outbox)
     assert nodes.events == 2000
     assert all(len(track.entries) <= MAX_ENTRIES for _, track in nodes.taken)
@@ -105,11 +105,11 @@ def test_batches_are_small() -> None:
 
 def test_text_that_utf_8_cannot_say_is_sent_nevertheless() -> None:
     nodes, outbox = Nodes(), Outbox()
-    one = Sum("login", "\udcff", 100.0)
+    one = EventSum("login", "\udcff", 100.0)
     one.times = 1
     one.samples = [(100.0, {"\udcff": "\udcff"})]
     outbox.put([one], 100.0)
-    outbox.place(table("a"))
+    outbox.assign(table("a"))
     nodes.send(outbox)
     assert nodes.taken[0][1].entries[0].key == "?"
 
@@ -118,7 +118,7 @@ def test_batch_that_was_perhaps_taken_goes_to_its_node_again_by_its_number_and_t
     outbox = filled(1)
     first, second = Nodes(late), Nodes()
     first.send(outbox)
-    outbox.place(table("a", "b", "c"))
+    outbox.assign(table("a", "b", "c"))
     second.send(outbox)
     assert second.asked == first.asked
     assert (outbox.empty, outbox.dropped) == (True, 0)
@@ -127,14 +127,14 @@ def test_batch_that_was_perhaps_taken_goes_to_its_node_again_by_its_number_and_t
 def test_batch_that_was_perhaps_taken_is_dropped_with_its_node() -> None:
     outbox = filled(1, ("a",))
     Nodes(late).send(outbox)
-    outbox.place(table("b"))
+    outbox.assign(table("b"))
     assert (outbox.empty, outbox.dropped) == (True, 2)
 
 
 def test_batch_that_nobody_listened_for_goes_to_the_next_owner() -> None:
     outbox = filled(20, ("a",))
     Nodes(refused).send(outbox)
-    outbox.place(table("b"))
+    outbox.assign(table("b"))
     nodes = Nodes()
     nodes.send(outbox)
     assert {name for name, _ in nodes.taken} == {"b"}
@@ -145,7 +145,7 @@ def test_batch_that_was_perhaps_taken_by_a_node_that_has_ended_since_goes_to_the
     outbox = filled(1, ("a",))
     Nodes(late).send(outbox)
     Nodes(refused).send(outbox)
-    outbox.place(table("b"))
+    outbox.assign(table("b"))
     assert (outbox.empty, outbox.dropped) == (False, 0)
 
 
@@ -162,7 +162,7 @@ def test_batch_that_an_open_breaker_kept_back_is_free_to_go_elsewhere() -> None:
 
     outbox = filled(1, ("a",))
     outbox.send(outbox.batches()[0], breaker_open, 100.0)
-    outbox.place(table("b"))
+    outbox.assign(table("b"))
     assert [batch.target.name for batch in outbox.batches()] == ["b"]
 
 
@@ -170,16 +170,16 @@ def test_batch_that_an_open_breaker_kept_back_is_free_to_go_elsewhere() -> None:
 def test_what_nobody_takes_is_dropped_in_the_end(error: Callable[[], ClusterStateError]) -> None:
     outbox = filled(10)
     Nodes(error).send(outbox)
-    outbox.put([], 100 + KEEP - 0.1)
+    outbox.put([], 100 + MAX_AGE - 0.1)
     assert (outbox.empty, outbox.dropped) == (False, 0)
-    outbox.put([], 100 + KEEP)
+    outbox.put([], 100 + MAX_AGE)
     assert (outbox.empty, outbox.dropped) == (True, 20)
 
 
 def test_without_a_node_events_wait() -> None:
     outbox = filled(10, ())
     assert (outbox.batches(), outbox.empty) == ([], False)
-    outbox.place(table("a"))
+    outbox.assign(table("a"))
     nodes = Nodes()
     nodes.send(outbox)
     assert nodes.events == 20
@@ -187,8 +187,8 @@ def test_without_a_node_events_wait() -> None:
 
 def test_no_more_than_so_many_wait_and_the_oldest_go() -> None:
     outbox = Outbox()
-    outbox.put(gathered(MAX_WAITING, 100.0), 100.0)
+    outbox.put(gathered(MAX_SUMS, 100.0), 100.0)
     outbox.put(gathered(10, 101.0), 101.0)
     assert outbox.dropped == 20
-    outbox.put([], 100 + KEEP)
-    assert outbox.dropped == 20 + 2 * (MAX_WAITING - 10)
+    outbox.put([], 100 + MAX_AGE)
+    assert outbox.dropped == 20 + 2 * (MAX_SUMS - 10)
