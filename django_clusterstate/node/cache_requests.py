@@ -8,7 +8,7 @@ from ..core.membership.transitions import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats
-from .quotas import QuotaStore
+from .quota_store import QuotaStore
 
 TURN = 0.002  # seconds that a request for many keys may take; then the node answers for those it has done
 _STEP = 16  # keys between two looks at the clock

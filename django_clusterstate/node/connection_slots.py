@@ -1,10 +1,12 @@
-"""Who keeps a place in a full table of connections. Pure.
+"""Which connections keep their slots when all are taken.
 
-A newcomer isn't refused for what others hold: a connection of the source that holds most is closed for it, if possible
-one that hasn't been used lately. A source is another host, by its address, or a process of this host.
+A new connection isn't refused because of those of others: a connection of the source that holds most is closed for it,
+an idle one if there is any. A source is another host, by its address, or a process of this host.
 """
 
 import enum
+import socket
+import struct
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from ipaddress import IPv6Address, IPv6Network
@@ -35,8 +37,19 @@ def network_of(host: str) -> str:
     return str(address.ipv4_mapped or IPv6Network((address, 64), strict=False))
 
 
+def source_of(sock: socket.socket) -> Source:
+    """The other host by its network, or a process of this host by its id."""
+    if sock.family == socket.AF_UNIX:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return Source(Kind.LOCAL, str(struct.unpack("3i", credentials)[0]))
+    try:
+        return Source(Kind.REMOTE, network_of(sock.getpeername()[0]))
+    except OSError:  # it is closed already
+        return Source(Kind.REMOTE, "")
+
+
 class Connected(Hashable, Protocol):
-    used: bool  # since it was last looked at for room; the connection itself says so
+    used: bool  # since it was last considered for eviction; set by the connection
 
 
 C = TypeVar("C", bound=Connected)

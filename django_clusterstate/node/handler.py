@@ -21,7 +21,7 @@ from .config import NodeConfig
 from .history import History
 from .limit_requests import LimitRequests
 from .problems import Misdirected, problems
-from .quotas import QuotaStore
+from .quota_store import QuotaStore
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Bytes of members in one reply. The rest of a `Report` takes 110 KiB at most, with names and keys at their longest.

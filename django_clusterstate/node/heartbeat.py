@@ -168,7 +168,7 @@ class Heartbeats:
             beat = unseal(message, self._keys)
             if session is not None and session != beat.identity.boot:
                 who = beat.identity
-                raise ProtocolError(f"it names {who.name} ({who.address}), but came over the link of another node")
+                raise ProtocolError(f"it names {who}, but came over the link of another node")
         except ProtocolError as error:
             self.rejected += 1
             self._rejected_log.write(f"heartbeat dropped: {error}")

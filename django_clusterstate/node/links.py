@@ -71,7 +71,7 @@ class Links:
         self.dropped = 0  # messages that found a link too slow
         self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
         self.reached = False  # set when another node has reached us at the address that we advertise
-        self.hurried = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
+        self.leaving = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
         self._clock = clock
         self.misdirected: dict[str, Misdirected] = {}
         self._links: dict[str, Link] = {}
@@ -125,7 +125,7 @@ class Links:
                 self.unreachable += not patient
             elif not connection.cast(data):
                 self.dropped += 1
-            if patient and self.hurried and link.connection:
+            if patient and self.leaving and link.connection:
                 link.connection.cast(data)
 
     def _peers(self) -> Iterable["Link"]:

@@ -1,4 +1,4 @@
-"""The log lines of a node: what it says of the states of members, and lines that are rationed.
+"""The logger of a node, and a limit on lines that may have any number of causes.
 
 `docs/operations.md` lists every line, and tests hold the code to that list.
 """
@@ -7,34 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 
-from ..core.membership.messages import MemberState
-
 logger = logging.getLogger("django_clusterstate.node")
-
-# What a new state means. Of (old state, new state), else of the new state.
-STATE_CHANGES: dict[tuple[MemberState | None, MemberState] | MemberState, str] = {
-    (MemberState.SUSPECT, MemberState.ALIVE): "heard again; it keeps its keys",
-    (MemberState.DOWN, MemberState.ALIVE): "alive again after it was cut off or stopped; its keys move back to it",
-    (MemberState.ALIVE, MemberState.JOINING): "joining again, since only its own host can reach its address; "
-    "its keys move to other nodes",
-    MemberState.JOINING: "joining; it owns no keys yet",
-    MemberState.ALIVE: "alive; it owns its share of the keys",
-    MemberState.SUSPECT: "suspected after {silence:.1f} s without heartbeats; it keeps its keys until it is declared "
-    "down",
-    MemberState.LEAVING: "leaving; its keys move to other nodes",
-    MemberState.LEFT: "left",
-}
-SILENT = "declared down after {silence:.1f} s without heartbeats; its keys move to other nodes"
-ENDED = "declared down, since its process has ended or was replaced; its keys move to other nodes"
-
-
-def state_change(old: MemberState | None, new: MemberState, silence: float, suspect_after: float) -> str:
-    """What happened to a member that was last heard `silence` seconds ago, and what that means."""
-    if new is MemberState.DOWN:
-        text = SILENT if silence >= suspect_after else ENDED
-    else:
-        text = STATE_CHANGES.get((old, new)) or STATE_CHANGES[new]
-    return text.format(silence=silence)
 
 
 class RationedLog:

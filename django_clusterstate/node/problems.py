@@ -52,9 +52,7 @@ def _is_unreached(membership: Membership, now: float) -> bool:
 def _unreached(membership: Membership) -> str:
     me = membership.me
     peers = [member.identity for member in membership.members.values() if member.state not in GONE]
-    heard = (
-        ", ".join(f"{peer.name} ({peer.address})" for peer in peers[:MAX_NAMED]) or "none, but has connected to some"
-    )
+    heard = ", ".join(map(str, peers[:MAX_NAMED])) or "none, but has connected to some"
     return (
         f"node {me.name} stays joining: no other node has connected to it at {me.address}; check that address "
         f"(CLUSTERSTATE_ADVERTISE) and the firewalls between. It hears: {heard}"

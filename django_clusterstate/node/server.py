@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -15,11 +16,10 @@ from ..wire.keys import LinkKey
 from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, FailedReply, Forward, Reply, decode_request, encode
 from ..wire.noise import Opener, Sealer
 from ..wire.unix_sockets import check_unix_peer
-from .accepted import set_options, source_of
 from .channels.queues import NODES_OWN
 from .coalescing import REST, Coalescer
 from .config import NodeError
-from .connection_slots import ConnectionSlots, Kind, Source
+from .connection_slots import ConnectionSlots, Kind, Source, source_of
 from .handler import Handler
 from .log import RationedLog
 from .socketfile import SocketFile
@@ -36,7 +36,16 @@ READ_AT_ONCE = 256 * 1024  # bytes of a peer's link
 WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
 NOT_READ = f"it has not read its replies for {READ_WITHIN:g} s"
 NODES_ONLY = frozenset((Deliver, Forward))  # what no requester may send
-BACKLOG = 1024  # connections that the kernel keeps until we accept them
+BACKLOG = 1024  # connections that the kernel keeps until they are accepted
+# Messages leave at once. A host that is gone without a word is probed after half a minute of silence, and its
+# connections are closed half a minute later; otherwise they would keep their slots for ever.
+TCP_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 class Server:
@@ -146,7 +155,8 @@ class Connection(asyncio.Protocol):
             self._turn_away("a process of another user; nodes and requesters run as one user")
             return
         if not self._trusted:
-            set_options(sock)
+            for level, option, value in TCP_OPTIONS:
+                sock.setsockopt(level, option, value)
         self.source = source_of(sock)
         # While it hasn't proved itself: what it says before costs nothing.
         self.used = False

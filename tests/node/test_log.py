@@ -1,9 +1,8 @@
-"""What a node logs of its peers, and how seldom it repeats itself."""
+"""How seldom a node repeats a log line."""
 
 import pytest
 
-from django_clusterstate.core.membership.messages import MemberState
-from django_clusterstate.node.log import RationedLog, state_change
+from django_clusterstate.node.log import RationedLog
 
 
 class Clock:
@@ -34,17 +33,3 @@ def test_lines_about_any_subjects_keep_their_distance(caplog: pytest.LogCaptureF
         clock.now += 0.25
     assert len(caplog.messages) == 25
     assert caplog.messages[1] == "stranger 4 (and 3 more since the last such line)"
-
-
-@pytest.mark.parametrize("new", MemberState)
-@pytest.mark.parametrize("old", [None, *MemberState])
-def test_every_change_of_state_is_described(old: MemberState | None, new: MemberState) -> None:
-    text = state_change(old, new, 3.04, 1.5)
-    assert text
-    assert "{" not in text
-
-
-def test_down_after_silence_names_its_duration_and_down_by_refusal_its_cause() -> None:
-    silent = state_change(MemberState.SUSPECT, MemberState.DOWN, 3.04, 1.5)
-    assert silent == "declared down after 3.0 s without heartbeats; its keys move to other nodes"
-    assert "its process has ended" in state_change(MemberState.ALIVE, MemberState.DOWN, 0.4, 1.5)

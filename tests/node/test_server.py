@@ -707,8 +707,8 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
     assert len(running.server.coalescer._reads) == len(everybody)  # of two connections each
     for number, links in enumerate(everybody):
         said = time.monotonic()
-        links.hurried = number % 2 == 0
-        links.fan_out(wire.Deliver(GROUP if links.hurried else "chat", b"%d" % number, 60, 10_000))
+        links.leaving = number % 2 == 0
+        links.fan_out(wire.Deliver(GROUP if links.leaving else "chat", b"%d" % number, 60, 10_000))
         check_seconds(await first_heard(heard, number, said) - said, below=coalescing.REST / 2)
     for links in everybody:
         await links.close()

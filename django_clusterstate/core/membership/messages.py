@@ -81,6 +81,9 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def __post_init__(self) -> None:
         _check(self.name, self.address)
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.address})"
+
 
 class Sighting(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the sender of a heartbeat knows of one member; `age` is seconds since it was last heard."""

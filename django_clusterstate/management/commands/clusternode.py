@@ -28,8 +28,9 @@ from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
 from ...node.discovery import ListDiscovery
 from ...node.log import RationedLog, logger
+from ...node.membership_events import Event, Isolated, ViewChanged, what_happened
 from ...node.metrics_server import scraped
-from ...node.node import Event, Isolated, Node, ViewChanged, news
+from ...node.node import Node
 from ...node.redis_pubsub import PubSubLayer
 from ...settings import Settings
 from ...wire.address import TcpAddress, parse_tcp
@@ -80,7 +81,7 @@ class Command(BaseCommand):
                 watch = _find_address(settings)
                 node = _make_node(settings, watch.address)
                 _run(node, watch, _metrics(node, options["metrics_address"], options["metrics_port"]))
-                if not node.over:
+                if not node.superseded:
                     break
         except (ImproperlyConfigured, NodeError, ValueError) as error:
             raise CommandError(str(error)) from error
@@ -196,7 +197,7 @@ def _call_receivers(event: Event) -> list[tuple[Any, Any]]:
             return signals.view_changed.send_robust(Membership, old=old, new=new)
         case Isolated():
             return signals.cluster_isolated.send_robust(Membership)
-        case Change(identity, before) if (what := news(event)) in _SIGNALS:
+        case Change(identity, before) if (what := what_happened(event)) in _SIGNALS:
             return _SIGNALS[what].send_robust(Membership, identity=identity, old=before)
     return []
 

@@ -1,0 +1,166 @@
+"""What happens to the members of the cluster, as a node logs it, counts it and reports it to its process."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..core.membership.messages import Identity, MemberState, View
+from ..core.membership.timeline import What
+from ..core.membership.transitions import Change, Effects, Membership
+from ..wire.status import Stats
+from .history import History
+from .log import logger
+from .problems import Misdirected, problems
+
+PROBLEM_AGAIN = 60.0  # seconds between two log lines about a problem that lasts
+
+_HAPPENED = {
+    MemberState.ALIVE: What.JOINED,
+    MemberState.SUSPECT: What.SUSPECTED,
+    MemberState.DOWN: What.DOWN,
+    MemberState.LEAVING: What.LEFT,
+    MemberState.LEFT: What.LEFT,
+}
+# The middle of a log line, by (old state, new state) or by the new state.
+_DESCRIPTIONS: dict[tuple[MemberState | None, MemberState] | MemberState, str] = {
+    (MemberState.SUSPECT, MemberState.ALIVE): "heard again; it keeps its keys",
+    (MemberState.DOWN, MemberState.ALIVE): "alive again after it was cut off or stopped; its keys move back to it",
+    (MemberState.ALIVE, MemberState.JOINING): "joining again, since only its own host can reach its address; its keys "
+    "move to other nodes",
+    MemberState.JOINING: "joining; it owns no keys yet",
+    MemberState.ALIVE: "alive; it owns its share of the keys",
+    MemberState.SUSPECT: "suspected after {:.1f} s without heartbeats; it keeps its keys until it is declared down",
+    MemberState.LEAVING: "leaving; its keys move to other nodes",
+    MemberState.LEFT: "left",
+}
+_SILENT = "declared down after {:.1f} s without heartbeats; its keys move to other nodes"
+_ENDED = "declared down, since its process has ended or was replaced; its keys move to other nodes"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    """The members that own keys have changed."""
+
+    old: View
+    new: View
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """Most peers fell silent at once: it is probably this node that is cut off."""
+
+
+Event = Change | ViewChanged | Isolated
+
+
+def what_happened(change: Change) -> What | None:
+    """What a change of state means in the timeline and the signals; None when it only follows from an earlier one."""
+    match change.old, change.new:
+        case MemberState.SUSPECT, MemberState.ALIVE:
+            return What.HEARD_AGAIN
+        case MemberState.LEAVING, MemberState.LEFT:
+            return None
+    return _HAPPENED.get(change.new)
+
+
+def describe(change: Change, silence: float, suspect_after: float) -> str:
+    """What happened to a member that was last heard `silence` seconds ago, and what that means."""
+    if change.new is MemberState.DOWN:
+        text = _SILENT if silence >= suspect_after else _ENDED
+    else:
+        text = _DESCRIPTIONS.get((change.old, change.new)) or _DESCRIPTIONS[change.new]
+    return text.format(silence)
+
+
+class MembershipEvents:
+    """Logs what a call of `membership` brought about, counts it in `stats`, and adds it to the timeline of `history`.
+
+    `notify(event)` is called, in order, with each change of state of a member, this node included, and with isolation.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        stats: Stats,
+        history: History,
+        notify: Callable[[Event], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._membership = membership
+        self._me = membership.me
+        self._stats = stats
+        self._history = history
+        self._notify = notify
+        self._clock = clock
+        self._isolated = False
+        self._problems: dict[str, float] = {}  # when each was last logged
+
+    def take_effects(self, effects: Effects) -> None:
+        """All but the changes of state."""
+        me, timings = self._me, self._membership.timings
+        if effects.stalled > timings.suspect_after:
+            logger.warning(
+                "node %s was stopped for %.1f s, so no peer is judged by that silence; look for a suspended machine, "
+                "swapping or too little CPU", me, effects.stalled,
+            )  # fmt: skip
+            self._note(What.STALLED, me)
+        if self._membership.isolated and not self._isolated:
+            logger.warning(
+                "node %s isolated: most peers fell silent at once, so they are declared down %.1f s later; check this "
+                "host's network and the channel layer", me, timings.suspect_after,
+            )  # fmt: skip
+            self._note(What.ISOLATED, me)
+            self._notify(Isolated())
+        elif self._isolated and not self._membership.isolated:
+            logger.warning("node %s no longer isolated", me)
+            self._note(What.RECONNECTED, me)
+        self._isolated = self._membership.isolated
+        if effects.given_up:
+            logger.warning(
+                "node %s had been declared down by its peers, and others served its keys, so its cache starts empty", me
+            )
+        for peer in effects.unreachable:
+            logger.warning(
+                "peer %s unreachable: not heard for %.1f s, but heard by other nodes, so it stays a member; check "
+                "firewalls and routes from its host to this one", peer, self._silence(peer),
+            )  # fmt: skip
+
+    def take_change(self, change: Change) -> None:
+        who, view = change.identity, self._membership.view
+        logger.log(
+            logging.WARNING if change.new in (MemberState.SUSPECT, MemberState.DOWN) else logging.INFO,
+            "%s %s %s; %s -> %s, %d nodes serve, epoch %016x",
+            "node" if who is self._me else "peer",
+            who,
+            describe(change, self._silence(who), self._membership.timings.suspect_after),
+            change.old or "unknown",
+            change.new,
+            len(view.members),
+            view.epoch,
+        )
+        if (what := what_happened(change)) is not None:
+            self._note(what, who)
+        self._notify(change)
+
+    def take_problems(self, misdirected: Mapping[str, Misdirected]) -> None:
+        """Logs each problem when it begins, once a minute while it lasts, and when it is solved."""
+        now = self._clock()
+        found = problems(self._membership, misdirected, now)
+        for text in found:
+            if now - self._problems.get(text, -PROBLEM_AGAIN) >= PROBLEM_AGAIN:
+                self._problems[text] = now
+                logger.error("problem: %s", text)
+        for text in set(self._problems).difference(found):
+            del self._problems[text]
+            logger.info("problem solved: %s", text)
+
+    def _silence(self, who: Identity) -> float:
+        """Seconds since this start of the node was last heard; 0 if another start has taken its place."""
+        member = self._membership.members.get(who.name)
+        return self._clock() - member.heard if member is not None and member.identity == who else 0.0
+
+    def _note(self, what: What, who: Identity) -> None:
+        self._history.timeline.note(what, who.name, who.boot, self._clock())
+        changes = self._stats.changes
+        if what in changes.__struct_fields__:
+            setattr(changes, what, getattr(changes, what) + 1)
