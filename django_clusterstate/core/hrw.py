@@ -99,29 +99,29 @@ class Rendezvous:
 
 
 class OwnershipHistory:
-    """Whether a node has owned a key all the time, over the last views.
+    """Whether a node has owned a key without interruption, over the last REMEMBERED_VIEWS views.
 
-    Ownership goes to and fro: a node joins, takes a key, leaves, and the key is its former owner's again, whose value
-    is old by then. `serial` counts the views; whoever stores something notes it, and asks `unbroken` later.
+    A node that joins takes a key; when it leaves, the key goes back to its former owner, whose value is stale by then.
+    `generation` counts the views: it is stored with a value, and `owned_since` tells later whether the value is valid.
     """
 
-    __slots__ = ("_name", "_views", "serial")
+    __slots__ = ("_name", "_views", "generation")
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._views: deque[tuple[int, Rendezvous]] = deque(maxlen=REMEMBERED_VIEWS)
-        self.serial = 0
+        self.generation = 0
 
     def change(self, weights: Mapping[str, float]) -> Rendezvous:
-        """Another view, of these nodes."""
+        """Begin another view, of these nodes."""
         rendezvous = Rendezvous(weights)
-        self.serial += 1
-        self._views.append((self.serial, rendezvous))
+        self.generation += 1
+        self._views.append((self.generation, rendezvous))
         return rendezvous
 
-    def unbroken(self, key: bytes, since: int) -> bool:
-        """Whether the node has owned the key in every view from the one numbered `since`; False when that is too
-        long ago to know."""
-        if not self._views or since < self._views[0][0]:
+    def owned_since(self, key: bytes, generation: int) -> bool:
+        """Whether the node has owned the key in every view from this one on; False when that is too long ago to
+        know."""
+        if not self._views or generation < self._views[0][0]:
             return False
-        return all(view.owner(key) == self._name for serial, view in self._views if serial >= since)
+        return all(view.owner(key) == self._name for number, view in self._views if number >= generation)

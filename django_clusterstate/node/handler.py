@@ -125,7 +125,7 @@ class Handler:
         have written to these keys."""
         view = self.membership.view
         self.channel_requests.owners = self._ownership.change({member.name: member.weight for member in view.members})
-        self.cache.stamp = self._ownership.serial
+        self.cache.generation = self._ownership.generation
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class Handler:
 
 def _make_cache(config: NodeConfig, ownership: OwnershipHistory) -> CacheStore[wire.Value] | QuotaStore:
     def store(max_bytes: int) -> CacheStore[wire.Value]:
-        return CacheStore(max_bytes, size_of=sys.getsizeof, still_good=ownership.unbroken)
+        return CacheStore(max_bytes, size_of=sys.getsizeof, is_valid=ownership.owned_since)
 
     own = {namespace: store(size) for namespace, size in config.cache_own_bytes.items()}
     shared = store(config.cache_max_bytes - sum(config.cache_own_bytes.values()))

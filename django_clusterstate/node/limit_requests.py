@@ -33,9 +33,9 @@ class LimitRequests:
 
     def _hit(self, request: wire.Hit) -> wire.Reply:
         store, history, stats = self._store, self._history, self._stats
-        made = store.made
+        created = store.created
         decisions, allowed = algorithms.hit(store, request.key, request.rules, request.cost, self._clock())
-        if store.made != made:
+        if store.created != created:
             self._rules.note(request.rules)
         denied = request.denied_locally
         if allowed:

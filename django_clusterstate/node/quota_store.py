@@ -55,13 +55,13 @@ class QuotaStore:
         return budget - left
 
     @property
-    def stamp(self) -> int:
-        return self._shared.stamp
+    def generation(self) -> int:
+        return self._shared.generation
 
-    @stamp.setter
-    def stamp(self, stamp: int) -> None:
+    @generation.setter
+    def generation(self, generation: int) -> None:
         for store in self._all:
-            store.stamp = stamp
+            store.generation = generation
 
     @property
     def entries(self) -> int:

@@ -55,7 +55,7 @@ def test_a_key_that_was_taken_back_is_never_due() -> None:
     expiry.discard("unknown")
     assert popped(expiry, NOW + 5) == {"b"}
     assert not expiry._buckets
-    assert not expiry._dues
+    assert not expiry._heap
 
 
 def test_what_never_expires_is_never_due() -> None:
@@ -81,6 +81,6 @@ def test_keys_and_buckets_are_as_many_as_they_should_be(steps: list[tuple[str, f
         for due in popped(expiry, now):
             assert times.pop(due) <= now
         assert len(expiry) == len(times) == sum(map(len, expiry._buckets.values()))
-        assert sorted(expiry._dues) == sorted(expiry._buckets)
-        assert all(due > now for due in expiry._dues)
+        assert sorted(expiry._heap) == sorted(expiry._buckets)
+        assert all(due > now for due in expiry._heap)
     assert popped(expiry, now + 400) == set(times)

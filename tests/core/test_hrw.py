@@ -157,34 +157,34 @@ def a_key_of(name: str, *names: str) -> bytes:
     return next(key for key in KEYS if hrw.owner(key) == name)
 
 
-def test_ownership_is_unbroken_while_others_come_and_go() -> None:
+def test_ownership_is_uninterrupted_while_others_come_and_go() -> None:
     key = a_key_of("a", "a", "b", "c")
-    tenure = OwnershipHistory("a")
+    history = OwnershipHistory("a")
     for names in (("a",), ("a", "b"), ("a", "b", "c"), ("a", "c"), ("a",)):
-        tenure.change(same_weights(*names))
-    assert tenure.unbroken(key, since=1)
+        history.change(same_weights(*names))
+    assert history.owned_since(key, 1)
 
 
-def test_ownership_that_went_to_another_and_came_back_is_broken() -> None:
+def test_ownership_that_went_to_another_and_came_back_is_interrupted() -> None:
     key = a_key_of("b", "a", "b")
-    tenure = OwnershipHistory("a")
-    tenure.change(same_weights("a"))
-    written = tenure.serial
-    tenure.change(same_weights("a", "b"))
-    tenure.change(same_weights("a"))
-    assert not tenure.unbroken(key, written)
-    assert tenure.unbroken(key, tenure.serial)
+    history = OwnershipHistory("a")
+    history.change(same_weights("a"))
+    written = history.generation
+    history.change(same_weights("a", "b"))
+    history.change(same_weights("a"))
+    assert not history.owned_since(key, written)
+    assert history.owned_since(key, history.generation)
 
 
 def test_what_was_written_by_someone_with_another_view_is_not_our_own() -> None:
-    tenure = OwnershipHistory("a")
-    tenure.change(same_weights("a", "b"))
-    assert not tenure.unbroken(a_key_of("b", "a", "b"), tenure.serial)
+    history = OwnershipHistory("a")
+    history.change(same_weights("a", "b"))
+    assert not history.owned_since(a_key_of("b", "a", "b"), history.generation)
 
 
-def test_ownership_too_long_ago_to_know_counts_as_broken() -> None:
-    tenure = OwnershipHistory("a")
+def test_ownership_too_long_ago_to_know_counts_as_interrupted() -> None:
+    history = OwnershipHistory("a")
     for _ in range(REMEMBERED_VIEWS + 1):
-        tenure.change(same_weights("a"))
-    assert not tenure.unbroken(b"key", 1)
-    assert tenure.unbroken(b"key", 2)
+        history.change(same_weights("a"))
+    assert not history.owned_since(b"key", 1)
+    assert history.owned_since(b"key", 2)

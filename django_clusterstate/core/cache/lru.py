@@ -1,13 +1,13 @@
-"""Entries by key, of which the least recently used, or nearly, can be found.
+"""Entries by key, of which the least recently used one, or nearly, can be found.
 
-Where an entry isn't in the processor's cache, the memory that is touched is most of what a read costs. To move one in
-the order of use touches its neighbours. So time goes by moments of up to a second, and one that is read again in the
-same moment stays in its place; Memcached does so for a minute (its ITEM_UPDATE_INTERVAL). All that were used in a
-moment share its number, which saves each 32 bytes.
+Times of use are read from a coarse clock: an entry that is read again before the clock moves on stays in its place
+(Memcached does so for a minute, its ITEM_UPDATE_INTERVAL). To move an entry touches its neighbours, and where they
+aren't in the processor's cache, that is most of what a read costs. Entries with one time of use also share that number,
+which saves each 32 bytes.
 
-A dict that grows is copied as a whole, an ordered one of 700,000 entries for 75 ms. So many entries are kept in parts,
-by the hash of the key, each in the order of use; and the oldest of a few parts' oldest is as good as the oldest of all.
-Few are kept in one: the heads of many dicts are memory to be touched as well.
+A dict that grows is copied in one go, an ordered one of 700,000 entries in 75 ms. So many entries are kept in shards,
+by the hash of the key, each in the order of use; the oldest of a few shards' oldest entries is nearly the oldest of
+all. A few entries are kept in one dict, where the order is exact and an eviction compares nothing.
 """
 
 import math
@@ -16,123 +16,119 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
-PARTS: Final = 64  # a power of two
-# Entries. Below the one, a part's oldest would say little of the others'. To cross either takes a millisecond at most.
-JOINED_BELOW: Final = 1024
-DIVIDED_FROM: Final = 4096
+SHARDS: Final = 64  # a power of two
+# Entries. With fewer than 1024, the oldest of one shard says little about the others. Either step takes a millisecond.
+MERGE_BELOW: Final = 1024
+SPLIT_FROM: Final = 4096
 
-# Parts, to find an entry that hasn't been used for long. An odd number, so that others meet in each round: groups that
-# stay the same would lose as many entries each, whatever they gain, and drift apart in size.
-LOOKED_AT: Final = 3
+# Shards compared for an eviction. An odd number, so that each round compares other groups: fixed groups would lose as
+# many entries each, whatever they gain, and drift apart in size.
+COMPARED: Final = 3
 
-MOMENT: Final = 1.0  # seconds, at most
-_MOMENTS: Final = 16  # that an unused entry lives for, at least, before it goes
+RESOLUTION: Final = 1.0  # seconds of the coarse clock, at most
+_LIFETIME_PART: Final = 16  # the resolution is at most this part of the age at which entries are evicted
 
 
 class Used(Protocol):
     key: bytes
     used: float
-    """The moment of its last use."""
+    """The coarse time of its last use."""
 
 
 E = TypeVar("E", bound=Used)
 
 
 class Lru(Generic[E]):
-    """A key is in `parts[hash(key) & mask]`, if it is anywhere.
+    """A key is in `shards[hash(key) & mask]`, if it is present.
 
-    `moment`: when the current one began, in seconds of `now`, which never goes backwards; `lasts`: how long it does.
+    `coarse_now`: what the coarse clock shows, in seconds of `now`, which never goes backwards; `resolution`: after how
+    many seconds it moves on.
     """
 
-    __slots__ = ("_count", "_hand", "_many", "_one", "lasts", "mask", "moment", "parts")
+    __slots__ = ("_count", "_hand", "_many", "_one", "coarse_now", "mask", "resolution", "shards")
 
     def __init__(self) -> None:
-        # The least recently used first. All are made beforehand: what there is when a node starts is frozen, so the
-        # garbage collector never goes through them.
+        # The least recently used first. All are created here: objects that exist when a node starts are frozen, so the
+        # garbage collector never visits them.
         self._one: list[OrderedDict[bytes, E]] = [OrderedDict()]
-        self._many: list[OrderedDict[bytes, E]] = [OrderedDict() for _ in range(PARTS)]
-        self.parts, self.mask = self._one, 0
-        self.moment = -math.inf
-        self.lasts = MOMENT
+        self._many: list[OrderedDict[bytes, E]] = [OrderedDict() for _ in range(SHARDS)]
+        self.shards, self.mask = self._one, 0
+        self.coarse_now = -math.inf
+        self.resolution = RESOLUTION
         self._hand = 0
         self._count = 0
 
-    def at(self, now: float) -> float:
-        """The moment that `now` belongs to: another one, when the last is over."""
-        if now - self.moment >= self.lasts:
-            self.moment, self.lasts = now, MOMENT
-        return self.moment
+    def coarse(self, now: float) -> float:
+        """The coarse time of `now`."""
+        if now - self.coarse_now >= self.resolution:
+            self.coarse_now, self.resolution = now, RESOLUTION
+        return self.coarse_now
 
     def add(self, entry: E) -> None:
-        """A new one, used at the moment."""
-        self._part(entry.key)[entry.key] = entry
+        """Add a new entry as the most recently used one."""
+        self._shard(entry.key)[entry.key] = entry
         self._count += 1
-        if self._count >= DIVIDED_FROM and not self.mask:
-            self._move(self._many)
+        if self._count >= SPLIT_FROM and not self.mask:
+            self._move_to(self._many)
 
     def use(self, entry: E, now: float) -> None:
-        """Makes it the most recently used one."""
-        self._part(entry.key).move_to_end(entry.key)
-        entry.used = self.at(now)
+        """Make an entry the most recently used one."""
+        self._shard(entry.key).move_to_end(entry.key)
+        entry.used = self.coarse(now)
 
     def get(self, key: bytes) -> E | None:
-        return self._part(key).get(key)
+        return self._shard(key).get(key)
 
     def pop(self, key: bytes) -> E:
-        entry = self._part(key).pop(key)
-        self._popped()
+        entry = self._shard(key).pop(key)
+        self._count -= 1
+        if self._count < MERGE_BELOW and self.mask:
+            self._move_to(self._one)
         return entry
 
     def pop_oldest(self, now: float) -> E:
-        """Removes one that has not been used for long, the oldest in LOOKED_AT parts. There must be one.
+        """Remove the least recently used entry of COMPARED shards. There must be one.
 
-        Makes moments shorter where entries go early, so that one that is read again and again isn't among them.
+        Refines the coarse clock where entries are evicted early, so that one that is read again and again isn't.
         """
         oldest: E | None = None
-        seen = 0
-        for _ in self.parts:
+        compared = 0
+        for _ in self.shards:
             self._hand = (self._hand + 1) & self.mask
-            part = self.parts[self._hand]
-            if not part:
+            shard = self.shards[self._hand]
+            if not shard:
                 continue
-            head = next(iter(part.values()))
-            if oldest is None or head.used < oldest.used:
-                oldest, place = head, part
-            seen += 1
-            if seen == LOOKED_AT:
+            entry = next(iter(shard.values()))
+            if oldest is None or entry.used < oldest.used:
+                oldest = entry
+            compared += 1
+            if compared == COMPARED:
                 break
         assert oldest is not None
-        place.popitem(last=False)
-        self._popped()
-        self.lasts = min(MOMENT, (now - oldest.used) / _MOMENTS)
-        return oldest
+        self.resolution = min(RESOLUTION, (now - oldest.used) / _LIFETIME_PART)
+        return self.pop(oldest.key)
 
-    def _part(self, key: bytes) -> OrderedDict[bytes, E]:
-        return self.parts[hash(key) & self.mask]
+    def _shard(self, key: bytes) -> OrderedDict[bytes, E]:
+        return self.shards[hash(key) & self.mask]
 
-    def _popped(self) -> None:
-        self._count -= 1
-        if self._count < JOINED_BELOW and self.mask:
-            self._move(self._one)
-
-    def _move(self, parts: list[OrderedDict[bytes, E]]) -> None:
-        """All entries, to one part or to many."""
-        entries = [entry for part in self.parts for entry in part.values()]
-        for part in self.parts:
-            part.clear()
-        self.parts, self.mask = parts, len(parts) - 1
+    def _move_to(self, shards: list[OrderedDict[bytes, E]]) -> None:
+        """Move all entries to one shard or to many."""
+        entries = [entry for shard in self.shards for entry in shard.values()]
+        for shard in self.shards:
+            shard.clear()
+        self.shards, self.mask = shards, len(shards) - 1
         for entry in sorted(entries, key=attrgetter("used")):
-            self._part(entry.key)[entry.key] = entry
+            self._shard(entry.key)[entry.key] = entry
 
     def __getitem__(self, key: bytes) -> E:
-        return self._part(key)[key]
+        return self._shard(key)[key]
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._part(key)
+        return key in self._shard(key)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[bytes]:
-        for part in self.parts:
-            yield from part
+        for shard in self.shards:
+            yield from shard

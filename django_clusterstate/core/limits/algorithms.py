@@ -32,7 +32,6 @@ __all__ = [
     "find",
     "hit",
     "peek",
-    "rebase",
     "refund",
     "reset",
 ]
@@ -40,10 +39,10 @@ __all__ = [
 # Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
 TOLERANCE: Final = 1e-6
 
-MAX_RULES: Final = 256  # that a node remembers: a site has a few dozen
+MAX_RULES: Final = 256  # in a `RecentRules`: a site has a few dozen
 
-# When it ends to matter, three more instants, an amount and a count; what they mean is the algorithm's. Opaque to all
-# but this module, except for the first: a store forgets the state then.
+# When it expires, three more instants, an amount and a count, whose meaning depends on the algorithm. A store reads
+# only the first.
 LimitState: TypeAlias = tuple[float, float, float, float, float, int]
 Evaluation: TypeAlias = tuple["RuleDecision", LimitState | None, float]
 
@@ -64,7 +63,7 @@ class Algorithm(enum.IntEnum):
 
 
 class Rule(msgspec.Struct, frozen=True, array_like=True):
-    """`limit` hits (0 denies all) per `period` seconds. Validated by whoever makes it, and by whoever decodes it."""
+    """`limit` hits (0 denies all) per `period` seconds. The bounds are checked when a rule is decoded, not here."""
 
     algorithm: Algorithm
     limit: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -72,7 +71,7 @@ class Rule(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RuleDecision(msgspec.Struct, frozen=True, array_like=True):
-    """The answer to one hit. Durations are seconds."""
+    """The decision about one hit under one rule. Durations are seconds."""
 
     allowed: bool
     limit: int
@@ -81,8 +80,8 @@ class RuleDecision(msgspec.Struct, frozen=True, array_like=True):
     reset_after: float
     """Until the whole limit is available again, if nothing else hits."""
     retry_after: float
-    """Until the same cost passes, if nothing else hits; 0 when allowed. The rule's period when it never
-    can."""
+    """Until the same cost passes, if nothing else hits; 0 when allowed. The rule's period when the cost is above the
+    limit."""
 
 
 def decide(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
@@ -92,8 +91,8 @@ def decide(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evalu
     it). Store the state only if the hit is to count. A denied hit consumes nothing: its state equals the one
     given.
 
-    Cost 0 is a peek: allowed unless the limit is 0, and it changes nothing; look at `remaining`.
-    A cost above the limit can never pass. A cost below 0 isn't looked for here; callers validate.
+    Cost 0 is a peek: allowed unless the limit is 0, and it changes nothing; see `remaining`.
+    A cost above the limit can never pass. Callers reject a cost below 0.
     A state belongs to one rule: under another, use another key.
     """
     if not rule.limit:
@@ -107,8 +106,8 @@ def decide_all(
     """Decide one hit under several rules, all or nothing: it counts in each only if each allows it.
 
     `states` holds one state per rule, in the same order. Returns one decision per rule, and the (state, ttl)
-    pairs to store; None instead when a rule denied. The other rules' decisions then say `allowed`, and what
-    remains of them with this hit not counted.
+    pairs to store; None instead when a rule denied. The other rules' decisions are then `allowed`, with what
+    remains if this hit isn't counted.
     """
     outcomes = [decide(rule, state, cost, now) for rule, state in zip(rules, states, strict=True)]
     decisions = [decision for decision, _, _ in outcomes]
@@ -121,7 +120,7 @@ def decide_all(
 
 
 class StateStore(Protocol):
-    """Where the states of keys are kept: `ledger.Ledger`, or whatever has these three."""
+    """Where the states of keys are kept: a `LimitStore`, or another object with these methods."""
 
     def get(self, key: bytes, now: float) -> LimitState | None: ...
     def set(self, key: bytes, state: LimitState, now: float) -> None: ...
@@ -129,7 +128,8 @@ class StateStore(Protocol):
 
 
 def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> tuple[list[RuleDecision], bool]:
-    """`decide_all` for a key whose states are in `store`. Returns the decisions, and whether all allow."""
+    """Decide a hit on a key whose states are in `store`, and count it if every rule allows it. Returns one decision
+    per rule, and whether all allow."""
     if len(rules) == 1:  # nearly always
         state_key = _state_key(key, rules[0])
         decision, state, _ = decide(rules[0], store.get(state_key, now), cost, now)
@@ -137,18 +137,18 @@ def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: fl
             store.set(state_key, state, now)
         return [decision], decision.allowed
     keys = [_state_key(key, rule) for rule in rules]
-    decisions, counted = decide_all(rules, [store.get(state_key, now) for state_key in keys], cost, now)
-    if counted is None:
+    decisions, after = decide_all(rules, [store.get(state_key, now) for state_key in keys], cost, now)
+    if after is None:
         return decisions, False
     if cost:
-        for state_key, (state, _) in zip(keys, counted, strict=True):
+        for state_key, (state, _) in zip(keys, after, strict=True):
             if state is not None:
                 store.set(state_key, state, now)
     return decisions, True
 
 
 def peek(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> list[RuleDecision]:
-    """What `hit` would decide now. Nothing is counted, and `remaining` is what remains without this hit."""
+    """The decisions that `hit()` would return now, with `remaining` as it is without this hit. Nothing is counted."""
     states = [store.get(_state_key(key, rule), now) for rule in rules]
     decisions, _ = decide_all(rules, states, cost, now)
     return [
@@ -158,8 +158,8 @@ def peek(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: f
 
 
 class RecentRules:
-    """The distinct rules under which states were made last, MAX_RULES at most. A state's key contains its rule, so
-    who doesn't know the rule can't find the state."""
+    """The distinct rules under which states were created last, MAX_RULES at most. A state's key contains its rule, so
+    the states of a key are found only under known rules."""
 
     __slots__ = ("_rules",)
 
@@ -180,26 +180,26 @@ class RecentRules:
 
 
 def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> list[tuple[Rule, RuleDecision]]:
-    """Those of the rules under which a key has a state, and what a hit would be decided now, as by `peek`.
+    """The rules under which a key has a state, each with the decision that `peek()` gives for a cost of 1.
 
-    So `limit - remaining` is what is counted, and `retry_after` says when a denied key frees.
+    So `limit - remaining` hits are counted, and a denied key is allowed again after `retry_after`.
     """
     held = (rule for rule in rules if store.get(_state_key(key, rule), now) is not None)
     return [(rule, peek(store, key, [rule], 1, now)[0]) for rule in held]
 
 
 def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> list[bool]:
-    """Forgets all hits of a key under these rules. Returns for each rule whether there were any."""
+    """Forget all hits of a key under these rules. Returns for each rule whether there were any."""
     return [store.delete(_state_key(key, rule), now) for rule in rules]
 
 
 def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:
-    """Takes back a hit of `cost` that counted at `at` under these rules, as far as it still counts.
+    """Take back a hit of `cost` that was counted at `at` under these rules, as far as it still counts.
 
-    What has been forgotten or refilled since isn't credited again, so no rule admits more than it would without that
-    hit.
+    Hits that have expired or been refilled since aren't credited again, so no rule admits more than it would without
+    that hit.
     """
-    for rule in dict.fromkeys(rules):  # a rule that is given twice counts once
+    for rule in dict.fromkeys(rules):  # a rule that is given twice was counted once
         state_key = _state_key(key, rule)
         state = store.get(state_key, now)
         if state is None:
@@ -215,15 +215,8 @@ def _state_key(key: bytes, rule: Rule) -> bytes:
     return key + _RULE.pack(rule.algorithm, rule.limit, rule.period)
 
 
-# Of one length, so no two pairs of key and rule make the same bytes.
+# Of fixed length, so no two pairs of key and rule give the same bytes.
 _RULE: Final = struct.Struct("<BQd")
-
-
-def rebase(state: LimitState, seconds: float) -> LimitState:
-    """The same state on a clock that reads `seconds` more: a hand-off moves states between nodes, whose
-    monotonic clocks have nothing in common."""
-    until, first, second, third, amount, count = state
-    return until + seconds, first + seconds, second + seconds, third + seconds, amount, count
 
 
 _COARSE: Final = 0.5 / TOLERANCE  # hits a second above which TOLERANCE is more than half a hit
@@ -236,7 +229,7 @@ def _slack(limit: int, period: float) -> float:
 
 
 def _fixed_window(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
-    # State: (end of the window, and nothing else but the hits in it).
+    # State: (end of the window, 0, 0, 0, 0, hits in the window).
     limit = rule.limit
     end, used = (now, 0) if state is None else (state[0], state[5])
     left = end - now
@@ -308,9 +301,9 @@ def _sliding_window(rule: Rule, state: LimitState | None, cost: int, now: float)
 
 def _token_bucket(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
     # GCRA (ATM Forum TM 4.0; ITU-T I.371): a theoretical arrival time moves on by an emission interval,
-    # period / limit, at each hit, and may be ahead of now by a period at most. It is kept in two parts, (when
-    # it is full again, when it was last full, nothing, nothing, hits since, nothing), because a float summed up hit by
-    # hit drifts, and then `limit` hits don't pass, or one more does.
+    # period / limit, at each hit, and may be ahead of now by a period at most. It is kept in two parts, because a float
+    # summed up hit by hit drifts, and then `limit` hits don't pass, or one more does.
+    # State: (when the bucket is full again, when it was last full, 0, 0, hits since then, 0).
     limit = rule.limit
     period = rule.period
     since, hits = (now, 0.0) if state is None else (state[1], state[4])
@@ -351,7 +344,7 @@ def _refund_sliding_window(rule: Rule, state: LimitState, cost: int, at: float, 
 
 
 def _refund_token_bucket(rule: Rule, state: LimitState, cost: int, at: float, now: float) -> LimitState:
-    # What flowed in since the hit may be due to it (a full bucket takes nothing), so only the rest is credited.
+    # What was refilled since the hit may be due to it (a full bucket takes nothing), so only the rest is credited.
     _, since, _, _, hits, _ = state
     if at <= since - TOLERANCE:
         return state

@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from django_clusterstate.core.cache import lru
+from django_clusterstate.core.cache import lru, namespaces
 from django_clusterstate.core.cache import store as store_module
-from django_clusterstate.core.cache.lru import MOMENT
+from django_clusterstate.core.cache.lru import RESOLUTION
 from django_clusterstate.core.cache.store import ENTRY_OVERHEAD, CacheStore, Cursor
 
 NOW = 1000.25
@@ -39,9 +39,10 @@ def present(store: CacheStore[bytes], keys: str, now: float = NOW) -> str:
 def check_structure(store: CacheStore[bytes]) -> None:
     assert store.bytes <= store.max_bytes
     assert store.bytes == sum(entry.size for entry in map(store._entries.__getitem__, store._entries))
-    spaces = [*store._spaces.values(), *store._cleared.values()]
+    index = store._namespaces
+    spaces = [*index._live.values(), *index._cleared.values()]
     buckets = [(bucket.due, serial, bucket) for space in spaces for serial, bucket in space.buckets.items()]
-    assert sorted(buckets) == store._due
+    assert sorted(buckets) == index._schedule
     assert all(space.buckets for space in spaces)
     for space in spaces:
         spare = [bucket for same_due in space.spare.values() for bucket in same_due.values()]
@@ -49,21 +50,22 @@ def check_structure(store: CacheStore[bytes]) -> None:
         assert {*space.filling.values(), *spare} <= {*space.buckets.values()}
         assert not {*space.filling.values()} & {*spare}
         others = {*space.buckets.values()} - {*space.filling.values(), *spare}
-        assert space.cleared or all(len(bucket.keys) == store_module._BUCKET_KEYS for bucket in others)
+        assert space.cleared or all(len(bucket.keys) == namespaces.BUCKET_KEYS for bucket in others)
     filed = [key for _, _, bucket in buckets for key in bucket.keys]
     assert sorted(filed) == sorted(store._entries)
     for key in store._entries:
         entry = store._entries[key]
         assert key is entry.key
         assert key in entry.bucket.keys
-        assert entry.bucket is entry.space.buckets[entry.bucket.serial]
+        assert entry.bucket is entry.namespace.buckets[entry.bucket.serial]
         assert entry.bucket.due == entry.expires == math.inf or entry.bucket.due > entry.expires
-    assert all(0 < len(bucket.keys) <= store_module._BUCKET_KEYS for _, _, bucket in buckets)
+    assert all(0 < len(bucket.keys) <= namespaces.BUCKET_KEYS for _, _, bucket in buckets)
 
 
 def assert_empty(store: CacheStore[bytes]) -> None:
+    index = store._namespaces
     assert (store.entries, store.bytes) == (0, 0)
-    assert not any((store._entries, store._spaces, store._cleared, store._due))
+    assert not any((store._entries, index._live, index._cleared, index._schedule))
 
 
 def test_value_is_present_until_its_ttl_is_over() -> None:
@@ -144,10 +146,10 @@ def test_delete_tells_whether_the_key_was_present() -> None:
 def test_least_recently_used_goes_first() -> None:
     store = store_of(room_for(4))
     fill(store, "abcd")
-    store.get(b"ns\0a", NOW + MOMENT)
-    store.peek(b"ns\0b", NOW + MOMENT)
-    store.replace(b"ns\0c", b"w", NOW + MOMENT)
-    store.touch(b"ns\0d", None, NOW + MOMENT)
+    store.get(b"ns\0a", NOW + RESOLUTION)
+    store.peek(b"ns\0b", NOW + RESOLUTION)
+    store.replace(b"ns\0c", b"w", NOW + RESOLUTION)
+    store.touch(b"ns\0d", None, NOW + RESOLUTION)
     fill(store, "e")
     assert present(store, "abcde") == "acde"
     fill(store, "fg")
@@ -155,7 +157,7 @@ def test_least_recently_used_goes_first() -> None:
     assert store.evictions == 3
 
 
-@pytest.mark.parametrize("held", [200, 2 * lru.DIVIDED_FROM])
+@pytest.mark.parametrize("held", [200, 2 * lru.SPLIT_FROM])
 @pytest.mark.parametrize("a_second", [1, 10, 1000, 100_000])
 def test_an_entry_that_is_read_stays_however_fast_others_go(a_second: int, held: int) -> None:
     store = store_of(room_for(held, b"ns\0%08d" % 0))
@@ -247,13 +249,13 @@ def test_buckets_are_few_however_many_ttls_there_are() -> None:
     store = store_of()
     for i in range(20_000):
         store.set(b"ns\0%d" % i, b"v", i * 1567 % 31_536_000 + 1, NOW + i / 100)
-    assert len(store._due) < 2500
+    assert len(store._namespaces._schedule) < 2500
 
 
 @pytest.mark.parametrize("ttl", [None, 1e6])
 def test_buckets_are_no_more_than_the_most_keys_have_needed(ttl: float | None) -> None:
     store = store_of()
-    full = store_module._BUCKET_KEYS
+    full = namespaces.BUCKET_KEYS
     for batch in range(10):  # of each a few keys stay, all over the buckets
         names = [b"ns\0%d-%d" % (batch, i) for i in range(18 * full)]
         for key in names:
@@ -262,7 +264,7 @@ def test_buckets_are_no_more_than_the_most_keys_have_needed(ttl: float | None) -
             if i % 100:
                 store.delete(key, NOW)
         check_structure(store)
-    assert len(store._due) <= 20
+    assert len(store._namespaces._schedule) <= 20
     for batch in range(10):
         for i in range(0, 18 * full, 100):
             store.delete(b"ns\0%d-%d" % (batch, i), NOW)
@@ -289,7 +291,7 @@ def test_scan_finds_each_key_once_in_bounded_steps(ttl: float | None) -> None:
     for i, key in enumerate(names):
         store.set(key, b"v", ttl, NOW + i / 100)
     assert sorted(scanned(store, now=NOW + 20)) == sorted(names)
-    assert len(store.scan(b"ns\0", None, NOW + 20)[0]) <= store_module._BUCKET_KEYS
+    assert len(store.scan(b"ns\0", None, NOW + 20)[0]) <= namespaces.BUCKET_KEYS
 
 
 def test_scan_keeps_to_its_namespace_and_prefix() -> None:
@@ -302,11 +304,11 @@ def test_scan_keeps_to_its_namespace_and_prefix() -> None:
 
 
 def test_scan_finds_nothing_that_is_dead() -> None:
-    store = CacheStore[bytes](AMPLE, size_of=len, still_good=lambda key, stamp: key != b"ns\0stale")
+    store = CacheStore[bytes](AMPLE, size_of=len, is_valid=lambda key, generation: key != b"ns\0stale")
     for key in (b"ns\0stale", b"ns\0good"):
         store.set(key, b"v", None, NOW)
     store.set(b"ns\0expired", b"v", 1, NOW)
-    store.stamp += 1
+    store.generation += 1
     assert scanned(store, now=NOW + 1) == [b"ns\0good"]
     store.clear(b"ns", NOW)
     assert scanned(store) == []
@@ -315,18 +317,21 @@ def test_scan_finds_nothing_that_is_dead() -> None:
 
 
 def test_scan_passes_a_bounded_number_of_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_BUCKETS_PASSED", 10)
+    monkeypatch.setattr(namespaces, "SCANNED_BUCKETS", 10)
     store = store_of()
     for i in range(100):
         store.set(b"other\0%d" % i, b"v", i + 1, NOW)
     store.set(b"ns\0a", b"v", None, NOW)
-    assert store.scan(b"ns\0", None, NOW) == ([], (float(store._due[9][0]), store._due[9][1]))
+    assert store.scan(b"ns\0", None, NOW) == (
+        [],
+        (float(store._namespaces._schedule[9][0]), store._namespaces._schedule[9][1]),
+    )
     assert scanned(store) == [b"ns\0a"]
 
 
 @pytest.mark.parametrize("ttl", [1e300, sys.float_info.max, math.inf])
 def test_scan_goes_on_after_any_ttl(ttl: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_BUCKETS_PASSED", 1)
+    monkeypatch.setattr(namespaces, "SCANNED_BUCKETS", 1)
     store = store_of()
     for i, each in enumerate((1, ttl, None)):
         store.set(b"ns\0%d" % i, b"v", each, NOW)
@@ -341,7 +346,7 @@ def test_scan_takes_any_cursor(cursor: Cursor) -> None:
 
 
 def test_scan_finds_a_key_whose_ttl_is_renewed_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_BUCKETS_PASSED", 1)
+    monkeypatch.setattr(namespaces, "SCANNED_BUCKETS", 1)
     store = store_of()
     fill(store, "abc", ttl=60)
     fill(store, "xyz", ttl=600)
@@ -408,7 +413,7 @@ def test_clearing_again_and_again_leaves_nothing_behind() -> None:
     for _ in range(100):
         fill(store, "a", ttl=60)
         store.clear(b"ns", NOW)
-    assert store.entries == len(store._cleared) == len(store._due) == 1
+    assert store.entries == len(store._namespaces._cleared) == len(store._namespaces._schedule) == 1
     assert store.expire(NOW) == 1
     assert_empty(store)
 
@@ -446,12 +451,9 @@ class AgainstPlainDict(RuleBasedStateMachine):
     def start(self, small: bool, large: bool, divided: int, joined: int) -> None:
         # As small as the examples are, which would never reach the real ones.
         self.bounds = ExitStack()
-        self.bounds.enter_context(mock.patch.multiple(lru, DIVIDED_FROM=divided, JOINED_BELOW=joined))
-        self.bounds.enter_context(
-            mock.patch.multiple(
-                store_module, _BUCKET_KEYS=2, _BUCKETS_PASSED=2, _AT_ONCE=1, _LARGE=0 if large else 2**62
-            )
-        )
+        self.bounds.enter_context(mock.patch.multiple(lru, SPLIT_FROM=divided, MERGE_BELOW=joined))
+        self.bounds.enter_context(mock.patch.multiple(store_module, _AT_ONCE=1, _LARGE=0 if large else 2**62))
+        self.bounds.enter_context(mock.patch.multiple(namespaces, BUCKET_KEYS=2, SCANNED_BUCKETS=2))
         self.small = small
         self.store = store_of(3 * ENTRY_OVERHEAD + 300 if small else AMPLE)
         self.model = {}
@@ -593,16 +595,16 @@ TestStoreBehavesAsADict = AgainstPlainDict.TestCase
 def test_entry_from_before_a_change_is_asked_for_once_and_absent_if_it_is_not_good() -> None:
     asked: list[tuple[bytes, int]] = []
 
-    def still_good(key: bytes, stamp: int) -> bool:
-        asked.append((key, stamp))
+    def is_valid(key: bytes, generation: int) -> bool:
+        asked.append((key, generation))
         return key == b"ns\0good"
 
-    store = CacheStore[bytes](AMPLE, size_of=len, still_good=still_good)
+    store = CacheStore[bytes](AMPLE, size_of=len, is_valid=is_valid)
     store.set(b"ns\0good", b"v", None, NOW)
     store.set(b"ns\0old", b"v", None, NOW)
     store.set(b"ns\0new", b"v", None, NOW)
     assert not asked
-    store.stamp = 7
+    store.generation = 7
     store.set(b"ns\0new", b"v", None, NOW)
     for _ in range(2):
         assert store.get(b"ns\0good", NOW) == b"v"
@@ -614,9 +616,9 @@ def test_entry_from_before_a_change_is_asked_for_once_and_absent_if_it_is_not_go
 
 @pytest.mark.parametrize("operation", ["add", "replace", "touch", "delete", "peek"])
 def test_no_operation_finds_an_entry_that_is_not_good_any_more(operation: str) -> None:
-    store = CacheStore[bytes](AMPLE, size_of=len, still_good=lambda key, stamp: False)
+    store = CacheStore[bytes](AMPLE, size_of=len, is_valid=lambda key, generation: False)
     store.set(b"ns\0a", b"old", None, NOW)
-    store.stamp += 1
+    store.generation += 1
     results = {
         "add": lambda: store.add(b"ns\0a", b"new", None, NOW),
         "replace": lambda: not store.replace(b"ns\0a", b"new", NOW),

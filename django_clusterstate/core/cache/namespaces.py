@@ -1,0 +1,153 @@
+"""The namespaces of a cache store, and the keys of each in the buckets of a timer wheel.
+
+A bucket holds keys of one namespace that are due at the same time. So the expired entries and those of a cleared
+namespace are found without an index for either. Between calls each namespace holds a bucket, and each bucket a key:
+an empty one is dropped at once. Times are seconds on the node's monotonic clock.
+"""
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from typing import Final
+
+Cursor = tuple[float, int]  # of a bucket: its due time and serial
+
+# A full bucket has another one beside it, due at the same time, so that a scan can go by buckets and yet never reads
+# many keys at once. CPython gives a dict of 342 keys a table twice as large as one of 341.
+BUCKET_KEYS: Final = 340
+SCANNED_BUCKETS: Final = 1000  # by one scan: those of other namespaces and nearly empty ones are cheap, not free
+
+
+class Namespace:
+    """A namespace from its first entry to its last, or to `clear()`, which makes all its entries absent by one flag."""
+
+    __slots__ = ("buckets", "cleared", "filling", "name", "serial", "spare")
+
+    def __init__(self, name: bytes, serial: int) -> None:
+        self.name = name
+        self.serial = serial
+        self.cleared = False
+        # By serial. Ordered, since a plain dict can't give its first item in O(1) once others before it are deleted.
+        self.buckets: OrderedDict[int, Bucket] = OrderedDict()
+        # By due time: the bucket that takes new keys, and the ones that were full and have room again. Those are filled
+        # before another one is created, so there are never more than the largest number of keys has needed.
+        self.filling: dict[float, Bucket] = {}
+        self.spare: dict[float, dict[int, Bucket]] = {}
+
+
+class Bucket:
+    """Keys of one namespace that have all expired at `due`: a whole second, or infinity."""
+
+    __slots__ = ("due", "keys", "namespace", "serial")
+
+    def __init__(self, namespace: Namespace, due: float, serial: int) -> None:
+        self.namespace = namespace
+        self.due = due
+        self.serial = serial
+        # A dict where a set would do: the garbage collector skips dicts of plain values, and visits sets, which takes
+        # 40 ms for a million keys.
+        self.keys: dict[bytes, None] = {}
+
+
+class Namespaces:
+    """The live namespaces, the cleared ones that still hold entries, and the buckets of all by due time."""
+
+    __slots__ = ("_cleared", "_live", "_schedule", "_serial")
+
+    def __init__(self) -> None:
+        self._live: dict[bytes, Namespace] = {}
+        self._cleared: OrderedDict[int, Namespace] = OrderedDict()  # by serial
+        # By (due, serial). A sorted list, not a heap, because buckets also go before they are due; there are so few
+        # that the memmove of an insertion takes a microsecond or two, once in BUCKET_KEYS keys.
+        self._schedule: list[tuple[float, int, Bucket]] = []
+        self._serial = 0
+
+    def get(self, key: bytes) -> Namespace | None:
+        """The live namespace of a key or of a prefix that includes the zero byte; None if it has no entries."""
+        return self._live.get(key.partition(b"\0")[0])
+
+    def get_or_create(self, key: bytes) -> Namespace:
+        """The live namespace of a key. The caller adds an entry to a new one at once."""
+        name = key.partition(b"\0")[0]
+        namespace = self._live.get(name)
+        if namespace is None:
+            self._serial += 1
+            namespace = self._live[name] = Namespace(name, self._serial)
+        return namespace
+
+    def add(self, namespace: Namespace, key: bytes, due: float) -> Bucket:
+        """Put a key into a bucket that is due then, and return the bucket."""
+        bucket = namespace.filling.get(due)
+        if bucket is None or len(bucket.keys) >= BUCKET_KEYS:
+            spare = namespace.spare.get(due)
+            bucket = spare.popitem()[1] if spare else self._create(namespace, due)
+            namespace.filling[due] = bucket
+        bucket.keys[key] = None
+        return bucket
+
+    def _create(self, namespace: Namespace, due: float) -> Bucket:
+        self._serial += 1
+        bucket = namespace.buckets[self._serial] = Bucket(namespace, due, self._serial)
+        insort(self._schedule, (due, self._serial, bucket))
+        return bucket
+
+    def remove(self, bucket: Bucket, key: bytes) -> None:
+        """Take a key out of its bucket."""
+        del bucket.keys[key]
+        if not bucket.keys:
+            self.drop(bucket)
+        elif len(bucket.keys) == BUCKET_KEYS - 1 and bucket.namespace.filling.get(bucket.due) is not bucket:
+            bucket.namespace.spare.setdefault(bucket.due, {})[bucket.serial] = bucket
+
+    def drop(self, bucket: Bucket) -> None:
+        """Drop a bucket that is empty now, and its namespace if that was the last one."""
+        namespace, due = bucket.namespace, bucket.due
+        # A pair sorts before the triple it begins, and no two triples begin alike.
+        del self._schedule[bisect_left(self._schedule, (due, bucket.serial))]
+        del namespace.buckets[bucket.serial]
+        if namespace.filling.get(due) is bucket:
+            del namespace.filling[due]
+        if (spare := namespace.spare.get(due)) is not None:
+            spare.pop(bucket.serial, None)
+            if not spare:
+                del namespace.spare[due]
+        if not namespace.buckets:
+            if namespace.cleared:
+                del self._cleared[namespace.serial]
+            else:
+                del self._live[namespace.name]
+
+    def clear(self, name: bytes) -> None:
+        """Mark every entry of a namespace as absent, in O(1). The next entry begins another namespace of that name."""
+        namespace = self._live.pop(name, None)
+        if namespace is not None:
+            namespace.cleared = True
+            self._cleared[namespace.serial] = namespace
+
+    def clear_all(self) -> None:
+        """Mark every entry of every namespace as absent."""
+        for name in list(self._live):
+            self.clear(name)
+
+    def first_dead(self, now: float) -> Bucket | None:
+        """A bucket of dead entries: of a cleared namespace, or the one that is due for longest; None if none is."""
+        if self._cleared:
+            namespace = next(iter(self._cleared.values()))
+            return next(iter(namespace.buckets.values()))
+        if self._schedule and self._schedule[0][0] <= now:
+            return self._schedule[0][2]
+        return None
+
+    def scan(self, namespace: Namespace, cursor: Cursor | None) -> tuple[list[Bucket], Cursor | None]:
+        """The next buckets of a namespace, by due time, BUCKET_KEYS keys at most together; and the cursor to go on
+        with, which is None after the last one."""
+        start = 0 if cursor is None else bisect_left(self._schedule, (cursor[0], cursor[1] + 1))
+        found: list[Bucket] = []
+        keys = 0
+        for due, serial, bucket in self._schedule[start : start + SCANNED_BUCKETS]:
+            if bucket.namespace is namespace:
+                keys += len(bucket.keys)
+                if keys > BUCKET_KEYS:
+                    return found, cursor
+                found.append(bucket)
+            cursor = float(due), serial
+        return found, cursor if start + SCANNED_BUCKETS < len(self._schedule) else None
