@@ -8,7 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from . import runtime
-from .cache.quotas import own_bytes
+from .cache.quotas import read_quotas
 from .database_discovery import make_discovery
 from .middleware import read_limits
 from .node.discovery import DnsDiscovery, ListDiscovery
@@ -34,7 +34,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
     found += check_limits(settings)
     try:
-        own_bytes(settings.cache_max_bytes)
+        read_quotas(settings.cache_max_bytes)
     except ImproperlyConfigured as error:
         hint = "docs/settings.md describes the options of the cache backend."
         found.append(Error(str(error), hint=hint, id="clusterstate.E006"))

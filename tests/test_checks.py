@@ -80,9 +80,9 @@ def test_limits_with_their_middleware_are_fine() -> None:
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ((("a", 600), ("b", 500)), "are 1,100 together, more than the 1,000 of CLUSTERSTATE['CACHE_MAX_BYTES']"),
-        ((("a", 600), ("a", 500)), "'c0' and 'c1' have one LOCATION, 'a', and so one MAX_BYTES: give both the same"),
-        ((("a", 600), ("a", None)), "not 600 and None"),
+        ((("a", 600), ("b", 500)), "add up to 1,100, more than the 1,000 of CLUSTERSTATE['CACHE_MAX_BYTES']"),
+        ((("a", 600), ("a", 500)), "'c0' and 'c1' have the same LOCATION, 'a', but different MAX_BYTES, 600 and 500"),
+        ((("a", 600), ("a", None)), "different MAX_BYTES, 600 and None: give both the same"),
         ((("a", "600"),), "MAX_BYTES must be a number of bytes above 0, not '600'"),
         ((("a", 600), ("b", 400), ("a", 600), ("c", None)), ""),
     ],

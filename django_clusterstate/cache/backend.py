@@ -1,290 +1,374 @@
 """`ClusterCache`: a Django cache in the memory of the cluster's nodes, each key at its owner.
 
-Best effort: an entry is lost when its owner is killed, or evicted when the owner is full; an owner that can't be
-reached makes a miss.
+Best effort: an entry is lost when its owner is killed, or evicted when the owner is full; with an owner that can't be
+reached, reads are misses and writes are lost.
 """
 
-import asyncio
-import inspect
-import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, Self, TypeVar
 
 from asgiref.sync import sync_to_async
-from django.core.cache.backends.base import DEFAULT_TIMEOUT
-from django.core.exceptions import SynchronousOnlyOperation
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache, default_key_func
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from .. import runtime
+from ..client.operations import Operation, arun, run
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
-from ..wire.framing import frame
-from .extras import Extras
-from .requests import flag
-from .single_flight import MISSING, Do, Step
+from .codec import ValueCodec
+from .key_patterns import KeyPattern, KeyScan, delete_pattern
+from .locks import AsyncLock, Lock, LockOperations
+from .near_cache import NearReads, shared_near_cache
+from .operations import CacheKey, CacheOperations
+from .options import CacheOptions
+from .requester import CacheRequester
+from .single_flight import MISSING
+
+T = TypeVar("T")
+
+_PROBE = "A key: *"  # what a KEY_FUNCTION does to it shows whether it only prepends
 
 
-class ClusterCache(Extras):
+class ClusterCache(BaseCache):
     """`CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "a name"}}`
 
     LOCATION is the namespace: aliases with the same one share their entries, and `clear()` of one leaves the others.
     OPTIONS are described in docs/settings.md. Raises `ImproperlyConfigured` for a wrong one.
 
-    Instances are made for each thread and each asynchronous context, so they hold nothing but options; the
-    connections are the process's.
+    Each method has an asynchronous twin with an `a` before its name. Django makes an instance for each thread and each
+    asynchronous context; the connections are the process's.
     """
 
-    # -- the blocking face ----------------------------------------------------------------------------------
+    def __init__(self, location: str, params: dict[str, Any]) -> None:
+        super().__init__(params)
+        self._arguments = location, params
+        self._has_own_keys = _overrides_keys(type(self))
+        self.options = options = CacheOptions.read(location, params.get("OPTIONS", {}))
+        self._prefix = options.namespace + b"\0"
+        near = shared_near_cache(options.namespace)
+        self._near = NearReads(near, options.near_ttl, options.near_entries)
+        self._codec = ValueCodec(options)
+        self._requester = CacheRequester(near, raise_unavailable=options.raise_unavailable)
+        self._operations = CacheOperations(options, self._codec, self._near, self._requester)
 
-    def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        request = self._add_request(key, wire_key, value, timeout)
-        return flag(self._call(wire_key, request))
+    def raising(self) -> Self:
+        """A cache with the same alias and options, but ON_UNAVAILABLE "raise".
+
+        It is a new instance and no copy: debug toolbar and Sentry replace methods of an instance by functions that call
+        the methods of that instance, even where they are copied to another one.
+        """
+        location, params = self._arguments
+        return type(self)(location, {**params, "OPTIONS": {**params.get("OPTIONS", {}), "ON_UNAVAILABLE": "raise"}})
+
+    # -- keys -----------------------------------------------------------------------------------------------
+
+    def routing_key(self, key: Any, version: int | None = None) -> bytes:
+        """The key as the nodes know it, which decides its owner: for `cluster.owner()` and the like."""
+        if self.key_func is default_key_func and not self._has_own_keys:
+            # `make_and_validate_key()` written out: its calls take twice as long.
+            name = f"{self.key_prefix!s}:{self.version if version is None else version!s}:{key!s}"
+            if not _is_valid(name):
+                self.validate_key(name)
+        else:
+            name = self.make_and_validate_key(key, version=version)
+        stored = self._prefix + name.encode()
+        if len(stored) > wire.MAX_KEY_BYTES:
+            stored = self._prefix + hashlib.blake2b(stored, digest_size=32).hexdigest().encode()
+        return stored
+
+    def validate_key(self, key: str) -> None:
+        """Django's check, which warns. It iterates over the characters, so it is skipped where it has no warning."""
+        if not _is_valid(key):
+            super().validate_key(key)
+
+    # -- one key --------------------------------------------------------------------------------------------
+    # get() isn't an operation: it is the hot path, and the generator would cost it 3 %.
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        value = self._value(self.routing_key(key, version))
-        return default if value is None else self._load(value, default)
+        value = self._read(self.routing_key(key, version))
+        return default if value is None else self._codec.load(value, default)
 
-    def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        wire_key = self.routing_key(key, version)
+    async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
+        value = await self._aread(self.routing_key(key, version))
+        if value is None:
+            return default
         try:
-            request = self._set_request(key, wire_key, value, timeout)
-        except Exception:
-            self._call(wire_key, wire.Delete([wire_key]))  # the older value must not outlive one that is refused
-            raise
-        self._stored(request, self._call(wire_key, request), key)
-
-    def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return flag(self._call(wire_key, wire.Touch([wire_key], self._ttl(timeout))))
-
-    def delete(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return flag(self._call(wire_key, wire.Delete([wire_key])))
+            return self._codec.load(value, default)
+        except SynchronousOnlyOperation:  # such as a lazy queryset that was pickled
+            return await sync_to_async(self._codec.load)(value, default)
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
-        return self._value(self.routing_key(key, version)) is not None
+        return self._read(self.routing_key(key, version)) is not None
+
+    async def ahas_key(self, key: Any, version: int | None = None) -> bool:
+        return await self._aread(self.routing_key(key, version)) is not None
+
+    def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        return _run(self._operations.add(self._key(key, version), value, self._ttl(timeout)))
+
+    async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        return await _arun(self._operations.add(self._key(key, version), value, self._ttl(timeout)))
+
+    def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
+        _run(self._operations.set(self._key(key, version), value, self._ttl(timeout)))
+
+    async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
+        await _arun(self._operations.set(self._key(key, version), value, self._ttl(timeout)))
+
+    def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        return _run(self._operations.touch(self._key(key, version), self._ttl(timeout)))
+
+    async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        return await _arun(self._operations.touch(self._key(key, version), self._ttl(timeout)))
+
+    def delete(self, key: Any, version: int | None = None) -> bool:
+        return _run(self._operations.delete(self._key(key, version)))
+
+    async def adelete(self, key: Any, version: int | None = None) -> bool:
+        return await _arun(self._operations.delete(self._key(key, version)))
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        wire_key = self.routing_key(key, version)
-        return self._number(self._call(wire_key, self._incr_request(wire_key, delta)), key)
+        return _run(self._operations.incr(self._key(key, version), delta))
+
+    async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        return await _arun(self._operations.incr(self._key(key, version), delta))
 
     def get_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
     ) -> Any:
-        """The value; for an absent one that of `default`, a value or a callable, which is stored.
+        """The value; for an absent key that of `default`, a value or a callable, which is stored.
 
-        Of all who miss an entry at once, on all hosts, one calls `default`; the others wait for its value, or call it
-        themselves when it takes longer than the option LEASE. What `default` raises is raised here.
+        Of all callers that miss an entry at once, on all hosts, one calls `default`; the others wait for its value, or
+        call it themselves when it takes longer than the option LEASE. What `default` raises is raised here.
 
         With `stale` the value is kept that many seconds longer than `timeout`: once it is older than `timeout`, one
         caller computes a new one and the others get the old one at once.
         """
         if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
             return found
-        wire_key, steps = self._flight(key, default, timeout, version, stale)
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    done = self._do(step, wire_key, default)
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(done)
-        except StopIteration as end:
-            return end.value
-
-    def _do(self, step: Step, key: bytes, default: Any) -> Any:
-        if step is Do.COMPUTE:
-            value = default() if callable(default) else default
-            if inspect.iscoroutine(value):
-                value.close()
-                raise TypeError("get_or_set() can't await what its default returns; aget_or_set() does")
-            return value
-        if isinstance(step, float):
-            return time.sleep(step)
-        if callable(step):
-            return step()
-        return self._call(key, step)
-
-    def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        """As Django's, but what is left of the timeout goes with the value.
-
-        Raises `ValueError` for an absent key, and where the new version can't be stored: then the value stays in the
-        old one.
-        """
-        version = self.version if version is None else version
-        before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
-        value, ttl = self._movable(self._call(before, wire.GetEntry(before, value=True)), key)
-        self._moved(self._call(after, wire.Set([(after, value)], ttl)), key, version + delta)
-        self._call(before, wire.Delete([before]))
-        return version + delta
-
-    def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        wanted = {self.routing_key(key, version): key for key in keys}
-        near, tickets = self._nearby(wanted)
-        answers = self._call_owners([key for key in wanted if key not in near], self._get_request)
-        return self._collect(wanted, near, answers, tickets)
-
-    def set_many(
-        self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
-    ) -> list[Any]:
-        names = self._names(data, version)
-        try:
-            batch = self._batch(names, data, timeout)
-        except Exception:
-            self._call_owners(names, wire.Delete)
-            raise
-        if batch.too_big:
-            self._call_owners(batch.too_big, wire.Delete)
-        answers = self._call_owners(batch.values, batch.request, batch.size_of)
-        self._refused(batch.problems)
-        return self._unstored(names, answers)
-
-    def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        self._call_owners([self.routing_key(key, version) for key in keys], wire.Delete)
-
-    def clear(self) -> None:
-        """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
-        self._cleared(list(self.clear_each().values()))
-
-    def clear_each(self) -> dict[Target, wire.Reply | ClusterStateError]:
-        """The same, and what each node answers."""
-        client = runtime.get_client()
-        request = frame(wire.encode(wire.Clear(self._namespace)))
-        try:
-            targets = self._everywhere(client.table())
-            return dict(zip(targets, client.call_each([(target, request) for target in targets]), strict=True))
-        finally:
-            self._near.clear()
-
-    # -- the asyncio face, method by method the same ----------------------------------------------------------
-    # Some values ask the database while they are serialised or read, such as lazy querysets. Django refuses that in an
-    # event loop, and then it is done in a thread.
-
-    async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        try:
-            request = self._add_request(key, wire_key, value, timeout)
-        except SynchronousOnlyOperation:
-            request = await sync_to_async(self._add_request)(key, wire_key, value, timeout)
-        return flag(await self._acall(wire_key, request))
-
-    async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        value = await self._avalue(self.routing_key(key, version))
-        if value is None:
-            return default
-        try:
-            return self._load(value, default)
-        except SynchronousOnlyOperation:
-            return await sync_to_async(self._load)(value, default)
-
-    async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        wire_key = self.routing_key(key, version)
-        try:
-            try:
-                request = self._set_request(key, wire_key, value, timeout)
-            except SynchronousOnlyOperation:
-                request = await sync_to_async(self._set_request)(key, wire_key, value, timeout)
-        except Exception:
-            await self._acall(wire_key, wire.Delete([wire_key]))  # the older value must not outlive one that is refused
-            raise
-        self._stored(request, await self._acall(wire_key, request), key)
-
-    async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return flag(await self._acall(wire_key, wire.Touch([wire_key], self._ttl(timeout))))
-
-    async def adelete(self, key: Any, version: int | None = None) -> bool:
-        wire_key = self.routing_key(key, version)
-        return flag(await self._acall(wire_key, wire.Delete([wire_key])))
-
-    async def ahas_key(self, key: Any, version: int | None = None) -> bool:
-        return await self._avalue(self.routing_key(key, version)) is not None
-
-    async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        wire_key = self.routing_key(key, version)
-        return self._number(await self._acall(wire_key, self._incr_request(wire_key, delta)), key)
+        return _run(self._operations.get_or_set(self._key(key, version), default, self._ttl(timeout), stale))
 
     async def aget_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
     ) -> Any:
-        """As `get_or_set`; `default` may be a coroutine function as well."""
+        """Asynchronous `get_or_set()`; `default` may be a coroutine function as well."""
         if not stale and (found := await self.aget(key, MISSING, version)) is not MISSING:
             return found
-        wire_key, steps = self._flight(key, default, timeout, version, stale)
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    done = await self._ado(step, wire_key, default)
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(done)
-        except StopIteration as end:
-            return end.value
+        return await _arun(self._operations.get_or_set(self._key(key, version), default, self._ttl(timeout), stale))
 
-    async def _ado(self, step: Step, key: bytes, default: Any) -> Any:
-        if step is Do.COMPUTE:
-            value = default() if callable(default) else default
-            return await value if inspect.isawaitable(value) else value
-        if isinstance(step, float):
-            return await asyncio.sleep(step)
-        if callable(step):
-            try:
-                return step()
-            except SynchronousOnlyOperation:
-                return await sync_to_async(step)()
-        return await self._acall(key, step)
+    def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        """Moves a value to another version of its key and returns that; the remaining timeout moves with it.
+
+        Raises `ValueError` for an absent key, and where the value can't be stored in the new version: then it stays in
+        the old one.
+        """
+        moved = (self.version if version is None else version) + delta
+        _run(self._operations.move(self._key(key, version), self._key(key, moved), moved))
+        return moved
 
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        version = self.version if version is None else version
-        before, after = self.routing_key(key, version), self.routing_key(key, version + delta)
-        value, ttl = self._movable(await self._acall(before, wire.GetEntry(before, value=True)), key)
-        self._moved(await self._acall(after, wire.Set([(after, value)], ttl)), key, version + delta)
-        await self._acall(before, wire.Delete([before]))
-        return version + delta
+        """Asynchronous `incr_version()`."""
+        moved = (self.version if version is None else version) + delta
+        await _arun(self._operations.move(self._key(key, version), self._key(key, moved), moved))
+        return moved
+
+    # -- many keys ------------------------------------------------------------------------------------------
+
+    def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
+        return _run(self._operations.get_many(self._names(keys, version)))
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        wanted = {self.routing_key(key, version): key for key in keys}
-        near, tickets = self._nearby(wanted)
-        answers = await self._acall_owners([key for key in wanted if key not in near], self._get_request)
-        try:
-            return self._collect(wanted, near, answers, tickets)
-        except SynchronousOnlyOperation:
-            return await sync_to_async(self._collect)(wanted, near, answers, tickets)
+        return await _arun(self._operations.get_many(self._names(keys, version)))
+
+    def set_many(
+        self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
+    ) -> list[Any]:
+        return _run(self._operations.set_many(self._names(data, version), data, self._ttl(timeout)))
 
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        names = self._names(data, version)
-        try:
-            try:
-                batch = self._batch(names, data, timeout)
-            except SynchronousOnlyOperation:
-                batch = await sync_to_async(self._batch)(names, data, timeout)
-        except Exception:
-            await self._acall_owners(names, wire.Delete)
-            raise
-        if batch.too_big:
-            await self._acall_owners(batch.too_big, wire.Delete)
-        answers = await self._acall_owners(batch.values, batch.request, batch.size_of)
-        self._refused(batch.problems)
-        return self._unstored(names, answers)
+        return await _arun(self._operations.set_many(self._names(data, version), data, self._ttl(timeout)))
+
+    def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
+        _run(self._operations.delete_many([self.routing_key(key, version) for key in keys]))
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        await self._acall_owners([self.routing_key(key, version) for key in keys], wire.Delete)
+        await _arun(self._operations.delete_many([self.routing_key(key, version) for key in keys]))
+
+    def clear(self) -> None:
+        """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
+        _run(self._operations.clear())
 
     async def aclear(self) -> None:
-        client = runtime.get_async_client()
-        request = frame(wire.encode(wire.Clear(self._namespace)))
-        try:
-            targets = self._everywhere(await client.table())
-            self._cleared(await client.call_each([(target, request) for target in targets]))
-        finally:
-            self._near.clear()
+        """Asynchronous `clear()`."""
+        await _arun(self._operations.clear())
+
+    def clear_each(self) -> dict[Target, wire.Reply | ClusterStateError]:
+        """Empties this namespace on every node that serves. Returns each node's reply, or the error in its place."""
+        return _run(self._operations.clear_each())
 
     async def aclose(self, **kwargs: Any) -> None:
-        """Nothing: the connections outlive the request."""
+        """Does nothing: the connections outlive the request."""
+
+    # -- beyond Django's API --------------------------------------------------------------------------------
+
+    def ttl(self, key: Any, version: int | None = None) -> float | None:
+        """The seconds until the key expires; None when it never does, 0 when it is absent."""
+        return _run(self._operations.ttl(self._key(key, version)))
+
+    async def attl(self, key: Any, version: int | None = None) -> float | None:
+        """Asynchronous `ttl()`."""
+        return await _arun(self._operations.ttl(self._key(key, version)))
+
+    def expire(self, key: Any, timeout: float | None, version: int | None = None) -> bool:
+        """`touch()` under django-redis's name."""
+        return self.touch(key, timeout, version)
+
+    async def aexpire(self, key: Any, timeout: float | None, version: int | None = None) -> bool:
+        """Asynchronous `expire()`."""
+        return await self.atouch(key, timeout, version)
+
+    def persist(self, key: Any, version: int | None = None) -> bool:
+        """Makes a key never expire. False when it is absent."""
+        return self.touch(key, None, version)
+
+    async def apersist(self, key: Any, version: int | None = None) -> bool:
+        """Asynchronous `persist()`."""
+        return await self.atouch(key, None, version)
+
+    def iter_keys(self, pattern: str, version: int | None = None) -> Iterator[str]:
+        """The keys that match a glob pattern, each once, as they come from the nodes, one node after the other.
+
+        Finds each key that exists from beginning to end, unless its timeout is shortened meanwhile or its owner
+        changes. Keys that are stored as hashes for their length aren't found. Raises `ImproperlyConfigured` for a
+        KEY_FUNCTION that does more than prepend.
+        """
+        scan = KeyScan(self._requester, self._pattern(pattern, version))
+        while (keys := _run(scan.next_chunk())) is not None:
+            yield from keys
+
+    async def aiter_keys(self, pattern: str, version: int | None = None) -> AsyncIterator[str]:
+        """Asynchronous `iter_keys()`."""
+        scan = KeyScan(self._requester, self._pattern(pattern, version))
+        while (keys := await _arun(scan.next_chunk())) is not None:
+            for key in keys:
+                yield key
+
+    def delete_pattern(self, pattern: str, version: int | None = None) -> int:
+        """Deletes the keys that `iter_keys()` finds. Returns their number."""
+        return _run(delete_pattern(self._requester, self._pattern(pattern, version)))
+
+    async def adelete_pattern(self, pattern: str, version: int | None = None) -> int:
+        """Asynchronous `delete_pattern()`."""
+        return await _arun(delete_pattern(self._requester, self._pattern(pattern, version)))
+
+    def lock(
+        self,
+        key: Any,
+        timeout: float = 30.0,
+        sleep: float = 0.05,
+        blocking_timeout: float | None = None,
+        version: int | None = None,
+    ) -> Lock:
+        """A lock, not acquired yet. Once acquired it ends by itself after `timeout` seconds. While another holder has
+        it, `acquire()` tries every `sleep` seconds, for `blocking_timeout` seconds (None: forever). Its entry is
+        `lock:<key>`.
+
+        Best effort: see `docs/cache.md`. Raises `ValueError` where `timeout` or `sleep` isn't above 0.
+        """
+        return Lock(self._lock(key, timeout, sleep, blocking_timeout, version))
+
+    def alock(
+        self,
+        key: Any,
+        timeout: float = 30.0,
+        sleep: float = 0.05,
+        blocking_timeout: float | None = None,
+        version: int | None = None,
+    ) -> AsyncLock:
+        """`lock()` for `async with`. This call itself isn't awaited."""
+        return AsyncLock(self._lock(key, timeout, sleep, blocking_timeout, version))
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """By node name: `hits`, `misses`, `evictions` and `too_big` since the node's start, `entries` and `bytes` now,
+        and `uptime` in seconds, for all namespaces together. A node that doesn't reply is missing."""
+        return _run(self._operations.stats())
+
+    async def astats(self) -> dict[str, dict[str, float]]:
+        """Asynchronous `stats()`."""
+        return await _arun(self._operations.stats())
+
+    # -- arguments of the operations ------------------------------------------------------------------------
+
+    def _read(self, key: bytes) -> wire.Value | None:
+        """The encoded value of a stored key, near or from its owner; None when it is absent or the owner fails."""
+        value, mark = self._near.find(key)
+        if value is not None:
+            return value
+        try:
+            reply = runtime.get_client().call(key, self._near.request(key, mark))
+        except ClusterStateError as error:
+            self._requester.failed(error)
+            return None
+        return self._near.take(key, reply, mark)
+
+    async def _aread(self, key: bytes) -> wire.Value | None:
+        """Asynchronous `_read()`."""
+        value, mark = self._near.find(key)
+        if value is not None:
+            return value
+        try:
+            reply = await runtime.get_async_client().call(key, self._near.request(key, mark))
+        except ClusterStateError as error:
+            self._requester.failed(error)
+            return None
+        return self._near.take(key, reply, mark)
+
+    def _key(self, key: Any, version: int | None) -> CacheKey:
+        return CacheKey(key, self.routing_key(key, version))
+
+    def _names(self, keys: Iterable[Any], version: int | None) -> dict[bytes, Any]:
+        return {self.routing_key(key, version): key for key in keys}
+
+    def _ttl(self, timeout: Any) -> float | None:
+        """Seconds to live, at least 0; None: forever."""
+        if timeout is DEFAULT_TIMEOUT:
+            timeout = self.default_timeout
+        return None if timeout is None else max(0.0, float(timeout))
+
+    def _pattern(self, pattern: str, version: int | None) -> KeyPattern:
+        before = self.make_key("", version)
+        if self.make_key(_PROBE, version) != before + _PROBE:
+            raise ImproperlyConfigured(
+                "Patterns need a KEY_FUNCTION that only prepends to the key: with any other, keys can't be recovered "
+                "from their stored form."
+            )
+        return KeyPattern(pattern, self._prefix + before.encode())
+
+    def _lock(
+        self, key: Any, timeout: float, sleep: float, blocking_timeout: float | None, version: int | None
+    ) -> LockOperations:
+        stored = self.routing_key(f"lock:{key}", version)
+        return LockOperations(key, stored, timeout, sleep, blocking_timeout, self._requester.call, self._codec.dump)
+
+
+def _run(operation: Operation[T]) -> T:
+    return run(operation, runtime.get_client())
+
+
+async def _arun(operation: Operation[T]) -> T:
+    return await arun(operation, runtime.get_async_client())
+
+
+def _is_valid(key: str) -> bool:
+    """Whether Django has no warning about a key."""
+    return len(key) <= MEMCACHE_MAX_KEY_LENGTH and " " not in key and key.isprintable()
+
+
+def _overrides_keys(cls: type[ClusterCache]) -> bool:
+    """Whether a subclass makes or validates keys in its own way."""
+    ours = (ClusterCache.validate_key, BaseCache.make_key, BaseCache.make_and_validate_key)
+    return (cls.validate_key, cls.make_key, cls.make_and_validate_key) != ours

@@ -1,4 +1,4 @@
-"""How values become bytes and back: serializers and compressors."""
+"""Encodes values as bytes and back: serializers, compressors, and values that can't be read."""
 
 import importlib
 import json
@@ -16,18 +16,22 @@ from django.utils.module_loading import import_string
 from ..encoding import to_msgpack
 from ..exceptions import raised_by_signal
 from ..wire import messages as wire
+from ..wire.framing import MAX_REQUEST
+from .log import is_due, logger
+from .options import CacheOptions
 
-COMPRESS_ABOVE = 1024  # bytes: below, what is saved is less than what an entry costs besides
-MAX_DECOMPRESSED = 64 * 1024 * 1024  # bytes that one value may unpack to
+MESSAGE_OVERHEAD = 64  # bytes of a request that are neither keys nor values, at most
+# The largest encoded value: a request also holds its key, and that of a lease that is released with it.
+MAX_VALUE_BYTES = MAX_REQUEST - MESSAGE_OVERHEAD - 2 * wire.MAX_KEY_BYTES
+MAX_DECOMPRESSED = 64 * 1024 * 1024  # bytes that one value may decompress to
 _ZLIB_LEVEL = 1  # a quarter of the time of 6, for a fifth more bytes of a page of HTML
 
-_INT64 = range(-(2**63), 2**63)
-# Before each value of a cache with a compressor. No pickle, JSON or msgpack that we write begins with one of them, so
-# that values from before there was a compressor are told apart.
-_PLAIN, _PACKED = b"\0", b"\1"
+INT64 = range(-(2**63), 2**63)
+# The first byte of each value of a cache with a compressor. No pickle, JSON or msgpack that we write begins with one,
+# so values that were stored before there was a compressor are recognised.
+_PLAIN, _COMPRESSED = b"\0", b"\1"
 
-
-# What code in C raises for bytes that it can't read, or that name what isn't there any more.
+# Raised by code in C for bytes that it can't read, or that name a class or module that no longer exists.
 _UNREADABLE = (
     ArithmeticError, AttributeError, EOFError, ImportError, LookupError, MemoryError, RuntimeError, TypeError,
     ValueError, pickle.PickleError, zlib.error, msgspec.MsgspecError,
@@ -35,20 +39,20 @@ _UNREADABLE = (
 _PACKAGE = __name__.partition(".")[0]
 
 
-def unreadable(error: Exception) -> bool:
-    """Whether `ValueCodec.load` raised it because of the value. A signal handler, such as that of a soft time limit, or
-    another thread may have interrupted it with an exception of theirs, which is for the caller.
+def _is_unreadable(error: Exception) -> bool:
+    """Whether a serializer or compressor raised the error because of the value.
 
-    Code in Python, such as a `__setstate__`, may raise anything because of the value. A `SynchronousOnlyOperation` only
-    says that the value is to be read in a thread.
+    Code in Python, such as a `__setstate__`, may raise anything because of the value. Three kinds of errors are for the
+    caller: those of a signal handler, such as a soft time limit's; those that another thread raises in this one; and
+    `SynchronousOnlyOperation`, after which the value is read in a thread.
     """
     if isinstance(error, SynchronousOnlyOperation) or raised_by_signal(error):
         return False
-    return isinstance(error, _UNREADABLE) or not _in_our_code(error)
+    return isinstance(error, _UNREADABLE) or not _raised_in_package(error)
 
 
-def _in_our_code(error: Exception) -> bool:
-    """Whether it was raised by our own code, or where that calls what is written in C."""
+def _raised_in_package(error: Exception) -> bool:
+    """Whether the innermost Python frame is of this package, which raised the error or called C code that did."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -57,16 +61,16 @@ def _in_our_code(error: Exception) -> bool:
 
 
 class PickleSerializer:
-    """Turns values into bytes and back. Anyone who can write to the cluster can run code: see docs/settings.md."""
+    """pickle, with the newest protocol. Whoever can write to the cluster can run code: see docs/settings.md."""
 
     def dumps(self, value: Any) -> bytes:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
 
-    loads = staticmethod(pickle.loads)  # without a method around it, which would be a frame for each value
+    loads = staticmethod(pickle.loads)  # not a method, which would add a call for each value
 
 
 class JsonSerializer:
-    """JSON, with what Django's encoder adds to it: dates, times, decimals and UUIDs come back as text."""
+    """JSON by Django's encoder: dates, times, decimals and UUIDs come back as text."""
 
     def dumps(self, value: Any) -> bytes:
         return json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, separators=(",", ":")).encode()
@@ -76,7 +80,7 @@ class JsonSerializer:
 
 
 class MsgpackSerializer:
-    """msgpack: as JSON, and bytes, keys that aren't text, and datetimes with a time zone.
+    """msgpack: all types of JSON, and bytes, keys that aren't text, and datetimes with a time zone.
 
     An instance of a subclass of text, numbers or bytes, such as `SafeString`, comes back without its class.
     """
@@ -89,17 +93,17 @@ class MsgpackSerializer:
 
 
 class ZlibCompressor:
-    """zlib's fastest level. `decompress` raises `ValueError` beyond `MAX_DECOMPRESSED`, or `zlib.error`."""
+    """zlib at its fastest level. `decompress` raises `zlib.error`, or `ValueError` above `MAX_DECOMPRESSED`."""
 
     def compress(self, data: bytes) -> bytes:
         return zlib.compress(data, _ZLIB_LEVEL)
 
     def decompress(self, data: bytes) -> bytes:
-        return _bounded(zlib.decompressobj(), data)
+        return _decompress(zlib.decompressobj(), data)
 
 
 class ZstdCompressor:
-    """Zstandard, of Python 3.14 or the package backports.zstd; raises `ImproperlyConfigured` without either."""
+    """Zstandard, from Python 3.14 or the package backports.zstd; raises `ImproperlyConfigured` without either."""
 
     def __init__(self) -> None:
         try:
@@ -117,17 +121,17 @@ class ZstdCompressor:
 
     def decompress(self, data: bytes) -> bytes:
         try:
-            return _bounded(self._zstd.ZstdDecompressor(), data)
+            return _decompress(self._zstd.ZstdDecompressor(), data)
         except self._zstd.ZstdError as error:
             raise ValueError(str(error)) from error
 
 
-def _bounded(decompressor: Any, data: bytes) -> bytes:
+def _decompress(decompressor: Any, data: bytes) -> bytes:
     found: bytes = decompressor.decompress(data, MAX_DECOMPRESSED + 1)
     if len(found) > MAX_DECOMPRESSED:
-        raise ValueError(f"it unpacks to more than {MAX_DECOMPRESSED:,} bytes")
+        raise ValueError(f"the value decompresses to more than {MAX_DECOMPRESSED:,} bytes")
     if not decompressor.eof:
-        raise ValueError("it is cut short")
+        raise ValueError("the compressed value is cut short")
     return found
 
 
@@ -136,46 +140,70 @@ COMPRESSORS = {"zlib": ZlibCompressor, "zstd": ZstdCompressor}
 
 
 class ValueCodec:
-    """The values of one cache, by its options. Raises `ImproperlyConfigured` for those, `ImportError` for a path."""
+    """Encodes the values of one cache. Raises `ImproperlyConfigured` for wrong options, `ImportError` for a path."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        compressor = options.get("COMPRESSOR")
-        self._serializer = _made("SERIALIZER", options.get("SERIALIZER", "pickle"), SERIALIZERS)
-        self._compressor: Any = None if compressor is None else _made("COMPRESSOR", compressor, COMPRESSORS)
-        self._compress_above = options.get("COMPRESS_ABOVE", COMPRESS_ABOVE)
-        if type(self._compress_above) is not int or self._compress_above < 0:
-            raise ImproperlyConfigured(
-                f"ClusterCache's COMPRESS_ABOVE must be a number of bytes, not {self._compress_above!r}."
-            )
+    def __init__(self, options: CacheOptions) -> None:
+        compressor = options.compressor
+        self._namespace = options.namespace
+        self._serializer = _make("SERIALIZER", options.serializer, SERIALIZERS)
+        self._compressor: Any = None if compressor is None else _make("COMPRESSOR", compressor, COMPRESSORS)
+        self._compress_above = options.compress_above
 
     def dump(self, value: Any) -> wire.Value:
-        # Integers stay such, so that the owner can add to them; a bool is to come back as a bool.
-        if type(value) is int and value in _INT64:
+        """The encoded value, of any size. Raises whatever the serializer and the compressor raise."""
+        if type(value) is int and value in INT64:  # the owner can add to it; a bool has to come back as a bool
             return value
-        data = _as_bytes(self._serializer.dumps(value), self._serializer, "dumps")
-        return data if self._compressor is None else self._pack(data)
+        data = _checked(self._serializer.dumps(value), self._serializer, "dumps")
+        return data if self._compressor is None else self._compress(data)
 
-    def load(self, value: wire.Value) -> Any:
-        """Raises whatever the serializer or the compressor does for what isn't theirs."""
+    def load(self, value: wire.Value, default: Any) -> Any:
+        """The decoded value; the default, as for a miss, for one that was written with other options or other code.
+
+        Raises `SynchronousOnlyOperation` for a value that can't be read in an event loop.
+        """
         if not isinstance(value, bytes):
             return value
-        return self._serializer.loads(value if self._compressor is None else self._unpack(value))
+        try:
+            return self._serializer.loads(value if self._compressor is None else self._decompress(value))
+        except Exception as error:  # a serializer may raise anything
+            if not _is_unreadable(error):
+                raise
+            if is_due("unreadable", self._namespace):
+                logger.warning(
+                    "cache %r: a stored value can't be read (%s: %s) and counts as a miss; it was written with another "
+                    "SERIALIZER, COMPRESSOR or version of the code",
+                    self._namespace.decode(), type(error).__name__, error,
+                )  # fmt: skip
+            return default
 
-    def _pack(self, data: bytes) -> bytes:
+    def load_without_queries(self, value: wire.Value, default: Any) -> Any:
+        """The decoded value; the default also for one that can't be read in an event loop."""
+        try:
+            return self.load(value, default)
+        except SynchronousOnlyOperation:
+            return default
+
+    def _compress(self, data: bytes) -> bytes:
         if len(data) > self._compress_above:
-            packed = _as_bytes(self._compressor.compress(data), self._compressor, "compress")
-            if len(packed) < len(data):
-                return _PACKED + packed
+            compressed = _checked(self._compressor.compress(data), self._compressor, "compress")
+            if len(compressed) < len(data):
+                return _COMPRESSED + compressed
         return _PLAIN + data
 
-    def _unpack(self, data: bytes) -> Any:
+    def _decompress(self, data: bytes) -> Any:
         mark = data[:1]
-        if mark == _PACKED:
+        if mark == _COMPRESSED:
             return self._compressor.decompress(data[1:])
         return data[1:] if mark == _PLAIN else data
 
 
-def _made(option: str, given: Any, known: Mapping[str, type]) -> Any:
+def is_too_big(value: wire.Value) -> bool:
+    """Whether an encoded value is longer than a request can hold."""
+    return isinstance(value, bytes) and len(value) > MAX_VALUE_BYTES
+
+
+def _make(option: str, given: Any, known: Mapping[str, type]) -> Any:
+    """An instance of the class that an option names or is."""
     if isinstance(given, str) and given in known:
         return known[given]()
     if isinstance(given, str) and "." not in given:
@@ -183,16 +211,16 @@ def _made(option: str, given: Any, known: Mapping[str, type]) -> Any:
             f"ClusterCache's {option} must be one of {', '.join(sorted(known))}, or the dotted path of a class, "
             f"not {given!r}."
         )
-    made_of = import_string(given) if isinstance(given, str) else given
+    cls = import_string(given) if isinstance(given, str) else given
     try:
-        return made_of()
-    except TypeError as error:  # such as django-redis's, which take the options
+        return cls()
+    except TypeError as error:  # such as django-redis's serializers, which take the options
         raise ImproperlyConfigured(
             f"ClusterCache's {option} {given!r} can't be made without arguments: {error}"
         ) from error
 
 
-def _as_bytes(data: Any, maker: Any, method: str) -> bytes:
+def _checked(data: Any, maker: Any, method: str) -> bytes:
     if not isinstance(data, bytes):
         raise TypeError(f"{type(maker).__name__}.{method} must return bytes, not {type(data).__name__}")
     return data

@@ -1,147 +1,143 @@
-"""Locks in the cache: an entry with a random token, which only who knows the token deletes.
+"""Locks in the cache: an entry with a random token, which only the holder of the token deletes.
 
 Best effort. A lock is lost with the node that owns its key, and after its timeout; in a partition each part may have a
-holder. So it saves double work, and guards nothing that must never happen twice.
+holder. So a lock saves work that would be done twice, and protects nothing that must never happen twice.
 """
 
-import asyncio
 import contextlib
 import secrets
 import time
-from typing import Self
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
 
+from .. import runtime
+from ..client.operations import Operation, Sleep, arun, run
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire import messages as wire
-from .calls import Calls
-from .requests import flag
+from .requester import succeeded
 
 
-def _ending(timeout: float) -> float:
-    if timeout is None or not timeout > 0:
-        raise ValueError(f"a lock's timeout must be seconds above 0, not {timeout!r}: it ends a lock nobody releases")
-    return timeout
+@dataclass(slots=True)
+class LockOperations:
+    """One lock; its methods are operations, which `Lock` and `AsyncLock` run. Times in seconds.
 
+    `call` sends a request to the owner of a key; it results in None where that fails. `dump` encodes a token.
+    """
 
-class _Lock:
-    """What both faces share. Times in seconds."""
+    name: object
+    key: bytes
+    timeout: float
+    sleep: float
+    blocking_timeout: float | None
+    call: Callable[[bytes, wire.Request], Operation[wire.Reply | None]]
+    dump: Callable[[Any], wire.Value]
+    _token: wire.Value | None = field(default=None, init=False)  # set while the lock is ours, as far as we know
 
-    def __init__(
-        self,
-        cache: Calls,
-        key: object,
-        timeout: float,
-        sleep: float,
-        blocking_timeout: float | None,
-        version: int | None,
-    ) -> None:
-        if not sleep > 0:
-            raise ValueError(f"a lock's sleep must be seconds above 0, not {sleep!r}")
-        self._cache = cache
-        self._name = key
-        self._key = cache.routing_key(f"lock:{key}", version)
-        self._timeout = _ending(timeout)
-        self._sleep = sleep
-        self._patience = blocking_timeout
-        self._token: wire.Value | None = None  # while it is ours, as far as we know
+    def __post_init__(self) -> None:
+        _check("timeout", self.timeout)
+        _check("sleep", self.sleep)
 
-    def _new_token(self) -> wire.Value:
-        return self._cache._values.dump(secrets.token_hex(16))
+    def acquire(self) -> Operation[bool | None]:
+        """False when another holder keeps it for longer than `blocking_timeout`, None when its owner doesn't reply."""
+        token, since = self.dump(secrets.token_hex(16)), time.monotonic()
+        request = wire.Set([(self.key, token)], self.timeout, absent=True, or_same=True)
+        while (reply := (yield from self.call(self.key, request))) is not None:
+            if succeeded(reply):
+                self._token = token
+                return True
+            pause = self.sleep
+            if self.blocking_timeout is not None:
+                pause = min(pause, since + self.blocking_timeout - time.monotonic())
+            if pause <= 0:
+                return False
+            yield Sleep(pause)
+        return None
 
-    def _take(self, token: wire.Value) -> wire.Set:
-        return wire.Set([(self._key, token)], self._timeout, absent=True, or_same=True)
-
-    def _taken(self, token: wire.Value, reply: wire.Reply | None) -> bool:
-        if flag(reply):
-            self._token = token
-        return flag(reply)
-
-    def _pause(self, since: float) -> float:
-        """How long to wait before the next attempt; 0 when there is none."""
-        if self._patience is None:
-            return self._sleep
-        return max(0.0, min(self._sleep, since + self._patience - time.monotonic()))
-
-    def _give(self) -> wire.Delete | None:
+    def release(self) -> Operation[bool]:
+        """False when it isn't ours any more, or its owner doesn't reply."""
         token, self._token = self._token, None
-        return None if token is None else wire.Delete([self._key], token)
+        if token is None:
+            return False
+        return succeeded((yield from self.call(self.key, wire.Delete([self.key], token))))
 
-    def _longer(self, timeout: float | None) -> wire.Touch | None:
-        ttl = self._timeout if timeout is None else _ending(timeout)
-        return None if self._token is None else wire.Touch([self._key], ttl, self._token)
+    def extend(self, timeout: float | None) -> Operation[bool]:
+        """False when it isn't ours any more, or its owner doesn't reply."""
+        ttl = self.timeout if timeout is None else timeout
+        _check("timeout", ttl)
+        if self._token is None:
+            return False
+        return succeeded((yield from self.call(self.key, wire.Touch([self.key], ttl, self._token))))
 
-    def _entered(self, acquired: bool | None) -> Self:
+    def enter(self) -> Operation[None]:
+        """Acquires it for a `with` block. Raises `TimeoutError` or `Unavailable` where it can't."""
+        acquired = yield from self.acquire()
         if acquired is None:
-            raise Unavailable(f"the lock {self._name!r} can't be had, since its owner can't be reached")
+            raise Unavailable(f"the lock {self.name!r} can't be acquired: the owner of its key can't be reached")
         if not acquired:
-            raise TimeoutError(f"the lock {self._name!r} is another's, and {self._patience:g} s were not enough")
-        return self
+            raise TimeoutError(f"the lock {self.name!r} wasn't acquired within {self.blocking_timeout:g} s: it is held")
+
+    def exit(self) -> Operation[None]:
+        """Releases it after a `with` block. One whose owner can't be reached ends by its timeout."""
+        with contextlib.suppress(ClusterStateError):
+            yield from self.release()
 
 
-class Lock(_Lock):
-    """As a context manager it holds the lock, or raises `TimeoutError` when another has it for longer than
-    `blocking_timeout`, `Unavailable` when its owner can't be reached."""
+class Lock:
+    """A lock for blocking code. As a context manager it holds the lock, or raises `TimeoutError` when another holder
+    keeps it for longer than `blocking_timeout`, `Unavailable` when the owner of its key can't be reached."""
+
+    def __init__(self, operations: LockOperations) -> None:
+        self._operations = operations
 
     def acquire(self) -> bool:
-        """False when another holds the lock for longer than `blocking_timeout` (None: waits for ever), or its owner
-        can't be reached, which raises `Unavailable` if the alias has ON_UNAVAILABLE "raise"."""
-        return bool(self._acquire())
+        """False when another holder keeps the lock for longer than `blocking_timeout` (None: waits forever), or its
+        owner can't be reached, which raises `Unavailable` if the alias has ON_UNAVAILABLE "raise"."""
+        return bool(run(self._operations.acquire(), runtime.get_client()))
 
     def release(self) -> bool:
-        """False when it isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
-        request = self._give()
-        return request is not None and flag(self._cache._call(self._key, request))
+        """False when the lock isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
+        return run(self._operations.release(), runtime.get_client())
 
     def extend(self, timeout: float | None = None) -> bool:
-        """Lets it end that many seconds from now, by default as many as it was made with. False when it isn't ours any
-        more, or its owner can't be reached, which may raise as in `acquire()`."""
-        request = self._longer(timeout)
-        return request is not None and flag(self._cache._call(self._key, request))
-
-    def _acquire(self) -> bool | None:
-        token, since = self._new_token(), time.monotonic()
-        while (reply := self._cache._call(self._key, self._take(token))) is not None:
-            if self._taken(token, reply):
-                return True
-            if not (pause := self._pause(since)):
-                return False
-            time.sleep(pause)
-        return None
+        """Lets the lock end that many seconds from now, by default the seconds that it was made with. False when it
+        isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
+        return run(self._operations.extend(timeout), runtime.get_client())
 
     def __enter__(self) -> Self:
-        return self._entered(self._acquire())
+        run(self._operations.enter(), runtime.get_client())
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(ClusterStateError):  # its timeout ends it
-            self.release()
+        run(self._operations.exit(), runtime.get_client())
 
 
-class AsyncLock(_Lock):
-    """As `Lock`, for `async with`."""
+class AsyncLock:
+    """A lock for asynchronous code, with the methods of `Lock` as coroutines and for `async with`."""
+
+    def __init__(self, operations: LockOperations) -> None:
+        self._operations = operations
 
     async def acquire(self) -> bool:
-        return bool(await self._acquire())
+        """Asynchronous `Lock.acquire()`."""
+        return bool(await arun(self._operations.acquire(), runtime.get_async_client()))
 
     async def release(self) -> bool:
-        request = self._give()
-        return request is not None and flag(await self._cache._acall(self._key, request))
+        """Asynchronous `Lock.release()`."""
+        return await arun(self._operations.release(), runtime.get_async_client())
 
     async def extend(self, timeout: float | None = None) -> bool:
-        request = self._longer(timeout)
-        return request is not None and flag(await self._cache._acall(self._key, request))
-
-    async def _acquire(self) -> bool | None:
-        token, since = self._new_token(), time.monotonic()
-        while (reply := await self._cache._acall(self._key, self._take(token))) is not None:
-            if self._taken(token, reply):
-                return True
-            if not (pause := self._pause(since)):
-                return False
-            await asyncio.sleep(pause)
-        return None
+        """Asynchronous `Lock.extend()`."""
+        return await arun(self._operations.extend(timeout), runtime.get_async_client())
 
     async def __aenter__(self) -> Self:
-        return self._entered(await self._acquire())
+        await arun(self._operations.enter(), runtime.get_async_client())
+        return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(ClusterStateError):
-            await self.release()
+        await arun(self._operations.exit(), runtime.get_async_client())
+
+
+def _check(name: str, seconds: float) -> None:
+    if seconds is None or not seconds > 0:
+        raise ValueError(f"a lock's {name} must be seconds above 0, not {seconds!r}")

@@ -1,12 +1,16 @@
-"""What an alias of the cache may be given, and how that is read. All raise `ImproperlyConfigured`."""
+"""The options of one alias in CACHES, read and checked."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured
 
-MAX_NAMESPACE = 256  # bytes, by the wire
+MAX_NAMESPACE = 256  # bytes: the limit of the wire format
+COMPRESS_ABOVE = 1024  # bytes: below, compression saves less than an entry's own overhead
+LEASE = 10.0  # seconds
+NEAR_ENTRIES = 1000
 OPTIONS = {
     "SERIALIZER",
     "COMPRESSOR",
@@ -18,34 +22,72 @@ OPTIONS = {
     "MAX_BYTES",
     "ON_UNAVAILABLE",
 }
+DJANGO_OPTIONS = {"MAX_ENTRIES", "CULL_FREQUENCY"}  # accepted, without effect
 
 
-def read_namespace(location: object) -> bytes:
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """LOCATION and OPTIONS of one alias. Times in seconds, sizes in bytes; docs/settings.md describes each."""
+
+    namespace: bytes
+    serializer: Any
+    compressor: Any
+    compress_above: int
+    raise_too_big: bool
+    lease: float
+    near_ttl: float
+    near_entries: int
+    max_bytes: int | None
+    raise_unavailable: bool
+
+    @classmethod
+    def read(cls, location: object, options: Mapping[str, Any]) -> Self:
+        """Raises `ImproperlyConfigured` for an unknown option or a wrong value."""
+        unknown = set(options) - OPTIONS - DJANGO_OPTIONS
+        if unknown:
+            raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(OPTIONS)}.")
+        return cls(
+            namespace=_namespace(location),
+            serializer=options.get("SERIALIZER", "pickle"),
+            compressor=options.get("COMPRESSOR"),
+            compress_above=_number(options, "COMPRESS_ABOVE", COMPRESS_ABOVE, "bytes", whole=True),
+            raise_too_big=_choice(options, "VALUE_TOO_BIG", "ignore", "raise") == "raise",
+            lease=_number(options, "LEASE", LEASE, "seconds", positive=True),
+            near_ttl=_number(options, "NEAR_TTL", 0, "seconds"),
+            near_entries=_number(options, "NEAR_ENTRIES", NEAR_ENTRIES, "entries", positive=True, whole=True),
+            max_bytes=_number(options, "MAX_BYTES", None, "bytes", positive=True, whole=True),
+            raise_unavailable=_choice(options, "ON_UNAVAILABLE", "miss", "raise") == "raise",
+        )
+
+
+def _namespace(location: object) -> bytes:
     if not isinstance(location, str):
         raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name, not {location!r}.")
     namespace = (location or "default").encode()
     if len(namespace) > MAX_NAMESPACE or b"\0" in namespace:
-        raise ImproperlyConfigured(f"ClusterCache's LOCATION must be a name of 1 to {MAX_NAMESPACE} bytes.")
+        raise ImproperlyConfigured(
+            f"ClusterCache's LOCATION must be a name of 1 to {MAX_NAMESPACE} bytes without a zero byte, "
+            f"not {location!r}."
+        )
     return namespace
 
 
-def read_choice(options: Mapping[str, Any], name: str, default: str, other: str) -> str:
+def _choice(options: Mapping[str, Any], name: str, default: str, other: str) -> str:
     value: str = options.get(name, default)
     if value not in (default, other):
         raise ImproperlyConfigured(f"ClusterCache's {name} must be {default!r} or {other!r}, not {value!r}.")
     return value
 
 
-def read_number(options: Mapping[str, Any], name: str, default: float, what: str, *kinds: type) -> float:
-    """A number of seconds or the like: above 0, unless the default is 0."""
+def _number(
+    options: Mapping[str, Any], name: str, default: Any, unit: str, *, positive: bool = False, whole: bool = False
+) -> Any:
+    """The number that an option holds, at least 0 or above 0; an integer if `whole`. The default isn't checked."""
     value = options.get(name, default)
-    if type(value) not in (kinds or (int, float)) or not 0 <= value < math.inf or (default and not value):
-        bound = " above 0" if default else ""
-        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of {what}{bound}, not {value!r}.")
-    return float(value)
-
-
-def read_max_bytes(given: Any) -> int | None:
-    if given is None or (type(given) is int and given > 0):
-        return given
-    raise ImproperlyConfigured(f"ClusterCache's MAX_BYTES must be a number of bytes above 0, not {given!r}.")
+    if value is default:
+        return value
+    is_number = type(value) is int or (type(value) is float and not whole)
+    if not is_number or not 0 <= value < math.inf or (positive and value == 0):
+        bound = " above 0" if positive else ""
+        raise ImproperlyConfigured(f"ClusterCache's {name} must be a number of {unit}{bound}, not {value!r}.")
+    return value

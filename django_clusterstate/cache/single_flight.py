@@ -1,42 +1,34 @@
 """Single flight: of all threads, tasks and processes that miss an entry at once, one computes it and the others wait.
 
-Beside the entry, at its owner, lies a lease, which one of them can add and whoever has it computes. A lease ends by
-itself, so nobody waits for a process that is gone.
-
-A flight decides; the faces of the cache do. It is a generator of steps: a request for the entry's owner, for which the
-reply is sent in, or None where there is none; seconds to sleep; `Do.COMPUTE`, for which the value is sent in; or a
-callable that serialises the value, for which its result is sent in. What any of them raises is thrown in.
+As in Go's `singleflight`, but across the cluster: the entry's owner also holds a lease, an auxiliary entry that only
+one caller can add. The holder of the lease computes; a lease expires, so nobody waits for a process that has ended.
 """
 
-import enum
 import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..client.operations import Operation, Sleep
 from ..wire import messages as wire
+from .commands import Compute
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05  # seconds between two looks of who waits
-PATIENCE = 2  # leases of others that one waits for; the second is that of who took over from a process that is gone
-NOT_KEPT = b""  # in the place of a lease: the value can't be kept, so each computes its own
-
-
-class Do(enum.Enum):
-    COMPUTE = enum.auto()
-
+FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05  # seconds between two polls of a waiting caller, doubled each time
+MAX_LEASES_AWAITED = 2  # the second is that of a caller that took over from a process that has ended
+UNCACHEABLE = b""  # in the place of a lease: the value can't be stored, so each caller computes its own
 
 MISSING: Final = object()
-_ENDED: Final = object()
-
-Step = wire.Request | float | Do | Callable[[], wire.Value | None]
-Steps = Generator[Step, Any, Any]
+_LEASE_ENDED: Final = object()
 
 
-def beside(key: bytes, kind: bytes) -> bytes:
-    """A key of the same namespace for what belongs to an entry. It has a zero byte where no key of a user begins."""
+def auxiliary_key(key: bytes, kind: bytes) -> bytes:
+    """The key of a lease or a freshness marker: in the entry's namespace, with a zero byte where no user's key begins.
+
+    Auxiliary entries are always requested from the owner of the entry.
+    """
     namespace, _, rest = key.partition(b"\0")
     made = b"%b\0\0%b\0%b" % (namespace, kind, rest)
     if len(made) > wire.MAX_KEY_BYTES:
@@ -45,182 +37,208 @@ def beside(key: bytes, kind: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
-    """One `get_or_set()`. Times in seconds.
+class SingleFlight:
+    """One `get_or_set()`; its public methods are operations that result in the value. Times in seconds.
 
-    The value is fresh for `ttl` (None: for ever) and kept `stale` longer; a lease ends after `lease`. `dump` returns
-    None for a value that is too big to be kept, `load` its second argument for one that can't be read. `refused` is
-    called where the owner has no room for a value; it may raise, as `dump` may.
+    The value is fresh for `ttl` (None: forever) and kept `stale` longer; a lease expires after `lease`.
+
+    `call` sends a request to the owner of a key; it results in None where that fails.
+    `dump` encodes a value; it results in None for one that is too big, or raises.
+    `load` decodes a value; it returns its second argument for one that can't be read.
+    `no_room` reports that the owner has no room for the value; it may raise.
     """
 
     key: bytes
+    default: Any
     ttl: float | None
     stale: float
     lease: float
-    dump: Callable[[Any], wire.Value | None]
+    call: Callable[[bytes, wire.Request], Operation[wire.Reply | None]]
+    dump: Callable[[Any], Operation[wire.Value | None]]
     load: Callable[[wire.Value, Any], Any]
-    refused: Callable[[], None]
+    no_room: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
-    token: bytes = field(default_factory=lambda: os.urandom(8))  # tells our lease from those of others
+    token: bytes = field(default_factory=lambda: os.urandom(8))  # distinguishes our lease from others'
 
-    def missed(self) -> Steps:
-        """The value of an entry that was absent a moment ago."""
+    def compute_or_wait(self) -> Operation[Any]:
+        """For an entry that was absent a moment ago: computes it with the lease, or waits for the lease's holder."""
         if self.ttl == 0:
-            return (yield Do.COMPUTE)
-        waiting = _Waiting(self.lease)
+            return (yield Compute(self.default))
+        wait = _Wait(self.lease)
         while True:
-            asked = self.clock()
-            reply = yield self._take()
-            if not isinstance(reply, wire.FlagsReply):
-                return (yield Do.COMPUTE)
+            requested_at = self.clock()
+            reply = yield from self._acquire_lease()
+            if reply is None:
+                return (yield Compute(self.default))
             if reply.flags[0]:
-                return (yield from self._hold(asked + self.lease, reply))
-            value = yield from self._wait(waiting, asked + self.lease)
-            if value is not _ENDED:
+                return (yield from self._compute_with_lease(requested_at + self.lease, reply))
+            value = yield from self._wait(wait, requested_at + self.lease)
+            if value is not _LEASE_ENDED:
                 return value
 
-    def given(self, value: Any) -> Steps:
-        """The same, where nothing has to be computed."""
-        value, _ = yield from self._keep(value)
+    def store_default(self) -> Operation[Any]:
+        """For a default that is a plain value, which needs no lease."""
+        value, _ = yield from self._store(self.default)
         return value
 
-    def fresh_or_stale(self) -> Steps:
-        """The value; a stale one if another renews it just now."""
-        reply = yield wire.Get([self.key, self._mark_key, self._lease_key])
+    def serve_stale_or_compute(self) -> Operation[Any]:
+        """The value if it is fresh; a stale one while another caller computes; else as `compute_or_wait()`."""
+        reply = yield from self.call(self.key, wire.Get([self.key, self._fresh_key, self._lease_key]))
         if not isinstance(reply, wire.ValuesReply):
-            return (yield Do.COMPUTE)
-        value, mark, lease = reply.values
-        found = self._loaded(value)
+            return (yield Compute(self.default))
+        value, fresh, lease = reply.values
+        found = self._load(value)
         if found is MISSING:
-            return (yield from self.missed())
-        if mark is not None or lease is not None:
+            return (yield from self.compute_or_wait())
+        if fresh is not None or lease is not None:
             return found
-        asked = self.clock()
-        reply = yield self._take()
-        if isinstance(reply, wire.FlagsReply) and reply.flags[0]:
-            return (yield from self._hold(asked + self.lease, reply))
+        requested_at = self.clock()
+        acquired = yield from self._acquire_lease()
+        if acquired is not None and acquired.flags[0]:
+            return (yield from self._compute_with_lease(requested_at + self.lease, acquired))
         return found
 
-    @property
-    def _lease_key(self) -> bytes:
-        return beside(self.key, b"lease")
+    # -- with the lease -------------------------------------------------------------------------------------
 
-    @property
-    def _mark_key(self) -> bytes:
-        return beside(self.key, b"fresh")
+    def _acquire_lease(self) -> Operation[wire.FlagsReply | None]:
+        """The reply says whether the lease is ours, and has the values of `_fresh_keys`: another caller may have stored
+        the value before. The token is ours alone, so the request may be sent again."""
+        request = wire.Set(
+            [(self._lease_key, self.token)], self.lease, absent=True, reads=self._fresh_keys, or_same=True
+        )
+        reply = yield from self.call(self.key, request)
+        return reply if isinstance(reply, wire.FlagsReply) else None
 
-    @property
-    def _fresh_keys(self) -> tuple[bytes, ...]:
-        return (self.key, self._mark_key) if self.stale else (self.key,)
-
-    def _take(self) -> wire.Request:
-        # Another may have stored the value before we have the lease, so it is asked for as well.
-        # The token is ours alone, so the request may be sent again.
-        return wire.Set([(self._lease_key, self.token)], self.lease, absent=True, reads=self._fresh_keys, or_same=True)
-
-    def _give_back(self) -> wire.Request:
-        return wire.Delete([self._lease_key], self.token)
-
-    def _hold(self, until: float, seen: wire.FlagsReply | wire.ValuesReply) -> Steps:
-        """The lease is ours until then. `seen`: the entry, after it was taken."""
-        last: wire.Request | None = self._give_back()
+    def _compute_with_lease(self, until: float, entry: wire.FlagsReply | wire.ValuesReply) -> Operation[Any]:
+        """The lease is ours until a time. `entry`: a reply with the values of `_fresh_keys`, newer than the lease."""
+        at_end: wire.Request | None = self._release_request()
         try:
-            value = self._fresh(seen)
+            value = self._load_fresh(entry)
             if value is MISSING:
-                value, last = yield from self._keep((yield Do.COMPUTE), until)
+                value, at_end = yield from self._store((yield Compute(self.default)), until)
         except GeneratorExit:
-            last = None  # nobody takes our steps any more
+            at_end = None  # nobody runs our commands any more
             raise
         finally:
-            if last is not None and self.clock() < until:  # else it has ended, and another may have one
-                yield last
+            if at_end is not None and self.clock() < until:  # after that another caller may hold a lease
+                yield from self.call(self.key, at_end)
         return value
 
-    def _keep(self, value: Any, until: float = -math.inf) -> Generator[Step, Any, tuple[Any, wire.Request | None]]:
-        """Stores a value, and with it ends the lease if that is ours until then.
+    def _store(self, value: Any, until: float = -math.inf) -> Operation[tuple[Any, wire.Request | None]]:
+        """Stores a value, and releases the lease in the same request if it is ours until then.
 
-        Returns the value as others read it, or theirs if they were faster; and what is left to be done with the lease.
+        Results in the value as others will read it, or the one that another caller stored before; and in the request
+        that the lease still needs.
         """
-        not_kept = wire.Set([(self._lease_key, NOT_KEPT)], self.lease)
+        refuse = wire.Set([(self._lease_key, UNCACHEABLE)], self.lease)
         try:
-            data = yield lambda: self.dump(value)
+            data = yield from self.dump(value)
         except Exception:
-            yield wire.Delete([self.key])  # an older value must not outlive one that is refused
+            yield from self.call(self.key, wire.Delete([self.key]))  # an older value must not outlive a refused one
             raise
         if data is None:
-            yield wire.Delete([self.key])
-            return value, not_kept
-        ends = (self._lease_key,) if self.clock() < until else ()
-        reply = yield from self._store(data, ends, absent=not self.stale)
-        if isinstance(reply, wire.FlagsReply) and not reply.flags[0]:
-            theirs = self._fresh((yield wire.Get(list(self._fresh_keys))))
+            yield from self.call(self.key, wire.Delete([self.key]))
+            return value, refuse
+        releases = (self._lease_key,) if self.clock() < until else ()
+        stored = yield from self._store_data(data, releases, absent=not self.stale)
+        if stored is False:
+            theirs = self._load_fresh((yield from self.call(self.key, wire.Get(list(self._fresh_keys)))))
             if theirs is not MISSING:
-                return theirs, self._give_back()
-            reply = yield from self._store(data, ends)  # what is there can't be read
-            if isinstance(reply, wire.FlagsReply) and not reply.flags[0]:
-                self.refused()
-                return self.load(data, value), not_kept
-        if not isinstance(reply, wire.FlagsReply):
-            return value, self._give_back()
+                return theirs, self._release_request()
+            stored = yield from self._store_data(data, releases)  # the stored value can't be read
+            if stored is False:
+                self.no_room()
+                return self.load(data, value), refuse
+        if stored is None:
+            return value, self._release_request()
         return self.load(data, value), None
 
-    def _store(
-        self, data: wire.Value, ends: tuple[bytes, ...], *, absent: bool = False
-    ) -> Generator[wire.Request, Any, Any]:
-        """The value, then its mark; the lease ends with the last of them."""
+    def _store_data(
+        self, data: wire.Value, releases: tuple[bytes, ...], *, absent: bool = False
+    ) -> Operation[bool | None]:
+        """Stores the entry and then its freshness marker; the last request also releases the lease. None: no reply."""
         if not self.stale:
-            return (yield wire.Set([(self.key, data)], self.ttl, absent, ends))
-        reply = yield wire.Set([(self.key, data)], None if self.ttl is None else self.ttl + self.stale, absent)
-        if isinstance(reply, wire.FlagsReply) and reply.flags[0]:
-            reply = yield wire.Set([(self._mark_key, b"")], self.ttl, deletes=ends)
-        return reply
+            return _stored((yield from self.call(self.key, wire.Set([(self.key, data)], self.ttl, absent, releases))))
+        kept = None if self.ttl is None else self.ttl + self.stale
+        stored = _stored((yield from self.call(self.key, wire.Set([(self.key, data)], kept, absent))))
+        if stored:
+            marker = wire.Set([(self._fresh_key, b"")], self.ttl, deletes=releases)
+            stored = _stored((yield from self.call(self.key, marker)))
+        return stored
 
-    def _fresh(self, reply: wire.Reply | None) -> Any:
-        """The value in the answer to a request that reads `_fresh_keys`."""
-        if not isinstance(reply, wire.ValuesReply | wire.FlagsReply) or not reply.values or None in reply.values:
-            return MISSING
-        return self._loaded(reply.values[0])
+    def _release_request(self) -> wire.Request:
+        return wire.Delete([self._lease_key], self.token)
 
-    def _loaded(self, value: wire.Value | None) -> Any:
-        return MISSING if value is None else self.load(value, MISSING)
+    # -- without the lease ----------------------------------------------------------------------------------
 
-    def _wait(self, waiting: "_Waiting", until: float) -> Steps:
-        """The value that another computes; `_ENDED` when the lease has ended without one. `until`: as long as ours
-        lasts."""
+    def _wait(self, wait: "_Wait", until: float) -> Operation[Any]:
+        """The value that the lease's holder computes; `_LEASE_ENDED` if it stored none. `until`: when a lease would end
+        that is ours after all."""
         while True:
-            yield waiting.pause()
-            reply = yield wire.Get([self.key, self._lease_key])
+            yield Sleep(wait.next_pause())
+            reply = yield from self.call(self.key, wire.Get([self.key, self._lease_key]))
             if not isinstance(reply, wire.ValuesReply):
-                return (yield Do.COMPUTE)
+                return (yield Compute(self.default))
             value, lease = reply.values
-            found = self._loaded(value)
+            found = self._load(value)
             if found is not MISSING:
                 return found
             if lease is None:
-                return _ENDED
-            if lease == self.token:  # the answer that said so was lost with its connection
-                return (yield from self._hold(until, reply))
-            if lease == NOT_KEPT or not waiting.goes_on(lease, self.clock()):
-                value, _ = yield from self._keep((yield Do.COMPUTE))
+                return _LEASE_ENDED
+            if lease == self.token:  # the reply that granted it was lost with its connection
+                return (yield from self._compute_with_lease(until, reply))
+            if lease == UNCACHEABLE or not wait.goes_on(lease, self.clock()):
+                value, _ = yield from self._store((yield Compute(self.default)))
                 return value
+
+    # -- the entry ------------------------------------------------------------------------------------------
+
+    @property
+    def _lease_key(self) -> bytes:
+        return auxiliary_key(self.key, b"lease")
+
+    @property
+    def _fresh_key(self) -> bytes:
+        return auxiliary_key(self.key, b"fresh")
+
+    @property
+    def _fresh_keys(self) -> tuple[bytes, ...]:
+        """The keys that all have values if the entry is fresh; the first is the entry."""
+        return (self.key, self._fresh_key) if self.stale else (self.key,)
+
+    def _load_fresh(self, reply: wire.Reply | None) -> Any:
+        """The value in a reply with the values of `_fresh_keys`; `MISSING` if the entry isn't fresh."""
+        if not isinstance(reply, wire.ValuesReply | wire.FlagsReply) or not reply.values or None in reply.values:
+            return MISSING
+        return self._load(reply.values[0])
+
+    def _load(self, value: wire.Value | None) -> Any:
+        return MISSING if value is None else self.load(value, MISSING)
+
+
+def _stored(reply: wire.Reply | None) -> bool | None:
+    """Whether the owner stored the one item of a `Set`; None without its reply."""
+    return reply.flags[0] if isinstance(reply, wire.FlagsReply) else None
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """How long one waits: for the length of a lease, for each of the first few leases that are seen."""
+class _Wait:
+    """The pauses of a waiting caller, and the limit of its wait: the length of a lease, for each of the first few
+    leases that it sees."""
 
     lease: float
     _seen: set[wire.Value] = field(default_factory=set)
     _until: float = 0.0
     _pause: float = FIRST_PAUSE
 
-    def pause(self) -> float:
+    def next_pause(self) -> float:
         pause = self._pause
         self._pause = min(2 * pause, LONGEST_PAUSE)
         return pause
 
     def goes_on(self, lease: wire.Value, now: float) -> bool:
-        if lease not in self._seen and len(self._seen) < PATIENCE:
+        """Whether to wait for the holder of that lease any longer."""
+        if lease not in self._seen and len(self._seen) < MAX_LEASES_AWAITED:
             self._seen.add(lease)
             self._until = now + self.lease
         return now < self._until

@@ -31,7 +31,7 @@ from django.utils.translation import gettext_lazy
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import runtime
 from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
-from django_clusterstate.cache.requests import KEYS_AT_ONCE
+from django_clusterstate.cache.requester import KEYS_AT_ONCE
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.aio import AsyncConnection
@@ -482,7 +482,7 @@ def test_a_value_that_is_too_large_raises_an_error_that_says_so(
     cache = faces.made_with({"VALUE_TOO_BIG": "raise"})
     value = b"x" * (MAX_VALUE_BYTES + 1)
     args: tuple[Any, ...] = ({"small": 1, "big": value},) if name == "set_many" else ("big", value)
-    with pytest.raises(ValueError, match=rf"the value of 'big' takes 1,\d\d\d,\d\d\d bytes, and {MAX_VALUE_BYTES:,}"):
+    with pytest.raises(ValueError, match=rf"the value of 'big' takes 1,\d\d\d,\d\d\d bytes, .* {MAX_VALUE_BYTES:,}"):
         cache.call(name, *args)
     sent = [key for request in requests if isinstance(request, wire.Set) for key, _ in request.items]
     assert sent == ([b"cache-tests\0:1:small"] if name == "set_many" else [])
@@ -899,7 +899,7 @@ def test_keys_too_long_to_be_stored_as_they_are_are_not_found(cache: Face) -> No
 
 @pytest.mark.parametrize("name", ["iter_keys", "delete_pattern"])
 def test_a_key_function_that_hides_the_key_is_refused(faces: Faces, name: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match="this KEY_FUNCTION does more than put something before the key"):
+    with pytest.raises(ImproperlyConfigured, match="Patterns need a KEY_FUNCTION that only prepends to the key"):
         faces["hashed_key"].call(name, "*")
 
 
@@ -1021,7 +1021,7 @@ def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> 
     with pytest.raises(ZeroDivisionError):
         cache.lock("job").hold(lambda: 1 / 0)
     assert other.acquire() is True
-    with pytest.raises(TimeoutError, match=r"the lock 'job' is another's, and 0.1 s were not enough"):
+    with pytest.raises(TimeoutError, match=r"the lock 'job' wasn't acquired within 0.1 s"):
         cache.lock("job", blocking_timeout=0.1).hold(lambda: pytest.fail("not ours"))
     assert other.release() is True
 

@@ -24,8 +24,7 @@ from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import runtime
-from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache
-from django_clusterstate.cache import requests as requests_module
+from django_clusterstate.cache import MAX_VALUE_BYTES, ClusterCache, log
 from django_clusterstate.cache.codec import MAX_DECOMPRESSED, PickleSerializer, ZlibCompressor, ZstdCompressor
 from django_clusterstate.cache.single_flight import MISSING
 from django_clusterstate.wire import messages as wire
@@ -499,7 +498,7 @@ def test_values_that_are_still_too_big_later_make_another_line_in_the_log(
     runtime.forget()
     with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):
         ignoring.set("first", BIG)
-        monkeypatch.setattr(requests_module, "WARN_EVERY", 0.0)
+        monkeypatch.setattr(log, "WARN_EVERY", 0.0)
         ignoring.set("second", BIG)
     lines = [record.getMessage() for record in caplog.records if record.name == "django_clusterstate.cache"]
     assert ["'first'" in lines[0], "'second'" in lines[1], len(lines)] == [True, True, 2]

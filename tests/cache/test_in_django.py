@@ -22,7 +22,7 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 from django.views.decorators.cache import cache_page
 
-from django_clusterstate.cache import ClusterCache
+from django_clusterstate.cache.operations import CacheKey, CacheOperations
 from testproject.processes import wait_until
 from tests.faces import Faces
 from tests.timing import check_seconds
@@ -211,13 +211,13 @@ def test_a_new_session_that_is_too_big_for_the_cache_is_refused_at_once(
     store: type[SessionBase], call: Call, too_big: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[object] = []
-    add = ClusterCache._add_request
+    add = CacheOperations.add
 
-    def counted(self: ClusterCache, key: object, *args: Any) -> Any:
+    def counted(self: CacheOperations, key: CacheKey, *args: Any) -> Any:
         attempts.append(key)
         return add(self, key, *args)
 
-    monkeypatch.setattr(ClusterCache, "_add_request", counted)
+    monkeypatch.setattr(CacheOperations, "add", counted)
     session = store()
     call(session, "set", "text", BIG)
     in_database = "cached_db" in store.__module__

@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import runtime
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.cache.near_cache import MAX_NEAR_VALUE, NearCache
+from django_clusterstate.cache.near_cache import MAX_NEAR_VALUE, NearCache, shared_near_cache
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import wait_until
@@ -26,7 +26,7 @@ KEY, OTHER = b"space\0key", b"space\0other"
 
 def test_what_was_read_is_found_until_it_is_too_old() -> None:
     near = NearCache()
-    near.put(KEY, b"value", None, near.ticket(KEY, now=10.0), most=10)
+    near.put(KEY, b"value", None, near.mark(KEY, now=10.0), max_entries=10)
     assert near.get(KEY, since=9.0, now=11.0) == b"value"
     assert near.get(OTHER, since=9.0, now=11.0) is None
     assert near.get(KEY, since=10.5, now=11.0) is None
@@ -34,7 +34,7 @@ def test_what_was_read_is_found_until_it_is_too_old() -> None:
 
 def test_what_was_read_ends_with_its_entry() -> None:
     near = NearCache()
-    near.put(KEY, b"value", 2.0, near.ticket(KEY, now=10.0), most=10)
+    near.put(KEY, b"value", 2.0, near.mark(KEY, now=10.0), max_entries=10)
     assert near.get(KEY, since=0.0, now=11.9) == b"value"
     assert near.get(KEY, since=0.0, now=12.0) is None
 
@@ -43,9 +43,9 @@ def test_a_read_that_a_write_overtook_is_not_kept() -> None:
     near = NearCache()
     forgets: list[Callable[[], None]] = [lambda: near.drop(KEY), near.clear]
     for forget in forgets:
-        ticket = near.ticket(KEY, now=10.0)
+        mark = near.mark(KEY, now=10.0)
         forget()
-        near.put(KEY, b"older", None, ticket, most=10)
+        near.put(KEY, b"older", None, mark, max_entries=10)
         assert near.get(KEY, since=0.0, now=11.0) is None
 
 
@@ -53,19 +53,19 @@ def test_the_least_recently_used_go_first() -> None:
     near = NearCache()
     keys = [b"space\0%d" % number for number in range(4)]
     for key in keys[:3]:
-        near.put(key, b"value", None, near.ticket(key, now=1.0), most=3)
+        near.put(key, b"value", None, near.mark(key, now=1.0), max_entries=3)
     near.get(keys[0], since=0.0, now=11.0)
-    near.put(keys[3], b"value", None, near.ticket(keys[3], now=1.0), most=3)
+    near.put(keys[3], b"value", None, near.mark(keys[3], now=1.0), max_entries=3)
     assert [near.get(key, since=0.0, now=11.0) is not None for key in keys] == [True, False, True, True]
 
 
 def test_nothing_absent_and_nothing_large_is_kept() -> None:
     near = NearCache()
-    near.put(KEY, None, None, near.ticket(KEY, now=1.0), most=3)
-    near.put(OTHER, bytes(MAX_NEAR_VALUE + 1), None, near.ticket(OTHER, now=1.0), most=3)
+    near.put(KEY, None, None, near.mark(KEY, now=1.0), max_entries=3)
+    near.put(OTHER, bytes(MAX_NEAR_VALUE + 1), None, near.mark(OTHER, now=1.0), max_entries=3)
     assert len(near) == 0
-    near.put(OTHER, bytes(MAX_NEAR_VALUE), None, near.ticket(OTHER, now=1.0), most=3)
-    near.put(KEY, 2**63 - 1, None, near.ticket(KEY, now=1.0), most=3)
+    near.put(OTHER, bytes(MAX_NEAR_VALUE), None, near.mark(OTHER, now=1.0), max_entries=3)
+    near.put(KEY, 2**63 - 1, None, near.mark(KEY, now=1.0), max_entries=3)
     assert len(near) == 2
 
 
@@ -214,7 +214,8 @@ def test_a_write_that_may_have_failed_ends_what_is_near(unconnected: Faces) -> N
     cache = caches[near.alias]
     assert isinstance(cache, ClusterCache)
     key = cache.routing_key("key")
-    cache._near.put(key, 1, None, cache._near.ticket(key, now=1e18), most=10)
+    shared = shared_near_cache(cache.options.namespace)
+    shared.put(key, 1, None, shared.mark(key, now=1e18), max_entries=10)
     assert near.get("key") == 1
     near.set("key", 2)
     assert near.get("key") is None

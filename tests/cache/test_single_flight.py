@@ -18,10 +18,14 @@ from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import cluster as cluster_state
+from django_clusterstate import runtime
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.cache.single_flight import Do, Flight, Steps, beside
+from django_clusterstate.cache.commands import Compute
+from django_clusterstate.cache.single_flight import SingleFlight, auxiliary_key
+from django_clusterstate.client.operations import Operation, Sleep
 from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, Process, wait_until
 from tests.conftest import using
 from tests.faces import Face, Faces
@@ -51,15 +55,17 @@ class World:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
-    def flight(self, ttl: float | None = 100.0, stale: float = 0.0) -> Flight:
-        return Flight(KEY, ttl, stale, LEASE, _dump, _load, lambda: None, clock=lambda: self.now)
+    def flight(self, ttl: float | None = 100.0, stale: float = 0.0) -> SingleFlight:
+        return SingleFlight(
+            KEY, None, ttl, stale, LEASE, _call, _dump, _load, no_room=lambda: None, clock=lambda: self.now
+        )
 
     def call(self, at: float, compute: Callable[[], tuple[float, Any]], *, stale: float = 0.0) -> int:
         """A caller that comes at some time. `compute` returns how long it takes and what it is, or fails with."""
         caller = next(self._numbers)
         flight = self.flight(stale=stale)
-        steps = flight.fresh_or_stale() if stale else flight.missed()
-        self._later(at - self.now, lambda: self._go_on(caller, steps, compute, None))
+        operation = flight.serve_stale_or_compute() if stale else flight.compute_or_wait()
+        self._later(at - self.now, lambda: self._go_on(caller, operation, compute, None))
         return caller
 
     def run(self) -> None:
@@ -97,9 +103,11 @@ class World:
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (self.now + seconds, next(self._numbers), act))
 
-    def _go_on(self, caller: int, steps: Steps, compute: Callable[[], tuple[float, Any]], done: Any) -> None:
+    def _go_on(
+        self, caller: int, operation: Operation[Any], compute: Callable[[], tuple[float, Any]], done: Any
+    ) -> None:
         try:
-            step = steps.throw(done) if isinstance(done, BaseException) else steps.send(done)
+            command = operation.throw(done) if isinstance(done, BaseException) else operation.send(done)
         except StopIteration as end:
             self.results[caller] = (self.now, end.value)
             return
@@ -108,27 +116,33 @@ class World:
             return
 
         def go_on(done: Any) -> None:
-            self._go_on(caller, steps, compute, done)
+            self._go_on(caller, operation, compute, done)
 
-        if step is Do.COMPUTE:
+        if isinstance(command, Compute):
             self.computed.append(self.now)
             seconds, value = compute()
             if value is not Gone:
                 self._later(seconds, lambda: go_on(value))
-        elif isinstance(step, float):
-            self._later(step, lambda: go_on(None))
-        elif callable(step):
-            go_on(step())
+        elif isinstance(command, Sleep):
+            self._later(command.seconds, lambda: go_on(None))
         else:
             there, back = self._random.random() / 1000, self._random.random() / 1000
-            self._later(there, lambda: self._reply(step, back, go_on))
+            self._later(there, lambda: self._reply(command, back, go_on))
 
     def _reply(self, request: object, back: float, go_on: Callable[[Any], None]) -> None:
         reply = self.answer(request)
         self._later(back, lambda: go_on(reply))
 
 
-def _dump(value: Any) -> wire.Value | None:
+def _call(key: bytes, request: wire.Request) -> Operation[wire.Reply | None]:
+    """Yields the request itself, which the world answers."""
+    assert key == KEY
+    reply: wire.Reply | None = yield request  # type: ignore[misc]
+    return reply
+
+
+def _dump(value: Any) -> Operation[wire.Value | None]:
+    yield from ()
     return None if value == "too big" else str(value).encode()
 
 
@@ -145,7 +159,7 @@ def test_of_all_who_miss_at_once_one_computes(seed: int) -> None:
     assert len(world.computed) == 1
     assert [world.results[caller][1] for caller in callers] == ["value"] * 64
     assert max(when for when, _ in world.results.values()) < 0.5 + 0.6 + 0.06
-    assert not world.has(beside(KEY, b"lease"))
+    assert not world.has(auxiliary_key(KEY, b"lease"))
 
 
 def test_when_the_computation_fails_another_takes_its_turn_at_once() -> None:
@@ -182,22 +196,22 @@ def test_nobody_waits_for_longer_than_two_leases() -> None:
 @pytest.mark.parametrize("stale", [0.0, 60.0])
 def test_who_is_told_of_its_own_lease_computes_at_once(stale: float) -> None:
     world = World()
-    steps = world.flight(stale=stale).missed()
-    take = next(steps)
-    world.answer(take)  # the answer is lost with the connection, and it is asked for again
-    assert isinstance(steps.send(world.answer(take)), float)
-    look = steps.send(None)
-    assert steps.send(world.answer(look)) is Do.COMPUTE
+    operation = world.flight(stale=stale).compute_or_wait()
+    acquire = next(operation)
+    world.answer(acquire)  # the reply is lost with the connection, and the request is sent again
+    assert isinstance(operation.send(world.answer(acquire)), Sleep)
+    poll = operation.send(None)
+    assert isinstance(operation.send(world.answer(poll)), Compute)
 
     def go_on() -> None:
-        step = steps.send("value")
+        request = operation.send("value")
         while True:
-            step = steps.send(step() if callable(step) else world.answer(step))
+            request = operation.send(world.answer(request))
 
     with pytest.raises(StopIteration) as end:
         go_on()
     assert end.value.value == "value"
-    assert not world.has(beside(KEY, b"lease"))
+    assert not world.has(auxiliary_key(KEY, b"lease"))
 
 
 def test_who_computes_for_longer_than_its_lease_leaves_that_of_another_alone() -> None:
@@ -213,24 +227,24 @@ def test_who_computes_for_longer_than_its_lease_leaves_that_of_another_alone() -
 @pytest.mark.parametrize("stale", [0.0, 60.0])
 def test_who_is_stopped_while_its_lease_ends_leaves_that_of_another_alone(stale: float) -> None:
     world = World()
-    first = world.flight(stale=stale).missed()
-    step, value = next(first), "value"
-    while not (isinstance(step, wire.Set) and step.deletes):
-        step = first.send(value if step is Do.COMPUTE else step() if callable(step) else world.answer(step))
-    world.answer(step)  # which is the last that the first hears of
+    first = world.flight(stale=stale).compute_or_wait()
+    command: object = next(first)
+    while not (isinstance(command, wire.Set) and command.deletes):
+        command = first.send("value" if isinstance(command, Compute) else world.answer(command))
+    world.answer(command)  # the first gets no reply
     world.put(None)
-    world.answer(next(world.flight(stale=stale).missed()))
+    world.answer(next(world.flight(stale=stale).compute_or_wait()))
     reply = world.answer(first.throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         first.send(reply)
-    assert world.has(beside(KEY, b"lease"))
+    assert world.has(auxiliary_key(KEY, b"lease"))
 
 
 @pytest.mark.parametrize("stale", [0.0, 60.0])
 def test_who_takes_the_lease_and_reads_nothing_computes(stale: float) -> None:
-    steps = World().flight(stale=stale).missed()
-    next(steps)
-    assert steps.send(wire.FlagsReply(0, [True])) is Do.COMPUTE  # as a node answers that knows no `reads`
+    operation = World().flight(stale=stale).compute_or_wait()
+    next(operation)
+    assert isinstance(operation.send(wire.FlagsReply(0, [True])), Compute)  # from a node that doesn't know `reads`
 
 
 def test_a_value_that_cant_be_kept_is_computed_by_each_without_waiting_in_turn() -> None:
@@ -313,7 +327,7 @@ def test_a_renewal_that_fails_leaves_the_stale_value_and_the_next_tries_again() 
 @pytest.mark.parametrize("length", [1, 500, 1000, 1018])
 def test_what_lies_beside_an_entry_has_a_key_of_its_own_in_its_namespace(length: int) -> None:
     keys = [b"space\0" + b"k" * length, b"space\0" + b"k" * (length - 1) + b"l"]
-    made = {beside(key, kind) for key in keys for kind in (b"lease", b"fresh")}
+    made = {auxiliary_key(key, kind) for key in keys for kind in (b"lease", b"fresh")}
     assert len(made) == 4
     assert all(key.startswith(b"space\0\0") and len(key) <= wire.MAX_KEY_BYTES for key in made)
 
@@ -426,14 +440,12 @@ def test_what_lies_beside_entries_is_no_key_of_a_user(cache: Face) -> None:
 def test_nothing_is_left_beside_the_entry(cache: Face) -> None:
     cache.get_or_set("key", lambda: "value")
     wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
-    (reply,) = cluster_call(wire_key, wire.Get([beside(wire_key, b"lease")])).values
+    (reply,) = cluster_call(wire_key, wire.Get([auxiliary_key(wire_key, b"lease")])).values
     assert reply is None
 
 
 def cluster_call(key: bytes, request: wire.Request) -> Any:
-    cache = caches["default"]
-    assert isinstance(cache, ClusterCache)
-    return cache._call(key, request)
+    return runtime.get_client().call(key, frame(wire.encode(request)))
 
 
 @pytest.mark.timing
@@ -441,7 +453,7 @@ def test_a_stale_value_is_served_while_one_computes(faces: Faces) -> None:
     cache = faces["default"]
     assert cache.get_or_set("key", lambda: "old", 0.2, stale=60) == "old"
     assert cache.get_or_set("key", lambda: "new", 0.2, stale=60) == "old"
-    mark = beside(caches["default"].routing_key("key"), b"fresh")  # type: ignore[attr-defined]
+    mark = auxiliary_key(caches["default"].routing_key("key"), b"fresh")  # type: ignore[attr-defined]
     key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
     wait_until(lambda: cluster_call(key, wire.Get([mark])).values == [None], 5, "the value stale")
     slow, default = make_slow(faces, 0.5, "new")
@@ -468,7 +480,7 @@ def test_a_default_that_must_be_awaited_is_sent_to_aget_or_set() -> None:
     async def default() -> str:
         return "value"
 
-    with pytest.raises(TypeError, match=r"aget_or_set\(\) does"):
+    with pytest.raises(TypeError, match=r"use aget_or_set\(\)"):
         caches["default"].get_or_set("key", default)
     assert not caches["default"].has_key("key")
 

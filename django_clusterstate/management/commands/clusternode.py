@@ -19,7 +19,7 @@ from django.db import connections
 from django.dispatch import Signal
 
 from ... import runtime, signals
-from ...cache.quotas import own_bytes
+from ...cache.quotas import read_quotas
 from ...checks import check_addresses, check_channel_layer
 from ...core.membership.timeline import What
 from ...core.membership.transitions import Change, Membership
@@ -117,7 +117,7 @@ def _make_node(settings: Settings, advertise: TcpAddress) -> Node:
         timings=settings.timings,
         weight=settings.weight,
         cache_max_bytes=settings.cache_max_bytes,
-        cache_own_bytes=own_bytes(settings.cache_max_bytes),
+        cache_own_bytes=read_quotas(settings.cache_max_bytes),
         limits_max_bytes=settings.limits_max_bytes,
     )
     discovery = None

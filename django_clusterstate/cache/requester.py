@@ -1,0 +1,153 @@
+"""Sends the requests of a cache to the nodes: batches for many keys, failures as misses, near values invalidated."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from ..client.operations import Call, CallEach, CallNode, GetTable, Operation
+from ..client.routing import RoutingTable, Target
+from ..exceptions import ClusterStateError, NoCluster
+from ..wire import messages as wire
+from ..wire.framing import MAX_REQUEST, frame
+from .codec import MESSAGE_OVERHEAD
+from .near_cache import NearCache
+
+KEYS_AT_ONCE = 250  # keys in one request, which so occupies its node for well below a millisecond
+_ITEM_OVERHEAD = 16  # bytes by which a key and its value grow in a message, at most
+_READS = (wire.Get, wire.GetWithTtl)
+
+Batches = list[tuple[Target, list[bytes]]]
+Replies = list[tuple[list[bytes], wire.Reply]]
+MakeRequest = Callable[[list[bytes]], wire.Request]
+SizeOf = Callable[[bytes], int]
+
+
+class CacheRequester:
+    """The nodes as one cache uses them; its methods return operations.
+
+    A failure of the cluster counts as no reply, or is raised as `ClusterStateError` with `raise_unavailable`. After a
+    write, whatever its outcome, the near values of its keys are dropped.
+    """
+
+    def __init__(self, near: NearCache, *, raise_unavailable: bool) -> None:
+        self._near = near
+        self._raise_unavailable = raise_unavailable
+
+    def failed(self, error: ClusterStateError) -> None:
+        """The one place where failures of the cluster end: raised only if the alias has ON_UNAVAILABLE "raise"."""
+        if self._raise_unavailable:
+            raise error
+
+    def call(self, key: bytes, request: wire.Request) -> Operation[wire.Reply | None]:
+        """One request to the owner of a key. None where it fails."""
+        try:
+            reply: wire.Reply | None = yield Call(key, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self.failed(error)
+            reply = None
+        finally:
+            if type(request) not in _READS:
+                self._near.drop(key)
+        return reply
+
+    def call_node(self, target: Target, request: wire.Request) -> Operation[wire.Reply | None]:
+        """One request to one node. None where it fails."""
+        try:
+            reply: wire.Reply | None = yield CallNode(target, frame(wire.encode(request)))
+        except ClusterStateError as error:
+            self.failed(error)
+            reply = None
+        finally:
+            if isinstance(request, wire.Delete):
+                self._near.drop(*request.keys)
+        return reply
+
+    def call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Operation[Replies]:
+        """Requests for many keys, made by `make` for the keys of one owner: one round trip to all owners in parallel,
+        and further ones for keys that had no room in the first. Replies that fail are missing.
+
+        `size_of` is the bytes that a key and its value take in a request.
+        """
+        keys = list(keys)
+        replies: Replies = []
+        try:
+            table = yield GetTable()
+            left = table.group(keys)
+            if keys and not left:
+                self.failed(NoCluster())
+            while left:
+                batches, left = _split(left, size_of)
+                answers = yield CallEach([(target, frame(wire.encode(make(batch)))) for target, batch in batches])
+                left = self._collect(batches, answers, replies) + _without_failed(left, batches, answers)
+        finally:
+            if make not in _READS:
+                self._near.drop(*keys)
+        return replies
+
+    def nodes(self) -> Operation[tuple[RoutingTable, list[Target]]]:
+        """The routing table, and all nodes in it."""
+        table: RoutingTable = yield GetTable()
+        if not table.targets:
+            self.failed(NoCluster())
+        return table, list(table.targets.values())
+
+    def call_all(self, request: wire.Request) -> Operation[dict[Target, wire.Reply | ClusterStateError]]:
+        """One request to each node, all at once. An error is in the place of a reply that failed."""
+        try:
+            _, targets = yield from self.nodes()
+            framed = frame(wire.encode(request))
+            replies = yield CallEach([(target, framed) for target in targets])
+            return dict(zip(targets, replies, strict=True))
+        finally:
+            if isinstance(request, wire.Clear):
+                self._near.clear()
+
+    def _collect(
+        self, batches: Batches, answers: Sequence[wire.Reply | ClusterStateError], replies: Replies
+    ) -> Batches:
+        """Appends the answers to `replies`. Returns the keys that a node left out, for another request."""
+        left_out: Batches = []
+        for (target, keys), answer in zip(batches, answers, strict=True):
+            if isinstance(answer, ClusterStateError):
+                self.failed(answer)
+                continue
+            count = _answered(answer) or len(keys)
+            replies.append((keys[:count], answer))
+            if count < len(keys):
+                left_out.append((target, keys[count:]))
+        return left_out
+
+
+def succeeded(reply: wire.Reply | None) -> bool:
+    """Whether a reply says that a node did what was requested for the only key of a request."""
+    return isinstance(reply, wire.FlagsReply) and reply.flags[0]
+
+
+def _answered(reply: wire.Reply) -> int:
+    """The number of keys that a reply answers: fewer than requested where more had no room or would have taken the node
+    too long; 0 for a reply that isn't about keys."""
+    if isinstance(reply, wire.ValuesReply | wire.TtlValuesReply):
+        return len(reply.values)
+    return len(reply.flags) if isinstance(reply, wire.FlagsReply) else 0
+
+
+def _split(batches: Batches, size_of: SizeOf) -> tuple[Batches, Batches]:
+    """The keys that fit into one request to each owner, and the others."""
+    now, later = [], []
+    for target, keys in batches:
+        count, room = 0, MAX_REQUEST - MESSAGE_OVERHEAD
+        for key in keys[:KEYS_AT_ONCE]:
+            room -= size_of(key) + _ITEM_OVERHEAD
+            if room < 0 and count:
+                break
+            count += 1
+        now.append((target, keys[:count]))
+        if count < len(keys):
+            later.append((target, keys[count:]))
+    return now, later
+
+
+def _without_failed(later: Batches, batches: Batches, answers: Sequence[wire.Reply | ClusterStateError]) -> Batches:
+    """The batches of owners that haven't failed: to query a failed one again would cost another deadline."""
+    failed = {
+        target for (target, _), answer in zip(batches, answers, strict=True) if isinstance(answer, ClusterStateError)
+    }
+    return [batch for batch in later if batch[0] not in failed]
