@@ -1,7 +1,7 @@
-"""The cluster as any process sees it: what distributed Erlang knows as `Node.list`, `Node.self` and `Node.ping`.
+"""The members of the cluster and their status, for any process: as `Node.list`, `Node.self` and `Node.ping` in Elixir.
 
-Each function has an `a…` twin for asynchronous code. They raise `Unavailable` when no node answers, but `ping`,
-`status`, `local_status` and `problem`, which say it in their answers.
+Each function has a twin for asynchronous code, whose name begins with `a`. All raise `Unavailable` if no node answers,
+except `ping`, `status`, `local_status` and `problem`, whose results say so.
 """
 
 import time
@@ -11,21 +11,22 @@ from dataclasses import dataclass, field
 from asgiref.sync import async_to_sync
 
 from . import runtime
+from .client.operations import CallEach, CallNode, GetTable, Operation, arun, run
 from .client.routing import RoutingTable, Target, silence
 from .core.membership.messages import SERVING, Identity, MemberState
-from .exceptions import ClusterStateError, Unavailable
+from .exceptions import ClusterStateError, NoCluster, Unavailable
 from .wire import messages as wire
-from .wire.framing import frame
 
-_PING = frame(wire.encode(wire.Ping()))
-_GET_STATUS = frame(wire.encode(wire.GetStatus()))
+_PING = wire.request_frame(wire.Ping())
+_GET_STATUS = wire.request_frame(wire.GetStatus())
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """What each node says of itself and of its members.
+    """The status of each node, and of its members as it sees them.
 
-    `asked` is this host's node, empty if it doesn't answer; `silent` says of each node that didn't answer, why.
+    `asked` is the name of this host's node, empty if it didn't reply. `nodes` are the replies by node name, `silent`
+    the reasons by name of each node that didn't reply.
     """
 
     asked: str = ""
@@ -34,7 +35,7 @@ class ClusterStatus:
 
     @classmethod
     def of(cls, table: RoutingTable, nodes: Iterable[wire.StatusReply], silent: dict[str, str]) -> "ClusterStatus":
-        """What was answered, in order. `table` says which is this host's node."""
+        """From the replies of the nodes, and the reasons of those that didn't reply. `table` names this host's node."""
         by_name: dict[str, wire.StatusReply] = {}
         for status in nodes:
             name = status.identity.name
@@ -44,18 +45,18 @@ class ClusterStatus:
 
     @property
     def agree(self) -> bool:
-        """Whether all nodes answered, all have the same view, and none is still joining."""
+        """Whether all nodes replied, have the same view, and none is joining."""
         settled = all(status.state is not MemberState.JOINING for status in self.nodes.values())
         return bool(self.nodes) and not self.silent and settled and len(self.epochs) == 1
 
     @property
     def serving(self) -> int:
-        """How many nodes that answered own keys."""
+        """How many of the nodes that replied own keys."""
         return sum(status.state in SERVING for status in self.nodes.values())
 
     @property
     def unreachable(self) -> list[tuple[str, str]]:
-        """(from, to) of members whose heartbeats don't reach a node, while others hear them."""
+        """(from, to): the heartbeats of a member that don't reach a node, though they reach other nodes."""
         return [
             (member.identity.name, name)
             for name, status in self.nodes.items()
@@ -65,124 +66,150 @@ class ClusterStatus:
 
     @property
     def problems(self) -> list[str]:
-        """What the nodes say is wrong, each problem once: two nodes of one name, addresses that others don't reach."""
+        """The problems that the nodes report, each once: a name conflict, an unreachable address."""
         return list(dict.fromkeys(problem for status in self.nodes.values() for problem in status.problems))
 
     @property
     def epochs(self) -> set[int]:
-        """Those of the views of all nodes that answered."""
+        """The epochs of the views of all nodes that replied."""
         return {status.epoch for status in self.nodes.values()}
 
 
 def members() -> list[Identity]:
-    """The members that serve, by name."""
-    return list(_known(runtime.get_client().table()).view.members)
+    """The members that serve, sorted by name."""
+    return run(_members(), runtime.get_client())
 
 
 async def amembers() -> list[Identity]:
-    return list(_known(await runtime.get_async_client().table()).view.members)
+    """Asynchronous `members()`."""
+    return await arun(_members(), runtime.get_async_client())
 
 
 def local_node() -> str:
     """The name of this host's node."""
-    return _local_name(runtime.get_client().table())
+    return run(_local_node(), runtime.get_client())
 
 
 async def alocal_node() -> str:
-    return _local_name(await runtime.get_async_client().table())
+    """Asynchronous `local_node()`."""
+    return await arun(_local_node(), runtime.get_async_client())
 
 
 def owner(key: str | bytes) -> str:
     """The name of the node that owns a key.
 
-    The key is text of your own, or what `ClusterCache.routing_key()` and `ratelimit.routing_key()` return.
+    The key is your own text, or the result of `ClusterCache.routing_key()` or `ratelimit.routing_key()`.
     """
     return ranking(key)[0]
 
 
 async def aowner(key: str | bytes) -> str:
+    """Asynchronous `owner()`."""
     return (await aranking(key))[0]
 
 
 def ranking(key: str | bytes) -> list[str]:
     """The names of all members that serve, in the order in which they would own the key."""
-    return _ranking(runtime.get_client().table(), key)
+    return run(_ranking(key), runtime.get_client())
 
 
 async def aranking(key: str | bytes) -> list[str]:
-    return _ranking(await runtime.get_async_client().table(), key)
+    """Asynchronous `ranking()`."""
+    return await arun(_ranking(key), runtime.get_async_client())
 
 
 def ping(node: str) -> float | None:
-    """Seconds to the node and back; None when it doesn't answer or isn't a member."""
-    client = runtime.get_client()
-    target = client.table().targets.get(node)
-    if target is None:
-        return None
-    start = time.perf_counter()
-    try:
-        client.call_node(target, _PING)
-    except ClusterStateError:
-        return None
-    return time.perf_counter() - start
+    """Seconds of a round trip to the node; None if it doesn't reply or isn't a member."""
+    return run(_ping(node), runtime.get_client())
 
 
 async def aping(node: str) -> float | None:
+    """Asynchronous `ping()`."""
+    return await arun(_ping(node), runtime.get_async_client())
+
+
+def status() -> ClusterStatus:
+    """The status of all nodes. All are queried at once, so those that don't reply cost one deadline together."""
+    # By the asyncio client, which also connects to all nodes at once; the blocking client would do so one by one.
+    return async_to_sync(astatus)()
+
+
+async def astatus() -> ClusterStatus:
+    """Asynchronous `status()`."""
     client = runtime.get_async_client()
-    target = (await client.table()).targets.get(node)
+    return await arun(_status(client.routing.local), client)
+
+
+def local_status() -> wire.StatusReply | None:
+    """The status of this host's node; None if it doesn't reply."""
+    client = runtime.get_client()
+    return run(_local_status(client.routing.local), client)
+
+
+async def alocal_status() -> wire.StatusReply | None:
+    """Asynchronous `local_status()`."""
+    client = runtime.get_async_client()
+    return await arun(_local_status(client.routing.local), client)
+
+
+def problem() -> str:
+    """Why this host's node doesn't serve; empty if it does. Ignores the other nodes."""
+    return _problem(local_status())
+
+
+async def aproblem() -> str:
+    """Asynchronous `problem()`."""
+    return _problem(await alocal_status())
+
+
+# -- operations -------------------------------------------------------------------------------------------------
+
+
+def _members() -> Operation[list[Identity]]:
+    table = yield GetTable()
+    return list(_joined(table).view.members)
+
+
+def _local_node() -> Operation[str]:
+    table: RoutingTable = yield GetTable()
+    if not table.local_name:
+        raise Unavailable(f"this host's node doesn't answer at {runtime.get_settings().socket}")
+    return table.local_name
+
+
+def _ranking(key: str | bytes) -> Operation[list[str]]:
+    table = yield GetTable()
+    encoded = key.encode() if isinstance(key, str) else key
+    return [target.name for target in _joined(table).ranking(encoded)]
+
+
+def _ping(node: str) -> Operation[float | None]:
+    table: RoutingTable = yield GetTable()
+    target = table.targets.get(node)
     if target is None:
         return None
     start = time.perf_counter()
     try:
-        await client.call_node(target, _PING)
+        yield CallNode(target, _PING)
     except ClusterStateError:
         return None
     return time.perf_counter() - start
 
 
-async def astatus() -> ClusterStatus:
-    """Asks every node, all at once: what doesn't answer costs one deadline."""
-    client = runtime.get_async_client()
-    table = await client.table()
-    targets: list[Target] = list({client.routing.local, *table.targets.values()})
-    replies = await client.call_each([(target, _GET_STATUS) for target in targets])
+def _status(local: Target) -> Operation[ClusterStatus]:
+    table: RoutingTable = yield GetTable()
+    targets = list({local, *table.targets.values()})
+    replies = yield CallEach([(target, _GET_STATUS) for target in targets])
     nodes = [reply for reply in replies if isinstance(reply, wire.StatusReply)]
     return ClusterStatus.of(table, nodes, silence(targets, replies, wire.StatusReply))
 
 
-def status() -> ClusterStatus:
-    """As `astatus`."""
-    return async_to_sync(astatus)()
-
-
-async def alocal_status() -> wire.StatusReply | None:
-    """What this host's node says of itself and of its members; None when it doesn't answer."""
-    client = runtime.get_async_client()
+def _local_status(local: Target) -> Operation[wire.StatusReply | None]:
     try:
-        reply = await client.call_node(client.routing.local, _GET_STATUS)
+        reply = yield CallNode(local, _GET_STATUS)
     except ClusterStateError:
         return None
     return reply if isinstance(reply, wire.StatusReply) else None
-
-
-def local_status() -> wire.StatusReply | None:
-    """As `alocal_status`."""
-    client = runtime.get_client()
-    try:
-        reply = client.call_node(client.routing.local, _GET_STATUS)
-    except ClusterStateError:
-        return None
-    return reply if isinstance(reply, wire.StatusReply) else None
-
-
-async def aproblem() -> str:
-    """Why this host's node doesn't serve, in a few words; empty when it does. Says nothing of the other nodes."""
-    return _problem(await alocal_status())
-
-
-def problem() -> str:
-    """As `aproblem`."""
-    return _problem(local_status())
 
 
 def _problem(status: wire.StatusReply | None) -> str:
@@ -193,21 +220,11 @@ def _problem(status: wire.StatusReply | None) -> str:
     return ": ".join([f"this host's node is {status.state}", *status.problems[:1]])
 
 
-def _known(table: RoutingTable) -> RoutingTable:
+def _joined(table: RoutingTable) -> RoutingTable:
+    """The table, if it has members. Raises `NoCluster` otherwise."""
     if not table.targets:
-        raise Unavailable(
+        raise NoCluster(
             f"no node answers at {runtime.get_settings().socket}, or none has joined yet. "
             "Start one with: manage.py clusternode"
         )
     return table
-
-
-def _local_name(table: RoutingTable) -> str:
-    if not table.local_name:
-        raise Unavailable(f"this host's node doesn't answer at {runtime.get_settings().socket}")
-    return table.local_name
-
-
-def _ranking(table: RoutingTable, key: str | bytes) -> list[str]:
-    whole = key.encode() if isinstance(key, str) else key
-    return [target.name for target in _known(table).ranking(whole)]
