@@ -165,7 +165,7 @@ def test_dry_denials_are_not_among_the_denials() -> None:
 
 def test_histogram_is_cumulative() -> None:
     tally = RequesterStats()
-    tally.took([0.00002, 0.00003, 0.00004, 0.2, 3.0])
+    tally.add_latencies([0.00002, 0.00003, 0.00004, 0.2, 3.0])
     told = rendered(status(stats=Stats(tally=tally)), OPENMETRICS)
     name = "request_duration_seconds"
     buckets = [told.of(f"{name}_bucket", le=le) for le in ("2.5e-05", "5e-05", "0.0001", "0.1", "0.25", "1.0", "+Inf")]

@@ -213,7 +213,7 @@ class Routing:
         be put back if no node can have heard it. So of all who ask at once, each tells something else."""
         counted = self.untold.take()
         waits, self.waits = self.waits, deque(maxlen=MAX_WAITS)
-        counted.took(list(waits))
+        counted.add_latencies(list(waits))
         tally = None if counted == RequesterStats() else counted
         doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
         return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else GET_VIEW, counted

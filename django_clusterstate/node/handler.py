@@ -13,7 +13,7 @@ from ..core.limits.store import LimitStore
 from ..core.membership.transitions import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
-from ..wire.status import MemberStatus, Stats, fitting
+from ..wire.status import MemberStatus, Stats, fit_members
 from .cache_requests import CacheRequests
 from .channels.queues import ChannelQueues
 from .channels.requests import ChannelLinks, ChannelRequests, Requester
@@ -174,7 +174,7 @@ class Handler:
             MemberStatus(m.identity, m.state, m.incarnation, now - m.heard, now - m.since, m.epoch, m.unreachable)
             for m in membership.members.values()
         ]
-        reported = fitting(members, MAX_MEMBERS_BYTES)
+        reported = fit_members(members, MAX_MEMBERS_BYTES)
         return wire.StatusReply(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
             __version__, resident_bytes(), tuple(reported), stats, len(members) - len(reported),

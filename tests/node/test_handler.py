@@ -27,7 +27,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST
 from django_clusterstate.wire.messages import MAX_KEYS
-from django_clusterstate.wire.status import MOST, RequesterStats
+from django_clusterstate.wire.status import MAX_COUNT, RequesterStats
 
 MIB = 1024 * 1024
 NAME = "alpha"
@@ -562,7 +562,7 @@ def test_latencies_of_requesters_are_added_up_bucket_by_bucket() -> None:
     bench = Bench()
     for waits in ((0.00002, 0.0004), (0.0004, 7.0)):
         tally = RequesterStats()
-        tally.took(waits)
+        tally.add_latencies(waits)
         bench.ask(wire.GetView([], tally))
     told = bench.ask(wire.GetStatus()).stats.tally
     assert told.latencies == [1, 0, 0, 0, 2, *[0] * 10, 1]
@@ -608,7 +608,7 @@ def test_denials_from_memory_count_though_the_hit_that_tells_of_them_is_allowed(
 
 def test_what_was_counted_never_grows_beyond_what_can_be_read() -> None:
     bench = Bench()
-    most = RequesterStats(remembered=MOST, latencies=[MOST] * 16, latency_sum=float(MOST))
+    most = RequesterStats(remembered=MAX_COUNT, latencies=[MAX_COUNT] * 16, latency_sum=float(MAX_COUNT))
     for _ in range(3):
         bench.ask(wire.GetView([], most))
     reply = wire.decode_reply(wire.encode(bench.ask(wire.GetStatus())))
