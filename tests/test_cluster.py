@@ -19,7 +19,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(params=["sync", "async"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Calls a function of `cluster` by name, in one of its two forms."""
+    """Calls a function of `cluster` by name, the blocking one or its asynchronous twin."""
     if request.param == "sync":
         return lambda name, *args: getattr(functions, name)(*args)
     return lambda name, *args: async_to_sync(getattr(functions, f"a{name}"))(*args)
@@ -51,10 +51,10 @@ class TestThreeNodes:
         seconds = ask("ping", node)
         check_seconds(seconds, below=1, at_least=0)
 
-    def test_ping_of_a_stranger_is_none(self, ask: Ask) -> None:
+    def test_ping_of_a_node_that_is_not_a_member_is_none(self, ask: Ask) -> None:
         assert ask("ping", "nobody") is None
 
-    def test_status_is_every_nodes_own_account(self, ask: Ask) -> None:
+    def test_status_has_the_reply_of_every_node(self, ask: Ask) -> None:
         status = ask("status")
         assert list(status.nodes) == list(NODES)
         assert all(name == node.identity.name for name, node in status.nodes.items())
@@ -63,7 +63,7 @@ class TestThreeNodes:
         assert status.silent == {}
         assert status.agree
 
-    def test_both_forms_say_the_same(self) -> None:
+    def test_blocking_and_asyncio_functions_agree(self) -> None:
         assert functions.members() == async_to_sync(functions.amembers)()
         assert functions.ranking("a key") == async_to_sync(functions.aranking)("a key")
 
@@ -91,7 +91,7 @@ class TestNoNode:
     def test_ping_is_none(self, no_node: str, ask: Ask) -> None:
         assert ask("ping", "alpha") is None
 
-    def test_status_says_who_is_silent(self, no_node: str, ask: Ask) -> None:
+    def test_status_names_the_nodes_that_do_not_reply(self, no_node: str, ask: Ask) -> None:
         status = ask("status")
         assert status.nodes == {}
         assert status.asked == ""
@@ -102,7 +102,7 @@ class TestNoNode:
 class TestStoppedNode:
     @pytest.fixture
     def stopped(self, tmp_path: Path) -> Iterator[str]:
-        """Of two nodes the one that is stopped: it has its keys still, and doesn't answer."""
+        """The stopped one of two nodes: it still owns its keys, and doesn't reply."""
         with LocalCluster(tmp_path, ["one", "two"]) as cluster:
             cluster.start()
             cluster.wait_for()
@@ -115,7 +115,7 @@ class TestStoppedNode:
                 finally:
                     cluster.processes["two"].signal(signal.SIGCONT)
 
-    def test_ping_is_none_and_status_says_why(self, stopped: str, ask: Ask) -> None:
+    def test_ping_is_none_and_status_has_the_reason(self, stopped: str, ask: Ask) -> None:
         assert ask("ping", stopped) is None
         status = ask("status")
         assert list(status.nodes) == ["one"]

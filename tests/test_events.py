@@ -54,7 +54,7 @@ print(took, time.perf_counter() - start, sent, events.dropped())
 
 @pytest.fixture(params=["sync", "async"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Calls a function of `events` by name, in one of its two forms."""
+    """Calls a function of `events` by name, the blocking one or its asynchronous twin."""
     if request.param == "sync":
         return lambda name, *args, **kwargs: getattr(events, name)(*args, **kwargs)
     return lambda name, *args, **kwargs: async_to_sync(getattr(events, f"a{name}"))(*args, **kwargs)
@@ -67,7 +67,7 @@ def name() -> str:
 
 
 def start_tracking(cluster: LocalCluster, number: int, name: str, *, keys: int = 10, seconds: float = 0) -> Process:
-    """A process that tracks so many events of a name, spread over some seconds."""
+    """A process that tracks 25,000 events of a name within `seconds`."""
     node = cluster.names[number % len(cluster.names)]
     env = {**cluster.env(node), "CLUSTERSTATE_DEADLINE": "1"}
     command = [sys.executable, "-c", TRACK, name, str(25_000), str(keys), str(seconds)]
@@ -109,7 +109,7 @@ class TestThreeNodes:
         assert (totals.minute, totals.hour, totals.total) == (50, 50, 50)
         assert {sample.node for sample in ask("recent", name)} == set(NODES)
 
-    def test_more_names_than_one_answer_holds_are_all_told(self, ask: Ask, name: str) -> None:
+    def test_more_names_than_one_reply_holds_are_all_returned(self, ask: Ask, name: str) -> None:
         wanted = [f"{name}{number:03}" for number in range(350)]
         for one in wanted:
             events.track(one)
@@ -118,7 +118,7 @@ class TestThreeNodes:
         assert [one for one in told if one.startswith(name)] == wanted
         assert told == sorted(told)
 
-    def test_event_that_nobody_tracked_has_zeros(self, ask: Ask, name: str) -> None:
+    def test_event_that_was_never_tracked_has_zeros(self, ask: Ask, name: str) -> None:
         details = ask("details", name)
         assert details == (((0, [0] * 60, [0] * 48)), [], [])
 
@@ -197,7 +197,7 @@ class TestThreeNodes:
             finally:
                 done.set()
 
-    def test_end_of_a_process_sends_what_is_left(self, cluster: LocalCluster, name: str) -> None:
+    def test_remaining_events_are_sent_at_the_end_of_a_process(self, cluster: LocalCluster, name: str) -> None:
         code = f"import django; django.setup(); from django_clusterstate import events; events.track({name!r}, times=7)"
         subprocess.run([sys.executable, "-c", code], env=cluster.env("beta"), cwd=ROOT, check=True, timeout=30)
         assert events.counts(name).total == 7
@@ -230,7 +230,7 @@ class TestThreeNodes:
         )
 
 
-def test_no_process_notices_that_a_node_is_killed(folder: Path, name: str) -> None:
+def test_processes_keep_tracking_while_a_node_is_killed(folder: Path, name: str) -> None:
     with LocalCluster(folder, NODES) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -251,7 +251,7 @@ def test_no_process_notices_that_a_node_is_killed(folder: Path, name: str) -> No
         assert "Traceback" not in "".join(process.output() for process in processes)
 
 
-def test_node_that_stands_still_for_a_moment_counts_all_once(folder: Path, name: str) -> None:
+def test_node_that_is_stopped_for_a_moment_counts_each_event_once(folder: Path, name: str) -> None:
     with LocalCluster(folder, NODES, env={"CLUSTERSTATE_DEADLINE": "0.1"}) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -274,14 +274,14 @@ def test_node_that_stands_still_for_a_moment_counts_all_once(folder: Path, name:
 
 
 @pytest.mark.parametrize(("first", "after", "goes_on"), [("b", "a", True), ("a", "b", False), ("b", "b", False)])
-def test_node_that_tells_the_same_names_again_is_asked_no_more(first: str, after: str, goes_on: bool) -> None:
+def test_node_that_repeats_a_page_of_names_is_not_queried_again(first: str, after: str, goes_on: bool) -> None:
     target, page = Target("n", TcpAddress("127.0.0.1", 1)), [Totals(first, 0, 0, 1, 1.0)] * PAGE
     more = events._next_pages([], [(target, after)], [wire.EventNamesReply(1, page)])
     assert more == ([(target, first)] if goes_on else [])
 
 
 @pytest.mark.usefixtures("cluster")
-async def test_nodes_that_have_no_time_to_answer_are_told(name: str) -> None:
+async def test_nodes_without_time_to_reply_are_reported(name: str) -> None:
     await events.anames()  # the view is known now, and the connections stand
     silent: dict[str, str] = {}
     for ask in (events.anames, partial(events.adetails, name)):
@@ -310,7 +310,7 @@ class TestNoNode:
             events.track("login", number)
         check_seconds(time.perf_counter() - start, below=1)
 
-    def test_what_has_no_room_is_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_events_without_room_are_dropped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(event_sender, "MAX_SUMS", 10)
         monkeypatch.setattr(event_sender, "INTERVAL", 60)
         for number in range(15):
@@ -351,7 +351,7 @@ class TestArguments:
         ],
         ids=repr,
     )
-    def test_wrong_ones_raise_at_once(
+    def test_invalid_arguments_raise_at_once(
         self, ask: Ask, args: tuple[Any, ...], fields: dict[str, Any], error: type[Exception]
     ) -> None:
         with pytest.raises(error, match="event|key"):
@@ -389,7 +389,7 @@ class TestCommand:
         assert (told["total"], told["minutes"][0], told["top"][0]["key"]) == (1, 1, "somebody")
         assert told["recent"][0]["fields"] == {"reason": "time out"}
 
-    def test_unknown_event_is_1(self, name: str) -> None:
+    def test_unknown_event_exits_with_1(self, name: str) -> None:
         with pytest.raises(CommandError, match="no event"):
             called(name)
 
@@ -417,7 +417,7 @@ class TestCommand:
             process.stop()
 
 
-def test_dropped_events_are_told_to_the_nodes(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_events_are_reported_to_the_nodes(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     def reported() -> int:
         return sum(node.stats.tally.events_dropped for node in functions.status().nodes.values())
 

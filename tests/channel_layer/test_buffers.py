@@ -23,7 +23,7 @@ def taken(buffers: Buffers, channel: str, now: float = NOW) -> list[bytes]:
     return found
 
 
-def test_messages_come_in_order_and_the_first_before_all() -> None:
+def test_messages_are_taken_in_order_after_one_put_first() -> None:
     buffers = Buffers()
     put(buffers, "a", b"1")
     put(buffers, "a", b"2")
@@ -33,7 +33,7 @@ def test_messages_come_in_order_and_the_first_before_all() -> None:
     assert len(buffers) == 1
 
 
-def test_expired_messages_are_neither_taken_nor_kept() -> None:
+def test_expired_messages_are_not_taken_and_are_freed() -> None:
     buffers = Buffers()
     put(buffers, "a", b"1", expiry=1)
     put(buffers, "a", b"2", expiry=10)
@@ -47,7 +47,7 @@ def test_expired_messages_are_neither_taken_nor_kept() -> None:
     assert len(buffers) == len(buffers._expiry) == 0
 
 
-def test_what_has_expired_is_freed_in_portions() -> None:
+def test_expired_entries_are_freed_in_batches() -> None:
     buffers, memberships = Buffers(), Memberships()
     for number in range(30):
         put(buffers, f"c{number % 7}", b"x", expiry=1)
@@ -57,7 +57,7 @@ def test_what_has_expired_is_freed_in_portions() -> None:
     assert len(buffers) == len(memberships) == 0
 
 
-def test_full_channel_loses_its_oldest_message_which_is_a_loss_if_it_is_received_from() -> None:
+def test_full_channel_drops_its_oldest_message_and_counts_it_unless_abandoned() -> None:
     buffers = Buffers()
     for number in range(3):
         put(buffers, "a", b"%d" % number, capacity=2)
@@ -67,7 +67,7 @@ def test_full_channel_loses_its_oldest_message_which_is_a_loss_if_it_is_received
     assert taken(buffers, "a") == [b"2", b"3"]
 
 
-def test_channels_are_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channels_are_bounded_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BUFFERS", 3)
     buffers = Buffers()
     for number in range(5):
@@ -91,7 +91,7 @@ def test_bytes_are_bounded_over_all_channels(monkeypatch: pytest.MonkeyPatch) ->
     assert buffers._bytes == 0
 
 
-def test_memberships_are_kept_until_they_end() -> None:
+def test_memberships_are_kept_until_they_expire() -> None:
     memberships = Memberships()
     memberships.join("g", "a", 10, NOW)
     memberships.join("g", "b", 20, NOW)
@@ -121,7 +121,7 @@ step = st.tuples(
 
 
 @given(st.lists(step, max_size=50))
-def test_nothing_is_taken_late_and_the_books_balance(steps: list[tuple[str, str, float]]) -> None:
+def test_no_message_is_taken_late_and_sizes_stay_consistent(steps: list[tuple[str, str, float]]) -> None:
     buffers, now, number = Buffers(), NOW, 0
     until: dict[bytes, float] = {}
     for what, channel, seconds in steps:

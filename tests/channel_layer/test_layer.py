@@ -1,4 +1,4 @@
-"""The contract of a channel layer, kept by three real nodes: messages and groups between hosts, at most once."""
+"""The contract of a channel layer, on three real nodes: messages and groups between hosts, at most once."""
 
 import asyncio
 import enum
@@ -76,7 +76,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5, pause: float 
 
 
 async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
-    """Whether none of these channels has anything more to receive: what was sent before has come by now."""
+    """Whether none of these channels has another message: each receives only the one sent here."""
     for layer, channel in receivers:
         await layer.send(channel, {"type": "end"})
     return [await soon(layer.receive(channel)) for layer, channel in receivers] == [{"type": "end"}] * len(receivers)
@@ -86,7 +86,7 @@ async def silent(*receivers: "tuple[ClusterChannelLayer, str]") -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_loop_that_is_closed_while_it_receives_says_nothing_of_our_tasks(
+def test_closing_a_loop_that_receives_logs_nothing_about_pending_tasks(
     cluster: LocalCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     layer = LayerOf(cluster, "alpha")
@@ -110,7 +110,7 @@ def test_loop_that_is_closed_while_it_receives_says_nothing_of_our_tasks(
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_loop_that_goes_on_in_a_child_has_channels_of_its_own_there(cluster: LocalCluster, in_child: InChild) -> None:
+def test_loop_that_continues_in_a_forked_child_has_its_own_channels(cluster: LocalCluster, in_child: InChild) -> None:
     layer = LayerOf(cluster, "alpha")
 
     async def use(who: str) -> str:
@@ -170,7 +170,7 @@ async def test_message_comes_as_it_was_sent(layer: ClusterChannelLayer) -> None:
     assert await soon(layer.receive(channel)) == message
 
 
-async def test_long_message_comes_whole_and_a_longer_one_is_refused(layer: ClusterChannelLayer) -> None:
+async def test_message_of_one_megabyte_arrives_and_a_longer_one_is_refused(layer: ClusterChannelLayer) -> None:
     channel = await layer.new_channel()
     await layer.send(channel, {"type": "long", "bytes": b"x" * 1024 * 1024})
     assert len((await soon(layer.receive(channel)))["bytes"]) == 1024 * 1024
@@ -180,7 +180,7 @@ async def test_long_message_comes_whole_and_a_longer_one_is_refused(layer: Clust
 
 
 @pytest.mark.parametrize("name", DERIVED)
-async def test_text_and_numbers_of_derived_classes_come_without_their_class(hosts: Layers, name: str) -> None:
+async def test_text_and_numbers_of_subclasses_arrive_as_their_base_class(hosts: Layers, name: str) -> None:
     value, plain = DERIVED[name]
     message = {"type": "x", "value": value, "nested": [{"in": (value, [value])}], value: {value: value}}
     channel = await hosts["beta"].new_channel()
@@ -202,7 +202,9 @@ async def test_rendered_template_can_be_sent(layer: ClusterChannelLayer) -> None
 
 
 @pytest.mark.parametrize("of", [mark_safe, Text, lambda name: next(iter(enum.StrEnum("Name", {"A": name})))])
-async def test_names_of_channels_and_groups_may_be_of_derived_classes(hosts: Layers, of: Callable[[str], str]) -> None:
+async def test_names_of_channels_and_groups_may_be_of_subclasses_of_str(
+    hosts: Layers, of: Callable[[str], str]
+) -> None:
     channel, group = of(await hosts["beta"].new_channel()), of("chat")
     await hosts["beta"].group_add(group, channel)
     await hosts["alpha"].send(channel, {"type": "direct"})
@@ -225,7 +227,7 @@ async def test_names_of_channels_and_groups_may_be_of_derived_classes(hosts: Lay
     ],
     ids=lambda sizes: f"{len(sizes)} messages, the second of {sizes[1]}",
 )
-async def test_long_messages_take_nothing_along_that_waits_behind_them(
+async def test_long_messages_do_not_lose_those_behind_them(
     hosts: Layers, cluster: LocalCluster, sizes: list[int]
 ) -> None:
     def refused() -> int:
@@ -244,7 +246,7 @@ async def test_long_messages_take_nothing_along_that_waits_behind_them(
 
 
 @pytest.mark.parametrize("message", ["text", [1], None, {"type": "x", "what": object()}, {"type": "x", "n": 1j}])
-async def test_what_is_no_message_is_refused(layer: ClusterChannelLayer, message: Any) -> None:
+async def test_values_that_are_not_messages_are_refused(layer: ClusterChannelLayer, message: Any) -> None:
     with pytest.raises(TypeError):
         await layer.send("jobs", message)
 
@@ -298,7 +300,7 @@ async def test_message_for_another_channel_of_the_process_is_kept_for_it(layer: 
     assert await soon(layer.receive(second)) == {"type": "second"}
 
 
-async def test_full_channel_says_so(cluster: LocalCluster) -> None:
+async def test_full_channel_raises_channel_full(cluster: LocalCluster) -> None:
     layer = LayerOf(cluster, "alpha", capacity=3, channel_capacity={"wide*": 5})
     own = await layer.new_channel()
     for channel, capacity in ((own, 3), ("narrow", 3), ("wide.one", 5)):
@@ -326,7 +328,7 @@ async def test_expired_messages_are_never_received(cluster: LocalCluster) -> Non
     await lasting.close()
 
 
-async def test_what_a_process_keeps_for_its_channels_is_freed_once_it_has_expired(cluster: LocalCluster) -> None:
+async def test_fetched_messages_are_freed_once_they_expire(cluster: LocalCluster) -> None:
     layer = LayerOf(cluster, "alpha", expiry=1, capacity=1000)
     channels = [await layer.new_channel() for _ in range(300)]
     for channel in channels:
@@ -340,7 +342,7 @@ async def test_what_a_process_keeps_for_its_channels_is_freed_once_it_has_expire
     await layer.close()
 
 
-async def test_what_is_still_good_stays_while_the_rest_is_freed(layer: ClusterChannelLayer) -> None:
+async def test_messages_that_have_not_expired_stay_while_others_are_freed(layer: ClusterChannelLayer) -> None:
     channel, other = await layer.new_channel(), await layer.new_channel()
     receiver = layer._receiver()
     layer.expiry = 1
@@ -373,7 +375,7 @@ async def test_freeing_takes_a_bounded_time_of_the_event_loop(
     assert max(later - sooner for sooner, later in pairwise(steps)) <= 10
 
 
-async def test_what_a_process_loses_for_want_of_room_is_counted(
+async def test_messages_that_a_process_drops_for_lack_of_room_are_counted(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffers, "MAX_BUFFERS", 3)
@@ -388,7 +390,7 @@ async def test_what_a_process_loses_for_want_of_room_is_counted(
     assert stats.channel_dropped == before + 3  # all of the oldest channel
 
 
-async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expired(cluster: LocalCluster) -> None:
+async def test_memberships_are_freed_once_they_expire(cluster: LocalCluster) -> None:
     layer = LayerOf(cluster, "alpha", group_expiry=1)
     channel = await layer.new_channel()
     for number in range(20):
@@ -399,7 +401,7 @@ async def test_places_in_groups_are_forgotten_by_the_process_once_they_have_expi
     await layer.close()
 
 
-async def test_places_in_groups_that_a_process_remembers_are_bounded(
+async def test_memberships_kept_by_a_process_are_bounded(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buffers, "MAX_MEMBERSHIPS", 3)
@@ -412,7 +414,7 @@ async def test_places_in_groups_that_a_process_remembers_are_bounded(
     assert await soon(layer.receive(channel)) == {"type": "x"}
 
 
-async def test_nothing_stays_of_channels_that_nobody_waits_on_any_more(
+async def test_nothing_is_kept_of_channels_without_a_consumer(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receiving, "POLL", 0.1)
@@ -442,7 +444,7 @@ async def test_cancelled_receive_loses_nothing(hosts: Layers) -> None:
             assert (await soon(layer.receive(channel)))["number"] == number
 
 
-async def test_receive_cancelled_as_its_message_comes_leaves_it_to_the_next(layer: ClusterChannelLayer) -> None:
+async def test_receive_cancelled_as_its_message_arrives_leaves_it_to_the_next(layer: ClusterChannelLayer) -> None:
     channel = await layer.new_channel()
     waiting = asyncio.create_task(layer.receive(channel))
     await asyncio.sleep(0.02)
@@ -493,7 +495,7 @@ async def test_channel_with_any_prefix_can_be_received_from(hosts: Layers, prefi
     assert await soon(hosts["beta"].receive(channel)) == {"type": "y"}
 
 
-async def test_outage_of_receiving_is_one_line_at_its_beginning_and_one_at_its_end(
+async def test_outage_of_receiving_is_logged_once_and_its_end_once(
     tmp_path: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(receiving, "LOG_AFTER", 0.2)
@@ -515,7 +517,7 @@ async def test_outage_of_receiving_is_one_line_at_its_beginning_and_one_at_its_e
     await layer.close()
 
 
-async def test_several_may_receive_from_one_channel(layer: ClusterChannelLayer) -> None:
+async def test_several_consumers_can_receive_from_one_channel(layer: ClusterChannelLayer) -> None:
     channel = await layer.new_channel()
     receiving = [asyncio.create_task(layer.receive(channel)) for _ in range(3)]
     for number in range(3):
@@ -524,7 +526,7 @@ async def test_several_may_receive_from_one_channel(layer: ClusterChannelLayer) 
     assert [message["number"] for message in received] == [0, 1, 2]
 
 
-async def test_channel_that_nobody_waits_on_any_more_is_left_to_others(
+async def test_channel_without_a_consumer_here_is_left_to_other_processes(
     hosts: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receiving, "POLL", 0.1)
@@ -540,7 +542,7 @@ async def test_channel_that_nobody_waits_on_any_more_is_left_to_others(
     await asyncio.gather(*both, return_exceptions=True)
 
 
-def test_nothing_is_fetched_for_an_event_loop_that_ends(cluster: LocalCluster) -> None:
+def test_nothing_is_fetched_in_advance_for_an_event_loop_that_ends(cluster: LocalCluster) -> None:
     layer = LayerOf(cluster, "alpha")
     for number in range(3):
         async_to_sync(layer.send)("jobs", {"type": "x", "number": number})
@@ -571,7 +573,7 @@ def test_event_loops_in_a_row_leave_no_socket_open(cluster: LocalCluster) -> Non
 
 
 @pytest.mark.parametrize("sender", NODES)
-async def test_group_message_is_heard_once_on_every_host(hosts: Layers, sender: str) -> None:
+async def test_group_message_arrives_once_on_every_host(hosts: Layers, sender: str) -> None:
     channels = {name: [await layer.new_channel(), await layer.new_channel()] for name, layer in hosts.items()}
     for name, layer in hosts.items():
         for channel in channels[name]:
@@ -584,7 +586,7 @@ async def test_group_message_is_heard_once_on_every_host(hosts: Layers, sender: 
     assert await silent(*((layer, channel) for name, layer in hosts.items() for channel in channels[name]))
 
 
-async def test_channel_that_left_the_group_hears_nothing(hosts: Layers) -> None:
+async def test_channel_that_left_the_group_receives_nothing(hosts: Layers) -> None:
     channels = {name: await layer.new_channel() for name, layer in hosts.items()}
     for name, layer in hosts.items():
         await layer.group_add("chat", channels[name])
@@ -595,7 +597,7 @@ async def test_channel_that_left_the_group_hears_nothing(hosts: Layers) -> None:
     assert await silent((hosts["beta"], channels["beta"]))
 
 
-async def test_channel_may_be_put_in_a_group_and_out_of_it_from_another_host(hosts: Layers) -> None:
+async def test_channel_can_join_and_leave_a_group_from_another_host(hosts: Layers) -> None:
     channel = await hosts["beta"].new_channel()
     await hosts["beta"].group_add("chat", channel)
     await hosts["alpha"].group_add("chat", channel)
@@ -608,7 +610,7 @@ async def test_channel_may_be_put_in_a_group_and_out_of_it_from_another_host(hos
 
 
 @pytest.mark.parametrize("channel", ["jobs", "thumbnails", "x", "y"])
-async def test_channel_with_a_plain_name_hears_a_group_once(hosts: Layers, channel: str) -> None:
+async def test_channel_with_a_plain_name_receives_a_group_message_once(hosts: Layers, channel: str) -> None:
     for layer in hosts.values():
         await layer.group_add("chat", channel)
     waiting = asyncio.create_task(hosts["beta"].receive(channel))
@@ -618,7 +620,7 @@ async def test_channel_with_a_plain_name_hears_a_group_once(hosts: Layers, chann
     assert await silent((hosts["beta"], channel))
 
 
-async def test_full_channel_misses_a_group_message_and_the_others_hear_it(cluster: LocalCluster) -> None:
+async def test_full_channel_misses_a_group_message_and_the_others_receive_it(cluster: LocalCluster) -> None:
     narrow, wide = LayerOf(cluster, "alpha", capacity=1), LayerOf(cluster, "beta")
     full, free = await narrow.new_channel(), await wide.new_channel()
     await narrow.group_add("chat", full)
@@ -633,7 +635,7 @@ async def test_full_channel_misses_a_group_message_and_the_others_hear_it(cluste
     await wide.close()
 
 
-async def test_flush_empties_channels_and_groups_everywhere_but_leaves_the_cluster_alone(
+async def test_flush_empties_channels_and_groups_everywhere_and_members_stay(
     hosts: Layers, cluster: LocalCluster
 ) -> None:
     channels = {name: await layer.new_channel() for name, layer in hosts.items()}
@@ -658,7 +660,7 @@ async def test_flush_empties_channels_and_groups_everywhere_but_leaves_the_clust
 
 
 async def eventually(call: Callable[[], Any], seconds: float = 10) -> None:
-    """Until the call passes: nodes and requesters need a moment to learn who is there."""
+    """Repeats the call until it succeeds: nodes and requesters need a moment to learn the members."""
     async with asyncio.timeout(seconds):
         while True:
             try:
@@ -732,7 +734,7 @@ async def test_without_a_node_sending_fails_at_once_and_receiving_waits(tmp_path
 ALERTED = ("heartbeats_dropped", "channel_dropped", "refused", "connections_evicted", "limit_evictions")
 
 
-async def test_healthy_restarts_leave_at_zero_what_is_alerted_on(folder: Path) -> None:
+async def test_healthy_restarts_leave_the_counters_for_alerts_at_zero(folder: Path) -> None:
     with LocalCluster(folder, NODES) as cluster, using(cluster, "alpha"):
         cluster.start()
         await asyncio.to_thread(cluster.wait_for)

@@ -1,4 +1,4 @@
-"""Where events go, and when they are given up: with the clock in the test's hand and no node anywhere."""
+"""Where events are sent, and when they are dropped; each test sets the clock, and no node runs."""
 
 from collections.abc import Callable
 
@@ -38,7 +38,7 @@ def gathered(number: int, at: float = 100.0, fields: dict[str, object] | None = 
 
 
 class Nodes:
-    """Takes batches, or fails as it is told."""
+    """Counts batches, or fails with the given error."""
 
     def __init__(self, error: Callable[[], BaseException | None] = lambda: None) -> None:
         self.taken: list[tuple[str, wire.Track]] = []
@@ -78,7 +78,7 @@ def refused() -> BaseException:
     return Refused("no node")
 
 
-def test_events_go_to_their_owners_with_how_long_ago_they_were() -> None:
+def test_events_are_sent_to_their_owners_with_their_age() -> None:
     nodes, outbox = Nodes(), filled(50)
     nodes.send(outbox, 101.5)
     assert outbox.empty
@@ -91,7 +91,7 @@ def test_events_go_to_their_owners_with_how_long_ago_they_were() -> None:
             assert entry.ago == 1.5
 
 
-def test_batches_are_small() -> None:
+def test_batches_are_bounded_in_entries_and_bytes() -> None:
     nodes, outbox = Nodes(), Outbox()
     text = "\U0001f600" * 200
     outbox.put(gathered(1000, fields={str(number): text for number in range(8)}), 100.0)
@@ -103,7 +103,7 @@ def test_batches_are_small() -> None:
     assert max(sizes) <= MAX_BATCH
 
 
-def test_text_that_utf_8_cannot_say_is_sent_nevertheless() -> None:
+def test_lone_surrogates_are_replaced() -> None:
     nodes, outbox = Nodes(), Outbox()
     one = EventSum("login", "\udcff", 100.0)
     one.times = 1
@@ -114,7 +114,7 @@ def test_text_that_utf_8_cannot_say_is_sent_nevertheless() -> None:
     assert nodes.taken[0][1].entries[0].key == "?"
 
 
-def test_batch_that_was_perhaps_taken_goes_to_its_node_again_by_its_number_and_to_no_other() -> None:
+def test_batch_that_may_have_been_counted_is_sent_again_only_to_its_node_with_its_id() -> None:
     outbox = filled(1)
     first, second = Nodes(late), Nodes()
     first.send(outbox)
@@ -124,14 +124,14 @@ def test_batch_that_was_perhaps_taken_goes_to_its_node_again_by_its_number_and_t
     assert (outbox.empty, outbox.dropped) == (True, 0)
 
 
-def test_batch_that_was_perhaps_taken_is_dropped_with_its_node() -> None:
+def test_batch_that_may_have_been_counted_is_dropped_when_its_node_leaves() -> None:
     outbox = filled(1, ("a",))
     Nodes(late).send(outbox)
     outbox.assign(table("b"))
     assert (outbox.empty, outbox.dropped) == (True, 2)
 
 
-def test_batch_that_nobody_listened_for_goes_to_the_next_owner() -> None:
+def test_refused_batch_goes_to_the_next_owner() -> None:
     outbox = filled(20, ("a",))
     Nodes(refused).send(outbox)
     outbox.assign(table("b"))
@@ -141,7 +141,7 @@ def test_batch_that_nobody_listened_for_goes_to_the_next_owner() -> None:
     assert (nodes.events, outbox.empty, outbox.dropped) == (40, True, 0)
 
 
-def test_batch_that_was_perhaps_taken_by_a_node_that_has_ended_since_goes_to_the_next_owner() -> None:
+def test_batch_that_an_ended_process_may_have_counted_goes_to_the_next_owner() -> None:
     outbox = filled(1, ("a",))
     Nodes(late).send(outbox)
     Nodes(refused).send(outbox)
@@ -156,7 +156,7 @@ def test_owner_whose_circuit_breaker_is_open_is_passed_over() -> None:
     assert {name for name, _ in nodes.taken} == {"b", "c"}
 
 
-def test_batch_that_an_open_breaker_kept_back_is_free_to_go_elsewhere() -> None:
+def test_batch_that_an_open_circuit_breaker_held_back_goes_to_the_next_owner() -> None:
     def breaker_open(target: Target, request: bytes) -> wire.Reply:
         raise CircuitOpen
 
@@ -167,7 +167,7 @@ def test_batch_that_an_open_breaker_kept_back_is_free_to_go_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("error", [late, refused])
-def test_what_nobody_takes_is_dropped_in_the_end(error: Callable[[], ClusterStateError]) -> None:
+def test_events_that_no_node_counts_are_dropped_after_five_seconds(error: Callable[[], ClusterStateError]) -> None:
     outbox = filled(10)
     Nodes(error).send(outbox)
     outbox.put([], 100 + MAX_AGE - 0.1)
@@ -176,7 +176,7 @@ def test_what_nobody_takes_is_dropped_in_the_end(error: Callable[[], ClusterStat
     assert (outbox.empty, outbox.dropped) == (True, 20)
 
 
-def test_without_a_node_events_wait() -> None:
+def test_events_without_an_owner_wait() -> None:
     outbox = filled(10, ())
     assert (outbox.batches(), outbox.empty) == ([], False)
     outbox.assign(table("a"))
@@ -185,7 +185,7 @@ def test_without_a_node_events_wait() -> None:
     assert nodes.events == 20
 
 
-def test_no_more_than_so_many_wait_and_the_oldest_go() -> None:
+def test_outbox_is_bounded_and_drops_the_oldest() -> None:
     outbox = Outbox()
     outbox.put(gathered(MAX_SUMS, 100.0), 100.0)
     outbox.put(gathered(10, 101.0), 101.0)

@@ -1,4 +1,4 @@
-"""A stream of bytes is cut into the same payloads however it arrives, and nobody can make us hold much."""
+"""A byte stream gives the same payloads however it is split, and the buffer is bounded."""
 
 import sys
 
@@ -46,7 +46,7 @@ def test_frame_is_complete_with_its_last_byte_and_not_before() -> None:
     assert fed(deframer, STREAM[HEADER + 4 : HEADER + 5]) == [b"first"]
 
 
-def test_length_above_the_limit_is_refused_before_its_bytes_come() -> None:
+def test_length_above_the_limit_is_refused_before_its_bytes_arrive() -> None:
     deframer = Deframer(100)
     assert fed(deframer, (100).to_bytes(HEADER, "big")[:3]) == []
     with pytest.raises(ProtocolError, match="a frame of 101 bytes, more than 100"):
@@ -58,7 +58,7 @@ def test_frame_of_exactly_the_limit_passes() -> None:
     assert fed(Deframer(), frame(payload, MAX_FRAME)) == [payload]
 
 
-def test_limit_may_be_raised_once_the_stranger_is_known() -> None:
+def test_limit_can_be_raised_after_the_handshake() -> None:
     deframer = Deframer(HANDSHAKE_LIMIT)
     long = frame(b"x" * (HANDSHAKE_LIMIT + 1))
     with pytest.raises(ProtocolError):
@@ -68,14 +68,14 @@ def test_limit_may_be_raised_once_the_stranger_is_known() -> None:
     assert len(deframer.feed(long)) == 1
 
 
-def test_message_longer_than_a_request_may_be_is_not_framed() -> None:
+def test_message_longer_than_the_limit_is_not_framed() -> None:
     assert len(frame(b"x" * MAX_REQUEST)) == HEADER + MAX_REQUEST
     with pytest.raises(ValueError, match="longer than the limit"):
         frame(b"x" * (MAX_REQUEST + 1))
 
 
 @given(st.lists(st.binary(min_size=1, max_size=2000), max_size=10))
-def test_random_bytes_bring_payloads_or_a_protocol_error_and_hold_little(pieces: list[bytes]) -> None:
+def test_random_bytes_give_payloads_or_a_protocol_error_and_buffer_little(pieces: list[bytes]) -> None:
     deframer = Deframer(HANDSHAKE_LIMIT)
     try:
         for piece in pieces:

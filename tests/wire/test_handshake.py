@@ -1,4 +1,4 @@
-"""Two state machines wired to each other: who gets in, who doesn't, and what each side learns of the other."""
+"""The state machines of both sides, connected to each other: who is accepted, and what each side learns."""
 
 import contextlib
 import itertools
@@ -37,7 +37,7 @@ def node(*keys: LinkKey) -> NodeHandshake:
     return NodeHandshake(keys, "web-2", BOOT, "10.0.0.1:5000")
 
 
-def shake(node: NodeHandshake, dialler: DiallerHandshake) -> None:
+def connect(node: NodeHandshake, dialler: DiallerHandshake) -> None:
     """Raises what the dialler raises; then both have a session that fits."""
     dialler.receive_answer(node.receive(dialler.receive_challenge(node.challenge())))
     assert node.session is not None
@@ -54,10 +54,10 @@ def challenge_of(oldest: int, newest: int) -> bytes:
 
 
 def test_both_sides_accept_each_other_with_the_same_secret() -> None:
-    shake(node(NEW), DiallerHandshake([NEW], ANYONE))
+    connect(node(NEW), DiallerHandshake([NEW], ANYONE))
 
 
-def test_wrong_secret_is_refused_and_both_sides_can_say_so() -> None:
+def test_wrong_secret_is_refused_and_both_sides_know_the_reason() -> None:
     web, dialler = node(NEW), DiallerHandshake([OTHER], ANYONE)
     answer = web.receive(dialler.receive_challenge(web.challenge()))
     assert web.session is None
@@ -70,10 +70,10 @@ def test_wrong_secret_is_refused_and_both_sides_can_say_so() -> None:
 def test_cluster_of_another_name_is_refused() -> None:
     (elsewhere,) = derive_link_keys(["new secret"], "elsewhere")
     with pytest.raises(ProtocolError, match=REFUSED):
-        shake(node(NEW), DiallerHandshake([elsewhere], ANYONE))
+        connect(node(NEW), DiallerHandshake([elsewhere], ANYONE))
 
 
-def test_stranger_causes_no_key_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_without_the_secret_causes_no_key_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
     monkeypatch.setattr(handshake, "Responder", made.append)
     web = node(NEW, OLD)
@@ -88,31 +88,31 @@ def test_rotation_splits_nothing_while_one_secret_is_common(ours: tuple[int, ...
     secrets = (NEW, OLD)
     web, dialler = node(*(secrets[i] for i in ours)), DiallerHandshake([secrets[i] for i in theirs], ANYONE)
     if set(ours) & set(theirs):
-        shake(web, dialler)
+        connect(web, dialler)
     else:
         with pytest.raises(ProtocolError, match=REFUSED):
-            shake(web, dialler)
+            connect(web, dialler)
 
 
 # -- changed, repeated, relayed -----------------------------------------------------------------------------------
 
 
-def test_each_altered_bit_of_the_challenge_is_found() -> None:
+def test_each_altered_bit_of_the_challenge_is_detected() -> None:
     challenge = node(NEW).challenge()
     for bit in range(len(challenge) * 8):
         web = node(NEW)
         shown = bytearray(web.challenge())
         shown[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ProtocolError):
-            shake_over(web, DiallerHandshake([NEW], ANYONE), bytes(shown))
+            connect_with_challenge(web, DiallerHandshake([NEW], ANYONE), bytes(shown))
 
 
-def shake_over(web: NodeHandshake, dialler: DiallerHandshake, shown: bytes) -> None:
-    """As `shake`, with another challenge shown to the dialler than the node's."""
+def connect_with_challenge(web: NodeHandshake, dialler: DiallerHandshake, shown: bytes) -> None:
+    """A handshake in which the dialler gets a challenge other than the node's."""
     dialler.receive_answer(web.receive(dialler.receive_challenge(shown)))
 
 
-def test_each_altered_bit_of_the_offers_and_of_the_answer_is_found() -> None:
+def test_each_altered_bit_of_the_offers_and_of_the_answer_is_detected() -> None:
     web, dialler = node(NEW), DiallerHandshake([NEW], ANYONE)
     offers = dialler.receive_challenge(web.challenge())
     (offer,) = msgspec.msgpack.decode(offers, type=Offers).offers
@@ -130,7 +130,7 @@ def test_each_altered_bit_of_the_offers_and_of_the_answer_is_found() -> None:
             dialler.receive_answer(bytes(changed))
 
 
-def test_offers_are_worthless_to_another_connection() -> None:
+def test_offers_cannot_be_replayed_on_another_connection() -> None:
     web, dialler = node(NEW), DiallerHandshake([NEW], ANYONE)
     offers = dialler.receive_challenge(web.challenge())
     web.receive(offers)
@@ -140,7 +140,7 @@ def test_offers_are_worthless_to_another_connection() -> None:
     assert second.session is None
 
 
-def test_answer_is_worthless_to_another_connection() -> None:
+def test_answer_cannot_be_replayed_on_another_connection() -> None:
     web, dialler = node(NEW), DiallerHandshake([NEW], ANYONE)
     challenge = web.challenge()
     answer = web.receive(dialler.receive_challenge(challenge))
@@ -150,7 +150,7 @@ def test_answer_is_worthless_to_another_connection() -> None:
         second.receive_answer(answer)
 
 
-def test_offers_sent_back_to_their_maker_are_worthless() -> None:
+def test_offers_reflected_to_their_sender_are_refused() -> None:
     dialler = DiallerHandshake([NEW], ANYONE)
     offers = msgspec.msgpack.decode(dialler.receive_challenge(node(NEW).challenge()), type=Offers)
     for offer in offers.offers:
@@ -158,38 +158,38 @@ def test_offers_sent_back_to_their_maker_are_worthless() -> None:
             dialler.receive_answer(b"\0" + offer[8:])
 
 
-def test_relay_learns_nothing_and_the_wanted_node_knows_that_it_was_not_dialled() -> None:
+def test_relay_learns_nothing_and_the_node_behind_it_knows_that_another_was_expected() -> None:
     """An attacker at an old address of web-9 passes everything on to web-2, and back."""
     web = node(NEW)
     with pytest.raises(OtherNode, match=rf"web-9 was dialled at {ADDRESS}, but web-2 answers there"):
-        shake(web, DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
+        connect(web, DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
     assert web.refused == f"it expects web-9 at {ADDRESS}, but this is web-2"
 
 
 @pytest.mark.parametrize("wanted", ["", "web-2", "web-9"])
-def test_node_that_dials_itself_finds_out(wanted: str) -> None:
+def test_node_that_dials_itself_notices(wanted: str) -> None:
     hello = Hello(Role.NODE, wanted, boot=BOOT, name="web-2", dialled=ADDRESS)
     web, dialler = node(NEW), DiallerHandshake([NEW], hello)
     with pytest.raises(DialledItself):
-        shake(web, dialler)
+        connect(web, dialler)
     assert dialler.session is None
 
 
-def test_stranger_makes_no_node_believe_that_it_dialled_itself() -> None:
-    """He has seen its boot id in its own challenge."""
+def test_peer_without_the_secret_cannot_feign_that_a_node_dialled_itself() -> None:
+    """The attacker knows the node's boot id from its challenge."""
     hello = Hello(Role.NODE, "web-9", boot=BOOT, name="web-2", dialled=ADDRESS)
     for key in (NEW, OTHER):
         with pytest.raises(ProtocolError, match=REFUSED) as refusal:
-            shake_over(node(key), DiallerHandshake([NEW], hello), node(NEW).challenge())
+            connect_with_challenge(node(key), DiallerHandshake([NEW], hello), node(NEW).challenge())
         assert not isinstance(refusal.value, DialledItself)
 
 
-def test_own_challenge_in_disguise_is_worthless() -> None:
+def test_reflected_and_changed_challenge_is_refused() -> None:
     web, dialler = node(NEW), DiallerHandshake([NEW], Hello(Role.NODE, boot=BOOT, name="web-2", dialled=ADDRESS))
     challenge = msgspec.msgpack.decode(web.challenge(), type=Challenge)
     disguised = msgspec.msgpack.encode(msgspec.structs.replace(challenge, boot=EARLIER))
     with pytest.raises(ProtocolError, match=REFUSED):
-        shake_over(web, dialler, disguised)
+        connect_with_challenge(web, dialler, disguised)
 
 
 # -- who answers --------------------------------------------------------------------------------------------------
@@ -199,17 +199,17 @@ def test_own_challenge_in_disguise_is_worthless() -> None:
     "hello",
     [ANYONE, Hello(wanted_name="web-2", dialled=ADDRESS), Hello(Role.NODE, "web-2", BOOT, ADDRESS, "web-1", EARLIER)],
 )
-def test_node_that_is_meant_accepts_and_each_side_knows_the_other(hello: Hello) -> None:
+def test_expected_node_accepts_and_both_sides_are_identified(hello: Hello) -> None:
     web, dialler = node(NEW), DiallerHandshake([NEW], hello)
-    shake(web, dialler)
+    connect(web, dialler)
     assert web.hello == hello
     assert dialler.verdict == Verdict(True, "web-2", BOOT, "10.0.0.1:5000")
 
 
-def test_earlier_start_is_told_from_another_node() -> None:
+def test_restarted_node_and_another_node_are_distinguished() -> None:
     web, dialler = node(NEW), DiallerHandshake([NEW], Hello(wanted_name="web-2", wanted_boot=EARLIER, dialled=ADDRESS))
     with pytest.raises(OtherStart, match=f"web-2 at {ADDRESS} has been restarted") as raised:
-        shake(web, dialler)
+        connect(web, dialler)
     assert (raised.value.name, raised.value.boot) == ("web-2", BOOT)
     assert web.refused == "it expects an earlier start of web-2"
     assert dialler.session is None
@@ -221,17 +221,17 @@ def test_dialler_does_not_trust_a_node_that_accepts_for_another() -> None:
             return Verdict(True, "web-2", BOOT)
 
     with pytest.raises(OtherNode):
-        shake(Liar([NEW]), DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
+        connect(Liar([NEW]), DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
 
 
-def test_unix_socket_is_neither_sealed_nor_proved() -> None:
+def test_unix_socket_is_neither_sealed_nor_authenticated() -> None:
     web, dialler = NodeHandshake((), "web-2", BOOT), DiallerHandshake((), ANYONE)
     dialler.receive_answer(web.receive(dialler.receive_challenge(web.challenge())))
     assert dialler.verdict.name == "web-2"
     assert web.session is dialler.session is None
 
 
-def test_dialler_that_seals_is_not_talked_to_in_plain_text() -> None:
+def test_dialler_with_keys_refuses_plaintext() -> None:
     web, dialler = NodeHandshake((), "web-2", BOOT), DiallerHandshake([NEW], ANYONE)
     with pytest.raises(ProtocolError):
         dialler.receive_answer(web.receive(dialler.receive_challenge(web.challenge())))
@@ -250,7 +250,7 @@ def test_newest_common_version_is_chosen(theirs: tuple[int, int], chosen: int) -
     assert msgspec.msgpack.decode(offers, type=Offers).version == chosen
 
 
-def test_ranges_of_versions_that_overlap_meet_in_their_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlapping_version_ranges_give_their_newest_common_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshake, "VERSIONS", (2, 4))
     web = node(NEW)
     challenge = web.challenge()
@@ -263,7 +263,7 @@ def test_ranges_of_versions_that_overlap_meet_in_their_newest(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("theirs", [(3, 4), (-3, 1), (1, 1)])
-def test_versions_with_nothing_in_common_are_refused_with_a_way_out(theirs: tuple[int, int]) -> None:
+def test_peers_without_a_common_version_are_refused_with_advice(theirs: tuple[int, int]) -> None:
     dialler = DiallerHandshake([NEW], ANYONE)
     message = f"it speaks protocol versions {theirs[0]} to {theirs[1]}, this side 2 to 2: upgrade the older one"
     with pytest.raises(ProtocolError, match=message):
@@ -280,7 +280,7 @@ def test_version_that_was_not_offered_is_refused(version: int) -> None:
         web.receive(msgspec.msgpack.encode(Offers(version, offers.offers)))
 
 
-def test_something_else_that_speaks_msgpack_is_no_node() -> None:
+def test_another_msgpack_protocol_is_refused() -> None:
     with pytest.raises(ProtocolError, match="is not a clusterstate node"):
         DiallerHandshake([NEW], ANYONE).receive_challenge(msgspec.msgpack.encode(Challenge("redis", 1, 1, b"")))
 
@@ -297,7 +297,7 @@ def test_random_bytes_are_refused_by_both_sides(payload: bytes) -> None:
         node(NEW).receive(payload)
 
 
-def test_every_message_fits_the_limit_for_strangers() -> None:
+def test_every_handshake_message_fits_the_handshake_limit() -> None:
     keys = derive_link_keys(["a", "b", "c", "d", "e"], "cluster")
     name, address = "\U0001f600" * 100, "x" * 300
     web = NodeHandshake(keys, name, BOOT, address)

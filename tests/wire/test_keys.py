@@ -16,14 +16,14 @@ def by_hand(secret: bytes, info: bytes) -> bytes:
     return hmac.digest(hmac.digest(b"django-clusterstate", secret, "sha256"), info + b"\x01", "sha256")
 
 
-def test_keys_are_those_of_rfc_5869() -> None:
+def test_keys_are_derived_as_in_rfc_5869() -> None:
     (link,) = derive_link_keys(["secret"], "blue")
     assert link.psk == Key(by_hand(b"secret", b"clusterstate|seal2|blue"))
     assert link.offers == Key(by_hand(b"secret", b"clusterstate|seal2-id|blue"))
     assert derive_heartbeat_keys(["secret"], "blue") == (Key(by_hand(b"secret", b"clusterstate|channel|blue")),)
 
 
-def test_expansion_is_that_of_rfc_5869() -> None:
+def test_expansion_is_as_in_rfc_5869() -> None:
     # Its test case 3: zero-length salt and info.
     (first,) = Key(b"\x0b" * 22).expand(Key(b""), 1)
     assert first == Key(bytes.fromhex("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"))
@@ -40,13 +40,13 @@ def test_keys_differ_by_secret_purpose_and_cluster() -> None:
     assert len(set(keys)) == 12
 
 
-def test_only_the_first_secrets_count() -> None:
+def test_only_the_first_four_secrets_are_used() -> None:
     secrets = [str(number) for number in range(MAX_SECRETS + 3)]
     assert derive_link_keys(secrets, "a") == derive_link_keys(secrets[:MAX_SECRETS], "a")
     assert len(derive_heartbeat_keys(secrets, "a")) == MAX_SECRETS
 
 
-def test_key_shows_nothing_of_itself() -> None:
+def test_repr_of_a_key_shows_nothing_of_it() -> None:
     material = b"what must never be seen 12345678"
     link = derive_link_keys(["secret"], "blue")[0]
     for shown in (repr(Key(material)), str(Key(material)), f"{Key(material)!r:>20}", repr(link), repr([link])):
@@ -55,7 +55,7 @@ def test_key_shows_nothing_of_itself() -> None:
 
 
 @pytest.mark.parametrize("leak", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_key_is_not_copied(leak: Callable[[object], object]) -> None:
+def test_key_cannot_be_pickled_or_copied(leak: Callable[[object], object]) -> None:
     with pytest.raises(TypeError, match="can't be pickled or copied"):
         leak(Key(b"k"))
 

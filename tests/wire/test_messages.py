@@ -1,4 +1,4 @@
-"""What crosses the wire comes out as it went in, or is refused, quickly and with one of three errors."""
+"""Messages survive encoding and decoding, and invalid bytes raise one of three errors."""
 
 import contextlib
 import time
@@ -108,12 +108,12 @@ def refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("minutes", "hours"), [(59, 48), (61, 48), (60, 47), (60, 49), (0, 0)])
-def test_account_of_an_event_with_other_spans_is_refused(minutes: int, hours: int) -> None:
+def test_event_account_with_a_wrong_number_of_minutes_or_hours_is_refused(minutes: int, hours: int) -> None:
     refused(wire.encode(wire.EventReply(1, Account(1, [1] * minutes, [1] * hours, [], []))))
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
-def test_message_comes_out_as_it_went_in(message: wire.Message) -> None:
+def test_message_survives_encoding_and_decoding(message: wire.Message) -> None:
     decoded = decoder(message)(wire.encode(message))
     assert decoded == message
     assert type(decoded) is type(message)
@@ -142,7 +142,7 @@ def test_fields_of_a_later_version_are_ignored(message: wire.Message, surplus: l
     assert decoder(message)(array(*items, *surplus)) == message
 
 
-def test_left_out_fields_get_their_defaults() -> None:
+def test_missing_fields_get_their_defaults() -> None:
     assert wire.decode_request(array(2, [], None)) == wire.Set([], None, absent=False)
     assert wire.decode_request(array(7, b"k", [[0, 1, 1.0]])) == wire.Hit(b"k", [Rule(Algorithm(0), 1, 1.0)], 1)
 
@@ -153,7 +153,7 @@ def test_frame_of_a_get_is_that_of_its_message() -> None:
         assert wire.get_frame(key) == frame(wire.encode(wire.Get([key])))
 
 
-def test_key_may_be_as_long_as_the_limit_and_no_longer() -> None:
+def test_key_longer_than_the_limit_is_refused() -> None:
     longest = b"k" * wire.MAX_KEY_BYTES
     assert wire.decode_request(wire.encode(wire.Get([longest]))) == wire.Get([longest])
     for message in (
@@ -175,7 +175,7 @@ def test_key_may_be_as_long_as_the_limit_and_no_longer() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1, -0.001, float("nan"), float("-inf")])
-def test_negative_and_senseless_durations_are_refused(seconds: float) -> None:
+def test_negative_and_invalid_durations_are_refused(seconds: float) -> None:
     refused(wire.encode(wire.Set([], seconds)))
     refused(wire.encode(wire.Touch([], seconds)))
     refused(wire.encode(wire.Send("c", b"", seconds, 1)))
@@ -184,7 +184,7 @@ def test_negative_and_senseless_durations_are_refused(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**64 - 1])
-def test_integers_are_of_64_bits(number: int) -> None:
+def test_integers_beyond_64_bits_are_refused(number: int) -> None:
     try:
         data = wire.encode(wire.Incr(b"k", number)), wire.encode(wire.Set([(b"k", number)], None))
     except OverflowError:
@@ -196,12 +196,12 @@ def test_integers_are_of_64_bits(number: int) -> None:
 @pytest.mark.parametrize(
     "rule", [(0, -1, 1.0), (0, 1, 0.0), (0, 1, -1.0), (0, 1, float("nan")), (3, 1, 1.0), (0, 1.5, 1.0)]
 )
-def test_rule_that_makes_no_sense_is_refused(rule: tuple[Any, ...]) -> None:
+def test_invalid_rule_is_refused(rule: tuple[Any, ...]) -> None:
     refused(array(7, b"k", [rule], 1))
 
 
 @pytest.mark.parametrize(("rules", "cost"), [(0, 1), (17, 1), (1, -1), (1, 2**31 + 1)])
-def test_hit_has_one_to_sixteen_rules_and_a_sane_cost(rules: int, cost: int) -> None:
+def test_hit_has_one_to_sixteen_rules_and_a_bounded_cost(rules: int, cost: int) -> None:
     refused(array(7, b"k", [(0, 1, 1.0)] * rules, cost))
 
 
@@ -227,7 +227,7 @@ def test_broken_messages_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\x01", b"\xdd\x00\x00\x00\x01"])
 @pytest.mark.timing
-def test_deep_nesting_is_refused_cheaply(opening: bytes) -> None:
+def test_deep_nesting_is_refused(opening: bytes) -> None:
     depth = MAX_REQUEST // len(opening)
     start = time.perf_counter()
     refused(opening * depth)
@@ -236,7 +236,7 @@ def test_deep_nesting_is_refused_cheaply(opening: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_never_raise_anything_else(data: bytes) -> None:
+def test_random_bytes_raise_only_decode_errors(data: bytes) -> None:
     for decode in (wire.decode_request, wire.decode_reply):
         with contextlib.suppress(*wire.DECODE_ERRORS):
             decode(data)
@@ -247,7 +247,9 @@ trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dic
 
 
 @given(st.sampled_from([*range(1, 30), *range(33, 46)]), st.lists(trees, max_size=6), st.data())
-def test_well_formed_nonsense_never_raises_anything_else(tag: int, items: list[Any], draw: st.DataObject) -> None:
+def test_valid_msgpack_that_is_not_a_message_raises_only_decode_errors(
+    tag: int, items: list[Any], draw: st.DataObject
+) -> None:
     data = bytearray(array(tag, *items))
     if draw.draw(st.booleans()):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
@@ -275,7 +277,7 @@ def test_a_request_for_more_keys_than_it_may_have_is_refused(kind: type[wire.Req
 
 
 @given(st.text(max_size=100))
-def test_channel_of_a_process_names_its_node(node: str) -> None:
+def test_name_of_a_process_channel_contains_the_tag_of_its_node(node: str) -> None:
     tag = wire.channel_tag(node)
     assert len(tag) == 16
     assert wire.tag_of(f"specific.{tag}.a1b2c3!d4e5") == tag
@@ -283,5 +285,5 @@ def test_channel_of_a_process_names_its_node(node: str) -> None:
 
 
 @pytest.mark.parametrize("channel", ["", "plain", "a.b.c", "a.b!c", "!", "specific.a1b2c3!d"])
-def test_other_channels_name_no_node(channel: str) -> None:
+def test_name_of_any_other_channel_has_no_tag(channel: str) -> None:
     assert wire.tag_of(channel) == ""

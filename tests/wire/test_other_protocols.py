@@ -1,4 +1,4 @@
-"""Who speaks another protocol is named."""
+"""Other protocols are recognized and named."""
 
 import socket
 import struct
@@ -31,7 +31,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("said", KNOWN)
-def test_protocol_is_known_by_its_first_bytes_however_they_come(said: bytes) -> None:
+def test_protocol_is_recognized_by_its_first_bytes_however_they_arrive(said: bytes) -> None:
     for limit in (HANDSHAKE_LIMIT, MAX_FRAME):
         deframer = Deframer(limit)
         for byte in said[:3]:
@@ -41,16 +41,16 @@ def test_protocol_is_known_by_its_first_bytes_however_they_come(said: bytes) -> 
 
 
 @pytest.mark.parametrize("said", [b"\xff\xff\xff\xff", b"\0\0\0\5", b"get ", b"HTML", b"\x16\x04\x01\x02", b""])
-def test_other_bytes_are_of_no_known_protocol(said: bytes) -> None:
+def test_other_bytes_are_not_recognized(said: bytes) -> None:
     assert recognize(said) == ""
 
 
-def test_no_length_that_a_frame_may_have_is_taken_for_another_protocol() -> None:
+def test_no_valid_length_is_recognized_as_another_protocol() -> None:
     assert not [size for size in range(0, MAX_FRAME + 1, 499) if recognize(struct.pack(">I", size))]
 
 
 @pytest.mark.parametrize("said", KNOWN)
-async def test_dialler_is_told_what_answers_at_an_address(said: bytes) -> None:
+async def test_dialler_reports_the_protocol_of_another_program(said: bytes) -> None:
     def script(sock: socket.socket) -> None:
         sock.sendall(said)
         wait_for_the_end(sock)

@@ -1,4 +1,4 @@
-"""Names are resolved while nobody waits for longer than they have time."""
+"""Names are resolved, and no caller waits beyond its deadline."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ SOON, LATER = 0.02, 5.0  # seconds
 
 
 class Server:
-    """A resolver whose answers wait until they are let go."""
+    """A DNS server that holds its replies until it is released."""
 
     def __init__(self) -> None:
         self.answer: tuple[str, ...] | OSError = ("10.0.0.1", "10.0.0.2")
@@ -79,27 +79,27 @@ class Ask:
         ("127.1", "127.0.0.1"),
     ],
 )
-def test_an_ip_address_is_never_looked_up(ask: Ask, server: Server, host: str, usual: str) -> None:
+def test_ip_address_is_never_looked_up(ask: Ask, server: Server, host: str, usual: str) -> None:
     assert ask(TcpAddress(host, 1)) == [str(TcpAddress(usual, 1))]
     assert server.asked == 0
 
 
 @pytest.mark.parametrize("host", ["web", "web.example", "10.0.0", "", "a" * 300, "ä" * 100, "1:2"])
-def test_what_is_no_ip_address_is_a_name(host: str) -> None:
+def test_host_that_is_not_an_ip_address_is_a_name(host: str) -> None:
     found = numeric(TcpAddress(host, 1))
     assert found is None or host == "10.0.0"  # an old notation of 10.0.0.0
 
 
-def test_a_path_is_what_it_is(ask: Ask, server: Server) -> None:
+def test_path_resolves_to_itself(ask: Ask, server: Server) -> None:
     assert ask(UnixAddress("/run/node.sock")) == ["/run/node.sock"]
     assert server.asked == 0
 
 
-def test_a_name_gives_all_its_addresses(ask: Ask) -> None:
+def test_name_resolves_to_all_its_addresses(ask: Ask) -> None:
     assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
 
 
-def test_the_first_look_up_takes_no_longer_than_there_is_time(ask: Ask, server: Server) -> None:
+def test_first_look_up_ends_at_the_deadline(ask: Ask, server: Server) -> None:
     server.stall()
     with pytest.raises(Unavailable, match=r"web\.example was not resolved in time: the DNS server does not answer"):
         ask(WEB, SOON)
@@ -110,7 +110,9 @@ def test_the_first_look_up_takes_no_longer_than_there_is_time(ask: Ask, server: 
     assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
 
 
-def test_the_last_answer_is_used_while_the_server_stalls_and_renewed_behind_it(ask: Ask, server: Server) -> None:
+def test_cached_result_is_used_while_the_server_stalls_and_refreshed_in_the_background(
+    ask: Ask, server: Server
+) -> None:
     ask(WEB)
     server.stall()
     server.answer = ("10.0.0.9",)
@@ -125,14 +127,14 @@ def test_the_last_answer_is_used_while_the_server_stalls_and_renewed_behind_it(a
     assert server.asked == 2
 
 
-def test_the_last_answer_is_used_when_the_name_is_gone(ask: Ask, server: Server) -> None:
+def test_cached_result_is_used_when_the_name_no_longer_exists(ask: Ask, server: Server) -> None:
     ask(WEB)
     server.answer = OSError(-2, "Name or service not known")
     server.time += REFRESH_AFTER + 1
     assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
 
 
-def test_who_wants_no_old_answer_gets_none(ask: Ask, server: Server) -> None:
+def test_resolve_now_uses_no_stale_result(ask: Ask, server: Server) -> None:
     assert ask.now() == ["10.0.0.1:4370", "10.0.0.2:4370"]
     server.stall()
     assert ask.now(SOON) == ["10.0.0.1:4370", "10.0.0.2:4370"]
@@ -141,30 +143,30 @@ def test_who_wants_no_old_answer_gets_none(ask: Ask, server: Server) -> None:
         ask.now(SOON)
 
 
-def test_a_name_that_does_not_exist_is_said(ask: Ask, server: Server) -> None:
+def test_name_that_does_not_exist_is_reported(ask: Ask, server: Server) -> None:
     server.answer = OSError(-2, "Name or service not known")
     with pytest.raises(Unavailable, match=r"the name web\.example can't be resolved: Name or service not known"):
         ask(WEB)
 
 
-def test_what_is_no_host_name_is_said() -> None:
+def test_invalid_host_name_is_reported() -> None:
     with pytest.raises(Unavailable, match="can't be resolved"):
         Resolver().resolve(TcpAddress("a" * 300, 1), LATER)
 
 
-def test_names_are_few(ask: Ask) -> None:
+def test_number_of_names_is_bounded(ask: Ask) -> None:
     for number in range(MAX_NAMES):
         ask(TcpAddress(f"web-{number}", 1))
     with pytest.raises(Unavailable, match="host names"):
         ask(WEB)
 
 
-def test_the_systems_resolver_knows_localhost() -> None:
+def test_system_resolver_knows_localhost() -> None:
     assert {"127.0.0.1"} <= {*look_up("localhost"), "127.0.0.1"}
 
 
-def test_a_fork_during_a_look_up_leaves_the_child_able_to_look_up(server: Server) -> None:
-    """The thread is not there in the child, also where Python's hooks for a fork are not run."""
+def test_forked_child_can_look_up_a_name_that_its_parent_was_looking_up(server: Server) -> None:
+    """The child has no look-up thread, also after a fork in C, for which no hooks run."""
     work: BackgroundWork[tuple[str, ...]] = BackgroundWork(lambda: server("web"), "test")
     server.stall()
     parents = work.start()

@@ -1,4 +1,4 @@
-"""Whom to trust on a unix socket: what the kernel says of the other end, and the folder."""
+"""Checks of a unix socket: the user at the other end, and the folder."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize(("make", "why"), UNSAFE)
-def test_a_folder_where_another_user_could_put_the_socket_is_refused(
+def test_folder_in_which_another_user_could_create_the_socket_is_refused(
     folder: Path, make: Callable[[Path], Path], why: str
 ) -> None:
     with pytest.raises(UnsafeFolder, match=why):
@@ -69,7 +69,7 @@ def test_a_folder_where_another_user_could_put_the_socket_is_refused(
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755, 0o500, 0o2700])
-def test_a_folder_of_our_own_is_right(folder: Path, mode: int) -> None:
+def test_folder_of_our_user_is_accepted(folder: Path, mode: int) -> None:
     own = folder / "sockets"
     own.mkdir()
     own.chmod(mode)
@@ -77,7 +77,7 @@ def test_a_folder_of_our_own_is_right(folder: Path, mode: int) -> None:
 
 
 @pytest.mark.parametrize(("make", "why"), UNSAFE)
-def test_a_requester_connects_to_nothing_in_an_unsafe_folder(
+def test_requester_connects_to_no_socket_in_an_unsafe_folder(
     folder: Path, make: Callable[[Path], Path], why: str
 ) -> None:
     path = str(make(folder / "sockets") / "node.sock")
@@ -93,7 +93,7 @@ def test_a_requester_connects_to_nothing_in_an_unsafe_folder(
             listener.accept()
 
 
-def test_a_missing_folder_is_a_node_that_is_not_there(folder: Path) -> None:
+def test_missing_folder_means_that_there_is_no_node(folder: Path) -> None:
     with pytest.raises(Unavailable, match="No such file"):
         BlockingConnection(UnixAddress(str(folder / "none" / "node.sock")), (), 1.0)
 
@@ -117,18 +117,18 @@ def _in_namespace(*options: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_user_that_the_namespace_does_not_know_is_nobody() -> None:
-    """All such users have one id, so equality says nothing: any of them could be at the other end."""
+def test_user_that_the_namespace_does_not_map_is_not_trusted() -> None:
+    """All such users have the same uid, so any of them could be at the other end."""
     uid, trusted = _in_namespace()
     assert uid == unix_sockets._OVERFLOW_UID.read_text().strip()
     assert trusted == "False"
 
 
-def test_a_user_that_the_namespace_knows_is_trusted() -> None:
+def test_user_that_the_namespace_maps_is_trusted() -> None:
     assert _in_namespace("--map-root-user") == ["0", "True"]
 
 
-def test_the_user_nobody_is_a_user_where_all_are_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_overflow_uid_is_a_user_where_all_users_are_mapped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 65534)
     monkeypatch.setattr(unix_sockets, "_UID_MAP", tmp_path / "map")
     (tmp_path / "map").write_text("         0          0 4294967295\n")
@@ -141,7 +141,7 @@ def test_the_user_nobody_is_a_user_where_all_are_known(monkeypatch: pytest.Monke
     assert not is_trusted(33)
 
 
-def test_this_process_trusts_itself() -> None:
+def test_this_process_is_trusted() -> None:
     one, other = socket.socketpair(socket.AF_UNIX)
     with one, other:
         assert check_unix_peer(one)
