@@ -3,12 +3,13 @@
 import ctypes
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 
 from testproject.processes import wait_until
 
-SECONDS = 20.0  # a child that waits for longer never ends
+SECONDS = 60.0  # a child that waits for longer never ends
 
 FORKS: dict[str, Callable[[], int]] = {
     "python": os.fork,
@@ -19,9 +20,15 @@ InChild = Callable[[Callable[[], bool]], Callable[[], bool]]
 
 
 def in_child_of(fork: Callable[[], int]) -> InChild:
-    """What starts work in a forked child, and returns how to ask whether all went well."""
+    """Starts work in a forked child, and returns a function that says whether all went well.
+
+    A thread that was joined lives on for a moment, in which it may hold a mutex of the interpreter: a child that C
+    forks then would wait for it for ever. So it is waited for.
+    """
+    before = _unknown_threads()
 
     def in_child(work: Callable[[], bool]) -> Callable[[], bool]:
+        wait_until(lambda: _unknown_threads() <= before, SECONDS, "the end of joined threads")
         pid = fork()
         if not pid:
             try:
@@ -32,6 +39,11 @@ def in_child_of(fork: Callable[[], int]) -> InChild:
         return lambda: _went_well(pid)
 
     return in_child
+
+
+def _unknown_threads() -> set[int]:
+    """Those of this process that Python doesn't know, by the system's numbers."""
+    return set(map(int, os.listdir("/proc/self/task"))) - {thread.native_id or 0 for thread in threading.enumerate()}
 
 
 def _went_well(pid: int) -> bool:
