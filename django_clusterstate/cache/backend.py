@@ -21,7 +21,7 @@ from .codec import ValueCodec
 from .key_patterns import KeyPattern, KeyScan, delete_pattern
 from .locks import AsyncLock, Lock, LockOperations
 from .near_cache import NearReads, shared_near_cache
-from .operations import CacheKey, CacheOperations
+from .operations import CacheOperations
 from .options import CacheOptions
 from .requester import CacheRequester
 from .single_flight import MISSING
@@ -106,34 +106,34 @@ class ClusterCache(BaseCache):
         return await self._aread(self.routing_key(key, version)) is not None
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return _run(self._operations.add(self._key(key, version), value, self._ttl(timeout)))
+        return _run(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return await _arun(self._operations.add(self._key(key, version), value, self._ttl(timeout)))
+        return await _arun(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        _run(self._operations.set(self._key(key, version), value, self._ttl(timeout)))
+        _run(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        await _arun(self._operations.set(self._key(key, version), value, self._ttl(timeout)))
+        await _arun(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return _run(self._operations.touch(self._key(key, version), self._ttl(timeout)))
+        return _run(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return await _arun(self._operations.touch(self._key(key, version), self._ttl(timeout)))
+        return await _arun(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        return _run(self._operations.delete(self._key(key, version)))
+        return _run(self._operations.delete(self.routing_key(key, version)))
 
     async def adelete(self, key: Any, version: int | None = None) -> bool:
-        return await _arun(self._operations.delete(self._key(key, version)))
+        return await _arun(self._operations.delete(self.routing_key(key, version)))
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        return _run(self._operations.incr(self._key(key, version), delta))
+        return _run(self._operations.incr(self.routing_key(key, version), key, delta))
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        return await _arun(self._operations.incr(self._key(key, version), delta))
+        return await _arun(self._operations.incr(self.routing_key(key, version), key, delta))
 
     def get_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
@@ -148,7 +148,9 @@ class ClusterCache(BaseCache):
         """
         if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
             return found
-        return _run(self._operations.get_or_set(self._key(key, version), default, self._ttl(timeout), stale))
+        return _run(
+            self._operations.get_or_set(self.routing_key(key, version), key, default, self._ttl(timeout), stale)
+        )
 
     async def aget_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
@@ -156,7 +158,9 @@ class ClusterCache(BaseCache):
         """Asynchronous `get_or_set()`; `default` may be a coroutine function as well."""
         if not stale and (found := await self.aget(key, MISSING, version)) is not MISSING:
             return found
-        return await _arun(self._operations.get_or_set(self._key(key, version), default, self._ttl(timeout), stale))
+        return await _arun(
+            self._operations.get_or_set(self.routing_key(key, version), key, default, self._ttl(timeout), stale)
+        )
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Moves a value to another version of its key and returns that; the remaining timeout moves with it.
@@ -165,13 +169,13 @@ class ClusterCache(BaseCache):
         the old one.
         """
         moved = (self.version if version is None else version) + delta
-        _run(self._operations.move(self._key(key, version), self._key(key, moved), moved))
+        _run(self._operations.move(self.routing_key(key, version), self.routing_key(key, moved), key, moved))
         return moved
 
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Asynchronous `incr_version()`."""
         moved = (self.version if version is None else version) + delta
-        await _arun(self._operations.move(self._key(key, version), self._key(key, moved), moved))
+        await _arun(self._operations.move(self.routing_key(key, version), self.routing_key(key, moved), key, moved))
         return moved
 
     # -- many keys ------------------------------------------------------------------------------------------
@@ -217,11 +221,11 @@ class ClusterCache(BaseCache):
 
     def ttl(self, key: Any, version: int | None = None) -> float | None:
         """The seconds until the key expires; None when it never does, 0 when it is absent."""
-        return _run(self._operations.ttl(self._key(key, version)))
+        return _run(self._operations.ttl(self.routing_key(key, version)))
 
     async def attl(self, key: Any, version: int | None = None) -> float | None:
         """Asynchronous `ttl()`."""
-        return await _arun(self._operations.ttl(self._key(key, version)))
+        return await _arun(self._operations.ttl(self.routing_key(key, version)))
 
     def expire(self, key: Any, timeout: float | None, version: int | None = None) -> bool:
         """`touch()` under django-redis's name."""
@@ -326,9 +330,6 @@ class ClusterCache(BaseCache):
             self._requester.failed(error)
             return None
         return self._near.take(key, reply, mark)
-
-    def _key(self, key: Any, version: int | None) -> CacheKey:
-        return CacheKey(key, self.routing_key(key, version))
 
     def _names(self, keys: Iterable[Any], version: int | None) -> dict[bytes, Any]:
         return {self.routing_key(key, version): key for key in keys}

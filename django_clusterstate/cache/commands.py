@@ -31,20 +31,24 @@ class Compute(NamedTuple):
         return self.default() if callable(self.default) else self.default
 
 
-class Convert(NamedTuple):
+class Convert:
     """Calls a function that serialises or deserialises values. The result is what it returns; raises what it raises.
 
     Some values query the database meanwhile, such as lazy querysets. Django refuses that in an event loop, and then the
     function is called again in a thread.
     """
 
-    function: Callable[[], Any]
+    __slots__ = ("_arguments", "_function")
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._function = function
+        self._arguments = arguments
 
     def run(self, client: object) -> Any:
-        return self.function()
+        return self._function(*self._arguments)
 
     async def arun(self, client: object) -> Any:
         try:
-            return self.function()
+            return self._function(*self._arguments)
         except SynchronousOnlyOperation:
-            return await sync_to_async(self.function)()
+            return await sync_to_async(self._function)(*self._arguments)

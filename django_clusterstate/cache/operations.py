@@ -1,11 +1,11 @@
 """The operations of a cache, each written once for the blocking and the asyncio methods of `ClusterCache`.
 
-Keys come as `CacheKey`, timeouts as seconds to live (None: forever).
+`key` is a key as the nodes know it, `name` as the user wrote it, for errors. `ttl` is seconds to live (None: forever).
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import runtime
 from ..client.operations import Operation
@@ -21,13 +21,6 @@ from .requester import CacheRequester, succeeded
 from .single_flight import MISSING, SingleFlight
 
 
-class CacheKey(NamedTuple):
-    """A key: `name` as the user wrote it, for errors; `stored` as the nodes know it."""
-
-    name: Any
-    stored: bytes
-
-
 class CacheOperations:
     """Django's cache API over the parts of one cache."""
 
@@ -40,72 +33,72 @@ class CacheOperations:
 
     # -- one key --------------------------------------------------------------------------------------------
 
-    def add(self, key: CacheKey, value: Any, ttl: float | None) -> Operation[bool]:
-        data = yield Convert(partial(self._codec.dump, value))
+    def add(self, key: bytes, name: Any, value: Any, ttl: float | None) -> Operation[bool]:
+        data = yield Convert(self._codec.dump, value)
         if is_too_big(data):
             # False would mean that the key exists: for a new session Django would try ten thousand others.
-            self._report_too_big(_size_problem(key.name, data), raises=True)
-        return succeeded((yield from self._call(key.stored, wire.Set([(key.stored, data)], ttl, absent=True))))
+            self._report_too_big(_size_problem(name, data), raises=True)
+        return succeeded((yield from self._call(key, wire.Set([(key, data)], ttl, absent=True))))
 
-    def set(self, key: CacheKey, value: Any, ttl: float | None) -> Operation[None]:
+    def set(self, key: bytes, name: Any, value: Any, ttl: float | None) -> Operation[None]:
         """An older value doesn't outlive one that is refused."""
         try:
-            data = yield from self._dump(key.name, value)
+            data = yield from self._dump(name, value)
         except Exception:
             yield from self.delete(key)
             raise
         if data is None:
             yield from self.delete(key)
             return
-        reply = yield from self._call(key.stored, wire.Set([(key.stored, data)], ttl))
+        reply = yield from self._call(key, wire.Set([(key, data)], ttl))
         if isinstance(reply, wire.FlagsReply) and not reply.flags[0]:
-            self._report_no_room(key.name)
+            self._report_no_room(name)
 
-    def touch(self, key: CacheKey, ttl: float | None) -> Operation[bool]:
-        return succeeded((yield from self._call(key.stored, wire.Touch([key.stored], ttl))))
+    def touch(self, key: bytes, ttl: float | None) -> Operation[bool]:
+        return succeeded((yield from self._call(key, wire.Touch([key], ttl))))
 
-    def delete(self, key: CacheKey) -> Operation[bool]:
-        return succeeded((yield from self._call(key.stored, wire.Delete([key.stored]))))
+    def delete(self, key: bytes) -> Operation[bool]:
+        return succeeded((yield from self._call(key, wire.Delete([key]))))
 
-    def ttl(self, key: CacheKey) -> Operation[float | None]:
-        reply = yield from self._call(key.stored, wire.GetEntry(key.stored))
+    def ttl(self, key: bytes) -> Operation[float | None]:
+        reply = yield from self._call(key, wire.GetEntry(key))
         return reply.ttl if isinstance(reply, wire.EntryReply) and reply.found else 0.0
 
-    def incr(self, key: CacheKey, delta: int) -> Operation[int]:
+    def incr(self, key: bytes, name: Any, delta: int) -> Operation[int]:
         if type(delta) is not int or delta not in INT64:
             raise TypeError(f"only an integer of 64 bits can be added to a value, not {delta!r}")
-        reply = yield from self._call(key.stored, wire.Incr(key.stored, delta))
+        reply = yield from self._call(key, wire.Incr(key, delta))
         if isinstance(reply, wire.FailedReply):
-            raise TypeError(f"the value of {key.name!r} isn't an integer of 64 bits, or its sum wouldn't be one")
+            raise TypeError(f"the value of {name!r} isn't an integer of 64 bits, or its sum wouldn't be one")
         if not isinstance(reply, wire.NumberReply) or reply.value is None:
-            raise _not_found(key)
+            raise _not_found(name)
         return reply.value
 
-    def move(self, source: CacheKey, target: CacheKey, version: int) -> Operation[None]:
+    def move(self, source: bytes, target: bytes, name: Any, version: int) -> Operation[None]:
         """Moves a value and its remaining ttl to a key's other version. Raises `ValueError` where the source is absent,
         or the target can't be stored; then the value stays at the source."""
-        entry = yield from self._call(source.stored, wire.GetEntry(source.stored, value=True))
+        entry = yield from self._call(source, wire.GetEntry(source, value=True))
         if not isinstance(entry, wire.EntryReply) or entry.value is None:
-            raise _not_found(source)
-        request = wire.Set([(target.stored, entry.value)], entry.ttl)
-        if not succeeded((yield from self._call(target.stored, request))):
-            raise ValueError(f"Key {source.name!r} could not be stored in version {version} and stays where it was")
+            raise _not_found(name)
+        request = wire.Set([(target, entry.value)], entry.ttl)
+        if not succeeded((yield from self._call(target, request))):
+            raise ValueError(f"Key {name!r} could not be stored in version {version} and stays where it was")
         yield from self.delete(source)
 
-    def get_or_set(self, key: CacheKey, default: Any, ttl: float | None, stale: float) -> Operation[Any]:
+    def get_or_set(self, key: bytes, name: Any, default: Any, ttl: float | None, stale: float) -> Operation[Any]:
         """The value of an entry that was absent, or with `stale` of one that may be fresh, stale or absent."""
         if not isinstance(stale, int | float) or stale < 0:
             raise ValueError(f"stale must be seconds, not {stale!r}")
         flight = SingleFlight(
-            key=key.stored,
+            key=key,
             default=default,
             ttl=ttl,
             stale=float(stale),
             lease=self._options.lease,
             call=self._call,
-            dump=partial(self._dump, key.name),
+            dump=partial(self._dump, name),
             load=self._codec.load_without_queries,
-            no_room=partial(self._report_no_room, key.name),
+            no_room=partial(self._report_no_room, name),
         )
         if stale:
             return (yield from flight.serve_stale_or_compute())
@@ -128,13 +121,13 @@ class CacheOperations:
         absent = [key for key in names if key not in values]
         for keys, reply in (yield from self._requester.call_owners(absent, self._near.request_type)):
             values.update(zip(keys, self._near.take_many(keys, reply, marks), strict=False))
-        found: dict[Any, Any] = yield Convert(partial(self._load_all, names, values))
+        found: dict[Any, Any] = yield Convert(self._load_all, names, values)
         return found
 
     def set_many(self, names: Mapping[bytes, Any], data: Mapping[Any, Any], ttl: float | None) -> Operation[list[Any]]:
         """Stores `data[name]` for each name. Returns the names of those that weren't stored."""
         try:
-            encoded = yield Convert(lambda: {key: self._codec.dump(data[name]) for key, name in names.items()})
+            encoded = yield Convert(self._dump_all, names, data)
         except Exception:
             yield from self._requester.call_owners(names, wire.Delete)
             raise
@@ -159,6 +152,9 @@ class CacheOperations:
             if value is not MISSING:
                 found[name] = value
         return found
+
+    def _dump_all(self, names: Mapping[bytes, Any], data: Mapping[Any, Any]) -> dict[bytes, wire.Value]:
+        return {key: self._codec.dump(data[name]) for key, name in names.items()}
 
     def _store_all(
         self, names: Mapping[bytes, Any], values: Mapping[bytes, wire.Value], ttl: float | None
@@ -201,7 +197,7 @@ class CacheOperations:
 
     def _dump(self, name: Any, value: Any) -> Operation[wire.Value | None]:
         """The encoded value; None for one that is too big, unless that raises `ValueError`."""
-        data: wire.Value = yield Convert(partial(self._codec.dump, value))
+        data: wire.Value = yield Convert(self._codec.dump, value)
         if not is_too_big(data):
             return data
         self._report_too_big(_size_problem(name, data), raises=self._options.raise_too_big)
@@ -225,8 +221,8 @@ def _size_problem(name: Any, data: wire.Value) -> str:
     return f"the value of {name!r} takes {size:,} bytes, more than the limit of {MAX_VALUE_BYTES:,}"
 
 
-def _not_found(key: CacheKey) -> ValueError:
-    return ValueError(f"Key {key.name!r} not found")
+def _not_found(name: Any) -> ValueError:
+    return ValueError(f"Key {name!r} not found")
 
 
 def _figures(status: wire.StatusReply) -> dict[str, float]:

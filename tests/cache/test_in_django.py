@@ -22,7 +22,7 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 from django.views.decorators.cache import cache_page
 
-from django_clusterstate.cache.operations import CacheKey, CacheOperations
+from django_clusterstate.cache.operations import CacheOperations
 from testproject.processes import wait_until
 from tests.faces import Faces
 from tests.timing import check_seconds
@@ -213,7 +213,7 @@ def test_a_new_session_that_is_too_big_for_the_cache_is_refused_at_once(
     attempts: list[object] = []
     add = CacheOperations.add
 
-    def counted(self: CacheOperations, key: CacheKey, *args: Any) -> Any:
+    def counted(self: CacheOperations, key: bytes, *args: Any) -> Any:
         attempts.append(key)
         return add(self, key, *args)
 
