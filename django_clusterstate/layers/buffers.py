@@ -3,7 +3,7 @@
 Both expire and are bounded. `now` is seconds of the caller's clock.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from ..core.expiry import Expiry
@@ -105,11 +105,13 @@ def _size(message: tuple[float, bytes]) -> int:
 
 
 class Memberships:
-    """Group memberships of channels, to restore them at a node that has lost them."""
+    """Group memberships of channels, to restore them at a node that has lost them.
+
+    All are kept for the same time, so the order in which they were set is that in which they expire.
+    """
 
     def __init__(self) -> None:
-        self._until: dict[tuple[str, str], float] = {}
-        self._expiry: Expiry[tuple[str, str]] = Expiry()
+        self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._until)
@@ -118,20 +120,19 @@ class Memberships:
         membership = group, channel
         if membership in self._until or len(self._until) < MAX_MEMBERSHIPS:
             self._until[membership] = now + expiry
-            self._expiry.set(membership, now + expiry, now)
+            self._until.move_to_end(membership)
 
     def leave(self, group: str, channel: str) -> None:
-        if self._until.pop((group, channel), None) is not None:
-            self._expiry.discard((group, channel))
+        self._until.pop((group, channel), None)
 
     def remaining(self, now: float) -> Iterator[tuple[str, str, float]]:
         """(group, channel, seconds until it expires) of each membership."""
         return ((*membership, until - now) for membership, until in self._until.items() if until > now)
 
     def free(self, now: float, budget: int) -> int:
-        """Frees expired memberships. Checks at most `budget`, and returns how many it checked."""
-        left = budget
-        while left > 0 and (membership := self._expiry.pop(now)) is not None:
-            left -= 1
-            del self._until[membership]
-        return budget - left
+        """Frees at most `budget` expired memberships, and returns how many it freed."""
+        freed = 0
+        while freed < budget and self._until and next(iter(self._until.values())) <= now:
+            self._until.popitem(last=False)
+            freed += 1
+        return freed

@@ -5,12 +5,13 @@ threads, a caller waits for one until its own deadline, and the last result is u
 """
 
 import asyncio
+import contextlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..exceptions import Unavailable
+from ..exceptions import Unreachable
 from .address import Address, TcpAddress, UnixAddress
 from .background import BackgroundWork
 
@@ -57,18 +58,14 @@ class Resolver:
     def resolve(self, address: Address, seconds: float) -> Sequence[Address]:
         """Addresses to connect to, best first: the cached ones, or those of a look-up within `seconds`.
 
-        Raises `Unavailable` when the name isn't resolved in time.
+        Raises `Unreachable` when the name isn't resolved in time.
         """
         if isinstance(address, UnixAddress):
             return [address]
         if (cached := self._cached(address)) is not None:
             return cached
-        try:
+        with _unreachable(address.host):
             return _addresses(address, self._name(address.host).lookup.start().result(max(0.0, seconds)))
-        except TimeoutError as error:
-            raise _late(address) from error
-        except OSError as error:
-            raise _unresolved(address, error) from error
 
     async def resolve_async(self, address: Address, seconds: float) -> Sequence[Address]:
         """Asynchronous `resolve()`."""
@@ -85,15 +82,12 @@ class Resolver:
         name = self._name(address.host)
         if self._clock() - name.resolved_at <= REFRESH_AFTER:
             return _addresses(address, name.hosts)
-        try:
+        with _unreachable(address.host):
             async with asyncio.timeout(seconds):
                 return _addresses(address, await asyncio.wrap_future(name.lookup.start()))
-        except TimeoutError as error:
-            raise _late(address) from error
-        except OSError as error:
-            raise _unresolved(address, error) from error
 
     def _cached(self, address: TcpAddress) -> list[TcpAddress] | None:
+        """The addresses without a look-up, or None. A stale result is refreshed in the background."""
         if (found := numeric(address)) is not None:
             return [found]
         name = self._name(address.host)
@@ -107,7 +101,7 @@ class Resolver:
         found = self._names.get(host)
         if found is None:
             if len(self._names) >= MAX_NAMES:
-                raise Unavailable(
+                raise Unreachable(
                     f"the name {host} was not resolved: {MAX_NAMES} other host names are in use, the most allowed"
                 )
             work = BackgroundWork(lambda: self._refresh(host), f"look-up of {host}")
@@ -125,9 +119,12 @@ def _addresses(address: TcpAddress, hosts: Hosts) -> list[TcpAddress]:
     return [TcpAddress(host, address.port) for host in hosts]
 
 
-def _late(address: TcpAddress) -> Unavailable:
-    return Unavailable(f"the name {address.host} was not resolved in time: the DNS server does not answer")
-
-
-def _unresolved(address: TcpAddress, error: OSError) -> Unavailable:
-    return Unavailable(f"the name {address.host} can't be resolved: {error.strerror or error}")
+@contextlib.contextmanager
+def _unreachable(host: str) -> Iterator[None]:
+    """Raises `Unreachable` for a look-up that fails or isn't done in time."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Unreachable(f"the name {host} was not resolved in time: the DNS server does not answer") from error
+    except OSError as error:
+        raise Unreachable(f"the name {host} can't be resolved: {error.strerror or error}") from error
