@@ -1,7 +1,7 @@
-"""Who the client of a request is, also behind reverse proxies. Pure.
+"""The IP address of a request's client, also behind reverse proxies. Pure.
 
-Anybody can send an `X-Forwarded-For`. Each proxy adds the address that it was asked from at its end, so the header is
-worth what its last entries are: those that proxies of ours have written.
+Any client can send an `X-Forwarded-For` header. Each proxy appends the address of its own client, so only the last
+entries, which trusted proxies have written, are reliable.
 """
 
 import functools
@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-UNIX = "unix"  # names, among trusted proxies, whoever asks over a unix socket and so has no address
+UNIX = "unix"  # among trusted proxies: a proxy that connects over a unix socket, and so has no address
 
-THIS_HOST = "0.0.0.0"  # noqa: S104 - nothing is bound to it: it stands for a trusted proxy that has no address itself
+THIS_HOST = "0.0.0.0"  # noqa: S104 - never bound: the address of a trusted proxy that has none
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies that are trusted: the last `count` of them, or those with an address in one of the `networks`."""
+    """The trusted proxies: the last `count`, or those with an address in one of `networks`, or on a unix socket."""
 
     count: int = 0
     networks: tuple[Network, ...] = ()
@@ -27,7 +27,7 @@ class Proxies:
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> "Proxies":
-        """From one number, or from addresses, networks and "unix". Raises `ValueError`."""
+        """Parses one number, or addresses, networks and "unix". Raises `ValueError`."""
         texts = list(texts)
         if len(texts) == 1 and texts[0].isdecimal():
             return cls(count=int(texts[0]))
@@ -45,12 +45,13 @@ class Proxies:
 
 
 def client_ip(meta: Mapping[str, Any], proxies: Proxies) -> str:
-    """The address of the client, by the `META` of its request; anything else where none is to be had, which nothing
-    that a client sends brings about.
+    """The address of the client, from the `META` of its request. It isn't an IP address if the server or a trusted
+    proxy gave none, which a client can't bring about.
 
-    Without proxies it is `REMOTE_ADDR`. With a count it is so many entries of `X-Forwarded-For` from the end, or the
-    first if there are fewer. With networks it is the last entry that isn't a trusted proxy's. What a trusted one wrote
-    instead of an address stands for that proxy's own; THIS_HOST where that is none, as behind a unix socket.
+    Without proxies it is `REMOTE_ADDR`. With a count it is the entry of `X-Forwarded-For` at that position from the
+    end, or the first entry if there are fewer. With networks it is the last entry that isn't a trusted proxy's address.
+    If a trusted proxy wrote anything but an address, the result is the proxy's own address, or THIS_HOST if it has
+    none, as behind a unix socket.
     """
     remote: str = meta.get("REMOTE_ADDR", "")
     if not proxies:
@@ -74,7 +75,8 @@ def _untrusted(entries: list[str], remote: str, proxies: Proxies) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def parse_hop(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address, without the port and the zone that some proxies add; IPv4 mapped into IPv6 is IPv4."""
+    """The IP address of an entry, without the port and the zone that some proxies add; IPv4-mapped IPv6 becomes IPv4.
+    None if it isn't an address."""
     host = text.removeprefix("[").partition("]")[0] if text.startswith("[") else text
     if host.count(":") == 1:
         host = host.partition(":")[0]
@@ -87,13 +89,13 @@ def parse_hop(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
 
 @functools.lru_cache(maxsize=4096)
 def network_of(text: str, ipv4_mask: int = 32, ipv6_mask: int = 64) -> str:
-    """What is limited for a client's address: its network of so many bits, or itself where that is all of them.
+    """The network of an address by the length of its prefix, or the address itself if the prefix is the full length.
 
-    Raises `ValueError` for what is no address.
+    Raises `ValueError` if `text` isn't an IP address.
     """
     address = parse_hop(text)
     if address is None:
-        raise ValueError(f"{text!r} is no IP address")
+        raise ValueError(f"{text!r} is not an IP address")
     mask = ipv6_mask if isinstance(address, ipaddress.IPv6Address) else ipv4_mask
     if mask == address.max_prefixlen:
         return str(address)
@@ -101,8 +103,8 @@ def network_of(text: str, ipv4_mask: int = 32, ipv6_mask: int = 64) -> str:
 
 
 def _unmapped(network: Network) -> Network:
-    """::ffff:10.0.0.0/104 is 10.0.0.0/8: addresses are compared after they are unwrapped."""
+    """::ffff:10.0.0.0/104 becomes 10.0.0.0/8, since addresses are compared after `parse_hop()`."""
     mapped = getattr(network.network_address, "ipv4_mapped", None)
-    return (
-        ipaddress.ip_network((int(mapped), network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network
-    )
+    if mapped and network.prefixlen >= 96:
+        return ipaddress.ip_network((int(mapped), network.prefixlen - 96))
+    return network

@@ -6,7 +6,7 @@ def login(request): ...
 
 import functools
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypedDict, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -14,9 +14,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 from django.utils.decorators import method_decorator
 
-from .ratelimit import Decision, ahit, apeek, hit, peek
-from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Asked, Key, load_user
-from .ratelimit.request_limit import Cost, Deducts, Rate, RequestLimit
+from . import runtime
+from .client.operations import Operation, arun, run
+from .ratelimit.hits import peek_operation
+from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Key, LoadUser, RequestFunction
+from .ratelimit.request_limit import Cost, CountHit, DeductWhen, Rate, RequestLimit
 
 __all__ = ["ALL", "UNSAFE", "aget_usage", "ais_ratelimited", "cluster_ratelimit", "get_usage", "is_ratelimited"]
 
@@ -33,30 +35,30 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
     algorithm: str = "fixed_window",
     cost: Cost = 1,
     on_unavailable: str | None = None,
-    exempt: str | Asked | None = None,
+    exempt: str | RequestFunction | None = None,
     dry_run: bool = False,
-    deduct_when: str | Deducts | None = None,
+    deduct_when: str | DeductWhen | None = None,
 ) -> Callable[[View], View]:
-    """Limits how often a view, synchronous or asynchronous, is called. One round trip to the key's owner a request.
+    """Limits how often a view, synchronous or asynchronous, is called. Takes one round trip to the key's owner.
 
-    `group`: what is counted together; by default each view by itself.
-    `key`: what tells clients apart: "ip", "user", "user_or_ip", "get:x", "post:x", "header:x", a callable
+    `group`: views of one group count together; by default each view counts on its own.
+    `key`: tells clients apart: "ip", "user", "user_or_ip", "get:x", "post:x", "header:x", a callable
     `(group, request)` or its dotted path.
     `rate`: "10/m", (10, 60), several (`["10/s", "100/h"]`: a hit counts against all or none), a callable
     `(group, request)` that returns one, or its dotted path; "0/s" blocks all, None limits nothing.
-    `method`: which requests count: ALL, UNSAFE, one, or several. Limits with different methods count apart.
-    `block`: False only sets `request.limited`, for the view to decide.
+    `method`: the methods that count: ALL, UNSAFE, one, or several. Limits with different methods count apart.
+    `block`: False only sets `request.limited`, and leaves the decision to the view.
     `algorithm`: "fixed_window", "sliding_window" or "token_bucket".
-    `cost`: what a request counts for, or a callable `(group, request)`.
-    `on_unavailable`: "local", "allow" or "deny", when the key's owner can't be reached.
-    `exempt`: a callable `(group, request)` that says which requests aren't limited.
-    `dry_run`: True counts, and shows denials in the statistics of the nodes, but nobody else notices.
-    `deduct_when`: a callable `(request, response)`; the hit is given back unless it says that it is to count.
+    `cost`: hits that a request counts for, or a callable `(group, request)`.
+    `on_unavailable`: "local", "allow" or "deny": the policy while the key's owner can't be reached.
+    `exempt`: a callable `(group, request)` that returns whether the request isn't limited.
+    `dry_run`: True counts requests and reports denials in the nodes' statistics, but never denies.
+    `deduct_when`: a callable `(request, response)`; the hit is refunded unless it returns true.
 
-    A blocked request is answered with 429, `Retry-After` and RateLimit headers, in the form that its client prefers:
-    text, JSON, or HTML where the project has a template `429.html`; or by the setting LIMITS_VIEW. Limits around this
-    one whose response that becomes give back what they have counted. `request.limited` says whether the limit was
-    exceeded, `request.ratelimit` has the `Decision`.
+    A blocked request gets a response with status 429, `Retry-After` and RateLimit headers, in the content type that the
+    client prefers: text, JSON, or HTML if the project has a template `429.html`; the setting LIMITS_VIEW replaces it.
+    Limits around this one whose view returns that response refund their hits. `request.limited` is whether the limit
+    was exceeded, `request.ratelimit` the `Decision`. Raises `ImproperlyConfigured` for a wrong argument.
     """
     limit = RequestLimit(
         key=key,
@@ -79,29 +81,28 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
 
             @functools.wraps(view)
             async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                def respond() -> Awaitable[HttpResponseBase]:
-                    return cast(Awaitable[HttpResponseBase], view(request, *args, **kwargs))
-
-                return await limit.aanswer(name, request, respond)
+                answer = limit.answer(name, request, lambda: view(request, *args, **kwargs))
+                return await arun(answer, runtime.get_async_client())
 
             markcoroutinefunction(wrapper)
         else:
 
             @functools.wraps(view)
             def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-                return limit.answer(name, request, lambda: view(request, *args, **kwargs))
+                answer = limit.answer(name, request, lambda: view(request, *args, **kwargs))
+                return run(answer, runtime.get_client())
 
         return cast(View, wrapper)
 
     return decorate
 
 
-# -- without a view, as django-ratelimit has it -------------------------------------------------------------------
+# -- the functions of django-ratelimit ----------------------------------------------------------------------------
 
 
 class Usage(TypedDict):
-    """What a key has used of a limit: hits counted, hits allowed, whether one more is too many, seconds until all is
-    available again."""
+    """The use of a limit by a key: hits counted, hits allowed, whether one more is denied, and seconds until all hits
+    are available again."""
 
     count: int
     limit: int
@@ -118,9 +119,8 @@ def get_usage(
     method: str | Iterable[str] | None = ALL,
     increment: bool = False,
 ) -> Usage | None:
-    """What the request's key has used, counting this request if it is to `increment`. None if it isn't limited."""
-    question = RequestLimit(key=key, rate=rate, method=method).question(_group(group, fn), request)
-    return None if question is None else _usage((hit if increment else peek)(*question))
+    """The use of a limit by the request's key; with `increment` this request counts. None if it isn't limited."""
+    return run(_get_usage(request, group, fn, key, rate, method, increment), runtime.get_client())
 
 
 async def aget_usage(
@@ -132,21 +132,18 @@ async def aget_usage(
     method: str | Iterable[str] | None = ALL,
     increment: bool = False,
 ) -> Usage | None:
-    """As `get_usage`."""
-    if key in USER_KEYS:
-        await load_user(request)
-    question = RequestLimit(key=key, rate=rate, method=method).question(_group(group, fn), request)
-    return None if question is None else _usage(await (ahit if increment else apeek)(*question))
+    """Asynchronous `get_usage()`."""
+    return await arun(_get_usage(request, group, fn, key, rate, method, increment), runtime.get_async_client())
 
 
 def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
-    """Whether one more request, or this one if it is to `increment`, is too many. The arguments of `get_usage`."""
-    return _noted(request, get_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
+    """Whether one more request is denied, or, with `increment`, this one. Takes the arguments of `get_usage()`."""
+    return run(_is_ratelimited(request, *args, **kwargs), runtime.get_client())
 
 
 async def ais_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
-    """As `is_ratelimited`."""
-    return _noted(request, await aget_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
+    """Asynchronous `is_ratelimited()`."""
+    return await arun(_is_ratelimited(request, *args, **kwargs), runtime.get_async_client())
 
 
 # As attributes, since django-ratelimit has them there.
@@ -155,7 +152,21 @@ for _function in (cluster_ratelimit, get_usage, aget_usage, is_ratelimited, ais_
     _function.ALL, _function.UNSAFE = ALL, UNSAFE
 
 
-def _usage(decision: Decision) -> Usage:
+def _get_usage(
+    request: HttpRequest,
+    group: str | None = None,
+    fn: Callable[..., Any] | None = None,
+    key: Key = "ip",
+    rate: Rate = None,
+    method: str | Iterable[str] | None = ALL,
+    increment: bool = False,
+) -> Operation[Usage | None]:
+    if key in USER_KEYS:
+        yield LoadUser(request)
+    check = RequestLimit(key=key, rate=rate, method=method).check(_group(group, fn), request)
+    if check is None:
+        return None
+    decision = (yield CountHit(check)) if increment else (yield from peek_operation(*check))
     return {
         "count": decision.limit - decision.remaining,
         "limit": decision.limit,
@@ -164,14 +175,15 @@ def _usage(decision: Decision) -> Usage:
     }
 
 
-def _noted(request: HttpRequest, usage: Usage | None, *, increment: bool) -> bool:
+def _is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> Operation[bool]:
+    usage = yield from _get_usage(request, *args, **kwargs)
     limited = usage is not None and usage["should_limit"]
-    if increment:
+    if kwargs.get("increment", False):
         request.limited = getattr(request, "limited", False) or limited  # type: ignore[attr-defined]
     return limited
 
 
-# -- names --------------------------------------------------------------------------------------------------------
+# -- group names -----------------------------------------------------------------------------------------------------
 
 
 def _group(group: str | None, fn: Callable[..., Any] | None) -> str:
@@ -181,7 +193,7 @@ def _group(group: str | None, fn: Callable[..., Any] | None) -> str:
 
 
 def _name_of(view: Callable[..., Any]) -> str:
-    """What is counted together by default. Class-based views go by their class: they share View's own functions."""
+    """The default group of a view. A class-based view has the name of its class, since all share View's functions."""
     view_class = getattr(view, "view_class", None)
     if view_class is not None:
         return f"{view_class.__module__}.{view_class.__qualname__}"
@@ -189,10 +201,10 @@ def _name_of(view: Callable[..., Any]) -> str:
     if instance is not None:
         return f"{type(instance).__module__}.{type(instance).__qualname__}.{view.__name__}"
     if not hasattr(view, "__qualname__"):
-        raise ImproperlyConfigured(f"{view!r} has no name to count it under: give cluster_ratelimit a group.")
+        raise ImproperlyConfigured(f"{view!r} has no name to use as its group; give cluster_ratelimit a group.")
     return f"{view.__module__}.{view.__qualname__}"
 
 
 def _instance_of(view: Callable[..., Any]) -> Any:
-    """Whose method it is, if any: `method_decorator` hands us a partial of one."""
+    """The object of a bound method; None for a function. `method_decorator` passes a partial of a method."""
     return getattr(getattr(view, "func", view), "__self__", None)

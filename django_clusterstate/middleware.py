@@ -12,8 +12,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from . import runtime
+from .client.operations import Operation, arun, run
 from .ratelimit import Ratelimited
-from .ratelimit.request_limit import RequestLimit
+from .ratelimit.request_limit import CallView, RequestLimit
 from .ratelimit.responses import refuse
 from .ratelimit.throttles import with_throttle_headers
 
@@ -21,11 +22,11 @@ Limits = list[tuple[re.Pattern[str], str, RequestLimit]]
 
 
 class ClusterRatelimitMiddleware:
-    """Behind AuthenticationMiddleware, if a limit's key asks for the user.
+    """Place it after AuthenticationMiddleware if the key of a limit is the user.
 
-    Each limit of LIMITS that a request's path matches counts it, in their order, until one denies; those before it
-    then give back what they have counted. `Ratelimited`, raised by a view, is answered with 429 too. What the throttles
-    of a framework have counted gets its RateLimit headers here.
+    Each limit of LIMITS whose path matches counts the request, in their order, until one denies it; those before it
+    then refund their hits. A `Ratelimited` that a view raises becomes a response with status 429. Responses of views
+    with throttles of a framework get their RateLimit headers here.
     """
 
     sync_capable = async_capable = True
@@ -38,31 +39,33 @@ class ClusterRatelimitMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self._is_async:
-            return self._aanswer(request, self._matching(request))
-        return self._answer(request, self._matching(request))
+        return self._respond(request, self._matching(request))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
-        return refuse(request, exception) if isinstance(exception, Ratelimited) else None
+        if not isinstance(exception, Ratelimited):
+            return None
+        return run(refuse(request, exception), runtime.get_client())
 
     def _matching(self, request: HttpRequest) -> list[tuple[str, RequestLimit]]:
         return [(group, limit) for pattern, group, limit in self._limits if pattern.match(request.path)]
 
-    def _answer(self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]) -> HttpResponseBase:
-        if not limits:
-            return with_throttle_headers(request, self._get_response(request))
-        (group, limit), *others = limits
-        return limit.answer(group, request, lambda: self._answer(request, others))
+    def _respond(
+        self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]
+    ) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        operation = self._answer(request, limits)
+        if self._is_async:
+            return arun(operation, runtime.get_async_client())
+        return run(operation, runtime.get_client())
 
-    async def _aanswer(self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]) -> HttpResponseBase:
+    def _answer(self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]) -> Operation[HttpResponseBase]:
         if not limits:
-            return with_throttle_headers(request, await self._get_response(request))
+            return with_throttle_headers(request, (yield CallView(lambda: self._get_response(request))))
         (group, limit), *others = limits
-        return await limit.aanswer(group, request, lambda: self._aanswer(request, others))
+        return (yield from limit.answer(group, request, lambda: self._respond(request, others)))
 
 
 def read_limits(entries: Sequence[Mapping[str, Any]]) -> Limits:
-    """The limits of a LIMITS setting. Raises `ImproperlyConfigured`, which names the entry and what is wrong."""
+    """Parses the setting LIMITS. Raises `ImproperlyConfigured`, which names the entry and what is wrong with it."""
     limits: Limits = []
     for number, entry in enumerate(entries):
         options = dict(entry)

@@ -1,4 +1,4 @@
-"""Limits on an engine that outlives the nodes: Redis, Valkey or Memcached, by the storages of the package `limits`."""
+"""LIMITS_STORAGE: limits counted in Redis, Valkey or Memcached, through the package `limits`."""
 
 from .storages import AsyncLimitsStorage, LimitsStorage
 

@@ -1,38 +1,52 @@
-"""What is asked of a storage, and what its answers mean, as generators that do no I/O: a face carries their steps out.
+"""Hits, peeks, refunds and resets on the engine of LIMITS_STORAGE, as operations (see `client.operations`).
 
-The storage holds the counts; `core.limiter` says what follows from them, as it does for a node. Fixed windows are those
-of `limits`. Sliding windows are counted by a script of ours where the engine runs scripts (Redis, Valkey); on Memcached
-`limits` keeps two buckets, and decides by an estimate, which `estimate` follows.
+The engine holds the counts, and `core.limits.algorithms` decides by them, as in a node. Fixed windows are those of the
+package `limits`. Sliding windows are counted by a Lua script where the engine runs scripts (Redis, Valkey); on
+Memcached `limits` keeps two buckets and decides by an estimate, which `estimate()` reproduces.
+
+A hit on several rules isn't atomic: all are read first, and then counted one after the other.
 """
 
+import asyncio
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from operator import methodcaller
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
+from ..client.operations import Operation
 from ..core.limits import algorithms
 from ..core.limits.algorithms import Algorithm, LimitState, Rule, RuleDecision
 from . import scripts
+from .engines import EngineClient
 
 ROUNDING = 0.5  # seconds by which a time to live in whole seconds may be too short
-GRAIN = 0.001  # seconds: the clock of these storages
+CLOCK_RESOLUTION = 0.001  # seconds, of the engines
 
-T = TypeVar("T")
-Step: TypeAlias = Callable[[Any], Any]  # called with a storage; what it returns is awaited by the asyncio face
-Steps: TypeAlias = Generator[Step, Any, T]
+
+class CallEngine(NamedTuple):
+    """Calls a function with the storage of the package `limits`. The result is its own; raises what its driver does."""
+
+    call: Callable[[Any], Any]  # an asyncio storage is given back an awaitable
+
+    def run(self, client: EngineClient) -> Any:
+        return self.call(client.storage)
+
+    async def arun(self, client: EngineClient) -> Any:
+        async with asyncio.timeout(client.deadline):  # some pools open several connections one after the other
+            return await self.call(client.storage)
 
 
 class Counter(NamedTuple):
-    """A rule as it is counted in a storage, the name under which it is, and whether by a script of ours."""
+    """A rule as the engine counts it, the name of its counter, and whether a Lua script can count it."""
 
     rule: Rule
     name: str
     scripted: bool
 
 
-class Kept(NamedTuple):
-    """A state of `core.limiter`, and the time."""
+class Count(NamedTuple):
+    """A state of `core.limits.algorithms`, and the time."""
 
     state: LimitState | None
     now: float
@@ -47,76 +61,93 @@ class Buckets(NamedTuple):
 
 
 Counters: TypeAlias = list[Counter]
-Known: TypeAlias = Kept | Buckets
+Reading: TypeAlias = Count | Buckets
 
 
-def hit(counters: Counters, cost: int) -> Steps[list[RuleDecision]]:
-    known = yield from _look(counters)
-    decisions = _decide_all(counters, known, cost)
+def hit(counters: Counters, cost: int) -> Operation[list[RuleDecision]]:
+    """Counts a hit of `cost` (0 counts nothing) against all rules or none. One decision for each rule."""
+    readings = yield from _read_all(counters)
+    decisions = _decide_all(counters, readings, cost)
     if not cost or not all(decision.allowed for decision in decisions):
         return decisions
     for i, counter in enumerate(counters):
-        counted, known[i] = yield from _count(counter, known[i], cost)
+        counted, readings[i] = yield from _count(counter, readings[i], cost)
         if not counted:
             for earlier in counters[:i]:
-                yield _give_back(earlier, cost)
+                yield _refund(earlier, cost)
             break
-    return _decide_all(counters, known, cost)
+    return _decide_all(counters, readings, cost)
 
 
-def peek(counters: Counters, cost: int) -> Steps[list[RuleDecision]]:
-    known = yield from _look(counters)
-    return [
-        _decide(counter.rule, one, 0) if decision.allowed else decision
-        for counter, one, decision in zip(counters, known, _decide_all(counters, known, cost), strict=True)
-    ]
+def peek(counters: Counters, cost: int) -> Operation[list[RuleDecision]]:
+    """The decisions that a hit would get now; `remaining` and `reset_after` are those before it."""
+    readings = yield from _read_all(counters)
+    return _without_hit(counters, readings, _decide_all(counters, readings, cost))
 
 
-def refund(counters: Counters, cost: int, ago: float) -> Steps[None]:
+def refund(counters: Counters, cost: int, ago: float = 0.0) -> Operation[None]:
+    """Takes back a hit of `cost` that was counted `ago` seconds before, as far as it still counts."""
     for counter in counters:
-        yield _give_back(counter, cost, ago)
+        yield _refund(counter, cost, ago)
 
 
-def reset(counters: Counters) -> Steps[bool]:
-    """Whether anything was counted, of what the storage still had when it was asked."""
-    known = yield from _look(counters)
+def reset(counters: Counters) -> Operation[bool]:
+    """Forgets all hits. Whether there were any."""
+    readings = yield from _read_all(counters)
     for counter in counters:
         if counter.rule.algorithm is Algorithm.FIXED_WINDOW:
-            yield methodcaller("clear", counter.name)
+            yield _call("clear", counter.name)
         elif counter.scripted:
-            yield _clear(counter)
+            yield _delete(counter)
         else:
-            yield methodcaller("clear_sliding_window", counter.name, seconds_of(counter.rule))
-    return any(_is_counted(one) for one in known)
+            yield _call("clear_sliding_window", counter.name, seconds_of(counter.rule))
+    return any(_has_hits(reading) for reading in readings)
 
 
-def _is_counted(known: Known) -> bool:
-    if isinstance(known, Buckets):
-        return bool(known.previous or known.current)
-    return known.state is not None and bool(known.state[4] or known.state[5])
+def counted_rule(rule: Rule) -> Rule:
+    """The rule that an engine counts in the place of `rule`: it has no token buckets and no fractions of a second."""
+    algorithm = Algorithm.FIXED_WINDOW if rule.algorithm is Algorithm.FIXED_WINDOW else Algorithm.SLIDING_WINDOW
+    return Rule(algorithm, rule.limit, float(math.ceil(rule.period)))
 
 
-def _decide_all(counters: Counters, known: list[Known], cost: int) -> list[RuleDecision]:
-    """As `algorithms.decide_all`: a rule that would allow what another denies shows what remains without this hit."""
-    rules = [counter.rule for counter in counters]
-    decisions = [_decide(rule, one, cost) for rule, one in zip(rules, known, strict=True)]
+def seconds_of(rule: Rule) -> int:
+    return int(rule.period)
+
+
+# -- decisions ------------------------------------------------------------------------------------------------------
+
+
+def _has_hits(reading: Reading) -> bool:
+    if isinstance(reading, Buckets):
+        return bool(reading.previous or reading.current)
+    return reading.state is not None and bool(reading.state[4] or reading.state[5])
+
+
+def _decide_all(counters: Counters, readings: list[Reading], cost: int) -> list[RuleDecision]:
+    """One decision for each rule. If any denies, the others show what remains without this hit, as those of
+    `algorithms.decide_all()` do."""
+    decisions = [_decide(counter.rule, one, cost) for counter, one in zip(counters, readings, strict=True)]
     if all(decision.allowed for decision in decisions):
         return decisions
+    return _without_hit(counters, readings, decisions)
+
+
+def _without_hit(counters: Counters, readings: list[Reading], decisions: list[RuleDecision]) -> list[RuleDecision]:
     return [
-        _decide(rule, one, 0) if decision.allowed else decision
-        for rule, one, decision in zip(rules, known, decisions, strict=True)
+        _decide(counter.rule, reading, 0) if decision.allowed else decision
+        for counter, reading, decision in zip(counters, readings, decisions, strict=True)
     ]
 
 
-def _decide(rule: Rule, known: Known, cost: int) -> RuleDecision:
-    if isinstance(known, Kept):
-        return algorithms.decide(rule, known.state, cost, known.now)[0]
-    return estimate(rule, known, cost) if rule.limit else algorithms.decide(rule, None, cost, 0.0)[0]
+def _decide(rule: Rule, reading: Reading, cost: int) -> RuleDecision:
+    if isinstance(reading, Count):
+        return algorithms.decide(rule, reading.state, cost, reading.now)[0]
+    return estimate(rule, reading, cost) if rule.limit else algorithms.decide(rule, None, cost, 0.0)[0]
 
 
 def estimate(rule: Rule, buckets: Buckets, cost: int) -> RuleDecision:
-    """What the storages of `limits` decide of a sliding window: the previous bucket counts by the share of it that the
-    window still covers, rounded down."""
+    """The decision of the storages of `limits` on a sliding window: the previous bucket counts by the share of it that
+    the window still covers, rounded down."""
     start, previous, current = buckets
     limit, period, elapsed = rule.limit, rule.period, -start
     if elapsed >= period:
@@ -125,116 +156,128 @@ def estimate(rule: Rule, buckets: Buckets, cost: int) -> RuleDecision:
         elapsed, previous = 0.0, 0
     room = max(limit - current - math.floor(previous * (1.0 - elapsed / period)), 0)
     if cost <= room:
-        reset = 2 * period - elapsed if current or cost else period - elapsed if previous else 0.0
+        reset = 0.0
+        if current or cost:
+            reset = 2 * period - elapsed
+        elif previous:
+            reset = period - elapsed
         return RuleDecision(True, limit, room - cost, reset, 0.0)
     reset = 2 * period - elapsed if current else period - elapsed
     spare = limit - cost
     if spare < 0:
         retry = period
     elif current <= spare:
-        # Passes within this bucket, once less than a hit more than what the current one spares is left of the previous.
-        retry = period * (1.0 - (spare - current + 1) / previous) - elapsed + GRAIN
+        # Passes within this bucket, once the share of the previous one leaves room for the cost.
+        retry = period * (1.0 - (spare - current + 1) / previous) - elapsed + CLOCK_RESOLUTION
     else:
-        # Passes within the next bucket only, where this one is the previous.
-        retry = period * (1.0 + max(1.0 - (spare + 1) / current, 0.0)) - elapsed + GRAIN
+        # Passes within the next bucket, in which the current one is the previous one.
+        retry = period * (1.0 + max(1.0 - (spare + 1) / current, 0.0)) - elapsed + CLOCK_RESOLUTION
     return RuleDecision(False, limit, room, reset, retry)
 
 
-def _look(counters: Counters) -> Steps[list[Known]]:
-    known: list[Known] = []
+# -- exchanges with the engine --------------------------------------------------------------------------------------
+
+
+def _read_all(counters: Counters) -> Operation[list[Reading]]:
+    readings: list[Reading] = []
     for counter in counters:
-        rule, name, scripted = counter
-        seconds = seconds_of(rule)
-        if rule.algorithm is Algorithm.FIXED_WINDOW:
-            used = yield methodcaller("get", name)
-            left = (yield methodcaller("get_expiry", name)) - time.time() + ROUNDING if used else 0.0
-            known.append(_window(min(max(left, ROUNDING), seconds), used) if used else Kept(None, 0.0))
-        elif scripted:
-            known.append(_kept((yield _run_sliding(counter, 0))))
-        else:
-            previous, previous_left, current, current_left = yield methodcaller("get_sliding_window", name, seconds)
-            elapsed = 2 * seconds - current_left if current_left else seconds - previous_left if previous_left else 0
-            known.append(Buckets(-max(elapsed, 0.0), previous, current))
-    return known
+        readings.append((yield from _read(counter)))
+    return readings
 
 
-def _window(end: float, used: int) -> Kept:
-    """A fixed window, on a clock that reads 0 now."""
-    return Kept((end, 0.0, 0.0, 0.0, 0.0, used), 0.0)
-
-
-def _kept(answer: list[Any]) -> Kept:
-    """What `scripts.SLIDING_WINDOW` answers."""
-    now, state = float(answer[1]), [float(number) for number in answer[2:]]
-    if not state:
-        return Kept(None, now)
-    until, base, even, edge, previous, current = state
-    return Kept((until, base, even, edge, previous, int(current)), now)
-
-
-def _count(counter: Counter, known: Known, cost: int) -> Steps[tuple[bool, Known]]:
-    """Counts a hit, and returns what it came upon. It isn't counted if others were faster: then nothing is left."""
+def _read(counter: Counter) -> Operation[Reading]:
     rule, name, scripted = counter
-    if isinstance(known, Buckets):
-        counted = yield methodcaller("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)
-        return counted, known if counted else known._replace(current=rule.limit)
+    seconds = seconds_of(rule)
+    if rule.algorithm is Algorithm.FIXED_WINDOW:
+        used = yield _call("get", name)
+        if not used:
+            return Count(None, 0.0)
+        left = (yield _call("get_expiry", name)) - time.time() + ROUNDING
+        return _window(min(max(left, ROUNDING), seconds), used)
+    if scripted:
+        return _parse_count((yield _run_script(counter, 0)))
+    previous, previous_left, current, current_left = yield _call("get_sliding_window", name, seconds)
+    elapsed = 0.0
+    if current_left:
+        elapsed = 2 * seconds - current_left
+    elif previous_left:
+        elapsed = seconds - previous_left
+    return Buckets(-max(elapsed, 0.0), previous, current)
+
+
+def _window(end: float, used: int) -> Count:
+    """A fixed window, on a clock that reads 0 now."""
+    return Count((end, 0.0, 0.0, 0.0, 0.0, used), 0.0)
+
+
+def _parse_count(reply: list[Any]) -> Count:
+    """Parses the reply of `scripts.SLIDING_WINDOW`."""
+    now, state = float(reply[1]), [float(number) for number in reply[2:]]
+    if not state:
+        return Count(None, now)
+    until, base, even, edge, previous, current = state
+    return Count((until, base, even, edge, previous, int(current)), now)
+
+
+def _count(counter: Counter, reading: Reading, cost: int) -> Operation[tuple[bool, Reading]]:
+    """Counts a hit. Returns whether it was counted, and what the engine had counted before it: the whole limit, if hits
+    of others came first and this one wasn't counted."""
+    rule, name, scripted = counter
+    if isinstance(reading, Buckets):
+        counted = yield _call("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)
+        return counted, reading if counted else reading._replace(current=rule.limit)
     if scripted and rule.algorithm is not Algorithm.FIXED_WINDOW:
-        answer = yield _run_sliding(counter, cost)
-        return bool(answer[0]), _kept(answer)
-    end = known.state[0] if known.state is not None else rule.period
-    used = yield methodcaller("incr", name, seconds_of(rule), cost)
+        reply = yield _run_script(counter, cost)
+        return bool(reply[0]), _parse_count(reply)
+    end = reading.state[0] if reading.state is not None else rule.period
+    used = yield _call("incr", name, seconds_of(rule), cost)
     if used <= rule.limit:
         return True, _window(end, used - cost)
-    yield _give_back(counter, cost)
+    yield _refund(counter, cost)
     return False, _window(end, rule.limit)
 
 
-# The steps below do what `limits` hasn't, with its clients. The asynchronous ones stand behind a bridge.
+def _call(method: str, *args: Any) -> CallEngine:
+    return CallEngine(methodcaller(method, *args))
 
 
-def _run_sliding(counter: Counter, cost: int) -> Step:
+# `limits` lacks the exchanges below, so they use its clients, which asyncio storages have behind a bridge.
+
+
+def _run_script(counter: Counter, cost: int) -> CallEngine:
     rule, name, _ = counter
 
-    def sliding_window(storage: Any) -> Any:
-        behind = getattr(storage, "bridge", storage)
-        # By the script's digest; the client sends its text where the engine doesn't know it.
-        if (script := vars(behind).get("clusterstate_script")) is None:
-            script = behind.clusterstate_script = behind.get_connection().register_script(scripts.SLIDING_WINDOW)
-        return script(keys=[behind.prefixed_key(name)], args=[rule.limit, rule.period, cost])
+    def run_script(storage: Any) -> Any:
+        bridge = getattr(storage, "bridge", storage)
+        # Called by its digest; the client sends its text if the engine doesn't know it.
+        script = vars(bridge).get("clusterstate_script")
+        if script is None:
+            script = bridge.clusterstate_script = bridge.get_connection().register_script(scripts.SLIDING_WINDOW)
+        return script(keys=[bridge.prefixed_key(name)], args=[rule.limit, rule.period, cost])
 
-    return sliding_window
-
-
-def _clear(counter: Counter) -> Step:
-    def clear(storage: Any) -> Any:
-        behind = getattr(storage, "bridge", storage)
-        return behind.get_connection().delete(behind.prefixed_key(counter.name))
-
-    return clear
+    return CallEngine(run_script)
 
 
-def _give_back(counter: Counter, cost: int, ago: float = 0.0) -> Step:
+def _delete(counter: Counter) -> CallEngine:
+    def delete(storage: Any) -> Any:
+        bridge = getattr(storage, "bridge", storage)
+        return bridge.get_connection().delete(bridge.prefixed_key(counter.name))
+
+    return CallEngine(delete)
+
+
+def _refund(counter: Counter, cost: int, ago: float = 0.0) -> CallEngine:
     rule, name, scripted = counter
     sliding = rule.algorithm is not Algorithm.FIXED_WINDOW
 
-    def give_back(storage: Any) -> Any:
-        behind = getattr(storage, "bridge", storage)
+    def refund(storage: Any) -> Any:
+        bridge = getattr(storage, "bridge", storage)
         if scripted:
-            client, key = behind.get_connection(), behind.prefixed_key(name)
+            client, key = bridge.get_connection(), bridge.prefixed_key(name)
             if sliding:
-                return client.eval(scripts.GIVE_BACK_SLIDING, 1, key, cost, rule.limit, rule.period, ago)
-            return client.eval(scripts.GIVE_BACK, 1, key, cost)
+                return client.eval(scripts.REFUND_SLIDING_WINDOW, 1, key, cost, rule.limit, rule.period, ago)
+            return client.eval(scripts.REFUND_FIXED_WINDOW, 1, key, cost)
         key = storage.sliding_window_keys(name, seconds_of(rule), time.time())[1] if sliding else name
-        return (storage.storage if behind is storage else behind).decr(key, cost)
+        return (storage.storage if bridge is storage else bridge).decr(key, cost)
 
-    return give_back
-
-
-def as_counted(rule: Rule) -> Rule:
-    """There are no token buckets, and no fractions of a second, in these storages."""
-    algorithm = Algorithm.FIXED_WINDOW if rule.algorithm is Algorithm.FIXED_WINDOW else Algorithm.SLIDING_WINDOW
-    return Rule(algorithm, rule.limit, float(math.ceil(rule.period)))
-
-
-def seconds_of(rule: Rule) -> int:
-    return int(rule.period)
+    return CallEngine(refund)

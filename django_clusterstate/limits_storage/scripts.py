@@ -1,19 +1,19 @@
-"""What runs inside Redis and Valkey, as Lua: each script is atomic."""
+"""Lua scripts for Redis and Valkey. Each runs atomically."""
 
 from typing import Final
 
 from ..core.limits.algorithms import TOLERANCE
 
-# What was counted and is still there, never more: below zero would be a credit.
-GIVE_BACK: Final = """
-local given = math.min(tonumber(redis.call('get', KEYS[1]) or 0), tonumber(ARGV[1]))
-if given > 0 then redis.call('decrby', KEYS[1], given) end
+# Takes back at most what is counted: a counter below zero would be a credit.
+REFUND_FIXED_WINDOW: Final = """
+local refunded = math.min(tonumber(redis.call('get', KEYS[1]) or 0), tonumber(ARGV[1]))
+if refunded > 0 then redis.call('decrby', KEYS[1], refunded) end
 """
 
-# As `core.limiter` decides of a sliding window, to the last bit, and with the same state; its comments say why.
-# Instants are on the clock of the engine, from the second in which the state was made: doubles tell microseconds apart
-# there. Counts a hit of the cost (0 only looks), and answers with whether it was counted, the time, and the state that
-# it came upon, if there was one.
+# Decides as the sliding window of `core.limits.algorithms` does, to the last bit and with the same state; its comments
+# say why. Times are those of the engine's clock since the second in which the state was made, so that a double resolves
+# microseconds. Counts a hit of the cost (0 counts nothing), and replies with whether it was counted, the time, and the
+# state before it, if there was one.
 SLIDING_WINDOW: Final = """
 local limit, period, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('time')
@@ -48,8 +48,8 @@ answer[1] = 1
 return answer
 """.replace("TOLERANCE", repr(TOLERANCE))
 
-# As `core.limiter` gives back a hit that counted `ago` seconds before.
-GIVE_BACK_SLIDING: Final = """
+# Takes back a hit that was counted `ago` seconds before, as `core.limits.algorithms` does.
+REFUND_SLIDING_WINDOW: Final = """
 local cost, limit, period, ago = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('time')
 local kept = redis.call('hmget', KEYS[1], 'zero', 'base', 'edge', 'previous', 'current')
@@ -59,8 +59,8 @@ local base, edge, previous, current = tonumber(kept[2]), tonumber(kept[3]), tonu
 if previous > 0 and (current == 0 or at <= edge - period + TOLERANCE) then
     previous = math.max(previous - cost, 0)
 else
-    local given = math.min(cost, current)
-    base, current = base + math.min(given * period / limit, ago), current - given
+    local refunded = math.min(cost, current)
+    base, current = base + math.min(refunded * period / limit, ago), current - refunded
 end
 redis.call('hset', KEYS[1], 'base', string.format('%.17g', base), 'previous', string.format('%.17g', previous),
     'current', string.format('%.17g', current))

@@ -1,4 +1,4 @@
-"""The two faces of a storage, which carry out what `steps` asks."""
+"""Runs operations on the engine of LIMITS_STORAGE, by a blocking client or by asyncio clients."""
 
 import asyncio
 import hashlib
@@ -7,25 +7,29 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from os import getpid
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 
 from ..client.forks import PerProcess
 from ..client.loops import PerLoop
-from ..core.limits.algorithms import Algorithm, Rule, RuleDecision
-from ..exceptions import Unavailable, raised_by_signal
-from . import operations
-from .engines import MAX_AT_ONCE, Engine, close_storage, make_storage
-from .operations import Counter, Counters, Steps, T
+from ..client.operations import Operation, arun, run
+from ..core.limits.algorithms import Algorithm, Rule
+from ..exceptions import ConnectionLost, raised_by_signal
+from .engines import MAX_AT_ONCE, Engine, EngineClient, connect, disconnect
+from .operations import Counter, counted_rule, seconds_of
 
-MEMCACHED_MAX_TTL = 30 * 86400  # what is longer, Memcached takes for a date, long past
+MEMCACHED_MAX_TTL = 30 * 86400  # Memcached takes a longer one for a date, long past
+
+T = TypeVar("T")
+StorageOperation = Callable[..., Operation[T]]  # of `operations`, called with the counters and further arguments
 
 logger = logging.getLogger("django_clusterstate.client")
 
 
-class _Face(PerProcess):
-    """What both faces share. `cluster` keeps the counters of several apart, `deadline` is seconds for an exchange."""
+class _Storage(PerProcess):
+    """What both storages share. `cluster` keeps the counters of several clusters apart, `deadline` is seconds for an
+    exchange with the engine."""
 
     def __init__(self, uri: str, cluster: str, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = Engine(uri)
@@ -40,155 +44,109 @@ class _Face(PerProcess):
         """The scheme of the URI, such as "redis"."""
         return self._engine.scheme
 
-    def _counters(self, key: bytes, rules: Sequence[Rule]) -> Counters:
+    def _counters(self, key: bytes, rules: Sequence[Rule]) -> list[Counter]:
         """Raises `ImproperlyConfigured` for a period that the engine can't keep."""
-        whole = hashlib.blake2b(key, digest_size=16).hexdigest()  # Memcached's keys are short and have no spaces
+        hashed = hashlib.blake2b(key, digest_size=16).hexdigest()  # Memcached's keys are short and have no spaces
         counters = []
         for given in rules:
-            rule = operations.as_counted(given)
-            seconds = operations.seconds_of(rule)
-            kept = seconds if rule.algorithm is Algorithm.FIXED_WINDOW else 2 * seconds
-            if self.name == "memcached" and kept > MEMCACHED_MAX_TTL:
+            rule = counted_rule(given)
+            seconds = seconds_of(rule)
+            ttl = seconds if rule.algorithm is Algorithm.FIXED_WINDOW else 2 * seconds
+            if self.name == "memcached" and ttl > MEMCACHED_MAX_TTL:
                 raise ImproperlyConfigured(
-                    f"Memcached can't keep a limit of {rule.limit} in {seconds} s: there the period is 30 days at "
-                    "most, and 15 if it isn't a fixed window."
+                    f"Memcached can't keep a limit of {rule.limit} in {seconds} s; its period can be at most 30 days "
+                    "in a fixed window, and at most 15 days with another algorithm."
                 )
-            name = f"clusterstate/{self._cluster}/{whole}/{given.algorithm}/{rule.limit}/{seconds}"
+            name = f"clusterstate/{self._cluster}/{hashed}/{given.algorithm}/{rule.limit}/{seconds}"
             counters.append(Counter(rule, name, scripted=self.name != "memcached"))
         return counters
 
-    def _check(self) -> float:
-        """The time. Raises `Unavailable` while the breaker is open."""
+    def _check_breaker(self) -> float:
+        """The time. Raises `CircuitOpen` while the circuit breaker is open."""
         now = self._clock()
         if self._engine.failures:
             self._engine.check(now)
         return now
 
-    def _answered(self) -> None:
+    def _succeeded(self) -> None:
         if self._engine.failures and self._engine.answered():
-            logger.info("%s answers again", self._engine)
+            logger.info("%s answers again; circuit breaker closed", self._engine)
 
-    def _failed(self, error: Exception, now: float) -> Unavailable:
+    def _failed(self, error: Exception, now: float) -> ConnectionLost:
         # The kind of the error only: its text may be that of a driver that quotes the URI.
-        failure = Unavailable(f"{self._engine}: {type(error).__name__}")
+        failure = ConnectionLost(f"{self._engine}: {type(error).__name__}")
         if self._engine.failed(now):
-            logger.warning("%s; it is left alone until it answers again", failure)
+            logger.warning("%s; circuit breaker opened, ON_UNAVAILABLE decides until it answers again", failure)
         return failure
 
 
-class LimitsStorage(_Face):
-    """The blocking face. Safe to share between threads, and to use after a fork.
-
-    All methods raise `Unavailable` when the engine doesn't answer in time, or has failed to again and again. Counting
-    against several rules isn't atomic: they are looked at first, and then counted one after the other.
-    """
+class LimitsStorage(_Storage):
+    """The blocking storage. Safe to share between threads, and to use after a fork."""
 
     def __init__(self, uri: str, cluster: str, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(uri, cluster, deadline, clock)
-        self._storage: Any = None
+        self._client: EngineClient | None = None
 
-    def hit(self, key: bytes, rules: Sequence[Rule], cost: int) -> list[RuleDecision]:
-        """Counts a hit of `cost` (0 only looks) against all rules or none. One decision for each rule."""
-        return self._run(operations.hit(self._counters(key, rules), cost))
+    def run(self, operation: StorageOperation[T], key: bytes, rules: Sequence[Rule], *args: Any) -> T:
+        """Runs an operation of `operations` on the counters of a key, with further arguments.
 
-    def peek(self, key: bytes, rules: Sequence[Rule], cost: int) -> list[RuleDecision]:
-        """What a hit would be answered now; `remaining` and `reset_after` are those without it."""
-        return self._run(operations.peek(self._counters(key, rules), cost))
-
-    def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float = 0.0) -> None:
-        """Gives back a hit of `cost` that was counted `ago` seconds before, or what is left of it. Nothing where its
-        window has ended."""
-        self._run(operations.refund(self._counters(key, rules), cost, ago))
-
-    def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
-        """Forgets all hits of a key under these rules. Whether there were any."""
-        return self._run(operations.reset(self._counters(key, rules)))
+        Raises `Unavailable` when the engine doesn't answer in time, or its circuit breaker is open;
+        `ImproperlyConfigured` for a period that the engine can't keep.
+        """
+        if getpid() != self.pid:
+            self.reset_after_fork()
+        counters, now = self._counters(key, rules), self._check_breaker()
+        try:
+            client = self._client
+            if client is None:
+                client = self._client = connect(self._uri, self.name, self._deadline)
+            result = run(operation(counters, *args), client)
+        except Exception as error:  # whatever a driver raises, and there are several
+            if raised_by_signal(error):
+                self.close()  # its connection may be in the middle of a reply
+                raise
+            failure = self._failed(error, now)
+            if self._engine.is_open:
+                self.close()  # valkey-py (6.2) never finds a cluster again that was gone as a whole
+            raise failure from error
+        self._succeeded()
+        return result
 
     def close(self) -> None:
         """Closes all idle connections; the storage can be used again."""
         if getpid() != self.pid:
             self.reset_after_fork()
-        storage, self._storage = self._storage, None
-        if storage is not None:
+        client, self._client = self._client, None
+        if client is not None:
             with suppress(Exception):  # it may be broken
-                storage.storage.close()
+                client.storage.storage.close()
 
     def _reset(self) -> None:
-        self._inherited = self._storage  # kept, since a client that is freed may say something to the engine
-        self._storage = None
-
-    def _run(self, under_way: Steps[T]) -> T:
-        if getpid() != self.pid:
-            self.reset_after_fork()
-        now = self._check()
-        try:
-            storage = self._storage
-            if storage is None:
-                storage = self._storage = make_storage(self._uri, self.name, self._deadline)
-            result = None
-            while True:
-                result = under_way.send(result)(storage)
-        except StopIteration as done:
-            self._answered()
-            answer: T = done.value
-            return answer
-        except Exception as error:  # whatever a driver raises, and there are several
-            if raised_by_signal(error):
-                self.close()  # its connection may be in the middle of an answer
-                raise
-            failure = self._failed(error, now)
-            if self._engine.is_open:
-                # Made anew for the next try: valkey-py (6.2) never finds a cluster again that was gone as a whole.
-                self.close()
-            raise failure from error
+        self._inherited = self._client  # kept, since a client that is freed may write to the engine
+        self._client = None
 
 
-class AsyncLimitsStorage(_Face):
-    """The asyncio face; one for all event loops of a process. Its methods are those of `LimitsStorage`."""
+class AsyncLimitsStorage(_Storage):
+    """The asyncio storage, one for all event loops of a process."""
 
     def __init__(self, uri: str, cluster: str, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(uri, cluster, deadline, clock)
-        self._loops = PerLoop(_LoopStorage, _LoopStorage.disconnect)
+        self._loops = PerLoop(_LoopClient, _LoopClient.disconnect)
 
-    async def hit(self, key: bytes, rules: Sequence[Rule], cost: int) -> list[RuleDecision]:
-        """As `LimitsStorage.hit`."""
-        return await self._run(operations.hit(self._counters(key, rules), cost))
-
-    async def peek(self, key: bytes, rules: Sequence[Rule], cost: int) -> list[RuleDecision]:
-        """As `LimitsStorage.peek`."""
-        return await self._run(operations.peek(self._counters(key, rules), cost))
-
-    async def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float = 0.0) -> None:
-        """As `LimitsStorage.refund`."""
-        await self._run(operations.refund(self._counters(key, rules), cost, ago))
-
-    async def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
-        """As `LimitsStorage.reset`."""
-        return await self._run(operations.reset(self._counters(key, rules)))
-
-    def _reset(self) -> None:
-        self._inherited = self._loops  # kept, since a client that is freed may say something to the engine
-        self._loops = PerLoop(_LoopStorage, _LoopStorage.disconnect)
-
-    async def _run(self, under_way: Steps[T]) -> T:
+    async def run(self, operation: StorageOperation[T], key: bytes, rules: Sequence[Rule], *args: Any) -> T:
+        """Asynchronous `LimitsStorage.run()`."""
         if getpid() != self.pid:
             self.reset_after_fork()
+        counters = self._counters(key, rules)
         mine = self._loops.get(asyncio.get_running_loop()) or await self._loops.start()
         async with mine.turns:
-            now = self._check()
+            now = self._check_breaker()
             try:
-                storage = mine.storage
-                if storage is None:
-                    storage = mine.storage = make_storage(f"async+{self._uri}", self.name, self._deadline)
-                result = None
-                while True:
-                    async with asyncio.timeout(self._deadline):  # some pools connect one after the other
-                        result = await under_way.send(result)(storage)
-            except StopIteration as done:
-                self._answered()
-                answer: T = done.value
-                return answer
-            except Exception as error:  # as above
+                client = mine.client
+                if client is None:
+                    client = mine.client = connect(f"async+{self._uri}", self.name, self._deadline)
+                result = await arun(operation(counters, *args), client)
+            except Exception as error:  # whatever a driver raises, and there are several
                 if raised_by_signal(error):
                     await mine.disconnect()
                     raise
@@ -196,17 +154,23 @@ class AsyncLimitsStorage(_Face):
                 if self._engine.is_open:
                     await mine.disconnect()
                 raise failure from error
+            self._succeeded()
+            return result
+
+    def _reset(self) -> None:
+        self._inherited = self._loops  # kept, since a client that is freed may write to the engine
+        self._loops = PerLoop(_LoopClient, _LoopClient.disconnect)
 
 
-class _LoopStorage:
-    """The storage of one event loop, made when it is first needed, and its turns."""
+class _LoopClient:
+    """The client of one event loop, made when it is first needed, and a semaphore for its operations."""
 
     def __init__(self) -> None:
-        self.storage: Any = None
+        self.client: EngineClient | None = None
         self.turns = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def disconnect(self) -> None:
-        storage, self.storage = self.storage, None
-        if storage is not None:
+        client, self.client = self.client, None
+        if client is not None:
             with suppress(Exception):  # it may be broken
-                await close_storage(storage)
+                await disconnect(client)

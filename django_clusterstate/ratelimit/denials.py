@@ -1,71 +1,78 @@
-"""What a requester remembers of denials, so that a flood on a denied key costs no round trips. Pure.
+"""Denials that a process caches, so that a flood of hits on a denied key makes no round trips.
 
-A denial that names the seconds until the same cost may pass holds for that long whatever others do, since their hits
-only add to the count; a property test shows it of each algorithm. What would end it sooner is a reset or a refund by
-another process, so it is remembered for MAX_AGE at most.
+A denial holds for its `retry_after` whatever others do, since their hits only add to the count; a property test shows
+it for each algorithm. Only a reset or a refund by another process ends it sooner, so it is cached for MAX_AGE at most.
 """
 
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from os import getpid
+
+from ..client.forks import PerProcess
+from .limits import Decision, Limit
 
 MAX_AGE = 1.0  # seconds
 MAX_ENTRIES = 4096
 
-D = TypeVar("D")
+
+@dataclass(slots=True)
+class _Entry:
+    """`cost`: of the denied hit. `since`, `until`: when it was sent, and how long it holds. `count`: hits denied from
+    this entry that the owner hasn't been sent yet."""
+
+    denial: Decision
+    limit: Limit
+    cost: int
+    since: float
+    until: float
+    count: int = 0
 
 
-class Denial(Generic[D]):
-    """An answer that holds until `until`, and how often it was given from memory, which the owner doesn't know yet."""
-
-    __slots__ = ("answer", "answered", "asked", "cost", "limit", "until")
-
-    def __init__(self, answer: D, limit: object, cost: int, asked: float, until: float) -> None:
-        self.answer = answer
-        self.limit = limit
-        self.cost = cost
-        self.asked = asked
-        self.until = until
-        self.answered = 0
-
-
-class Denials(Generic[D]):
-    """The last denial of each key. `limit` is compared, never looked into."""
-
-    __slots__ = ("_known",)
+class DenialCache(PerProcess):
+    """The last denial of each key. Times are monotonic seconds. A forked child starts with an empty cache, since the
+    parent reports what it has denied."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, Denial[D]] = OrderedDict()  # oldest first
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # oldest first
+        super().__init__()
 
-    def find(self, key: bytes, limit: object, cost: int, now: float) -> tuple[D, float] | None:
-        """The answer that still holds for a hit of `cost`, and its age in seconds."""
-        found = self._known.get(key)
-        if found is None or now >= found.until or cost < found.cost:
+    def _reset(self) -> None:
+        self._entries.clear()
+
+    def get(self, key: bytes, limit: Limit, cost: int, now: float) -> Decision | None:
+        """The denial of a hit of `cost`, with the times that are left of it; None if no cached one covers the hit."""
+        entry = self._entries.get(key)
+        if entry is None or now >= entry.until or cost < entry.cost:
             return None
-        if found.limit is not limit and found.limit != limit:
+        if entry.limit is not limit and entry.limit != limit:
             return None
-        found.answered += 1
-        return found.answer, now - found.asked
+        entry.count += 1
+        denial, age = entry.denial, now - entry.since
+        reset_after = denial.reset_after - age
+        return Decision(
+            False, denial.limit, denial.period, denial.remaining,
+            reset_after if reset_after > 0 else 0.0, denial.retry_after - age, denial.owner,
+        )  # fmt: skip
 
-    def note(self, key: bytes, limit: object, cost: int, answer: D, retry_after: float, asked: float) -> None:
-        """Remembers an answer to a hit of `cost`. `asked`: when it was asked for; the owner decided after that."""
-        self._known.pop(key, None)
-        self._known[key] = Denial(answer, limit, cost, asked, asked + min(retry_after, MAX_AGE))
-        if len(self._known) > MAX_ENTRIES:
-            self._known.popitem(last=False)
+    def add(self, key: bytes, limit: Limit, cost: int, denial: Decision, since: float) -> None:
+        """Caches the denial of a hit of `cost` that was sent at `since`, before the owner decided."""
+        self._entries.pop(key, None)
+        self._entries[key] = _Entry(denial, limit, cost, since, since + min(denial.retry_after, MAX_AGE))
+        if len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
 
-    def take_answered(self, key: bytes) -> int:
-        """How many hits on the key were answered from memory since this was last asked: the owner is to be told."""
-        found = self._known.get(key)
-        if found is None:
+    def take_count(self, key: bytes) -> int:
+        """How many hits on the key were denied from the cache since the last call. The next hit reports it."""
+        if getpid() != self.pid:
+            self.reset_after_fork()
+        entry = self._entries.get(key)
+        if entry is None:
             return 0
-        answered, found.answered = found.answered, 0
-        return answered
+        count, entry.count = entry.count, 0
+        return count
 
-    def forget(self, key: bytes) -> None:
-        self._known.pop(key, None)
-
-    def clear(self) -> None:
-        self._known.clear()
+    def drop(self, key: bytes) -> None:
+        self._entries.pop(key, None)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)

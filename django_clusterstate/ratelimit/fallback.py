@@ -1,4 +1,4 @@
-"""What answers a hit that nobody else can: the policy of its limit, or what this process counts."""
+"""Decisions without a node: by the policy ON_UNAVAILABLE, or by counters of this process."""
 
 import threading
 import time
@@ -10,17 +10,18 @@ from ..client.forks import PerProcess
 from ..core.limits import algorithms
 from ..core.limits.algorithms import Rule
 from ..core.limits.store import LimitStore
-from .limits import Decision, Limit, binding
+from .limits import Decision, Limit, strictest_decision
 
-PROCESS_MAX_BYTES = 8 * 1024 * 1024  # for what a process counts by itself
+PROCESS_MAX_BYTES = 8 * 1024 * 1024  # of counters in this process
 
 
-def policy_of(limit: Limit) -> str:
+def effective_policy(limit: Limit) -> str:
     return limit.on_unavailable or runtime.get_settings().on_unavailable
 
 
-class ProcessLimits(PerProcess):
-    """What this process counts by itself while no node answers. Forgotten when the process ends."""
+class ProcessLimiter(PerProcess):
+    """Counts in this process's memory while no node can be reached. Safe to share between threads; a forked child
+    starts with empty counters."""
 
     def __init__(self) -> None:
         self._reset()
@@ -29,11 +30,12 @@ class ProcessLimits(PerProcess):
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._store = LimitStore(PROCESS_MAX_BYTES)
-        self._told = 0  # evictions
+        self._reported_evictions = 0
 
     def decide(
         self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True
     ) -> list[algorithms.RuleDecision]:
+        """One decision for each rule; the hit is counted if all allow it and `counts` is true."""
         if getpid() != self.pid:
             self.reset_after_fork()
         now = time.monotonic()
@@ -44,11 +46,12 @@ class ProcessLimits(PerProcess):
             return algorithms.hit(self._store, key, rules, cost, now)[0]
 
     def take_evictions(self) -> int:
-        """How many live limits were dropped for room since this was asked last."""
+        """How many live counters were evicted for lack of memory since the last call."""
         if getpid() != self.pid:
             self.reset_after_fork()
         with self._lock:
-            new, self._told = self._store.evictions - self._told, self._store.evictions
+            new = self._store.evictions - self._reported_evictions
+            self._reported_evictions = self._store.evictions
         return new
 
     def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float) -> None:
@@ -59,25 +62,25 @@ class ProcessLimits(PerProcess):
             algorithms.refund(self._store, key, rules, cost, now - ago, now)
 
     def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
-        """Whether anything was counted."""
+        """Forgets the hits of a key. Returns whether there were any."""
         if getpid() != self.pid:
             self.reset_after_fork()
         with self._lock:
             return any(algorithms.reset(self._store, key, rules, time.monotonic()))
 
 
-def without_nodes(limit: Limit, key: bytes, cost: int, process: ProcessLimits, *, counts: bool) -> Decision:
-    """The decision of the limit's policy. What is none denies."""
-    policy, tally = policy_of(limit), runtime.get_stats()
+def decide_by_policy(limit: Limit, key: bytes, cost: int, limiter: ProcessLimiter, *, counts: bool) -> Decision:
+    """The decision of the limit's policy. An unknown policy denies."""
+    policy, stats = effective_policy(limit), runtime.get_stats()
     if policy == "local":
-        tally.fallback_process += counts
-        decisions = process.decide(key, limit.rules, cost, counts=counts)
-        tally.process_evictions += process.take_evictions()
-        return binding(limit.rules, decisions, "", "process")
+        stats.fallback_process += counts
+        decisions = limiter.decide(key, limit.rules, cost, counts=counts)
+        stats.process_evictions += limiter.take_evictions()
+        return strictest_decision(limit.rules, decisions, "", "process")
     rule = min(limit.rules, key=lambda rule: rule.limit)
     if policy == "allow" and rule.limit:  # a limit of 0 needs no counting
-        tally.fallback_allow += counts
+        stats.fallback_allow += counts
         return Decision(True, rule.limit, rule.period, rule.limit, 0.0, 0.0, "", policy)
-    tally.fallback_deny += counts
-    # Until when is unknown; a second is when the next attempt may well succeed.
+    stats.fallback_deny += counts
+    # Nobody knows when the owner will be back; a second is when the next attempt may well succeed.
     return Decision(False, rule.limit, rule.period, 0, 1.0, 1.0, "", "deny")

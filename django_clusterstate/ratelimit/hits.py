@@ -1,284 +1,274 @@
-"""Hits, and the questions about them: who is asked, what answers in its place, what is remembered of denials."""
+"""Hits on limits, and peeks, refunds and resets.
+
+Each is an operation (see `client.operations`), which the blocking function and its asyncio twin run.
+"""
 
 import time
-from collections.abc import Sequence
-from os import getpid
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from .. import runtime
-from ..client.forks import PerProcess
+from ..client.operations import CallEach, CallNode, GetTable, Operation, arun, run
 from ..client.routing import Routing, RoutingTable, Target
-from ..exceptions import ClusterStateError
-from ..limits_storage import AsyncLimitsStorage, LimitsStorage
+from ..exceptions import ClusterStateError, NoCluster, ProtocolError
+from ..limits_storage import operations as storage_operations
 from ..wire import messages as wire
 from ..wire.framing import frame
-from .denials import Denials
-from .fallback import ProcessLimits, policy_of, without_nodes
-from .limits import MAX_COST, Decision, Limit, binding, routing_key
+from .denials import DenialCache
+from .fallback import ProcessLimiter, decide_by_policy, effective_policy
+from .limits import MAX_COST, Decision, Limit, routing_key, strictest_decision
 
 
 def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False, fresh: bool = False) -> Decision:
-    """Counts a hit of `cost` (0 only looks) against a key of a group. One round trip to the key's owner, or none where
-    this process remembers a denial that still holds; `fresh` asks the owner nevertheless.
+    """Counts a hit of `cost` (0 counts nothing) against a key of a group.
 
-    `dry`: you let the hit pass whatever the answer; the nodes' statistics tell such denials apart.
+    Takes one round trip to the key's owner, or none while this process has a cached denial that still holds; `fresh`
+    skips that cache. With `dry` the caller lets the hit pass even if it is denied, and the nodes count such denials
+    separately. Raises `ValueError` for a wrong cost; never raises for a failure of the cluster.
     """
-    whole, asked = routing_key(group, key), time.monotonic()
-    if not (dry or fresh):
-        denied = _remembered(limit, whole, cost, asked)
-        if denied is not None:
-            return denied
-    return _noted(_ask(limit, whole, cost, dry=dry), limit, whole, cost, asked)
+    whole, now = routing_key(group, key), time.monotonic()
+    denied = None if dry or fresh else _cached_denial(limit, whole, cost, now)
+    if denied is not None:
+        return denied
+    request, client = _hit_request(limit, whole, cost, dry), runtime.get_client()
+    if runtime.get_limits_storage() is not None:
+        decision = run(_decide_in_storage(limit, request), client)
+    else:
+        table = client.table()
+        try:  # by hand what `_decide()` does: as an operation, it would make a hit take 6 % longer
+            owner = _owner(table, whole)
+            decision = _decision(limit, client.call_node(owner, frame(wire.encode(request))), owner)
+        except ClusterStateError:
+            decision = run(_decide_without_owner(limit, request, table), client)
+    return _cache_denial(decision, limit, whole, cost, now)
 
 
 async def ahit(
     limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False, fresh: bool = False
 ) -> Decision:
-    """As `hit`."""
-    whole, asked = routing_key(group, key), time.monotonic()
-    if not (dry or fresh):
-        denied = _remembered(limit, whole, cost, asked)
-        if denied is not None:
-            return denied
-    return _noted(await _aask(limit, whole, cost, dry=dry), limit, whole, cost, asked)
+    """Asynchronous `hit()`."""
+    whole, now = routing_key(group, key), time.monotonic()
+    denied = None if dry or fresh else _cached_denial(limit, whole, cost, now)
+    if denied is not None:
+        return denied
+    request, client = _hit_request(limit, whole, cost, dry), runtime.get_async_client()
+    if runtime.get_limits_storage() is not None:
+        decision = await arun(_decide_in_storage(limit, request), client)
+    else:
+        table = await client.table()
+        try:
+            owner = _owner(table, whole)
+            decision = _decision(limit, await client.call_node(owner, frame(wire.encode(request))), owner)
+        except ClusterStateError:
+            decision = await arun(_decide_without_owner(limit, request, table), client)
+    return _cache_denial(decision, limit, whole, cost, now)
 
 
 def peek(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
-    """What a hit would be answered now, without counting it; `remaining` and `reset_after` are those without it."""
-    return _ask(limit, routing_key(group, key), cost, counts=False)
+    """The decision that a hit would get now, without counting it. `remaining` and `reset_after` are those before it."""
+    return run(peek_operation(limit, group, key, cost), runtime.get_client())
 
 
 async def apeek(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
-    """As `peek`."""
-    return await _aask(limit, routing_key(group, key), cost, counts=False)
+    """Asynchronous `peek()`."""
+    return await arun(peek_operation(limit, group, key, cost), runtime.get_async_client())
 
 
 def refund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1, ago: float = 0.0) -> bool:
-    """Takes back a hit, where it was counted and as far as it still counts there. `decision` allowed it, and was got
-    `ago` seconds before. False when nothing was counted, or what counted it can't be reached."""
-    whole, storage, client = routing_key(group, key), runtime.get_limits_storage(), runtime.get_client()
-    done = _refunded_here(decision, limit, whole, _checked(cost), ago)
-    if done is not None:
-        return done
-    try:
-        if storage is not None:
-            storage.refund(whole, limit.rules, cost, max(ago, 0.0))
-            return True
-        node, request = client.table().targets.get(decision.owner), _refund_request(limit, whole, cost, ago)
-        return node is not None and isinstance(client.call_node(node, request), wire.DoneReply)
-    except ClusterStateError:
-        return False
+    """Takes back a hit where it was counted, as far as it still counts there.
+
+    `decision` is the one that allowed the hit, `ago` seconds before. Returns False if nothing was counted, or if the
+    node or storage that counted it can't be reached.
+    """
+    return run(refund_operation(decision, limit, group, key, cost, ago), runtime.get_client())
 
 
 async def arefund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1, ago: float = 0.0) -> bool:
-    """As `refund`."""
-    whole, storage, client = routing_key(group, key), runtime.get_async_limits_storage(), runtime.get_async_client()
-    done = _refunded_here(decision, limit, whole, _checked(cost), ago)
-    if done is not None:
-        return done
+    """Asynchronous `refund()`."""
+    return await arun(refund_operation(decision, limit, group, key, cost, ago), runtime.get_async_client())
+
+
+def reset(limit: Limit, group: str, key: str) -> bool | None:
+    """Forgets all hits of a key under this limit, also those counted by this process or by nodes in the owner's place.
+
+    Returns True if there were any, False if there were none (check the spelling of the key and the rates), and None if
+    the owner couldn't be reached and may still count them.
+    """
+    return run(reset_operation(limit, group, key), runtime.get_client())
+
+
+async def areset(limit: Limit, group: str, key: str) -> bool | None:
+    """Asynchronous `reset()`."""
+    return await arun(reset_operation(limit, group, key), runtime.get_async_client())
+
+
+# -- operations -----------------------------------------------------------------------------------------------------
+
+
+class CallStorage(NamedTuple):
+    """Runs an operation of `limits_storage` on LIMITS_STORAGE. Results in its result; raises `Unavailable`."""
+
+    operation: Callable[..., Operation[Any]]
+    arguments: tuple[Any, ...]
+
+    def run(self, client: Any) -> Any:
+        storage = runtime.get_limits_storage()
+        assert storage is not None
+        return storage.run(self.operation, *self.arguments)
+
+    async def arun(self, client: Any) -> Any:
+        storage = runtime.get_async_limits_storage()
+        assert storage is not None
+        return await storage.run(self.operation, *self.arguments)
+
+
+class GetRouting(NamedTuple):
+    """Results in the client's `Routing`."""
+
+    def run(self, client: Any) -> Routing:
+        routing: Routing = client.routing
+        return routing
+
+    async def arun(self, client: Any) -> Routing:
+        return self.run(client)
+
+
+def peek_operation(limit: Limit, group: str, key: str, cost: int = 1) -> Operation[Decision]:
+    return (yield from _decide(limit, wire.Peek(routing_key(group, key), list(limit.rules), _checked(cost))))
+
+
+def refund_operation(
+    decision: Decision, limit: Limit, group: str, key: str, cost: int = 1, ago: float = 0.0
+) -> Operation[bool]:
+    whole, ago = routing_key(group, key), max(ago, 0.0)
+    request = wire.Refund(whole, list(limit.rules), _checked(cost), ago)
+    _denials().drop(whole)
+    if not decision.allowed or decision.fallback in ("allow", "deny"):
+        return False
+    if decision.fallback == "process":
+        _process_limiter().refund(whole, limit.rules, cost, ago)
+        return True
     try:
-        if storage is not None:
-            await storage.refund(whole, limit.rules, cost, max(ago, 0.0))
+        if runtime.get_limits_storage() is not None:
+            yield CallStorage(storage_operations.refund, (whole, limit.rules, cost, ago))
             return True
-        node, request = (await client.table()).targets.get(decision.owner), _refund_request(limit, whole, cost, ago)
-        return node is not None and isinstance(await client.call_node(node, request), wire.DoneReply)
+        node = (yield GetTable()).targets.get(decision.owner)
+        return node is not None and isinstance((yield _call(node, request)), wire.DoneReply)
     except ClusterStateError:
         return False
 
 
-def reset(limit: Limit, group: str, key: str) -> bool | None:
-    """Forgets all hits of a key under this limit, and what was counted in the owner's place, by other nodes and by this
-    process. True if there were any; False if there was no count, as for a key or a rate that is misspelt; None if the
-    owner couldn't be reached, so that it may go on counting."""
-    whole, storage, client = routing_key(group, key), runtime.get_limits_storage(), runtime.get_client()
-    here = _process().reset(whole, limit.rules)
+def reset_operation(limit: Limit, group: str, key: str) -> Operation[bool | None]:
+    whole = routing_key(group, key)
+    here = _process_limiter().reset(whole, limit.rules)
     try:
-        if storage is not None:
-            return storage.reset(whole, limit.rules) or here
-        replies = client.call_each(_resets(client.table(), client.routing.local, whole, limit))
+        if runtime.get_limits_storage() is not None:
+            return (yield CallStorage(storage_operations.reset, (whole, limit.rules))) or here
+        table = yield GetTable()
+        owner = table.owner(whole)
+        if owner is None:
+            return None
+        nodes = [owner, *table.substitutes(whole, (yield GetRouting()).local)]
+        request = frame(wire.encode(wire.Reset(whole, list(limit.rules))))
+        replies = yield CallEach([(node, request) for node in nodes])
     except ClusterStateError:
         return None
     finally:
-        _denials().forget(whole)
-    return _was_counted(replies, here)
-
-
-async def areset(limit: Limit, group: str, key: str) -> bool | None:
-    """As `reset`."""
-    whole, storage, client = routing_key(group, key), runtime.get_async_limits_storage(), runtime.get_async_client()
-    here = _process().reset(whole, limit.rules)
-    try:
-        if storage is not None:
-            return await storage.reset(whole, limit.rules) or here
-        replies = await client.call_each(_resets(await client.table(), client.routing.local, whole, limit))
-    except ClusterStateError:
-        return None
-    finally:
-        _denials().forget(whole)
-    return _was_counted(replies, here)
-
-
-# -- asking -------------------------------------------------------------------------------------------------------
-
-
-def _ask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry: bool = False) -> Decision:
-    storage = runtime.get_limits_storage()
-    if storage is not None:
-        return _ask_storage(storage, limit, key, _checked(cost), counts=counts)
-    request, client = _request(limit, key, cost, counts, dry), runtime.get_client()
-    # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
-    table = client.table()
-    owner = table.owner(key)
-    try:
-        if owner is not None:
-            return _decision(limit, client.call_node(owner, request), owner.name)
-    except ClusterStateError:
-        pass
-    for node in _substitutes(limit, key, table, client.routing):
-        try:
-            decision = _decision(limit, client.call_node(node, request), node.name, "node")
-        except ClusterStateError:
-            continue
-        runtime.get_stats().fallback_node += counts
-        return decision
-    return without_nodes(limit, key, cost, _process(), counts=counts)
-
-
-async def _aask(limit: Limit, key: bytes, cost: int, *, counts: bool = True, dry: bool = False) -> Decision:
-    storage = runtime.get_async_limits_storage()
-    if storage is not None:
-        return await _aask_storage(storage, limit, key, _checked(cost), counts=counts)
-    request, client = _request(limit, key, cost, counts, dry), runtime.get_async_client()
-    # Looked up once: by the time that a dead owner has failed us, others may have learned of its heir.
-    table = await client.table()
-    owner = table.owner(key)
-    try:
-        if owner is not None:
-            return _decision(limit, await client.call_node(owner, request), owner.name)
-    except ClusterStateError:
-        pass
-    for node in _substitutes(limit, key, table, client.routing):
-        try:
-            decision = _decision(limit, await client.call_node(node, request), node.name, "node")
-        except ClusterStateError:
-            continue
-        runtime.get_stats().fallback_node += counts
-        return decision
-    return without_nodes(limit, key, cost, _process(), counts=counts)
-
-
-def _ask_storage(storage: LimitsStorage, limit: Limit, key: bytes, cost: int, *, counts: bool) -> Decision:
-    try:
-        decisions = (storage.hit if counts else storage.peek)(key, limit.rules, cost)
-    except ClusterStateError:
-        return without_nodes(limit, key, cost, _process(), counts=counts)
-    return binding(limit.rules, decisions, storage.name, "")
-
-
-async def _aask_storage(storage: AsyncLimitsStorage, limit: Limit, key: bytes, cost: int, *, counts: bool) -> Decision:
-    try:
-        decisions = await (storage.hit if counts else storage.peek)(key, limit.rules, cost)
-    except ClusterStateError:
-        return without_nodes(limit, key, cost, _process(), counts=counts)
-    return binding(limit.rules, decisions, storage.name, "")
-
-
-def _substitutes(limit: Limit, key: bytes, table: RoutingTable, routing: Routing) -> list[Target]:
-    return table.substitutes(key, routing.local) if policy_of(limit) == "local" else []
-
-
-def _checked(cost: int) -> int:
-    if type(cost) is not int or not 0 <= cost <= MAX_COST:
-        raise ValueError(f"the cost of a hit is an integer from 0 to {MAX_COST}, not {cost!r}")
-    return cost
-
-
-def _request(limit: Limit, key: bytes, cost: int, counts: bool, dry: bool) -> bytes:
-    rules, cost = list(limit.rules), _checked(cost)
-    if not counts:
-        return frame(wire.encode(wire.Peek(key, rules, cost)))
-    return frame(wire.encode(wire.Hit(key, rules, cost, dry, _denials().take_answered(key))))
-
-
-def _refund_request(limit: Limit, key: bytes, cost: int, ago: float) -> bytes:
-    return frame(wire.encode(wire.Refund(key, list(limit.rules), cost, max(ago, 0.0))))
-
-
-def _resets(table: RoutingTable, local: Target, key: bytes, limit: Limit) -> list[tuple[Target, bytes]]:
-    """To the owner first, and to those who may have counted in its place."""
-    owner, request = table.owner(key), frame(wire.encode(wire.Reset(key, list(limit.rules))))
-    return [] if owner is None else [(node, request) for node in (owner, *table.substitutes(key, local))]
-
-
-def _was_counted(replies: Sequence[wire.Reply | ClusterStateError], here: bool) -> bool | None:
-    """What the replies to `_resets` say; None without the owner's."""
-    if not replies or not isinstance(replies[0], wire.FlagsReply):
+        _denials().drop(whole)
+    if not isinstance(replies[0], wire.FlagsReply):
         return None
     return here or any(isinstance(reply, wire.FlagsReply) and any(reply.flags) for reply in replies)
 
 
-def _refunded_here(decision: Decision, limit: Limit, key: bytes, cost: int, ago: float) -> bool | None:
-    """Whether a hit is taken back by now; None when it was counted elsewhere."""
-    _denials().forget(key)
-    if not decision.allowed or decision.fallback in ("allow", "deny"):
-        return False
-    if decision.fallback == "process":
-        _process().refund(key, limit.rules, cost, ago)
-        return True
-    return None
+def _decide(limit: Limit, request: wire.Hit | wire.Peek) -> Operation[Decision]:
+    if runtime.get_limits_storage() is not None:
+        return (yield from _decide_in_storage(limit, request))
+    table = yield GetTable()
+    try:
+        owner = _owner(table, request.key)
+        return _decision(limit, (yield _call(owner, request)), owner)
+    except ClusterStateError:
+        return (yield from _decide_without_owner(limit, request, table))
 
 
-def _decision(limit: Limit, reply: wire.Reply, owner: str, fallback: str = "") -> Decision:
+def _decide_in_storage(limit: Limit, request: wire.Hit | wire.Peek) -> Operation[Decision]:
+    """The decision of LIMITS_STORAGE, or of the policy ON_UNAVAILABLE if its engine can't be reached."""
+    storage, counts = runtime.get_limits_storage(), isinstance(request, wire.Hit)
+    assert storage is not None
+    operation = storage_operations.hit if counts else storage_operations.peek
+    try:
+        decisions = yield CallStorage(operation, (request.key, limit.rules, request.cost))
+    except ClusterStateError:
+        return decide_by_policy(limit, request.key, request.cost, _process_limiter(), counts=counts)
+    return strictest_decision(limit.rules, decisions, storage.name)
+
+
+def _decide_without_owner(limit: Limit, request: wire.Hit | wire.Peek, table: RoutingTable) -> Operation[Decision]:
+    """The decision of the policy ON_UNAVAILABLE. `table` is the one by which the owner couldn't be reached: a newer one
+    may already name another owner, which a node in the old owner's place must not be confused with."""
+    counts = isinstance(request, wire.Hit)
+    if effective_policy(limit) == "local":
+        for node in table.substitutes(request.key, (yield GetRouting()).local):
+            try:
+                decision = _decision(limit, (yield _call(node, request)), node, "node")
+            except ClusterStateError:
+                continue
+            runtime.get_stats().fallback_node += counts
+            return decision
+    return decide_by_policy(limit, request.key, request.cost, _process_limiter(), counts=counts)
+
+
+def _owner(table: RoutingTable, key: bytes) -> Target:
+    owner = table.owner(key)
+    if owner is None:
+        raise NoCluster("no node has been reached yet, or none has joined")
+    return owner
+
+
+def _call(node: Target, request: wire.Request) -> CallNode:
+    return CallNode(node, frame(wire.encode(request)))
+
+
+def _decision(limit: Limit, reply: wire.Reply, node: Target, fallback: str = "") -> Decision:
     if not isinstance(reply, wire.DecisionsReply) or len(reply.decisions) != len(limit.rules):
-        raise ClusterStateError(f"{owner} answered a hit with {type(reply).__name__}")
-    return binding(limit.rules, reply.decisions, owner, fallback)
+        raise ProtocolError(f"{node} replied to a hit with {type(reply).__name__}")
+    return strictest_decision(limit.rules, reply.decisions, node.name, fallback)
 
 
-# -- denials that are remembered ----------------------------------------------------------------------------------
+def _hit_request(limit: Limit, key: bytes, cost: int, dry: bool) -> wire.Hit:
+    return wire.Hit(key, list(limit.rules), _checked(cost), dry, _denials().take_count(key))
 
 
-def _remembered(limit: Limit, key: bytes, cost: int, now: float) -> Decision | None:
-    found = _denials().find(key, limit, cost, now)
-    if found is None:
-        return None
-    runtime.get_stats().remembered += 1
-    told, age = found
-    reset_after = told.reset_after - age
-    return Decision(
-        False, told.limit, told.period, told.remaining,
-        reset_after if reset_after > 0 else 0.0, told.retry_after - age, told.owner,
-    )  # fmt: skip
+def _checked(cost: int) -> int:
+    if type(cost) is not int or not 0 <= cost <= MAX_COST:
+        raise ValueError(f"the cost of a hit must be an integer from 0 to {MAX_COST}, not {cost!r}")
+    return cost
 
 
-def _noted(decision: Decision, limit: Limit, key: bytes, cost: int, asked: float) -> Decision:
+# -- cached denials, and counters of this process --------------------------------------------------------------------
+
+
+def _cached_denial(limit: Limit, key: bytes, cost: int, now: float) -> Decision | None:
+    denial = _denials().get(key, limit, cost, now)
+    if denial is not None:
+        runtime.get_stats().remembered += 1
+    return denial
+
+
+def _cache_denial(decision: Decision, limit: Limit, key: bytes, cost: int, since: float) -> Decision:
     if not decision.allowed and not decision.fallback:
-        _denials().note(key, limit, cost, decision, decision.retry_after, asked)
+        _denials().add(key, limit, cost, decision, since)
     return decision
 
 
-# After a change of the settings others count, so neither holds any more.
+# Both are made again when the settings change, since they may then name another cluster.
 
 
 @runtime.once
-def _process() -> ProcessLimits:
-    return runtime.shared(ProcessLimits, ProcessLimits)
-
-
-class _Remembered(Denials[Decision], PerProcess):
-    """A forked child begins without any: how often they were given from memory is the parent's to tell."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        PerProcess.__init__(self)
-
-    def _reset(self) -> None:
-        self.clear()
-
-    def take_answered(self, key: bytes) -> int:
-        if getpid() != self.pid:
-            self.reset_after_fork()
-        return super().take_answered(key)
+def _process_limiter() -> ProcessLimiter:
+    return runtime.shared(ProcessLimiter, ProcessLimiter)
 
 
 @runtime.once
-def _denials() -> Denials[Decision]:
-    return runtime.shared(Denials, _Remembered)
+def _denials() -> DenialCache:
+    return runtime.shared(DenialCache, DenialCache)

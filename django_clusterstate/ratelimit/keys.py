@@ -1,7 +1,7 @@
-"""What a limit asks of a request: whose it is, and what else a callable `(group, request)` may say."""
+"""The arguments of a limit that depend on the request: its key, its methods, and callables `(group, request)`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
@@ -15,38 +15,38 @@ from ..clientip import client_ip, network_of
 ALL = None
 UNSAFE = ("DELETE", "PATCH", "POST", "PUT")
 
-Asked = Callable[[str, HttpRequest], Any]
+RequestFunction = Callable[[str, HttpRequest], Any]
 Key = str | Callable[[str, HttpRequest], Any]
 
 
-def methods_of(method: str | Iterable[str] | None) -> frozenset[str] | None:
+def read_methods(method: str | Iterable[str] | None) -> frozenset[str] | None:
     """The HTTP methods that count; None for all."""
     if method is None:
         return None
     given = [method] if isinstance(method, str) else list(method)
     if not given or not all(isinstance(one, str) and one.isalpha() and one not in ("ALL", "UNSAFE") for one in given):
         raise ImproperlyConfigured(
-            "method is 'GET' or another, several of them, or ALL or UNSAFE of django_clusterstate.decorators, not "
-            f"{method!r}."
+            f"unknown method {method!r}; use 'GET' or another, a list of them, or ALL or UNSAFE of "
+            "django_clusterstate.decorators."
         )
     return frozenset(one.upper() for one in given)
 
 
-def counted_group(group: str, methods: frozenset[str] | None) -> str:
-    """The group under which requests of these methods count by themselves; None: of all."""
+def group_of_methods(group: str, methods: frozenset[str] | None) -> str:
+    """The group in which requests of these methods count apart from others; the group itself if all methods count."""
     return group if methods is None else f"{group} {','.join(sorted(methods))}"
 
 
-def callable_of(what: str, given: Any) -> Asked | None:
-    """The callable that was given, or that at the dotted path that was; None for anything else."""
+def read_callable(option: str, given: Any) -> RequestFunction | None:
+    """`given` if it is a callable, or the callable at a dotted path; None for anything else."""
     if callable(given):
-        return synchronous(what, given)
-    return _at_path(what, given) if _is_path(given) else None
+        return _check_blocking(option, given)
+    return _at_path(option, given) if _is_path(given) else None
 
 
-def synchronous(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _check_blocking(option: str, function: Callable[..., Any]) -> Callable[..., Any]:
     if iscoroutinefunction(function):
-        raise ImproperlyConfigured(f"a callable {what} must be an ordinary function, not a coroutine function.")
+        raise ImproperlyConfigured(f"a callable {option} must be an ordinary function, not a coroutine function.")
     return function
 
 
@@ -54,17 +54,17 @@ def _is_path(given: object) -> bool:
     return isinstance(given, str) and "." in given and all(part.isidentifier() for part in given.split("."))
 
 
-def _at_path(what: str, path: str) -> Callable[..., Any]:
-    """The callable at a dotted path, imported when it is first needed: views are often what it imports itself."""
+def _at_path(option: str, path: str) -> Callable[..., Any]:
+    """The callable at a dotted path. It is imported at the first call, since its module often imports the views."""
 
     def function(*args: Any) -> Any:
-        return synchronous(what, import_string(path))(*args)
+        return _check_blocking(option, import_string(path))(*args)
 
     return function
 
 
-def key_of(key: Key) -> Callable[[str, HttpRequest], str]:
-    """What tells clients apart, as a function `(group, request)`."""
+def read_key(key: Key) -> Callable[[str, HttpRequest], str]:
+    """A function `(group, request)` that returns the key under which a request counts."""
     if isinstance(key, str):
         if key in _KEYS:
             return _KEYS[key]
@@ -72,27 +72,27 @@ def key_of(key: Key) -> Callable[[str, HttpRequest], str]:
         if kind in _VALUES and name:
             value = _VALUES[kind]
             return lambda _, request: f"{key}:{value(request, name)}"
-    function = callable_of("key", key)
+    function = read_callable("key", key)
     if function is not None:
         return lambda group, request: str(function(group, request))
     raise ImproperlyConfigured(
-        f"{key!r} is no key: use 'ip', 'user', 'user_or_ip', 'get:NAME', 'post:NAME', 'header:NAME', a callable "
+        f"unknown key {key!r}; use 'ip', 'user', 'user_or_ip', 'get:NAME', 'post:NAME', 'header:NAME', a callable "
         "(group, request) or its dotted path."
     )
 
 
 def client_of(meta: Mapping[str, Any]) -> str:
-    """What a request's client is told apart by: its address, or the network that it is in.
+    """A client's IP address, or its network by the settings IPV4_MASK and IPV6_MASK.
 
-    Raises `ImproperlyConfigured` where that is no IP address: all clients would be one.
+    Raises `ImproperlyConfigured` if the address isn't an IP address, since all clients would then share one key.
     """
     settings = runtime.get_settings()
     try:
         return network_of(client_ip(meta, settings.trusted_proxies), settings.ipv4_mask, settings.ipv6_mask)
     except ValueError as error:
         raise ImproperlyConfigured(
-            f"The client's address is unusable: {error}, so clients can't be told apart by it. Behind a unix socket, "
-            "set CLUSTERSTATE['TRUSTED_PROXIES'], or use another key."
+            f"The client's address is unusable as a key: {error}. Behind a proxy on a unix socket, set "
+            "CLUSTERSTATE['TRUSTED_PROXIES']; or use another key."
         ) from None
 
 
@@ -100,11 +100,18 @@ def _ip(group: str, request: HttpRequest) -> str:
     return f"ip:{client_of(request.META)}"
 
 
-async def load_user(request: HttpRequest) -> None:
-    """`request.user` asks the database when it is first used, which must not happen on the event loop."""
-    user = getattr(request, "user", None)
-    if isinstance(user, LazyObject):
-        await sync_to_async(bool)(user)
+class LoadUser(NamedTuple):
+    """Loads `request.user`, which queries the database at its first use, outside the event loop. The result is None."""
+
+    request: HttpRequest
+
+    def run(self, client: Any) -> None:
+        pass
+
+    async def arun(self, client: Any) -> None:
+        user = getattr(self.request, "user", None)
+        if isinstance(user, LazyObject):
+            await sync_to_async(bool)(user)
 
 
 def _user(group: str, request: HttpRequest) -> str:

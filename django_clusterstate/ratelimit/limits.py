@@ -1,4 +1,4 @@
-"""What a limit is, what a decision, and the key that is counted."""
+"""Limits, decisions, and the keys under which hits are counted."""
 
 import hashlib
 import math
@@ -32,10 +32,10 @@ Rates = OneRate | Iterable[OneRate]
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One or several rates that a key must keep, all of them.
+    """One or several rates, all of which a key must keep.
 
-    `on_unavailable` answers when the key's owner can't be reached: "local" (counted at the node that comes next for the
-    key, else at this host's, else in this process), "allow" or "deny"; None: as the setting ON_UNAVAILABLE says then.
+    `on_unavailable` is the policy while the key's owner can't be reached: "local" (count at the next node in the key's
+    ranking, then at this host's node, then in this process), "allow" or "deny"; None means the setting ON_UNAVAILABLE.
     """
 
     rules: tuple[Rule, ...]
@@ -43,39 +43,39 @@ class Limit:
 
     @classmethod
     def parse(cls, rates: Rates, algorithm: str = "fixed_window", on_unavailable: str | None = None) -> "Limit":
-        """From rates such as "10/m", (10, 60) or ["10/s", "100/h"]. Raises `ImproperlyConfigured`, which says what is
-        wrong."""
+        """Makes a limit from rates such as "10/m", (10, 60) or ["10/s", "100/h"]. Raises `ImproperlyConfigured`."""
         if algorithm not in ALGORITHMS:
-            raise ImproperlyConfigured(f"{algorithm!r} is no algorithm; there are: {', '.join(ALGORITHMS)}.")
+            raise ImproperlyConfigured(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}.")
         if on_unavailable is not None and on_unavailable not in POLICIES:
-            raise ImproperlyConfigured(f"on_unavailable is one of {', '.join(POLICIES)}, not {on_unavailable!r}.")
+            raise ImproperlyConfigured(
+                f"unknown on_unavailable {on_unavailable!r}; choose one of {', '.join(POLICIES)}."
+            )
         try:
             each: list[OneRate] = [rates] if _is_one(rates) else list(cast(Iterable[OneRate], rates))
             rules = tuple(dict.fromkeys(Rule(ALGORITHMS[algorithm], *parse_rate(rate)) for rate in each))
         except ValueError as error:
             raise ImproperlyConfigured(f"{error}.") from error
         except TypeError as error:
-            raise ImproperlyConfigured(f"{rates!r} is no rate; write '10/m', or ['10/s', '100/h'].") from error
+            raise ImproperlyConfigured(f"{rates!r} is not a rate; write '10/m', or ['10/s', '100/h'].") from error
         if not 0 < len(rules) <= MAX_RATES:
-            raise ImproperlyConfigured(f"a limit needs a rate, such as '10/m', or up to {MAX_RATES} of them.")
+            raise ImproperlyConfigured(f"a limit needs from 1 to {MAX_RATES} rates, such as '10/m'; got {len(rules)}.")
         return cls(rules, on_unavailable)
 
 
 def _is_one(rates: Rates) -> TypeGuard[OneRate]:
-    """Whether it is a single rate. A pair of texts is two."""
+    """Whether `rates` is a single rate. A pair of strings is two rates."""
     return isinstance(rates, str) or (
         isinstance(rates, tuple) and len(rates) == 2 and not any(isinstance(part, str | tuple) for part in rates)
     )
 
 
 class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times as fast as a frozen dataclass
-    """The answer to a hit. Times are seconds.
+    """The result of a hit. Times are seconds.
 
-    `limit`, `period`, `remaining` and `reset_after` are those of the rate that denies, or else of the one with the
-    least left.
-    `retry_after` is 0 when allowed. `owner` names the node that counted, or the kind of LIMITS_STORAGE; `fallback` is
-    empty if that is the one to count this key, else what answered in its place: "node" (another), "process", "allow" or
-    "deny".
+    `limit`, `period`, `remaining` and `reset_after` are those of the rate that denies for longest, or, if all allow, of
+    the rate with the least remaining. `retry_after` is 0 when allowed. `owner` names the node that counted, or the
+    scheme of LIMITS_STORAGE. `fallback` is empty if that is the regular place to count this key; otherwise it names the
+    substitute: "node" (another node), "process", "allow" or "deny".
     """
 
     allowed: bool
@@ -89,25 +89,23 @@ class Decision(msgspec.Struct, frozen=True):  # made for each request, ten times
 
 
 class Ratelimited(PermissionDenied):
-    """For your code to raise, and what a LIMITS_VIEW is given: a hit was denied. Django answers it with 403 where
-    `ClusterRatelimitMiddleware` doesn't with 429.
+    """A hit was denied: raise it in a view, or receive it in a LIMITS_VIEW. `ClusterRatelimitMiddleware` turns it into
+    a response with status 429, Django alone into one with 403.
 
-    `told`: the decision that denied, or words of your own for the client, as django-ratelimit's takes them.
-    `seconds`: until the same cost passes; None, as `decision`, where no decision was given.
+    `reason`: the decision that denied, or a text for the client, as in django-ratelimit.
+    `seconds`: until a hit of the same cost passes; None if no decision was given, as is `decision`.
     """
 
-    def __init__(self, told: Decision | str | Promise | None = None) -> None:
-        self.decision = told if isinstance(told, Decision) else None
+    def __init__(self, reason: Decision | str | Promise | None = None) -> None:
+        self.decision = reason if isinstance(reason, Decision) else None
         self.seconds = None if self.decision is None else math.ceil(self.decision.retry_after)
-        if told is None:
-            told = TOO_MANY
-        elif isinstance(told, Decision):
-            told = f"{TOO_MANY} Try again in {self.seconds} s."
-        super().__init__(told)
+        if self.decision is not None:
+            reason = f"{TOO_MANY} Try again in {self.seconds} s."
+        super().__init__(TOO_MANY if reason is None else reason)
 
 
 def routing_key(group: str, key: str) -> bytes:
-    """The key that is counted. The group's length stands before it, so no two pairs make the same key."""
+    """The key that is counted. It begins with the length of the group, so no two pairs make the same key."""
     whole = f"\0{len(group)}:{group}{key}".encode(errors="surrogatepass")
     if len(whole) > wire.MAX_KEY_BYTES:
         return b"\0" + hashlib.blake2b(whole, digest_size=32).hexdigest().encode()
@@ -115,7 +113,7 @@ def routing_key(group: str, key: str) -> bytes:
 
 
 def split_key(key: bytes) -> tuple[str, str] | None:
-    """The group and the key of a `routing_key`; None for a hashed one, and for what is none."""
+    """The group and the key from which `routing_key()` made `key`; None if it was hashed, or made otherwise."""
     try:
         length, _, both = key.decode(errors="surrogatepass").removeprefix("\0").partition(":")
         pair = both[: int(length)], both[int(length) :]
@@ -124,8 +122,10 @@ def split_key(key: bytes) -> tuple[str, str] | None:
     return pair if routing_key(*pair) == key else None
 
 
-def binding(rules: Sequence[Rule], decisions: Sequence[algorithms.RuleDecision], owner: str, fallback: str) -> Decision:
-    """The one that matters to the caller: the longest denial, else the least that remains."""
+def strictest_decision(
+    rules: Sequence[Rule], decisions: Sequence[algorithms.RuleDecision], owner: str, fallback: str = ""
+) -> Decision:
+    """The decision of the rule that denies for longest, or, if all allow, of the rule with the least remaining."""
     at = 0
     if len(decisions) > 1:
         order = range(len(decisions))

@@ -1,21 +1,22 @@
-"""What a request has counted, and what it gives back: that of which nothing came but the refusal of another limit.
+"""Hits that a request has counted, and their refund when another limit refuses the request.
 
-A limit around a view is still there when its response comes, and judges by that: a view may call others, and answer
-though one of them is refused. A throttle is asked and gone, so its hits are noted on its framework's request, and the
-next limit that is asked about that takes them over.
+A limit around a view still runs when the view's response comes, and judges by the response: a view may call other
+views, and respond although one of them was refused. The throttle of a framework has returned by then. So its hits are
+stored on the framework's request, and the next limit that checks that request takes them over.
 """
 
 import time
 from typing import Any, NamedTuple
 
-from .hits import arefund, refund
+from ..client.operations import Operation
+from .hits import refund_operation
 from .limits import Decision, Limit
 
-RAISED_STATUSES = (403, 429)  # what Django makes of a refusal that is raised, and what frameworks make of a throttle's
+REFUSED_STATUSES = (403, 429)  # into which Django and frameworks turn a refusal that is raised
 
 
 class LimitCheck(NamedTuple):
-    """What is asked for one request. `group` is that which is counted: with the methods, if not all count."""
+    """The arguments of a hit for one request. `group` includes the methods, if only some count."""
 
     limit: Limit
     group: str
@@ -24,57 +25,53 @@ class LimitCheck(NamedTuple):
 
 
 class CountedHit(NamedTuple):
-    """A hit that the request has passed, and when that was known, on this process's monotonic clock."""
+    """A hit that was allowed, and when, in monotonic seconds of this process."""
 
-    question: LimitCheck
+    check: LimitCheck
     decision: Decision
     at: float
 
 
-def note(request: Any, counted: CountedHit) -> None:
-    """Adds a throttle's hit, at its framework's own request: others may be made of the same one of Django's."""
+def add_counted_hit(request: Any, counted: CountedHit) -> None:
+    """Stores a throttle's hit on its framework's request, since several may be made from one request of Django."""
     _list_of(request, "_clusterstate_counted").append(counted)
 
 
-def take_all(request: Any) -> list[CountedHit]:
-    """The throttles' hits that nobody has taken before."""
-    noted = _list_of(request, "_clusterstate_counted")
-    taken = list(noted)
-    noted.clear()
+def take_counted_hits(request: Any) -> list[CountedHit]:
+    """The throttles' hits that no limit has taken over yet."""
+    stored = _list_of(request, "_clusterstate_counted")
+    taken = list(stored)
+    stored.clear()
     return taken
 
 
-def note_refusal(request: Any, outcome: Any) -> None:
-    """Remembers the response by which a limit blocks, or the exception. For a throttle that is any: its framework has
-    yet to raise its own."""
-    _list_of(unwrapped(request), "_clusterstate_refusals").append(outcome)
+def add_refusal(request: Any, outcome: Any) -> None:
+    """Stores the response or the exception with which a limit refuses the request. A throttle stores any exception,
+    since its framework has yet to raise its own."""
+    _list_of(django_request(request), "_clusterstate_refusals").append(outcome)
 
 
 def is_refusal(request: Any, outcome: Any) -> bool:
-    """Whether a view's response is that of a limit that blocks. One made of an exception is known by its status."""
-    refusals = _list_of(unwrapped(request), "_clusterstate_refusals")
+    """Whether a view's outcome is the refusal of a limit. A response made from an exception is recognised by its
+    status."""
+    refusals = _list_of(django_request(request), "_clusterstate_refusals")
     if any(one is outcome for one in refusals):
         return True
     raised = any(isinstance(one, Exception) for one in refusals)
-    return raised and getattr(outcome, "status_code", None) in RAISED_STATUSES
+    return raised and getattr(outcome, "status_code", None) in REFUSED_STATUSES
 
 
-def unwrapped(request: Any) -> Any:
-    """Django's own request, where a framework has one around it."""
+def django_request(request: Any) -> Any:
+    """Django's own request, if a framework has wrapped it."""
     return getattr(request, "_request", request)
 
 
+def refund_hits(hits: list[CountedHit]) -> Operation[None]:
+    for one in hits:
+        yield from refund_operation(one.decision, *one.check, ago=time.monotonic() - one.at)
+
+
 def _list_of(request: Any, name: str) -> list[Any]:
-    """One kept on the request, to be changed. Not by getattr(): a framework's request has all that Django's has."""
-    found: list[Any] = vars(request).setdefault(name, [])
-    return found
-
-
-def give_back(hits: list[CountedHit]) -> None:
-    for one in hits:
-        refund(one.decision, *one.question, ago=time.monotonic() - one.at)
-
-
-async def agive_back(hits: list[CountedHit]) -> None:
-    for one in hits:
-        await arefund(one.decision, *one.question, ago=time.monotonic() - one.at)
+    """A list stored on the request. getattr() would also find Django's, through a framework's request."""
+    stored: list[Any] = vars(request).setdefault(name, [])
+    return stored

@@ -1,10 +1,10 @@
-"""A limit on requests: which of them it counts, for whom, and what becomes of those that it denies.
+"""A limit on requests: which requests count, under which key, and the response if a request is denied.
 
-The decorator and the middleware are thin faces of `RequestLimit`.
+The decorator and the middleware both use `RequestLimit`.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -12,29 +12,67 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from .. import runtime
+from ..client.operations import Operation
 from .hits import ahit, hit
-from .keys import ALL, USER_KEYS, Asked, Key, callable_of, counted_group, key_of, load_user, methods_of
+from .keys import (
+    ALL,
+    USER_KEYS,
+    Key,
+    LoadUser,
+    RequestFunction,
+    group_of_methods,
+    read_callable,
+    read_key,
+    read_methods,
+)
 from .limits import MAX_COST, Decision, Limit, Ratelimited, Rates
-from .refunds import CountedHit, LimitCheck, agive_back, give_back, is_refusal, note_refusal, take_all
-from .responses import arefuse, refuse, with_headers
+from .refunds import CountedHit, LimitCheck, add_refusal, is_refusal, refund_hits, take_counted_hits
+from .responses import refuse, with_headers
 
-Rate = Rates | Asked | None
+Rate = Rates | RequestFunction | None
 Cost = int | Callable[[str, HttpRequest], int]
-Deducts = Callable[[HttpRequest, HttpResponseBase], Any]
+DeductWhen = Callable[[HttpRequest, HttpResponseBase], Any]
 
 
-class Passage(NamedTuple):
-    """A request at a limit: its own hit, if that was allowed, and those of the throttles that were asked before."""
+class CallView(NamedTuple):
+    """Calls a view. Results in its response, which `arun` awaits; raises what the view raises."""
+
+    respond: Callable[[], Any]
+
+    def run(self, client: Any) -> Any:
+        return self.respond()
+
+    async def arun(self, client: Any) -> Any:
+        return await self.respond()
+
+
+class CountHit(NamedTuple):
+    """Counts a hit. Results in its decision."""
+
+    check: LimitCheck
+    dry: bool = False
+    fresh: bool = False
+
+    def run(self, client: Any) -> Decision:
+        return hit(*self.check, dry=self.dry, fresh=self.fresh)
+
+    async def arun(self, client: Any) -> Decision:
+        return await ahit(*self.check, dry=self.dry, fresh=self.fresh)
+
+
+class CheckedRequest(NamedTuple):
+    """A request that a limit has counted or denied: the limit's own hit, if it was allowed, and those of throttles that
+    checked the request before."""
 
     request: HttpRequest
     blocked: bool
     own: list[CountedHit]
-    others: list[CountedHit]
+    earlier: list[CountedHit]
 
 
 @dataclass(kw_only=True, eq=False)
 class RequestLimit:
-    """The arguments of `cluster_ratelimit`, checked. Raises `ImproperlyConfigured`, which says what is wrong."""
+    """The arguments of `cluster_ratelimit`. Raises `ImproperlyConfigured` for a wrong one."""
 
     key: Key = "ip"
     rate: Rate = None
@@ -43,102 +81,90 @@ class RequestLimit:
     algorithm: str = "fixed_window"
     cost: Cost = 1
     on_unavailable: str | None = None
-    exempt: str | Asked | None = None
+    exempt: str | RequestFunction | None = None
     dry_run: bool = False
-    deduct_when: str | Deducts | None = None
+    deduct_when: str | DeductWhen | None = None
 
     def __post_init__(self) -> None:
-        self._find_key, self._methods = key_of(self.key), methods_of(self.method)
-        self._find_rate, self._find_cost = callable_of("rate", self.rate), callable_of("cost", self.cost)
-        self._exempts, self._deducts = _optional("exempt", self.exempt), _optional("deduct_when", self.deduct_when)
+        self._get_key, self._methods = read_key(self.key), read_methods(self.method)
+        self._get_rate, self._get_cost = read_callable("rate", self.rate), read_callable("cost", self.cost)
+        self._is_exempt = _read_optional("exempt", self.exempt)
+        self._deduct_when = _read_optional("deduct_when", self.deduct_when)
         cost = self.cost
-        if self._find_cost is None and (type(cost) is not int or not 0 <= cost <= MAX_COST):
-            raise ImproperlyConfigured(f"cost is an integer from 0 to {MAX_COST}, or a callable, not {cost!r}.")
-        # What is known now is checked now, also when the rate comes with the request.
-        varies = self.rate is None or self._find_rate is not None
+        if self._get_cost is None and (type(cost) is not int or not 0 <= cost <= MAX_COST):
+            raise ImproperlyConfigured(f"cost must be an integer from 0 to {MAX_COST}, or a callable, not {cost!r}.")
+        # The other arguments are checked now, even if the rate depends on the request.
+        varies = self.rate is None or self._get_rate is not None
         parsed = self._limit_of("1/s" if varies else self.rate)
         self._limit = None if varies else parsed
 
-    def question(self, group: str, request: HttpRequest) -> LimitCheck | None:
-        """What is to be asked for this request; None when it isn't limited."""
+    def check(self, group: str, request: HttpRequest) -> LimitCheck | None:
+        """The arguments of a hit for this request; None if the request isn't limited."""
         if self._methods is not None and request.method not in self._methods:
             return None
-        if not runtime.get_settings().limits_enabled or (self._exempts is not None and self._exempts(group, request)):
+        if not runtime.get_settings().limits_enabled or (self._is_exempt and self._is_exempt(group, request)):
             return None
         limit = self._limit
         if limit is None:
-            rate = self._find_rate(group, request) if self._find_rate is not None else None
+            rate = self._get_rate(group, request) if self._get_rate is not None else None
             if rate is None:
                 return None
             limit = self._limit_of(rate)
-        cost = cast(int, self.cost) if self._find_cost is None else self._find_cost(group, request)
-        return LimitCheck(limit, counted_group(group, self._methods), self._find_key(group, request), cost)
+        cost = cast(int, self.cost) if self._get_cost is None else self._get_cost(group, request)
+        return LimitCheck(limit, group_of_methods(group, self._methods), self._get_key(group, request), cost)
 
     def _limit_of(self, rate: Any) -> Limit:
         return Limit.parse(rate, self.algorithm, self.on_unavailable)
 
-    def answer(self, group: str, request: HttpRequest, respond: Callable[[], HttpResponseBase]) -> HttpResponseBase:
-        """Counts the request. Its response, or the refusal."""
-        question = self._asked(group, request)
-        if question is None:
-            return respond()
-        decision = hit(*question, dry=self.dry_run, fresh=self._deducts is not None)
-        passage = self._passage(request, question, decision)
-        try:
-            response = refuse(request, Ratelimited(decision)) if passage.blocked else respond()
-        except Exception as error:
-            give_back(self._uncounted(passage, error))
-            raise
-        give_back(self._uncounted(passage, response))
-        return response if self.dry_run else with_headers(response, question.limit, decision)
-
-    async def aanswer(
-        self, group: str, request: HttpRequest, respond: Callable[[], Awaitable[HttpResponseBase]]
-    ) -> HttpResponseBase:
-        """As `answer`."""
+    def answer(self, group: str, request: HttpRequest, respond: Callable[[], Any]) -> Operation[HttpResponseBase]:
+        """Counts the request. Results in the response of `respond`, a view without arguments, or in a refusal."""
         if self.key in USER_KEYS:
-            await load_user(request)
-        question = self._asked(group, request)
-        if question is None:
-            return await respond()
-        decision = await ahit(*question, dry=self.dry_run, fresh=self._deducts is not None)
-        passage = self._passage(request, question, decision)
-        try:
-            response = await (arefuse(request, Ratelimited(decision)) if passage.blocked else respond())
-        except Exception as error:
-            await agive_back(self._uncounted(passage, error))
-            raise
-        await agive_back(self._uncounted(passage, response))
-        return response if self.dry_run else with_headers(response, question.limit, decision)
-
-    def _asked(self, group: str, request: HttpRequest) -> LimitCheck | None:
+            yield LoadUser(request)
         if not hasattr(request, "limited"):
             request.limited = False  # type: ignore[attr-defined]
-        return self.question(group, request)
+        check = self.check(group, request)
+        response: HttpResponseBase
+        if check is None:
+            response = yield CallView(respond)
+            return response
+        decision = yield CountHit(check, dry=self.dry_run, fresh=self._deduct_when is not None)
+        checked = self._checked(request, check, decision)
+        try:
+            if checked.blocked:
+                response = yield from refuse(request, Ratelimited(decision))
+            else:
+                response = yield CallView(respond)
+        except Exception as error:
+            yield from refund_hits(self._hits_to_refund(checked, error))
+            raise
+        hits = self._hits_to_refund(checked, response)
+        if hits:
+            yield from refund_hits(hits)
+        return response if self.dry_run else with_headers(response, check.limit, decision)
 
-    def _passage(self, request: HttpRequest, question: LimitCheck, decision: Decision) -> Passage:
-        """Notes the decision on the request."""
+    def _checked(self, request: HttpRequest, check: LimitCheck, decision: Decision) -> CheckedRequest:
+        """Sets the attributes of the request that the view reads."""
         if not self.dry_run:
             request.limited = request.limited or not decision.allowed  # type: ignore[attr-defined]
             request.ratelimit = decision  # type: ignore[attr-defined]
-        own = [CountedHit(question, decision, time.monotonic())] if decision.allowed else []
+        own = [CountedHit(check, decision, time.monotonic())] if decision.allowed else []
         blocked = self.block and not self.dry_run and not decision.allowed
-        return Passage(request, blocked, own, take_all(request))
+        return CheckedRequest(request, blocked, own, take_counted_hits(request))
 
-    def _uncounted(self, passage: Passage, outcome: HttpResponseBase | Exception) -> list[CountedHit]:
-        """What is given back: all if the request was blocked, here or by a limit whose refusal the view's outcome is;
-        the own hit if the view's response isn't to count."""
-        if passage.blocked:
-            note_refusal(passage.request, outcome)
-        if is_refusal(passage.request, outcome):
-            return [*passage.others, *passage.own]
-        if self._deducts is None or isinstance(outcome, Exception) or self._deducts(passage.request, outcome):
+    def _hits_to_refund(self, checked: CheckedRequest, outcome: HttpResponseBase | Exception) -> list[CountedHit]:
+        """All hits if the request was refused, here or by a limit further inside; this limit's own hit if
+        `deduct_when` says that the response doesn't count."""
+        if checked.blocked:
+            add_refusal(checked.request, outcome)
+        if is_refusal(checked.request, outcome):
+            return [*checked.earlier, *checked.own]
+        if self._deduct_when is None or isinstance(outcome, Exception) or self._deduct_when(checked.request, outcome):
             return []
-        return passage.own
+        return checked.own
 
 
-def _optional(what: str, given: Any) -> Callable[..., Any] | None:
-    function = callable_of(what, given)
+def _read_optional(option: str, given: Any) -> Callable[..., Any] | None:
+    function = read_callable(option, given)
     if function is None and given is not None:
-        raise ImproperlyConfigured(f"{what} is a callable or its dotted path, not {given!r}.")
+        raise ImproperlyConfigured(f"{option} must be a callable or its dotted path, not {given!r}.")
     return function

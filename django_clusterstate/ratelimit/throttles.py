@@ -1,7 +1,8 @@
-"""What the throttles of frameworks share: several are asked about one request, and one that blocks lets off the others.
+"""The shared part of the throttles for Django REST framework and django-ninja.
 
-A framework asks all of them, whatever the first has said, and each for its wait where it blocks. Only then is a denial
-known to count: a throttle of a project's own may overrule it.
+A framework calls all throttles of a view, even if the first denies. If it blocks the request, it asks each for its
+wait; only then is a denial final, since a throttle class of the project may overrule it. The hits that the other
+throttles have counted are then refunded.
 """
 
 import functools
@@ -12,28 +13,38 @@ from typing import Any, Final, NamedTuple
 
 from django.http import HttpRequest, HttpResponseBase
 
+from .. import runtime
+from ..client.operations import run
 from .hits import hit, peek
 from .limits import Decision, Limit, Ratelimited
-from .refunds import CountedHit, LimitCheck, give_back, note, note_refusal, take_all, unwrapped
+from .refunds import (
+    CountedHit,
+    LimitCheck,
+    add_counted_hit,
+    add_refusal,
+    django_request,
+    refund_hits,
+    take_counted_hits,
+)
 from .responses import with_headers
 
-# Attributes of the frameworks' own throttles that have no effect here, and why.
-UNUSED: Final = {
+# Attributes of the frameworks' own throttles that have no effect here, and the reason.
+UNUSED_ATTRIBUTES: Final = {
     "cache": "hits are counted by the nodes (or in LIMITS_STORAGE), not in a cache",
     "timer": "hits are counted by the clock of the node that owns their key",
 }
 
 
-class Answer(NamedTuple):
-    """What one throttle has said of a request."""
+class ThrottleResult(NamedTuple):
+    """The decision of one throttle on a request."""
 
     limit: Limit
     decision: Decision
 
 
-def warn_of_unused(throttle: type, base: type) -> None:
-    """Warns of a class that sets an attribute of no effect, or has it from a mixin. `base` is this project's own."""
-    for name, reason in UNUSED.items():
+def warn_of_unused_attributes(throttle: type, base: type) -> None:
+    """Warns if a throttle class sets or inherits an attribute that has no effect here. `base` is the class of ours."""
+    for name, reason in UNUSED_ATTRIBUTES.items():
         value = inspect.getattr_static(throttle, name)
         known = (inspect.getattr_static(one, name) for one in throttle.__bases__ if issubclass(one, base))
         if all(value is not one for one in known):
@@ -43,47 +54,48 @@ def warn_of_unused(throttle: type, base: type) -> None:
 
 
 @functools.lru_cache(1024)
-def limit_of(hits: int, seconds: float, algorithm: str, on_unavailable: str | None) -> Limit:
-    """The limit of a throttle, by what its `parse_rate()` has returned. Raises `ImproperlyConfigured`."""
+def throttle_limit(hits: int, seconds: float, algorithm: str, on_unavailable: str | None) -> Limit:
+    """The limit of a throttle from the result of its `parse_rate()`. Raises `ImproperlyConfigured`."""
     return Limit.parse((hits, seconds), algorithm, on_unavailable)
 
 
-def wait_of(decision: Decision) -> float:
-    """Seconds until the next request may pass. For one that is allowed, those by which the requests that remain would
-    be apart, as the frameworks' own throttles say then."""
+def seconds_to_wait(decision: Decision) -> float:
+    """Seconds until the next request may pass. If the last one was allowed, the average distance of the remaining ones,
+    as in the frameworks' own throttles."""
     return decision.reset_after / (decision.remaining + 1) if decision.allowed else decision.retry_after
 
 
-def throttle(request: Any, question: LimitCheck) -> Decision:
-    """Counts a request, or only looks where it is blocked already."""
-    # Noted at the framework's own request, where it has one: a view may call others, whose throttles are to count.
+def throttle(request: Any, check: LimitCheck) -> Decision:
+    """Counts a request, or only peeks if it is blocked already."""
+    # Stored on the framework's own request, if there is one: a view may call others, whose throttles must count.
     blocked = getattr(request, "_clusterstate_blocked", False)
-    decision = (peek if blocked else hit)(*question)
+    decision = (peek if blocked else hit)(*check)
     if decision.allowed and not blocked:
-        note(request, CountedHit(question, decision, time.monotonic()))
-    _remember(unwrapped(request), Answer(question.limit, decision))
+        add_counted_hit(request, CountedHit(check, decision, time.monotonic()))
+    _store_result(django_request(request), ThrottleResult(check.limit, decision))
     return decision
 
 
 def block(request: Any) -> None:
-    """Gives back what throttles have counted of a request that its framework blocks. Limits around see to theirs."""
+    """Refunds the hits that throttles have counted of a request that its framework blocks. Limits around the view
+    refund their own."""
     request._clusterstate_blocked = True
-    note_refusal(request, Ratelimited())
-    give_back(take_all(request))
+    add_refusal(request, Ratelimited())
+    run(refund_hits(take_counted_hits(request)), runtime.get_client())
 
 
 def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-    """Adds what LIMITS_HEADERS asks for, of the throttle that blocks for longest, or else has the least left."""
-    answer: Answer | None = getattr(request, "_clusterstate_throttle", None)
-    return response if answer is None else with_headers(response, *answer)
+    """Adds the headers that LIMITS_HEADERS names, for the throttle that blocks for longest, or, if none does, for the
+    one with the least remaining."""
+    result: ThrottleResult | None = getattr(request, "_clusterstate_throttle", None)
+    return response if result is None else with_headers(response, *result)
 
 
-def _remember(request: Any, answer: Answer) -> None:
-    """Keeps what the response's headers are to say."""
-    noted: Answer | None = getattr(request, "_clusterstate_throttle", None)
-    if noted is None or _weight(answer.decision) > _weight(noted.decision):
-        request._clusterstate_throttle = answer
+def _store_result(request: Any, result: ThrottleResult) -> None:
+    stored: ThrottleResult | None = getattr(request, "_clusterstate_throttle", None)
+    if stored is None or _strictness(result.decision) > _strictness(stored.decision):
+        request._clusterstate_throttle = result
 
 
-def _weight(decision: Decision) -> tuple[float, int]:
+def _strictness(decision: Decision) -> tuple[float, int]:
     return decision.retry_after, -decision.remaining

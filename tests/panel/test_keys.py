@@ -34,6 +34,8 @@ from django_clusterstate.panel.actions import ACTIONS
 from django_clusterstate.panel.keys import ALGORITHM_LABELS
 from django_clusterstate.panel.traffic import top
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, hits
+from django_clusterstate.wire import messages as wire
+from django_clusterstate.wire.framing import frame
 from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.conftest import using
 from tests.panel.pages import Page, staff
@@ -238,7 +240,7 @@ class TestLimit:
         for limit in limits:
             assert ratelimit.hit(limit, key, "k", 2).allowed
             assert not ratelimit.hit(limit, key, "k").allowed
-            assert hits._denials().find(ratelimit.routing_key(key, "k"), limit, 1, time.monotonic())
+            assert hits._denials().get(ratelimit.routing_key(key, "k"), limit, 1, time.monotonic())
         told = act(client, "reset_limit", kind="limit", group=key, key="k")
         assert told == ("success", "The limit was reset.")
         assert look_up(client, "limit", "k", group=key)[0].counts == []
@@ -270,7 +272,7 @@ class TestLimit:
         limit, whole = Limit.parse("3/h"), ratelimit.routing_key(key, "k")
         asking = runtime.get_client()
         substitute = asking.table().substitutes(whole, asking.routing.local)[0]
-        asking.call_node(substitute, hits._request(limit, whole, 1, True, False))
+        asking.call_node(substitute, frame(wire.encode(wire.Hit(whole, list(limit.rules), 1))))
         found, page = look_up(client, "limit", "k", group=key)
         assert [(count.node, count.used) for count in found.counts] == [(substitute.name, 1)]
         assert f"{substitute.name} in place of the owner 1 allowed" in flat(page)
@@ -282,7 +284,7 @@ class TestLimit:
         local, rankings = asking.table().local_name, ((f"k{n}", ratelimit.routing_key(key, f"k{n}")) for n in range(99))
         name, whole = next(pair for pair in rankings if asking.table().ranking(pair[1])[2].name != local)
         last = asking.table().ranking(whole)[2]
-        asking.call_node(last, hits._request(limit, whole, 1, True, False))
+        asking.call_node(last, frame(wire.encode(wire.Hit(whole, list(limit.rules), 1))))
         assert [(count.node, count.used) for count in look_up(client, "limit", name, group=key)[0].counts] == [
             (last.name, 1)
         ]

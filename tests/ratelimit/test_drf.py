@@ -113,8 +113,8 @@ def test_a_rate_of_none_limits_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"algorithm": "leaky"}, "'leaky' is no algorithm"),
-        ({"on_unavailable": "Deny"}, "on_unavailable is one of local, allow, deny"),
+        ({"algorithm": "leaky"}, "unknown algorithm 'leaky'"),
+        ({"on_unavailable": "Deny"}, "unknown on_unavailable 'Deny'; choose one of local, allow, deny"),
     ],
 )
 def test_a_wrong_throttle_is_refused_when_its_class_is_made(base: type, options: dict[str, Any], words: str) -> None:

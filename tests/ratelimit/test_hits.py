@@ -30,8 +30,8 @@ from django_clusterstate.client.routing import RoutingTable, Target
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.messages import Identity, View
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, hits, routing_key, split_key
-from django_clusterstate.ratelimit.denials import MAX_AGE, Denials
-from django_clusterstate.ratelimit.fallback import ProcessLimits
+from django_clusterstate.ratelimit.denials import MAX_AGE, DenialCache
+from django_clusterstate.ratelimit.fallback import ProcessLimiter
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
@@ -86,7 +86,7 @@ def group() -> str:
 
 @pytest.fixture(autouse=True)
 def counts_nothing_yet() -> None:
-    for kept, kind in ((hits._process, ProcessLimits), (hits._denials, Denials)):
+    for kept, kind in ((hits._process_limiter, ProcessLimiter), (hits._denials, DenialCache)):
         kept.cache_clear()
         runtime._shared.pop(kind, None)
 
@@ -137,18 +137,18 @@ def test_a_limit_is_parsed_from_one_rate_or_several() -> None:
         (("1/0s",), "'1/0s' is not a rate"),
         (("",), "'' is not a rate"),
         ((["1/s", "junk"],), "'junk' is not a rate"),
-        (([],), "needs a rate, such as '10/m', or up to 16"),
-        (([f"{n}/s" for n in range(17)],), "up to 16"),
-        ((10,), "10 is no rate; write '10/m', or ['10/s', '100/h']"),
-        (([10],), "[10] is no rate"),
-        ((None,), "None is no rate"),
+        (([],), "needs from 1 to 16 rates, such as '10/m'; got 0"),
+        (([f"{n}/s" for n in range(17)],), "from 1 to 16 rates, such as '10/m'; got 17"),
+        ((10,), "10 is not a rate; write '10/m', or ['10/s', '100/h']"),
+        (([10],), "[10] is not a rate"),
+        ((None,), "None is not a rate"),
         (((10, 0),), "(10, 0) is not a rate; a pair is (hits, whole seconds)"),
         (((10, None),), "(10, None) is not a rate"),
-        (([10, 60],), "[10, 60] is no rate"),
-        (((10, 60, 60),), "(10, 60, 60) is no rate"),
-        (([(10, 60, 60)],), "[(10, 60, 60)] is no rate"),
-        (("1/s", "leaky"), "'leaky' is no algorithm; there are: fixed_window, sliding_window, token_bucket"),
-        (("1/s", "fixed_window", "explode"), "on_unavailable is one of local, allow, deny, not 'explode'"),
+        (([10, 60],), "[10, 60] is not a rate"),
+        (((10, 60, 60),), "(10, 60, 60) is not a rate"),
+        (([(10, 60, 60)],), "[(10, 60, 60)] is not a rate"),
+        (("1/s", "leaky"), "unknown algorithm 'leaky'; choose one of fixed_window, sliding_window, token_bucket"),
+        (("1/s", "fixed_window", "explode"), "unknown on_unavailable 'explode'; choose one of local, allow, deny"),
     ],
 )
 def test_a_wrong_limit_is_refused_with_what_it_may_be(args: tuple[Any, ...], words: str) -> None:
@@ -476,7 +476,6 @@ import asyncio, json, sys
 from concurrent.futures import ThreadPoolExecutor
 import django
 django.setup()
-from django_clusterstate.ratelimit.fallback import ProcessLimits
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, ahit, hit
 
 async def tasks(limit, key):
@@ -726,8 +725,8 @@ def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
 @pytest.mark.usefixtures("nowhere")
 def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_clusterstate.ratelimit.fallback.PROCESS_MAX_BYTES", 100_000)
-    limits = ProcessLimits()
-    monkeypatch.setattr(hits, "_process", lambda: limits)
+    limits = ProcessLimiter()
+    monkeypatch.setattr(hits, "_process_limiter", lambda: limits)
     limit = Limit.parse("3/d")
     for number in range(1000):
         assert hit(limit, "group", str(number)).allowed
@@ -737,7 +736,7 @@ def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.Monke
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_child: InChild) -> None:
-    limits, held, done = ProcessLimits(), threading.Event(), threading.Event()
+    limits, held, done = ProcessLimiter(), threading.Event(), threading.Event()
     rules = Limit.parse("2/d").rules
 
     def hold() -> None:
@@ -764,7 +763,7 @@ def test_child_tells_nothing_of_what_its_parent_denied_from_memory(
         ratelimit.hit(limit, group, "key")
 
     def child() -> bool:
-        return hits._denials().take_answered(routing_key(group, "key")) == 0
+        return hits._denials().take_count(routing_key(group, "key")) == 0
 
     assert in_child(child)()
-    assert hits._denials().take_answered(routing_key(group, "key")) == 2
+    assert hits._denials().take_count(routing_key(group, "key")) == 2

@@ -286,7 +286,7 @@ def test_exactly_the_limit_passes_of_many_threads(group: str, algorithm: str) ->
     assert sum(decision.allowed for decision in decisions) == 100
     storage = runtime.get_limits_storage()
     assert storage is not None
-    storage.refund(routing_key(group, "key"), limit.rules, 1)
+    storage.run(operations.refund, routing_key(group, "key"), limit.rules, 1)
     assert ratelimit.peek(limit, group, "key").remaining == 1
 
 
@@ -315,17 +315,17 @@ def test_a_hit_that_others_were_faster_than_is_denied_and_leaves_no_trace(
 ) -> None:
     limit, key = Limit.parse(["5/h", "2/d"], algorithm), routing_key(group, "key")
     storage = LimitsStorage(on_redis, "default", DEADLINE)
-    storage.peek(key, limit.rules, 1)  # connects
+    storage.run(operations.peek, key, limit.rules, 1)  # connects
     others: list[bool] = []
     taken = 0
-    under_way, result = operations.hit(storage._counters(key, limit.rules), 1), None
+    operation, result = operations.hit(storage._counters(key, limit.rules), 1), None
     try:
         while True:
-            step = under_way.send(result)
+            command = operation.send(result)
             taken += 1
             if taken == len(limit.rules) + 1:  # each was looked at, and the first is about to be counted
                 others = [ratelimit.hit(limit, group, "key").allowed for _ in range(3)]
-            result = step(storage._storage)
+            result = command.run(storage._client)
     except StopIteration as done:
         decisions = done.value
     storage.close()
@@ -360,10 +360,10 @@ def test_a_storage_that_dies_is_replaced_by_the_policy_until_it_is_back(
     wait_for(redis_of_its_own)
     wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
     assert not face.hit(limit, group, "key").allowed
-    place = f"the limits storage redis://{redis_of_its_own.address}"
+    place = f"limits storage redis://{redis_of_its_own.address}"
     assert caplog.messages == [
-        f"{place}: ConnectionError; it is left alone until it answers again",
-        f"{place} answers again",
+        f"{place}: ConnectionError; circuit breaker opened, ON_UNAVAILABLE decides until it answers again",
+        f"{place} answers again; circuit breaker closed",
     ]
 
 
@@ -433,7 +433,7 @@ def test_a_time_limit_that_ends_while_a_storage_hangs_is_raised_and_no_failure_o
         for _ in range(FAILURES_TO_OPEN + 1):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(SoftTimeLimit):
-                storage.hit(b"key", Limit.parse("5/m").rules, 1)
+                storage.run(operations.hit, b"key", Limit.parse("5/m").rules, 1)
         assert storage._engine.failures == 0
         storage.close()
 
@@ -595,7 +595,7 @@ def test_clusters_that_share_an_engine_count_apart(on_redis: str, group: str) ->
     limit, key = Limit.parse("1/d"), routing_key(group, "key")
     for cluster in ("one", "two"):
         storage = LimitsStorage(on_redis, cluster, DEADLINE)
-        assert [storage.hit(key, limit.rules, 1)[0].allowed for _ in range(2)] == [True, False]
+        assert [storage.run(operations.hit, key, limit.rules, 1)[0].allowed for _ in range(2)] == [True, False]
         storage.close()
 
 
@@ -633,8 +633,8 @@ async def test_decorated_views_are_limited_there_unchanged(group: str) -> None:
     ("uri", "words"),
     [
         ("10.0.0.1:6379", "must be redis://HOST:PORT"),
-        ("postgres://me:s3cret@10.0.0.1:5432", "begins with one of: redis, rediss,"),
-        ("redis+sentinel://:s3cret@10.0.0.1:26379", "begins with one of: redis, rediss,"),
+        ("postgres://me:s3cret@10.0.0.1:5432", "Its scheme must be one of: redis, rediss,"),
+        ("redis+sentinel://:s3cret@10.0.0.1:26379", "Its scheme must be one of: redis, rediss,"),
         ("redis://:s3cret@10.0.0.1", "must be redis://HOST:PORT (one)"),
         ("redis://:s3cret@", "must be redis://HOST:PORT (one)"),
         ("redis://:s3cret@10.0.0.1:port", "must be redis://HOST:PORT"),
@@ -670,7 +670,7 @@ def test_a_uri_of_no_engine_is_refused_with_what_it_may_be(uri: str, words: str)
     ],
 )
 def test_an_engine_is_named_without_its_credentials(uri: str, place: str) -> None:
-    assert str(Engine(uri)) == f"the limits storage {place}"
+    assert str(Engine(uri)) == f"limits storage {place}"
     with override_settings(CLUSTERSTATE={"LIMITS_STORAGE": uri, "SECRET": "s" * 50}):
         assert check_settings(None) == []
 
@@ -702,7 +702,7 @@ def test_memcached_is_given_no_period_that_it_would_take_for_a_date(
     use(servers["memcached"])
     limit = Limit.parse(f"1/{longest}d", algorithm)
     assert [face.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
-    with pytest.raises(ImproperlyConfigured, match="30 days at most, and 15"):
+    with pytest.raises(ImproperlyConfigured, match="at most 30 days in a fixed window, and at most 15 days"):
         face.hit(Limit.parse(f"1/{longest + 1}d", algorithm), group, "key")
 
 
@@ -727,22 +727,24 @@ def test_script_decides_as_a_node_does(
 ) -> None:
     client = redis.Redis.from_url(on_redis)
     script = scripts.SLIDING_WINDOW.replace("redis.call('time')", "{ARGV[4], ARGV[5]}")
-    give_back = scripts.GIVE_BACK_SLIDING.replace("redis.call('time')", "{ARGV[5], ARGV[6]}")
+    refund_script = scripts.REFUND_SLIDING_WINDOW.replace("redis.call('time')", "{ARGV[5], ARGV[6]}")
     rule, name, clock = Rule(Algorithm.SLIDING_WINDOW, limit, float(period)), uuid4().hex, 1_800_000_000_000_000
     expected: algorithms.LimitState | None = None
     for wait, cost in some:
         clock += round(wait * period * 1e6)
         answer = client.eval(script, 1, name, limit, rule.period, cost, *divmod(clock, 10**6))
-        state, now = operations._kept(answer)
+        state, now = operations._parse_count(answer)
         assert state in (expected, None)
         decision, after, _ = algorithms.decide(rule, state, cost, now)
         assert bool(answer[0]) == (decision.allowed and cost > 0)
         if answer[0]:
             expected = after
         if expected is not None and ago is not None:
-            client.eval(give_back, 1, name, 2, limit, rule.period, ago * period, *divmod(clock, 10**6))
+            client.eval(refund_script, 1, name, 2, limit, rule.period, ago * period, *divmod(clock, 10**6))
             refunded = algorithms._refund_sliding_window(rule, expected, 2, now - ago * period, now)
-            expected, _ = operations._kept(client.eval(script, 1, name, limit, rule.period, 0, *divmod(clock, 10**6)))
+            expected, _ = operations._parse_count(
+                client.eval(script, 1, name, limit, rule.period, 0, *divmod(clock, 10**6))
+            )
             assert expected is None or expected == pytest.approx(refunded)
     client.close()
 
@@ -813,9 +815,9 @@ def test_at_most_twice_the_limit_passes_in_a_period_and_after_retry_after_the_sa
         if decision.allowed:
             admitted.append((now, cost))
         elif cost <= limit:
-            assert decision.retry_after <= (period if cost == 1 else 2 * period) + 2 * operations.GRAIN
+            assert decision.retry_after <= (period if cost == 1 else 2 * period) + 2 * operations.CLOCK_RESOLUTION
             start, previous, current = buckets.counts(now)
-            later = operations.Buckets(start - decision.retry_after - operations.GRAIN, previous, current)
+            later = operations.Buckets(start - decision.retry_after - operations.CLOCK_RESOLUTION, previous, current)
             assert operations.estimate(buckets.rule, later, cost).allowed
     for at, _ in admitted:
         assert sum(cost for then, cost in admitted if at <= then < at + period * 1000) <= 2 * limit

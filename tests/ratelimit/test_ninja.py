@@ -192,8 +192,8 @@ def test_a_rate_of_none_limits_nothing(operation: Callable[..., Ask]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"algorithm": "leaky"}, "'leaky' is no algorithm"),
-        ({"on_unavailable": "explode"}, "on_unavailable is one of local, allow, deny"),
+        ({"algorithm": "leaky"}, "unknown algorithm 'leaky'"),
+        ({"on_unavailable": "explode"}, "unknown on_unavailable 'explode'; choose one of local, allow, deny"),
         ({"rate": "-1/s"}, "is not a rate"),
     ],
 )

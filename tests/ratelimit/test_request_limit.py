@@ -714,9 +714,9 @@ def test_a_site_without_limits_asks_nobody(ask: Any, monkeypatch: pytest.MonkeyP
         ({"path": "(", "rate": "1/s"}, r"LIMITS'\]\[1\].*unterminated"),
         ({"path": "/", "rate": "often"}, r"LIMITS'\]\[1\].*'often' is not a rate"),
         ({"paths": "/", "rate": "1/s"}, r"LIMITS'\]\[1\].*unexpected keyword argument 'paths'"),
-        ({"rate": "1/s", "key": "nobody"}, r"'nobody' is no key"),
-        ({"rate": "1/s", "exempt": 5}, "exempt is a callable or its dotted path, not 5"),
-        ({"rate": "1/s", "deduct_when": "never"}, "deduct_when is a callable or its dotted path, not 'never'"),
+        ({"rate": "1/s", "key": "nobody"}, r"unknown key 'nobody'"),
+        ({"rate": "1/s", "exempt": 5}, "exempt must be a callable or its dotted path, not 5"),
+        ({"rate": "1/s", "deduct_when": "never"}, "deduct_when must be a callable or its dotted path, not 'never'"),
     ],
 )
 def test_a_wrong_limit_is_named_with_what_is_wrong(entry: dict[str, Any], words: str) -> None:
