@@ -22,7 +22,7 @@ from . import runtime
 from .client.aio import AsyncClient, from_now
 from .client.event_sender import Field
 from .client.routing import RoutingTable, Target, silence
-from .core.event_counts import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, Account, Totals
+from .core.event_counts import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, EventAccount, EventTotals
 from .core.top_keys import KeyCount, merged
 from .exceptions import ClusterStateError, NoCluster, Unavailable
 from .wire import messages as wire
@@ -147,15 +147,15 @@ def _value(event: str, name: str, value: Field) -> Field:
 # -- reading --------------------------------------------------------------------------------------------------
 
 
-def names() -> list[Totals]:
+def names() -> list[EventTotals]:
     """The totals of all events, sorted by name: in the last minute, in the last hour, and since the name is known."""
     return async_to_sync(anames)()
 
 
-async def anames(*, patience: float | None = None, silent: dict[str, str] | None = None) -> list[Totals]:
+async def anames(*, patience: float | None = None, silent: dict[str, str] | None = None) -> list[EventTotals]:
     """Asynchronous `names()`."""
     client, until = runtime.get_async_client(), from_now(patience)
-    found: list[Totals] = []
+    found: list[EventTotals] = []
     pages = [(target, "") for target in await _targets(client, patience)]
     while pages:
         requests = [(target, _request(after=after)) for target, after in pages]
@@ -243,7 +243,9 @@ def _require_reply(replies: Replies) -> None:
         raise next((reply for reply in replies if isinstance(reply, ClusterStateError)), Unavailable("no node replied"))
 
 
-def _next_pages(found: list[Totals], pages: list[tuple[Target, str]], replies: Replies) -> list[tuple[Target, str]]:
+def _next_pages(
+    found: list[EventTotals], pages: list[tuple[Target, str]], replies: Replies
+) -> list[tuple[Target, str]]:
     """Adds the replies to `found`. Returns the nodes that have more names, each with the name to continue after."""
     if not found:
         _require_reply(replies)
@@ -256,17 +258,17 @@ def _next_pages(found: list[Totals], pages: list[tuple[Target, str]], replies: R
     return following
 
 
-def _merge_totals(found: Iterable[Totals]) -> list[Totals]:
-    by_name: dict[str, Totals] = {}
+def _merge_totals(found: Iterable[EventTotals]) -> list[EventTotals]:
+    by_name: dict[str, EventTotals] = {}
     for b in found:
-        a = by_name.get(b.name, Totals(b.name, 0, 0, 0, b.last_ago))
-        by_name[b.name] = Totals(
+        a = by_name.get(b.name, EventTotals(b.name, 0, 0, 0, b.last_ago))
+        by_name[b.name] = EventTotals(
             b.name, a.minute + b.minute, a.hour + b.hour, a.total + b.total, min(a.last_ago, b.last_ago)
         )
     return [by_name[name] for name in sorted(by_name)]
 
 
-def _merge_accounts(accounts: Iterable[tuple[str, Account]]) -> Details:
+def _merge_accounts(accounts: Iterable[tuple[str, EventAccount]]) -> Details:
     """Adds up the accounts of all nodes, given with their names."""
     total, minutes, hours = 0, [0] * MINUTES, [0] * HOURS
     keys: list[KeyCount[str]] = []

@@ -25,7 +25,7 @@ from django_clusterstate import cluster as functions
 from django_clusterstate import events, runtime
 from django_clusterstate.client import event_sender
 from django_clusterstate.client.routing import Target
-from django_clusterstate.core.event_counts import PAGE, Totals
+from django_clusterstate.core.event_counts import PAGE, EventTotals
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress
@@ -275,7 +275,7 @@ def test_node_that_is_stopped_for_a_moment_counts_each_event_once(folder: Path, 
 
 @pytest.mark.parametrize(("first", "after", "goes_on"), [("b", "a", True), ("a", "b", False), ("b", "b", False)])
 def test_node_that_repeats_a_page_of_names_is_not_queried_again(first: str, after: str, goes_on: bool) -> None:
-    target, page = Target("n", TcpAddress("127.0.0.1", 1)), [Totals(first, 0, 0, 1, 1.0)] * PAGE
+    target, page = Target("n", TcpAddress("127.0.0.1", 1)), [EventTotals(first, 0, 0, 1, 1.0)] * PAGE
     more = events._next_pages([], [(target, after)], [wire.EventNamesReply(1, page)])
     assert more == ([(target, first)] if goes_on else [])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ..core.event_counts import MAX_ENTRIES, Entry
+from ..core.event_counts import MAX_ENTRIES, EventEntry
 from ..exceptions import ClusterStateError, Refused
 from ..wire import messages as wire
 from .retries import may_be_executed
@@ -51,9 +51,9 @@ class EncodedSum(msgspec.Struct, eq=False):
     def size(self) -> int:
         return len(self.name) + len(self.key) + sum(len(fields) for _, fields in self.samples)
 
-    def entry(self, now: float) -> Entry:
+    def entry(self, now: float) -> EventEntry:
         samples = [(now - at, fields) for at, fields in self.samples]
-        return Entry(self.name, self.key, self.times, now - self.at, samples)
+        return EventEntry(self.name, self.key, self.times, now - self.at, samples)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,7 @@
-"""What an owner keeps of the events that it is told of: counts by time, the most frequent keys, the last samples. Pure.
+"""The events that a node has counted: by time, with the most frequent keys and the last events of each name. Pure.
 
-`now` is monotonic seconds given by the caller; how long ago an event was, seconds. Everything is bounded: the names,
-the keys and samples of a name, the bytes of all samples, and the batches that are remembered as taken.
+`now` is the caller's monotonic clock, ages are seconds. Everything is bounded: the number of names, keys and samples of
+a name, the bytes of all samples, and the batches whose ids are kept.
 """
 
 from array import array
@@ -22,13 +22,13 @@ MAX_ENTRIES = 250  # of a batch, so that it takes a node about a millisecond
 MAX_NAMES = 1000
 MAX_SAMPLES = 50  # of a name
 MAX_SAMPLES_BYTES = 32 * 1024 * 1024  # of all names
-SAMPLE_OVERHEAD = 300  # bytes that a sample takes besides its key and its fields, about
-MAX_TOP = 50  # keys that make up more than a fiftieth of a name's events are known
-MAX_BATCHES = 10_000  # remembered, so that none counts twice
-PAGE = 100  # names that are told at once, which takes a node about a millisecond
+SAMPLE_OVERHEAD = 300  # bytes that a sample takes in addition to its key and its fields, about
+MAX_TOP = 50  # among them is each key that makes up more than a fiftieth of a name's events
+MAX_BATCHES = 10_000  # whose ids are kept, so that none is counted twice
+PAGE = 100  # names in one reply, which takes a node about a millisecond
 
-MINUTES, HOURS = 60, 48  # for how long is counted
-_STEPS = 6  # a minute is counted in sixths, and an hour too: what is asked for begins between two of them
+MINUTES, HOURS = 60, 48  # that are counted
+_STEPS = 6  # minutes and hours are counted in sixths, since those that are read end now
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 EventKey = Annotated[str, Meta(max_length=MAX_KEY)]
@@ -37,8 +37,8 @@ Times = Annotated[int, Meta(ge=1, le=2**53)]
 Ago = Annotated[float, Meta(ge=0, le=HOURS * 3600)]
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """What a process counted of one name and key, `ago` at most. `samples`: how long ago, and the fields as msgpack."""
+class EventEntry(msgspec.Struct, frozen=True, array_like=True):
+    """Events of one name and key from one process, at most `ago` old. `samples`: age, and fields as msgpack."""
 
     name: Name
     key: EventKey
@@ -47,8 +47,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     samples: Annotated[list[tuple[Ago, Fields]], Meta(max_length=8)] = []
 
 
-class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """One event. `number` counts the samples of its name at this node, from 1; `fields` are msgpack."""
+class EventSample(msgspec.Struct, frozen=True, array_like=True):
+    """One event with its fields, as msgpack. `number` counts the samples of its name at this node, from 1."""
 
     number: int
     key: str
@@ -56,8 +56,9 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
     ago: float
 
 
-class Totals(msgspec.Struct, frozen=True, array_like=True):
-    """How often an event came in the last minute, in the last hour, and since it is known; when last."""
+class EventTotals(msgspec.Struct, frozen=True, array_like=True):
+    """How many events there were in the last minute, in the last hour and since the name is known, and the last one's
+    age."""
 
     name: str
     minute: int
@@ -66,18 +67,18 @@ class Totals(msgspec.Struct, frozen=True, array_like=True):
     last_ago: float
 
 
-class Account(msgspec.Struct, frozen=True, array_like=True):
-    """All that is kept of an event: counts by minute (60) and by hour (48), keys and samples, the latest first."""
+class EventAccount(msgspec.Struct, frozen=True, array_like=True):
+    """All that a node keeps of a name: counts by minute (60) and by hour (48), the latest first, keys and samples."""
 
     total: int
     minutes: Annotated[list[int], Meta(min_length=MINUTES, max_length=MINUTES)]
     hours: Annotated[list[int], Meta(min_length=HOURS, max_length=HOURS)]
     top: list[KeyCount[str]]
-    recent: list[Sample]
+    recent: list[EventSample]
 
 
 class Series:
-    """Counts of the last `spans * span` seconds, kept in sixths of a span."""
+    """Counts of the last `spans * span` seconds, in sixths of a span."""
 
     __slots__ = ("_counts", "_newest", "_spans", "_step")
 
@@ -94,17 +95,17 @@ class Series:
             self._counts[step % len(self._counts)] += times
 
     def latest(self, now: float) -> int:
-        """How often in the span that ends now."""
+        """The count of the span that ends now."""
         self._turn(now)
         return sum(self._counts[(self._newest - back) % len(self._counts)] for back in range(_STEPS))
 
     def all(self, now: float) -> int:
-        """How often in all spans together."""
+        """The count of all spans together."""
         self._turn(now)
         return sum(self._counts)
 
     def spans(self, now: float) -> list[int]:
-        """How often in each span, the latest first. The first one ends now and lacks a sixth at most."""
+        """The count of each span, the latest first. The first one ends now and lacks at most a sixth."""
         self._turn(now)
         counts = self._counts
         after = self._newest % len(counts) + 1
@@ -112,7 +113,7 @@ class Series:
         return [sum(steps[first : first + _STEPS]) for first in range(0, len(steps), _STEPS)]
 
     def _turn(self, now: float) -> None:
-        """Makes room for the step of now, and for those since the last one."""
+        """Advances to the step of now, and clears the steps in between."""
         newest = int(now // self._step)
         if newest == self._newest:
             return
@@ -122,7 +123,7 @@ class Series:
 
 
 class Event:
-    """What is kept of one name."""
+    """The events of one name."""
 
     __slots__ = ("_hour", "_hours", "_minutes", "_top", "_total", "bytes", "last", "number", "samples")
 
@@ -137,7 +138,7 @@ class Event:
         self._top: TopKeys[str] = TopKeys(MAX_TOP)
         self._total = 0
 
-    def add(self, entry: Entry, now: float) -> None:
+    def add(self, entry: EventEntry, now: float) -> None:
         at = now - entry.ago
         self.last = max(self.last, at)
         self._total += entry.times
@@ -153,18 +154,21 @@ class Event:
                 _, old_key, old_fields, _ = self.samples.popleft()
                 self.bytes -= _size(old_key, old_fields)
 
-    def totals(self, name: str, now: float) -> Totals:
+    def totals(self, name: str, now: float) -> EventTotals:
         minutes = self._minutes
-        return Totals(name, minutes.latest(now), minutes.all(now), self._total, max(0.0, now - self.last))
+        return EventTotals(name, minutes.latest(now), minutes.all(now), self._total, max(0.0, now - self.last))
 
-    def account(self, now: float) -> Account:
+    def account(self, now: float) -> EventAccount:
         self._turn(now)
-        return Account(
+        return EventAccount(
             self._total,
             self._minutes.spans(now),
             self._hours.spans(now),
             self._top.most(MAX_TOP),
-            [Sample(number, key, fields, max(0.0, now - at)) for number, key, fields, at in reversed(self.samples)],
+            [
+                EventSample(number, key, fields, max(0.0, now - at))
+                for number, key, fields, at in reversed(self.samples)
+            ],
         )
 
     def _turn(self, now: float) -> None:
@@ -175,7 +179,7 @@ class Event:
 
 
 class EventCounts:
-    """The events of one node. When there are too many names, the one that wasn't tracked for longest goes."""
+    """The events of one node. When there are too many names, the least recently tracked one is evicted."""
 
     def __init__(self) -> None:
         self.evictions = 0
@@ -183,8 +187,8 @@ class EventCounts:
         self._bytes = 0
         self._batches: OrderedDict[bytes, None] = OrderedDict()  # the oldest first
 
-    def track(self, batch: bytes, entries: Sequence[Entry], now: float) -> int:
-        """How many events were counted: none of a batch that was counted before."""
+    def track(self, batch: bytes, entries: Sequence[EventEntry], now: float) -> int:
+        """Counts a batch, unless its id is known. Returns how many events were counted."""
         if batch in self._batches:
             return 0
         self._batches[batch] = None
@@ -194,7 +198,7 @@ class EventCounts:
             self._add(entry, now)
         return sum(entry.times for entry in entries)
 
-    def _add(self, entry: Entry, now: float) -> None:
+    def _add(self, entry: EventEntry, now: float) -> None:
         event = self._known.get(entry.name)
         if event is None:
             event = self._known[entry.name] = Event(now - entry.ago)
@@ -208,13 +212,13 @@ class EventCounts:
             self._bytes -= gone.bytes
             self.evictions += 1
 
-    def names(self, after: str, now: float) -> list[Totals]:
-        """The next so many names in their order, PAGE at most: fewer are the last ones."""
+    def names(self, after: str, now: float) -> list[EventTotals]:
+        """The totals of the next names in order, at most PAGE. Fewer than PAGE: there are no more."""
         names = sorted(name for name in self._known if name > after)
         return [self._known[name].totals(name, now) for name in names[:PAGE]]
 
-    def account(self, name: str, now: float) -> Account | None:
-        """What is kept of a name; None when it isn't known."""
+    def account(self, name: str, now: float) -> EventAccount | None:
+        """All that is kept of a name; None if it is unknown."""
         event = self._known.get(name)
         return None if event is None else event.account(now)
 

@@ -11,7 +11,7 @@ from typing import Any
 from asgiref.sync import async_to_sync
 
 from .. import events, runtime
-from ..core.event_counts import MAX_NAME, MAX_SAMPLES, Totals
+from ..core.event_counts import MAX_NAME, MAX_SAMPLES, EventTotals
 from ..core.top_keys import KeyCount
 from ..events import Recent
 from ..exceptions import ClusterStateError
@@ -109,7 +109,7 @@ async def _one(name: str, silent: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _busiest_first(event: Totals) -> tuple[int, int, str]:
+def _busiest_first(event: EventTotals) -> tuple[int, int, str]:
     return -event.hour, -event.total, event.name
 
 

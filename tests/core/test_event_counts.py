@@ -13,8 +13,8 @@ from django_clusterstate.core.event_counts import (
     MAX_TOP,
     MINUTES,
     PAGE,
-    Entry,
     EventCounts,
+    EventEntry,
     Series,
 )
 
@@ -33,11 +33,11 @@ steps = st.lists(
 )
 
 
-def one(name: str = "login", key: str = "k", times: int = 1, ago: float = 0.0, samples: int = 0) -> Entry:
-    return Entry(name, key, times, ago, [(ago, f"{number}".encode()) for number in range(samples)])
+def one(name: str = "login", key: str = "k", times: int = 1, ago: float = 0.0, samples: int = 0) -> EventEntry:
+    return EventEntry(name, key, times, ago, [(ago, f"{number}".encode()) for number in range(samples)])
 
 
-def tracked(*entries: Entry, now: float = 1000.0) -> EventCounts:
+def tracked(*entries: EventEntry, now: float = 1000.0) -> EventCounts:
     events = EventCounts()
     for number, entry in enumerate(entries):
         events.track(str(number).encode(), [entry], now)
@@ -133,11 +133,11 @@ def test_the_name_that_was_not_tracked_for_longest_makes_room() -> None:
 
 
 def test_samples_are_bounded_in_bytes_over_all_names() -> None:
-    big = Entry("", "", 1, 0.0, [(0.0, bytes(module.MAX_FIELDS_BYTES))] * 8)
+    big = EventEntry("", "", 1, 0.0, [(0.0, bytes(module.MAX_FIELDS_BYTES))] * 8)
     events = EventCounts()
     names = [f"event {number}" for number in range(500)]
     for number, name in enumerate(names):
-        entries = [Entry(name, big.key, big.times, big.ago, big.samples)] * 5
+        entries = [EventEntry(name, big.key, big.times, big.ago, big.samples)] * 5
         events.track(str(number).encode(), entries, 1000.0)
     kept = [account for name in names if (account := events.account(name, 1000.0)) is not None]
     assert events.evictions == len(names) - len(kept) > 0

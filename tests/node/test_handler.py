@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.core.counter_history import STEP, STEPS
-from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, Entry, Sample
+from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, EventEntry, EventSample
 from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.core.membership.timeline import MOMENTS, Moment, What
@@ -521,7 +521,9 @@ def test_full_cache_evicts_no_limit(bench: Bench) -> None:
 
 
 def test_events_are_counted_and_told(bench: Bench) -> None:
-    track = wire.Track(b"batch one", [Entry("login", "17", 3, 0.5, [(0.5, b"\x80")]), Entry("export", "", 1, 0.0)])
+    track = wire.Track(
+        b"batch one", [EventEntry("login", "17", 3, 0.5, [(0.5, b"\x80")]), EventEntry("export", "", 1, 0.0)]
+    )
     assert bench.ask(track) == wire.DoneReply(bench.epoch)
     assert bench.ask(track) == wire.DoneReply(bench.epoch)  # once more, and not counted
     bench.now += 1
@@ -529,7 +531,7 @@ def test_events_are_counted_and_told(bench: Bench) -> None:
     assert [(totals.name, totals.minute, totals.total) for totals in names] == [("export", 1, 1), ("login", 3, 3)]
     assert [totals.name for totals in bench.ask(wire.GetEvents(after="export")).events] == ["login"]
     account = bench.ask(wire.GetEvents("login")).account
-    assert (account.total, account.top, account.recent) == (3, [("17", 3, 0)], [Sample(1, "17", b"\x80", 1.5)])
+    assert (account.total, account.top, account.recent) == (3, [("17", 3, 0)], [EventSample(1, "17", b"\x80", 1.5)])
     assert bench.ask(wire.GetEvents("logout")) == wire.EventReply(bench.epoch, None)
     stats = bench.ask(wire.GetStatus()).stats
     assert (stats.events, stats.event_evictions, stats.requests) == (4, 0, 0)
@@ -842,7 +844,7 @@ def longest_limits_found(bench: Bench) -> wire.Request:
 
 def longest_event_names(bench: Bench) -> wire.Request:
     for number in range(200):
-        bench.ask(wire.Track(b"%08d" % number, [Entry(f"{LONGEST_NAME[:96]}{number:04}", "", 2**53, 0)]))
+        bench.ask(wire.Track(b"%08d" % number, [EventEntry(f"{LONGEST_NAME[:96]}{number:04}", "", 2**53, 0)]))
     return wire.GetEvents()
 
 
@@ -850,7 +852,7 @@ def longest_event_account(bench: Bench) -> wire.Request:
     for number in range(MAX_SAMPLES):
         samples: list[tuple[float, bytes]] = [(1.5, b"f" * MAX_FIELDS_BYTES)]
         key = f"{LONGEST_NAME}{LONGEST_NAME[:96]}{number:04}"
-        bench.ask(wire.Track(b"%08d" % number, [Entry(LONGEST_NAME, key, 2**53, 1.5, samples)]))
+        bench.ask(wire.Track(b"%08d" % number, [EventEntry(LONGEST_NAME, key, 2**53, 1.5, samples)]))
     return wire.GetEvents(LONGEST_NAME)
 
 

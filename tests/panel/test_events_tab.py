@@ -18,7 +18,7 @@ from django.utils import translation
 
 from django_clusterstate import events, runtime
 from django_clusterstate.client import aio as requester
-from django_clusterstate.core.event_counts import Totals
+from django_clusterstate.core.event_counts import EventTotals
 from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.events import Counts, Details, Recent
 from django_clusterstate.exceptions import Unavailable
@@ -41,14 +41,14 @@ def name() -> str:
     return f"event {uuid.uuid4()}"
 
 
-def totals(name: str, hour: int = 1) -> Totals:
-    return Totals(name, 0, hour, hour, 90.0)
+def totals(name: str, hour: int = 1) -> EventTotals:
+    return EventTotals(name, 0, hour, hour, 90.0)
 
 
-def tell(monkeypatch: pytest.MonkeyPatch, *known: Totals) -> None:
+def tell(monkeypatch: pytest.MonkeyPatch, *known: EventTotals) -> None:
     """The nodes know these events, and no others."""
 
-    async def anames(**how: Any) -> list[Totals]:
+    async def anames(**how: Any) -> list[EventTotals]:
         return list(known)
 
     monkeypatch.setattr(events, "anames", anames)
@@ -81,7 +81,7 @@ class TestNames:
         assert "1234" in Page(client.get(PAGE + link)).text.replace(",", "")
 
     def test_busiest_of_the_last_hour_is_first(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        tell(monkeypatch, totals("a", 5), totals("b", 7), Totals("c", 0, 5, 9, 1.0), totals("d", 0))
+        tell(monkeypatch, totals("a", 5), totals("b", 7), EventTotals("c", 0, 5, 9, 1.0), totals("d", 0))
         assert links(Page(client.get(PAGE))) == ["?name=b", "?name=c", "?name=a", "?name=d"]
 
     def test_no_more_than_200_are_shown_and_it_says_so(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.event_counts import Account, Entry, Sample, Totals
+from django_clusterstate.core.event_counts import EventAccount, EventEntry, EventSample, EventTotals
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule, RuleDecision
 from django_clusterstate.core.membership.messages import Identity, MemberState
 from django_clusterstate.core.membership.timeline import Moment, What
@@ -47,7 +47,9 @@ EXAMPLES: list[wire.Message] = [
     wire.Reset(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)]),
     wire.FindLimits(b"k"),
     wire.Refund(b"k", [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)], 2, 0.5),
-    wire.Track(b"12345678", [Entry("login", "17", 3, 0.25, [(0.125, b"\x80")]), Entry("login", "", 2**53, 0.0)]),
+    wire.Track(
+        b"12345678", [EventEntry("login", "17", 3, 0.25, [(0.125, b"\x80")]), EventEntry("login", "", 2**53, 0.0)]
+    ),
     wire.GetEvents("login"),
     wire.GetEvents("", "login"),
     wire.GetView(),
@@ -81,9 +83,12 @@ EXAMPLES: list[wire.Message] = [
     wire.EntryReply(1, False),
     wire.ScanReply(1, [b"ns\0a"], (2.5, 2**63 - 1)),
     wire.ScanReply(1, []),
-    wire.EventNamesReply(1, [Totals("login", 1, 20, 300, 4.5)]),
+    wire.EventNamesReply(1, [EventTotals("login", 1, 20, 300, 4.5)]),
     wire.EventReply(
-        1, Account(9, [1, 8] + [0] * 58, [9] + [0] * 47, [KeyCount("17", 9, 1)], [Sample(7, "17", b"\x80", 0.5)])
+        1,
+        EventAccount(
+            9, [1, 8] + [0] * 58, [9] + [0] * 47, [KeyCount("17", 9, 1)], [EventSample(7, "17", b"\x80", 0.5)]
+        ),
     ),
     wire.EventReply(1, None),
     status,
@@ -109,7 +114,7 @@ def refused(data: bytes) -> None:
 
 @pytest.mark.parametrize(("minutes", "hours"), [(59, 48), (61, 48), (60, 47), (60, 49), (0, 0)])
 def test_event_account_with_a_wrong_number_of_minutes_or_hours_is_refused(minutes: int, hours: int) -> None:
-    refused(wire.encode(wire.EventReply(1, Account(1, [1] * minutes, [1] * hours, [], []))))
+    refused(wire.encode(wire.EventReply(1, EventAccount(1, [1] * minutes, [1] * hours, [], []))))
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)

@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from ... import events
-from ...core.event_counts import Totals
+from ...core.event_counts import EventTotals
 from ...exceptions import ClusterStateError
 
 ASK_EVERY = 1.0  # seconds
@@ -94,7 +94,7 @@ class Command(BaseCommand):
             time.sleep(ASK_EVERY)
 
 
-def _row(one: Totals) -> str:
+def _row(one: EventTotals) -> str:
     ago = f"{_shown_seconds(one.last_ago)} ago"
     return _COLUMNS.format(_shown(one.name), f"{one.minute:,}", f"{one.hour:,}", f"{one.total:,}", ago)
 

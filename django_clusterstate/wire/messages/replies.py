@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from ...core.event_counts import Account, Totals
+from ...core.event_counts import EventAccount, EventTotals
 from ...core.limits.algorithms import Rule, RuleDecision
 from ...core.membership.messages import Identity, MemberState
 from ...core.membership.timeline import Moment
@@ -118,14 +118,14 @@ class EventNamesReply(Message, frozen=True, tag=46):
     """The totals of at most 100 events, sorted by name. Fewer than 100: there are no more."""
 
     epoch: int
-    events: list[Totals]
+    events: list[EventTotals]
 
 
 class EventReply(Message, frozen=True, tag=47):
     """All that the node keeps of one event; None: it knows no event of that name."""
 
     epoch: int
-    account: Account | None
+    account: EventAccount | None
 
 
 class LimitsReply(Message, frozen=True, tag=48):

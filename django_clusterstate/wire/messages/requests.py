@@ -5,7 +5,7 @@ from typing import Annotated
 import mmh3
 from msgspec import Meta
 
-from ...core.event_counts import MAX_ENTRIES, Entry
+from ...core.event_counts import MAX_ENTRIES, EventEntry
 from ..status import RequesterStats
 from .fields import (
     MAX_KEYS,
@@ -174,7 +174,7 @@ class Track(Message, frozen=True, tag=26):
     """
 
     batch: Annotated[bytes, Meta(min_length=8, max_length=16)]
-    entries: Annotated[list[Entry], Meta(max_length=MAX_ENTRIES)]
+    entries: Annotated[list[EventEntry], Meta(max_length=MAX_ENTRIES)]
 
 
 class GetEvents(Message, frozen=True, tag=27):
