@@ -1,6 +1,6 @@
 """Sends the requests of a cache to the nodes: batches for many keys, failures as misses, near values invalidated."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from ..client.operations import Call, CallEach, CallNode, GetTable, Operation
 from ..client.routing import RoutingTable, Target
@@ -14,7 +14,6 @@ KEYS_AT_ONCE = 250  # keys in one request, which so occupies its node for well b
 _ITEM_OVERHEAD = 16  # bytes by which a key and its value grow in a message, at most
 _READS = (wire.Get, wire.GetWithTtl)
 
-Batches = list[tuple[Target, list[bytes]]]
 Replies = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
 SizeOf = Callable[[bytes], int]
@@ -70,13 +69,21 @@ class CacheRequester:
         replies: Replies = []
         try:
             table = yield GetTable()
-            left = table.group(keys)
+            left = dict(table.group(keys))
             if keys and not left:
                 self.failed(NoCluster())
             while left:
-                batches, left = _split(left, size_of)
+                batches = [(target, _first_batch(keys_left, size_of)) for target, keys_left in left.items()]
                 answers = yield CallEach([(target, frame(wire.encode(make(batch)))) for target, batch in batches])
-                left = self._collect(batches, answers, replies) + _without_failed(left, batches, answers)
+                for (target, batch), answer in zip(batches, answers, strict=True):
+                    if isinstance(answer, ClusterStateError):
+                        self.failed(answer)
+                        del left[target]  # to call a failed owner again would cost another deadline
+                        continue
+                    count = _answered(answer) or len(batch)
+                    replies.append((batch[:count], answer))
+                    left[target] = left[target][count:]
+                left = {target: keys_left for target, keys_left in left.items() if keys_left}
         finally:
             if make not in _READS:
                 self._near.drop(*keys)
@@ -100,21 +107,6 @@ class CacheRequester:
             if isinstance(request, wire.Clear):
                 self._near.clear()
 
-    def _collect(
-        self, batches: Batches, answers: Sequence[wire.Reply | ClusterStateError], replies: Replies
-    ) -> Batches:
-        """Appends the answers to `replies`. Returns the keys that a node left out, for another request."""
-        left_out: Batches = []
-        for (target, keys), answer in zip(batches, answers, strict=True):
-            if isinstance(answer, ClusterStateError):
-                self.failed(answer)
-                continue
-            count = _answered(answer) or len(keys)
-            replies.append((keys[:count], answer))
-            if count < len(keys):
-                left_out.append((target, keys[count:]))
-        return left_out
-
 
 def succeeded(reply: wire.Reply | None) -> bool:
     """Whether a reply says that a node did what was requested for the only key of a request."""
@@ -129,25 +121,11 @@ def _answered(reply: wire.Reply) -> int:
     return len(reply.flags) if isinstance(reply, wire.FlagsReply) else 0
 
 
-def _split(batches: Batches, size_of: SizeOf) -> tuple[Batches, Batches]:
-    """The keys that fit into one request to each owner, and the others."""
-    now, later = [], []
-    for target, keys in batches:
-        count, room = 0, MAX_REQUEST - MESSAGE_OVERHEAD
-        for key in keys[:KEYS_AT_ONCE]:
-            room -= size_of(key) + _ITEM_OVERHEAD
-            if room < 0 and count:
-                break
-            count += 1
-        now.append((target, keys[:count]))
-        if count < len(keys):
-            later.append((target, keys[count:]))
-    return now, later
-
-
-def _without_failed(later: Batches, batches: Batches, answers: Sequence[wire.Reply | ClusterStateError]) -> Batches:
-    """The batches of owners that haven't failed: to query a failed one again would cost another deadline."""
-    failed = {
-        target for (target, _), answer in zip(batches, answers, strict=True) if isinstance(answer, ClusterStateError)
-    }
-    return [batch for batch in later if batch[0] not in failed]
+def _first_batch(keys: list[bytes], size_of: SizeOf) -> list[bytes]:
+    """The first keys, as many as one request may hold, and at least one."""
+    room = MAX_REQUEST - MESSAGE_OVERHEAD
+    for count, key in enumerate(keys[:KEYS_AT_ONCE]):
+        room -= size_of(key) + _ITEM_OVERHEAD
+        if room < 0 and count:
+            return keys[:count]
+    return keys[:KEYS_AT_ONCE]
