@@ -1,7 +1,7 @@
-"""What a Django cache promises, held by both faces of `ClusterCache` alike: each test of the contract runs twice.
+"""The contract of a Django cache: each test runs twice, with `ClusterCache`'s blocking and its asynchronous methods.
 
-The blocking face also passes Django's own suite, in `tests/django_suite`; this one covers the same ground for the
-asynchronous face, on which no method may leave the event loop's thread, and adds what only this backend promises.
+The blocking methods also pass Django's own suite, in `tests/django_suite`. This one covers the same ground for the
+asynchronous methods, none of which may leave the event loop's thread, and adds the promises of this backend alone.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ def test_counting_an_absent_key_raises_value_error_that_names_it(cache: Face, na
 
 @pytest.mark.parametrize("name", ["incr", "decr"])
 @pytest.mark.parametrize("value", [None, "1", 1.5, True, 2**63])
-def test_counting_what_is_no_64_bit_integer_raises_type_error(cache: Face, name: str, value: object) -> None:
+def test_incr_of_a_value_that_isnt_a_64_bit_integer_raises_type_error(cache: Face, name: str, value: object) -> None:
     cache.set("key", value)
     with pytest.raises(TypeError, match="'key'"):
         cache.call(name, "key")
@@ -175,7 +175,7 @@ def test_counting_beyond_64_bits_raises_and_leaves_the_value(cache: Face) -> Non
 
 
 @pytest.mark.parametrize("delta", [1.5, "1", None, 2**63])
-def test_a_delta_that_is_no_64_bit_integer_is_refused_before_it_is_sent(
+def test_a_delta_that_isnt_a_64_bit_integer_is_refused_before_it_is_sent(
     cache: Face, requests: list[wire.Message], delta: object
 ) -> None:
     cache.set("key", 1)
@@ -212,7 +212,7 @@ def test_add_lets_exactly_one_of_many_concurrent_calls_win(cache: Face) -> None:
 # -- many keys --------------------------------------------------------------------------------------------------
 
 
-def test_get_many_returns_what_there_is(cache: Face) -> None:
+def test_get_many_returns_the_values_found(cache: Face) -> None:
     cache.set_many({"a": "a", "b": "b", "c": "c", "d": "d"})
     assert cache.get_many(["a", "c", "d"]) == {"a": "a", "c": "c", "d": "d"}
     assert cache.get_many(["a", "b", "e"]) == {"a": "a", "b": "b"}
@@ -222,14 +222,14 @@ def test_get_many_returns_what_there_is(cache: Face) -> None:
     assert cache.get_many(["x", "y"]) == {"x": None, "y": 1}
 
 
-def test_get_many_leaves_out_what_has_expired(cache: Face) -> None:
+def test_get_many_leaves_out_expired_keys(cache: Face) -> None:
     cache.set("lasts", 1)
     cache.set("expires", 1, 0.05)
     wait_until_gone(cache, "expires")
     assert cache.get_many(["lasts", "expires"]) == {"lasts": 1}
 
 
-def test_get_many_keeps_the_keys_as_they_were_given(cache: Face) -> None:
+def test_get_many_returns_the_keys_that_its_caller_passed(cache: Face) -> None:
     cache.set_many({1: "one", 2: "two"})
     assert cache.get_many([1, 2]) == {1: "one", 2: "two"}
 
@@ -255,7 +255,7 @@ def test_delete_many_deletes_those_and_no_others(cache: Face) -> None:
     assert cache.has_key("key3") is False
 
 
-def test_many_of_nothing_asks_nobody(cache: Face, requests: list[wire.Message]) -> None:
+def test_many_operations_without_keys_send_no_request(cache: Face, requests: list[wire.Message]) -> None:
     cache.get("any")
     requests.clear()
     assert cache.set_many({}) == []
@@ -433,7 +433,7 @@ def test_a_request_is_for_a_few_hundred_keys_however_many_are_asked_for(
 
 @pytest.fixture
 def taking_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes do three keys of a request, as those do that take too much time for more."""
+    """Nodes handle three keys of each request and leave out the rest, as they do when a request takes too long."""
 
     def shortened(request: bytes) -> bytes:
         decoded = wire.decode_request(request[HEADER:])
@@ -596,7 +596,7 @@ def test_a_version_is_a_key_of_its_own_in_add(faces: Faces) -> None:
     ("name", "args", "after"),
     [("delete", (), None), ("incr", (), 38), ("decr", (), 36), ("touch", (0,), None), ("delete_many", (), None)],
 )
-def test_a_version_is_a_key_of_its_own_in_what_changes_a_value(
+def test_each_version_of_a_key_is_changed_by_itself(
     faces: Faces, name: str, args: tuple[Any, ...], after: object
 ) -> None:
     for alias, version, changed in (("default", {}, 1), ("default", {"version": 2}, 2), ("v2", {}, 2),
@@ -661,7 +661,7 @@ def test_decr_version_moves_a_value_to_the_version_before(faces: Faces) -> None:
 
 @pytest.fixture
 def two_nodes(folder: Path) -> Iterator[LocalCluster]:
-    """Of its own, and a node that is silent keeps its keys."""
+    """A cluster of this test alone, in which a silent node keeps its keys."""
     env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "0.5"}
     with LocalCluster(folder, ["one", "two"], env=env) as cluster:
         cluster.start()
@@ -693,7 +693,7 @@ def owner(key: str, version: int) -> str | None:
 # -- get_or_set -------------------------------------------------------------------------------------------------
 
 
-def test_get_or_set_stores_the_default_and_returns_what_is_stored(cache: Face) -> None:
+def test_get_or_set_stores_the_default_and_returns_the_stored_value(cache: Face) -> None:
     assert cache.get_or_set("key", 42) == 42
     assert cache.get("key") == 42
     assert cache.get_or_set("key", 43) == 42
@@ -722,7 +722,7 @@ def test_get_or_set_takes_a_version_and_a_timeout(cache: Face) -> None:
         cache.get_or_set("brian")
 
 
-def test_get_or_set_returns_what_another_was_faster_to_store(cache: Face) -> None:
+def test_get_or_set_returns_the_value_that_another_caller_stored_first(cache: Face) -> None:
     def slow_default() -> str:
         # Another process, while this one makes its value.
         with ThreadPoolExecutor(1) as thread:
@@ -754,10 +754,10 @@ def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, faces: F
     assert faces["default"].get("key1") == "new"
 
 
-# -- what is left of a timeout ----------------------------------------------------------------------------------
+# -- remaining timeouts -----------------------------------------------------------------------------------------
 
 
-def test_ttl_is_what_is_left_of_the_timeout(faces: Faces) -> None:
+def test_ttl_is_the_remaining_timeout(faces: Faces) -> None:
     cache = faces["default"]
     cache.set("key", 1, 100)
     assert 99 < cache.ttl("key") <= 100
@@ -783,7 +783,7 @@ def test_expire_is_touch_and_persist_ends_the_timeout(cache: Face) -> None:
 
 
 @pytest.mark.parametrize(("name", "args"), [("ttl", ()), ("persist", ()), ("expire", (5,))])
-def test_what_is_left_of_a_timeout_takes_one_round_trip(
+def test_ttl_persist_and_expire_take_one_round_trip(
     cache: Face, requests: list[wire.Message], name: str, args: tuple[Any, ...]
 ) -> None:
     cache.set("key", 1)
@@ -793,7 +793,7 @@ def test_what_is_left_of_a_timeout_takes_one_round_trip(
 
 
 @pytest.mark.parametrize("name", ["incr_version", "decr_version"])
-def test_what_is_left_of_the_timeout_goes_with_a_value_to_another_version(cache: Face, name: str) -> None:
+def test_the_remaining_timeout_moves_with_a_value_to_another_version(cache: Face, name: str) -> None:
     cache.set("key", "value", 10_000, version=5)
     cache.set("for_ever", 7, None, version=5)
     moved = cache.call(name, "key", version=5)
@@ -807,7 +807,7 @@ def test_what_is_left_of_the_timeout_goes_with_a_value_to_another_version(cache:
 
 
 class Formatted(str):
-    """Says something else of itself when it is formatted."""
+    """A string whose format isn't its text."""
 
     __slots__ = ()
 
@@ -830,7 +830,7 @@ class PickyCache(ClusterCache):
 @pytest.mark.parametrize("version", [None, 0, 5])
 @pytest.mark.parametrize("params", [{}, {"KEY_PREFIX": "p", "VERSION": 3}, {"VERSION": 0}])
 @pytest.mark.parametrize("key", ["key", 7, None, b"b", ("a",), Formatted("text"), gettext_lazy("lazy"), 1.5, ""])
-def test_a_key_is_what_django_makes_of_it(key: Any, params: dict[str, Any], version: int | None) -> None:
+def test_routing_key_is_djangos_key_in_the_namespace(key: Any, params: dict[str, Any], version: int | None) -> None:
     cache = ClusterCache("name", params)
     assert cache.routing_key(key, version) == b"name\0" + cache.make_and_validate_key(key, version).encode()
 
@@ -880,7 +880,7 @@ def test_iter_keys_knows_namespaces_prefixes_and_versions(faces: Faces) -> None:
     assert faces["bare_key"].iter_keys("CUSTOM-*") == ["CUSTOM--1-key-custom_key"]
 
 
-def test_iter_keys_leaves_out_what_is_gone(cache: Face) -> None:
+def test_iter_keys_leaves_out_deleted_and_expired_keys(cache: Face) -> None:
     cache.set_many({"gone": 1, "stays": 1})
     cache.set("expires", 1, 0.05)
     cache.delete("gone")
@@ -903,7 +903,7 @@ def test_a_key_function_that_hides_the_key_is_refused(faces: Faces, name: str) -
         faces["hashed_key"].call(name, "*")
 
 
-def test_keys_are_asked_for_only_as_they_are_wanted(
+def test_iter_keys_sends_a_request_only_when_its_caller_needs_more_keys(
     unconnected: Faces, cluster: LocalCluster, requests: list[wire.Message]
 ) -> None:
     cache: Any = caches["default"]
@@ -919,7 +919,7 @@ def test_keys_are_asked_for_only_as_they_are_wanted(
     cache.clear()
 
 
-def test_a_key_whose_timeout_is_renewed_while_keys_are_iterated_is_given_once(
+def test_a_key_whose_timeout_is_renewed_during_iteration_is_yielded_once(
     unconnected: Faces, cluster: LocalCluster
 ) -> None:
     cache: Any = caches["default"]
@@ -948,7 +948,9 @@ def test_a_key_whose_timeout_is_renewed_while_keys_are_iterated_is_given_once(
     cache.clear()
 
 
-def test_only_keys_at_their_owners_are_given_but_all_are_deleted(cluster: LocalCluster, cache: Face) -> None:
+def test_iter_keys_yields_keys_at_their_owners_and_delete_pattern_deletes_all_copies(
+    cluster: LocalCluster, cache: Face
+) -> None:
     cache.set("key", 1)
     wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
     client = runtime.get_client()
@@ -961,7 +963,7 @@ def test_only_keys_at_their_owners_are_given_but_all_are_deleted(cluster: LocalC
     assert cache.iter_keys("k*") == []
 
 
-def test_delete_pattern_deletes_what_matches_and_says_how_many(cluster: LocalCluster, faces: Faces) -> None:
+def test_delete_pattern_deletes_matching_keys_and_returns_their_number(cluster: LocalCluster, faces: Faces) -> None:
     cache = faces["default"]
     data = {f"user:{number}": number for number in range(1500)}
     cache.set_many(data, 60)
@@ -1013,7 +1015,7 @@ def test_a_lock_is_extended_by_its_holder_only(cache: Face) -> None:
     assert other.release() is True
 
 
-def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> None:
+def test_a_lock_is_held_in_a_with_block_and_released_after_it(cache: Face) -> None:
     other = cache.lock("job", blocking_timeout=0)
     held: list[bool] = []
     cache.lock("job").hold(lambda: held.append(caches["default"].has_key("lock:job")))
@@ -1027,7 +1029,7 @@ def test_a_lock_is_held_in_a_with_block_and_given_back_after_it(cache: Face) -> 
 
 
 def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: Face) -> None:
-    """As the documents say, and as a lock doesn't."""
+    """The example of docs/cache.md; a lock would let each host do the job in turn."""
     chapter = (ROOT / "docs" / "cache.md").read_text().partition("## Run a cron job on one host")[2]
     code = re.search(r"```python\n(.*?)```", chapter, re.DOTALL)
     assert code is not None
@@ -1053,7 +1055,7 @@ def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: Face) -> None:
 
 
 @pytest.mark.timing
-def test_a_lock_waits_as_long_as_it_is_told_and_no_longer(cache: Face) -> None:
+def test_a_lock_waits_for_blocking_timeout_and_no_longer(cache: Face) -> None:
     held = cache.lock("job", timeout=60)
     assert held.acquire() is True
     with takes(below=0.3, at_least=0.1):
@@ -1112,7 +1114,7 @@ def test_a_lock_that_would_never_end_or_never_rest_is_refused(unconnected: Faces
 
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.timing
-def test_without_a_node_there_is_no_lock_to_be_had(unconnected: Faces) -> None:
+def test_without_a_node_no_lock_can_be_acquired(unconnected: Faces) -> None:
     lock = unconnected["default"].lock("job")
     start = time.perf_counter()
     assert [lock.acquire(), lock.extend(), lock.release()] == [False, False, False]
@@ -1127,7 +1129,7 @@ def test_without_a_node_there_is_no_lock_to_be_had(unconnected: Faces) -> None:
 # -- statistics -------------------------------------------------------------------------------------------------
 
 
-def test_stats_tell_of_each_node_what_it_holds_and_counts(cluster: LocalCluster, cache: Face) -> None:
+def test_stats_have_the_counters_of_each_node(cluster: LocalCluster, cache: Face) -> None:
     before = cache.stats()
     assert list(before) == sorted(cluster.names)
     cache.set_many({f"key{number}": b"x" * 1000 for number in range(100)})
@@ -1171,7 +1173,7 @@ def test_stats_leave_out_a_node_that_does_not_answer(
         (["a", "b"], {}, "LOCATION must be a name, not ['a', 'b']"),
     ],
 )
-def test_a_wrong_option_is_refused_with_what_it_may_be(location: Any, options: dict[str, Any], words: str) -> None:
+def test_a_wrong_option_is_refused_with_the_allowed_values(location: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ImproperlyConfigured) as raised:
         ClusterCache(location, {"OPTIONS": options})
     assert words in str(raised.value)

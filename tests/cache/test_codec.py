@@ -1,4 +1,4 @@
-"""How values are kept: serializers, compressors, what is too big, and what can't be read."""
+"""Encoded values: serializers, compressors, values that are too big, and values that can't be read."""
 
 import asyncio
 import ctypes
@@ -41,7 +41,7 @@ COMPRESSORS = ["zlib", "zstd", "tests.cache.test_codec.Rot"]
 
 
 class Rot:
-    """Shortens nothing but what it is given twice."""
+    """A compressor of a user."""
 
     def compress(self, data: bytes) -> bytes:
         return zlib.compress(data)[::-1]
@@ -82,7 +82,7 @@ def test_pickle_is_the_serializer_where_none_is_named(faces: Faces, requests: li
     assert stored(requests) == pickle.dumps(DATA, pickle.HIGHEST_PROTOCOL)
 
 
-def test_json_is_what_any_other_program_can_read(faces: Faces, requests: list[wire.Message]) -> None:
+def test_json_values_are_readable_by_other_programs(faces: Faces, requests: list[wire.Message]) -> None:
     cache = faces.made_with({"SERIALIZER": "json"})
     cache.set("key", {"when": datetime.date(2030, 1, 2), "é": [1]})
     data = stored(requests)
@@ -153,14 +153,18 @@ def test_a_large_value_takes_less_and_a_small_one_a_byte_more(
     assert len(data) == len(pickle.dumps("x", pickle.HIGHEST_PROTOCOL)) + 1
 
 
-def test_what_is_worth_compressing_may_be_said(faces: Faces, requests: list[wire.Message]) -> None:
+def test_compress_above_sets_the_size_from_which_values_are_compressed(
+    faces: Faces, requests: list[wire.Message]
+) -> None:
     faces.made_with({"COMPRESSOR": "zlib", "COMPRESS_ABOVE": 10**6}).set("key", TEXT)
     data = stored(requests)
     assert isinstance(data, bytes)
     assert len(data) > len(TEXT)
 
 
-def test_what_doesnt_get_smaller_stays_as_it_is(faces: Faces, requests: list[wire.Message]) -> None:
+def test_a_value_that_compression_doesnt_shorten_is_stored_uncompressed(
+    faces: Faces, requests: list[wire.Message]
+) -> None:
     noise = bytes(range(256)) * 8
     packed = zlib.compress(noise * 20) + bytes(range(256)) * 4
     cache = faces.made_with({"COMPRESSOR": "zlib", "COMPRESS_ABOVE": 0})
@@ -218,7 +222,7 @@ def test_zstd_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
         ClusterCache("", {"OPTIONS": {"COMPRESSOR": "zstd"}})
 
 
-# -- what can't be read -----------------------------------------------------------------------------------------
+# -- unreadable values ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,11 +261,11 @@ def test_values_that_cant_be_read_make_one_line_in_the_log(faces: Faces, caplog:
     assert "can't be read" in line.getMessage()
 
 
-# -- what interrupts the reading --------------------------------------------------------------------------------
+# -- interrupted deserialising ----------------------------------------------------------------------------------
 
 
 class Slow:
-    """Takes Python code to be read."""
+    """Runs Python code when it is unpickled."""
 
     def __init__(self, number: int) -> None:
         self.state = [str(number)] * 3
@@ -271,7 +275,7 @@ class Slow:
 
 
 class OddError(Exception):
-    """Of a class that can't be read any more."""
+    """Raised when an `Odd` is unpickled."""
 
 
 class Odd:
@@ -289,7 +293,7 @@ LIMITS = [0.001 + attempt / 50_000 for attempt in range(60)]  # seconds
 
 @pytest.fixture(params=READ_WITH, ids=str)
 def near(request: pytest.FixtureRequest, cluster: LocalCluster, settings: Any) -> Iterator[ClusterCache]:
-    """A cache with a value that takes long to be read, and nothing else: it is near."""
+    """A cache with a near value that takes long to deserialise."""
     options = {**request.param, "NEAR_TTL": 600, "COMPRESS_ABOVE": 0}
     settings.CACHES = {"default": {"BACKEND": BACKEND, "LOCATION": "cache-tests", "OPTIONS": options}}
     cache = caches["default"]
@@ -338,7 +342,7 @@ def test_a_time_limit_that_ends_while_a_coroutine_reads_a_value_is_raised(near: 
         assert asyncio.run(all_limited()) == [True] * len(LIMITS)
 
 
-def test_what_deserialising_raises_is_a_miss_whatever_it_is(faces: Faces) -> None:
+def test_any_error_of_deserialising_is_a_miss(faces: Faces) -> None:
     cache = faces["default"]
     cache.set("key", Odd())
     assert cache.get("key", "default") == "default"
@@ -358,7 +362,7 @@ def test_an_exception_that_another_thread_puts_into_the_reading_is_raised(faces:
         cache.get("key")
 
 
-# -- what is too big --------------------------------------------------------------------------------------------
+# -- values that are too big--------------------------------------------------------------------------------------
 
 BIG = b"x" * (MAX_VALUE_BYTES + 1)
 
@@ -375,7 +379,7 @@ def bounded(faces: Faces, policy: str) -> Face:
 
 
 def refusal(policy: str) -> AbstractContextManager[Any]:
-    """What a value that is too big comes to."""
+    """The context in which a value that is too big is stored."""
     return nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="the value of '.*' takes")
 
 
@@ -390,7 +394,7 @@ class Unpicklable:
 
 
 class Refusal(Exception):
-    """That a user's own code may raise."""
+    """An error of a user's own code."""
 
 
 def test_a_value_that_is_too_big_leaves_no_older_one(bounded: Face, policy: str) -> None:
@@ -449,7 +453,7 @@ def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: Face) -
     assert cache.get_many(["a", "b", "c"]) == {}
 
 
-def test_add_of_a_value_that_cant_be_stored_raises_and_leaves_what_is_there(bounded: Face) -> None:
+def test_add_of_a_value_that_cant_be_stored_raises_and_keeps_the_stored_one(bounded: Face) -> None:
     with refusal("raise"):
         bounded.add("key", BIG)
     assert bounded.has_key("key") is False
@@ -469,7 +473,7 @@ def test_a_value_that_is_too_big_is_ignored_where_nothing_else_is_said(faces: Fa
     assert cache.set_many({"key": BIG}) == ["key"]
 
 
-def test_set_many_returns_what_is_too_big_and_stores_the_rest(ignoring: Face) -> None:
+def test_set_many_returns_keys_of_values_that_are_too_big_and_stores_the_rest(ignoring: Face) -> None:
     ignoring.set_many({f"key{number}": "older" for number in range(20)})
     data = {f"key{number}": BIG if number % 2 else number for number in range(20)}
     assert ignoring.set_many(data) == [key for key, value in data.items() if value is BIG]
@@ -504,7 +508,7 @@ def test_values_that_are_still_too_big_later_make_another_line_in_the_log(
     assert ["'first'" in lines[0], "'second'" in lines[1], len(lines)] == [True, True, 2]
 
 
-# -- what its owner has no room for -----------------------------------------------------------------------------
+# -- values that have no room -----------------------------------------------------------------------------------
 
 ROOM = {"default": {"CLUSTERSTATE_CACHE_MAX_BYTES": "100000"}, "small": {}}  # by LOCATION: what leaves too little
 NO_ROOM = b"x" * 200_000  # bytes
@@ -552,12 +556,12 @@ def test_a_value_its_owner_has_no_room_for_leaves_no_older_one(full: Face, polic
 
 
 @pytest.mark.usefixtures("policy")
-def test_set_many_returns_what_its_owner_has_no_room_for_and_stores_the_rest(full: Face) -> None:
+def test_set_many_returns_keys_of_values_without_room_and_stores_the_rest(full: Face) -> None:
     assert full.set_many(MANY) == ["large"]
     assert full.get_many(MANY) == {"small1": 1, "small2": 2}
 
 
-def test_each_value_that_is_too_big_is_counted_and_told_to_this_hosts_node(full: Face, policy: str) -> None:
+def test_each_value_that_is_too_big_is_counted_and_reported_to_the_local_node(full: Face, policy: str) -> None:
     def told() -> float:
         full.get("any")  # a process tells when it asks for the view, once a second
         return float(full.stats()["one"]["too_big"])
@@ -590,7 +594,7 @@ def test_values_without_room_make_one_line_in_the_log(
 
 
 class MadeOfOptions:
-    """As the serializers of django-redis are."""
+    """A serializer that is made with the options, as in django-redis."""
 
     def __init__(self, options: dict[str, Any]) -> None: ...
 
@@ -612,7 +616,7 @@ class MadeOfOptions:
     ],
     ids=str,
 )
-def test_a_wrong_option_is_refused_with_what_it_may_be(options: dict[str, Any], words: str) -> None:
+def test_a_wrong_option_is_refused_with_the_allowed_values(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ImproperlyConfigured) as raised:
         ClusterCache("", {"OPTIONS": options})
     assert words in str(raised.value)

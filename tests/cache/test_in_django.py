@@ -66,7 +66,7 @@ def too_big(request: pytest.FixtureRequest, settings: Any, store: type[SessionBa
 
 @pytest.fixture
 def call(faces: Faces, store: type[SessionBase], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Calls a method of a session by its blocking name, on this test's face."""
+    """Calls a method of a session by its blocking name, or its asynchronous twin."""
     if faces.runner is not None and "cached_db" in store.__module__:
         monkeypatch.undo()  # Django's database access is in threads, whatever the cache does
 
@@ -177,7 +177,7 @@ def test_without_a_node_sessions_of_cached_db_live_in_the_database(settings: Any
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.timing
 def test_without_a_node_no_session_of_the_cache_can_be_begun_and_none_is_found() -> None:
-    """What Django does then, which the documents tell."""
+    """Django's behaviour, which the docs describe."""
     store = import_module("django.contrib.sessions.backends.cache").SessionStore
     start = time.monotonic()
     with pytest.raises(RuntimeError, match="cache is unavailable"):
@@ -266,7 +266,7 @@ def test_a_fragment_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> 
 
 
 @pytest.mark.usefixtures("faces")
-def test_cache_page_keeps_pages_apart_by_what_they_vary_on() -> None:
+def test_cache_page_stores_a_page_for_each_value_of_its_vary_header() -> None:
     @cache_page(60)
     def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse(request.headers["X-Kind"], headers={"Vary": "X-Kind"})
@@ -318,7 +318,7 @@ def test_a_template_fragment_is_cached() -> None:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The threads that are begun while the test runs."""
+    """The names of the threads that are started while the test runs."""
     begun: list[str] = []
     start = threading.Thread.start
 
@@ -375,7 +375,7 @@ def test_an_asynchronous_view_uses_the_cache_and_its_session_without_a_thread(
 
 @pytest.fixture
 def querying(cluster: object, settings: Any, transactional_db: None) -> Any:
-    """A cache, and users whom lazy querysets find."""
+    """A cache, and users in the database."""
     settings.CACHES = {"default": {"BACKEND": "django_clusterstate.cache.ClusterCache", "LOCATION": "lazy"}}
     User.objects.bulk_create([User(username="ada"), User(username="bob")])
     yield caches["default"]
@@ -409,14 +409,14 @@ def test_asynchronous_code_stores_lazy_querysets(querying: Any) -> None:
 
 
 class Counting:
-    """Asks the database when it is read, and so needs a thread."""
+    """Queries the database when it is unpickled, and so needs a thread."""
 
     def __reduce__(self) -> Any:
         return User.objects.count, ()
 
 
 @pytest.mark.parametrize("near", [0, 600])
-def test_asynchronous_code_reads_values_that_ask_the_database(querying: Any, settings: Any, near: int) -> None:
+def test_asynchronous_code_reads_values_that_query_the_database(querying: Any, settings: Any, near: int) -> None:
     settings.CACHES = {"default": {**settings.CACHES["default"], "OPTIONS": {"NEAR_TTL": near}}}
 
     async def read() -> list[Any]:

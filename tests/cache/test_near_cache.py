@@ -1,4 +1,4 @@
-"""The near cache: what this process has read lately, so that it needn't ask again."""
+"""The near cache: values that this process has read recently, and reads again without a request."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ KEY, OTHER = b"space\0key", b"space\0other"
 # -- without nodes ----------------------------------------------------------------------------------------------
 
 
-def test_what_was_read_is_found_until_it_is_too_old() -> None:
+def test_a_near_value_is_found_until_it_is_too_old() -> None:
     near = NearCache()
     near.put(KEY, b"value", None, near.mark(KEY, now=10.0), max_entries=10)
     assert near.get(KEY, since=9.0, now=11.0) == b"value"
@@ -32,7 +32,7 @@ def test_what_was_read_is_found_until_it_is_too_old() -> None:
     assert near.get(KEY, since=10.5, now=11.0) is None
 
 
-def test_what_was_read_ends_with_its_entry() -> None:
+def test_a_near_value_expires_with_its_entry() -> None:
     near = NearCache()
     near.put(KEY, b"value", 2.0, near.mark(KEY, now=10.0), max_entries=10)
     assert near.get(KEY, since=0.0, now=11.9) == b"value"
@@ -49,7 +49,7 @@ def test_a_read_that_a_write_overtook_is_not_kept() -> None:
         assert near.get(KEY, since=0.0, now=11.0) is None
 
 
-def test_the_least_recently_used_go_first() -> None:
+def test_the_least_recently_used_near_value_is_evicted_first() -> None:
     near = NearCache()
     keys = [b"space\0%d" % number for number in range(4)]
     for key in keys[:3]:
@@ -59,7 +59,7 @@ def test_the_least_recently_used_go_first() -> None:
     assert [near.get(key, since=0.0, now=11.0) is not None for key in keys] == [True, False, True, True]
 
 
-def test_nothing_absent_and_nothing_large_is_kept() -> None:
+def test_absent_and_large_values_arent_kept() -> None:
     near = NearCache()
     near.put(KEY, None, None, near.mark(KEY, now=1.0), max_entries=3)
     near.put(OTHER, bytes(MAX_NEAR_VALUE + 1), None, near.mark(OTHER, now=1.0), max_entries=3)
@@ -69,7 +69,7 @@ def test_nothing_absent_and_nothing_large_is_kept() -> None:
     assert len(near) == 2
 
 
-# -- with nodes, both faces -------------------------------------------------------------------------------------
+# -- with nodes, blocking and async------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def near(faces: Faces) -> Face:
 
 
 def write_elsewhere(key: str, value: int, ttl: float | None = None) -> None:
-    """As another process does."""
+    """Writes without a `ClusterCache`, as another process does."""
     cache = caches["default"]
     assert isinstance(cache, ClusterCache)
     wire_key = cache.routing_key(key)
     runtime.get_client().call(wire_key, frame(wire.encode(wire.Set([(wire_key, value)], ttl))))
 
 
-def test_a_second_read_asks_nobody(near: Face, requests: list[wire.Message]) -> None:
+def test_a_second_read_sends_no_request(near: Face, requests: list[wire.Message]) -> None:
     near.set("key", [1])
     assert near.get("key") == [1]
     requests.clear()
@@ -96,7 +96,7 @@ def test_a_second_read_asks_nobody(near: Face, requests: list[wire.Message]) -> 
     assert requests == []
 
 
-def test_many_are_asked_for_only_where_they_arent_near(near: Face, requests: list[wire.Message]) -> None:
+def test_get_many_requests_only_keys_that_arent_near(near: Face, requests: list[wire.Message]) -> None:
     near.set_many({f"key{number}": number for number in range(10)})
     assert near.get_many(["key1", "key2"]) == {"key1": 1, "key2": 2}
     requests.clear()
@@ -107,14 +107,14 @@ def test_many_are_asked_for_only_where_they_arent_near(near: Face, requests: lis
     assert requests == []
 
 
-def test_without_the_option_each_read_asks(cache: Face, requests: list[wire.Message]) -> None:
+def test_without_near_ttl_each_read_is_a_request(cache: Face, requests: list[wire.Message]) -> None:
     cache.set("key", 1)
     requests.clear()
     assert [cache.get("key"), cache.get("key")] == [1, 1]
     assert len(requests) == 2
 
 
-def test_an_absent_key_is_asked_for_each_time(near: Face, requests: list[wire.Message]) -> None:
+def test_an_absent_key_is_requested_each_time(near: Face, requests: list[wire.Message]) -> None:
     assert near.get("absent") is None
     assert near.get("absent", "default") == "default"
     assert near.get_many(["absent"]) == {}
@@ -147,7 +147,7 @@ def test_callers_dont_share_objects(near: Face) -> None:
         ("delete_pattern", ("k*",), None),
     ],
 )
-def test_what_this_process_writes_it_reads_at_once(
+def test_a_process_reads_its_own_writes_at_once(
     faces: Faces, near: Face, through: str, name: str, args: tuple[Any, ...], after: object
 ) -> None:
     near.set("key", 1)
@@ -159,7 +159,7 @@ def test_what_this_process_writes_it_reads_at_once(
 @pytest.mark.parametrize("name", ["get", "get_many", "has_key", "get_or_set"])
 @pytest.mark.parametrize("timeout", ["set", "touch", "incr", "another process"])
 @pytest.mark.timing
-def test_an_entry_isnt_given_out_after_its_own_end(faces: Faces, near: Face, name: str, timeout: str) -> None:
+def test_a_near_value_isnt_returned_after_its_entry_expired(faces: Faces, near: Face, name: str, timeout: str) -> None:
     near.set("key", 1, 600 if timeout == "touch" else 0.5)
     if timeout == "touch":
         assert near.get("key") == 1
@@ -180,7 +180,7 @@ def test_an_entry_isnt_given_out_after_its_own_end(faces: Faces, near: Face, nam
     check_seconds(time.monotonic() - start, below=2)
 
 
-def test_what_another_process_writes_is_seen_after_the_time(faces: Faces, requests: list[wire.Message]) -> None:
+def test_a_write_of_another_process_is_seen_after_near_ttl(faces: Faces, requests: list[wire.Message]) -> None:
     near = faces.made_with({"NEAR_TTL": 0.3})
     near.set("key", 1)
     assert near.get("key") == 1
@@ -189,7 +189,7 @@ def test_what_another_process_writes_is_seen_after_the_time(faces: Faces, reques
     wait_until(lambda: near.get("key") == 2, 5, "the other's value")
 
 
-def test_aliases_of_one_location_have_their_own_time(faces: Faces, near: Face) -> None:
+def test_aliases_of_one_location_have_their_own_near_ttl(faces: Faces, near: Face) -> None:
     near.set("key", 1)
     assert near.get("key") == 1
     write_elsewhere("key", 2)
@@ -198,7 +198,7 @@ def test_aliases_of_one_location_have_their_own_time(faces: Faces, near: Face) -
     assert faces["default"].get("key") == 2
 
 
-def test_so_many_entries_are_near_and_no_more(faces: Faces, requests: list[wire.Message]) -> None:
+def test_near_entries_limits_the_number_of_near_values(faces: Faces, requests: list[wire.Message]) -> None:
     near = faces.made_with({"NEAR_TTL": 600, "NEAR_ENTRIES": 10})
     data = {f"key{number}": number for number in range(100)}
     near.set_many(data)
@@ -209,7 +209,7 @@ def test_so_many_entries_are_near_and_no_more(faces: Faces, requests: list[wire.
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_a_write_that_may_have_failed_ends_what_is_near(unconnected: Faces) -> None:
+def test_a_write_that_may_have_failed_drops_the_near_value(unconnected: Faces) -> None:
     near = unconnected.made_with({"NEAR_TTL": 600})
     cache = caches[near.alias]
     assert isinstance(cache, ClusterCache)

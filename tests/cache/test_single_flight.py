@@ -1,5 +1,5 @@
-"""`get_or_set`: who computes, who waits, and for how long. First with callers and an owner simulated, then with real
-nodes, on both faces."""
+"""`get_or_set()`: which caller computes, and how long the others wait. First with simulated callers and a simulated
+owner, then with real nodes."""
 
 import asyncio
 import heapq
@@ -39,7 +39,7 @@ LEASE = 10.0
 
 
 class Gone(BaseException):
-    """A process that ends without a word."""
+    """Stands for a value whose computing process was killed."""
 
 
 class World:
@@ -61,7 +61,7 @@ class World:
         )
 
     def call(self, at: float, compute: Callable[[], tuple[float, Any]], *, stale: float = 0.0) -> int:
-        """A caller that comes at some time. `compute` returns how long it takes and what it is, or fails with."""
+        """A caller that arrives `at` a time. `compute` returns its duration, and the value or the exception."""
         caller = next(self._numbers)
         flight = self.flight(stale=stale)
         operation = flight.serve_stale_or_compute() if stale else flight.compute_or_wait()
@@ -151,7 +151,7 @@ def _load(value: wire.Value, default: Any) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_of_all_who_miss_at_once_one_computes(seed: int) -> None:
+def test_of_all_callers_that_miss_at_once_one_computes(seed: int) -> None:
     world = World(seed)
     arrivals = random.Random(seed)
     callers = [world.call(arrivals.random() * 0.6, lambda: (0.5, "value")) for _ in range(64)]
@@ -194,7 +194,7 @@ def test_nobody_waits_for_longer_than_two_leases() -> None:
 
 
 @pytest.mark.parametrize("stale", [0.0, 60.0])
-def test_who_is_told_of_its_own_lease_computes_at_once(stale: float) -> None:
+def test_a_caller_whose_lease_reply_was_lost_computes_once_it_sees_its_own_lease(stale: float) -> None:
     world = World()
     operation = world.flight(stale=stale).compute_or_wait()
     acquire = next(operation)
@@ -214,7 +214,7 @@ def test_who_is_told_of_its_own_lease_computes_at_once(stale: float) -> None:
     assert not world.has(auxiliary_key(KEY, b"lease"))
 
 
-def test_who_computes_for_longer_than_its_lease_leaves_that_of_another_alone() -> None:
+def test_a_caller_that_computes_for_longer_than_its_lease_doesnt_release_anothers() -> None:
     world = World()
     world.call(0.0, lambda: (LEASE + 2, "late"))
     world.call(1.0, lambda: (5.0, "second"))
@@ -225,7 +225,7 @@ def test_who_computes_for_longer_than_its_lease_leaves_that_of_another_alone() -
 
 
 @pytest.mark.parametrize("stale", [0.0, 60.0])
-def test_who_is_stopped_while_its_lease_ends_leaves_that_of_another_alone(stale: float) -> None:
+def test_a_caller_that_is_interrupted_while_it_releases_its_lease_doesnt_release_anothers(stale: float) -> None:
     world = World()
     first = world.flight(stale=stale).compute_or_wait()
     command: object = next(first)
@@ -241,7 +241,7 @@ def test_who_is_stopped_while_its_lease_ends_leaves_that_of_another_alone(stale:
 
 
 @pytest.mark.parametrize("stale", [0.0, 60.0])
-def test_who_takes_the_lease_and_reads_nothing_computes(stale: float) -> None:
+def test_a_caller_with_the_lease_computes_where_the_reply_has_no_values(stale: float) -> None:
     operation = World().flight(stale=stale).compute_or_wait()
     next(operation)
     assert isinstance(operation.send(wire.FlagsReply(0, [True])), Compute)  # from a node that doesn't know `reads`
@@ -325,18 +325,18 @@ def test_a_renewal_that_fails_leaves_the_stale_value_and_the_next_tries_again() 
 
 
 @pytest.mark.parametrize("length", [1, 500, 1000, 1018])
-def test_what_lies_beside_an_entry_has_a_key_of_its_own_in_its_namespace(length: int) -> None:
+def test_auxiliary_keys_are_unique_and_in_the_namespace_of_their_entry(length: int) -> None:
     keys = [b"space\0" + b"k" * length, b"space\0" + b"k" * (length - 1) + b"l"]
     made = {auxiliary_key(key, kind) for key in keys for kind in (b"lease", b"fresh")}
     assert len(made) == 4
     assert all(key.startswith(b"space\0\0") and len(key) <= wire.MAX_KEY_BYTES for key in made)
 
 
-# -- with nodes, both faces -------------------------------------------------------------------------------------
+# -- with nodes, blocking and async------------------------------------------------------------------------------
 
 
 class Slow:
-    """A default that takes its time, and counts."""
+    """A default that takes some seconds and counts its calls."""
 
     def __init__(self, seconds: float = 0.3, value: Any = "value") -> None:
         self.seconds = seconds
@@ -382,7 +382,7 @@ def test_a_coroutine_function_is_awaited_and_a_function_called(faces: Faces) -> 
 
 
 @pytest.mark.timing
-def test_what_default_raises_passes_on_and_the_next_computes_at_once(cache: Face) -> None:
+def test_an_exception_of_default_is_raised_and_the_next_caller_computes_at_once(cache: Face) -> None:
     def fails() -> None:
         raise LookupError("no row")
 
@@ -432,12 +432,12 @@ def test_a_timeout_of_zero_stores_nothing(cache: Face) -> None:
     assert cache.has_key("key") is False
 
 
-def test_what_lies_beside_entries_is_no_key_of_a_user(cache: Face) -> None:
+def test_iter_keys_doesnt_yield_auxiliary_keys(cache: Face) -> None:
     cache.get_or_set("key", lambda: "value", stale=60)
     assert cache.iter_keys("*") == ["key"]
 
 
-def test_nothing_is_left_beside_the_entry(cache: Face) -> None:
+def test_the_lease_is_deleted_once_the_value_is_stored(cache: Face) -> None:
     cache.get_or_set("key", lambda: "value")
     wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
     (reply,) = cluster_call(wire_key, wire.Get([auxiliary_key(wire_key, b"lease")])).values
@@ -553,7 +553,7 @@ print("found", found == ["value"] * threads, flush=True)
 
 
 class Stampede:
-    """Processes that all want the same entry from the moment that `go()` is called."""
+    """Processes that all request the same entry once `go()` is called."""
 
     def __init__(self, cluster: LocalCluster, folder: Path) -> None:
         self._cluster = cluster
