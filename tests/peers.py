@@ -114,7 +114,7 @@ class AnyNode(NodeHandshake):
     """Says that it is whichever node is meant."""
 
     def _verdict(self) -> Verdict:
-        return Verdict(True, self.hello.wanted_name, self._boot or self.hello.wanted_boot)
+        return Verdict(True, self.hello.expected_name, self._boot or self.hello.expected_boot)
 
 
 def shake_hands(sock: socket.socket, boot: bytes = b"") -> SealedSocket:

@@ -87,7 +87,7 @@ class Target(CircuitBreaker):
         super().__init__()
         self.name = name
         self.address = address
-        self.hello = Hello(wanted_name=name, wanted_boot=boot)
+        self.hello = Hello(expected_name=name, expected_boot=boot)
         self.pool: deque[Any] = deque()
 
     def __str__(self) -> str:

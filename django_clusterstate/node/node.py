@@ -149,7 +149,7 @@ class Node:
         """A peer has dialled this node."""
         membership, now = self.membership, self._clock()
         me = membership.me
-        if (hello.wanted_name, hello.wanted_boot, hello.dialled) == (me.name, me.boot, me.address):
+        if (hello.expected_name, hello.expected_boot, hello.dialled) == (me.name, me.boot, me.address):
             self.links.reached = self.links.reached or hello.boot != me.boot
             self._apply(membership.reached(hello.name, hello.boot, now))
         else:

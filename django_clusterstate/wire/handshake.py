@@ -74,13 +74,13 @@ class Offers(msgspec.Struct, frozen=True, array_like=True):
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """The payload of the first Noise message, from the dialler.
 
-    `wanted_name` and `wanted_boot` are the name and boot id of the expected node; empty: any. `dialled` is the address
-    that was dialled. If the dialler is a node, `name`, `boot` and `address` (advertised) are its own.
+    `expected_name` and `expected_boot` are the name and boot id of the expected node; empty: any. `dialled` is the
+    dialled address. If the dialler is a node, `name`, `boot` and `address` (advertised) are its own.
     """
 
     role: Role = Role.REQUESTER
-    wanted_name: Name = ""
-    wanted_boot: Boot = b""
+    expected_name: Name = ""
+    expected_boot: Boot = b""
     dialled: AddressText = ""
     name: Name = ""
     boot: Boot = b""
@@ -164,6 +164,7 @@ class NodeHandshake:
         self.outdated = False
 
     def challenge(self) -> bytes:
+        """The payload of the first message."""
         return self._challenge
 
     def receive(self, payload: bytes) -> bytes:
@@ -197,9 +198,9 @@ class NodeHandshake:
 
     def _verdict(self) -> Verdict:
         hello = self.hello
-        if hello.wanted_name not in ("", self._name):
-            self.refused = f"it expects {hello.wanted_name} at {hello.dialled}, but this is {self._name}"
-        elif hello.wanted_boot not in (b"", self._boot):
+        if hello.expected_name not in ("", self._name):
+            self.refused = f"it expects {hello.expected_name} at {hello.dialled}, but this is {self._name}"
+        elif hello.expected_boot not in (b"", self._boot):
             self.refused = f"it expects an earlier start of {self._name}"
             self.outdated = True
         return Verdict(not self.refused, self._name, self._boot, self._source)
@@ -259,13 +260,16 @@ class DiallerHandshake:
         initiator = self._initiators[index]
         verdict = _decode(initiator.read(bytes(payload[1:])), Verdict)
         self.verdict = verdict
-        hello = self._hello
-        if hello.boot and verdict.boot == hello.boot:  # the boot id in the challenge isn't authenticated
-            raise DialledItself("the address leads to this node itself")
-        if not verdict.accepted or hello.wanted_name not in ("", verdict.name):
-            name, boot = verdict.name, verdict.boot
-            if hello.wanted_boot and name == hello.wanted_name:
-                raise OtherStart(f"{name} at {hello.dialled} has been restarted", name, boot)
-            wanted = hello.wanted_name or "another node"
-            raise OtherNode(f"{wanted} was dialled at {hello.dialled}, but {name} answers there", name, boot)
+        self._check_identity(verdict)
         self.session = initiator.session()
+
+    def _check_identity(self, verdict: Verdict) -> None:
+        hello, name, boot = self._hello, verdict.name, verdict.boot
+        if hello.boot and boot == hello.boot:  # the boot id in the challenge isn't authenticated
+            raise DialledItself("the address leads to this node itself")
+        if verdict.accepted and hello.expected_name in ("", name):
+            return
+        if hello.expected_boot and name == hello.expected_name:
+            raise OtherStart(f"{name} at {hello.dialled} has been restarted", name, boot)
+        expected = hello.expected_name or "another node"
+        raise OtherNode(f"{expected} was dialled at {hello.dialled}, but {name} answers there", name, boot)

@@ -363,7 +363,7 @@ def cut(cluster: LocalCluster, requester: Requester) -> Iterator[tuple[Proxy, Ta
     direct = requester.table().targets["beta"]
     with Proxy(cluster.ports["beta"]) as proxy:
         target = Target("beta by proxy", TcpAddress("127.0.0.1", proxy.port))
-        target.hello = Hello(wanted_name="beta")
+        target.hello = Hello(expected_name="beta")
         if isinstance(requester, Client):
             requester.close()
         adopt(requester, target, direct)
@@ -520,7 +520,7 @@ def test_earlier_start_of_a_node_is_asked_for_by_a_new_view_and_is_no_failure(re
     requester.clock.ahead += 0.2
     assert isinstance(requester.call(key, get_request(key)), wire.ValuesReply)
     assert stale.failures == 0
-    assert requester.routing.table.targets["beta"].hello.wanted_boot == beta.hello.wanted_boot
+    assert requester.routing.table.targets["beta"].hello.expected_boot == beta.hello.expected_boot
     with pytest.raises(OtherStart):
         requester.call_node(stale, PING)
     assert stale.failures == 0

@@ -152,7 +152,7 @@ def test_row_21_a_relay_at_a_dead_nodes_address_is_not_taken_for_it(folder: Path
         cluster.kill("c")
         until_all_say(cluster, MemberState.DOWN, "c", ("a", "b"))
         with Proxy(cluster.ports["b"], port=cluster.ports["c"]) as relay:
-            meant = Hello(wanted_name="c", wanted_boot=dead.boot)
+            meant = Hello(expected_name="c", expected_boot=dead.boot)
             with pytest.raises(OtherNode, match="c was dialled at .*, but b answers there"):
                 BlockingConnection(TcpAddress("127.0.0.1", relay.port), link_keys(cluster, "a"), 2.0, hello=meant)
             wait_until(lambda: relay.connections > 3, SECONDS, "a dials the address it knew")
@@ -171,12 +171,12 @@ def test_row_21_an_earlier_start_is_not_taken_for_the_present_one(folder: Path) 
         cluster.wait_for()
         boot = status_of(cluster, "a").identity.boot
         address, keys = TcpAddress("127.0.0.1", cluster.ports["a"]), link_keys(cluster, "a")
-        BlockingConnection(address, keys, 2.0, hello=Hello(wanted_name="a", wanted_boot=boot)).close()
+        BlockingConnection(address, keys, 2.0, hello=Hello(expected_name="a", expected_boot=boot)).close()
         cluster.kill("a")
         cluster.start("a")
         cluster.wait_for()
         with pytest.raises(OtherStart, match="has been restarted"):
-            BlockingConnection(address, keys, 2.0, hello=Hello(wanted_name="a", wanted_boot=boot))
+            BlockingConnection(address, keys, 2.0, hello=Hello(expected_name="a", expected_boot=boot))
 
 
 def test_row_20_a_node_that_advertises_the_address_of_another_changes_no_view(folder: Path, figure: Figure) -> None:

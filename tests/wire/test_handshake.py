@@ -162,7 +162,7 @@ def test_relay_learns_nothing_and_the_node_behind_it_knows_that_another_was_expe
     """An attacker at an old address of web-9 passes everything on to web-2, and back."""
     web = node(NEW)
     with pytest.raises(OtherNode, match=rf"web-9 was dialled at {ADDRESS}, but web-2 answers there"):
-        connect(web, DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
+        connect(web, DiallerHandshake([NEW], Hello(expected_name="web-9", dialled=ADDRESS)))
     assert web.refused == f"it expects web-9 at {ADDRESS}, but this is web-2"
 
 
@@ -197,7 +197,7 @@ def test_reflected_and_changed_challenge_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "hello",
-    [ANYONE, Hello(wanted_name="web-2", dialled=ADDRESS), Hello(Role.NODE, "web-2", BOOT, ADDRESS, "web-1", EARLIER)],
+    [ANYONE, Hello(expected_name="web-2", dialled=ADDRESS), Hello(Role.NODE, "web-2", BOOT, ADDRESS, "web-1", EARLIER)],
 )
 def test_expected_node_accepts_and_both_sides_are_identified(hello: Hello) -> None:
     web, dialler = node(NEW), DiallerHandshake([NEW], hello)
@@ -207,7 +207,10 @@ def test_expected_node_accepts_and_both_sides_are_identified(hello: Hello) -> No
 
 
 def test_restarted_node_and_another_node_are_distinguished() -> None:
-    web, dialler = node(NEW), DiallerHandshake([NEW], Hello(wanted_name="web-2", wanted_boot=EARLIER, dialled=ADDRESS))
+    web, dialler = (
+        node(NEW),
+        DiallerHandshake([NEW], Hello(expected_name="web-2", expected_boot=EARLIER, dialled=ADDRESS)),
+    )
     with pytest.raises(OtherStart, match=f"web-2 at {ADDRESS} has been restarted") as raised:
         connect(web, dialler)
     assert (raised.value.name, raised.value.boot) == ("web-2", BOOT)
@@ -221,7 +224,7 @@ def test_dialler_does_not_trust_a_node_that_accepts_for_another() -> None:
             return Verdict(True, "web-2", BOOT)
 
     with pytest.raises(OtherNode):
-        connect(Liar([NEW]), DiallerHandshake([NEW], Hello(wanted_name="web-9", dialled=ADDRESS)))
+        connect(Liar([NEW]), DiallerHandshake([NEW], Hello(expected_name="web-9", dialled=ADDRESS)))
 
 
 def test_unix_socket_is_neither_sealed_nor_authenticated() -> None:
