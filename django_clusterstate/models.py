@@ -3,7 +3,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class NodeAddress(models.Model):
-    """Where a node said that it listens: how the first links are found. See `discovery.DatabaseDiscovery`."""
+    """The address that a node advertises, for `DISCOVERY = "database"`. See `database_discovery.DatabaseDiscovery`."""
 
     name = models.CharField(max_length=100)
     cluster = models.CharField(max_length=60)
@@ -19,14 +19,14 @@ class NodeAddress(models.Model):
 
 
 class NoRows(models.Manager["Cluster"]):
-    """Of a model without a table: commands that go through all models, such as `dumpdata`, find nothing to read."""
+    """The manager of a model without a table: commands that read all models, such as `dumpdata`, find no rows."""
 
     def get_queryset(self) -> models.QuerySet["Cluster"]:
         return super().get_queryset().none()
 
 
 class Cluster(models.Model):
-    """Stands for the cluster in the admin and in permissions; it has no table, since the nodes hold its state."""
+    """The cluster in the admin and in permissions. It has no table, since the nodes hold its state."""
 
     objects = NoRows()
 

@@ -1,16 +1,16 @@
-"""Sent in the node's process (`manage.py clusternode`) when something happens to the cluster, in that order.
+"""Signals of changes in the cluster, sent in order by the node's process (`manage.py clusternode`).
 
-Those of a member carry `identity` (name, boot, address, weight) and `old` (the state before, None when it wasn't
+The signals of a member carry `identity` (name, boot, address, weight) and `old` (the previous state, None if it wasn't
 known); `view_changed` carries `old` and `new`, each with `members` and `epoch`. The sender is the class `Membership`.
 Receivers run in a thread of their own: they may block and use the database, whose connections are closed after each
-event, and what they raise is logged. Nothing is sent in web workers.
+signal. Their exceptions are logged. Web workers send no signals.
 """
 
 from django.dispatch import Signal
 
-member_up = Signal()  # it owns keys from now on
-member_suspect = Signal()  # silent for a while; keeps its keys
-member_down = Signal()  # gone without a word; its keys go to others
-member_left = Signal()  # it said that it leaves; its keys go to others
-cluster_isolated = Signal()  # most peers fell silent at once: this host is probably cut off
-view_changed = Signal()  # who serves has changed, and so who owns which keys
+member_up = Signal()  # it owns keys
+member_suspect = Signal()  # no heartbeats for SUSPECT_AFTER; it keeps its keys
+member_down = Signal()  # its process is gone, or no heartbeats for DOWN_AFTER; its keys move to others
+member_left = Signal()  # it was stopped; its keys move to others
+cluster_isolated = Signal()  # no heartbeats of most peers: this host is probably cut off
+view_changed = Signal()  # the serving members have changed, and so the owners of keys

@@ -1,4 +1,4 @@
-"""`path("cluster/", include("django_clusterstate.urls"))`: for machines that watch, see `docs/metrics.md`."""
+"""`path("cluster/", include("django_clusterstate.urls"))`: for monitoring, see `docs/metrics.md`."""
 
 from django.urls import path
 

@@ -1,6 +1,6 @@
-"""What machines that watch a site ask this host's node: is it well, and what has it counted.
+"""Views for monitoring: the health and the metrics of this host's node.
 
-Asynchronous, so that under ASGI they need no thread; under WSGI Django runs them as any other view.
+They are asynchronous, so they need no thread under ASGI; under WSGI Django runs them like any other view.
 """
 
 from http import HTTPStatus
@@ -18,7 +18,7 @@ PERMISSION = "django_clusterstate.view_cluster"
 @never_cache
 @require_safe
 async def health(request: HttpRequest) -> HttpResponse:
-    """200 while this host's node serves, else 503 and why. Open to all, and no other node's business."""
+    """200 while this host's node serves, else 503 with the reason. Needs no permission; ignores all other nodes."""
     problem = await cluster.aproblem()
     if problem:
         return JsonResponse({"ok": False, "reason": problem}, status=HTTPStatus.SERVICE_UNAVAILABLE)
@@ -28,8 +28,8 @@ async def health(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 async def metrics(request: HttpRequest) -> HttpResponse:
-    """The metrics of this host's node. 200 with `clusterstate_up 0` when it doesn't answer, as exporters do: a failed
-    scrape would say that this process is down.
+    """The metrics of this host's node. If it doesn't answer, 200 with `clusterstate_up 0`: a failed scrape would mean
+    that this process is down.
     """
     refusal = await _refusal(request)
     if refusal:
@@ -47,7 +47,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cluster metrics"'}
 
 
 async def _refusal(request: HttpRequest) -> HTTPStatus | None:
-    """None for whoever knows the token, and for staff who may see the cluster in the admin."""
+    """None for a request with the token, or of staff who may view the cluster in the admin."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         token = runtime.get_settings().metrics_token

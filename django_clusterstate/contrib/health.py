@@ -1,4 +1,4 @@
-"""A check for django-health-check, from version 4 on: this host's node serves."""
+"""A check for django-health-check 4 or newer: whether this host's node serves."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from .. import cluster
 
 @dataclasses.dataclass
 class ClusterNode(HealthCheck):
-    """Fails while this host's node doesn't answer, joins or leaves, whatever the other nodes do."""
+    """Fails while this host's node doesn't answer, is joining or is leaving. Ignores all other nodes."""
 
     async def run(self) -> None:
-        """Raises `ServiceUnavailable`, which says why."""
+        """Raises `ServiceUnavailable` with the reason."""
         problem = await cluster.aproblem()
         if problem:
             raise ServiceUnavailable(problem)
