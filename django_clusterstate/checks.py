@@ -1,4 +1,4 @@
-"""System checks. Each id stands in `docs/settings.md`, with what to do."""
+"""System checks. `docs/settings.md` describes each id and its remedy."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
 @register("clusterstate")
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """Everything that can be said without asking a node."""
+    """All checks that need no node."""
     try:
         settings = runtime.get_settings()
     except ImproperlyConfigured as error:
@@ -31,7 +31,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     try:
         found += check_addresses(settings)
     except ValueError as error:
-        found.append(Error(f"CLUSTERSTATE['DISCOVERY']: {error}", id="clusterstate.E004"))
+        found.append(Error(str(error), hint="docs/settings.md describes DISCOVERY.", id="clusterstate.E004"))
     found += check_limits(settings)
     try:
         read_quotas(settings.cache_max_bytes)
@@ -42,7 +42,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         runtime.get_limits_storage()
         runtime.get_async_limits_storage()
     except ImproperlyConfigured as error:
-        hint = "Leave it out to let the nodes count; docs/outgrowing.md says when not to."
+        hint = "Remove it to count limits in the nodes; docs/outgrowing.md describes the alternatives."
         found.append(Error(str(error), hint=hint, id="clusterstate.E007"))
     if settings.secret_problem and not settings.bind.is_loopback:
         found.append(
@@ -55,8 +55,8 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if settings.deadline > SLOW_DEADLINE:
         found.append(
             Warning(
-                f"With a DEADLINE of {settings.deadline:g} s, a lost node holds up requests for as long.",
-                hint="The default of 0.1 s is a thousand times what an answer takes.",
+                f"CLUSTERSTATE['DEADLINE'] is {settings.deadline:g} s: a node that is down delays requests that long.",
+                hint="The default is 0.1 s, about a thousand times the usual time of a reply.",
                 id="clusterstate.W002",
             )
         )
@@ -64,9 +64,9 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_addresses(settings: Settings) -> list[CheckMessage]:
-    """Whether the others of a `DISCOVERY` list could reach this host's node. Raises `ValueError` for no discovery.
+    """Whether the other nodes of a `DISCOVERY` list could reach this host's node. Raises `ValueError` if it is invalid.
 
-    Resolves no name: a check mustn't wait for DNS.
+    Resolves no name: a check must not wait for DNS.
     """
     advertised = settings.advertise or settings.bind
     discovery = make_discovery(settings.discovery, settings.node_name, settings.cluster, str(advertised))
@@ -81,9 +81,9 @@ def check_addresses(settings: Settings) -> list[CheckMessage]:
         entry = "BIND" if settings.advertise is None else "ADVERTISE"
         return [
             Warning(
-                f"{entry} is {advertised}, which only this host reaches, but DISCOVERY names {elsewhere[0]}: this "
-                "host's node and that one would be two clusters.",
-                hint="Set CLUSTERSTATE_BIND on each host to an address of its own that the others can reach.",
+                f"{entry} is {advertised}, which only this host reaches, but DISCOVERY names {elsewhere[0]}: the two "
+                "nodes would form two clusters.",
+                hint="Set CLUSTERSTATE_BIND on each host to an address of that host which the others can reach.",
                 id="clusterstate.W004",
             )
         ]
@@ -94,18 +94,18 @@ def check_limits(settings: Settings) -> list[CheckMessage]:
     try:
         read_limits(settings.limits)
     except ImproperlyConfigured as error:
-        return [Error(str(error), hint="Each entry: a path, and the decorator's arguments.", id="clusterstate.E005")]
+        return [Error(str(error), hint="Each entry has a path and the decorator's arguments.", id="clusterstate.E005")]
     try:
         if settings.limits_view:
             import_string(settings.limits_view)
     except ImportError as error:
-        hint = "It is the dotted path of a view that takes the request and the denial."
+        hint = "Set the dotted path of a view that takes the request and the Ratelimited exception."
         return [Error(f"CLUSTERSTATE['LIMITS_VIEW']: {error}", hint=hint, id="clusterstate.E005")]
     if settings.limits and MIDDLEWARE not in django_settings.MIDDLEWARE:
         return [
             Warning(
-                "CLUSTERSTATE['LIMITS'] limits nothing without its middleware.",
-                hint=f"Add {MIDDLEWARE!r} to MIDDLEWARE, behind AuthenticationMiddleware.",
+                "CLUSTERSTATE['LIMITS'] has no effect without its middleware.",
+                hint=f"Add {MIDDLEWARE!r} to MIDDLEWARE, after AuthenticationMiddleware.",
                 id="clusterstate.W003",
             )
         ]
@@ -119,16 +119,16 @@ def check_channel_layer(alias: str | None) -> list[CheckMessage]:
     if alias not in layers:
         return [
             Error(
-                f"CLUSTERSTATE['CHANNEL_LAYER'] is {alias!r}, which CHANNEL_LAYERS doesn't have.",
-                hint="Leave it out to use the embedded layer.",
+                f"CLUSTERSTATE['CHANNEL_LAYER'] is {alias!r}, which is not an alias in CHANNEL_LAYERS.",
+                hint="Remove it to use the embedded layer.",
                 id="clusterstate.E002",
             )
         ]
     if layers[alias].get("BACKEND") == IN_MEMORY_LAYER:
         return [
             Error(
-                f"The channel layer {alias!r} lives within one process, so it can't carry heartbeats between nodes.",
-                hint="Leave CHANNEL_LAYER out to use the embedded layer, or use channels_redis.",
+                f"The channel layer {alias!r} works within one process only: it can't carry heartbeats between nodes.",
+                hint="Remove CHANNEL_LAYER to use the embedded layer, or use channels_redis.",
                 id="clusterstate.E003",
             )
         ]

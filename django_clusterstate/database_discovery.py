@@ -1,4 +1,4 @@
-"""What `DISCOVERY` may say, and the source that needs Django: the project's own database."""
+"""Creates the source of addresses for a `DISCOVERY` setting, and the source that needs Django: its database."""
 
 import asyncio
 import datetime
@@ -17,29 +17,29 @@ from .wire.background import BackgroundWork, T
 
 ANNOUNCE_EVERY = 30.0
 RETRY_AFTER = 5.0  # seconds, while the database fails
-ANNOUNCE_WITHIN = 3.0  # seconds: then the others' rows are read although ours isn't written yet
-FIRST_LOOKS = (0.2, 1.0, 3.0)  # seconds: nodes that start at the same moment look again soon
+ANNOUNCE_WITHIN = 3.0  # seconds; then the rows of others are read although ours isn't written yet
+FIRST_INTERVALS = (0.2, 1.0, 3.0)  # seconds: nodes that start at the same moment soon find each other
 FRESH = datetime.timedelta(seconds=3 * ANNOUNCE_EVERY)
 FORGET_AFTER = datetime.timedelta(days=1)
-MAX_ROWS = 1024  # as many as a node keeps links
+MAX_ROWS = 1024  # the maximum of links of a node
 
 
 class DatabaseNow(Now):
-    """The database's clock, so that the hosts' need not agree. (SQLite has none of its own: there it is the host's.)"""
+    """The time of the database's clock, so that the hosts' clocks may differ. SQLite has only the host's clock."""
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        """Django keeps UTC in the column; CURRENT_TIMESTAMP would follow the session's time zone."""
+        """Django stores UTC; CURRENT_TIMESTAMP would be in the time zone of the session."""
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **extra)
 
 
 class DatabaseDiscovery:
-    """Each node keeps a row with its address, and reads those of the others that were renewed within `FRESH`.
+    """Keeps a row with this node's address, and reads the rows of other nodes that were renewed within `FRESH`.
 
-    Rows of nodes that were killed stay for a day, but their addresses aren't given out: another host may have them.
-    A row that was renewed between two of our looks is given out too, whatever the clocks say: on SQLite, which has no
-    clock of its own, they are those of the hosts.
-    While our own row can't be written (a full disk, a lock, a read-only database), others' probably can't be either:
-    then the newest row's time stands for now. Reading and writing go on without each other.
+    The rows of killed nodes stay for a day, but their addresses are not used: they may belong to other hosts by now.
+    A row that was renewed between two reads is used whatever its time says, since on SQLite the times are those of the
+    hosts' clocks. While this node's row can't be written (a full disk, a lock, a read-only database), other nodes
+    probably can't write theirs either: the ages are then relative to the newest row. Reading and writing don't depend
+    on each other.
     """
 
     def __init__(self, name: str, cluster: str, address: str) -> None:
@@ -47,9 +47,9 @@ class DatabaseDiscovery:
         self._name = name
         self._cluster = cluster
         self._address = address
-        self._looks = list(FIRST_LOOKS)
+        self._intervals = list(FIRST_INTERVALS)
         self._failed = False
-        self._seen: dict[str, datetime.datetime] = {}  # when each row was renewed, as of our last look
+        self._seen: dict[str, datetime.datetime] = {}  # the times of the rows when they were last read
         self._warned: set[str] = set()
         self._announcing = BackgroundWork(_with_own_connection(self._announce), "discovery, writing")
         self._reading = BackgroundWork(_with_own_connection(self._read), "discovery, reading")
@@ -57,8 +57,8 @@ class DatabaseDiscovery:
 
     @property
     def interval(self) -> float:
-        if self._looks:
-            return self._looks.pop(0)
+        if self._intervals:
+            return self._intervals.pop(0)
         return RETRY_AFTER if self._failed else ANNOUNCE_EVERY
 
     async def addresses(self) -> Sequence[str]:
@@ -84,7 +84,7 @@ class DatabaseDiscovery:
                 NodeAddress.objects.create(
                     cluster=self._cluster, name=self._name, address=self._address, seen=DatabaseNow()
                 )
-            except IntegrityError:  # a namesake was faster
+            except IntegrityError:  # another node of this name was faster
                 logger.debug("discovery row of %s written by another node at the same moment", self._name)
         rows.filter(seen__lt=DatabaseNow() - FORGET_AFTER).delete()
 
@@ -106,8 +106,7 @@ class DatabaseDiscovery:
         NodeAddress.objects.filter(cluster=self._cluster, name=self._name, address=self._address).delete()
 
     def _reachable(self, rows: dict[str, str]) -> list[str]:
-        """The addresses to dial. A loopback address leads to the host that dials it, which is another than its node's
-        unless we advertise one too."""
+        """The addresses to dial: none on the loopback interface unless this node advertises such an address too."""
         ours = parse_tcp(self._address)
         found = []
         for name, text in rows.items():
@@ -115,7 +114,7 @@ class DatabaseDiscovery:
             if address is None:
                 self._warn(name, f"node {name} has no address in the discovery table, but {text!r}: it isn't dialled")
             elif ours.is_loopback and (text == self._address or not address.is_loopback):
-                # Two hosts that keep the default address are two clusters: each would dial itself.
+                # Nodes of two hosts that both have the default address would each dial themselves.
                 self._warn(
                     "ours",
                     f"node {name} can't reach us: we advertise {ours}, which is only this host. Set CLUSTERSTATE_BIND "
@@ -146,7 +145,7 @@ def _parsed(text: str) -> TcpAddress | None:
 
 
 def _with_own_connection(work: Callable[[], T]) -> Callable[[], T]:
-    """For a thread of its own: it closes its database connections, so none is dead after the database restarts."""
+    """Closes the thread's database connections afterwards, so that none is used after a restart of the database."""
 
     def run() -> T:
         try:
@@ -158,18 +157,15 @@ def _with_own_connection(work: Callable[[], T]) -> Callable[[], T]:
 
 
 def table_problem() -> tuple[str, bool]:
-    """Why the discovery table can't be read (empty if it can), and whether that is because it was never made.
+    """Why the discovery table can't be read (empty if it can), and whether the table doesn't exist.
 
-    Waits for a few seconds at most, and leaves no connection open.
+    Takes a few seconds at most, and leaves no connection open.
     """
     try:
-        return (
-            BackgroundWork(_with_own_connection(_table_problem), "discovery, first look")
-            .start()
-            .result(ANNOUNCE_WITHIN)
-        )
+        work = BackgroundWork(_with_own_connection(_table_problem), "discovery, table")
+        return work.start().result(ANNOUNCE_WITHIN)
     except TimeoutError:
-        return f"no answer after {ANNOUNCE_WITHIN:g} s: is it locked or out of reach?", False
+        return f"no answer after {ANNOUNCE_WITHIN:g} s: is it locked or unreachable?", False
 
 
 def _table_problem() -> tuple[str, bool]:
@@ -179,7 +175,7 @@ def _table_problem() -> tuple[str, bool]:
     except Error as error:
         try:
             missing = NodeAddress._meta.db_table not in connection.introspection.table_names()
-        except Error:  # nothing can be read: it says nothing of the table
+        except Error:  # the database can't be read at all, so the table may exist
             missing = False
         return f"{type(error).__name__}: {error}", missing
     return "", False
@@ -188,7 +184,7 @@ def _table_problem() -> tuple[str, bool]:
 def make_discovery(spec: str, name: str, cluster: str, address: str) -> Discovery:
     """The source for a `DISCOVERY` setting: `database`, `dns://name:port`, or `host:port,host:port`.
 
-    Raises `ValueError`, which says so.
+    Raises `ValueError` if it is none of these.
     """
     if spec == "database":
         return DatabaseDiscovery(name, cluster, address)
@@ -198,5 +194,5 @@ def make_discovery(spec: str, name: str, cluster: str, address: str) -> Discover
         return ListDiscovery([parse_tcp(part) for part in spec.split(",")])
     except ValueError as error:
         raise ValueError(
-            f"discovery {spec!r}: {error}. It may be 'database', 'dns://NAME:PORT', or addresses separated by commas."
+            f"CLUSTERSTATE['DISCOVERY'] must be 'database', 'dns://NAME:PORT' or addresses with commas: {error}."
         ) from error

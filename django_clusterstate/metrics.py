@@ -93,7 +93,7 @@ def _limits(stats: Stats) -> Iterator[Metric]:
     outcomes = {"allowed": stats.allowed, "denied": refused, "dry_denied": stats.dry_denied}
     yield _counters("limit_decisions", "Hits decided by this node.", "outcome", outcomes)
     yield _counter("limit_refunds", "Hits refunded.", stats.refunds)
-    yield _counter("limit_evictions", "Active limits evicted; each key gets a fresh budget.", stats.limit_evictions)
+    yield _counter("limit_evictions", "Live limits evicted; each key gets a fresh budget.", stats.limit_evictions)
     yield _gauge("limit_entries", "Limits held, one for each rate of a key.", stats.limit_entries)
     yield from _memory("limit", stats.limit_bytes, stats.limit_max_bytes)
 
@@ -133,7 +133,7 @@ def _requesters(tally: RequesterStats) -> Iterator[Metric]:
     yield _counters("limit_fallbacks", "Hits not decided by their owner.", "policy", policies)
     yield _counter(
         "limit_fallback_evictions",
-        "Active limits evicted by processes that count for themselves; each key gets a fresh budget.",
+        "Live limits evicted by processes that count for themselves; each key gets a fresh budget.",
         tally.process_evictions,
     )
     yield _counter("limit_denials_remembered", "Hits denied by a requester that remembered a denial.", tally.remembered)

@@ -1,6 +1,6 @@
-"""The settings of this process, its clients, what its caches share and the events that it has tracked.
+"""The settings of this process, its clients, and the objects that its caches and limits share.
 
-The only place that keeps process-wide state.
+The only module with process-wide state.
 """
 
 import atexit
@@ -19,16 +19,29 @@ from .limits_storage import AsyncLimitsStorage, LimitsStorage
 from .settings import PREFIX, Settings, read_settings
 from .wire.status import RequesterStats
 
-_Made = TypeVar("_Made")
-_kept: list["functools._lru_cache_wrapper[Any]"] = []
+T = TypeVar("T")
+_cached: list["functools._lru_cache_wrapper[Any]"] = []
+_shared: dict[Hashable, Any] = {}
 
 
-def once(make: Callable[[], _Made]) -> "functools._lru_cache_wrapper[_Made]":
-    """Keeps what is made until the settings change. Threads that come at the same moment may each make one: where that
-    matters, it is to be `shared`."""
-    kept = functools.cache(make)
-    _kept.append(kept)
-    return kept
+def shared(name: Hashable, make: Callable[[], T]) -> T:
+    """This process's object of that name, created at the first call, and the same for all threads.
+
+    Names are few, such as a project's cache aliases. No lock is held, which a forked child would inherit: several
+    threads may create an object at the same time, and all get the one that was stored first.
+    """
+    found = _shared.get(name)
+    if found is None:
+        found = _shared.setdefault(name, make())
+    made: T = found
+    return made
+
+
+def once(make: Callable[[], T]) -> "functools._lru_cache_wrapper[T]":
+    """Caches the result, the same for all threads, until the settings change."""
+    cached = functools.cache(lambda: shared(make, make))
+    _cached.append(cached)
+    return cached
 
 
 @once
@@ -38,27 +51,11 @@ def get_settings() -> Settings:
 
 
 def use_options(options: Mapping[str, Any]) -> Settings:
-    """Puts a command's options over the settings, for the rest of this process. Raises `ImproperlyConfigured`."""
+    """Overrides settings with a command's options, for the rest of this process. Raises `ImproperlyConfigured`."""
     for entry, value in options.items():
         os.environ[f"{PREFIX}{entry}"] = str(value)
     forget()
     return get_settings()
-
-
-_Shared = TypeVar("_Shared")
-_shared: dict[Hashable, Any] = {}
-
-
-def shared(name: Hashable, make: Callable[[], _Shared]) -> _Shared:
-    """This process's object of that name, made when it is first asked for: the same for all threads.
-
-    Names are a project's cache aliases and the like, so they are few.
-    """
-    found = _shared.get(name)
-    if found is None:
-        found = _shared.setdefault(name, make())
-    made: _Shared = found
-    return made
 
 
 @once
@@ -84,48 +81,46 @@ def get_stats() -> RequesterStats:
 
 @once
 def get_event_sender() -> EventSender:
-    """What this process tracks, on its way to the owners."""
-    return shared(EventSender, lambda: EventSender(get_client()))
+    """Sends the events that this process tracks to their owners."""
+    return EventSender(get_client())
 
 
 @once
 def get_limits_storage() -> LimitsStorage | None:
-    """What counts the limits in the nodes' place, if anything does. Raises `ImproperlyConfigured`."""
-    settings = get_settings()
-    uri = settings.limits_storage
-    if uri is None:
-        return None
-    return shared(LimitsStorage, lambda: LimitsStorage(uri, settings.cluster, settings.deadline))
+    """The blocking `LIMITS_STORAGE`, None if nodes count the limits. Raises `ImproperlyConfigured`."""
+    return _limits_storage(LimitsStorage)
 
 
 @once
 def get_async_limits_storage() -> AsyncLimitsStorage | None:
-    """The same, for asyncio."""
+    """The asyncio `LIMITS_STORAGE`, None if nodes count the limits. Raises `ImproperlyConfigured`."""
+    return _limits_storage(AsyncLimitsStorage)
+
+
+def _limits_storage(kind: Callable[[str, str, float], T]) -> T | None:
     settings = get_settings()
-    uri = settings.limits_storage
-    if uri is None:
-        return None
-    return shared(AsyncLimitsStorage, lambda: AsyncLimitsStorage(uri, settings.cluster, settings.deadline))
+    return (
+        None if settings.limits_storage is None else kind(settings.limits_storage, settings.cluster, settings.deadline)
+    )
 
 
 def forget() -> None:
-    """Reads the settings anew when they are next needed, and closes the connections made by the old ones."""
-    for made in (get_event_sender, get_client, get_limits_storage):
-        if made.cache_info().currsize and (blocking := made()) is not None:
-            blocking.close()
-    for kept in _kept:
-        kept.cache_clear()
+    """Drops the settings, so that the next use reads them again, and closes the connections of the clients."""
+    _close(get_event_sender, get_client, get_limits_storage)
+    for cached in _cached:
+        cached.cache_clear()
     _shared.clear()
 
 
-def _at_exit() -> None:
-    """Closes the sockets: Python warns of those that are open when it ends, in its development mode."""
-    for made in (get_client, get_limits_storage):
-        if made.cache_info().currsize and (blocking := made()) is not None:
-            blocking.close()
+def _close(*makers: "functools._lru_cache_wrapper[Any]") -> None:
+    for maker in makers:
+        made = maker() if maker.cache_info().currsize else None
+        if made is not None:
+            made.close()
 
 
-atexit.register(_at_exit)  # before the tracker's, which runs earlier therefore
+# Python's development mode warns of sockets that are open at exit. The event sender registers later, so it runs first.
+atexit.register(_close, get_client, get_limits_storage)
 
 
 def _setting_changed(*, setting: str, **kwargs: Any) -> None:

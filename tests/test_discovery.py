@@ -110,7 +110,7 @@ def test_others_are_found_while_our_own_row_cannot_be_written(monkeypatch: pytes
     assert ask(discovery) == [THEIRS, "10.0.0.3:1"]
     assert "this node's row can't be written: OperationalError: database or disk is full" in discovery.problem
     monkeypatch.undo()
-    discovery._looks.clear()
+    discovery._intervals.clear()
     assert discovery.interval == RETRY_AFTER
     assert ask(discovery) == []
     assert discovery.problem == ""
@@ -205,7 +205,7 @@ def test_nodes_start_while_the_database_is_locked_and_meet_when_it_is_not(nodes:
     nodes.start("a", "b")
     for name in ("a", "b"):
         wait_until(partial(_says, nodes, name, "can't be read for discovery yet"), SECONDS, "said")
-        assert "no answer after 3 s: is it locked or out of reach?" in _said(nodes, name)
+        assert "no answer after 3 s: is it locked or unreachable?" in _said(nodes, name)
         assert "manage.py migrate" not in _said(nodes, name)
     lock.execute("ROLLBACK")
     nodes.wait_for("a", "b", seconds=2 * SECONDS)

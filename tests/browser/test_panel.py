@@ -26,7 +26,7 @@ LENGTHY = [
     (4, "", "4.5 s ago"),
     (5, "", "1,234.5/s"),
     (5, "small", "1,234,567,890 in all"),
-    (6, "small", "123 active limits evicted: raise LIMITS_MAX_BYTES"),
+    (6, "small", "123 live limits evicted: raise LIMITS_MAX_BYTES"),
 ]
 LENGTHEN = """(texts) => {
     const cells = document.querySelector("#clusterstate-members tr[data-key]").cells;

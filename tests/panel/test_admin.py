@@ -317,4 +317,4 @@ class TestTrouble:
         full = node("one")
         full.stats.limit_evictions = 7
         page = shown(client, monkeypatch, ClusterStatus("one", {"one": full}))
-        assert "7 active limits evicted: raise LIMITS_MAX_BYTES" in page.text
+        assert "7 live limits evicted: raise LIMITS_MAX_BYTES" in page.text

@@ -1,4 +1,4 @@
-"""`manage.py clusterevents`: ephemeral events on a terminal."""
+"""`manage.py clusterevents`: prints the tracked events."""
 
 import contextlib
 import json
@@ -14,23 +14,27 @@ from ... import events
 from ...core.event_counts import EventTotals
 from ...exceptions import ClusterStateError
 
-ASK_EVERY = 1.0  # seconds
-BAR = 50  # characters of the longest
-TOP = 10
+POLL_INTERVAL = 1.0  # seconds
+LONGEST_BAR = 50  # characters
+MAX_KEYS = 10
 
 _COLUMNS = "{:<50} {:>12} {:>12} {:>12}  {}"
 
 
 class Command(BaseCommand):
-    help = "Shows what events were tracked, or all that is kept of one. Exit code 1 when no node answers."
+    help = (
+        "Lists the tracked events, or shows the counts, keys and samples of one. The exit code is 1 if no node answers."
+    )
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("name", nargs="?", default="", help="of an event; all are listed without it")
+        parser.add_argument(
+            "name", nargs="?", default="", help="the name of an event; without it, all events are listed"
+        )
         parser.add_argument(
             "--follow", action="store_true", help="print events of this name as they come, until Ctrl-C"
         )
-        parser.add_argument("--json", action="store_true", help="print it as JSON; with --follow, one line an event")
+        parser.add_argument("--json", action="store_true", help="print JSON; with --follow, one line for each event")
 
     def handle(self, *args: Any, **options: Any) -> None:
         name, as_json = options["name"], options["json"]
@@ -65,60 +69,60 @@ class Command(BaseCommand):
             return
         counts = details.counts
         self.stdout.write(
-            f"{_shown(name)}: {counts.minutes[0]:,} in the last minute, {sum(counts.minutes):,} in the last hour, "
+            f"{_printable(name)}: {counts.minutes[0]:,} in the last minute, {sum(counts.minutes):,} in the last hour, "
             f"{sum(counts.hours):,} in the last two days, {counts.total:,} in all\n"
         )
         self.stdout.write("minutes ago")
         most = max(counts.minutes)
-        for minute in _until_the_first(counts.minutes):
+        for minute in _since_first(counts.minutes):
             times = counts.minutes[minute]
-            self.stdout.write(f"{minute:>11} {times:>12,} {'#' * -(-times * BAR // most)}".rstrip())
+            self.stdout.write(f"{minute:>11} {times:>12,} {'#' * -(-times * LONGEST_BAR // most)}".rstrip())
         self.stdout.write("\nmost frequent keys of the last hour or two")
-        for key, times, error in details.top[:TOP]:
-            self.stdout.write(f"{times:>24,} {_shown(key)}" + (f" ({times - error:,} at least)" if error else ""))
+        for key, times, error in details.top[:MAX_KEYS]:
+            self.stdout.write(f"{times:>24,} {_printable(key)}" + (f" ({times - error:,} at least)" if error else ""))
         self.stdout.write("\nlast events")
         for sample in details.recent:
             self.stdout.write(_line(sample))
 
     def _follow(self, name: str, *, as_json: bool) -> None:
-        """Samples that come are those whose number is above the last one that their node told."""
+        """Prints the samples with a higher number than the last one that their node sent before."""
         last: dict[str, int] = {}
         while True:
             samples = events.recent(name)
             for sample in reversed(samples):
                 if sample.number > last.get(sample.node, 0):
                     self.stdout.write(json.dumps(sample._asdict()) if as_json else _line(sample))
-            # A node that was restarted, or has forgotten the name, begins with 1 again.
+            # A node that was restarted or has evicted the name starts again at 1.
             last |= {node: max(s.number for s in samples if s.node == node) for node in {s.node for s in samples}}
             self.stdout.flush()
-            time.sleep(ASK_EVERY)
+            time.sleep(POLL_INTERVAL)
 
 
 def _row(one: EventTotals) -> str:
-    ago = f"{_shown_seconds(one.last_ago)} ago"
-    return _COLUMNS.format(_shown(one.name), f"{one.minute:,}", f"{one.hour:,}", f"{one.total:,}", ago)
+    ago = f"{_duration(one.last_ago)} ago"
+    return _COLUMNS.format(_printable(one.name), f"{one.minute:,}", f"{one.hour:,}", f"{one.total:,}", ago)
 
 
 def _line(sample: events.Recent) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(time.time() - sample.ago))
-    fields = " ".join(f"{_shown(name)}={value!r}" for name, value in sample.fields.items())
-    return f"{at}  {_shown(sample.key)}  {fields}".rstrip()
+    fields = " ".join(f"{_printable(name)}={value!r}" for name, value in sample.fields.items())
+    return f"{at}  {_printable(sample.key)}  {fields}".rstrip()
 
 
-def _shown(text: str) -> str:
-    """In one line, and without what a terminal might take for a command: a key may be what a stranger has sent."""
+def _printable(text: str) -> str:
+    """The text in one line and without control characters: a key may contain input of any client."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def _shown_seconds(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds:.0f} s"
 
 
-def _until_the_first(minutes: list[int]) -> range:
-    """Without the minutes before the first event."""
+def _since_first(minutes: list[int]) -> range:
+    """The minutes from now back to the first event."""
     return range(max((minute for minute, times in enumerate(minutes) if times), default=-1) + 1)
 
 

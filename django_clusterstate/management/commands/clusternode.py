@@ -50,7 +50,7 @@ _SIGNALS: dict[What, Signal] = {
 }
 _QUEUED_EVENTS = 10_000
 PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
-MISSED_BEATS = 4  # of our own, after which a layer that keeps a dead connection is made like new
+MISSED_BEATS = 4  # missed heartbeats of this node, after which a dead connection of the layer is replaced
 
 
 class Command(BaseCommand):
@@ -59,15 +59,17 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--name", help="the node's name, unique in the cluster (default: the host name)")
-        parser.add_argument("--bind", metavar="HOST:PORT", help="where peers and other hosts connect")
-        parser.add_argument("--advertise", metavar="HOST:PORT", help="where they reach us, if it isn't --bind")
-        parser.add_argument("--socket", metavar="PATH", help="where this host's processes connect")
+        parser.add_argument("--bind", metavar="HOST:PORT", help="the address to listen at for other hosts")
+        parser.add_argument("--advertise", metavar="HOST:PORT", help="the address that other hosts connect to")
+        parser.add_argument("--socket", metavar="PATH", help="the unix socket for processes of this host")
         parser.add_argument(
             "--discovery", metavar="WHERE", help="'database', 'dns://NAME:PORT' or 'HOST:PORT,HOST:PORT'"
         )
-        parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus there")
         parser.add_argument(
-            "--metrics-address", default="127.0.0.1", metavar="HOST", help="of --metrics-port (default: %(default)s)"
+            "--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus at this port"
+        )
+        parser.add_argument(
+            "--metrics-address", default="127.0.0.1", metavar="HOST", help="for --metrics-port (default: %(default)s)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -129,13 +131,13 @@ def _make_node(settings: Settings, advertise: TcpAddress) -> Node:
 
 
 def _check_migrated() -> None:
-    """Raises `NodeError` if the table was never made. A database that is locked or out of reach is tried again for as
-    long as the node runs, as it would be later."""
+    """Raises `NodeError` if the table doesn't exist. The node starts with a database that is locked or unreachable, and
+    retries for as long as it runs."""
     problem, missing = table_problem()
     if missing:
         raise NodeError(
-            f"Discovery needs its table in the database ({problem}). Run: manage.py migrate. "
-            "Or choose another way with --discovery."
+            f'The table for DISCOVERY = "database" doesn\'t exist ({problem}). Run manage.py migrate, or set another '
+            "DISCOVERY."
         )
     if problem:
         logger.warning("database can't be read for discovery yet: %s; the node serves alone until it can", problem)
@@ -147,17 +149,17 @@ def _channel_layer(settings: Settings) -> Any:
     for problem in check_channel_layer(settings.channel_layer):
         raise NodeError(f"{problem.msg} {problem.hint}")
     try:
-        # Of its own: one that another start of this process has used may still belong to that one's event loop.
+        # A new one: one that an earlier start of this process has used may still belong to its event loop.
         layer: Any = channel_layers.make_backend(settings.channel_layer)
     except Exception as error:
-        raise NodeError(f"The channel layer {settings.channel_layer!r} can't be made: {error}") from error
+        raise NodeError(f"The channel layer {settings.channel_layer!r} can't be created: {error}") from error
     if f"{type(layer).__module__}.{type(layer).__qualname__}" == PUBSUB_LAYER:
         return PubSubLayer(layer, MISSED_BEATS * settings.timings.heartbeat)
     return layer
 
 
 class SignalSender:
-    """Sends the signals, in order, from a thread: a receiver that blocks holds up no heartbeat."""
+    """Sends the signals in order, from a thread: a receiver that blocks doesn't delay heartbeats."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUED_EVENTS)
@@ -191,7 +193,7 @@ def _send_signal(event: Event) -> None:
 
 
 def _call_receivers(event: Event) -> list[tuple[Any, Any]]:
-    """Each receiver, and what it returned or raised."""
+    """Each receiver, and the value that it returned or the exception that it raised."""
     match event:
         case ViewChanged(old, new):
             return signals.view_changed.send_robust(Membership, old=old, new=new)
@@ -203,7 +205,7 @@ def _call_receivers(event: Event) -> list[tuple[Any, Any]]:
 
 
 def _metrics(node: Node, host: str, port: int | None) -> AbstractAsyncContextManager[object]:
-    """What answers scrapers while it is entered."""
+    """A context in which the metrics are served, if there is a port."""
     if port is None:
         return nullcontext()
     try:
@@ -216,7 +218,7 @@ def _metrics(node: Node, host: str, port: int | None) -> AbstractAsyncContextMan
 
 def _run(node: Node, watch: AddressWatch, metrics: AbstractAsyncContextManager[object]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection each; many systems begin with 1,024
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each connection; the default is often 1,024
     factory = _loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_run_until_signalled(node, watch, metrics))
@@ -235,7 +237,7 @@ async def _run_until_signalled(node: Node, watch: AddressWatch, metrics: Abstrac
 
     def on_signal() -> None:
         if stop.is_set():
-            os._exit(1)  # asked twice: at once
+            os._exit(1)  # the second signal
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -250,7 +252,7 @@ async def _run_until_signalled(node: Node, watch: AddressWatch, metrics: Abstrac
 
 
 def _set_up_logging() -> None:
-    """The node's lines go to stderr, unless the project's LOGGING says where."""
+    """Logs to stderr unless the project's LOGGING configures the package's loggers."""
     root = logging.getLogger("django_clusterstate")
     if not root.hasHandlers():
         handler = logging.StreamHandler(sys.stderr)
