@@ -40,7 +40,6 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         found.append(Error(str(error), hint=hint, id="clusterstate.E006"))
     try:
         runtime.get_limits_storage()
-        runtime.get_async_limits_storage()
     except ImproperlyConfigured as error:
         hint = "Remove it to count limits in the nodes; docs/outgrowing.md describes the alternatives."
         found.append(Error(str(error), hint=hint, id="clusterstate.E007"))

@@ -120,7 +120,8 @@ def get_usage(
     increment: bool = False,
 ) -> Usage | None:
     """The use of a limit by the request's key; with `increment` this request counts. None if it isn't limited."""
-    return run(_get_usage(request, group, fn, key, rate, method, increment), runtime.get_client())
+    limit = RequestLimit(key=key, rate=rate, method=method)
+    return run(_get_usage(request, _group(group, fn), limit, increment), runtime.get_client())
 
 
 async def aget_usage(
@@ -133,17 +134,18 @@ async def aget_usage(
     increment: bool = False,
 ) -> Usage | None:
     """Asynchronous `get_usage()`."""
-    return await arun(_get_usage(request, group, fn, key, rate, method, increment), runtime.get_async_client())
+    limit = RequestLimit(key=key, rate=rate, method=method)
+    return await arun(_get_usage(request, _group(group, fn), limit, increment), runtime.get_async_client())
 
 
 def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
     """Whether one more request is denied, or, with `increment`, this one. Takes the arguments of `get_usage()`."""
-    return run(_is_ratelimited(request, *args, **kwargs), runtime.get_client())
+    return _set_limited(request, get_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
 
 
 async def ais_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
     """Asynchronous `is_ratelimited()`."""
-    return await arun(_is_ratelimited(request, *args, **kwargs), runtime.get_async_client())
+    return _set_limited(request, await aget_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
 
 
 # As attributes, since django-ratelimit has them there.
@@ -152,18 +154,10 @@ for _function in (cluster_ratelimit, get_usage, aget_usage, is_ratelimited, ais_
     _function.ALL, _function.UNSAFE = ALL, UNSAFE
 
 
-def _get_usage(
-    request: HttpRequest,
-    group: str | None = None,
-    fn: Callable[..., Any] | None = None,
-    key: Key = "ip",
-    rate: Rate = None,
-    method: str | Iterable[str] | None = ALL,
-    increment: bool = False,
-) -> Operation[Usage | None]:
-    if key in USER_KEYS:
+def _get_usage(request: HttpRequest, group: str, limit: RequestLimit, increment: bool) -> Operation[Usage | None]:
+    if limit.key in USER_KEYS:
         yield LoadUser(request)
-    check = RequestLimit(key=key, rate=rate, method=method).check(_group(group, fn), request)
+    check = limit.check(group, request)
     if check is None:
         return None
     decision = (yield CountHit(check)) if increment else (yield from peek_operation(*check))
@@ -175,10 +169,9 @@ def _get_usage(
     }
 
 
-def _is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> Operation[bool]:
-    usage = yield from _get_usage(request, *args, **kwargs)
+def _set_limited(request: HttpRequest, usage: Usage | None, *, increment: bool) -> bool:
     limited = usage is not None and usage["should_limit"]
-    if kwargs.get("increment", False):
+    if increment:
         request.limited = getattr(request, "limited", False) or limited  # type: ignore[attr-defined]
     return limited
 

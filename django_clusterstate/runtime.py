@@ -15,7 +15,7 @@ from django.core.signals import setting_changed
 from .client.aio import AsyncClient
 from .client.blocking import Client
 from .client.event_sender import EventSender
-from .limits_storage import AsyncLimitsStorage, LimitsStorage
+from .limits_storage import LimitsStorage
 from .settings import PREFIX, Settings, read_settings
 from .wire.status import RequesterStats
 
@@ -87,21 +87,11 @@ def get_event_sender() -> EventSender:
 
 @once
 def get_limits_storage() -> LimitsStorage | None:
-    """The blocking `LIMITS_STORAGE`, None if nodes count the limits. Raises `ImproperlyConfigured`."""
-    return _limits_storage(LimitsStorage)
-
-
-@once
-def get_async_limits_storage() -> AsyncLimitsStorage | None:
-    """The asyncio `LIMITS_STORAGE`, None if nodes count the limits. Raises `ImproperlyConfigured`."""
-    return _limits_storage(AsyncLimitsStorage)
-
-
-def _limits_storage(kind: Callable[[str, str, float], T]) -> T | None:
+    """The storage that LIMITS_STORAGE names, None if nodes count the limits. Raises `ImproperlyConfigured`."""
     settings = get_settings()
-    return (
-        None if settings.limits_storage is None else kind(settings.limits_storage, settings.cluster, settings.deadline)
-    )
+    if settings.limits_storage is None:
+        return None
+    return LimitsStorage(settings.limits_storage, settings.cluster, settings.deadline)
 
 
 def forget() -> None:

@@ -1,5 +1,5 @@
 """LIMITS_STORAGE: limits counted in Redis, Valkey or Memcached, through the package `limits`."""
 
-from .storages import AsyncLimitsStorage, LimitsStorage
+from .storage import LimitsStorage
 
-__all__ = ["AsyncLimitsStorage", "LimitsStorage"]
+__all__ = ["LimitsStorage"]

@@ -1,8 +1,11 @@
 """The engines that a LIMITS_STORAGE URI can name, and their clients."""
 
 import asyncio
+import functools
 import importlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
@@ -26,10 +29,11 @@ class Engine(CircuitBreaker):
     Raises `ImproperlyConfigured` if the URI isn't one of an engine, or a package is missing.
     """
 
-    __slots__ = ("hosts", "scheme")
+    __slots__ = ("hosts", "scheme", "uri")
 
     def __init__(self, uri: str) -> None:
         super().__init__()
+        self.uri = uri
         self.scheme, self.hosts = _parsed(uri)
         for package in ("limits", *ENGINES[self.scheme]):
             try:
@@ -40,6 +44,10 @@ class Engine(CircuitBreaker):
                     f"CLUSTERSTATE['LIMITS_STORAGE'] of {self.scheme} needs the package {package!r}: "
                     f"pip install {needed}"
                 ) from error
+
+    def client(self, deadline: float, *, asynchronous: bool = False) -> "EngineClient":
+        connect = functools.partial(_connect, self.uri, self.scheme, deadline, asynchronous=asynchronous)
+        return EngineClient(connect, deadline)
 
     def __str__(self) -> str:
         return f"limits storage {self.scheme}://{self.hosts}"
@@ -69,18 +77,49 @@ def _parsed(uri: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc.rpartition("@")[2]
 
 
-class EngineClient(NamedTuple):
-    """A storage of the package `limits`, and seconds for each exchange with its engine."""
+class EngineClient:
+    """A storage of the package `limits` with its connections: a blocking one, or the asyncio one of an event loop.
 
-    storage: Any
-    deadline: float
+    It is made at its first use, and again after it was closed. `deadline` is seconds for each exchange.
+    """
+
+    def __init__(self, make: Callable[[], Any], deadline: float) -> None:
+        self.deadline = deadline
+        self.turns = asyncio.Semaphore(MAX_AT_ONCE)  # for operations of the event loop
+        self._make = make
+        self._storage: Any = None
+
+    @property
+    def storage(self) -> Any:
+        storage = self._storage
+        if storage is None:
+            storage = self._storage = self._make()
+        return storage
+
+    def close(self) -> None:
+        """Closes the idle connections of a blocking storage."""
+        storage, self._storage = self._storage, None
+        if storage is not None:
+            with suppress(Exception):  # it may be broken
+                storage.storage.close()
+
+    async def aclose(self) -> None:
+        """Closes the connections of an asyncio storage."""
+        storage, self._storage = self._storage, None
+        if storage is None:
+            return
+        with suppress(Exception):  # it may be broken
+            if hasattr(storage.bridge, "get_storage"):  # Memcached
+                (await storage.bridge.get_storage()).connection_pool.close()
+                await asyncio.sleep(0)  # lets the transports finish
+            else:
+                await storage.bridge.get_connection().aclose()
 
 
-def connect(uri: str, scheme: str, deadline: float) -> EngineClient:
-    """Connects to a cluster at once if the client is blocking, and to anything else at the first exchange."""
+def _connect(uri: str, scheme: str, deadline: float, *, asynchronous: bool) -> Any:
+    """A storage of `limits`. A blocking one connects to a cluster at once, any other at its first exchange."""
     from limits.storage import storage_from_string  # noqa: PLC0415 - an extra
 
-    asynchronous = uri.startswith("async+")
     options: dict[str, Any]
     if scheme != "memcached":
         options = {"socket_timeout": deadline, "socket_connect_timeout": deadline, "max_connections": MAX_CONNECTIONS}
@@ -100,7 +139,7 @@ def connect(uri: str, scheme: str, deadline: float) -> EngineClient:
             return shared[0]
 
         options = {"timeout": deadline, "connect_timeout": deadline, "no_delay": True, "client_getter": client}
-    return EngineClient(storage_from_string(uri, **options), deadline)
+    return storage_from_string(f"async+{uri}" if asynchronous else uri, **options)
 
 
 def _without_retries(scheme: str, asynchronous: bool) -> dict[str, Any]:
@@ -109,13 +148,3 @@ def _without_retries(scheme: str, asynchronous: bool) -> dict[str, Any]:
     retry = importlib.import_module(f"{package}.asyncio.retry" if asynchronous else f"{package}.retry")
     backoff = importlib.import_module(f"{package}.backoff")
     return {"retry": retry.Retry(backoff.NoBackoff(), 0)}
-
-
-async def disconnect(client: EngineClient) -> None:
-    """Closes an asyncio client."""
-    storage = client.storage
-    if hasattr(storage.bridge, "get_storage"):  # Memcached
-        (await storage.bridge.get_storage()).connection_pool.close()
-        await asyncio.sleep(0)  # lets the transports finish
-    else:
-        await storage.bridge.get_connection().aclose()

@@ -37,6 +37,16 @@ class CallEngine(NamedTuple):
             return await self.call(client.storage)
 
 
+class Close(NamedTuple):
+    """Closes the client's connections. The result is None."""
+
+    def run(self, client: EngineClient) -> None:
+        client.close()
+
+    async def arun(self, client: EngineClient) -> None:
+        await client.aclose()
+
+
 class Counter(NamedTuple):
     """A rule as the engine counts it, the name of its counter, and whether a Lua script can count it."""
 

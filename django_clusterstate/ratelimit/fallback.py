@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import getpid
 
 from .. import runtime
@@ -30,43 +31,36 @@ class ProcessLimiter(PerProcess):
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._store = LimitStore(PROCESS_MAX_BYTES)
-        self._reported_evictions = 0
 
     def decide(
         self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True
     ) -> list[algorithms.RuleDecision]:
         """One decision for each rule; the hit is counted if all allow it and `counts` is true."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
-        now = time.monotonic()
-        with self._lock:
-            self._store.expire(now)
+        with self._locked() as (store, now):
+            store.expire(now)
             if not counts:
-                return algorithms.peek(self._store, key, rules, cost, now)
-            return algorithms.hit(self._store, key, rules, cost, now)[0]
-
-    def take_evictions(self) -> int:
-        """How many live counters were evicted for lack of memory since the last call."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
-        with self._lock:
-            new = self._store.evictions - self._reported_evictions
-            self._reported_evictions = self._store.evictions
-        return new
+                return algorithms.peek(store, key, rules, cost, now)
+            evictions = store.evictions
+            decisions = algorithms.hit(store, key, rules, cost, now)[0]
+            runtime.get_stats().process_evictions += store.evictions - evictions
+            return decisions
 
     def refund(self, key: bytes, rules: Sequence[Rule], cost: int, ago: float) -> None:
-        if getpid() != self.pid:
-            self.reset_after_fork()
-        now = time.monotonic()
-        with self._lock:
-            algorithms.refund(self._store, key, rules, cost, now - ago, now)
+        with self._locked() as (store, now):
+            algorithms.refund(store, key, rules, cost, now - ago, now)
 
     def reset(self, key: bytes, rules: Sequence[Rule]) -> bool:
         """Forgets the hits of a key. Returns whether there were any."""
+        with self._locked() as (store, now):
+            return any(algorithms.reset(store, key, rules, now))
+
+    @contextmanager
+    def _locked(self) -> Iterator[tuple[LimitStore, float]]:
+        """The counters, for this thread alone, and the time."""
         if getpid() != self.pid:
             self.reset_after_fork()
         with self._lock:
-            return any(algorithms.reset(self._store, key, rules, time.monotonic()))
+            yield self._store, time.monotonic()
 
 
 def decide_by_policy(limit: Limit, key: bytes, cost: int, limiter: ProcessLimiter, *, counts: bool) -> Decision:
@@ -75,7 +69,6 @@ def decide_by_policy(limit: Limit, key: bytes, cost: int, limiter: ProcessLimite
     if policy == "local":
         stats.fallback_process += counts
         decisions = limiter.decide(key, limit.rules, cost, counts=counts)
-        stats.process_evictions += limiter.take_evictions()
         return strictest_decision(limit.rules, decisions, "", "process")
     rule = min(limit.rules, key=lambda rule: rule.limit)
     if policy == "allow" and rule.limit:  # a limit of 0 needs no counting

@@ -117,9 +117,9 @@ class CallStorage(NamedTuple):
         return storage.run(self.operation, *self.arguments)
 
     async def arun(self, client: Any) -> Any:
-        storage = runtime.get_async_limits_storage()
+        storage = runtime.get_limits_storage()
         assert storage is not None
-        return await storage.run(self.operation, *self.arguments)
+        return await storage.arun(self.operation, *self.arguments)
 
 
 class GetRouting(NamedTuple):

@@ -15,17 +15,10 @@ from django.http import HttpRequest, HttpResponseBase
 
 from .. import runtime
 from ..client.operations import run
+from . import refunds
 from .hits import hit, peek
 from .limits import Decision, Limit, Ratelimited
-from .refunds import (
-    CountedHit,
-    LimitCheck,
-    add_counted_hit,
-    add_refusal,
-    django_request,
-    refund_hits,
-    take_counted_hits,
-)
+from .refunds import CountedHit, LimitCheck
 from .responses import with_headers
 
 # Attributes of the frameworks' own throttles that have no effect here, and the reason.
@@ -71,8 +64,8 @@ def throttle(request: Any, check: LimitCheck) -> Decision:
     blocked = getattr(request, "_clusterstate_blocked", False)
     decision = (peek if blocked else hit)(*check)
     if decision.allowed and not blocked:
-        add_counted_hit(request, CountedHit(check, decision, time.monotonic()))
-    _store_result(django_request(request), ThrottleResult(check.limit, decision))
+        refunds.add_counted_hit(request, CountedHit(check, decision, time.monotonic()))
+    _store_result(refunds.django_request(request), ThrottleResult(check.limit, decision))
     return decision
 
 
@@ -80,8 +73,8 @@ def block(request: Any) -> None:
     """Refunds the hits that throttles have counted of a request that its framework blocks. Limits around the view
     refund their own."""
     request._clusterstate_blocked = True
-    add_refusal(request, Ratelimited())
-    run(refund_hits(take_counted_hits(request)), runtime.get_client())
+    refunds.add_refusal(request, Ratelimited())
+    run(refunds.refund_hits(refunds.take_counted_hits(request)), runtime.get_client())
 
 
 def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:

@@ -31,7 +31,7 @@ from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.core.limits import algorithms
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.decorators import cluster_ratelimit
-from django_clusterstate.limits_storage import AsyncLimitsStorage, LimitsStorage, operations, scripts
+from django_clusterstate.limits_storage import LimitsStorage, operations, scripts
 from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
 from testproject.processes import Process, free_port, wait_until
@@ -541,7 +541,7 @@ def test_each_loop_has_connections_of_its_own_and_leaves_none(
     limit = Limit.parse("2/d")
     decisions = [asyncio.run(ratelimit.ahit(limit, group, "key")) for _ in range(3)]
     assert [(decision.allowed, decision.owner) for decision in decisions] == [(True, kind), (True, kind), (False, kind)]
-    storage = runtime.get_async_limits_storage()
+    storage = runtime.get_limits_storage()
     assert storage is not None
     assert storage._loops == {}
 
@@ -646,11 +646,10 @@ async def test_decorated_views_are_limited_there_unchanged(group: str) -> None:
     ],
 )
 def test_a_uri_of_no_engine_is_refused_with_what_it_may_be(uri: str, words: str) -> None:
-    for face in (LimitsStorage, AsyncLimitsStorage):
-        with pytest.raises(ImproperlyConfigured) as raised:
-            face(uri, "default", 1.0)
-        assert words in str(raised.value)
-        assert "s3cret" not in str(raised.value)
+    with pytest.raises(ImproperlyConfigured) as raised:
+        LimitsStorage(uri, "default", 1.0)
+    assert words in str(raised.value)
+    assert "s3cret" not in str(raised.value)
     with override_settings(CLUSTERSTATE={"LIMITS_STORAGE": uri, "SECRET": "s" * 50}):
         (message,) = check_settings(None)
     assert message.id == "clusterstate.E007"
@@ -709,7 +708,6 @@ def test_memcached_is_given_no_period_that_it_would_take_for_a_date(
 def test_without_the_setting_the_nodes_count(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.forget()
     assert runtime.get_limits_storage() is None
-    assert runtime.get_async_limits_storage() is None
 
 
 # -- sliding windows: the script on Redis, and the estimate on Memcached ------------------------------------------
