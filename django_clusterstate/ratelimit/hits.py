@@ -266,9 +266,9 @@ def _cache_denial(decision: Decision, limit: Limit, key: bytes, cost: int, since
 
 @runtime.once
 def _process_limiter() -> ProcessLimiter:
-    return runtime.shared(ProcessLimiter, ProcessLimiter)
+    return ProcessLimiter()
 
 
 @runtime.once
 def _denials() -> DenialCache:
-    return runtime.shared(DenialCache, DenialCache)
+    return DenialCache()

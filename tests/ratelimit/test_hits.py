@@ -86,9 +86,11 @@ def group() -> str:
 
 @pytest.fixture(autouse=True)
 def counts_nothing_yet() -> None:
-    for kept, kind in ((hits._process_limiter, ProcessLimiter), (hits._denials, DenialCache)):
-        kept.cache_clear()
-        runtime._shared.pop(kind, None)
+    for name, kept in list(runtime._shared.items()):
+        if isinstance(kept, ProcessLimiter | DenialCache):
+            del runtime._shared[name]
+    hits._process_limiter.cache_clear()
+    hits._denials.cache_clear()
 
 
 @pytest.fixture
