@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from django_clusterstate.core.membership.gossip import SIGHTINGS
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Sighting
+from django_clusterstate.core.membership.gossip import OBSERVATIONS
+from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation
 from django_clusterstate.node.heartbeat import seal
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp
@@ -53,7 +53,7 @@ class Pretender(asyncio.Protocol):
 
 
 class Member:
-    """A played member. `others` are sighted in its heartbeats, as a real one's are."""
+    """A played member. `others` are observed in its heartbeats, as a real one's are."""
 
     def __init__(self, number: int, node_address: str) -> None:
         self._number = number
@@ -73,10 +73,10 @@ class Member:
 
     def beat(self, others: list[Identity]) -> None:
         self._sequence += 1
-        first = self._sequence * SIGHTINGS
-        sighted = [others[(first + step) % len(others)] for step in range(min(SIGHTINGS, len(others)))]
-        sightings = tuple(Sighting(o.name, o.boot, o.address, MemberState.ALIVE, 0, 0.1) for o in sighted)
-        beat = Heartbeat(self.identity, 0, self._sequence, MemberState.ALIVE, 1, sightings, "")
+        first = self._sequence * OBSERVATIONS
+        observed = [others[(first + step) % len(others)] for step in range(min(OBSERVATIONS, len(others)))]
+        observations = tuple(Observation(o.name, o.boot, o.address, MemberState.ALIVE, 0, 0.1) for o in observed)
+        beat = Heartbeat(self.identity, 0, self._sequence, MemberState.ALIVE, 1, observations, "")
         payload = msgspec.msgpack.encode(seal(beat, CHANNEL_KEYS))
         self._links[0].cast(frame(wire.encode(wire.Deliver(GROUP, payload, 60, 100))))
 

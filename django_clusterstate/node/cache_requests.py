@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..core.cache.store import CacheStore
-from ..core.membership.transitions import Membership
+from ..core.membership.membership import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats

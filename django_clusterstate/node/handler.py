@@ -10,7 +10,7 @@ from ..core.cache.store import CacheStore
 from ..core.event_counts import EventCounts
 from ..core.hrw import OwnershipHistory
 from ..core.limits.store import LimitStore
-from ..core.membership.transitions import Membership
+from ..core.membership.membership import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats, fit_members
@@ -158,7 +158,7 @@ class Handler:
     def _get_report(self, request: wire.GetReport) -> wire.Reply:
         history, now = self.history, self._clock()
         return wire.ReportReply(
-            self.epoch, self.status(), history.timeline.moments(now), history.rates.all(), *history.top_keys()
+            self.epoch, self.status(), history.timeline.events(now), history.rates.all(), *history.top_keys()
         )
 
     def status(self) -> wire.StatusReply:

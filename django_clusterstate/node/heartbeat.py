@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ..core.membership.membership import Membership
 from ..core.membership.messages import Heartbeat, Identity
-from ..core.membership.transitions import Membership
 from ..exceptions import ProtocolError
 from ..wire.handshake import VERSIONS, common_version, incompatible
 from ..wire.keys import MAX_SECRETS, Key

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..core.limits import algorithms
 from ..core.limits.store import LimitStore
-from ..core.membership.transitions import Membership
+from ..core.membership.membership import Membership
 from ..wire import messages as wire
 from ..wire.status import Stats
 from .history import History

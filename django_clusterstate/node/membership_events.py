@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..core.membership.membership import Change, Effects, Membership
 from ..core.membership.messages import Identity, MemberState, View
-from ..core.membership.timeline import What
-from ..core.membership.transitions import Change, Effects, Membership
+from ..core.membership.timeline import EventKind
 from ..wire.status import Stats
 from .history import History
 from .log import logger
@@ -15,11 +15,11 @@ from .problems import Misdirected, problems
 PROBLEM_AGAIN = 60.0  # seconds between two log lines about a problem that lasts
 
 _HAPPENED = {
-    MemberState.ALIVE: What.JOINED,
-    MemberState.SUSPECT: What.SUSPECTED,
-    MemberState.DOWN: What.DOWN,
-    MemberState.LEAVING: What.LEFT,
-    MemberState.LEFT: What.LEFT,
+    MemberState.ALIVE: EventKind.JOINED,
+    MemberState.SUSPECT: EventKind.SUSPECTED,
+    MemberState.DOWN: EventKind.DOWN,
+    MemberState.LEAVING: EventKind.LEFT,
+    MemberState.LEFT: EventKind.LEFT,
 }
 # The middle of a log line, by (old state, new state) or by the new state.
 _DESCRIPTIONS: dict[tuple[MemberState | None, MemberState] | MemberState, str] = {
@@ -53,11 +53,11 @@ class Isolated:
 Event = Change | ViewChanged | Isolated
 
 
-def what_happened(change: Change) -> What | None:
+def what_happened(change: Change) -> EventKind | None:
     """What a change of state means in the timeline and the signals; None when it only follows from an earlier one."""
     match change.old, change.new:
         case MemberState.SUSPECT, MemberState.ALIVE:
-            return What.HEARD_AGAIN
+            return EventKind.HEARD_AGAIN
         case MemberState.LEAVING, MemberState.LEFT:
             return None
     return _HAPPENED.get(change.new)
@@ -103,19 +103,19 @@ class MembershipEvents:
                 "node %s was stopped for %.1f s, so no peer is judged by that silence; look for a suspended machine, "
                 "swapping or too little CPU", me, effects.stalled,
             )  # fmt: skip
-            self._note(What.STALLED, me)
+            self._note(EventKind.STALLED, me)
         if self._membership.isolated and not self._isolated:
             logger.warning(
                 "node %s isolated: most peers fell silent at once, so they are declared down %.1f s later; check this "
                 "host's network and the channel layer", me, timings.suspect_after,
             )  # fmt: skip
-            self._note(What.ISOLATED, me)
+            self._note(EventKind.ISOLATED, me)
             self._notify(Isolated())
         elif self._isolated and not self._membership.isolated:
             logger.warning("node %s no longer isolated", me)
-            self._note(What.RECONNECTED, me)
+            self._note(EventKind.RECONNECTED, me)
         self._isolated = self._membership.isolated
-        if effects.given_up:
+        if effects.declared_down:
             logger.warning(
                 "node %s had been declared down by its peers, and others served its keys, so its cache starts empty", me
             )
@@ -159,7 +159,7 @@ class MembershipEvents:
         member = self._membership.members.get(who.name)
         return self._clock() - member.heard if member is not None and member.identity == who else 0.0
 
-    def _note(self, what: What, who: Identity) -> None:
+    def _note(self, what: EventKind, who: Identity) -> None:
         self._history.timeline.note(what, who.name, who.boot, self._clock())
         changes = self._stats.changes
         if what in changes.__struct_fields__:

@@ -5,8 +5,8 @@ import gc
 import time
 from collections.abc import Callable, Coroutine
 
+from ..core.membership.membership import MAY_END, TICK, Effects, Membership
 from ..core.membership.messages import Heartbeat, Identity, MemberState
-from ..core.membership.transitions import MAY_END, TICK, Effects, Membership
 from ..wire.handshake import Hello
 from .channels.layer import InProcessLayer
 from .channels.queues import NODES_OWN
@@ -140,7 +140,7 @@ class Node:
         effects = self.membership.heard(beat, self._clock(), fresh=fresh)
         if effects.dial:
             self.links.heard(beat.identity)
-        self.links.want(address for address in effects.unmet if not self.links.knows(address))
+        self.links.want(address for address in effects.unknown_addresses if not self.links.knows(address))
         self._apply(effects)
         if effects.answer and beat.channel:
             self._spawn(self.heartbeats.answer(beat.channel, beat.identity))
@@ -151,13 +151,13 @@ class Node:
         me = membership.me
         if (hello.expected_name, hello.expected_boot, hello.dialled) == (me.name, me.boot, me.address):
             self.links.reached = self.links.reached or hello.boot != me.boot
-            self._apply(membership.reached(hello.name, hello.boot, now))
+            self._apply(membership.reached_by(hello.name, hello.boot, now))
         else:
-            self._apply(membership.met(hello.name, hello.boot, now))
+            self._apply(membership.identified(hello.name, hello.boot, now))
 
     def _link_opened(self, peer: Peer, address: str) -> None:
         member = self.membership.members.get(peer.name)
-        self._apply(self.membership.met(peer.name, peer.boot, self._clock(), address))
+        self._apply(self.membership.identified(peer.name, peer.boot, self._clock(), address))
         if member is None or member.identity.boot != peer.boot or member.state is MemberState.DOWN:
             self.heartbeats.beat_soon()
 
@@ -167,9 +167,9 @@ class Node:
     def _apply(self, effects: Effects) -> None:
         """Acts on what a call of the membership brought about."""
         self._events.take_effects(effects)
-        if effects.given_up or effects.stalled > self.config.timings.down_after:
+        if effects.declared_down or effects.stalled > self.config.timings.down_after:
             self.handler.clear_cache()
-        if effects.over and not self.superseded and self.membership.state in MAY_END:
+        if effects.superseded and not self.superseded and self.membership.state in MAY_END:
             self.superseded = True
             logger.warning(
                 "node %s restarts with an empty memory: another running node has its name, or had it meanwhile, and "
@@ -198,7 +198,7 @@ class Node:
         while True:
             due = await coalescer.rest(TICK)
             now = self._clock()
-            self.membership.deaf = self.heartbeats.failing
+            self.membership.layer_failing = self.heartbeats.failing
             self._apply(self.membership.tick(now, due))
             if not self._reclaiming and self.handler.reclaim():
                 self._spawn(self._reclaim())
@@ -211,7 +211,7 @@ class Node:
         self.handler.tick()
         self.links.tick()
         for boot in self.links.open_to():
-            self.membership.linked(boot, now)
+            self.membership.still_linked(boot, now)
         self._events.take_problems(self.links.misdirected)
         stats, channels = self.handler.stats, self.handler.channels
         stats.heartbeats_ignored = self.membership.dropped

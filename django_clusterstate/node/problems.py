@@ -6,8 +6,8 @@ It stands in the node's log, its status and the panel. All nodes that see the sa
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..core.membership.membership import Membership, WaitReason
 from ..core.membership.messages import GONE, MemberState
-from ..core.membership.transitions import Membership, Wait
 
 MAX_PROBLEMS = 20
 MAX_NAMED = 5  # peers in one sentence
@@ -26,7 +26,7 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
     found = [
         f"two running nodes have the name {twins.name}: the one at {twins.holder} keeps it, the one at {twins.other} "
         "owns no keys; give each node its own CLUSTERSTATE_NODE_NAME"
-        for twins in membership.namesakes(now)
+        for twins in membership.name_conflicts(now)
     ]
     found += [
         f"node {who.name} advertises {who.address}, which only its own host can reach, while other nodes advertise "
@@ -46,7 +46,9 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
 def _is_unreached(membership: Membership, now: float) -> bool:
     """Whether this node has waited for others to connect to it for longer than that takes."""
     patient = now - membership.started < membership.timings.down_after
-    return membership.state is MemberState.JOINING and not patient and membership.waits_for(now) is Wait.UNREACHED
+    return (
+        membership.state is MemberState.JOINING and not patient and membership.wait_reason(now) is WaitReason.UNREACHED
+    )
 
 
 def _unreached(membership: Membership) -> str:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..core.membership.membership import Timings
 from ..core.membership.messages import GONE
-from ..core.membership.transitions import Timings
 from ..wire.messages import StatusReply
 from .formatting import duration
 from .reports import Reports

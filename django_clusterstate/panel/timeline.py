@@ -9,29 +9,29 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from ..core.membership.messages import MemberState
-from ..core.membership.timeline import Moment, What
+from ..core.membership.timeline import EventKind, MemberEvent
 from .formatting import LONGEST
 
 MERGE_WITHIN = 10.0  # seconds between two nodes' reports of the same change
 SHOWN = 50
 
 LABELS: dict[str, str | Promise] = {
-    What.JOINED: _("joined"),
-    What.SUSPECTED: _("is suspect"),
-    What.HEARD_AGAIN: _("is no longer suspect"),
-    What.DOWN: _("is down"),
-    What.LEFT: _("left"),
-    What.ISOLATED: _("was isolated: lost most of its peers at once"),
-    What.RECONNECTED: _("was no longer isolated"),
-    What.STALLED: _("did not run for a while"),
+    EventKind.JOINED: _("joined"),
+    EventKind.SUSPECTED: _("is suspect"),
+    EventKind.HEARD_AGAIN: _("is no longer suspect"),
+    EventKind.DOWN: _("is down"),
+    EventKind.LEFT: _("left"),
+    EventKind.ISOLATED: _("was isolated: lost most of its peers at once"),
+    EventKind.RECONNECTED: _("was no longer isolated"),
+    EventKind.STALLED: _("did not run for a while"),
 }
 
 _STYLES: dict[str, str] = {
-    What.JOINED: MemberState.ALIVE,
-    What.SUSPECTED: MemberState.SUSPECT,
-    What.ISOLATED: MemberState.SUSPECT,
-    What.DOWN: MemberState.DOWN,
-    What.LEFT: MemberState.LEFT,
+    EventKind.JOINED: MemberState.ALIVE,
+    EventKind.SUSPECTED: MemberState.SUSPECT,
+    EventKind.ISOLATED: MemberState.SUSPECT,
+    EventKind.DOWN: MemberState.DOWN,
+    EventKind.LEFT: MemberState.LEFT,
 }
 
 
@@ -63,7 +63,7 @@ class TimelineEntry:
         return f"{self.what}-{self.boot.hex()}-{self.number}"
 
 
-def merge(timelines: Mapping[str, Iterable[Moment]], now: datetime) -> list[TimelineEntry]:
+def merge(timelines: Mapping[str, Iterable[MemberEvent]], now: datetime) -> list[TimelineEntry]:
     """The last SHOWN changes, the latest first, from the timeline of each node."""
     entries: list[TimelineEntry] = []
     last: dict[tuple[str, str, bytes], TimelineEntry] = {}

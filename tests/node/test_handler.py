@@ -13,9 +13,9 @@ from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.core.counter_history import STEP, STEPS
 from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, EventEntry, EventSample
 from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
+from django_clusterstate.core.membership.membership import TOMBSTONES, Membership, Timings
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
-from django_clusterstate.core.membership.timeline import MOMENTS, Moment, What
-from django_clusterstate.core.membership.transitions import TOMBSTONES, Membership, Timings
+from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import TURN
 from django_clusterstate.node.channels.queues import queue_name
@@ -588,12 +588,12 @@ def test_report_tells_the_last_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
             bench.ask(wire.Hit(key, limit))
     bench.ask(wire.Hit(b"busy", limit, denied_locally=10))
     bench.ask(wire.GetView([], RequesterStats(remembered=10, fallback_node=2, failures=4)))
-    bench.handler.history.timeline.note(What.DOWN, "beta", b"beta", bench.now)
+    bench.handler.history.timeline.note(EventKind.DOWN, "beta", b"beta", bench.now)
     bench.now += 5
     bench.handler.tick()
     report = bench.ask(wire.GetReport())
     assert report.status == bench.ask(wire.GetStatus())
-    assert report.timeline == [Moment(5.0, What.DOWN, "beta", b"beta")]
+    assert report.timeline == [MemberEvent(5.0, EventKind.DOWN, "beta", b"beta")]
     assert report.busiest == [(b"busy", 14, 0), (b"quiet", 1, 0)]
     assert report.denied == [(b"busy", 13, 0)]
     assert report.rates == {
@@ -879,8 +879,8 @@ def longest_status(bench: Bench) -> wire.Request:
 def longest_report(bench: Bench) -> wire.Request:
     many_members(bench)
     history = bench.handler.history
-    for number in range(MOMENTS):
-        history.timeline.note(What.HEARD_AGAIN, LONGEST_NAME, b"%016d" % number, bench.now)
+    for number in range(TIMELINE_LENGTH):
+        history.timeline.note(EventKind.HEARD_AGAIN, LONGEST_NAME, b"%016d" % number, bench.now)
     for number in range(REPORTED):
         for top in (history.busiest, history.denied):
             top.add(b"%01024d" % number, 2**53)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.membership.membership import Membership, Timings
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
-from django_clusterstate.core.membership.transitions import Membership, Timings
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.channels.layer import SessionMessage
 from django_clusterstate.node.heartbeat import Heartbeats, seal, unseal
@@ -91,18 +91,18 @@ def signed(fields: list[Any]) -> dict[str, Any]:
 
 def fields_of(**changed: Any) -> list[Any]:
     """A heartbeat with one member in it, as the arrays that are sent; some fields as the test wants them."""
-    name, boot, address, weight, incarnation, sequence, epoch, sightings, channel = (
+    name, boot, address, weight, incarnation, sequence, epoch, observations, channel = (
         changed.pop(field, default)
         for field, default in {
             "name": "a", "boot": b"a" * 16, "address": "10.0.0.1:4370", "weight": 1.0, "incarnation": 0,
-            "sequence": 1, "epoch": 7, "sightings": [sighting_of()], "channel": "x!y",
+            "sequence": 1, "epoch": 7, "observations": [observation_of()], "channel": "x!y",
         }.items()
     )  # fmt: skip
     assert not changed
-    return [[name, boot, address, weight], incarnation, sequence, "alive", epoch, sightings, channel]
+    return [[name, boot, address, weight], incarnation, sequence, "alive", epoch, observations, channel]
 
 
-def sighting_of(name: str = "b", address: str = "b:1", incarnation: int = 0, age: float = 0.5) -> list[Any]:
+def observation_of(name: str = "b", address: str = "b:1", incarnation: int = 0, age: float = 0.5) -> list[Any]:
     return [name, b"b" * 16, address, "alive", incarnation, age]
 
 
@@ -133,11 +133,11 @@ BAD_FLOATS = [math.nan, math.inf, -math.inf, -1.0]
         *({field: number} for field in ("incarnation", "sequence") for number in (-1, 2**53 + 1)),
         {"epoch": -1},
         *({"channel": channel} for channel in ["x" * 101, "a b", "a\n", "a!b!c"]),
-        {"sightings": [sighting_of()] * 65},
-        *({"sightings": [sighting_of(name=name)]} for name in BAD_NAMES),
-        *({"sightings": [sighting_of(address=address)]} for address in BAD_ADDRESSES),
-        *({"sightings": [sighting_of(age=age)]} for age in [*BAD_FLOATS, 1e10]),
-        *({"sightings": [sighting_of(incarnation=number)]} for number in (-1, 2**53 + 1)),
+        {"observations": [observation_of()] * 65},
+        *({"observations": [observation_of(name=name)]} for name in BAD_NAMES),
+        *({"observations": [observation_of(address=address)]} for address in BAD_ADDRESSES),
+        *({"observations": [observation_of(age=age)]} for age in [*BAD_FLOATS, 1e10]),
+        *({"observations": [observation_of(incarnation=number)]} for number in (-1, 2**53 + 1)),
     ],
     ids=ascii,
 )
@@ -242,4 +242,4 @@ async def test_who_owns_the_channel_layer_cannot_say_that_a_recording_is_fresh()
 async def test_answer_names_first_whom_it_answers() -> None:
     layer = Layer()
     await Ears(layer).beats.answer("channel", BEAT.identity)
-    assert unseal(layer.sent[0], [NEW]).sightings[0].boot == BEAT.identity.boot
+    assert unseal(layer.sent[0], [NEW]).observations[0].boot == BEAT.identity.boot

@@ -2,8 +2,8 @@
 
 import pytest
 
+from django_clusterstate.core.membership.membership import Change
 from django_clusterstate.core.membership.messages import Identity, MemberState
-from django_clusterstate.core.membership.transitions import Change
 from django_clusterstate.node.membership_events import describe
 
 WHO = Identity("web-2", b"b" * 16, "10.0.0.12:4370")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from django_clusterstate.core.membership.membership import Membership, Timings
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
-from django_clusterstate.core.membership.transitions import Membership, Timings
 from django_clusterstate.node.problems import MAX_PROBLEMS, Misdirected, problems
 
 ME = Identity("me", b"m" * 16, "10.0.0.1:4370")
@@ -71,15 +71,15 @@ def test_node_that_nobody_reaches_says_so_once_it_has_waited() -> None:
     [said] = scene.run(2, (A, MemberState.ALIVE))
     assert said.startswith("node me stays joining: no other node has connected to it at 10.0.0.1:4370;")
     assert said.endswith("It hears: a (10.0.0.2:4370)")
-    scene.node.reached("a", A.boot, scene.now)
+    scene.node.reached_by("a", A.boot, scene.now)
     assert scene.run(0.5, (A, MemberState.ALIVE)) == []
 
 
 def test_node_that_has_only_connected_to_others_says_so() -> None:
     scene = Scene(must_be_reached=True)
-    scene.node.met("a", A.boot, scene.now, A.address)
+    scene.node.identified("a", A.boot, scene.now, A.address)
     for _ in range(8):
-        scene.node.linked(A.boot, scene.now)
+        scene.node.still_linked(A.boot, scene.now)
         said = scene.run(0.5)
     assert said[0].endswith("It hears: none, but has connected to some")
 

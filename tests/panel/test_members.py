@@ -4,7 +4,7 @@ import pytest
 
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.membership.messages import MemberState
-from django_clusterstate.core.membership.timeline import Moment, What
+from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.panel.formatting import LONGEST, duration
 from django_clusterstate.panel.members import RECENT, STATE_LABELS, rows, versions, views
 from tests.panel.reports import identity, member, node, report, reports_of
@@ -78,10 +78,10 @@ def test_most_common_view_is_first() -> None:
 
 
 def test_restart_stands_out() -> None:
-    before = Moment(60.0, What.DOWN, "two", b"an earlier start")
-    now = Moment(50.0, What.JOINED, "two", identity("two").boot)
+    before = MemberEvent(60.0, EventKind.DOWN, "two", b"an earlier start")
+    now = MemberEvent(50.0, EventKind.JOINED, "two", identity("two").boot)
 
-    def restarted(timeline: list[Moment], uptime: float) -> list[bool]:
+    def restarted(timeline: list[MemberEvent], uptime: float) -> list[bool]:
         nodes = {"one": node("one"), "two": node("two", uptime=uptime)}
         told = {"one": report(nodes["one"], timeline=timeline)}
         return [row.restarted for row in rows(reports_of(ClusterStatus("one", nodes), told))]

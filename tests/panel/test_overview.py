@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from django_clusterstate import cluster as functions
 from django_clusterstate import ratelimit, runtime
 from django_clusterstate.core.membership.messages import MemberState
-from django_clusterstate.core.membership.timeline import Moment, What
+from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.panel import overview
 from django_clusterstate.panel.reports import Reports, gather
 from testproject.processes import LocalCluster, wait_until
@@ -149,7 +149,7 @@ class TestTrouble:
 
     def test_time_that_no_calendar_knows_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         one = node("one", members=(member("two", MemberState.DOWN, 8e10),), uptime=8e10)
-        told = {"one": report(one, timeline=[Moment(8e10, What.JOINED, "one", bytes(16))])}
+        told = {"one": report(one, timeline=[MemberEvent(8e10, EventKind.JOINED, "one", bytes(16))])}
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", {"one": one}), told))
         assert "more than 100 years" in page.text
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from django_clusterstate.core.event_counts import EventAccount, EventEntry, EventSample, EventTotals
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule, RuleDecision
 from django_clusterstate.core.membership.messages import Identity, MemberState
-from django_clusterstate.core.membership.timeline import Moment, What
+from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import MAX_REQUEST, frame
@@ -93,7 +93,12 @@ EXAMPLES: list[wire.Message] = [
     wire.EventReply(1, None),
     status,
     wire.ReportReply(
-        1, status, [Moment(0.5, What.DOWN, "beta", bytes(16))], {"hits": [1, 0]}, [KeyCount(b"k", 9, 1)], []
+        1,
+        status,
+        [MemberEvent(0.5, EventKind.DOWN, "beta", bytes(16))],
+        {"hits": [1, 0]},
+        [KeyCount(b"k", 9, 1)],
+        [],
     ),
 ]
 

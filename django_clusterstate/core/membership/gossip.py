@@ -1,78 +1,84 @@
-"""Which members a heartbeat names, and why those."""
+"""Which members a heartbeat names: each heartbeat reports a few of the sender's observations."""
 
 from collections.abc import Iterator
 
 from .members import Member
-from .messages import GONE, MAX_AGE, Heartbeat, Identity, MemberState, Sighting
+from .messages import GONE, MAX_AGE, Heartbeat, Identity, MemberState, Observation
 
-SIGHTINGS = 8  # a heartbeat names at most so many members, in turn: its size doesn't grow with the cluster
-VERDICTS = 2  # that their subject may not know: so many in a heartbeat, and each so often
+OBSERVATIONS = 8  # in a heartbeat, at most: its size doesn't grow with the cluster
+NOTICES = 2  # in a heartbeat, and heartbeats in which each notice is sent
 
 
 class Gossip:
-    """What the next heartbeat says of others. `asked`: members that others doubt and we have heard."""
+    """Chooses the observations of the next heartbeat.
+
+    A notice goes to a start that may not know how others see it. `suspected_by_others`: names of the members that a
+    sender suspects and this node has heard.
+    """
 
     def __init__(self) -> None:
-        self.asked: dict[str, None] = {}
-        self._verdicts: dict[bytes, tuple[Sighting, int]] = {}  # by boot: what it is told, and how often still
-        self._turn = 0
+        self.suspected_by_others: dict[str, None] = {}
+        self._notices: dict[bytes, tuple[Observation, int]] = {}  # by boot id, and how often to send it
+        self._next = 0  # of the members that are named in turn
 
-    def tell_over(self, who: Identity) -> None:
-        """It talks, though it has left or was replaced."""
-        self._tell(Sighting(who.name, who.boot, who.address, MemberState.LEFT, 0, 0.0))
+    def notify_replaced(self, who: Identity) -> None:
+        """Tell a start that still sends heartbeats that it has left, or was replaced."""
+        self._notify(Observation(who.name, who.boot, who.address, MemberState.LEFT, 0, 0.0))
 
-    def tell_down(self, member: Member) -> None:
-        """It is back, and was down in the incarnation that is known of it here."""
+    def notify_down(self, member: Member) -> None:
+        """Tell a member that is back that it was declared down in the incarnation that is known here."""
         who = member.identity
-        self._tell(Sighting(who.name, who.boot, who.address, MemberState.DOWN, member.incarnation, 0.0))
+        self._notify(Observation(who.name, who.boot, who.address, MemberState.DOWN, member.incarnation, 0.0))
 
-    def _tell(self, verdict: Sighting) -> None:
-        if len(self._verdicts) < SIGHTINGS:
-            self._verdicts[verdict.boot] = (verdict, VERDICTS)
+    def _notify(self, notice: Observation) -> None:
+        if len(self._notices) < OBSERVATIONS:
+            self._notices[notice.boot] = (notice, NOTICES)
 
-    def choose(self, members: dict[str, Member], answer_to: Identity | None, now: float) -> Iterator[Sighting]:
-        """First the start that is answered, and verdicts that their subjects may not know. Then the doubted, the latest
-        heard of them before all, since only they can refute; then those that others doubt and we have heard; then the
-        others in turn."""
-        first = [*self._answered(members, answer_to, now), *self._told()]
+    def choose(self, members: dict[str, Member], answer_to: Identity | None, now: float) -> Iterator[Observation]:
+        """At most OBSERVATIONS: first the start that is answered, and notices. Then suspected and down members, those
+        heard last before the others, since only they can refute; then members that others suspect and this node has
+        heard; then the remaining members in turn."""
+        first = [*_answered(members, answer_to, now), *self._due_notices()]
         yield from first
+        room = OBSERVATIONS - len(first)
         doubted = [m for m in members.values() if m.state in (MemberState.SUSPECT, MemberState.DOWN)]
         doubted.sort(key=lambda member: member.heard, reverse=True)
+        vouched = [members[name] for name in self.suspected_by_others if name in members]
+        vouched = [member for member in vouched if member.state is not MemberState.SUSPECT]
+        self.suspected_by_others.clear()
+        chosen = (doubted[: OBSERVATIONS // 2] + vouched[: OBSERVATIONS // 4])[:room]
         others = [m for m in members.values() if m.state not in GONE and m.state is not MemberState.SUSPECT]
-        chosen = doubted[: SIGHTINGS // 2]
-        asked = [members[name] for name in self.asked if name in members]
-        chosen += [m for m in asked if m.state is not MemberState.SUSPECT][: SIGHTINGS // 4]
-        chosen = chosen[: SIGHTINGS - len(first)]
-        self.asked.clear()
-        room = min(SIGHTINGS - len(first) - len(chosen), len(others))
-        chosen += [others[(self._turn + step) % len(others)] for step in range(room)]
-        self._turn += room
-        yield from (_sighting(member, now) for member in chosen)
+        room = min(room - len(chosen), len(others))
+        chosen += [others[(self._next + step) % len(others)] for step in range(room)]
+        self._next += room
+        yield from (_observation(member, now) for member in chosen)
 
-    def _answered(self, members: dict[str, Member], who: Identity | None, now: float) -> Iterator[Sighting]:
-        """A start that isn't a member here is named as joining, which it answers if it serves."""
-        if who is not None:
-            member = members.get(who.name)
-            if member is not None and member.identity.boot == who.boot:
-                yield _sighting(member, now)
-            else:
-                yield Sighting(who.name, who.boot, who.address, MemberState.JOINING, 0, 0.0)
-
-    def _told(self) -> Iterator[Sighting]:
-        for verdict, times in list(self._verdicts.values())[:VERDICTS]:
-            yield verdict
+    def _due_notices(self) -> Iterator[Observation]:
+        for notice, times in list(self._notices.values())[:NOTICES]:
+            yield notice
             if times > 1:
-                self._verdicts[verdict.boot] = (verdict, times - 1)
+                self._notices[notice.boot] = (notice, times - 1)
             else:
-                del self._verdicts[verdict.boot]
+                del self._notices[notice.boot]
 
 
-def _sighting(member: Member, now: float) -> Sighting:
+def _answered(members: dict[str, Member], who: Identity | None, now: float) -> Iterator[Observation]:
+    """The start that is answered. One that isn't a member is named as joining, which it answers if it serves."""
+    if who is None:
+        return
+    member = members.get(who.name)
+    if member is not None and member.identity.boot == who.boot:
+        yield _observation(member, now)
+    else:
+        yield Observation(who.name, who.boot, who.address, MemberState.JOINING, 0, 0.0)
+
+
+def _observation(member: Member, now: float) -> Observation:
     who = member.identity
     age = min(max(0.0, now - member.heard), MAX_AGE)
-    return Sighting(who.name, who.boot, who.address, member.state, member.incarnation, age)
+    return Observation(who.name, who.boot, who.address, member.state, member.incarnation, age)
 
 
-def says_over(beat: Heartbeat, boot: bytes) -> bool:
-    """Whether its sender has replaced this start."""
-    return any(sighting.boot == boot and sighting.state is MemberState.LEFT for sighting in beat.sightings)
+def says_replaced(beat: Heartbeat, boot: bytes) -> bool:
+    """Whether the sender has replaced this start."""
+    return any(seen.boot == boot and seen.state is MemberState.LEFT for seen in beat.observations)

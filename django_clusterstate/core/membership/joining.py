@@ -1,19 +1,31 @@
 """When a node that has started may serve.
 
-It joins for two heartbeats, and then for as long as another running node has its name, as it advertises a loopback
-address while others don't, or as it has heard others and none has connected to its address. It also waits a while for
-members that others know and that it hasn't heard yet, since requesters of its host believe its view once it serves.
+It joins for two heartbeat intervals, and then for as long as another running node has its name, it advertises a
+loopback address while others don't, or it has heard others and none has connected to its address. For `down_after` it
+also waits for members that others know and that it hasn't heard, since requesters of its host use its view once it
+serves.
 """
 
+import enum
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
-from .members import Member, Timings, Wait
+from .members import Member, Timings
 from .messages import GONE, Identity, is_loopback
-from .namesakes import NameConflicts
+from .name_conflicts import NameConflicts
 from .provisional import ProvisionalStarts
 
-UNMET = 256  # members that others know and that are waited for, at most
+MAX_AWAITED = 256  # members that others know
+
+
+class WaitReason(enum.Enum):
+    """Why a node doesn't serve yet."""
+
+    STARTING = "it has just started"
+    NAME_TAKEN = "another running node has its name"
+    LOOPBACK_ADDRESS = "its address is a loopback one, and those of others aren't"
+    UNREACHED = "no member has connected to its address"
+    UNKNOWN_MEMBERS = "it hasn't heard all members yet"
 
 
 class Joining:
@@ -24,8 +36,8 @@ class Joining:
         me: Identity,
         timings: Timings,
         now: float,
-        strangers: ProvisionalStarts,
-        rivals: NameConflicts,
+        provisional: ProvisionalStarts,
+        conflicts: NameConflicts,
         *,
         must_be_reached: bool,
     ) -> None:
@@ -34,46 +46,45 @@ class Joining:
         self._me = me
         self._timings = timings
         self._started = now
-        self._strangers = strangers
-        self._rivals = rivals
-        self._unmet: OrderedDict[str, float] = OrderedDict()
-
-    def waits_for(self, members: Mapping[str, Member], now: float) -> Wait | None:
-        """Why this node doesn't serve yet; None when it may."""
-        timings, age = self._timings, now - self._started
-        if age < 2 * timings.heartbeat:
-            return Wait.YOUNG  # by then whoever discovery found has answered, so we won't own keys of others
-        if self._rivals.holder(now):
-            return Wait.NAME
-        if is_loopback(self._me.address) and any(not is_loopback(address) for address in self._others(members, now)):
-            return Wait.LOOPBACK
-        if self.must_be_reached and not self.reached and self._has_peers(members, now):
-            return Wait.UNREACHED
-        if age < 2 * timings.heartbeat + timings.down_after and self._is_missing_some(now):
-            return Wait.UNMET
-        return None
-
-    def _others(self, members: Mapping[str, Member], now: float) -> Iterator[str]:
-        """The addresses of those that have been heard, or that a handshake has shown."""
-        yield from (member.identity.address for member in members.values() if member.state not in GONE)
-        yield from self._strangers.addresses(now, but=self._me.name)
-
-    def _has_peers(self, members: Mapping[str, Member], now: float) -> bool:
-        """Whether anybody is there who should be able to reach us."""
-        others = self._others(members, now)
-        return any(is_loopback(self._me.address) or not is_loopback(address) for address in others)
+        self._provisional = provisional
+        self._conflicts = conflicts
+        self._awaited: OrderedDict[str, float] = OrderedDict()  # names, and when others last reported them
 
     def wait_for(self, name: str, now: float) -> None:
         """Others know this member, which hasn't been heard yet."""
-        self._unmet[name] = now
-        if len(self._unmet) > UNMET:
-            self._unmet.popitem(last=False)
+        self._awaited[name] = now
+        if len(self._awaited) > MAX_AWAITED:
+            self._awaited.popitem(last=False)
 
-    def met(self, name: str) -> None:
-        self._unmet.pop(name, None)
+    def heard(self, name: str) -> None:
+        self._awaited.pop(name, None)
 
-    def _is_missing_some(self, now: float) -> bool:
-        """Whether others know a member that we haven't heard, or somebody is about to show that it runs."""
-        lately = now - 2 * self._timings.heartbeat
-        unmet = any(told >= lately for told in self._unmet.values())
-        return unmet or self._strangers.any_since(lately, but=self._me.name)
+    def wait_reason(self, members: Mapping[str, Member], now: float) -> WaitReason | None:
+        """Why this node doesn't serve yet; None when it may."""
+        timings, age = self._timings, now - self._started
+        if age < 2 * timings.heartbeat:
+            return WaitReason.STARTING  # by then all nodes that discovery found have answered, and own their keys
+        if self._conflicts.holder(now):
+            return WaitReason.NAME_TAKEN
+        others = list(self._other_addresses(members, now))
+        loopback, others_loopback = is_loopback(self._me.address), all(map(is_loopback, others))
+        if loopback and not others_loopback:
+            return WaitReason.LOOPBACK_ADDRESS
+        expects_links = bool(others) if loopback else not others_loopback
+        if self.must_be_reached and not self.reached and expects_links:
+            return WaitReason.UNREACHED
+        if age < 2 * timings.heartbeat + timings.down_after and self._awaits_members(now):
+            return WaitReason.UNKNOWN_MEMBERS
+        return None
+
+    def _other_addresses(self, members: Mapping[str, Member], now: float) -> Iterator[str]:
+        """The addresses of members that run, and of starts that a handshake has proven to run."""
+        yield from (member.identity.address for member in members.values() if member.state not in GONE)
+        yield from self._provisional.proven_addresses(now, except_name=self._me.name)
+
+    def _awaits_members(self, now: float) -> bool:
+        """Whether others have just reported an unheard member, or an unproven start has just been heard."""
+        recently = now - 2 * self._timings.heartbeat
+        return any(reported >= recently for reported in self._awaited.values()) or (
+            self._provisional.any_heard_since(recently, except_name=self._me.name)
+        )

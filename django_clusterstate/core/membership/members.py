@@ -1,13 +1,12 @@
-"""What `membership` is told, remembers of a member, and returns."""
+"""What a node knows of the other nodes, and what changes by a call of its `Membership`.
 
-import enum
+Times are monotonic seconds of this node.
+"""
+
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .messages import SERVING, Heartbeat, Identity, MemberState
-
-TOGETHER = 1.0  # peers that fell silent within so many seconds of each other did so for one reason
+from .messages import Heartbeat, Identity, MemberState
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +33,25 @@ class Timings:
 
 @dataclass(slots=True)
 class Member:
-    """One other node as this node sees it. `heard` and `since` are times of this node."""
+    """One other node as this node sees it."""
 
     identity: Identity
     state: MemberState
     incarnation: int
-    sequence: int
+    sequence: int  # of its last heartbeat
     heard: float
-    since: float
+    since: float  # when its state changed last
     epoch: int = 0
-    told: float = -math.inf  # when others heard it, as far as they have told us
-    unreachable: bool = False  # it should be down, but others hear it
-
-    @property
-    def ended(self) -> MemberState:
-        """What it is if its process is gone."""
-        return MemberState.LEFT if self.state is MemberState.LEAVING else MemberState.DOWN
+    heard_by_others: float = -math.inf  # the latest time that they have reported
+    unreachable: bool = False  # this node alone would have declared it down
 
 
 @dataclass(slots=True)
 class Start:
-    """A start of a node that runs, or may run, but isn't the member of its name: its last heartbeat, when it was first
-    and last heard, and when it was last answered."""
+    """A start of a node that isn't the member of its name, by its last heartbeat."""
 
     beat: Heartbeat
-    first: float
+    first_heard: float
     heard: float
     answered: float = -math.inf
 
@@ -67,27 +60,9 @@ class Start:
         return self.beat.identity
 
     def hear(self, beat: Heartbeat, now: float) -> None:
+        """Keep a heartbeat of this start, unless a newer one has come before it."""
         if beat.sequence > self.beat.sequence:
             self.beat, self.heard = beat, now
-
-
-@dataclass(frozen=True, slots=True)
-class Namesakes:
-    """Two running nodes have one name. `holder` and `other` are their addresses."""
-
-    name: str
-    holder: str
-    other: str
-
-
-class Wait(enum.Enum):
-    """Why a node doesn't serve yet."""
-
-    YOUNG = "it has just started"
-    NAME = "another running node has its name"
-    LOOPBACK = "its address is a loopback one, and those of others aren't"
-    UNREACHED = "no member has connected to its address"
-    UNMET = "it hasn't heard all members yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +76,20 @@ class Change:
 
 @dataclass(slots=True)
 class Effects:
-    """What one call brought about.
+    """What one call changed, and what its caller has to do.
 
-    `answer`: send the one who was heard a heartbeat now. `given_up`: others held this node for down, and have served
-    its keys. `stalled`: seconds that this node was stopped. `over`: others have replaced this start, or it has met an
-    older one of its name; it must end, and its process may start anew. `dial`: the sender has shown that it runs, so
-    its address is worth a dial. `unreachable`: others hear these, and we don't any more. `unmet`: the addresses of
-    members that others know and we don't.
+    `answer`: send a heartbeat to the sender now. `dial`: the sender is proven to run, so its address is worth a dial.
+    `declared_down`: others had declared this node down, and have served its keys. `stalled`: seconds that this node was
+    stopped. `superseded`: another start has this node's name; this one must end, and its process may begin another.
+    `unreachable`: members that others hear and this node no longer hears. `unknown_addresses`: addresses of members
+    that others know and this node doesn't.
     """
 
     changes: list[Change] = field(default_factory=list)
     answer: bool = False
-    given_up: bool = False
-    stalled: float = 0.0
-    over: bool = False
     dial: bool = False
+    declared_down: bool = False
+    stalled: float = 0.0
+    superseded: bool = False
     unreachable: list[Identity] = field(default_factory=list)
-    unmet: list[str] = field(default_factory=list)
-
-
-def silent_together(members: Iterable[Member], now: float, patience: float) -> bool:
-    """Whether most peers fell silent at once: then it is us, or the layer, and verdicts wait."""
-    peers = [member for member in members if member.state in SERVING]
-    silent = [member.heard for member in peers if now - member.heard >= patience]
-    return len(silent) >= 2 and 2 * len(silent) > len(peers) and max(silent) - min(silent) <= TOGETHER
+    unknown_addresses: list[str] = field(default_factory=list)

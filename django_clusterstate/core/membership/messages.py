@@ -18,7 +18,7 @@ from msgspec import Meta
 MAX_NAME = 100  # characters
 MAX_WEIGHT = 1000.0
 MAX_AGE = 1e9  # seconds: thirty years
-MAX_SIGHTINGS = 64  # in one heartbeat that is taken in; eight are sent
+MAX_OBSERVATIONS = 64  # in one heartbeat that is taken in; eight are sent
 _MAX_NUMBER = 2**53
 _HOST = r"(?:\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?\]|[\w.-]{1,253})"
 _ADDRESS = re.compile(_HOST + r":([0-9]{1,5})")
@@ -85,7 +85,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return f"{self.name} ({self.address})"
 
 
-class Sighting(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Observation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the sender of a heartbeat knows of one member; `age` is seconds since it was last heard."""
 
     name: Name
@@ -110,7 +110,7 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     sequence: Number
     state: MemberState
     epoch: Annotated[int, Meta(ge=0)]
-    sightings: Annotated[tuple[Sighting, ...], Meta(max_length=MAX_SIGHTINGS)] = ()
+    observations: Annotated[tuple[Observation, ...], Meta(max_length=MAX_OBSERVATIONS)] = ()
     channel: Annotated[str, Meta(max_length=100)] = ""
 
     def __post_init__(self) -> None:

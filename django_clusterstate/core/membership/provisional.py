@@ -1,45 +1,54 @@
-"""Which unknown starts run now, and which may be a recording.
+"""Which unknown starts are proven to run now, and which may be recordings.
 
-A heartbeat from an unknown start may be a recording. Its sender has shown that it runs when one of its heartbeats names
-our boot id, or when a handshake over a link has shown its own. Until then it is provisional: no member, dialled for
-nobody, and no namesake. But it gets answers, which name it first, so that a start that runs needs one and a half round
-trips.
+A heartbeat of an unknown start may be a recording. Its sender is proven to run when one of its heartbeats names our
+boot id, or when a handshake has shown its own boot id. Until then it is provisional: no member, not dialled, and in no
+name conflict. But it is answered, with a heartbeat that names it first, so a start that runs is proven after one and a
+half round trips. Times are monotonic seconds.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from .members import Start
 from .messages import Heartbeat
 
-PROVISIONAL = 256  # starts that haven't shown that they run, at most
-SHOWN = 1024  # starts that a handshake has shown lately, at most: as many as there are links
-ANSWER_EVERY = 0.1  # seconds between two answers to a provisional start: a recording that is repeated costs little
+MAX_PROVISIONAL = 256  # starts
+MAX_PROVEN = 1024  # starts: as many as there are links
+ANSWER_EVERY = 0.1  # seconds between two answers to a provisional start: repeating a recording gains little traffic
+
+
+class Proof(NamedTuple):
+    """A handshake has shown this start of a node, at `address` if that isn't empty."""
+
+    name: str
+    address: str
+    when: float
 
 
 class ProvisionalStarts:
-    """The provisional starts, and those that handshakes have shown in the last `patience` seconds."""
+    """Provisional starts, and those that handshakes have proven to run, in the last `lifetime` seconds. By boot id."""
 
-    def __init__(self, mine: bytes, patience: float) -> None:
-        self.provisional: OrderedDict[bytes, Start] = OrderedDict()  # by boot, the latest heard last
-        self.shown: OrderedDict[bytes, tuple[str, str, float]] = OrderedDict()  # by boot: name, address, and when
-        self._mine = mine
-        self._patience = patience
+    def __init__(self, own_boot: bytes, lifetime: float) -> None:
+        self.provisional: OrderedDict[bytes, Start] = OrderedDict()  # the last heard last
+        self.proven: OrderedDict[bytes, Proof] = OrderedDict()  # the last proven last
+        self._own_boot = own_boot
+        self._lifetime = lifetime
 
-    def runs(self, beat: Heartbeat, now: float) -> bool:
-        """Whether its sender has shown that it runs now."""
-        if any(sighting.boot == self._mine for sighting in beat.sightings):
+    def is_proven(self, beat: Heartbeat, now: float) -> bool:
+        """Whether the sender is proven to run now."""
+        if any(observation.boot == self._own_boot for observation in beat.observations):
             return True
-        shown = self.shown.get(beat.identity.boot)
-        return shown is not None and now - shown[2] < self._patience
+        proof = self.proven.get(beat.identity.boot)
+        return proof is not None and now - proof.when < self._lifetime
 
-    def note(self, beat: Heartbeat, now: float) -> bool | None:
-        """Remembers a heartbeat of a start that hasn't. Whether it is to be answered; None if it is no news."""
+    def hear(self, beat: Heartbeat, now: float) -> bool | None:
+        """Keep a heartbeat of an unproven start. Whether to answer it; None if it was repeated or overtaken."""
         boot = beat.identity.boot
         start = self.provisional.get(boot)
         if start is None:
             start = self.provisional[boot] = Start(beat, now, now)
-            if len(self.provisional) > PROVISIONAL:
+            if len(self.provisional) > MAX_PROVISIONAL:
                 self.provisional.popitem(last=False)
         elif beat.sequence <= start.beat.sequence:
             return None
@@ -51,40 +60,40 @@ class ProvisionalStarts:
         return True
 
     def promote(self, beat: Heartbeat) -> Heartbeat:
-        """The newest heartbeat of a start that has just shown that it runs, this one or one of before."""
+        """The newest heartbeat of a start that has just been proven to run: this one or one that came before it."""
         start = self.provisional.pop(beat.identity.boot, None)
         return start.beat if start is not None and start.beat.sequence > beat.sequence else beat
 
-    def met(self, name: str, boot: bytes, address: str, now: float) -> None:
-        """A handshake has shown this start."""
-        self.shown[boot] = (name, address, now)
-        self.shown.move_to_end(boot)
-        if len(self.shown) > SHOWN:
-            self.shown.popitem(last=False)
+    def prove(self, boot: bytes, proof: Proof) -> None:
+        self.proven[boot] = proof
+        self.proven.move_to_end(boot)
+        if len(self.proven) > MAX_PROVEN:
+            self.proven.popitem(last=False)
 
-    def linked(self, boot: bytes, now: float) -> None:
-        shown = self.shown.get(boot)
-        if shown is not None:
-            self.met(shown[0], boot, shown[1], now)
+    def renew(self, boot: bytes, now: float) -> None:
+        """The link whose handshake has proven this start is still open."""
+        proof = self.proven.get(boot)
+        if proof is not None:
+            self.prove(boot, proof._replace(when=now))
 
     def drop(self, boot: bytes) -> None:
-        """It is gone, or was replaced."""
+        """Forget a start that has ended, or was replaced."""
         self.provisional.pop(boot, None)
-        self.shown.pop(boot, None)
+        self.proven.pop(boot, None)
 
-    def forget(self, now: float) -> None:
-        late = now - self._patience
-        while self.provisional and next(iter(self.provisional.values())).heard <= late:
+    def expire(self, now: float) -> None:
+        oldest = now - self._lifetime
+        while self.provisional and next(iter(self.provisional.values())).heard <= oldest:
             self.provisional.popitem(last=False)
-        while self.shown and next(iter(self.shown.values()))[2] <= late:
-            self.shown.popitem(last=False)
+        while self.proven and next(iter(self.proven.values())).when <= oldest:
+            self.proven.popitem(last=False)
 
-    def addresses(self, now: float, but: str) -> Iterator[str]:
-        """Where handshakes have shown starts lately, but those of one name."""
-        for name, address, when in self.shown.values():
-            if address and name != but and now - when < self._patience:
+    def proven_addresses(self, now: float, except_name: str) -> Iterator[str]:
+        """The addresses at which handshakes have proven starts, without those of one name."""
+        for name, address, when in self.proven.values():
+            if address and name != except_name and now - when < self._lifetime:
                 yield address
 
-    def any_since(self, when: float, but: str) -> bool:
-        """Whether a provisional start was heard since then, but those of one name."""
-        return any(start.heard >= when and start.identity.name != but for start in self.provisional.values())
+    def any_heard_since(self, when: float, except_name: str) -> bool:
+        """Whether a provisional start of another name has been heard since then."""
+        return any(start.heard >= when and start.identity.name != except_name for start in self.provisional.values())

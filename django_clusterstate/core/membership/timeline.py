@@ -1,28 +1,28 @@
-"""What happened to the members of late, as one node saw it. Pure; `now` is monotonic seconds given by the caller."""
+"""The last events of the members, as one node saw them. Pure; `now` is monotonic seconds given by the caller."""
 
 import enum
 from collections import deque
 
 import msgspec
 
-MOMENTS = 128  # kept; the oldest go first
+TIMELINE_LENGTH = 128  # events; the oldest are dropped
 
 
-class What(enum.StrEnum):
-    """What happened. The words are on the wire."""
+class EventKind(enum.StrEnum):
+    """What happened to a member. The values are on the wire."""
 
     JOINED = "joined"  # owns keys from then on: a new member, or one that was down
     SUSPECTED = "suspected"  # fell silent
     HEARD_AGAIN = "heard again"  # a suspect that wasn't down
-    DOWN = "down"  # gone without a word
+    DOWN = "down"  # ended without a farewell
     LEFT = "left"  # said that it leaves
-    ISOLATED = "isolated"  # most peers of the node that says so fell silent at once
-    RECONNECTED = "reconnected"  # and are heard again
-    STALLED = "stalled"  # the node that says so was stopped for a while
+    ISOLATED = "isolated"  # of the node itself: most of its peers fell silent at once
+    RECONNECTED = "reconnected"  # of the node itself: no longer isolated
+    STALLED = "stalled"  # of the node itself: it was stopped for a while
 
 
-class Moment(msgspec.Struct, frozen=True, array_like=True):
-    """`ago` seconds before something happened to this start of this node: `What`, or the word of a newer version."""
+class MemberEvent(msgspec.Struct, frozen=True, array_like=True):
+    """What happened to this start of a node `ago` seconds before: an `EventKind`, or one of a newer version."""
 
     ago: float
     what: str
@@ -31,16 +31,16 @@ class Moment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Timeline:
-    """The last MOMENTS, in their order."""
+    """The last TIMELINE_LENGTH events."""
 
-    __slots__ = ("_moments",)
+    __slots__ = ("_events",)
 
     def __init__(self) -> None:
-        self._moments: deque[tuple[float, str, str, bytes]] = deque(maxlen=MOMENTS)
+        self._events: deque[tuple[float, str, str, bytes]] = deque(maxlen=TIMELINE_LENGTH)
 
-    def note(self, what: What, name: str, boot: bytes, now: float) -> None:
-        self._moments.append((now, what, name, boot))
+    def note(self, what: EventKind, name: str, boot: bytes, now: float) -> None:
+        self._events.append((now, what, name, boot))
 
-    def moments(self, now: float) -> list[Moment]:
+    def events(self, now: float) -> list[MemberEvent]:
         """The latest first."""
-        return [Moment(now - at, what, name, boot) for at, what, name, boot in reversed(self._moments)]
+        return [MemberEvent(now - at, what, name, boot) for at, what, name, boot in reversed(self._events)]

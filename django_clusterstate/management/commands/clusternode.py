@@ -21,8 +21,8 @@ from django.dispatch import Signal
 from ... import runtime, signals
 from ...cache.quotas import read_quotas
 from ...checks import check_addresses, check_channel_layer
-from ...core.membership.timeline import What
-from ...core.membership.transitions import Change, Membership
+from ...core.membership.membership import Change, Membership
+from ...core.membership.timeline import EventKind
 from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
@@ -42,11 +42,11 @@ OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
     "socket": "SOCKET",
     "discovery": "DISCOVERY",
 }
-_SIGNALS: dict[What, Signal] = {
-    What.JOINED: signals.member_up,
-    What.SUSPECTED: signals.member_suspect,
-    What.DOWN: signals.member_down,
-    What.LEFT: signals.member_left,
+_SIGNALS: dict[EventKind, Signal] = {
+    EventKind.JOINED: signals.member_up,
+    EventKind.SUSPECTED: signals.member_suspect,
+    EventKind.DOWN: signals.member_down,
+    EventKind.LEFT: signals.member_left,
 }
 _QUEUED_EVENTS = 10_000
 PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"

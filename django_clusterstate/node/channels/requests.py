@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from ...core.hrw import Rendezvous
-from ...core.membership.transitions import Membership
+from ...core.membership.membership import Membership
 from ...wire import messages as wire
 from ...wire.framing import MAX_REQUEST
 from .queues import ChannelQueues

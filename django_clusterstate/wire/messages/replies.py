@@ -7,7 +7,7 @@ from msgspec import Meta
 from ...core.event_counts import EventAccount, EventTotals
 from ...core.limits.algorithms import Rule, RuleDecision
 from ...core.membership.messages import Identity, MemberState
-from ...core.membership.timeline import Moment
+from ...core.membership.timeline import MemberEvent
 from ...core.top_keys import KeyCount
 from ..status import MemberStatus, Stats
 from .fields import Cursor, Message, Seconds, Value
@@ -165,7 +165,7 @@ class ReportReply(Message, frozen=True, tag=45):
 
     epoch: int
     status: StatusReply
-    timeline: list[Moment]
+    timeline: list[MemberEvent]
     rates: dict[str, list[int]]
     busiest: list[KeyCount[bytes]]
     denied: list[KeyCount[bytes]]

@@ -15,9 +15,17 @@ from math import ceil
 from random import Random
 
 from django_clusterstate.core.membership import gossip
-from django_clusterstate.core.membership import transitions as rules
+from django_clusterstate.core.membership import membership as rules
+from django_clusterstate.core.membership.membership import (
+    TICK,
+    Change,
+    Effects,
+    Member,
+    Membership,
+    Timings,
+    WaitReason,
+)
 from django_clusterstate.core.membership.messages import GONE, SERVING, Heartbeat, Identity, MemberState, View
-from django_clusterstate.core.membership.transitions import TICK, Change, Effects, Member, Membership, Timings, Wait
 
 JITTER = 0.1
 LEAVE_SECONDS = 2.0  # a leaving node serves on for so long
@@ -181,7 +189,7 @@ class Simulation:
     def _has_no_name(self, node: Node) -> bool:
         """Whether it doesn't serve since another node has its name."""
         membership = node.membership
-        return membership.state is MemberState.JOINING and membership.waits_for(self.now) is Wait.NAME
+        return membership.state is MemberState.JOINING and membership.wait_reason(self.now) is WaitReason.NAME_TAKEN
 
     def _ticks(self, node: Node) -> None:
         if self._stopped(node, self._ticks):
@@ -196,7 +204,7 @@ class Simulation:
             if not peer.running:
                 del node.links[boot]
             elif not self._is_cut(node, peer):
-                node.membership.linked(boot, self.now)
+                node.membership.still_linked(boot, self.now)
         self._check(node, "tick", node.membership.tick(self.now), None)
 
     def _beats(self, node: Node) -> None:
@@ -251,8 +259,8 @@ class Simulation:
     def _shake_hands(self, node: Node, to: Node) -> None:
         node.links[to.boot] = to
         me, you, now = node.membership.me, to.membership.me, self.now
-        self._check(node, "met", node.membership.met(you.name, you.boot, now, you.address), you)
-        self._check(to, "reached", to.membership.reached(me.name, me.boot, now), me)
+        self._check(node, "met", node.membership.identified(you.name, you.boot, now, you.address), you)
+        self._check(to, "reached", to.membership.reached_by(me.name, me.boot, now), me)
 
     def _is_cut(self, one: Node, other: Node) -> bool:
         return bool({(one.name, other.name), (other.name, one.name)} & self.bus.cut)
@@ -272,9 +280,9 @@ class Simulation:
 
     def _beat(self, node: Node, answer_to: Identity | None = None) -> Heartbeat:
         beat = node.membership.heartbeat(self.now, answer_to=answer_to)
-        self._hold(len(beat.sightings) <= gossip.SIGHTINGS, f"{node.name} names {len(beat.sightings)} members")
+        self._hold(len(beat.observations) <= gossip.OBSERVATIONS, f"{node.name} names {len(beat.observations)} members")
         self.sent += 1
-        self.named += len(beat.sightings)
+        self.named += len(beat.observations)
         return beat
 
     def _send(self, sender: str, receivers: Iterable[str], beat: Heartbeat) -> None:
@@ -304,16 +312,16 @@ class Simulation:
         if beat.sequence > node.sequences.get(sender.boot, 0):
             node.sequences[sender.boot] = beat.sequence
             node.evidence[sender.boot] = self.now
-        outcome = node.membership.heard(beat, self.now)
+        effects = node.membership.heard(beat, self.now)
         if beat.state is MemberState.LEFT:
             node.left.add(sender.boot)
-        self._check(node, "heard", outcome, sender)
-        if outcome.over:
+        self._check(node, "heard", effects, sender)
+        if effects.superseded:
             self._start_anew(node)
             return
-        if outcome.dial:
+        if effects.dial:
             self._link(node, self._starts[sender.boot])
-        if outcome.answer:
+        if effects.answer:
             self._answer(node, sender)
 
     def _start_anew(self, node: Node) -> None:
@@ -347,10 +355,10 @@ class Simulation:
         if not true:
             raise Violation(f"{otherwise} (seed {self.seed}, at {self.now - 1000:.3f} s)")
 
-    def _check(self, node: Node, call: str, outcome: Effects, about: Identity | None) -> None:
-        what = "" if outcome == NOTHING else outcome
+    def _check(self, node: Node, call: str, effects: Effects, about: Identity | None) -> None:
+        what = "" if effects == NOTHING else effects
         self.trace.update(f"{self.now:.6f} {node.name} {call} {about and about.name} {what}".encode())
-        for change in outcome.changes:
+        for change in effects.changes:
             self.changes.append((self.now, node.name, change))
             self._check_change(node, call, change, about)
         if node.membership.view is not node.view:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_clusterstate.core.membership.messages import Identity, MemberState, Sighting, is_loopback
+from django_clusterstate.core.membership.messages import Identity, MemberState, Observation, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_values_of_this_process_keep_to_the_bounds_too(name: str, address: str) 
     with pytest.raises(ValueError, match="a node's"):
         Identity(name, bytes(16), address)
     with pytest.raises(ValueError, match="a node's"):
-        Sighting(name, bytes(16), address, MemberState.ALIVE, 0, 0.0)
+        Observation(name, bytes(16), address, MemberState.ALIVE, 0, 0.0)

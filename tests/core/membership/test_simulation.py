@@ -3,8 +3,8 @@
 import pytest
 
 from django_clusterstate.core.hrw import Rendezvous
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Sighting, View
-from django_clusterstate.core.membership.transitions import RETIRED_BOOTS, TICK, Effects, Member, Membership, Wait
+from django_clusterstate.core.membership.membership import RETIRED_BOOTS, TICK, Effects, Member, Membership, WaitReason
+from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation, View
 from tests.core.membership.judge import ROUGH, Scenario, displaced, namesake, recordings, storm
 from tests.core.membership.simulation import Bus, Simulation, Violation
 
@@ -214,7 +214,7 @@ def test_joiner_serves_if_one_of_ten_reaches_its_address_and_not_before(good: in
     sim.run(30)
     joiner = sim.nodes["joiner"].membership
     if not good:
-        assert joiner.waits_for(sim.now) is Wait.UNREACHED
+        assert joiner.wait_reason(sim.now) is WaitReason.UNREACHED
         assert {name: sim.nodes[name].membership.view for name in names} == views
         sim.bus.undialled.clear()
         sim.run(1.7)
@@ -229,7 +229,9 @@ def test_joiner_with_one_good_and_nine_broken_ways_meets_no_half_cluster() -> No
     sim.bus.split(["joiner"], names[1:])
     sim.start("joiner")
     sim.run(3)
-    assert sim.nodes["joiner"].membership.waits_for(sim.now) is Wait.UNMET  # it may yet hear the other nine
+    assert (
+        sim.nodes["joiner"].membership.wait_reason(sim.now) is WaitReason.UNKNOWN_MEMBERS
+    )  # it may yet hear the other nine
     sim.run(3)
     assert sim.nodes["joiner"].membership.state is MemberState.ALIVE
     sim.converge()
@@ -240,12 +242,12 @@ def test_second_node_of_a_name_has_it_when_the_first_is_gone(seed: int) -> None:
     sim = cluster(seed, 4)
     sim.start("second", name="n0")
     sim.run(5)
-    assert sim.nodes["second"].membership.waits_for(sim.now) is Wait.NAME
-    assert len({twins for node in sim.running for twins in node.membership.namesakes(sim.now)}) == 1
+    assert sim.nodes["second"].membership.wait_reason(sim.now) is WaitReason.NAME_TAKEN
+    assert len({twins for node in sim.running for twins in node.membership.name_conflicts(sim.now)}) == 1
     sim.crash("n0", refused=bool(seed % 2))
     sim.run(4.5)
     assert sim.nodes["second"].membership.state is MemberState.ALIVE
-    assert not any(node.membership.namesakes(sim.now) for node in sim.running)
+    assert not any(node.membership.name_conflicts(sim.now) for node in sim.running)
     sim.converge()
 
 
@@ -313,11 +315,11 @@ class RemembersNoBoot(Membership):
 
 
 class ForgetsWhoLeft(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Effects) -> bool:
+    def _hear_member(self, member: Member, beat: Heartbeat, now: float, effects: Effects) -> bool:
         if member.state is MemberState.LEFT:
-            self._move(member, beat.state, now, outcome)
+            self._move(member, beat.state, now, effects)
             return True
-        return super()._hear_again(member, beat, now, outcome)
+        return super()._hear_member(member, beat, now, effects)
 
 
 class JudgesOnWaking(Membership):
@@ -326,25 +328,25 @@ class JudgesOnWaking(Membership):
 
 
 class Hasty(Membership):
-    def _judge(self, now: float, outcome: Effects) -> None:
+    def _judge(self, now: float, effects: Effects) -> None:
         for member in self.members.values():
             if member.state is MemberState.ALIVE and now - member.heard > 0.45:
-                self._move(member, MemberState.DOWN, now, outcome)
+                self._move(member, MemberState.DOWN, now, effects)
 
 
 class BlamesAnother(Membership):
     def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
-        outcome = super().heard(beat, now, fresh=fresh)
+        effects = super().heard(beat, now, fresh=fresh)
         for member in self.members.values():
             if member.identity.name != beat.identity.name and member.state is MemberState.ALIVE:
-                self._move(member, MemberState.DOWN, now, outcome)
-        return outcome
+                self._move(member, MemberState.DOWN, now, effects)
+        return effects
 
 
 class RaisesOthers(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Effects) -> bool:
+    def _hear_member(self, member: Member, beat: Heartbeat, now: float, effects: Effects) -> bool:
         member.incarnation += 1
-        return super()._hear_again(member, beat, now, outcome)
+        return super()._hear_member(member, beat, now, effects)
 
 
 class FallsBack(Membership):
@@ -354,28 +356,28 @@ class FallsBack(Membership):
 
 
 class OwnEpoch(Membership):
-    def _settle(self, outcome: Effects) -> None:
-        super()._settle(outcome)
-        if outcome.changes:
+    def _settle(self, effects: Effects) -> None:
+        super()._settle(effects)
+        if effects.changes:
             self.view = View(self.view.members, self.view.epoch ^ self.me.boot[0])
 
 
 class NeverRefutes(Membership):
-    def _refute(self, sighting: Sighting, outcome: Effects) -> None:
+    def _refute(self, observation: Observation, effects: Effects) -> None:
         return
 
 
 class AnswersAll(Membership):
     def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
-        outcome = super().heard(beat, now, fresh=fresh)
-        outcome.answer = True
-        return outcome
+        effects = super().heard(beat, now, fresh=fresh)
+        effects.answer = True
+        return effects
 
 
 class NamesAll(Membership):
     def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
         beat = super().heartbeat(now, channel, answer_to)
-        return Heartbeat(self.me, 0, beat.sequence, self.state, 0, beat.sightings * 20)
+        return Heartbeat(self.me, 0, beat.sequence, self.state, 0, beat.observations * 20)
 
 
 class KeepsEveryBoot(Membership):
@@ -385,9 +387,9 @@ class KeepsEveryBoot(Membership):
 
 
 class BearsAGrudge(Membership):
-    def _hear_again(self, member: Member, beat: Heartbeat, now: float, outcome: Effects) -> bool:
+    def _hear_member(self, member: Member, beat: Heartbeat, now: float, effects: Effects) -> bool:
         if member.state is not MemberState.DOWN or now - member.since > 10:
-            return super()._hear_again(member, beat, now, outcome)
+            return super()._hear_member(member, beat, now, effects)
         return False
 
 
@@ -403,9 +405,9 @@ class TakesTheNewer(Membership):
 
 class NeverEnds(Membership):
     def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
-        outcome = super().heard(beat, now, fresh=fresh)
-        outcome.over = False
-        return outcome
+        effects = super().heard(beat, now, fresh=fresh)
+        effects.superseded = False
+        return effects
 
 
 @pytest.mark.parametrize(

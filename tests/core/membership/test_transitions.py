@@ -5,9 +5,16 @@ import math
 import pytest
 
 from django_clusterstate.core.membership import gossip, provisional
-from django_clusterstate.core.membership import transitions as rules
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Sighting, View
-from django_clusterstate.core.membership.transitions import Change, Effects, Membership, Namesakes, Timings, Wait
+from django_clusterstate.core.membership import membership as rules
+from django_clusterstate.core.membership.membership import (
+    Change,
+    Effects,
+    Membership,
+    NameConflict,
+    Timings,
+    WaitReason,
+)
+from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation, View
 
 ME = Identity("me", b"m" * 16, "me:4370")
 A = Identity("a", b"a" * 16, "a:4370")
@@ -29,14 +36,14 @@ class Clock:
         who: Identity = A,
         state: MemberState = MemberState.ALIVE,
         incarnation: int = 0,
-        sightings: tuple[Sighting, ...] = (),
+        observations: tuple[Observation, ...] = (),
         sequence: int | None = None,
         fresh: bool = True,
     ) -> Effects:
         """A heartbeat of a start that runs; not `fresh`: it may be a recording."""
         if sequence is None:
             sequence = self.sequences[who.boot] = self.sequences.get(who.boot, 0) + 1
-        return self.node.heard(Heartbeat(who, incarnation, sequence, state, 0, sightings), self.now, fresh=fresh)
+        return self.node.heard(Heartbeat(who, incarnation, sequence, state, 0, observations), self.now, fresh=fresh)
 
     def wait(self, seconds: float, *heard: Identity) -> list[Change]:
         """Ticks each tenth of a second, and hears `heard` just before each."""
@@ -60,8 +67,8 @@ def clock() -> Clock:
     return clock
 
 
-def sighting(of: Identity, state: MemberState, incarnation: int = 0) -> Sighting:
-    return Sighting(of.name, of.boot, of.address, state, incarnation, 0.0)
+def observation(of: Identity, state: MemberState, incarnation: int = 0) -> Observation:
+    return Observation(of.name, of.boot, of.address, state, incarnation, 0.0)
 
 
 # -- the table ----------------------------------------------------------------------------------------------
@@ -69,8 +76,8 @@ def sighting(of: Identity, state: MemberState, incarnation: int = 0) -> Sighting
 
 @pytest.mark.parametrize("state", [MemberState.JOINING, MemberState.ALIVE, MemberState.LEAVING])
 def test_unknown_node_becomes_what_it_says(clock: Clock, state: MemberState) -> None:
-    outcome = clock.hear(A, state)
-    assert outcome == Effects([Change(A, None, state)], answer=True, dial=True)
+    effects = clock.hear(A, state)
+    assert effects == Effects([Change(A, None, state)], answer=True, dial=True)
     assert (A in clock.node.view.members) is (state is MemberState.ALIVE)
 
 
@@ -178,9 +185,9 @@ def test_new_boot_under_the_name_of_a_refused_one_is_a_restart(clock: Clock) -> 
     clock.hear(A)
     epoch = clock.node.view.epoch
     clock.node.refused("a", A.boot, clock.now)
-    outcome = clock.hear(A2)
-    assert outcome.changes == [Change(A2, None, MemberState.ALIVE)]
-    assert outcome.answer
+    effects = clock.hear(A2)
+    assert effects.changes == [Change(A2, None, MemberState.ALIVE)]
+    assert effects.answer
     assert clock.node.view.epoch != epoch
     assert clock.node.restarts == 1
 
@@ -188,7 +195,7 @@ def test_new_boot_under_the_name_of_a_refused_one_is_a_restart(clock: Clock) -> 
 def test_new_boot_that_answers_at_the_address_of_the_old_one_is_a_restart_at_once(clock: Clock) -> None:
     clock.hear(A)
     clock.hear(A2, MemberState.JOINING)
-    assert clock.node.met("a", A2.boot, clock.now, A.address).changes == [
+    assert clock.node.identified("a", A2.boot, clock.now, A.address).changes == [
         Change(A, MemberState.ALIVE, MemberState.DOWN),
         Change(A2, None, MemberState.JOINING),
     ]
@@ -196,7 +203,7 @@ def test_new_boot_that_answers_at_the_address_of_the_old_one_is_a_restart_at_onc
 
 def test_new_boot_that_answers_there_before_it_is_heard_has_ended_the_old_one(clock: Clock) -> None:
     clock.hear(A)
-    assert clock.node.met("a", A2.boot, clock.now, A.address).changes == [
+    assert clock.node.identified("a", A2.boot, clock.now, A.address).changes == [
         Change(A, MemberState.ALIVE, MemberState.DOWN)
     ]
     assert clock.hear(A2, MemberState.JOINING, fresh=False).changes == [Change(A2, None, MemberState.JOINING)]
@@ -204,18 +211,18 @@ def test_new_boot_that_answers_there_before_it_is_heard_has_ended_the_old_one(cl
 
 def test_handshake_with_a_new_boot_elsewhere_ends_nobody(clock: Clock) -> None:
     clock.hear(A)
-    assert clock.node.met("a", A2.boot, clock.now, "elsewhere:4370") == Effects()
-    assert clock.node.met("a", A2.boot, clock.now) == Effects()
+    assert clock.node.identified("a", A2.boot, clock.now, "elsewhere:4370") == Effects()
+    assert clock.node.identified("a", A2.boot, clock.now) == Effects()
     assert clock.state() is MemberState.ALIVE
 
 
 def test_open_link_to_a_replaced_boot_ends_nobody(clock: Clock) -> None:
     clock.hear(A)
-    clock.node.met("a", A.boot, clock.now, A.address)
+    clock.node.identified("a", A.boot, clock.now, A.address)
     clock.node.refused("a", A.boot, clock.now)
     clock.hear(A2)
-    clock.node.linked(A.boot, clock.now)
-    assert clock.node.met("a", A.boot, clock.now, A.address) == Effects()
+    clock.node.still_linked(A.boot, clock.now)
+    assert clock.node.identified("a", A.boot, clock.now, A.address) == Effects()
     assert clock.state() is MemberState.ALIVE
 
 
@@ -234,7 +241,7 @@ class Pair:
         self.now = 0.0
         identities = Identity("x", b"x" * 16, "10.0.0.1:1"), Identity("y", b"y" * 16, "10.0.0.2:1")
         self.x, self.y = (Membership(who, Timings(), self.now) for who in identities)
-        self.given_up: list[str] = []
+        self.declared_down: list[str] = []
 
     def states(self) -> list[MemberState]:
         """What x holds y for, and y x."""
@@ -242,10 +249,10 @@ class Pair:
 
     def send(self, sender: Membership, to: Membership, answer_to: Identity | None = None) -> bool:
         """Whether it is to be answered."""
-        outcome = to.heard(sender.heartbeat(self.now, answer_to=answer_to), self.now, fresh=True)
-        if outcome.given_up:
-            self.given_up.append(to.me.name)
-        return outcome.answer
+        effects = to.heard(sender.heartbeat(self.now, answer_to=answer_to), self.now, fresh=True)
+        if effects.declared_down:
+            self.declared_down.append(to.me.name)
+        return effects.answer
 
     def run(self, seconds: float, *, x_to_y: bool = True, y_to_x: bool = True) -> None:
         for step in range(round(seconds * 10)):
@@ -266,7 +273,7 @@ def test_node_that_was_down_learns_it_once_though_it_had_refuted_a_suspicion_bef
     assert pair.states() == [MemberState.ALIVE, MemberState.DOWN]
     pair.run(5)
     assert pair.states() == [MemberState.ALIVE, MemberState.ALIVE]
-    assert pair.given_up == ["x"]
+    assert pair.declared_down == ["x"]
 
 
 def test_node_that_was_down_learns_it_though_it_came_back_before_it_was_told() -> None:
@@ -276,7 +283,7 @@ def test_node_that_was_down_learns_it_though_it_came_back_before_it_was_told() -
     pair.run(10, x_to_y=False, y_to_x=False)
     pair.run(5)
     assert pair.states() == [MemberState.ALIVE, MemberState.ALIVE]
-    assert sorted(pair.given_up) == ["x", "y"]
+    assert sorted(pair.declared_down) == ["x", "y"]
 
 
 def test_replaced_boot_never_returns_and_is_told_so(clock: Clock) -> None:
@@ -285,8 +292,8 @@ def test_replaced_boot_never_returns_and_is_told_so(clock: Clock) -> None:
     clock.hear(A2)
     assert clock.hear(A, incarnation=9) == Effects()
     assert clock.node.members["a"].identity == A2
-    told = [clock.node.heartbeat(clock.now).sightings for _ in range(gossip.VERDICTS + 1)]
-    assert [seen[0].boot for seen in told] == [A.boot] * gossip.VERDICTS + [A2.boot]
+    told = [clock.node.heartbeat(clock.now).observations for _ in range(gossip.NOTICES + 1)]
+    assert [seen[0].boot for seen in told] == [A.boot] * gossip.NOTICES + [A2.boot]
     assert told[0][0].state is MemberState.LEFT
 
 
@@ -295,9 +302,9 @@ def test_start_that_others_have_replaced_is_over(state: MemberState) -> None:
     clock = Clock()
     clock.wait(1.1 if state is MemberState.ALIVE else 0.1)
     clock.hear(B)
-    assert clock.hear(B, sightings=(sighting(ME, MemberState.LEFT),)).over
+    assert clock.hear(B, observations=(observation(ME, MemberState.LEFT),)).superseded
     clock.node.leave()
-    assert not clock.hear(B, sightings=(sighting(ME, MemberState.LEFT),)).over
+    assert not clock.hear(B, observations=(observation(ME, MemberState.LEFT),)).superseded
 
 
 @pytest.mark.parametrize(("theirs", "over"), [(b"a" * 16, True), (b"z" * 16, False)])
@@ -306,8 +313,8 @@ def test_of_two_starts_that_have_replaced_each_other_one_is_over(clock: Clock, t
     clock.hear(other)
     clock.node.refused("a", theirs, clock.now)
     clock.hear(Identity("a", b"n" * 16, "elsewhere:4370"))
-    assert clock.hear(other, sightings=(sighting(ME, MemberState.LEFT),)).over is over
-    assert not clock.hear(other, sightings=(sighting(ME, MemberState.ALIVE),)).over
+    assert clock.hear(other, observations=(observation(ME, MemberState.LEFT),)).superseded is over
+    assert not clock.hear(other, observations=(observation(ME, MemberState.ALIVE),)).superseded
 
 
 def test_start_that_has_said_more_replaces_one_that_is_silent(clock: Clock) -> None:
@@ -328,9 +335,9 @@ def test_newcomer_displaces_nobody_who_is_still_heard(clock: Clock) -> None:
     assert clock.hear(A2, MemberState.JOINING) == Effects(answer=True, dial=True)
     clock.wait(9, A, A2)
     assert clock.node.view == view
-    assert clock.node.namesakes(clock.now) == [Namesakes("a", A.address, A2.address)]
+    assert clock.node.name_conflicts(clock.now) == [NameConflict("a", A.address, A2.address)]
     assert clock.hear(A2, MemberState.LEFT).changes == []
-    assert clock.node.namesakes(clock.now) == []
+    assert clock.node.name_conflicts(clock.now) == []
     assert clock.hear(A2) == Effects()
     assert clock.node.view == view
 
@@ -338,7 +345,7 @@ def test_newcomer_displaces_nobody_who_is_still_heard(clock: Clock) -> None:
 def test_newcomer_displaces_nobody_whom_others_still_hear(clock: Clock) -> None:
     clock.hear(A)
     for _ in range(20):
-        clock.hear(B, sightings=(sighting(A, MemberState.ALIVE),))
+        clock.hear(B, observations=(observation(A, MemberState.ALIVE),))
         clock.hear(A2)
         clock.wait(0.2)
     assert clock.node.members["a"].identity == A
@@ -358,8 +365,8 @@ def test_silent_rival_is_forgotten(clock: Clock) -> None:
     clock.hear(A)
     clock.hear(A2, MemberState.JOINING)
     clock.wait(3.1, A)
-    assert clock.node.namesakes(clock.now) == []
-    assert clock.node._rivals.starts == {}
+    assert clock.node.name_conflicts(clock.now) == []
+    assert clock.node._conflicts.starts == {}
 
 
 def test_serving_rival_of_a_joining_member_takes_its_place_unless_it_is_a_late_message(clock: Clock) -> None:
@@ -371,14 +378,14 @@ def test_serving_rival_of_a_joining_member_takes_its_place_unless_it_is_a_late_m
         clock.hear(A2, MemberState.JOINING)
         clock.hear(A, sequence=501 + number)
     assert clock.node.members["a"].identity == A
-    assert [twins.name for twins in clock.node.namesakes(clock.now)] == ["a"]
+    assert [twins.name for twins in clock.node.name_conflicts(clock.now)] == ["a"]
 
 
 def test_node_whose_name_is_taken_stays_joining_until_it_is_free() -> None:
     clock, holder = Clock(), Identity("me", b"x" * 16, "elsewhere:4370")
     assert clock.wait(9, holder) == []
-    assert clock.node.waits_for(clock.now) is Wait.NAME
-    assert clock.node.namesakes(clock.now) == [Namesakes("me", "elsewhere:4370", "me:4370")]
+    assert clock.node.wait_reason(clock.now) is WaitReason.NAME_TAKEN
+    assert clock.node.name_conflicts(clock.now) == [NameConflict("me", "elsewhere:4370", "me:4370")]
     clock.hear(holder, MemberState.LEFT)
     assert clock.wait(0.1) == [Change(ME, MemberState.JOINING, MemberState.ALIVE)]
 
@@ -386,32 +393,32 @@ def test_node_whose_name_is_taken_stays_joining_until_it_is_free() -> None:
 def test_node_whose_name_is_taken_by_the_word_of_others_stays_joining() -> None:
     clock, holder = Clock(), Identity("me", b"x" * 16, "elsewhere:4370")
     for _ in range(30):
-        clock.hear(B, sightings=(sighting(holder, MemberState.ALIVE),))
+        clock.hear(B, observations=(observation(holder, MemberState.ALIVE),))
         assert clock.wait(0.1) == []
-    assert clock.node.waits_for(clock.now) is Wait.NAME
+    assert clock.node.wait_reason(clock.now) is WaitReason.NAME_TAKEN
     assert clock.wait(2.8, B) == []
     assert clock.wait(0.3, B) == [Change(ME, MemberState.JOINING, MemberState.ALIVE)]
 
 
 def test_of_two_that_join_under_one_name_the_first_boot_id_goes_on() -> None:
-    for other, waits in ((b"a" * 16, Wait.NAME), (b"z" * 16, None)):
+    for other, waits in ((b"a" * 16, WaitReason.NAME_TAKEN), (b"z" * 16, None)):
         clock = Clock()
         clock.wait(1.1)
         clock = Clock()
         for _ in range(12):
             clock.hear(Identity("me", other, "elsewhere:4370"), MemberState.JOINING)
             clock.wait(0.1)
-        assert clock.node.waits_for(clock.now) is waits
+        assert clock.node.wait_reason(clock.now) is waits
 
 
 def test_of_two_that_serve_under_one_name_the_younger_is_over(clock: Clock) -> None:
     other = Identity("me", b"x" * 16, "elsewhere:4370")
     for _ in range(30):
         clock.node.heartbeat(clock.now)
-    assert not clock.hear(other, sequence=1).over
+    assert not clock.hear(other, sequence=1).superseded
     clock.now += 0.5
-    assert not clock.hear(other, sequence=2).over
-    assert clock.hear(other, sequence=500).over
+    assert not clock.hear(other, sequence=2).superseded
+    assert clock.hear(other, sequence=500).superseded
 
 
 def test_of_two_that_began_together_the_first_boot_id_goes_on(clock: Clock) -> None:
@@ -419,18 +426,18 @@ def test_of_two_that_began_together_the_first_boot_id_goes_on(clock: Clock) -> N
         other = Identity("me", boot, "elsewhere:4370")
         clock.hear(other)
         clock.now += 0.5
-        assert clock.hear(other).over is over
+        assert clock.hear(other).superseded is over
         clock.hear(other, MemberState.LEFT)
 
 
 def test_late_message_of_our_former_start_ends_nobody(clock: Clock) -> None:
-    assert not clock.hear(Identity("me", b"x" * 16, "me:4370"), sequence=500).over
+    assert not clock.hear(Identity("me", b"x" * 16, "me:4370"), sequence=500).superseded
 
 
 def test_own_heartbeat_is_no_namesake_and_no_member(clock: Clock) -> None:
     assert [clock.hear(ME) for _ in range(5)] == [Effects()] * 5
     assert clock.node.members == {}
-    assert clock.node.namesakes(clock.now) == []
+    assert clock.node.name_conflicts(clock.now) == []
 
 
 # -- who runs now -------------------------------------------------------------------------------------------
@@ -440,11 +447,11 @@ def test_unknown_start_is_answered_and_no_member_until_it_has_shown_that_it_runs
     assert clock.hear(A, fresh=False) == Effects(answer=True)
     assert clock.node.members == {}
     assert (
-        clock.hear(A, fresh=False, sightings=(sighting(B, MemberState.ALIVE),)) == Effects()
+        clock.hear(A, fresh=False, observations=(observation(B, MemberState.ALIVE),)) == Effects()
     )  # just answered, no dials
     clock.now += 2 * provisional.ANSWER_EVERY
     assert clock.hear(A, fresh=False) == Effects(answer=True)
-    assert clock.hear(A, fresh=False, sightings=(sighting(ME, MemberState.JOINING),)).changes == [
+    assert clock.hear(A, fresh=False, observations=(observation(ME, MemberState.JOINING),)).changes == [
         Change(A, None, MemberState.ALIVE)
     ]
 
@@ -453,32 +460,32 @@ def test_answer_names_the_start_that_it_is_for_first(clock: Clock) -> None:
     crowd(clock, 20)
     clock.hear(A, fresh=False)
     for known in (False, True):
-        seen = clock.node.heartbeat(clock.now, answer_to=A).sightings
-        assert len(seen) == gossip.SIGHTINGS
+        seen = clock.node.heartbeat(clock.now, answer_to=A).observations
+        assert len(seen) == gossip.OBSERVATIONS
         assert (seen[0].boot, seen[0].state) == (A.boot, MemberState.ALIVE if known else MemberState.JOINING)
         clock.hear(A)
 
 
 def test_handshake_shows_that_a_start_runs_before_or_after_it_is_heard(clock: Clock) -> None:
     clock.hear(A, fresh=False)
-    assert clock.node.met("a", A.boot, clock.now).changes == [Change(A, None, MemberState.ALIVE)]
-    assert clock.node.met("b", B.boot, clock.now) == Effects()
+    assert clock.node.identified("a", A.boot, clock.now).changes == [Change(A, None, MemberState.ALIVE)]
+    assert clock.node.identified("b", B.boot, clock.now) == Effects()
     assert clock.hear(B, fresh=False).changes == [Change(B, None, MemberState.ALIVE)]
 
 
 def test_handshake_of_long_ago_shows_nothing_unless_its_link_is_still_open(clock: Clock) -> None:
-    clock.node.met("a", A.boot, clock.now)
-    clock.node.met("b", B.boot, clock.now)
+    clock.node.identified("a", A.boot, clock.now)
+    clock.node.identified("b", B.boot, clock.now)
     clock.wait(2)
-    clock.node.linked(B.boot, clock.now)
-    clock.node.linked(C.boot, clock.now)  # never met
+    clock.node.still_linked(B.boot, clock.now)
+    clock.node.still_linked(C.boot, clock.now)  # never met
     clock.wait(1.5)
     assert [clock.hear(who, fresh=False).changes != [] for who in (A, B, C)] == [False, True, False]
 
 
 def test_recorded_heartbeats_of_one_that_is_gone_bring_nobody_in(clock: Clock) -> None:
     for sequence in range(1, 100):
-        clock.hear(A, fresh=False, sequence=sequence, sightings=(sighting(B, MemberState.ALIVE),))
+        clock.hear(A, fresh=False, sequence=sequence, observations=(observation(B, MemberState.ALIVE),))
         assert clock.wait(0.1) == []
     assert clock.node.view == View.of([ME])
     assert clock.node.members == {}
@@ -490,16 +497,16 @@ def test_recording_of_our_name_is_no_namesake() -> None:
         clock.hear(former, fresh=False, sequence=sequence)
         clock.wait(0.1)
     assert ME in clock.node.view.members
-    assert clock.node.namesakes(clock.now) == []
+    assert clock.node.name_conflicts(clock.now) == []
 
 
 def test_recording_of_a_member_that_runs_keeps_nobody_alive(clock: Clock) -> None:
     clock.hear(B)
-    clock.hear(A, sequence=1, sightings=(sighting(B, MemberState.ALIVE),))
+    clock.hear(A, sequence=1, observations=(observation(B, MemberState.ALIVE),))
     for sequence in range(2, 40):
         clock.now += 0.1
         clock.hear(A, sequence=sequence)
-        clock.hear(A, sequence=1, sightings=(sighting(B, MemberState.ALIVE),))
+        clock.hear(A, sequence=1, observations=(observation(B, MemberState.ALIVE),))
         clock.node.tick(clock.now)
     assert clock.state(B) is MemberState.DOWN
 
@@ -507,25 +514,25 @@ def test_recording_of_a_member_that_runs_keeps_nobody_alive(clock: Clock) -> Non
 def test_farewell_of_a_provisional_start_is_final(clock: Clock) -> None:
     clock.hear(A, fresh=False)
     clock.hear(A, MemberState.LEFT, fresh=False)
-    assert clock.node.met("a", A.boot, clock.now) == Effects()
+    assert clock.node.identified("a", A.boot, clock.now) == Effects()
     assert clock.hear(A) == Effects()
 
 
 def test_provisional_starts_and_handshakes_are_bounded_and_forgotten(clock: Clock) -> None:
-    for number in range(provisional.SHOWN + 5):
+    for number in range(provisional.MAX_PROVEN + 5):
         clock.hear(Identity(f"n{number}", b"%016d" % number, "n:1"), fresh=False)
-        clock.node.met(f"m{number}", b"m%015d" % number, clock.now)
-    assert len(clock.node._strangers.provisional) == provisional.PROVISIONAL
-    assert len(clock.node._strangers.shown) == provisional.SHOWN
+        clock.node.identified(f"m{number}", b"m%015d" % number, clock.now)
+    assert len(clock.node._provisional.provisional) == provisional.MAX_PROVISIONAL
+    assert len(clock.node._provisional.proven) == provisional.MAX_PROVEN
     clock.wait(3.1)
-    assert not clock.node._strangers.provisional
-    assert not clock.node._strangers.shown
+    assert not clock.node._provisional.provisional
+    assert not clock.node._provisional.proven
 
 
 def test_node_that_serves_answers_whoever_holds_it_for_joining(clock: Clock) -> None:
     clock.hear(B)
-    assert clock.hear(B, sightings=(sighting(ME, MemberState.JOINING),)).answer
-    assert not clock.hear(B, sightings=(sighting(ME, MemberState.ALIVE),)).answer
+    assert clock.hear(B, observations=(observation(ME, MemberState.JOINING),)).answer
+    assert not clock.hear(B, observations=(observation(ME, MemberState.ALIVE),)).answer
 
 
 # -- when a node serves -------------------------------------------------------------------------------------
@@ -544,8 +551,8 @@ def replace_address(who: Identity, address: str) -> Identity:
 def test_joiner_serves_once_one_peer_has_connected_to_it() -> None:
     clock = joiner()
     assert ME not in {change.identity for change in clock.wait(20, A, B)}
-    assert clock.node.waits_for(clock.now) is Wait.UNREACHED
-    clock.node.reached("b", B.boot, clock.now)
+    assert clock.node.wait_reason(clock.now) is WaitReason.UNREACHED
+    clock.node.reached_by("b", B.boot, clock.now)
     assert clock.wait(0.1, A) == [Change(ME, MemberState.JOINING, MemberState.ALIVE)]
 
 
@@ -556,11 +563,11 @@ def test_joiner_that_is_alone_serves_after_two_heartbeats() -> None:
 
 def test_joiner_that_hears_nobody_but_has_connected_to_others_is_not_alone() -> None:
     clock = joiner()
-    clock.node.met("a", A.boot, clock.now, A.address)
+    clock.node.identified("a", A.boot, clock.now, A.address)
     for _ in range(20):
-        clock.node.linked(A.boot, clock.now)
+        clock.node.still_linked(A.boot, clock.now)
         assert clock.wait(0.5) == []
-    assert clock.node.waits_for(clock.now) is Wait.UNREACHED
+    assert clock.node.wait_reason(clock.now) is WaitReason.UNREACHED
     assert clock.wait(3.1) == [Change(ME, MemberState.JOINING, MemberState.ALIVE)]  # nobody is there any more
 
 
@@ -577,9 +584,9 @@ def test_node_that_serves_is_not_demoted_for_a_missing_link(clock: Clock) -> Non
 def test_joiner_waits_a_while_for_members_that_others_know() -> None:
     clock = Clock()
     for _ in range(12):
-        clock.hear(B, sightings=(sighting(A, MemberState.ALIVE),))
+        clock.hear(B, observations=(observation(A, MemberState.ALIVE),))
         clock.wait(0.1)
-    assert clock.node.waits_for(clock.now) is Wait.UNMET
+    assert clock.node.wait_reason(clock.now) is WaitReason.UNKNOWN_MEMBERS
     clock.hear(A)
     assert clock.wait(0.1) == [Change(ME, MemberState.JOINING, MemberState.ALIVE)]
 
@@ -591,7 +598,7 @@ def test_joiner_waits_a_while_for_those_that_are_about_to_show_that_they_run() -
         clock.hear(A, fresh=False, sequence=sequence)
         changes += clock.wait(0.1)
         if sequence == 35:
-            assert clock.node.waits_for(clock.now) is Wait.UNMET
+            assert clock.node.wait_reason(clock.now) is WaitReason.UNKNOWN_MEMBERS
     assert changes == [Change(ME, MemberState.JOINING, MemberState.ALIVE)]
 
 
@@ -603,7 +610,7 @@ LOCAL_A, LOCAL_B = replace_address(A, "127.0.0.1:4371"), replace_address(B, "[::
 def test_nodes_that_all_have_loopback_addresses_are_a_cluster() -> None:
     clock = joiner("localhost:4370")
     clock.hear(LOCAL_A)
-    clock.node.reached("a", A.boot, clock.now)
+    clock.node.reached_by("a", A.boot, clock.now)
     clock.wait(1.1, LOCAL_A, LOCAL_B)
     assert {who.name for who in clock.node.view.members} == {"me", "a", "b"}
     assert clock.node.refused_loopbacks() == []
@@ -619,7 +626,7 @@ def test_node_with_a_loopback_address_owns_nothing_once_another_serves(clock: Cl
 
 def test_node_with_a_loopback_address_steps_back_while_another_serves() -> None:
     clock = joiner("127.0.0.1:4370")
-    clock.node.reached("a", A.boot, clock.now)
+    clock.node.reached_by("a", A.boot, clock.now)
     clock.wait(1.5, LOCAL_A)
     assert clock.node.state is MemberState.ALIVE
     assert clock.hear(C, MemberState.JOINING).changes == [Change(C, None, MemberState.JOINING)]
@@ -629,7 +636,7 @@ def test_node_with_a_loopback_address_steps_back_while_another_serves() -> None:
     ]
     assert clock.node.view == View.of([C])
     clock.wait(5, C, LOCAL_A)
-    assert clock.node.waits_for(clock.now) is Wait.LOOPBACK
+    assert clock.node.wait_reason(clock.now) is WaitReason.LOOPBACK_ADDRESS
     assert {who.name for who in clock.node.refused_loopbacks()} == {"me", "a"}
     clock.hear(C, MemberState.LEAVING)
     clock.hear(C, MemberState.LEFT)
@@ -639,9 +646,9 @@ def test_node_with_a_loopback_address_steps_back_while_another_serves() -> None:
 
 def test_joiner_with_a_loopback_address_knows_others_by_their_links_too() -> None:
     clock = joiner("127.0.0.1:4370")
-    clock.node.met("c", C.boot, clock.now, C.address)
+    clock.node.identified("c", C.boot, clock.now, C.address)
     assert clock.wait(2) == []
-    assert clock.node.waits_for(clock.now) is Wait.LOOPBACK
+    assert clock.node.wait_reason(clock.now) is WaitReason.LOOPBACK_ADDRESS
 
 
 # -- refutation and replays ---------------------------------------------------------------------------------
@@ -650,9 +657,9 @@ def test_joiner_with_a_loopback_address_knows_others_by_their_links_too() -> Non
 @pytest.mark.parametrize("state", [MemberState.SUSPECT, MemberState.DOWN])
 def test_doubted_node_raises_its_incarnation_once_and_answers(clock: Clock, state: MemberState) -> None:
     clock.hear(B)
-    assert clock.hear(B, sightings=(sighting(ME, state),)).answer
+    assert clock.hear(B, observations=(observation(ME, state),)).answer
     assert clock.node.incarnation == 1
-    assert clock.hear(B, sightings=(sighting(ME, state),)).answer is (
+    assert clock.hear(B, observations=(observation(ME, state),)).answer is (
         state is MemberState.SUSPECT
     )  # it may be lost too
     assert clock.node.incarnation == 1
@@ -662,13 +669,13 @@ def test_doubted_node_raises_its_incarnation_once_and_answers(clock: Clock, stat
 def test_doubt_about_another_or_a_former_start_is_not_refuted(clock: Clock) -> None:
     former = Identity("me", b"x" * 16, "me:4370")
     clock.hear(B)
-    seen = (sighting(A, MemberState.DOWN), sighting(former, MemberState.DOWN), sighting(ME, MemberState.ALIVE))
-    assert clock.hear(B, sightings=seen) == Effects(dial=True)
+    seen = (observation(A, MemberState.DOWN), observation(former, MemberState.DOWN), observation(ME, MemberState.ALIVE))
+    assert clock.hear(B, observations=seen) == Effects(dial=True)
     assert clock.node.incarnation == 0
 
 
 def test_others_are_met_by_their_own_heartbeats_only(clock: Clock) -> None:
-    clock.hear(B, sightings=(sighting(A, MemberState.ALIVE),))
+    clock.hear(B, observations=(observation(A, MemberState.ALIVE),))
     assert set(clock.node.members) == {"b"}
 
 
@@ -694,9 +701,9 @@ def test_node_that_stalled_convicts_nobody_on_waking(clock: Clock) -> None:
     clock.hear(A)
     clock.wait(1.0)
     clock.now += 60
-    outcome = clock.node.tick(clock.now)
-    assert outcome.stalled == pytest.approx(60)
-    assert outcome.changes == []
+    effects = clock.node.tick(clock.now)
+    assert effects.stalled == pytest.approx(60)
+    assert effects.changes == []
     assert clock.wait(1.4) == []
     assert clock.wait(1.8)[-1] == Change(A, MemberState.SUSPECT, MemberState.DOWN)
 
@@ -850,9 +857,9 @@ def test_replaced_boots_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatc
 def test_sightings_are_bounded_and_name_everybody_in_turn(clock: Clock) -> None:
     crowd(clock, 50)
     named: list[str] = []
-    for _ in range(math.ceil(50 / gossip.SIGHTINGS)):
-        seen = clock.node.heartbeat(clock.now).sightings
-        assert len(seen) == gossip.SIGHTINGS
+    for _ in range(math.ceil(50 / gossip.OBSERVATIONS)):
+        seen = clock.node.heartbeat(clock.now).observations
+        assert len(seen) == gossip.OBSERVATIONS
         named += [one.name for one in seen]
     assert len(set(named)) == 50
 
@@ -860,7 +867,7 @@ def test_sightings_are_bounded_and_name_everybody_in_turn(clock: Clock) -> None:
 def test_small_cluster_is_named_once_each(clock: Clock) -> None:
     crowd(clock, 3)
     clock.now += 0.25
-    seen = clock.node.heartbeat(clock.now).sightings
+    seen = clock.node.heartbeat(clock.now).observations
     assert sorted(one.name for one in seen) == ["n0", "n1", "n2"]
     assert [one.age for one in seen] == pytest.approx([0.25] * 3)
 
@@ -868,8 +875,8 @@ def test_small_cluster_is_named_once_each(clock: Clock) -> None:
 def test_doubted_are_named_first_and_take_half_of_the_room(clock: Clock) -> None:
     members = crowd(clock, 50)
     clock.wait(1.6, *members[20:])
-    states = [one.state for one in clock.node.heartbeat(clock.now).sightings]
-    half = gossip.SIGHTINGS // 2
+    states = [one.state for one in clock.node.heartbeat(clock.now).observations]
+    half = gossip.OBSERVATIONS // 2
     assert states == [MemberState.SUSPECT] * half + [MemberState.ALIVE] * half
 
 
@@ -880,14 +887,14 @@ def test_down_node_that_talks_is_named_before_those_that_are_silent(clock: Clock
         clock.node.refused(who.name, who.boot, clock.now)
     clock.wait(0.1)
     assert clock.hear(A).answer
-    assert clock.node.heartbeat(clock.now).sightings[0].name == "a"
+    assert clock.node.heartbeat(clock.now).observations[0].name == "a"
 
 
 def test_left_members_are_not_named(clock: Clock) -> None:
     clock.hear(A, MemberState.LEAVING)
-    assert [one.state for one in clock.node.heartbeat(clock.now).sightings] == [MemberState.LEAVING]
+    assert [one.state for one in clock.node.heartbeat(clock.now).observations] == [MemberState.LEAVING]
     clock.hear(A, MemberState.LEFT)
-    assert clock.node.heartbeat(clock.now).sightings == ()
+    assert clock.node.heartbeat(clock.now).observations == ()
 
 
 @pytest.mark.parametrize(
@@ -909,22 +916,22 @@ def test_least_timings_that_work_are_taken() -> None:
 
 def test_node_learns_that_others_had_given_it_up(clock: Clock) -> None:
     clock.hear(B)
-    assert not clock.hear(B, sightings=(sighting(ME, MemberState.SUSPECT),)).given_up
-    assert clock.hear(B, sightings=(sighting(ME, MemberState.DOWN, 1),)).given_up
-    assert not clock.hear(B, sightings=(sighting(ME, MemberState.DOWN, 1),)).given_up
+    assert not clock.hear(B, observations=(observation(ME, MemberState.SUSPECT),)).declared_down
+    assert clock.hear(B, observations=(observation(ME, MemberState.DOWN, 1),)).declared_down
+    assert not clock.hear(B, observations=(observation(ME, MemberState.DOWN, 1),)).declared_down
 
 
 def test_node_that_can_hear_nobody_judges_nobody_by_silence(clock: Clock) -> None:
     clock.hear(A)
-    clock.node.deaf = True
+    clock.node.layer_failing = True
     assert clock.wait(60) == []
     assert clock.node.refused("a", A.boot, clock.now).changes == [Change(A, MemberState.ALIVE, MemberState.DOWN)]
 
 
 def test_silence_counts_from_when_others_can_be_heard_again(clock: Clock) -> None:
     clock.hear(A)
-    clock.node.deaf = True
+    clock.node.layer_failing = True
     clock.wait(60)
-    clock.node.deaf = False
+    clock.node.layer_failing = False
     assert clock.wait(1.3) == []
     assert clock.wait(0.3) == [Change(A, MemberState.ALIVE, MemberState.SUSPECT)]

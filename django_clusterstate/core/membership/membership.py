@@ -1,0 +1,400 @@
+"""The members of the cluster as one node sees them: what each heartbeat, handshake and silence changes.
+
+The states and their transitions stand in `transitions`. Times are monotonic seconds of this node, given by the caller.
+Methods return what changed; the caller logs, notifies and sends.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from .gossip import Gossip, says_replaced
+from .joining import Joining, WaitReason
+from .members import Change, Effects, Member, Start, Timings
+from .messages import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
+from .name_conflicts import NameConflict, NameConflicts
+from .provisional import Proof, ProvisionalStarts
+from .transitions import when_ended, when_heard, when_silent
+
+__all__ = ["MAY_END", "TICK", "Change", "Effects", "Member", "Membership", "NameConflict", "Timings", "WaitReason"]
+
+TICK = 0.1  # seconds between two ticks, unless the caller gives another interval
+STALL = 0.2  # seconds: a tick that is later than this means that this node was stopped
+ISOLATION_WINDOW = 1.0  # seconds: peers that fell silent within it did so for one reason
+TOMBSTONES = 256  # members that are gone and still shown, at most
+TOMBSTONE_SECONDS = 3600.0
+RETIRED_BOOTS = 4096  # boot ids that were replaced or have left, so that their late messages are ignored; at most
+MAY_END = (MemberState.JOINING, MemberState.ALIVE)  # states in which this start ends when it is superseded
+
+
+class Membership:
+    """The members known to the node `me`, and this node's own state.
+
+    `view`: the members that own keys, which are the alive and the suspect ones, and this node if it serves.
+    `layer_failing`: set by the caller while no heartbeat can arrive, so that silence counts for nobody.
+    `dropped`: heartbeats that were ignored: repeated, of a retired boot id, or of a member that is down.
+    `restarts`: names that were heard from a new start.
+    """
+
+    def __init__(self, me: Identity, timings: Timings, now: float, *, must_be_reached: bool = False) -> None:
+        self.me = me
+        self.timings = timings
+        self.state = MemberState.JOINING
+        self.incarnation = 0
+        self.isolated = False
+        self.layer_failing = False
+        self.started = now
+        self.members: dict[str, Member] = {}
+        self.view = View.of(())
+        self.dropped = 0
+        self.restarts = 0
+        self._sequence = 0
+        self._declared_down = -1  # the last incarnation in which others had declared this node down
+        self._ticked = now
+        self._gossip = Gossip()
+        self._retired: OrderedDict[bytes, None] = OrderedDict()
+        self._provisional = ProvisionalStarts(me.boot, timings.down_after)
+        self._conflicts = NameConflicts(me, timings.heartbeat, timings.suspect_after, timings.down_after)
+        self._joining = Joining(me, timings, now, self._provisional, self._conflicts, must_be_reached=must_be_reached)
+
+    # -- heartbeats and handshakes --------------------------------------------------------------------------
+
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
+        """Take in an authentic heartbeat. `fresh`: it came over a link to the very start that it speaks for."""
+        effects = Effects()
+        sender = beat.identity
+        if sender.boot == self.me.boot:
+            return effects
+        if sender.boot in self._retired:
+            self._hear_retired(beat, effects)
+            return effects
+        member = self.members.get(sender.name)
+        is_member = member is not None and member.identity.boot == sender.boot
+        if not is_member and self._conflicts.get(sender.name, sender.boot) is None:
+            if not fresh and not self._provisional.is_proven(beat, now):
+                self._hear_provisional(beat, now, effects)
+                return effects
+            beat = self._provisional.promote(beat)
+        if sender.name == self.me.name:
+            self._hear_conflicting(beat, now, effects)
+            effects.superseded = self.state in SERVING and self._conflicts.older_start_serves(self._sequence, now)
+            effects.dial = beat.state is not MemberState.LEFT
+            return effects
+        if member is None:
+            self._add(beat, now, effects)
+        elif is_member:
+            if not self._hear_member(member, beat, now, effects):
+                return effects
+        elif self._gives_way(member, beat, now):
+            self._retire(member, now, effects)
+            self._add(beat, now, effects)
+        else:
+            self._hear_conflicting(beat, now, effects)
+            self._replace_joining(member, now, effects)
+        effects.dial = beat.state is not MemberState.LEFT
+        if self._conflicts.get(sender.name, sender.boot) is None:  # two in conflict would answer each other for ever
+            self._take_in(beat.observations, now, effects)
+        self._settle(effects)
+        return effects
+
+    def identified(self, name: str, boot: bytes, now: float, address: str = "") -> Effects:
+        """A handshake has just proven that this start runs, at `address` if given; `still_linked` renews that."""
+        effects = Effects()
+        if boot == self.me.boot:
+            return effects
+        self._provisional.prove(boot, Proof(name, address, now))
+        member = self.members.get(name)
+        if member is not None and member.identity.boot != boot and boot not in self._retired:
+            if address == member.identity.address and member.state not in GONE:
+                self._end(member, now, effects)  # no other start can listen there now
+            start = self._conflicts.get(name, boot)
+            if start is not None and member.state in GONE:
+                self._retire(member, now, effects)
+                self._add(start.beat, now, effects)
+            self._settle(effects)
+        start = self._provisional.provisional.pop(boot, None)
+        if start is not None:
+            changes = effects.changes
+            effects = self.heard(start.beat, now, fresh=True)
+            effects.changes[:0] = changes
+        return effects
+
+    def still_linked(self, boot: bytes, now: float) -> None:
+        """The link whose handshake has identified this start is still open."""
+        self._provisional.renew(boot, now)
+
+    def reached_by(self, name: str, boot: bytes, now: float) -> Effects:
+        """A peer has dialled this very start at the address that it advertises, and completed the handshake."""
+        if boot != self.me.boot:
+            self._joining.reached = True
+        return self.identified(name, boot, now)
+
+    def refused(self, name: str, boot: bytes, now: float) -> Effects:
+        """The link to this start of the node was closed and a fresh dial refused: its process has ended."""
+        effects = Effects()
+        self._provisional.drop(boot)
+        self._conflicts.drop(name, boot)
+        member = self.members.get(name)
+        if member is not None and member.identity.boot == boot and member.state not in GONE:
+            self._end(member, now, effects)
+            self._settle(effects)
+        return effects
+
+    # -- the passing of time --------------------------------------------------------------------------------
+
+    def tick(self, now: float, due: float = TICK) -> Effects:
+        """Judge silence. To be called about every TICK, `due` seconds after the last call; a late call means that this
+        node was stopped."""
+        effects = Effects()
+        late = now - self._ticked
+        self._ticked = now
+        if late > due + STALL:
+            effects.stalled = late
+            self._discount(late, now)
+        if self.layer_failing:
+            self._discount(self.timings.suspect_after, now)
+        if self.state is MemberState.JOINING and self.wait_reason(now) is None:
+            self.state = MemberState.ALIVE
+            effects.changes.append(Change(self.me, MemberState.JOINING, MemberState.ALIVE))
+        self._judge(now, effects)
+        self._expire(now)
+        self._settle(effects)
+        return effects
+
+    def _discount(self, seconds: float, now: float) -> None:
+        """Subtract a stop of this node from the silence of others. After `suspect_after` all silence starts from zero;
+        after less some remains, or a node that stalls again and again would never declare a peer down."""
+        limit = self.timings.suspect_after
+        for member in self.members.values():
+            if member.state not in GONE:
+                member.heard = now if seconds >= limit else max(member.heard + seconds, now - limit)
+        self._conflicts.discount(seconds, now)
+
+    def _judge(self, now: float, effects: Effects) -> None:
+        suspect_after, down_after = self.timings.suspect_after, self.timings.down_after
+        self.isolated = self._is_isolated(now)
+        if self.isolated:
+            down_after += suspect_after
+        for member in self.members.values():
+            silence = now - member.heard
+            if member.state in GONE or silence < suspect_after:
+                member.unreachable = False
+                continue
+            self._move(member, when_silent(member.state), now, effects)
+            if silence < down_after:
+                continue
+            if now - member.heard_by_others >= down_after:
+                self._end(member, now, effects)
+            elif not member.unreachable:
+                member.unreachable = True
+                effects.unreachable.append(member.identity)
+
+    def _is_isolated(self, now: float) -> bool:
+        """Whether most peers fell silent at once, by a failure of this node or of the channel layer."""
+        peers = [member for member in self.members.values() if member.state in SERVING]
+        silent = [member.heard for member in peers if now - member.heard >= self.timings.suspect_after]
+        return len(silent) >= 2 and 2 * len(silent) > len(peers) and max(silent) - min(silent) <= ISOLATION_WINDOW
+
+    def _expire(self, now: float) -> None:
+        self._conflicts.expire(now)
+        self._provisional.expire(now)
+        gone = [member for member in self.members.values() if member.state in GONE]
+        gone.sort(key=lambda member: member.since)
+        surplus = len(gone) - TOMBSTONES
+        for index, member in enumerate(gone):
+            if index < surplus or now - member.since > TOMBSTONE_SECONDS:
+                if member.state is MemberState.LEFT:
+                    self._ignore(member.identity.boot)
+                del self.members[member.identity.name]
+                self._conflicts.starts.pop(member.identity.name, None)
+
+    # -- this node ------------------------------------------------------------------------------------------
+
+    def wait_reason(self, now: float) -> WaitReason | None:
+        """Why this node doesn't serve yet; None when it may."""
+        return self._joining.wait_reason(self.members, now)
+
+    def name_conflicts(self, now: float) -> list[NameConflict]:
+        """The names that two running nodes have."""
+        running = (member.identity for member in self.members.values() if member.state not in GONE)
+        return self._conflicts.current(self.state, {who.name: who.address for who in running}, now)
+
+    def refused_loopbacks(self) -> list[Identity]:
+        """The running nodes, this one included, that own no keys since only their addresses are loopback ones."""
+        running = [member.identity for member in self.members.values() if member.state not in GONE]
+        if self.state not in GONE:
+            running.append(self.me)
+        loopbacks = [who for who in running if is_loopback(who.address)]
+        proven = (proof.address for proof in self._provisional.proven.values())
+        if len(loopbacks) < len(running) or any(address and not is_loopback(address) for address in proven):
+            return loopbacks
+        return []
+
+    def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
+        """The next heartbeat to send. One that answers another start names that first, which proves that this runs."""
+        self._sequence += 1
+        observations = tuple(self._gossip.choose(self.members, answer_to, now))
+        return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self.view.epoch, observations, channel)
+
+    def leave(self) -> Effects:
+        """From now on this node owns no keys; it still answers."""
+        return self._become(MemberState.LEAVING)
+
+    def leave_done(self) -> Effects:
+        """This node stops."""
+        return self._become(MemberState.LEFT)
+
+    def _become(self, state: MemberState) -> Effects:
+        effects = Effects([Change(self.me, self.state, state)])
+        self.state = state
+        self._settle(effects)
+        return effects
+
+    # -- heartbeats, by their sender ------------------------------------------------------------------------
+
+    def _hear_retired(self, beat: Heartbeat, effects: Effects) -> None:
+        self.dropped += 1
+        if beat.state is MemberState.LEFT:
+            return
+        self._gossip.notify_replaced(beat.identity)
+        # Two that have replaced each other take in no heartbeat of each other, so one of them has to end.
+        if beat.identity.boot < self.me.boot and self.state in MAY_END:
+            effects.superseded = says_replaced(beat, self.me.boot)
+
+    def _hear_provisional(self, beat: Heartbeat, now: float, effects: Effects) -> None:
+        if beat.state is MemberState.LEFT:
+            self._ignore(beat.identity.boot)  # authentic, and final, however old it is
+            return
+        answer = self._provisional.hear(beat, now)
+        if answer is None:
+            self.dropped += 1
+        effects.answer = answer is True
+
+    def _hear_conflicting(self, beat: Heartbeat, now: float, effects: Effects) -> None:
+        if beat.state is MemberState.LEFT:
+            self._ignore(beat.identity.boot)
+        effects.answer = self._conflicts.hear(beat, now)
+
+    def _hear_member(self, member: Member, beat: Heartbeat, now: float, effects: Effects) -> bool:
+        """Whether the heartbeat counts. A repeated or overtaken one doesn't: a recording would keep a member alive."""
+        if beat.sequence <= member.sequence or member.state is MemberState.LEFT:
+            self.dropped += 1
+            return False
+        member.sequence = beat.sequence
+        member.heard = now
+        refuted = beat.incarnation > member.incarnation
+        if member.state is MemberState.DOWN:
+            effects.answer = True  # the answer says that it was declared down, which it can't know otherwise
+            if not refuted:
+                self.dropped += 1
+                return True
+            self._gossip.notify_down(member)  # it may have refuted only an earlier suspicion
+        member.incarnation = max(member.incarnation, beat.incarnation)
+        member.epoch = beat.epoch
+        self._move(member, when_heard(member.state, beat.state, refuted=refuted), now, effects)
+        return True
+
+    def _gives_way(self, member: Member, beat: Heartbeat, now: float) -> bool:
+        """Whether another running start of its name takes a member's place."""
+        if member.state in GONE or member.state is MemberState.LEAVING:
+            return True
+        heard = max(member.heard, member.heard_by_others)
+        return beat.state in SERVING and now - heard >= self.timings.suspect_after
+
+    def _replace_joining(self, member: Member, now: float, effects: Effects) -> None:
+        """A start in conflict that serves takes the place of a joining member, and the other way round."""
+        who = member.identity
+        start = self._conflicts.settled(who.name)
+        if start is not None and member.state is MemberState.JOINING:
+            beat = Heartbeat(who, member.incarnation, member.sequence, member.state, member.epoch)
+            self._end(member, now, effects)
+            self._add(start.beat, now, effects)
+            self._conflicts.starts[who.name] = Start(beat, member.since, member.heard)
+
+    def _take_in(self, observations: Iterable[Observation], now: float, effects: Effects) -> None:
+        """Take in when the sender heard other members. A node hears thousands of observations a second."""
+        members, own_boot, suspect = self.members, self.me.boot, MemberState.SUSPECT
+        for seen in observations:
+            member, state = members.get(seen.name), seen.state
+            if seen.boot == own_boot:
+                self._refute(seen, effects)
+            elif state in GONE:
+                continue
+            elif seen.name == self.me.name:
+                if state in SERVING and seen.boot not in self._retired:
+                    self._conflicts.hear_of(seen, now)
+            elif member is None or member.state in GONE:
+                effects.unknown_addresses.append(seen.address)
+                if member is None and state in SERVING and seen.boot not in self._retired:
+                    self._joining.wait_for(seen.name, now)
+            elif member.identity.boot == seen.boot:
+                member.heard_by_others = max(member.heard_by_others, now - seen.age)
+                if state is suspect and now - member.heard < self.timings.suspect_after:
+                    self._gossip.suspected_by_others[seen.name] = None
+
+    def _refute(self, seen: Observation, effects: Effects) -> None:
+        """Answer a peer that suspects this node, with a higher incarnation if it doesn't know the present one."""
+        match seen.state:
+            case MemberState.SUSPECT:
+                effects.answer = True  # each time, since answers are lost too; any that arrives refutes
+            case MemberState.JOINING if self.state in SERVING:
+                effects.answer = True  # it hasn't taken this node in yet, or missed that it serves
+            case MemberState.LEFT if self.state in MAY_END:
+                effects.superseded = True
+        if seen.state in (MemberState.SUSPECT, MemberState.DOWN) and seen.incarnation >= self.incarnation:
+            self.incarnation += 1
+            effects.answer = True
+        if seen.state is MemberState.DOWN and seen.incarnation > self._declared_down:
+            self._declared_down = seen.incarnation
+            effects.declared_down = True
+
+    # -- changes of the members -----------------------------------------------------------------------------
+
+    def _add(self, beat: Heartbeat, now: float, effects: Effects) -> None:
+        if beat.state is MemberState.LEFT:
+            self._ignore(beat.identity.boot)  # the farewell of an unknown node, which earlier messages may follow
+            return
+        identity = beat.identity
+        self._conflicts.drop(identity.name, identity.boot)
+        self.members[identity.name] = Member(
+            identity, beat.state, beat.incarnation, beat.sequence, heard=now, since=now, epoch=beat.epoch
+        )
+        self._joining.heard(identity.name)
+        effects.changes.append(Change(identity, None, beat.state))
+        effects.answer = True
+
+    def _move(self, member: Member, state: MemberState, now: float, effects: Effects) -> None:
+        if member.state is not state:
+            effects.changes.append(Change(member.identity, member.state, state))
+            member.state = state
+            member.since = now
+
+    def _end(self, member: Member, now: float, effects: Effects) -> None:
+        self._move(member, when_ended(member.state), now, effects)
+
+    def _retire(self, member: Member, now: float, effects: Effects) -> None:
+        """Remove a member whose place another start takes."""
+        self.restarts += 1
+        self._ignore(member.identity.boot)
+        self._end(member, now, effects)
+        del self.members[member.identity.name]
+
+    def _ignore(self, boot: bytes) -> None:
+        self._provisional.drop(boot)
+        self._retired[boot] = None
+        if len(self._retired) > RETIRED_BOOTS:
+            self._retired.popitem(last=False)
+
+    def _settle(self, effects: Effects) -> None:
+        """Renew the view if the members that serve may have changed."""
+        if not effects.changes:
+            return
+        serving = [member.identity for member in self.members.values() if member.state in SERVING]
+        if self.state in SERVING:
+            serving.append(self.me)
+        others = [who for who in serving if not is_loopback(who.address)]
+        if others and len(others) < len(serving):
+            serving = others
+            if self.state in SERVING and is_loopback(self.me.address):
+                effects.changes.append(Change(self.me, self.state, MemberState.JOINING))
+                self.state = MemberState.JOINING
+        self.view = View.of(serving)
