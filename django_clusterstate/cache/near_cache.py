@@ -121,10 +121,11 @@ class NearReads:
         return wire.get_frame(key) if mark is None else frame(wire.encode(wire.GetWithTtl([key])))
 
     def take(self, key: bytes, reply: wire.Reply, mark: ReadMark | None) -> wire.Value | None:
-        """The value in the reply to `request()`, which is kept."""
+        """The value in the reply to `request()`, which is kept; None in any other reply."""
         if mark is None:
             return reply.values[0] if isinstance(reply, wire.ValuesReply) else None
-        return self.take_many([key], reply, {key: mark})[0]
+        values = self.take_many([key], reply, {key: mark})
+        return values[0] if values else None
 
     def take_many(
         self, keys: Iterable[bytes], reply: wire.Reply, marks: Mapping[bytes, ReadMark]

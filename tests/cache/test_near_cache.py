@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from django_clusterstate import runtime
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.cache.near_cache import MAX_NEAR_VALUE, NearCache, shared_near_cache
+from django_clusterstate.cache.near_cache import MAX_NEAR_VALUE, NearCache, NearReads, shared_near_cache
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import wait_until
@@ -67,6 +67,16 @@ def test_absent_and_large_values_arent_kept() -> None:
     near.put(OTHER, bytes(MAX_NEAR_VALUE), None, near.mark(OTHER, now=1.0), max_entries=3)
     near.put(KEY, 2**63 - 1, None, near.mark(KEY, now=1.0), max_entries=3)
     assert len(near) == 2
+
+
+@pytest.mark.parametrize("ttl", [0, 600])
+def test_a_reply_without_values_is_a_miss(ttl: float) -> None:
+    reads = NearReads(NearCache(), ttl, max_entries=3)
+    failed = wire.FailedReply(0, wire.REPLY_TOO_LONG)
+    value, mark = reads.find(KEY)
+    assert value is None
+    assert reads.take(KEY, failed, mark) is None
+    assert reads.take_many([KEY], failed, {} if mark is None else {KEY: mark}) == []
 
 
 # -- with nodes, blocking and async------------------------------------------------------------------------------
