@@ -45,13 +45,14 @@ encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder(enc_hook=without_su
 decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode
 decode_reply: Callable[[memoryview | bytes], Reply] = msgspec.msgpack.Decoder(Reply).decode
 
-# The first bytes of a frame with a `Get` of one key, by the length of the key: building them is half of the work.
-_GET_PREFIXES = [frame(encode(Get([bytes(size)])))[: -size or None] for size in range(MAX_KEY_BYTES + 1)]
-
 
 def request_frame(request: Request) -> bytes:
     """The frame of a request. Raises `ValueError` if it is longer than a request may be."""
     return frame(encode(request))
+
+
+# The first bytes of a frame with a `Get` of one key, by the length of the key: building them is half of the work.
+_GET_PREFIXES = [request_frame(Get([bytes(size)])).removesuffix(bytes(size)) for size in range(MAX_KEY_BYTES + 1)]
 
 
 def get_frame(key: bytes) -> bytes:
