@@ -394,13 +394,13 @@ def test_node_answers_at_its_path_to_get_and_head_only(scraped: Scraped) -> None
 @pytest.mark.timing
 def test_silent_and_endless_scrapers_hold_nobody_up_for_long(scraped: Scraped) -> None:
     port = scraped.metrics["a"]
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(metrics_server.MAX_SCRAPERS)]
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(metrics_server.MAX_CONNECTIONS)]
     try:
         start = time.monotonic()
         assert _scrapable(port)
-        check_seconds(time.monotonic() - start, below=metrics_server.SCRAPE_WITHIN / 2)
+        check_seconds(time.monotonic() - start, below=metrics_server.TIMEOUT / 2)
         for sock in silent:
-            sock.settimeout(metrics_server.SCRAPE_WITHIN + SECONDS)
+            sock.settimeout(metrics_server.TIMEOUT + SECONDS)
             assert _closed(sock)
     finally:
         for sock in silent:
@@ -443,7 +443,7 @@ def test_scrapers_do_not_hold_up_requests(scraped: Scraped) -> None:
                 with socket.create_connection(("127.0.0.1", {port})) as sock:
                     sock.sendall(b"GET /metrics HTTP/1.1\\r\\n\\r\\n")
                     while sock.recv(65536): pass
-        threads = [threading.Thread(target=run) for _ in range({metrics_server.MAX_SCRAPERS})]
+        threads = [threading.Thread(target=run) for _ in range({metrics_server.MAX_CONNECTIONS})]
         [t.start() for t in threads]; [t.join() for t in threads]
     """
     flood = subprocess.Popen([sys.executable, "-c", script])
@@ -488,7 +488,7 @@ async def test_answers_are_made_one_at_a_time_with_room_between() -> None:
         writer.close()
         return whole.rpartition(b"\r\n\r\n")[2]
 
-    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), render) as address:
+    async with metrics_server.serve_metrics(TcpAddress("127.0.0.1", 0), render) as address:
         assert await asyncio.gather(*map(ask, range(4))) == [b"0", b"1", b"2", b"3"]
     gaps = [later - sooner for sooner, later in pairwise(made)]
     assert min(gaps) > metrics_server.SPACING * 0.7
@@ -502,11 +502,11 @@ async def test_scrapers_that_hang_up_take_no_turn_from_others() -> None:
         rendered += 1
         return b"metrics", "text/plain"
 
-    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), render) as address:
+    async with metrics_server.serve_metrics(TcpAddress("127.0.0.1", 0), render) as address:
         loop = asyncio.get_running_loop()
         for hangs_up in (True, False):  # by a reset, and by a FIN, which alone says that no more is sent
             for _ in range(100):
-                batch = [await asyncio.open_connection(*address) for _ in range(metrics_server.MAX_SCRAPERS // 2)]
+                batch = [await asyncio.open_connection(*address) for _ in range(metrics_server.MAX_CONNECTIONS // 2)]
                 for _, writer in batch:
                     writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
                     if hangs_up:
@@ -524,8 +524,10 @@ async def test_scrapers_that_hang_up_take_no_turn_from_others() -> None:
 
 
 async def test_silent_connections_give_way_to_scrapers() -> None:
-    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
-        silent = [await asyncio.open_connection(*address) for _ in range(metrics_server.MAX_SCRAPERS)]
+    async with metrics_server.serve_metrics(
+        TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")
+    ) as address:
+        silent = [await asyncio.open_connection(*address) for _ in range(metrics_server.MAX_CONNECTIONS)]
         silent[0][1].write(b"GET /metrics HTTP/1.1\r\n")  # it has begun, and is no better
         reader, writer = await asyncio.open_connection(*address)
         writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -539,7 +541,9 @@ async def test_silent_connections_give_way_to_scrapers() -> None:
 
 
 async def test_scraper_that_sends_on_while_it_waits_is_closed() -> None:
-    async with metrics_server.scraped(TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")) as address:
+    async with metrics_server.serve_metrics(
+        TcpAddress("127.0.0.1", 0), lambda accept: (b"metrics", "text/plain")
+    ) as address:
         pairs = [await asyncio.open_connection(*address) for _ in range(4)]
         for _, writer in pairs:
             writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -556,5 +560,5 @@ async def test_scraper_that_sends_on_while_it_waits_is_closed() -> None:
 
 async def test_address_of_another_host_is_refused() -> None:
     with pytest.raises(NodeError, match="--metrics-address"):
-        async with metrics_server.scraped(TcpAddress("192.0.2.1", free_port()), lambda accept: (b"", "")):
+        async with metrics_server.serve_metrics(TcpAddress("192.0.2.1", free_port()), lambda accept: (b"", "")):
             pass

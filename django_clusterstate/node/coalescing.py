@@ -1,73 +1,74 @@
-"""Many sockets read at one wake-up: interrupt coalescing, as network cards do it.
+"""Many sockets read at one wake-up, as network cards coalesce interrupts.
 
-Among a hundred nodes each hears two hundred heartbeats a second. Waking up for each costs several times what they cost
-themselves."""
+Among a hundred nodes each receives two hundred heartbeats a second. To wake up for each costs several times as much as
+to handle it.
+"""
 
 import asyncio
 import contextlib
 import select
 from collections.abc import Callable
 
-MANY = 8  # sockets: with fewer, news is read as it comes
-REST = 0.25  # seconds that it waits for more, with so many, at most
+MIN_SOCKETS = 8  # with fewer, messages are read as they arrive
+MAX_DELAY = 0.25  # seconds between two reads of all sockets
 
 
 class Coalescer:
-    """Calls the `read` of each socket that has something. With many, what comes waits for `rest` seconds at most."""
+    """Calls the `read` of each socket that has data: at once, or every `delay` seconds while there are many sockets."""
 
-    def __init__(self, rest: float) -> None:
-        self._rest = rest
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._reads: dict[int, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._looked = asyncio.Event()
-        self._loop.add_reader(self._epoll.fileno(), self._wake)
+        self._polled = asyncio.Event()
+        self._loop.add_reader(self._epoll.fileno(), self._on_data)
 
-    async def rest(self, seconds: float) -> float:
-        """Sleeps, or until many sockets are looked at: one wake-up does for both. Returns how long that was to take."""
+    async def sleep(self, seconds: float) -> float:
+        """Sleeps that long, or until the next read of many sockets, which saves a wake-up. Returns the planned time."""
         if self._timer is None:
             await asyncio.sleep(seconds)
             return seconds
-        await self._looked.wait()
-        return self._rest
+        await self._polled.wait()
+        return self._delay
 
     def add(self, fileno: int, read: Callable[[], None]) -> None:
         self._reads[fileno] = read
         self._epoll.register(fileno, select.EPOLLIN)
 
     def remove(self, fileno: int, read: Callable[[], None]) -> None:
-        if self._reads.get(fileno) == read:  # else the socket was closed, and its number is another's now
+        if self._reads.get(fileno) == read:  # otherwise the socket was closed, and its number is another's now
             del self._reads[fileno]
-            with contextlib.suppress(OSError):  # closed: then it was removed with that
+            with contextlib.suppress(OSError):  # a closed socket was unregistered with that
                 self._epoll.unregister(fileno)
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())
         if self._timer is not None:
             self._timer.cancel()
-        self._looked.set()
+        self._polled.set()
         self._epoll.close()
 
-    def _wake(self) -> None:
-        self._read()
-        if len(self._reads) >= MANY:
+    def _on_data(self) -> None:
+        self._poll()
+        if len(self._reads) >= MIN_SOCKETS:
             self._loop.remove_reader(self._epoll.fileno())
-            self._timer = self._loop.call_later(self._rest, self._look)
+            self._timer = self._loop.call_later(self._delay, self._on_timer)
 
-    def _look(self) -> None:
+    def _on_timer(self) -> None:
         try:
-            self._read()
-        finally:  # whatever happens, the node's clock hangs on it
-            self._looked.set()
-            self._looked.clear()
-            if len(self._reads) >= MANY:
-                self._timer = self._loop.call_later(self._rest, self._look)
+            self._poll()
+        finally:  # also after an error, since the node's tick waits for it
+            self._polled.set()
+            self._polled.clear()
+            if len(self._reads) >= MIN_SOCKETS:
+                self._timer = self._loop.call_later(self._delay, self._on_timer)
             else:
                 self._timer = None
-                self._loop.add_reader(self._epoll.fileno(), self._wake)
+                self._loop.add_reader(self._epoll.fileno(), self._on_data)
 
-    def _read(self) -> None:
+    def _poll(self) -> None:
         for fileno, _ in self._epoll.poll(0):
             if read := self._reads.get(fileno):  # one read may close another's socket
                 read()

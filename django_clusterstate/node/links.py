@@ -1,7 +1,7 @@
 """The links of a node: two outgoing connections to each peer, dialled again for ever.
 
-Heartbeats have one to themselves. They can wait, so a peer reads it together with those of others. The second carries
-what can't wait, and is read at once: users' messages, and once more that we leave.
+The first carries heartbeats only. They can wait, so a peer reads it together with those of others. The second carries
+what can't wait, and is read at once: users' messages, and the farewell of a node that leaves.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
 REDIAL_AFTER = 1.0  # seconds: a link that is fresher than this isn't tried again
-UNWANTED_AFTER = 60.0  # an address that nobody has named for so long, and that doesn't answer, is dropped
+UNWANTED_AFTER = 60.0  # seconds until an address that doesn't answer and wasn't named again is dropped
 KEEPALIVE_AFTER = 30  # seconds that a connection is idle
-USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for so long has lost us: dial afresh
-OURS_FOR = 60.0  # seconds until an address at which this node itself answered is dialled again
+USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for that time is dialled afresh
+OWN_FOR = 60.0  # seconds until an address at which this node itself answered is dialled again
 MISDIRECTED_FOR = 60.0  # seconds that a wrong address of a peer is shown after it was last dialled or heard
 MAX_MISDIRECTED = 256
 
@@ -44,7 +44,7 @@ class Peer(NamedTuple):
 
 
 class Links:
-    """Keeps a link to every wanted address but our own.
+    """Keeps a link to every wanted address but this node's own.
 
     A link means whichever node answers at an address, until a heartbeat says which one it is: from then on only that
     start of that node is accepted there.
@@ -70,38 +70,42 @@ class Links:
         self.log = log
         self.dropped = 0  # messages that found a link too slow
         self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
-        self.reached = False  # set when another node has reached us at the address that we advertise
-        self.leaving = False  # set when we leave: then heartbeats take both ways, since they can't wait any more
+        self.reached = False  # set when another node has reached this one at the address that it advertises
+        self.leaving = (
+            False  # set when this node leaves: then heartbeats take both ways, since they can't wait any more
+        )
         self._clock = clock
         self.misdirected: dict[str, Misdirected] = {}
         self._links: dict[str, Link] = {}
-        self._ours: dict[str, float] = {me.address: math.inf}  # until when an address isn't dialled
+        self._own: dict[str, float] = {
+            me.address: math.inf
+        }  # addresses of this node, and until when they aren't dialled
 
     def now(self) -> float:
         return self._clock()
 
     def want(self, addresses: Iterable[str]) -> None:
-        """Links to these addresses too; those known already are kept for longer."""
+        """Makes links to these addresses; those that exist are kept for longer."""
         now = self._clock()
         for address in addresses:
             link = self._links.get(address)
             if link is not None:
                 link.wanted = now
-            elif address not in self._ours and len(self._links) < MAX_LINKS:
+            elif address not in self._own and len(self._links) < MAX_LINKS:
                 try:
                     self._links[address] = Link(self, parse_ip(address), now)
                 except ValueError as error:
                     self.log.write(f"peer address ignored: {error}", "addresses")
 
     def knows(self, address: str) -> bool:
-        return address in self._links or address in self._ours
+        return address in self._links or address in self._own
 
     def heard(self, identity: Identity) -> None:
-        """A heartbeat of this start of a node came, so it is dialled now, however often that was refused before."""
+        """Dials this start of a node at once, since it sent a heartbeat, however often dials were refused before."""
         peer = Peer(identity.name, identity.boot)
-        if identity.address in self._ours:
+        if identity.address in self._own:
             if self.reached or identity.address != self.me.address:
-                self.misdirect(peer.name, identity.address, self.me.name)
+                self.note_misdirected(peer.name, identity.address, self.me.name)
             return
         link = self._links.get(identity.address)
         if link is None:
@@ -109,28 +113,29 @@ class Links:
             link = self._links.get(identity.address)
             if link is None:
                 return
-        link.mean(peer, self._clock())
+        link.expect(peer, self._clock())
 
-    def misdirect(self, name: str, address: str, found: str) -> None:
+    def note_misdirected(self, name: str, address: str, found: str) -> None:
         """Notes that `found` answers at the address which `name` advertises."""
         if name in self.misdirected or len(self.misdirected) < MAX_MISDIRECTED:
             self.misdirected[name] = Misdirected(address, found, self._clock())
 
     def fan_out(self, message: Deliver) -> None:
         data = frame(encode(message))
-        patient = message.group.startswith(NODES_OWN)
+        heartbeat = message.group.startswith(NODES_OWN)
         for link in self._peers():
-            connection = link.patient if patient else link.connection
-            if connection is None or connection.closed:
-                self.unreachable += not patient
-            elif not connection.cast(data):
-                self.dropped += 1
-            if patient and self.leaving and link.connection:
+            connection = link.heartbeats if heartbeat else link.connection
+            if connection is not None and not connection.closed:
+                if not connection.cast(data):
+                    self.dropped += 1
+            elif not heartbeat:
+                self.unreachable += 1
+            if heartbeat and self.leaving and link.connection:
                 link.connection.cast(data)
 
     def _peers(self) -> Iterable["Link"]:
-        """One link to each peer: an open one where there is one, by the address that the peer advertises. It may answer
-        at more than one address, as at one that discovery knows, and is told everything once."""
+        """One link to each peer, since it may answer at more than one address: an open link if there is one, and rather
+        that of the address which the peer advertises."""
         best: dict[bytes, Link] = {}
         for link in self._links.values():
             if link.peer is not None:
@@ -140,11 +145,12 @@ class Links:
         return best.values()
 
     def forward(self, tag: str, message: Forward) -> None:
-        """To the peer with this tag (see `channel_tag`)."""
+        """Sends the message to the peer with this tag (see `channel_tag`)."""
         data = frame(encode(message))
         for link in self._links.values():  # one of an address that the peer had before isn't open
             if link.connection and link.is_open and link.peer is not None and channel_tag(link.peer.name) == tag:
-                self.dropped += not link.connection.cast(data)
+                if not link.connection.cast(data):
+                    self.dropped += 1
                 return
         self.unreachable += 1
 
@@ -156,7 +162,7 @@ class Links:
                 self.reset(address)
 
     def reset(self, address: str) -> None:
-        """Closes the link and dials afresh: what waits in a connection to a lost host may wait for long."""
+        """Closes the link and dials afresh: messages in a connection to a lost host may wait for long."""
         link = self._links.get(address)
         if link is not None and link.connection is not None:
             link.connection.close()
@@ -172,14 +178,14 @@ class Links:
             if link.task.done() or (link.connection is None and now - link.wanted > UNWANTED_AFTER):
                 link.task.cancel()
                 del self._links[address]
-        for address in [address for address, until in self._ours.items() if until <= now]:
-            del self._ours[address]
+        for address in [address for address, until in self._own.items() if until <= now]:
+            del self._own[address]
         for name in [name for name, wrong in self.misdirected.items() if now - wrong.seen > MISDIRECTED_FOR]:
             del self.misdirected[name]
 
-    def is_ours(self, address: TcpAddress) -> None:
-        """This node itself answered there, or somebody who passes on what it says: not to be dialled for a while."""
-        self._ours.setdefault(str(address), self._clock() + OURS_FOR)
+    def note_own(self, address: TcpAddress) -> None:
+        """Doesn't dial an address for a while, since this node itself answered there, or a relay of its messages."""
+        self._own.setdefault(str(address), self._clock() + OWN_FOR)
 
     async def close(self) -> None:
         tasks = [link.task for link in self._links.values()]
@@ -194,12 +200,12 @@ class Link:
 
     def __init__(self, links: Links, address: TcpAddress, now: float) -> None:
         self.wanted = now
-        self.peer: Peer | None = None  # that the link is or was open to
+        self.peer: Peer | None = None  # to which the link is or was open
         self.connection: AsyncConnection | None = None
-        self.patient: AsyncConnection | None = None
+        self.heartbeats: AsyncConnection | None = None
         self.opened = now
         self.retry = asyncio.Event()
-        self._meant: Peer | None = None  # None: whichever answers
+        self._expected: Peer | None = None  # None: any
         self._links = links
         self._address = address
         self.task = asyncio.create_task(self._run(), name=f"link to {address}")
@@ -210,20 +216,20 @@ class Link:
 
     @property
     def rank(self) -> tuple[bool, bool]:
-        """Whether it is open, and by the address that its peer's heartbeats name."""
-        return self.is_open, self._meant == self.peer
+        """Whether it is open, and whether its address is the one that its peer's heartbeats name."""
+        return self.is_open, self._expected == self.peer
 
-    def mean(self, peer: Peer, now: float) -> None:
-        """Only this start of this node is accepted by the next dial.
+    def expect(self, peer: Peer, now: float) -> None:
+        """Lets the next dial accept only this start of this node.
 
         A link that is open stays: its peer has proved that the address is its own, and a heartbeat only says so. Two
-        nodes may advertise one address for ever.
+        nodes may advertise one address for any time.
         """
         self.wanted = now
         if self.is_open and self.peer is not None and self.peer.name != peer.name:
-            self._links.misdirect(peer.name, str(self._address), self.peer.name)
+            self._links.note_misdirected(peer.name, str(self._address), self.peer.name)
             return
-        self._meant = peer
+        self._expected = peer
         if self.connection is None:
             self.retry.set()
 
@@ -243,35 +249,35 @@ class Link:
                         await self.retry.wait()
                 pause = min(pause * 2, REDIAL[1])
         except DialledItself:
-            self._links.is_ours(self._address)
-            if self._meant is not None:
-                self._links.misdirect(self._meant.name, str(self._address), self._links.me.name)
+            self._links.note_own(self._address)
+            if self._expected is not None:
+                self._links.note_misdirected(self._expected.name, str(self._address), self._links.me.name)
         finally:
             self._close()
 
     def _close(self) -> None:
-        """Both connections, whichever was lost."""
-        for connection in (self.connection, self.patient):
+        """Closes both connections, whichever was lost."""
+        for connection in (self.connection, self.heartbeats):
             if connection is not None:
                 connection.close()
-        self.connection = self.patient = None
+        self.connection = self.heartbeats = None
 
     async def _dial(self, lost: asyncio.Event) -> bool:
         """Whether a peer answered. Raises `DialledItself` if it was this node itself."""
-        links, meant = self._links, self._meant
+        links, expected = self._links, self._expected
         try:
-            self.patient = await self._connect(lost, meant)
-            verdict = self.patient.verdict
+            self.heartbeats = await self._connect(lost, expected)
+            verdict = self.heartbeats.verdict
             peer = Peer(verdict.name, verdict.boot)
             connection = await self._connect(lost, peer)
         except OtherStart as other:
-            self._gone(Peer(other.name, meant.boot if meant is not None else b""))
-            if self._meant == meant:
-                self._meant = None  # the start that answers now is as good as one that discovery names
+            self._refused(Peer(other.name, expected.boot if expected is not None else b""))
+            if self._expected == expected:
+                self._expected = None  # the start that answers now is as good as one that discovery names
             return False
         except OtherNode as other:
-            if meant is not None:
-                links.misdirect(meant.name, str(self._address), other.name)
+            if expected is not None:
+                links.note_misdirected(expected.name, str(self._address), other.name)
             return False
         except DialledItself:
             raise
@@ -280,20 +286,20 @@ class Link:
             return False
         except Unavailable as error:
             if isinstance(error, Refused) and self.peer is not None:
-                self._gone(self.peer)
+                self._refused(self.peer)
             return False
         links.misdirected.pop(peer.name, None)
         self.peer, self.connection, self.opened = peer, connection, links.now()
         links.on_open(peer, str(self._address))
         return True
 
-    def _gone(self, peer: Peer) -> None:
+    def _refused(self, peer: Peer) -> None:
         self.peer = None
         self._links.on_refused(peer)
 
-    async def _connect(self, lost: asyncio.Event, meant: Peer | None) -> AsyncConnection:
+    async def _connect(self, lost: asyncio.Event, expected: Peer | None) -> AsyncConnection:
         me = self._links.me
-        name, boot = meant or ("", b"")
+        name, boot = expected or ("", b"")
         hello = Hello(Role.NODE, name, boot, name=me.name, boot=me.boot, address=me.address)
         connection = await connect(self._address, self._links.keys, DIAL_TIMEOUT, lost.set, hello)
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)

@@ -1,30 +1,34 @@
-"""The metrics of a node by HTTP, for whoever may reach the address. Knows nothing of their format."""
+"""A node's metrics over HTTP, for any client that may reach the address. Knows nothing of their format.
+
+`prometheus_client`'s own server isn't used: it starts a thread for each connection, without a bound, and threads that
+compute delay the event loop. The architecture page has figures.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
-from typing import cast
 
 from ..wire.address import TcpAddress
 from .config import NodeError
 
 PATH = "/metrics"
-MAX_SCRAPERS = 16  # connections at a time
-SCRAPE_WITHIN = 5.0  # seconds from its opening that a connection has for all
+MAX_CONNECTIONS = 16  # at a time
+TIMEOUT = 5.0  # seconds that a connection has for everything
 MAX_HEAD = 16 * 1024  # bytes of a request
-SPACING = 0.05  # seconds between two answers, each of which takes the loop 0.4 to 0.7 ms
+SPACING = 0.05  # seconds between two replies, each of which takes the event loop 0.4 to 0.7 ms
 
 Render = Callable[[str], tuple[bytes, str]]  # an Accept header -> a body and its content type
 
 
 @asynccontextmanager
-async def scraped(address: TcpAddress, render: Render) -> AsyncIterator[TcpAddress]:
-    """Answers scrapers while its context is entered; yields where. Raises `NodeError` when the address can't be had."""
-    scrapes = _Scrapes(render)
+async def serve_metrics(address: TcpAddress, render: Render) -> AsyncIterator[TcpAddress]:
+    """Serves while its context is entered; yields the address. Raises `NodeError` when it can't listen there."""
+    metrics = _Server(render)
     try:
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(scrapes), address.host, address.port, reuse_address=True
+        server = await asyncio.start_server(
+            metrics.connected, address.host, address.port, limit=MAX_HEAD, reuse_address=True
         )
     except OSError as error:
         raise NodeError(
@@ -34,112 +38,76 @@ async def scraped(address: TcpAddress, render: Render) -> AsyncIterator[TcpAddre
         yield TcpAddress(*server.sockets[0].getsockname()[:2])
     finally:
         server.close()
-        scrapes.close()
+        metrics.close()
 
 
-class _Scrapes:
-    """What all connections share. Many scrapers at once take turns, and the node's work goes on between."""
+class _Server:
+    """One request and one reply for each connection. Many clients take turns, and the node's work goes on between."""
 
     def __init__(self, render: Render) -> None:
-        self.render = render
-        self._connections: dict[_Connection, None] = {}  # the oldest first
-        self._waiting: dict[_Connection, None] = {}  # those whose request is complete, in their order
-        self._loop = asyncio.get_running_loop()
-        self._next = 0.0  # when the next answer may be made
-        self._timer: asyncio.TimerHandle | None = None
+        self._render = render
+        self._connections: dict[asyncio.StreamWriter, bool] = {}  # whether its request is complete; the oldest first
+        self._turn = asyncio.Lock()
+        self._next = 0.0  # when the next reply may be made
 
-    def admit(self, connection: "_Connection") -> bool:
-        """Whether there is room. A connection that hasn't sent its request gives way to a new one."""
-        if len(self._connections) >= MAX_SCRAPERS:
-            silent = next((one for one in self._connections if one not in self._waiting), None)
-            if silent is None:
-                return False
-            self.leave(silent)
-            silent.abort()
-        self._connections[connection] = None
-        return True
-
-    def ask(self, connection: "_Connection") -> None:
-        self._waiting[connection] = None
-        if self._timer is None:
-            self._answer_next()
-
-    def leave(self, connection: "_Connection") -> None:
-        """The connection is closed, and takes no turn from the others."""
-        self._connections.pop(connection, None)
-        self._waiting.pop(connection, None)
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if self._admit(writer):
+                async with asyncio.timeout(TIMEOUT):
+                    writer.write(await self._reply(reader, writer))
+                    writer.close()
+                    await writer.wait_closed()
+        except (OSError, EOFError, asyncio.LimitOverrunError, TimeoutError):
+            pass  # too late, too long, or closed by the client
+        finally:
+            self._connections.pop(writer, None)
+            writer.transport.abort()
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        for connection in list(self._connections):
-            connection.abort()
+        for writer in self._connections:
+            writer.transport.abort()
 
-    def _answer_next(self) -> None:
-        self._timer = None
-        connection = None
-        if self._waiting and self._loop.time() >= self._next:
-            connection = next(iter(self._waiting))
-            del self._waiting[connection]
-            self._next = self._loop.time() + SPACING
-        if self._waiting:
-            self._timer = self._loop.call_at(self._next, self._answer_next)
-        if connection is not None:
-            connection.answer()
+    def _admit(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether there is room. A connection that hasn't sent its request gives way to a new one."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            silent = next((other for other, complete in self._connections.items() if not complete), None)
+            if silent is None:
+                return False
+            del self._connections[silent]
+            silent.transport.abort()
+        self._connections[writer] = False
+        return True
 
+    async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """The reply; empty when the client hung up, or sent more than its request, before its turn."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        method, _, rest = head.partition(" ")
+        if method not in ("GET", "HEAD"):
+            return _message(HTTPStatus.METHOD_NOT_ALLOWED, b"", "text/plain")
+        if rest.partition(" ")[0].partition("?")[0].rstrip("/") != PATH:
+            return _message(HTTPStatus.NOT_FOUND, b"The metrics are at /metrics.\n", "text/plain")
+        self._connections[writer] = True
+        more = asyncio.create_task(reader.read(1))
+        more.add_done_callback(partial(self._ended_early, writer))
+        try:
+            async with self._turn:
+                await asyncio.wait({more}, timeout=self._next - asyncio.get_running_loop().time())
+                if more.done():
+                    return b""
+                self._next = asyncio.get_running_loop().time() + SPACING
+        finally:
+            more.cancel()
+        lines = head.split("\r\n")[1:]
+        accept = ",".join(line.partition(":")[2].strip() for line in lines if line.lower().startswith("accept:"))
+        body, content_type = self._render(accept)
+        whole = _message(HTTPStatus.OK, body, content_type)
+        return whole if method == "GET" else whole[: -len(body)]
 
-class _Connection(asyncio.Protocol):
-    """One request and its answer, and no more.
-
-    It is read from to the end, or else a connection that its scraper closes while it waits wouldn't be noticed.
-    """
-
-    def __init__(self, scrapes: _Scrapes) -> None:
-        self._scrapes = scrapes
-        self._head = bytearray()
-        self._asked = False
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        if self._scrapes.admit(self):
-            self._timer = asyncio.get_running_loop().call_later(SCRAPE_WITHIN, self.abort)
-        else:
-            self.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._head += data
-        if len(self._head) > MAX_HEAD:
-            self.abort()
-        elif not self._asked and b"\r\n\r\n" in self._head:
-            self._asked = True
-            self._scrapes.ask(self)
-
-    def answer(self) -> None:
-        self._transport.write(_response(self._head.decode("latin-1"), self._scrapes.render))
-        self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._scrapes.leave(self)
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-
-def _response(head: str, render: Render) -> bytes:
-    first, *lines = head.split("\r\n")
-    method, _, rest = first.partition(" ")
-    path = rest.partition(" ")[0].partition("?")[0]
-    if method not in ("GET", "HEAD"):
-        return _message(HTTPStatus.METHOD_NOT_ALLOWED, b"", "text/plain")
-    if path.rstrip("/") != PATH:
-        return _message(HTTPStatus.NOT_FOUND, b"The metrics are at /metrics.\n", "text/plain")
-    accept = ",".join(line.partition(":")[2].strip() for line in lines if line.lower().startswith("accept:"))
-    body, content_type = render(accept)
-    whole = _message(HTTPStatus.OK, body, content_type)
-    return whole if method == "GET" else whole[: -len(body)]
+    def _ended_early(self, writer: asyncio.StreamWriter, more: asyncio.Task[bytes]) -> None:
+        """Frees the room of a connection at once, though its turn is still to come."""
+        if not more.cancelled():
+            more.exception()  # a reset is no error here, and isn't logged as one
+            self._connections.pop(writer, None)
 
 
 def _message(status: HTTPStatus, body: bytes, content_type: str) -> bytes:

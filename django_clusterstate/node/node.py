@@ -196,7 +196,7 @@ class Node:
         coalescer = self.server.coalescer
         assert coalescer is not None  # the server listens
         while True:
-            due = await coalescer.rest(TICK)
+            due = await coalescer.sleep(TICK)
             now = self._clock()
             self.membership.layer_failing = self.heartbeats.failing
             self._apply(self.membership.tick(now, due))

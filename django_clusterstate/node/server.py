@@ -1,4 +1,4 @@
-"""The sockets of a node: who may connect, how much they may send, and the way of a request to its reply."""
+"""The sockets of a node: which connections it accepts, how much they may send, and how a request gets its reply."""
 
 import asyncio
 import errno
@@ -17,7 +17,7 @@ from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, FailedReply,
 from ..wire.noise import Opener, Sealer
 from ..wire.unix_sockets import check_unix_peer
 from .channels.queues import NODES_OWN
-from .coalescing import REST, Coalescer
+from .coalescing import MAX_DELAY, Coalescer
 from .config import NodeError
 from .connection_slots import ConnectionSlots, Kind, Source, source_of
 from .handler import Handler
@@ -26,16 +26,16 @@ from .socketfile import SocketFile
 
 MAX_CONNECTIONS = 4096
 FOR_NODES = 2304  # of them: two for each of as many peers as a node keeps links to, and some more
-FOR_LOCAL = 512  # of them that other hosts leave to processes of this host
-MAX_STRANGERS = 256  # connections that haven't proved themselves yet: as many as may dial at once after a restart
-STRANGERS_FOR_LOCAL = 32
-AUTHENTICATE_WITHIN = 5.0  # seconds
-MAX_OUTPUT = 8 * 1024 * 1024  # bytes of replies that wait for the other side to read; meanwhile it isn't served
-READ_WITHIN = 5.0  # seconds that it has for that
+FOR_LOCAL = 512  # of them that processes of this host keep when other hosts need more
+MAX_UNAUTHENTICATED = 256  # connections before the end of their handshake: as many as may dial at once after a restart
+UNAUTHENTICATED_FOR_LOCAL = 32
+HANDSHAKE_TIMEOUT = 5.0  # seconds
+MAX_OUTPUT = 8 * 1024 * 1024  # bytes of unread replies of a connection, from which it isn't served
+READ_TIMEOUT = 5.0  # seconds that it then has to read them
 READ_AT_ONCE = 256 * 1024  # bytes of a peer's link
 WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
-NOT_READ = f"it has not read its replies for {READ_WITHIN:g} s"
-NODES_ONLY = frozenset((Deliver, Forward))  # what no requester may send
+NOT_READ = f"it has not read its replies for {READ_TIMEOUT:g} s"
+NODES_ONLY = frozenset((Deliver, Forward))  # messages that no requester may send
 BACKLOG = 1024  # connections that the kernel keeps until they are accepted
 # Messages leave at once. A host that is gone without a word is probed after half a minute of silence, and its
 # connections are closed half a minute later; otherwise they would keep their slots for ever.
@@ -49,7 +49,7 @@ TCP_OPTIONS = (
 
 
 class Server:
-    """Listens, and serves `handler` to whoever is entitled.
+    """Listens, and passes requests of authenticated connections to `handler`.
 
     `log` takes a line for each connection that was closed for a reason. `on_dialled(hello)` is called when another node
     has completed a handshake with this one.
@@ -68,15 +68,17 @@ class Server:
         self.log = log
         self.on_dialled = on_dialled
         self.connections: ConnectionSlots[Connection] = ConnectionSlots(MAX_CONNECTIONS, FOR_NODES, FOR_LOCAL)
-        self.strangers: ConnectionSlots[Connection] = ConnectionSlots(MAX_STRANGERS, MAX_STRANGERS, STRANGERS_FOR_LOCAL)
+        self.unauthenticated: ConnectionSlots[Connection] = ConnectionSlots(
+            MAX_UNAUTHENTICATED, MAX_UNAUTHENTICATED, UNAUTHENTICATED_FOR_LOCAL
+        )
         self.coalescer: Coalescer | None = None
         self._servers: list[asyncio.Server] = []
         self._socket_file: SocketFile | None = None
 
     async def listen(self, address: Address) -> None:
-        """Raises `NodeError` when the address can't be had."""
+        """Raises `NodeError` when it can't listen at the address."""
         loop = asyncio.get_running_loop()
-        self.coalescer = self.coalescer or Coalescer(min(REST, self.handler.membership.timings.heartbeat / 2))
+        self.coalescer = self.coalescer or Coalescer(min(MAX_DELAY, self.handler.membership.timings.heartbeat / 2))
         try:
             if isinstance(address, UnixAddress):
                 self._socket_file = SocketFile(address, BACKLOG)
@@ -98,35 +100,38 @@ class Server:
         self._servers.append(server)
 
     def admit(self, connection: "Connection", source: Source) -> None:
-        """Gives a connection that has shaken hands its place; another is closed for it where there is none."""
-        self.strangers.discard(connection)
+        """Gives an authenticated connection its slot; when there is none, closes another for it."""
+        self.unauthenticated.discard(connection)
         victim = self.connections.enter(connection, source)
         stats = self.handler.stats
         stats.connections = len(self.connections)
         if victim is None:
             return
-        stats.connections_evicted += victim is not connection
         holder = source if victim is connection else victim.source
         self.log.write(
             f"all {self.connections.most:,} connection slots are taken, most of them by {holder}: each new connection "
             "closes one of these, an idle one if there is any; check what runs there, and how many processes and "
             "threads connect to this node"
         )
-        victim._turn_away("") if victim is connection else victim.abort()
+        if victim is connection:
+            victim._reject("")
+        else:
+            stats.connections_evicted += 1
+            victim.abort()
 
     def close(self) -> None:
         if self._socket_file is not None:
             self._socket_file.remove()  # first: a node that starts takes the path as soon as nobody answers there
         for server in self._servers:
             server.close()
-        for connection in [*self.connections, *self.strangers]:
+        for connection in [*self.connections, *self.unauthenticated]:
             connection.abort()
         if self.coalescer is not None:
             self.coalescer.close()
 
 
 class Connection(asyncio.Protocol):
-    """One requester or peer. `keys` empty: a unix socket, whose other end the kernel names."""
+    """A connection of a requester or peer. `keys` empty: over the unix socket, where the kernel names the other end."""
 
     def __init__(self, server: Server, keys: Sequence[LinkKey]) -> None:
         self._server = server
@@ -143,40 +148,39 @@ class Connection(asyncio.Protocol):
         self._unserved: deque[bytes] = deque()
         self._paused = False
         self.source = Source(Kind.REMOTE, "")
-        self.used = True  # since it was last looked at for room
-        self._had_heartbeat = False  # and nothing of users since
-        self._coalesced = -1  # the number of our socket while it is read together with others
+        self.used = True  # since it was last considered for eviction
+        self._had_heartbeat = False  # as its last message
+        self._coalesced = -1  # the number of its socket while that is read together with others
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         server = self._server
         sock = self._transport.get_extra_info("socket")
         if self._trusted and not check_unix_peer(sock):
-            self._turn_away("a process of another user; nodes and requesters run as one user")
+            self._reject("a process of another user; nodes and requesters run as one user")
             return
         if not self._trusted:
             for level, option, value in TCP_OPTIONS:
                 sock.setsockopt(level, option, value)
         self.source = source_of(sock)
-        # While it hasn't proved itself: what it says before costs nothing.
+        # Until the handshake is complete: of the host that holds most, the oldest connection goes, so those that don't
+        # authenticate can't keep others out.
         self.used = False
-        # Of the host that holds most, the one that has been there for longest goes: strangers can't keep those out who
-        # have a proof.
-        if (victim := server.strangers.enter(self, self.source)) is not None:
-            victim._turn_away("")
+        if (victim := server.unauthenticated.enter(self, self.source)) is not None:
+            victim._reject("")
             if victim is self:
                 return
-        self._timer = asyncio.get_running_loop().call_later(AUTHENTICATE_WITHIN, self._turn_away, "")
+        self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._reject, "")
         # From this size on `pause_writing` is called.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
         me = server.me
-        self._handshake = NodeHandshake(self._keys, me.name, me.boot, _source(self._transport))
+        self._handshake = NodeHandshake(self._keys, me.name, me.boot, _address_of(self._transport))
         self._transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
         try:
             if self._handshake is not None:
-                self._shake_hands(self._handshake, data)
+                self._receive_handshake(self._handshake, data)
                 return
             self.used = True
             payloads = self._deframer.feed(data if self._opener is None else self._opener.feed(data))
@@ -187,13 +191,12 @@ class Connection(asyncio.Protocol):
                 self._unserved.extend(payloads)
                 self._serve()
         except (ProtocolError, *DECODE_ERRORS) as error:
-            # To the peer's address, once: it is either a stranger or a bug, and both want to be seen.
-            self._turn_away(str(error))
-        except Exception as error:  # a bug of ours, which must end one connection and nothing else
-            self._turn_away(f"its request failed: {error!r}; please report this error")
+            self._reject(str(error))
+        except Exception as error:  # a bug, which must end one connection and nothing else
+            self._reject(f"its request failed: {error!r}; please report this error")
 
     def _serve(self) -> None:
-        """Answers what has come, as far as the other side reads the answers."""
+        """Answers the received requests until the output is paused."""
         out: list[bytes] = []
         size = 0
         while self._unserved and not self._paused and self._transport is not None:
@@ -212,7 +215,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(answers if self._sealer is None else self._sealer.seal(answers))
 
     def _answer(self, payload: bytes) -> bytes:
-        """The frame to send; empty when nothing is due now."""
+        """The frame of the reply; empty when there is none now."""
         request = decode_request(payload)
         if not self.peer and type(request) in NODES_ONLY:
             raise ProtocolError(f"a requester sent {type(request).__name__}, which only nodes may send")
@@ -224,21 +227,21 @@ class Connection(asyncio.Protocol):
                 return self._too_long(reply, error)
         if isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
-                self._read_with_others()
+                self._read_coalesced()
             self._had_heartbeat = True
         else:
             self._had_heartbeat = False
-            self._read_alone()  # what follows a user's message mustn't wait
+            self._read_directly()  # messages that follow one of a user mustn't wait
         return b""
 
-    def _read_with_others(self) -> None:
+    def _read_coalesced(self) -> None:
         coalescer = self._server.coalescer
         if self._coalesced < 0 and coalescer is not None and self._transport is not None:
             self._transport.pause_reading()
             self._coalesced = self._transport.get_extra_info("socket").fileno()
             coalescer.add(self._coalesced, self._read)
 
-    def _read_alone(self) -> None:
+    def _read_directly(self) -> None:
         if self._coalesced < 0:
             return
         if self._server.coalescer is not None:
@@ -257,9 +260,9 @@ class Connection(asyncio.Protocol):
         if data:
             self.data_received(data)
         else:
-            self._read_alone()  # so that the transport finds out for itself that it is closed
+            self._read_directly()  # so that the transport notices that it is closed
 
-    def _shake_hands(self, handshake: NodeHandshake, data: bytes) -> None:
+    def _receive_handshake(self, handshake: NodeHandshake, data: bytes) -> None:
         payloads = self._deframer.feed(data)
         if not payloads:
             return
@@ -273,12 +276,12 @@ class Connection(asyncio.Protocol):
             self._admit(handshake, answer)
 
     def _refuse(self, handshake: NodeHandshake) -> None:
-        """Closes once the answer has been sent."""
+        """Closes the connection once the answer has been sent."""
         assert self._transport is not None
         if handshake.outdated:
-            self._transport.close()  # as after each restart: no news
+            self._transport.close()  # expected after each restart, so not logged
         else:
-            self._turn_away(handshake.refused, close=self._transport.close)
+            self._reject(handshake.refused, close=self._transport.close)
 
     def _admit(self, handshake: NodeHandshake, answer: bytes) -> None:
         server, hello = self._server, handshake.hello
@@ -291,19 +294,19 @@ class Connection(asyncio.Protocol):
             self.source = Source(Kind.NODE, self.source.name)
         server.admit(self, self.source)
         if self._transport is None:
-            return  # there was no place, and so there is no answer: nothing is sent here
+            return  # there was no slot, so it was closed
         self._transport.write(answer)
         if handshake.session is not None:
             self._sealer, self._opener = handshake.session
-        self._deframer.limit = MAX_REQUEST  # so that whatever it stores or sends fits in a reply
+        self._deframer.limit = MAX_REQUEST  # so that any value or message that it sends fits in a reply
         if self.peer:
             server.on_dialled(hello)
 
     def push(self, reply: Reply) -> None:
-        """Sends a reply that was not due at once."""
+        """Sends a reply later than its request was handled."""
         if self._paused:
             self._handler.undelivered(reply)
-            self._turn_away(NOT_READ)
+            self._reject(NOT_READ)
         elif self._transport is None:
             self._handler.undelivered(reply)
         else:
@@ -314,18 +317,18 @@ class Connection(asyncio.Protocol):
             self._write(data)
 
     def _too_long(self, reply: Reply, error: ValueError) -> bytes:
-        """What is sent instead. A bug, since each reply is bounded where it is made, but no reason to close: what waits
-        behind it on the connection would be lost as well."""
+        """The frame of an error in place of the reply. That is a bug, since each reply is bounded where it is made, but
+        the connection stays open: otherwise the replies behind it would be lost as well."""
         self._server.log.write(f"reply {type(reply).__name__} not sent, the requester gets an error: {error}")
         return frame(encode(FailedReply(self._handler.epoch, REPLY_TOO_LONG)))
 
     def pause_writing(self) -> None:
-        """More than `MAX_OUTPUT` waits: until the other side has read some of it, nothing more is read from it."""
+        """Backpressure: more than `MAX_OUTPUT` is unread. Nothing is read until the other side has read some of it."""
         self._paused = True
-        self._read_alone()
+        self._read_directly()
         if self._transport is not None:
             self._transport.pause_reading()
-            self._timer = asyncio.get_running_loop().call_later(READ_WITHIN, self._turn_away, NOT_READ)
+            self._timer = asyncio.get_running_loop().call_later(READ_TIMEOUT, self._reject, NOT_READ)
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -339,19 +342,19 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
-        self._read_alone()
+        self._read_directly()
         server = self._server
-        server.strangers.discard(self)
+        server.unauthenticated.discard(self)
         server.connections.discard(self)
         self._handler.stats.connections = len(server.connections)
         self._handler.close(self)
 
-    def _turn_away(self, why: str, close: Callable[[], None] | None = None) -> None:
+    def _reject(self, why: str, close: Callable[[], None] | None = None) -> None:
         """Closes the connection for a reason: at once, or with `close` after what was written has been sent."""
         self._handler.stats.refused += 1
         if why:
             peer = self._transport.get_extra_info("peername") if self._transport else None
-            self._server.log.write(f"connection from {_readable(peer)} closed: {why}")
+            self._server.log.write(f"connection from {_description_of(peer)} closed: {why}")
         if close is None:
             self.abort()
         else:
@@ -359,18 +362,18 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Closes at once; `connection_lost` follows."""
-        self._server.strangers.discard(self)
+        self._server.unauthenticated.discard(self)
         transport, self._transport = self._transport, None
-        self._read_alone()
+        self._read_directly()
         if transport is not None:
             transport.abort()
 
 
-def _source(transport: asyncio.Transport) -> str:
+def _address_of(transport: asyncio.Transport) -> str:
     """The address that a dialler comes from; empty for a unix socket."""
     peer = transport.get_extra_info("peername")
     return str(TcpAddress(peer[0], peer[1])) if isinstance(peer, tuple) else ""
 
 
-def _readable(peer: object) -> str:
+def _description_of(peer: object) -> str:
     return str(peer[0]) if isinstance(peer, tuple) else "the unix socket"

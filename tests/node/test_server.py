@@ -116,7 +116,7 @@ async def running(folder: Path) -> AsyncIterator[Running]:
     running.server.close()
     await asyncio.sleep(0.01)  # the transports end in the loop's next turns
     assert not running.server.connections
-    assert not running.server.strangers
+    assert not running.server.unauthenticated
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
@@ -138,18 +138,18 @@ async def closed(reader: asyncio.StreamReader, seconds: float = 5) -> bool:
 
 
 async def test_connections_that_say_nothing_are_closed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AUTHENTICATE_WITHIN", 0.2)
+    monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT", 0.2)
     strangers = [await running.stranger() for _ in range(50)]
     assert await running.serves()
     assert all([await closed(reader) for reader, _ in strangers])
-    assert not running.server.strangers
+    assert not running.server.unauthenticated
     assert running.refused == 50
 
 
 async def test_connection_that_says_a_byte_now_and_then_is_closed_as_well(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "AUTHENTICATE_WITHIN", 0.2)
+    monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT", 0.2)
     reader, writer = await running.stranger()
     end = asyncio.create_task(closed(reader))
     for byte in frame(b"x" * 100):
@@ -163,8 +163,8 @@ async def test_connection_that_says_a_byte_now_and_then_is_closed_as_well(
 
 async def test_silent_strangers_keep_nobody_out(running: Running) -> None:
     before = resident_bytes()
-    strangers = [await running.stranger() for _ in range(module.MAX_STRANGERS + 40)]
-    assert len(running.server.strangers) == module.MAX_STRANGERS
+    strangers = [await running.stranger() for _ in range(module.MAX_UNAUTHENTICATED + 40)]
+    assert len(running.server.unauthenticated) == module.MAX_UNAUTHENTICATED
     assert await running.serves()
     assert all([await closed(reader) for reader, _ in strangers[:40]])  # those who had been silent for longest
     assert not strangers[-1][0].at_eof()
@@ -172,11 +172,11 @@ async def test_silent_strangers_keep_nobody_out(running: Running) -> None:
 
 
 async def test_strangers_that_begin_to_say_something_keep_nobody_out_either(running: Running) -> None:
-    running.server.strangers.most = 10
+    running.server.unauthenticated.most = 10
     strangers = [await running.stranger() for _ in range(10)]
     for _, writer in strangers:
         writer.write(b"\0")
-    held = list(running.server.strangers)
+    held = list(running.server.unauthenticated)
     await until(lambda: all(stranger._deframer.pending for stranger in held))
     assert await running.serves()
     assert await closed(strangers[0][0])  # the oldest
@@ -286,16 +286,16 @@ async def test_connection_that_gives_way_leaves_nothing_behind(running: Running)
 
 
 async def test_silent_strangers_of_one_host_give_way_to_those_of_another(running: Running) -> None:
-    running.server.strangers.most = 10
+    running.server.unauthenticated.most = 10
     first, _ = await running.stranger()
     writers = []
     for _ in range(30):
         reader, writer = await asyncio.open_connection(*running.tcp, local_addr=("127.0.0.9", 0))
         writers.append(writer)
         await reader.readexactly(HEADER)
-    assert len(running.server.strangers) == 10
+    assert len(running.server.unauthenticated) == 10
     assert not first.at_eof()
-    sources = {running.server.strangers.source_of(stranger).name for stranger in running.server.strangers}
+    sources = {running.server.unauthenticated.source_of(stranger).name for stranger in running.server.unauthenticated}
     assert sources == {"127.0.0.1", "127.0.0.9"}
     assert await running.serves()
     for writer in writers:
@@ -459,7 +459,7 @@ async def test_many_long_replies_reach_who_reads_them(running: Running) -> None:
 async def test_peer_that_does_not_read_its_replies_costs_a_constant_and_is_closed(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "READ_WITHIN", 0.3)
+    monkeypatch.setattr(module, "READ_TIMEOUT", 0.3)
     get = await give_value(running, MIB)
     before = resident_bytes()
     friend = await running.friend()
@@ -529,17 +529,17 @@ async def until_heard(heard: Sized, count: int) -> None:
 @pytest.mark.timing(alone=True)
 async def test_links_of_many_peers_are_read_together(running: Running) -> None:
     heard = listen(running)
-    peers = [await running.friend() for _ in range(coalescing.MANY)]
+    peers = [await running.friend() for _ in range(coalescing.MIN_SOCKETS)]
     await are_known(peers, heard)
-    await asyncio.sleep(coalescing.REST)
+    await asyncio.sleep(coalescing.MAX_DELAY)
     heard.clear()
     for number, peer in enumerate(peers):
         peer.cast(heartbeat(number))
-        await asyncio.sleep(2 * coalescing.REST / len(peers))
+        await asyncio.sleep(2 * coalescing.MAX_DELAY / len(peers))
     await until_heard(heard, len(peers))
     assert sorted(number for _, number in heard) == list(range(len(peers)))
     times = sorted(when for when, _ in heard)
-    wakes = sum(after - before > coalescing.REST / 2 for before, after in itertools.pairwise(times)) + 1
+    wakes = sum(after - before > coalescing.MAX_DELAY / 2 for before, after in itertools.pairwise(times)) + 1
     assert wakes <= 4
 
 
@@ -561,7 +561,7 @@ async def are_known(peers: list[AsyncConnection], heard: list[tuple[float, int]]
 
 async def test_a_read_that_fails_stops_neither_the_others_nor_the_clock() -> None:
     coalescer = coalescing.Coalescer(0.01)
-    pairs = [socket.socketpair() for _ in range(coalescing.MANY)]
+    pairs = [socket.socketpair() for _ in range(coalescing.MIN_SOCKETS)]
     read: list[bytes] = []
 
     def take(ours: socket.socket) -> None:
@@ -581,7 +581,7 @@ async def test_a_read_that_fails_stops_neither_the_others_nor_the_clock() -> Non
             theirs.send(b"x")
         await until_heard(read, turn * (len(pairs) - 1))
         async with asyncio.timeout(5):
-            await coalescer.rest(0.01)
+            await coalescer.sleep(0.01)
     assert {str(error) for error in raised} == {"a bug"}
     coalescer.close()
     for pair in pairs:
@@ -638,37 +638,37 @@ async def test_other_work_is_done_at_the_same_wake_up(running: Running) -> None:
     coalescer = running.server.coalescer
     assert coalescer is not None
     start = time.monotonic()
-    await coalescer.rest(0.01)
-    check_seconds(time.monotonic() - start, below=coalescing.REST, at_least=0.005)  # there is nothing to wait for
-    peers = [await running.friend() for _ in range(coalescing.MANY)]
+    await coalescer.sleep(0.01)
+    check_seconds(time.monotonic() - start, below=coalescing.MAX_DELAY, at_least=0.005)  # there is nothing to wait for
+    peers = [await running.friend() for _ in range(coalescing.MIN_SOCKETS)]
     await are_known(peers, heard)
     for number, peer in enumerate(peers):
         peer.cast(heartbeat(number))
     await until_heard(heard, 3 * len(peers))
     async with asyncio.timeout(5):
-        await coalescer.rest(60)
+        await coalescer.sleep(60)
         for peer in peers:
             peer.close()
         await until(lambda: not running.server.connections)
-        await coalescer.rest(0.01)
+        await coalescer.sleep(0.01)
 
 
 @pytest.mark.timing
 async def test_links_of_a_few_peers_are_read_at_once(running: Running) -> None:
     heard = listen(running)
-    peers = [await running.friend() for _ in range(coalescing.MANY - 1)]
+    peers = [await running.friend() for _ in range(coalescing.MIN_SOCKETS - 1)]
     for number, peer in enumerate(peers * 3):
         said = time.monotonic()
         peer.cast(heartbeat(number))
         await until_heard(heard, number + 1)
-        check_seconds(heard[-1][0] - said, below=coalescing.REST / 2)
+        check_seconds(heard[-1][0] - said, below=coalescing.MAX_DELAY / 2)
         assert heard[-1][1] == number
 
 
 @pytest.mark.timing
 async def test_link_that_carries_messages_of_users_is_read_at_once(running: Running) -> None:
     heard = listen(running)
-    peers = [await running.friend() for _ in range(coalescing.MANY)]
+    peers = [await running.friend() for _ in range(coalescing.MIN_SOCKETS)]
     await are_known(peers, heard)
     heard.clear()
     chatty = peers[0]
@@ -678,7 +678,7 @@ async def test_link_that_carries_messages_of_users_is_read_at_once(running: Runn
         said = time.monotonic()
         chatty.cast(heartbeat(number, "chat"))
         await until_heard(heard, number + 1)
-        check_seconds(heard[-1][0] - said, below=coalescing.REST / 2)
+        check_seconds(heard[-1][0] - said, below=coalescing.MAX_DELAY / 2)
 
 
 @pytest.mark.timing
@@ -694,7 +694,7 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
             lambda _: None,
             KeptLog(),
         )
-        for number in range(coalescing.MANY)
+        for number in range(coalescing.MIN_SOCKETS)
     ]
     for links in everybody:
         links.want([str(running.tcp)])
@@ -709,7 +709,7 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
         said = time.monotonic()
         links.leaving = number % 2 == 0
         links.fan_out(wire.Deliver(GROUP if links.leaving else "chat", b"%d" % number, 60, 10_000))
-        check_seconds(await first_heard(heard, number, said) - said, below=coalescing.REST / 2)
+        check_seconds(await first_heard(heard, number, said) - said, below=coalescing.MAX_DELAY / 2)
     for links in everybody:
         await links.close()
     await until(lambda: not running.server.connections)
@@ -817,9 +817,9 @@ async def test_what_finds_a_link_down_is_counted_apart_from_what_finds_it_too_sl
     await links.close()
 
 
-async def test_link_read_with_others_is_answered_and_closed_as_any(running: Running) -> None:
+async def test_link_read_coalesced_is_answered_and_closed_as_any(running: Running) -> None:
     heard = listen(running)
-    peers = [await running.friend() for _ in range(coalescing.MANY + 4)]
+    peers = [await running.friend() for _ in range(coalescing.MIN_SOCKETS + 4)]
     for _ in range(2):
         for number, peer in enumerate(peers):
             peer.cast(heartbeat(number))

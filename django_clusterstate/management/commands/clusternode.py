@@ -29,7 +29,7 @@ from ...node.config import NodeConfig, NodeError
 from ...node.discovery import ListDiscovery
 from ...node.log import RationedLog, logger
 from ...node.membership_events import Event, Isolated, ViewChanged, what_happened
-from ...node.metrics_server import scraped
+from ...node.metrics_server import serve_metrics
 from ...node.node import Node
 from ...node.redis_pubsub import PubSubLayer
 from ...settings import Settings
@@ -213,7 +213,7 @@ def _metrics(node: Node, host: str, port: int | None) -> AbstractAsyncContextMan
     except ImportError as error:
         raise NodeError("Metrics need prometheus_client: pip install django-clusterstate[prometheus]") from error
     address = parse_tcp(str(TcpAddress(host, port)))
-    return scraped(address, lambda accept: render(node.handler.status(), accept))
+    return serve_metrics(address, lambda accept: render(node.handler.status(), accept))
 
 
 def _run(node: Node, watch: AddressWatch, metrics: AbstractAsyncContextManager[object]) -> None:
