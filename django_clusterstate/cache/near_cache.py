@@ -33,7 +33,8 @@ class NearCache:
     __slots__ = ("_entries", "_used", "_write_numbers", "_writes")
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, tuple[wire.Value, ReadMark, float]] = OrderedDict()  # in LRU order
+        # Value, number of the last write before the read, times of the read and of expiry; in LRU order.
+        self._entries: OrderedDict[bytes, tuple[wire.Value, int, float, float]] = OrderedDict()
         self._write_numbers = itertools.count(1)
         self._used = False  # before the first read, writes have nothing to invalidate
         self._writes = [0] * _SLOTS
@@ -46,7 +47,7 @@ class NearCache:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        value, (write, read_at), expires = entry
+        value, write, read_at, expires = entry
         if read_at < since or expires <= now or write != self._writes[hash(key) % _SLOTS]:
             return None
         try:
@@ -68,7 +69,8 @@ class NearCache:
         """
         if value is None or (isinstance(value, bytes) and len(value) > MAX_NEAR_VALUE):
             return
-        self._entries[key] = (value, mark, math.inf if ttl is None else mark.time + ttl)
+        expires = math.inf if ttl is None else mark.time + ttl
+        self._entries[key] = (value, mark.write, mark.time, expires)
         with contextlib.suppress(KeyError):  # other threads evict too
             self._entries.move_to_end(key)
             while len(self._entries) > max_entries:
