@@ -44,21 +44,13 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         hint = "Remove it to count limits in the nodes; docs/outgrowing.md describes the alternatives."
         found.append(Error(str(error), hint=hint, id="clusterstate.E007"))
     if settings.secret_problem and not settings.bind.is_loopback:
-        found.append(
-            Warning(
-                f"The secret is too weak for {settings.bind}, which other hosts can reach: {settings.secret_problem}.",
-                hint="Set CLUSTERSTATE['SECRET'] to a long random string; until then clusternode won't start.",
-                id="clusterstate.W001",
-            )
-        )
+        problem = f"The secret is too weak for {settings.bind}, which other hosts can reach: {settings.secret_problem}."
+        hint = "Set CLUSTERSTATE['SECRET'] to a long random string; until then clusternode won't start."
+        found.append(Warning(problem, hint=hint, id="clusterstate.W001"))
     if settings.deadline > SLOW_DEADLINE:
-        found.append(
-            Warning(
-                f"CLUSTERSTATE['DEADLINE'] is {settings.deadline:g} s: a node that is down delays requests that long.",
-                hint="The default is 0.1 s, about a thousand times the usual time of a reply.",
-                id="clusterstate.W002",
-            )
-        )
+        problem = f"CLUSTERSTATE['DEADLINE'] is {settings.deadline:g} s: a node that is down delays requests that long."
+        hint = "The default is 0.1 s, about a thousand times the usual time of a reply."
+        found.append(Warning(problem, hint=hint, id="clusterstate.W002"))
     return found
 
 
@@ -78,14 +70,12 @@ def check_addresses(settings: Settings) -> list[CheckMessage]:
             elsewhere = []
     if elsewhere and advertised.is_loopback:
         entry = "BIND" if settings.advertise is None else "ADVERTISE"
-        return [
-            Warning(
-                f"{entry} is {advertised}, which only this host reaches, but DISCOVERY names {elsewhere[0]}: the two "
-                "nodes would form two clusters.",
-                hint="Set CLUSTERSTATE_BIND on each host to an address of that host which the others can reach.",
-                id="clusterstate.W004",
-            )
-        ]
+        problem = (
+            f"{entry} is {advertised}, which only this host reaches, but DISCOVERY names {elsewhere[0]}: the two nodes "
+            "would form two clusters."
+        )
+        hint = "Set CLUSTERSTATE_BIND on each host to an address of that host which the others can reach."
+        return [Warning(problem, hint=hint, id="clusterstate.W004")]
     return []
 
 
@@ -101,13 +91,9 @@ def check_limits(settings: Settings) -> list[CheckMessage]:
         hint = "Set the dotted path of a view that takes the request and the Ratelimited exception."
         return [Error(f"CLUSTERSTATE['LIMITS_VIEW']: {error}", hint=hint, id="clusterstate.E005")]
     if settings.limits and MIDDLEWARE not in django_settings.MIDDLEWARE:
-        return [
-            Warning(
-                "CLUSTERSTATE['LIMITS'] has no effect without its middleware.",
-                hint=f"Add {MIDDLEWARE!r} to MIDDLEWARE, after AuthenticationMiddleware.",
-                id="clusterstate.W003",
-            )
-        ]
+        problem = "CLUSTERSTATE['LIMITS'] has no effect without its middleware."
+        hint = f"Add {MIDDLEWARE!r} to MIDDLEWARE, after AuthenticationMiddleware."
+        return [Warning(problem, hint=hint, id="clusterstate.W003")]
     return []
 
 
@@ -116,19 +102,10 @@ def check_channel_layer(alias: str | None) -> list[CheckMessage]:
         return []
     layers = getattr(django_settings, "CHANNEL_LAYERS", {})
     if alias not in layers:
-        return [
-            Error(
-                f"CLUSTERSTATE['CHANNEL_LAYER'] is {alias!r}, which is not an alias in CHANNEL_LAYERS.",
-                hint="Remove it to use the embedded layer.",
-                id="clusterstate.E002",
-            )
-        ]
+        problem = f"CLUSTERSTATE['CHANNEL_LAYER'] is {alias!r}, which is not an alias in CHANNEL_LAYERS."
+        return [Error(problem, hint="Remove it to use the embedded layer.", id="clusterstate.E002")]
     if layers[alias].get("BACKEND") == IN_MEMORY_LAYER:
-        return [
-            Error(
-                f"The channel layer {alias!r} works within one process only: it can't carry heartbeats between nodes.",
-                hint="Remove CHANNEL_LAYER to use the embedded layer, or use channels_redis.",
-                id="clusterstate.E003",
-            )
-        ]
+        problem = f"The channel layer {alias!r} works within one process only: it can't carry heartbeats between nodes."
+        hint = "Remove CHANNEL_LAYER to use the embedded layer, or use channels_redis."
+        return [Error(problem, hint=hint, id="clusterstate.E003")]
     return []

@@ -1,4 +1,4 @@
-"""Settings from a dict and an environment, and the errors that they make."""
+"""Settings from a dict and an environment, and their errors."""
 
 import itertools
 import os
@@ -112,7 +112,7 @@ def test_every_entry_is_tested() -> None:
     assert {entry for entry, *_ in CASES} | {entry for entry, *_ in TIMINGS} | {"SECRET_FALLBACKS"} == set(ENTRIES)
 
 
-def test_everything_has_a_default() -> None:
+def test_all_entries_have_defaults() -> None:
     settings = read()
     assert settings.bind == TcpAddress("127.0.0.1", 4370)
     assert settings.advertise is None  # the node finds it
@@ -177,7 +177,7 @@ def test_a_dollar_sign_in_the_environment_is_a_dollar_sign(secret: str) -> None:
         ("DOWN_AFTER", "3", "must be a number"),
     ],
 )
-def test_an_error_names_the_entry_and_what_it_may_be(entry: str, value: Any, words: str) -> None:
+def test_error_names_the_entry_and_its_valid_values(entry: str, value: Any, words: str) -> None:
     with pytest.raises(ImproperlyConfigured) as raised:
         read({entry: value})
     assert entry in str(raised.value)
@@ -191,7 +191,7 @@ def test_an_error_names_the_variable_of_the_environment(entry: str, text: str) -
         read(**{entry: text})
 
 
-def test_an_unknown_entry_is_named_with_those_there_are() -> None:
+def test_error_of_an_unknown_entry_lists_the_entries() -> None:
     with pytest.raises(ImproperlyConfigured, match=r"no entry 'NODENAME'.*: ADVERTISE, BIND, .*WEIGHT\."):
         read({"NODENAME": "web-1"})
 
@@ -199,7 +199,7 @@ def test_an_unknown_entry_is_named_with_those_there_are() -> None:
 # -- secrets ----------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_is_in_what_settings_show() -> None:
+def test_settings_do_not_show_the_secret() -> None:
     settings = read({"SECRET": SECRET, "SECRET_FALLBACKS": [SECRET + "2"]})
     for shown in (repr(settings), str(settings), f"{settings}", settings.secret_problem):
         assert SECRET not in shown
@@ -341,7 +341,7 @@ def test_reading_the_settings_resolves_no_name(monkeypatch: pytest.MonkeyPatch) 
 # -- this process's -------------------------------------------------------------------------------------------
 
 
-def test_overridden_settings_are_read_anew() -> None:
+def test_overridden_settings_are_read_again() -> None:
     before, client, async_client = runtime.get_settings(), runtime.get_client(), runtime.get_async_client()
     with override_settings(CLUSTERSTATE={"CLUSTER": "shop"}):
         assert runtime.get_settings().cluster == "shop"
@@ -371,7 +371,7 @@ def test_threads_that_ask_at_the_same_moment_get_the_same_client(get: Any) -> No
         assert len(set(map(id, clients))) == 1
 
 
-def test_what_a_process_shares_is_made_once_and_forgotten_with_the_settings() -> None:
+def test_shared_object_is_created_once_and_dropped_with_the_settings() -> None:
     with ThreadPoolExecutor(16) as threads:
         found = list(threads.map(lambda _: runtime.shared("numbers", itertools.count), range(200)))
     assert all(one is found[0] for one in found)

@@ -68,22 +68,14 @@ def _per_second(nodes: Sequence[list[int]]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A node's share of the keys by its weight, and its actual share of all entries. From 0 to 1."""
+    """A node's share of the keys by its weight, and its actual share of all entries, with the lengths of their bars."""
 
     name: str
-    expected: float
-    actual: float
+    expected_percent: float
+    actual_percent: float
     entries: int
     expected_length: str
     actual_length: str
-
-    @property
-    def expected_percent(self) -> float:
-        return 100 * self.expected
-
-    @property
-    def actual_percent(self) -> float:
-        return 100 * self.actual
 
 
 def shares(reports: Reports) -> list[Share]:
@@ -91,8 +83,8 @@ def shares(reports: Reports) -> list[Share]:
     nodes = [status for status in reports.status.nodes.values() if status.state in SERVING]
     entries = [status.stats.cache_entries + status.stats.limit_entries for status in nodes]
     weights, held = sum(status.identity.weight for status in nodes), sum(entries)
-    expected = [status.identity.weight / weights for status in nodes]
-    actual = [count / held if held else 0.0 for count in entries]
+    expected = [100 * status.identity.weight / weights for status in nodes]
+    actual = [100 * count / held if held else 0.0 for count in entries]
     bars = lengths([*expected, *actual], BAR)
     return [
         Share(status.identity.name, *of)

@@ -1,4 +1,4 @@
-"""The tab "Events", as a person meets it."""
+"""The tab "Events" in a browser."""
 
 import re
 import uuid
@@ -29,7 +29,7 @@ def name(panel: Panel) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_counts_grow_and_what_the_reader_opened_stays_open(visit: Visit, server: str, name: str) -> None:
+def test_counts_grow_and_opened_details_stay_open(visit: Visit, server: str, name: str) -> None:
     visited = visit(f"{PAGE}events/?name={name}", server=server)
     page = visited.page
     chart = page.get_by_role("img", name=re.compile(r"By minute, for an hour: 31 in all"))

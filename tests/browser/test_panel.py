@@ -1,4 +1,4 @@
-"""The admin's panel, as a person meets it."""
+"""The admin's panel in a browser."""
 
 import itertools
 import re
@@ -59,7 +59,7 @@ def press_until(page: Page, key: str, id_: str) -> None:
 
 @pytest.mark.parametrize("server", SERVERS)
 class TestBothServers:
-    def test_page_loads_without_a_word_in_the_console_and_refreshes_itself(self, visit: Visit, server: str) -> None:
+    def test_page_loads_without_messages_in_the_console_and_refreshes_itself(self, visit: Visit, server: str) -> None:
         visited = visit(server=server, before=HASTE)
         expect(visited.page.locator("#clusterstate-agreement")).to_contain_text("All 3 nodes have the same view.")
         visited.page.evaluate("window.notReloaded = true")
@@ -148,7 +148,7 @@ class TestRefresh:
         visited.await_refresh(2)
         assert visited.page.evaluate("row.isConnected")
 
-    def test_waits_for_an_answer_before_the_next_request(self, visit: Visit) -> None:
+    def test_waits_for_a_response_before_the_next_request(self, visit: Visit) -> None:
         visited = visit(KEY, clock=True)
         held: list[Route] = []
         page = visited.page
@@ -165,7 +165,7 @@ class TestRefresh:
         with page.expect_request(lambda request: is_refresh(request.url)):
             page.clock.run_for(2_000)
 
-    def test_answer_that_comes_after_pause_is_not_shown(self, visit: Visit) -> None:
+    def test_response_after_pause_is_not_shown(self, visit: Visit) -> None:
         page = visit(clock=True).page
         held: list[Route] = []
         page.route(is_refresh, lambda route: held.append(route))  # noqa: PLW0108 - not a built-in method
@@ -207,7 +207,7 @@ class TestRefresh:
 
 
 class TestTrouble:
-    def test_site_that_stops_is_told_and_its_return_too(self, visit: Visit, panel: Panel) -> None:
+    def test_note_is_shown_while_the_site_does_not_answer(self, visit: Visit, panel: Panel) -> None:
         visited = visit(before=HASTE)
         note = visited.page.get_by_role("status").filter(has_text="The site doesn't answer.")
         panel.stop(SERVERS[0])
@@ -241,13 +241,13 @@ class TestTrouble:
         assert all("500" in problem for problem in visited.problems)
         visited.problems.clear()
 
-    def test_answer_that_is_no_page_of_the_panel_is_not_shown(self, visit: Visit) -> None:
+    def test_response_that_is_not_a_page_of_the_panel_is_not_shown(self, visit: Visit) -> None:
         visited = visit(before=HASTE)
         visited.page.route(is_refresh, lambda route: route.fulfill(body="<h1>Back soon</h1>"))
         expect(visited.page.get_by_role("status")).to_contain_text("The site doesn't answer.")
         assert visited.page.locator("#clusterstate-members tr[data-key]").count() == 3
 
-    def test_answer_that_never_comes_is_given_up(self, visit: Visit) -> None:
+    def test_request_without_a_response_times_out(self, visit: Visit) -> None:
         page = visit(clock=True).page
         page.route(is_refresh, lambda route: None)
         with page.expect_request(lambda request: is_refresh(request.url)):
@@ -255,14 +255,14 @@ class TestTrouble:
         page.clock.run_for(10_000)
         expect(page.get_by_role("status")).to_contain_text("The site doesn't answer.")
 
-    def test_who_may_no_longer_see_it_is_told(self, visit: Visit) -> None:
+    def test_note_is_shown_when_the_permission_is_gone(self, visit: Visit) -> None:
         visited = visit(before=HASTE)
         visited.page.route(is_refresh, lambda route: route.fulfill(status=403, body="<p data-live>no</p>"))
         expect(visited.page.get_by_role("status").first).to_contain_text("may no longer see this")
         assert all("403" in problem for problem in visited.problems)
         visited.problems.clear()
 
-    def test_who_is_logged_out_is_told_and_led_to_the_login(self, visit: Visit) -> None:
+    def test_note_is_shown_after_a_logout_and_leads_to_the_login(self, visit: Visit) -> None:
         visited = visit(KEY, before=HASTE)
         visited.page.context.clear_cookies()
         expect(visited.page.get_by_role("status").first).to_contain_text("You are logged out")
@@ -289,7 +289,7 @@ class TestReaders:
         visited.await_refresh()
         expect(page.locator("#clusterstate-key [role=status]")).to_contain_text("owns ip:10.0.0.7")
 
-    def test_pause_is_reached_with_the_keyboard_before_what_moves(self, visit: Visit) -> None:
+    def test_pause_comes_before_the_live_part_in_the_tab_order(self, visit: Visit) -> None:
         page = visit().page
         press_until(page, "Tab", "clusterstate-pause")
         page.keyboard.press("Space")
@@ -297,7 +297,7 @@ class TestReaders:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.closest('#clusterstate-live') !== null")
 
-    def test_page_is_whole_without_javascript(self, visit: Visit) -> None:
+    def test_page_is_complete_without_javascript(self, visit: Visit) -> None:
         page = visit(java_script_enabled=False).page
         expect(page.locator("#clusterstate-members tr[data-key]")).to_have_count(3)
         expect(page.locator("#clusterstate-pause")).to_be_hidden()

@@ -1,4 +1,4 @@
-"""Pages of the admin as a test reads them, and who looks at them."""
+"""Reads pages of the admin, and creates their users."""
 
 import html.parser
 import re
@@ -16,7 +16,7 @@ def staff(name: str, *permissions: str) -> User:
 
 
 class Page(html.parser.HTMLParser):
-    """A page's text and elements. Refuses what is not nested well, ids that repeat, and inline script or style."""
+    """The text and elements of a page. Fails on wrong nesting, repeated ids, and inline scripts or styles."""
 
     def __init__(self, response: Any) -> None:
         super().__init__()

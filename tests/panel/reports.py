@@ -1,4 +1,4 @@
-"""What nodes might tell, for tests of what is shown of it."""
+"""Reports of nodes, for tests of the panel."""
 
 import re
 from collections.abc import Mapping
@@ -35,12 +35,12 @@ def identity(name: str, weight: float = 1.0) -> Identity:
 
 
 def report(status: StatusReply, **more: Any) -> ReportReply:
-    """`more` are fields of a report."""
+    """A report. `more` are its other fields."""
     told: dict[str, Any] = {"timeline": [], "rates": {}, "busiest": [], "denied": [], **more}
     return ReportReply(status.epoch, status, **told)
 
 
 def reports_of(status: ClusterStatus, told: Mapping[str, ReportReply] | None = None) -> Reports:
-    """Those of all nodes that answered, with an alike round trip to each."""
+    """The reports of all nodes that answered, with the same round-trip time to each."""
     reports = {name: report(node) for name, node in status.nodes.items()} | dict(told or {})
     return Reports(status, reports, dict.fromkeys(reports, 0.001))

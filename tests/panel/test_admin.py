@@ -45,7 +45,7 @@ def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus
 
 @pytest.mark.usefixtures("cluster")
 class TestRealCluster:
-    def test_all_nodes_the_one_asked_and_agreement_are_shown(self, client: Client) -> None:
+    def test_all_nodes_and_their_agreement_are_shown(self, client: Client) -> None:
         # A page doesn't wait long for the nodes, and this process may not have reached one yet.
         wait_until(lambda: len(client.get(PAGE).context["rows"]) == len(NODES), 10, "all nodes answer")
         response = client.get(PAGE)
@@ -71,7 +71,7 @@ class TestRealCluster:
         assert "next in this order" in page.text
 
     @pytest.mark.parametrize("key", ["user:1", "user:2", "clé", "a&b=c/d?e"])
-    def test_owner_of_a_key_is_what_the_cluster_says(self, client: Client, key: str) -> None:
+    def test_owner_of_a_key_is_that_of_the_cluster_functions(self, client: Client, key: str) -> None:
         cache = caches["default"]
         assert isinstance(cache, ClusterCache)
         for kind, group, expected in [
@@ -93,7 +93,7 @@ class TestRealCluster:
             "two": {"BACKEND": CACHE, "LOCATION": "other", "KEY_PREFIX": "p"},
         }
     )
-    def test_form_offers_the_caches_that_live_in_the_cluster(self, client: Client) -> None:
+    def test_form_offers_the_caches_of_the_cluster(self, client: Client) -> None:
         options = [option["value"] for option in Page(client.get(PAGE)).all("option")]
         assert options == ["cache:one", "cache:two", "limit", "plain", "one", "two"]  # to look up, and to empty
         two = caches["two"]
@@ -143,14 +143,14 @@ class TestRealCluster:
 
 
 class TestLive:
-    """What panel.js asks for. What it does with it: tests/browser/."""
+    """The responses to panel.js. tests/browser/ runs the script itself."""
 
     @staticmethod
     def sections(page: Page) -> dict[str | None, dict[str, str | None]]:
         return {attrs.get("id"): attrs for _, attrs in page.tags if "data-live" in attrs}
 
     @pytest.mark.usefixtures("cluster")
-    def test_answer_is_the_live_sections_of_the_page_and_nothing_else(self, client: Client) -> None:
+    def test_response_is_only_the_live_sections_of_the_page(self, client: Client) -> None:
         whole = Page(client.get(PAGE, {"kind": "plain", "key": "k"}))
         live = Page(client.get(PAGE, {"kind": "plain", "key": "k", "live": ""}))
         assert list(self.sections(live)) == list(self.sections(whole))
@@ -179,7 +179,7 @@ class TestLive:
         client.get(PAGE, {"live": ""})
         assert [message.level_tag for message in get_messages(client.get(PAGE).wsgi_request)] == ["success"]
 
-    def test_what_matters_is_said_in_words_that_change_only_with_it(
+    def test_announcement_changes_only_with_the_state_of_the_cluster(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one, two = node("one"), node("two")
@@ -238,7 +238,7 @@ class TestPermissions:
         assert f"{PAGE}add/" not in [attrs.get("href") for attrs in index.all("a")]
         assert "All 3 nodes have the same view." in Page(browser.get(PAGE)).text
 
-    def test_user_who_is_no_staff_is_sent_to_the_login(self) -> None:
+    def test_user_who_is_not_staff_is_sent_to_the_login(self) -> None:
         user = User.objects.create_user("visitor")
         user.user_permissions.set(Permission.objects.filter(codename="view_cluster"))
         browser = Client()
@@ -280,7 +280,7 @@ class TestTrouble:
     def test_wrong_options_of_a_cache_are_a_message(self, client: Client) -> None:
         assert "ON_UNAVAILABLE must be" in Page(client.get(PAGE)).text
 
-    def test_views_that_differ_are_shown_with_who_has_them(
+    def test_views_that_differ_are_shown_with_their_nodes(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         nodes = {"one": node("one", 1), "three": node("three", 1), "two": node("two", 2)}
@@ -299,7 +299,7 @@ class TestTrouble:
         assert "node two at a: too late" in page.text
         assert "suspect doesn't answer two.example:4370 - 2.0 s ago" in page.text
 
-    def test_other_nodes_are_shown_when_this_hosts_is_gone(
+    def test_other_nodes_are_shown_when_the_node_of_this_host_is_gone(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         page = shown(client, monkeypatch, ClusterStatus("", {"two": node("two")}, {"/a.sock": "the local node: gone"}))

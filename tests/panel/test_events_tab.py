@@ -45,8 +45,8 @@ def totals(name: str, hour: int = 1) -> EventTotals:
     return EventTotals(name, 0, hour, hour, 90.0)
 
 
-def tell(monkeypatch: pytest.MonkeyPatch, *known: EventTotals) -> None:
-    """The nodes know these events, and no others."""
+def report_names(monkeypatch: pytest.MonkeyPatch, *known: EventTotals) -> None:
+    """Makes the nodes report these events only."""
 
     async def anames(**how: Any) -> list[EventTotals]:
         return list(known)
@@ -54,8 +54,8 @@ def tell(monkeypatch: pytest.MonkeyPatch, *known: EventTotals) -> None:
     monkeypatch.setattr(events, "anames", anames)
 
 
-def detail(monkeypatch: pytest.MonkeyPatch, *, top: list[KeyCount[str]], recent: list[Recent]) -> None:
-    """The nodes keep this of every event."""
+def report_details(monkeypatch: pytest.MonkeyPatch, *, top: list[KeyCount[str]], recent: list[Recent]) -> None:
+    """Makes the nodes report these keys and samples of every event."""
     total = max(1, sum(times for _, times, _ in top))
 
     async def adetails(name: str, **how: Any) -> Details:
@@ -65,13 +65,13 @@ def detail(monkeypatch: pytest.MonkeyPatch, *, top: list[KeyCount[str]], recent:
 
 
 def links(page: Page) -> list[str]:
-    """Those to an event."""
+    """The links to events."""
     return [str(attrs["href"]) for attrs in page.all("a") if str(attrs.get("href")).startswith("?name=")]
 
 
 @pytest.mark.usefixtures("cluster")
 class TestNames:
-    def test_those_that_were_tracked_are_listed_and_linked(self, client: Client, name: str) -> None:
+    def test_tracked_events_are_listed_and_linked(self, client: Client, name: str) -> None:
         events.track(name, times=1234)
         assert events.flush()
         page = Page(client.get(PAGE, {"q": name}))
@@ -81,11 +81,13 @@ class TestNames:
         assert "1234" in Page(client.get(PAGE + link)).text.replace(",", "")
 
     def test_busiest_of_the_last_hour_is_first(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        tell(monkeypatch, totals("a", 5), totals("b", 7), EventTotals("c", 0, 5, 9, 1.0), totals("d", 0))
+        report_names(monkeypatch, totals("a", 5), totals("b", 7), EventTotals("c", 0, 5, 9, 1.0), totals("d", 0))
         assert links(Page(client.get(PAGE))) == ["?name=b", "?name=c", "?name=a", "?name=d"]
 
-    def test_no_more_than_200_are_shown_and_it_says_so(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        tell(monkeypatch, *(totals(f"e{number:04}", number) for number in range(1203)))
+    def test_list_is_cut_at_200_names_and_says_how_many_are_missing(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        report_names(monkeypatch, *(totals(f"e{number:04}", number) for number in range(1203)))
         page = Page(client.get(PAGE))
         assert len(links(page)) == panel.MAX_NAMES == 200
         assert links(page)[0] == "?name=e1202"
@@ -94,21 +96,21 @@ class TestNames:
         assert len(links(Page(client.get(PAGE, {"q": "e00"})))) == 100
 
     def test_filter_is_a_part_of_the_name_in_any_case(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        tell(monkeypatch, totals("Export.failed"), totals("export.done"), totals("login"))
+        report_names(monkeypatch, totals("Export.failed"), totals("export.done"), totals("login"))
         page = Page(client.get(PAGE, {"q": " EXPORT. "}))
         assert links(page) == ["?name=Export.failed", "?name=export.done"]
         [field] = [attrs for attrs in page.all("input") if attrs.get("name") == "q"]
         assert field["value"] == " EXPORT. "
         assert field["id"] in [attrs.get("for") for attrs in page.all("label")]
 
-    def test_filter_that_fits_none_says_so(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        tell(monkeypatch, totals("export"), totals("login"))
+    def test_filter_without_a_match_says_so(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        report_names(monkeypatch, totals("export"), totals("login"))
         page = Page(client.get(PAGE, {"q": NASTY}))
         assert links(page) == []
         assert f"None of the 2 names contains {NASTY} ." in page.text
 
-    def test_before_the_first_it_shows_how_to_track_one(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        tell(monkeypatch)
+    def test_page_without_events_shows_how_to_track_one(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        report_names(monkeypatch)
         page = Page(client.get(PAGE))
         assert "Nothing has been tracked yet." in page.text
         assert 'track("export.failed", key=' in page.text
@@ -149,7 +151,7 @@ class TestOneEvent:
         assert re.search(r"12_?0\d\d", page.text)
         assert page.all("title") == [{}]
 
-    def test_charts_have_a_name_that_says_it_all_and_a_table(self, client: Client, name: str) -> None:
+    def test_charts_have_an_accessible_name_and_a_table(self, client: Client, name: str) -> None:
         events.track(name, times=5)
         assert events.flush()
         response = client.get(PAGE, {"name": name})
@@ -162,14 +164,14 @@ class TestOneEvent:
         assert [sum(response.context[chart].counts) for chart in ("minutes", "hours")] == [5, 5]
         assert page.text.count("The numbers") == 2
 
-    def test_pictures_have_the_size_that_the_template_says(self, client: Client, name: str) -> None:
+    def test_charts_have_the_size_in_the_template(self, client: Client, name: str) -> None:
         events.track(name)
         assert events.flush()
         boxes = [attrs["viewbox"] for attrs in Page(client.get(PAGE, {"name": name})).all("svg") if "viewbox" in attrs]
         width, height = panel.CHART
         assert boxes == [f"0 0 {width} {height}"] * 2 + [f"0 0 {panel.SHARE} 10"]
 
-    def test_numbers_of_pictures_are_in_no_language(self, client: Client, name: str) -> None:
+    def test_coordinates_of_charts_are_not_localised(self, client: Client, name: str) -> None:
         for times in (1, 3, 7):
             events.track(name, times, times=times)
         assert events.flush()
@@ -181,8 +183,8 @@ class TestOneEvent:
         assert all(re.fullmatch(r"\d+(\.\d+)?", str(number)) for number in numbers)
         assert "63,6 %" in page.text
 
-    def test_error_of_a_number_is_told(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        detail(monkeypatch, top=[KeyCount("a", 2000, 500), KeyCount("b", 3, 0)], recent=[])
+    def test_guaranteed_minimum_of_a_number_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        report_details(monkeypatch, top=[KeyCount("a", 2000, 500), KeyCount("b", 3, 0)], recent=[])
         page = Page(client.get(PAGE, {"name": "e"}))
         assert "a 2,000 at least 1,500" in page.text
         assert page.text.count("at least") == 1
@@ -206,7 +208,7 @@ class TestOneEvent:
         wrapped = [attrs.get("class") for tag in ("th", "td") for attrs in Page(response).all(tag)]
         assert wrapped.count("clusterstate-text") == 2 + 2 * 2
 
-    def test_unknown_one_says_so(self, client: Client, name: str) -> None:
+    def test_unknown_event_says_so(self, client: Client, name: str) -> None:
         for unknown in (name, "x" * 101, NASTY):
             page = Page(client.get(PAGE, {"name": f"{unknown}?"}))
             assert f"No event {unknown}? is known" in page.text
@@ -236,7 +238,7 @@ class TestOneEvent:
 
 @pytest.mark.usefixtures("cluster")
 class TestLive:
-    def test_it_is_the_part_that_may_change_alone(self, client: Client, name: str) -> None:
+    def test_response_is_only_the_part_that_may_change(self, client: Client, name: str) -> None:
         events.track(name, "somebody")
         assert events.flush()
         for query in ({"name": name}, {"q": name}, {"name": "unknown"}):
@@ -247,7 +249,7 @@ class TestLive:
             assert sections
             assert sections == [attrs["id"] for _, attrs in whole.tags if "data-live" in attrs]
 
-    def test_rows_have_a_key_each(self, client: Client, name: str) -> None:
+    def test_each_row_has_a_key(self, client: Client, name: str) -> None:
         events.track(name, "a")
         events.track(name, "b")
         assert events.flush()
@@ -256,7 +258,7 @@ class TestLive:
         assert {"a", "b"} <= set(rows)
         assert len(rows) == len(set(rows)) == 4
 
-    def test_new_events_are_in_the_next_one(self, client: Client, name: str) -> None:
+    def test_new_events_are_in_the_next_response(self, client: Client, name: str) -> None:
         events.track(name)
 
         def shown() -> bool:
@@ -313,9 +315,7 @@ class TestTrouble:
         assert "CLUSTERSTATE['DEADLINE'] must be" in Page(client.get(PAGE, query)).text
 
     @pytest.mark.usefixtures("cluster")
-    def test_nodes_that_tell_nothing_of_events_are_a_message(
-        self, client: Client, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_failure_of_all_nodes_is_a_message(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         async def refuse(*args: str, **how: Any) -> Any:
             raise Unavailable("no such request")
 
@@ -409,7 +409,7 @@ class TestGathering:
             Recent("b", common, 1.0, "alpha", 1),
             Recent("c", {**common, "f0": ""}, 2.0, "beta", 1),
         ]
-        detail(monkeypatch, top=[], recent=recent)
+        report_details(monkeypatch, top=[], recent=recent)
         context = panel.gather("e", "")
         assert context["columns"] == list(common)
         assert context["others"]

@@ -1,4 +1,4 @@
-"""The look-up of a key in the admin, and what may be done to it there."""
+"""The look-up of a key in the admin, and its actions."""
 
 import itertools
 import json
@@ -50,13 +50,13 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def key() -> str:
-    """One that no other test uses, as is its value as a group."""
+    """A key, and name of a group, that no other test uses."""
     return uuid4().hex
 
 
 @pytest.fixture
 def client() -> Client:
-    """A browser in which somebody is logged in who may do all that the page offers."""
+    """A browser with the session of a user who has all permissions of the page."""
     return browser(*ACTIONS)
 
 
@@ -67,13 +67,13 @@ def browser(*permissions: str, view: bool = True, enforce_csrf_checks: bool = Fa
 
 
 def look_up(client: Client, kind: str, key: str, **fields: str) -> tuple[Any, Page]:
-    """What was found, and the page that shows it."""
+    """The look-up's result, and its page."""
     response = client.get(PAGE, {"kind": kind, "key": key, **fields})
     return response.context["found"], Page(response)
 
 
 def act(client: Client, action: str, **fields: str) -> tuple[str, str]:
-    """The level and the text of the message that comes of it. Goes back to the look-up."""
+    """Takes an action. Returns the level and text of its message."""
     response = client.post(address(**fields), {"action": action, **fields})
     assert response.status_code == 302
     assert response["Location"] == address(**fields).replace(ACT, PAGE)
@@ -84,13 +84,13 @@ def act(client: Client, action: str, **fields: str) -> tuple[str, str]:
 
 
 def address(**fields: str) -> str:
-    """Where actions on a key are posted to."""
+    """The address of the actions on a key."""
     key = {name: value for name, value in fields.items() if name in ("kind", "group", "key", "version")}
     return reverse("admin:django_clusterstate_cluster_act", query=key)
 
 
 def log() -> list[tuple[str, str, int, str]]:
-    """Who did what, in the admin's log."""
+    """The entries of the admin's log."""
     entries = LogEntry.objects.order_by("pk")
     return [(entry.user.username, entry.object_repr, entry.action_flag, entry.change_message) for entry in entries]
 
@@ -131,13 +131,13 @@ class TestCacheKey:
         assert (found.entry.found, found.entry.ttl) == (True, None)
         assert "The key exists and never expires." in flat(page)
 
-    def test_absent_key_says_so_and_its_owner(self, client: Client, key: str) -> None:
+    def test_absent_key_is_shown_with_its_owner(self, client: Client, key: str) -> None:
         found, page = look_up(client, "cache:default", key)
         assert not found.entry.found
         assert "The cache has no such key." in flat(page)
         assert f"{found.owner} owns {key} ." in flat(page)
 
-    def test_look_up_leaves_the_key_as_it_is(self, client: Client, key: str) -> None:
+    def test_look_up_does_not_change_the_key(self, client: Client, key: str) -> None:
         caches["default"].set(key, "value", 50)
         look_up(client, "cache:default", key)
         assert caches["default"].get(key) == "value"
@@ -192,7 +192,7 @@ class TestCacheKey:
 @pytest.mark.usefixtures("cluster")
 class TestLimit:
     @pytest.mark.parametrize("algorithm", ALGORITHMS)
-    def test_count_and_when_it_frees_are_those_of_the_limit(self, client: Client, key: str, algorithm: str) -> None:
+    def test_count_and_waiting_time_are_those_of_the_limit(self, client: Client, key: str, algorithm: str) -> None:
         limit = Limit.parse("3/h", algorithm)
         for expected in (1, 2, 3):
             ratelimit.hit(limit, key, "ip:10.0.0.7")
@@ -225,7 +225,7 @@ class TestLimit:
         assert act(client, "reset_limit", **named)[0] == "success"
         assert look_up(client, **named)[0].counts == []
 
-    def test_key_that_nothing_is_counted_of_says_so(self, client: Client, key: str) -> None:
+    def test_key_without_counts_says_so(self, client: Client, key: str) -> None:
         found, page = look_up(client, "limit", "k", group=key)
         assert found.counts == []
         assert "Nothing is counted for this key." in flat(page)
@@ -279,7 +279,7 @@ class TestLimit:
         assert act(client, "reset_limit", kind="limit", group=key, key="k")[0] == "success"
         assert look_up(client, "limit", "k", group=key)[0].counts == []
 
-    def test_what_is_counted_anywhere_is_shown_and_reset(self, client: Client, key: str) -> None:
+    def test_counts_of_any_node_are_shown_and_reset(self, client: Client, key: str) -> None:
         limit, asking = Limit.parse("3/h"), runtime.get_client()
         local, rankings = asking.table().local_name, ((f"k{n}", ratelimit.routing_key(key, f"k{n}")) for n in range(99))
         name, whole = next(pair for pair in rankings if asking.table().ranking(pair[1])[2].name != local)
@@ -301,7 +301,7 @@ class TestLimit:
         assert look_up(client, "limit", "", group=key)[0].counts == []
         assert log()[0][1] == f"limit / {key} / "
 
-    def test_limits_of_an_engine_are_not_looked_for_in_the_nodes(
+    def test_limits_of_a_storage_are_not_requested_from_the_nodes(
         self, client: Client, key: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ratelimit.hit(Limit.parse("3/h"), key, "k")
@@ -320,7 +320,7 @@ class TestLimit:
 
 @pytest.mark.usefixtures("cluster")
 class TestPlainKey:
-    def test_owner_and_ranking_are_all_that_there_is(self, client: Client, key: str) -> None:
+    def test_only_owner_and_ranking_are_shown(self, client: Client, key: str) -> None:
         found, page = look_up(client, "plain", key)
         assert found.ranking == functions.ranking(key)
         assert (found.entry, found.counts, found.silent) == (None, [], {})
@@ -335,7 +335,7 @@ class TestPlainKey:
             ("delete_cache_key", "limit"),
         ],
     )
-    def test_what_is_for_another_kind_of_key_is_refused(self, client: Client, action: str, kind: str) -> None:
+    def test_action_for_another_kind_of_key_is_refused(self, client: Client, action: str, kind: str) -> None:
         assert act(client, action, kind=kind, key="k") == (
             "error",
             "This action isn't available for a key of this kind.",
@@ -356,7 +356,7 @@ class TestClear:
         mine = {"BACKEND": CACHE, "LOCATION": "mine", "OPTIONS": {"NEAR_TTL": 60}}
         settings.CACHES = {"default": {"BACKEND": CACHE}, "mine": mine}
 
-    def test_cache_is_emptied_and_no_other(self, client: Client, key: str) -> None:
+    def test_only_the_chosen_cache_is_emptied(self, client: Client, key: str) -> None:
         for alias, number in itertools.product(("default", "mine"), range(20)):
             caches[alias].set(f"{key}{number}", "value")
             assert caches[alias].get(f"{key}{number}") == "value"
@@ -389,7 +389,7 @@ class TestClear:
         assert log() == []
 
     @override_settings(CACHES={"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}})
-    def test_nothing_is_offered_where_no_cache_is_of_the_cluster(self, client: Client) -> None:
+    def test_project_without_caches_of_the_cluster_has_no_form_to_empty_one(self, client: Client) -> None:
         assert actions_on(Page(client.get(PAGE))) == set()
 
 
@@ -399,7 +399,7 @@ class TestPermissions:
     @pytest.mark.parametrize(
         "permissions", [some for count in range(4) for some in itertools.combinations(ACTIONS, count)]
     )
-    def test_only_what_is_permitted_is_offered_and_done(
+    def test_only_permitted_actions_are_offered_and_taken(
         self, key: str, permissions: tuple[str, ...], view: bool
     ) -> None:
         client, limit = browser(*permissions, view=view), Limit.parse("1/d")
@@ -441,7 +441,7 @@ class TestPermissions:
         assert (response.status_code, response["Location"]) == (302, where.replace(ACT, PAGE))
         assert caches["default"].get(key) == "value"
 
-    def test_who_logs_in_again_comes_back_to_the_look_up(self, client: Client, key: str) -> None:
+    def test_login_after_an_action_leads_back_to_the_look_up(self, client: Client, key: str) -> None:
         where = address(kind="cache:default", key=key)
         response = Client().post(where, {"action": "delete_cache_key"})
         (after_login,) = parse_qs(urlsplit(response["Location"]).query)["next"]

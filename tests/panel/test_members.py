@@ -27,13 +27,13 @@ def test_members_that_do_not_answer_are_listed_with_their_state() -> None:
     assert [row.heard for row in table] == ["5.0 s", "5.0 s", "5.0 s", "", "5.0 s", "5.0 s"]
 
 
-def test_row_has_what_the_node_tells_of_itself() -> None:
+def test_row_has_the_figures_of_the_nodes_report() -> None:
     (row,) = rows(reports_of(ClusterStatus("one", {"one": node("one")})))
     assert (row.entries, row.is_observer) == (5, True)
     assert row.uptime.replace("\xa0", " ") == "1 hour, 1 minute"
 
 
-def test_heartbeats_are_those_heard_by_the_asked_node() -> None:
+def test_heartbeats_are_those_that_the_observer_received() -> None:
     nodes = {
         "one": node("one", members=(member("two", heard_ago=0.1),)),
         "two": node("two", members=(member("one", heard_ago=0.2),)),
@@ -43,14 +43,14 @@ def test_heartbeats_are_those_heard_by_the_asked_node() -> None:
     assert [row.heard_ago for row in rows(reports_of(ClusterStatus("", nodes)))] == [None, 0.1]
 
 
-def test_node_that_the_asked_one_sees_in_another_state_says_so() -> None:
+def test_state_in_which_the_observer_sees_a_node_is_shown_if_it_differs() -> None:
     nodes = {"one": node("one", members=(member("two", MemberState.SUSPECT),)), "two": node("two")}
     one, two = rows(reports_of(ClusterStatus("one", nodes)))
     assert (one.seen_as, two.seen_as) == (None, MemberState.SUSPECT)
     assert two.state == MemberState.ALIVE
 
 
-def test_silent_members_that_only_others_know_are_listed_as_who_heard_them_last_says() -> None:
+def test_silent_members_are_listed_as_the_node_with_their_last_heartbeat_knows_them() -> None:
     nodes = {
         "one": node("one", members=(member("known", MemberState.SUSPECT, 2.0),)),
         "two": node("two", members=(member("known", MemberState.ALIVE, 0.1), member("new", MemberState.DOWN, 9.0))),
@@ -77,7 +77,7 @@ def test_most_common_view_is_first() -> None:
     assert [names for _, names in views(reports_of(ClusterStatus("a", nodes)))] == [["b", "c"], ["a"]]
 
 
-def test_restart_stands_out() -> None:
+def test_restart_is_marked() -> None:
     before = MemberEvent(60.0, EventKind.DOWN, "two", b"an earlier start")
     now = MemberEvent(50.0, EventKind.JOINED, "two", identity("two").boot)
 
@@ -91,7 +91,7 @@ def test_restart_stands_out() -> None:
     assert restarted([now, before], RECENT) == [False, False]
 
 
-def test_version_that_most_others_do_not_run_stands_out() -> None:
+def test_version_that_most_others_do_not_run_is_marked() -> None:
     nodes = {name: node(name, version=version) for name, version in (("a", "1"), ("b", "2"), ("c", "2"))}
     reports = reports_of(ClusterStatus("a", nodes))
     assert [row.odd_version for row in rows(reports)] == [True, False, False]
@@ -123,5 +123,5 @@ def test_row_has_the_round_trip_and_the_requests_of_the_last_step() -> None:
         (float("nan"), "more than 100 years"),
     ],
 )
-def test_duration_in_words(seconds: float, text: str) -> None:
+def test_duration_is_formatted(seconds: float, text: str) -> None:
     assert duration(seconds).replace("\xa0", " ") == text

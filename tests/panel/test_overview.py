@@ -47,7 +47,7 @@ def live(client: Client) -> Page:
 
 @pytest.mark.usefixtures("cluster")
 class TestReports:
-    def test_every_node_tells_of_itself_and_the_way_to_it_is_measured(self) -> None:
+    def test_every_node_reports_and_its_round_trip_is_measured(self) -> None:
         reports = async_to_sync(gather)()
         assert list(reports.status.nodes) == sorted(reports.replies) == sorted(reports.round_trips) == list(NODES)
         assert reports.status.asked == NODES[0]
@@ -65,13 +65,13 @@ class TestReports:
             rf"Most denied limits, .*{group} ip:10.0.0.7 & co 1,999 .*Busiest limits, .*{group}", page.text
         )
 
-    def test_curves_have_words_too(self, client: Client) -> None:
+    def test_curves_have_an_accessible_name(self, client: Client) -> None:
         pictures = [attrs for attrs in live(client).all("svg") if attrs.get("role") == "img"]
         names = ["Requests", "Denials", "Cache hits", "Cache misses", "Failed exchanges", "Fallbacks"]
         assert [str(attrs["aria-label"]).partition(":")[0] for attrs in pictures] == names
         assert all(re.search(r": [\d.,]+ now, [\d.,]+ at most", str(attrs["aria-label"])) for attrs in pictures)
 
-    def test_shares_and_hearing_and_joins_are_shown(self, client: Client) -> None:
+    def test_shares_heartbeats_and_joins_are_shown(self, client: Client) -> None:
         page = live(client)
         for name in NODES:
             assert re.search(rf"{name} 33\.3 % [\d.]+ % [\d,]+ entr", page.text)
@@ -79,7 +79,7 @@ class TestReports:
         assert re.search(rf"{NODES[0]} - \d\.\d s \d\.\d s {NODES[1]} \d\.\d s - \d\.\d s", page.text)
 
     @override_settings(USE_THOUSAND_SEPARATOR=True, LANGUAGE_CODE="de")
-    def test_pictures_know_no_language(self, client: Client) -> None:
+    def test_coordinates_of_charts_are_not_localised(self, client: Client) -> None:
         caches["default"].set(uuid4().hex, "x")
         for attrs in live(client).all("rect"):
             assert re.fullmatch(r"[\d.]+", str(attrs["width"]))
@@ -107,7 +107,7 @@ class TestTrouble:
             assert (f"node {name} at" in page.text) is (name in stopped)
         check_seconds(took, below=1.0)  # half a second, and as much for a slow machine
 
-    def test_what_happened_to_a_killed_node_is_told_by_the_others(
+    def test_changes_of_a_killed_node_are_reported_by_the_others(
         self, client: Client, own_cluster: LocalCluster
     ) -> None:
         own_cluster.kill("beta")
@@ -126,7 +126,7 @@ class TestTrouble:
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", nodes)))
         assert "one - 2.0 s late two unknown -" in page.text
 
-    def test_of_many_members_only_what_is_wrong_is_listed(
+    def test_of_many_members_only_late_and_lost_heartbeats_are_listed(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         names = [f"n{number:02}" for number in range(30)]
@@ -147,7 +147,7 @@ class TestTrouble:
         assert page.text.count(" 9.0 s ago.") == 50
         assert "820 more are late or lost." in page.text
 
-    def test_time_that_no_calendar_knows_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_time_beyond_the_calendar_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         one = node("one", members=(member("two", MemberState.DOWN, 8e10),), uptime=8e10)
         told = {"one": report(one, timeline=[MemberEvent(8e10, EventKind.JOINED, "one", bytes(16))])}
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", {"one": one}), told))
@@ -159,7 +159,7 @@ class TestTrouble:
         page = _shown(client, monkeypatch, reports)
         assert "login without a key 3" in page.text
 
-    def test_what_nodes_say_is_wrong_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_problems_that_nodes_report_are_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         one = replace(node("one"), problems=("two have the name <i>",))
         page = _shown(
             client, monkeypatch, reports_of(functions.ClusterStatus("one", {"one": one}), {"one": report(one)})

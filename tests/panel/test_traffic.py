@@ -34,11 +34,11 @@ def test_shares_are_those_of_the_nodes_that_serve() -> None:
     nodes = {"a": node("a", weight=3.0), "b": node("b"), "c": node("c", state=MemberState.LEAVING)}
     a, b = shares(reports_of(ClusterStatus("a", nodes)))
     assert (a.name, a.expected_percent, a.actual_percent, a.entries) == ("a", 75.0, 50.0, 5)
-    assert (b.name, b.expected, b.actual) == ("b", 0.25, 0.5)
+    assert (b.name, b.expected_percent, b.actual_percent) == ("b", 25.0, 50.0)
     assert [a.expected_length, a.actual_length, b.expected_length] == ["120", "80", "40"]
 
 
-def test_nothing_is_held_by_nobody() -> None:
+def test_there_are_no_shares_without_nodes() -> None:
     assert shares(reports_of(ClusterStatus())) == []
 
 

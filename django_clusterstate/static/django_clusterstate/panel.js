@@ -1,4 +1,4 @@
-/* Keeps the panel up to date. Every text that it shows is in the page, which is readable without it. */
+/* Refreshes the panel. All texts that it shows are in the page, which works without this script. */
 "use strict";
 
 {
@@ -8,31 +8,31 @@
     const announcement = document.getElementById("clusterstate-announcement");
 
     const INTERVAL = 1000 * live.dataset.interval;
-    const LONGEST_PAUSE = 30_000; // between attempts, once they fail
+    const MAX_INTERVAL = 30_000; // between attempts after failures
     const TIMEOUT = 10_000;
 
     class Refused extends Error {}
 
-    // -- the page becomes what the site sent
+    // -- updating the page
 
-    /** What tells an element from its siblings, so that a row stays itself when another comes before it. */
+    /** Identifies an element among its siblings, so that a row stays the same when another is inserted before it. */
     const key = (node) => node.id || node.dataset?.key || "";
 
-    const alike = (old, fresh) => old.nodeName === fresh.nodeName && key(old) === key(fresh);
+    const matches = (old, fresh) => old.nodeName === fresh.nodeName && key(old) === key(fresh);
 
-    /** Changes only what differs: the rest keeps its focus, its scroll position, its selection. */
+    /** Changes only the differences: the rest keeps its focus, scroll position and selection. */
     function patch(old, fresh) {
         if (old.isEqualNode(fresh)) return;
         if (!(old instanceof Element)) {
             old.nodeValue = fresh.nodeValue;
             return;
         }
-        const ofTheReader = (name) => name === "open" && old.localName === "details";
+        const isSetByUser = (name) => name === "open" && old.localName === "details";
         for (const { name } of [...old.attributes]) {
-            if (!fresh.hasAttribute(name) && !ofTheReader(name)) old.removeAttribute(name);
+            if (!fresh.hasAttribute(name) && !isSetByUser(name)) old.removeAttribute(name);
         }
         for (const { name, value } of fresh.attributes) {
-            if (old.getAttribute(name) !== value && !ofTheReader(name)) old.setAttribute(name, value);
+            if (old.getAttribute(name) !== value && !isSetByUser(name)) old.setAttribute(name, value);
         }
         patchChildren(old, fresh);
     }
@@ -44,7 +44,7 @@
             const same = kept.get(key(wanted));
             kept.delete(key(wanted));
             while (same?.parentNode === old && at !== same) at = remove(at);
-            if (at && alike(at, wanted)) {
+            if (at && matches(at, wanted)) {
                 patch(at, wanted);
                 at = at.nextSibling;
             } else {
@@ -70,14 +70,15 @@
         if (after !== before) announcement.textContent = after;
     }
 
-    // -- what went wrong is told, once
+    // -- showing failures
 
     let upToDate = new Date();
-    let told = "";
+    let shown = "";
 
-    function tell(template) {
-        if (template === told) return;
-        told = template;
+    /** Shows the note of a template, or none, unless it is shown already. */
+    function showNote(template) {
+        if (template === shown) return;
+        shown = template;
         trouble.replaceChildren();
         if (!template) return;
         const note = document.getElementById(template).content.cloneNode(true);
@@ -87,15 +88,15 @@
         trouble.append(note);
     }
 
-    // -- one request at a time, none while nobody looks
+    // -- one request at a time, none while the page is hidden
 
     let paused = false;
-    let asking = false;
+    let loading = false;
     let failures = 0;
     let timer;
 
-    /** Raises `Refused` when the site wants another user, and other errors when it doesn't answer well. */
-    async function ask() {
+    /** Loads the page. Throws `Refused` if the user isn't allowed to see it, and another error if the request fails. */
+    async function load() {
         const url = new URL(location.href);
         url.searchParams.set("live", "");
         const response = await fetch(url, { redirect: "manual", signal: AbortSignal.timeout(TIMEOUT) });
@@ -107,23 +108,23 @@
     }
 
     async function refresh() {
-        if (asking) return;
-        asking = true;
+        if (loading) return;
+        loading = true;
         try {
-            const fresh = await ask();
+            const fresh = await load();
             failures = 0;
-            tell("");
+            showNote("");
             if (!paused) {
                 upToDate = new Date();
                 show(fresh);
             }
         } catch (error) {
             failures += 1;
-            tell(error instanceof Refused ? "clusterstate-refused" : "clusterstate-unanswered");
+            showNote(error instanceof Refused ? "clusterstate-refused" : "clusterstate-unanswered");
         } finally {
-            asking = false;
+            loading = false;
         }
-        schedule(Math.min(INTERVAL * 2 ** failures, LONGEST_PAUSE));
+        schedule(Math.min(INTERVAL * 2 ** failures, MAX_INTERVAL));
     }
 
     function schedule(milliseconds) {
