@@ -12,7 +12,7 @@ from asgiref.sync import async_to_sync
 
 from . import runtime
 from .client.operations import CallEach, CallNode, GetTable, Operation, arun, run
-from .client.routing import RoutingTable, Target, silence
+from .client.routing import RoutingTable, Target, missing_replies
 from .core.membership.messages import SERVING, Identity, MemberState
 from .exceptions import ClusterStateError, NoCluster, Unavailable
 from .wire import messages as wire
@@ -201,7 +201,7 @@ def _status(local: Target) -> Operation[ClusterStatus]:
     targets = list({local, *table.targets.values()})
     replies = yield CallEach([(target, _GET_STATUS) for target in targets])
     nodes = [reply for reply in replies if isinstance(reply, wire.StatusReply)]
-    return ClusterStatus.of(table, nodes, silence(targets, replies, wire.StatusReply))
+    return ClusterStatus.of(table, nodes, missing_replies(targets, replies, wire.StatusReply))
 
 
 def _local_status(local: Target) -> Operation[wire.StatusReply | None]:

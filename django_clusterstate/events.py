@@ -21,7 +21,7 @@ from asgiref.sync import async_to_sync
 from . import runtime
 from .client.aio import AsyncClient, from_now
 from .client.event_sender import Field
-from .client.routing import RoutingTable, Target, silence
+from .client.routing import RoutingTable, Target, missing_replies
 from .core.event_counts import HOURS, MAX_KEY, MAX_NAME, MAX_SAMPLES, MINUTES, PAGE, EventAccount, EventTotals
 from .core.top_keys import KeyCount, merged
 from .exceptions import ClusterStateError, NoCluster, Unavailable
@@ -161,7 +161,7 @@ async def anames(*, patience: float | None = None, silent: dict[str, str] | None
         requests = [(target, _request(after=after)) for target, after in pages]
         replies = await client.call_each(requests, until)
         if silent is not None:
-            silent |= silence([target for target, _ in pages], replies, wire.EventNamesReply)
+            silent |= missing_replies([target for target, _ in pages], replies, wire.EventNamesReply)
         pages = _next_pages(found, pages, replies)
     return _merge_totals(found)
 
@@ -181,7 +181,7 @@ async def adetails(name: str, *, patience: float | None = None, silent: dict[str
     targets = await _targets(client, patience)
     replies = await client.call_each([(target, request) for target in targets], until)
     if silent is not None:
-        silent |= silence(targets, replies, wire.EventReply)
+        silent |= missing_replies(targets, replies, wire.EventReply)
     _require_reply(replies)
     return _merge_accounts(
         (target.name, reply.account)

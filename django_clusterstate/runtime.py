@@ -15,6 +15,7 @@ from django.core.signals import setting_changed
 from .client.aio import AsyncClient
 from .client.blocking import Client
 from .client.event_sender import EventSender
+from .client.routing import Routing
 from .limits_storage import LimitsStorage
 from .settings import PREFIX, Settings, read_settings
 from .wire.status import RequesterStats
@@ -59,24 +60,28 @@ def use_options(options: Mapping[str, Any]) -> Settings:
 
 
 @once
+def get_routing() -> Routing:
+    """The view, circuit breakers and counts of this process, which both clients share."""
+    return Routing(get_settings().socket)
+
+
+@once
 def get_client() -> Client:
-    """This process's blocking requester."""
+    """The blocking client of this process."""
     settings = get_settings()
-    return shared(Client, lambda: Client(settings.socket, settings.link_keys, settings.deadline))
+    return Client(get_routing(), settings.link_keys, settings.deadline)
 
 
 @once
 def get_async_client() -> AsyncClient:
-    """This process's asyncio requester."""
-    settings, untold = get_settings(), get_client().routing.untold
-    return shared(
-        AsyncClient, lambda: AsyncClient(settings.socket, settings.link_keys, settings.deadline, untold=untold)
-    )
+    """The asyncio client of this process."""
+    settings = get_settings()
+    return AsyncClient(get_routing(), settings.link_keys, settings.deadline)
 
 
 def get_stats() -> RequesterStats:
-    """Where this process counts, for both clients. Asked for each time anew: what was told counts no further."""
-    return get_client().routing.untold.tally
+    """The counts of this process that are not yet reported to a node. Each report replaces the object."""
+    return get_routing().stats
 
 
 @once

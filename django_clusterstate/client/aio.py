@@ -1,4 +1,4 @@
-"""The asyncio face of a requester: one pipelined connection for each node and event loop."""
+"""The asyncio client: one pipelined connection for each node and event loop."""
 
 import asyncio
 import contextlib
@@ -8,30 +8,19 @@ from collections.abc import Callable, Sequence
 from os import getpid
 
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
-from ..wire.address import Address
 from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
 from ..wire.busy_polling import Processors
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
-from ..wire.messages import Reply, ViewReply
+from ..wire.messages import Reply
 from ..wire.resolver import Resolver
-from .forks import PerProcess, replace_inherited
+from .forks import replace_inherited
 from .loops import PerLoop, suppress_destroyed_warning
-from .retries import may_be_executed, may_send_again
-from .routing import (
-    GET_VIEW,
-    PendingStats,
-    Routing,
-    RoutingTable,
-    Target,
-    also_ask,
-    named,
-)
+from .operations import arun, call_new_owner, refresh_view
+from .retries import Lost
+from .routing import Routing, RoutingTable, Target
 
 logger = logging.getLogger("django_clusterstate.client")
-
-
-Lost = tuple[AsyncConnection, ClusterStateError]  # a connection, and how it failed
 
 
 class LoopConnections:
@@ -48,6 +37,15 @@ class LoopConnections:
             connection.close()
         await asyncio.sleep(0)  # lets the transports finish
 
+    def close_later(self, target: Target, seconds: float) -> None:
+        """Closes the connection to a node, in its event loop, once all requests on it have a reply or failed."""
+        asyncio.get_running_loop().call_later(seconds, self._close_one, target)
+
+    def _close_one(self, target: Target) -> None:
+        connection = self.open.pop(target, None)
+        if connection is not None:
+            connection.close()
+
     def abandon(self) -> None:
         """Leaves the connections to the parent's event loop, of which a forked child has a copy."""
         for connection in self.open.values():
@@ -56,59 +54,45 @@ class LoopConnections:
         self.dialling.clear()
 
 
-class AsyncClient(PerProcess):
-    """Sends framed requests to the owners of their keys. One for all event loops of a process.
-
-    The arguments are those of `Client`, with which it shares what `untold` counts.
-    """
+class AsyncClient:
+    """Asynchronous `Client`. One serves all event loops of a process."""
 
     def __init__(
         self,
-        local: Address,
+        routing: Routing,
         keys: Sequence[LinkKey],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
-        untold: PendingStats | None = None,
     ) -> None:
-        self.routing = Routing(local, untold)
+        self.routing = routing
         self._keys = keys
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
-        self._names = Resolver()
+        self._resolver = Resolver()
         self._loops = PerLoop(LoopConnections, LoopConnections.close)
-        super().__init__()
+        routing.attach(self)
 
     # -- operations -----------------------------------------------------------------------------------------
 
     async def call(self, key: bytes, request: bytes) -> Reply:
-        """As `Client.call`."""
+        """Asynchronous `Client.call()`."""
         now = self._clock()
         if now >= self.routing.refresh_at:
-            await self._refresh(now)
+            await self._refresh()
             now = self._clock()
         owner = self.routing.table.owner(key)
         if owner is None:
-            raise NoCluster()
+            raise NoCluster
         try:
             return await self.call_node(owner, request, now)
         except OtherStart:
-            return await self._call_new_owner(key, request)
-
-    async def _call_new_owner(self, key: bytes, request: bytes) -> Reply:
-        """As `Client._call_new_owner`."""
-        now = self._clock()
-        if now >= self.routing.refresh_at:
-            await self._refresh(now)
-        owner = self.routing.table.owner(key)
-        if owner is None:
-            raise NoCluster()
-        return await self.call_node(owner, request)
+            return await arun(call_new_owner(key, request), self)
 
     async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
-        """As `Client.call_node`."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        """Asynchronous `Client.call_node()`."""
+        if getpid() != self.routing.pid:
+            self.routing.reset_after_fork()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -116,91 +100,97 @@ class AsyncClient(PerProcess):
             connections = self._loops.get(asyncio.get_running_loop())
             connection = connections.open.get(target) if connections is not None else None
             if connection is None or connection.closed:
-                reply = await self._call_afresh(target, request, now + deadline)
+                reply = await self._call_on_new_connection(target, request, now + deadline)
             else:
                 try:
                     reply = await connection.request(request)
                 except TimedOut:
                     raise
                 except Unavailable as error:  # the node may have been restarted
-                    reply = await self._call_afresh(target, request, now + deadline, (connection, error))
-        except OtherStart:
-            self.routing.restarted(now)
-            raise
+                    lost = Lost(error, connection.node_boot)
+                    reply = await self._call_on_new_connection(target, request, now + deadline, lost)
         except ClusterStateError as error:
-            self.routing.waits.append(self._clock() - now)
-            failure = named(target, error)
-            if self.routing.failed(target, now, str(error)):
-                logger.warning("%s; it is left alone until it answers again", failure)
-            elif not target.is_open:
-                logger.debug("%s; the next request tries it again", failure)
-            raise failure from error
-        self.routing.waits.append(self._clock() - now)
-        if target.failures and target.answered():
-            logger.info("%s answers again", target)
-        if reply.epoch != self.routing.epoch:
-            self.routing.noticed(reply.epoch, now)
+            raise self.routing.failed(target, error, now, self._clock()) from error
+        self.routing.answered(target, reply.epoch, now, self._clock())
         return reply
 
     async def call_each(
         self, requests: Sequence[tuple[Target, bytes]], until: float | None = None
     ) -> list[Reply | ClusterStateError]:
-        """As `Client.call_each`. For who waits less long than the deadline: what hasn't come by `until`, a time of the
-        running loop's clock, is `Unavailable`, and no node is blamed for it."""
+        """Asynchronous `Client.call_each()`.
+
+        `until` is a time of the running loop's clock, for callers that wait for less than the deadline. A request
+        without a reply by then results in `Unavailable`, and does not count as a failure of its node.
+        """
         now = self._clock()
         if len(requests) == 1:
             return [await self._call_or_error(*requests[0], now, until)]
         return await asyncio.gather(*(self._call_or_error(target, request, now, until) for target, request in requests))
 
     async def table(self, until: float | None = None) -> RoutingTable:
-        """As `Client.table`. The last view if no other comes by `until`; meanwhile a process without any asks twice."""
-        now = self._clock()
-        if now >= self.routing.refresh_at:
+        """Asynchronous `Client.table()`.
+
+        `until` is a time of the running loop's clock, at which the old table is returned if there is no new one; if the
+        old one is empty, the view is requested twice by then.
+        """
+        if self._clock() >= self.routing.refresh_at:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
-                    await self._refresh(now)
+                    await self._refresh()
                     if until is not None and not self.routing.table.targets:
-                        await self._refresh(self._clock())
+                        await self._refresh()
         return self.routing.table
 
     async def close(self) -> None:
         """Closes the connections of the running loop; the client can be used again."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        if getpid() != self.routing.pid:
+            self.routing.reset_after_fork()
         await self._loops.close()
 
-    def _reset(self) -> None:
+    # -- called by the routing ------------------------------------------------------------------------------
+
+    def retire(self, target: Target) -> None:
+        """Closes the connections to a node that is no longer needed. May be called from any thread."""
+        for loop, connections in list(self._loops.items()):
+            if target in connections.open:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(connections.close_later, target, self._deadline)
+
+    def abandon(self) -> None:
+        """Leaves all connections to the parent process, in a forked child."""
         for connections in self._loops.values():
             connections.abandon()
-        self.routing.count_anew()
 
     # -- connections ----------------------------------------------------------------------------------------
 
-    async def _call_afresh(self, target: Target, request: bytes, until: float, lost: Lost | None = None) -> Reply:
-        """By a new connection. After one that was `lost` only what can't so be executed twice."""
-        sent = False
+    async def _refresh(self) -> None:
+        await arun(refresh_view(self.routing, self._deadline, self._clock), self)
+
+    async def _call_on_new_connection(
+        self, target: Target, request: bytes, until: float, lost: Lost | None = None
+    ) -> Reply:
+        """Sends a request on a new connection; after a `lost` one only if it may be sent again."""
         try:
             async with timeout_in_ticks(until - self._clock()):
                 connection = await self._dial(target)
-                if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
-                    raise lost[1]
-                sent = True
+        except Refused:
+            raise
+        except (Unavailable, TimeoutError) as error:
+            if lost is not None:
+                raise lost.error from error
+            raise Unreachable(str(error) or "no connection within the deadline") from error
+        if lost is not None and not lost.may_send_again(request, connection.node_boot):
+            raise lost.error
+        try:
+            async with timeout_in_ticks(until - self._clock()):
                 return await connection.request(request)
         except TimeoutError as error:
-            if lost is not None and not sent:
-                raise lost[1] from error
-            raise (TimedOut if sent else Unreachable)("no answer within the deadline") from error
-        except Unavailable as error:
-            if lost is None or sent or error is lost[1] or isinstance(error, Refused):
-                raise
-            raise lost[1] from error
+            raise TimedOut("no answer within the deadline") from error
 
     async def _dial(self, target: Target) -> AsyncConnection:
-        """A new connection; those who want it at the same time share one dial."""
+        """Makes a connection. Tasks that need it at the same time share it."""
         loop = asyncio.get_running_loop()
-        connections = self._loops.get(loop)
-        if connections is None:
-            connections = await self._loops.start()
+        connections = self._loops.get(loop) or await self._loops.start()
         dial = connections.dialling.get(target)
         if dial is None:
             dial = loop.create_task(self._connect(target))
@@ -210,9 +200,9 @@ class AsyncClient(PerProcess):
         return await asyncio.shield(dial)
 
     async def _connect(self, target: Target) -> AsyncConnection:
-        *others, last = await self._names.resolve_async(target.address, self._deadline)
+        *others, last = await self._resolver.resolve_async(target.address, self._deadline)
         is_idle = self._processors.idle
-        for address in others:  # of a name with several; each has its part of the time
+        for address in others:  # of a host name with several: each gets its part of the time
             try:
                 async with timeout_in_ticks(self._deadline / (len(others) + 1)):
                     return await connect(address, self._keys, self._deadline, hello=target.hello, is_idle=is_idle)
@@ -233,42 +223,9 @@ class AsyncClient(PerProcess):
         except ClusterStateError as error:
             return error
 
-    # -- the view -------------------------------------------------------------------------------------------
-
-    async def _refresh(self, now: float) -> None:
-        """Asks for the view until a node has answered that serves itself. When none does, the old view stays."""
-        request, counted = self.routing.view_request()
-        sources, told = self.routing.sources(now), False
-        try:
-            for source in sources:  # which grows while it is gone through
-                viewed: Reply | None = None
-                try:
-                    viewed = await self.call_node(source, GET_VIEW if told else request)
-                except ClusterStateError as error:
-                    told |= may_be_executed(error)  # what may have been counted isn't told again
-                if isinstance(viewed, ViewReply):
-                    told = True
-                    learned = self.routing.learn(viewed, source, now)
-                    for target in learned.unused:
-                        self._forget(target)
-                    if learned.taken:
-                        return
-                    also_ask(sources, learned)
-                if self._clock() - now >= self._deadline:
-                    return  # a caller waits
-        finally:
-            if not told:
-                self.routing.untold.put_back(counted)
-
-    def _forget(self, target: Target) -> None:
-        """Closes this loop's connection to a node that is gone; the other loops' close when it goes."""
-        connections = self._loops.get(asyncio.get_running_loop())
-        if connections is not None and (connection := connections.open.pop(target, None)) is not None:
-            connection.close()
-
 
 def from_now(seconds: float | None) -> float | None:
-    """That time of the running loop's clock, as `until` has it."""
+    """The time of the running loop's clock in so many seconds; None for None."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 

@@ -1,4 +1,4 @@
-"""The blocking face of a requester: pooled sockets, one for each thread that asks at the same moment."""
+"""The blocking client: pooled connections, one for each thread that waits for a reply at the same moment."""
 
 import logging
 import select
@@ -7,81 +7,66 @@ from collections.abc import Callable, Iterator, Sequence
 from os import getpid
 
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
-from ..wire.address import Address
 from ..wire.blocking import GRACE, BlockingConnection
 from ..wire.busy_polling import Processors
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
-from ..wire.messages import Reply, ViewReply
+from ..wire.messages import Reply
 from ..wire.resolver import Resolver
-from .forks import PerProcess
-from .retries import may_be_executed, may_send_again
-from .routing import GET_VIEW, Routing, RoutingTable, Target, also_ask, named
+from .operations import call_new_owner, refresh_view, run
+from .retries import Lost
+from .routing import Routing, RoutingTable, Target
 
 MAX_IDLE = 64  # connections kept for each node
-LONG_IDLE = 0.05  # seconds after which a connection is looked at before it is used: the node may have closed it
-_ENDED = "the node closed the connection while it was idle"
-
-Lost = tuple[BlockingConnection, ClusterStateError]  # a connection, and how it failed
+LONG_IDLE = 0.05  # seconds after which a connection is checked before it is used: the node may have closed it
 
 logger = logging.getLogger("django_clusterstate.client")
 
 
-class Client(PerProcess):
+class Client:
     """Sends framed requests to the owners of their keys. Safe to share between threads, and to use after a fork.
 
-    `local` is this host's node, `keys` prove us to the others, `deadline` is seconds for each operation.
+    `keys` prove this process to the nodes. `deadline`: seconds for each operation.
     """
 
     def __init__(
         self,
-        local: Address,
+        routing: Routing,
         keys: Sequence[LinkKey],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.routing = Routing(local)
+        self.routing = routing
         self._keys = keys
         self._deadline = deadline
         self._clock = clock
         self._processors = Processors()
-        self._names = Resolver()
-        super().__init__()
+        self._resolver = Resolver()
 
     # -- operations -----------------------------------------------------------------------------------------
 
     def call(self, key: bytes, request: bytes) -> Reply:
-        """One request to the owner of a key.
+        """Sends one request to the owner of a key, and returns its reply.
 
-        Raises `Unavailable` when the owner doesn't answer within the deadline, or has failed to again and again;
-        `ProtocolError` when what it says makes no sense.
+        Raises `Unavailable` if the owner doesn't reply within the deadline or its circuit breaker is open,
+        `ProtocolError` if the reply can't be read.
         """
         now = self._clock()
         if now >= self.routing.refresh_at:
-            self._refresh(now)
+            self._refresh()
             now = self._clock()
         owner = self.routing.table.owner(key)
         if owner is None:
-            raise NoCluster()
+            raise NoCluster
         try:
             return self.call_node(owner, request, now)
         except OtherStart:
-            return self._call_new_owner(key, request)
-
-    def _call_new_owner(self, key: bytes, request: bytes) -> Reply:
-        """The owner has been restarted, and the request not sent: once more, by a new view if there is one."""
-        now = self._clock()
-        if now >= self.routing.refresh_at:
-            self._refresh(now)
-        owner = self.routing.table.owner(key)
-        if owner is None:
-            raise NoCluster()
-        return self.call_node(owner, request)
+            return run(call_new_owner(key, request), self)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
-        """One request to one node. Raises as `call`."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        """Sends one request to one node, and returns its reply. Raises `Unavailable` or `ProtocolError`."""
+        if getpid() != self.routing.pid:
+            self.routing.reset_after_fork()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -89,96 +74,95 @@ class Client(PerProcess):
             try:
                 connection: BlockingConnection = target.pool.pop()
                 if now - connection.idle_since > LONG_IDLE and connection.is_stale():
-                    raise Unreachable(_ENDED)
+                    raise Unreachable("the node closed the connection while it was idle")
                 reply = connection.call(request)
             except IndexError:
-                connection, reply = self._call_afresh(target, request, now + deadline)
+                return self._call_on_new_connection(target, request, now, now + deadline)
             except TimedOut:
                 raise
             except Unavailable as error:  # the node may have been restarted
-                _drop_pool(target)
-                connection, reply = self._call_afresh(target, request, now + deadline, (connection, error))
-        except OtherStart:
-            self.routing.restarted(now)
-            raise
+                target.close_pool()
+                lost = Lost(error, connection.node_boot)
+                return self._call_on_new_connection(target, request, now, now + deadline, lost)
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
-        self._succeeded(target, connection, reply, now)
+        self._answered(target, connection, reply, now)
         return reply
 
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
-        """Several requests to different nodes at once. An error stands where its reply would."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        """Sends requests to several nodes at once, and returns for each, in order, its reply or its error."""
+        if getpid() != self.routing.pid:
+            self.routing.reset_after_fork()
         now = self._clock()
         if len(requests) == 1:
             return [self._call_or_error(*requests[0], now)]
         until = time.monotonic() + self._deadline
         sent = [self._send(target, request, now) for target, request in requests]
-        # Where no idle connection is at hand one is made, while the others' answers are under way.
+        # New connections are made while the nodes work on the requests that have been sent.
         results = [
             self._call_in_time(target, request, now, until) if connection is None else None
             for (target, request), connection in zip(requests, sent, strict=True)
         ]
-        for index, connection, patience in _as_they_answer(sent, until):
+        for index, connection, receive_until in _in_order_of_replies(sent, until):
             target, request = requests[index]
             try:
-                results[index] = reply = connection.receive(patience, grace=0)
+                results[index] = reply = connection.receive(receive_until, grace=0)
             except ClusterStateError as error:
-                results[index] = self._call_again(target, request, (connection, error), now, until)
+                results[index] = self._call_again(target, request, Lost(error, connection.node_boot), now, until)
             else:
-                self._succeeded(target, connection, reply, now)
+                self._answered(target, connection, reply, now)
         return [result for result in results if result is not None]
 
     def table(self) -> RoutingTable:
-        """The current view and what follows from it, asked for if it is old."""
-        now = self._clock()
-        if now >= self.routing.refresh_at:
-            self._refresh(now)
+        """The current routing table, refreshed if it is old."""
+        if self._clock() >= self.routing.refresh_at:
+            self._refresh()
         return self.routing.table
 
     def close(self) -> None:
         """Closes all idle connections; the client can be used again."""
-        for target in {self.routing.local, *self.routing.table.targets.values()}:
-            _drop_pool(target)
-
-    def _reset(self) -> None:
-        self.close()
-        self.routing.count_anew()
+        self.routing.close_pools()
 
     # -- one exchange ---------------------------------------------------------------------------------------
 
-    def _call_afresh(
-        self, target: Target, request: bytes, until: float, lost: Lost | None = None
-    ) -> tuple[BlockingConnection, Reply]:
-        """By a new connection. After one that was `lost` only what can't so be executed twice."""
+    def _refresh(self) -> None:
+        run(refresh_view(self.routing, self._deadline, self._clock), self)
+
+    def _call_on_new_connection(
+        self, target: Target, request: bytes, now: float, until: float, lost: Lost | None = None
+    ) -> Reply:
+        """Sends a request on a new connection; after a `lost` one only if it may be sent again."""
         until += time.monotonic() - self._clock()
         try:
             connection = self._connect(target, until)
-        except Unavailable as error:
-            if lost is not None and not isinstance(error, Refused):
-                raise lost[1] from error
+        except Refused:
             raise
-        if lost is not None and not may_send_again(request, lost[1], lost[0].node_boot, connection.node_boot):
+        except Unavailable as error:
+            if lost is None:
+                raise
+            raise lost.error from error
+        if lost is not None and not lost.may_send_again(request, connection.node_boot):
             connection.close()
-            raise lost[1]
+            raise lost.error
         connection.send(request)
-        return connection, connection.receive(until)
+        reply = connection.receive(until)
+        self._answered(target, connection, reply, now)
+        return reply
 
     def _connect(self, target: Target, until: float) -> BlockingConnection:
-        *others, last = self._names.resolve(target.address, until - time.monotonic())
-        keys, idle, hello = self._keys, self._processors.idle, target.hello
-        for index, address in enumerate(others):  # of a name with several; each has its part of the time
+        *others, last = self._resolver.resolve(target.address, until - time.monotonic())
+        keys, is_idle, hello = self._keys, self._processors.idle, target.hello
+        for index, address in enumerate(others):  # of a host name with several: each gets its part of the time
             now = time.monotonic()
             try:
                 part = now + (until - now) / (len(others) + 1 - index)
-                return BlockingConnection(address, keys, self._deadline, part, idle, hello)
+                return BlockingConnection(address, keys, self._deadline, part, is_idle, hello)
             except Unavailable as error:
                 logger.debug("%s; its next address is tried", error)
-        return BlockingConnection(last, keys, self._deadline, until, idle, hello)
+        return BlockingConnection(last, keys, self._deadline, until, is_idle, hello)
 
     def _send(self, target: Target, request: bytes, now: float) -> BlockingConnection | None:
-        """An idle connection on which the request is under way now, or None."""
+        """Sends a request on an idle connection, and returns this connection, or None if there is none."""
         try:
             connection: BlockingConnection = target.pool.pop()
             if now - connection.idle_since > LONG_IDLE and connection.is_stale():
@@ -191,20 +175,15 @@ class Client(PerProcess):
     def _call_again(
         self, target: Target, request: bytes, lost: Lost, now: float, until: float
     ) -> Reply | ClusterStateError:
-        """What becomes of a request that was sent together with others, and whose connection failed."""
-        connection, error = lost
+        """Sends a request again whose connection was lost while other nodes were waited for too."""
+        error = lost.error
         try:
             if not isinstance(error, Unavailable) or isinstance(error, TimedOut) or time.monotonic() >= until:
                 raise error
-            _drop_pool(target)
-            connection, reply = self._call_afresh(target, request, now + self._deadline, lost)
-        except OtherStart as other:
-            self.routing.restarted(now)
-            return other
+            target.close_pool()
+            return self._call_on_new_connection(target, request, now, now + self._deadline, lost)
         except ClusterStateError as failure:
             return self._failed(target, failure, now)
-        self._succeeded(target, connection, reply, now)
-        return reply
 
     def _call_or_error(self, target: Target, request: bytes, now: float) -> Reply | ClusterStateError:
         try:
@@ -213,65 +192,28 @@ class Client(PerProcess):
             return error
 
     def _call_in_time(self, target: Target, request: bytes, now: float, until: float) -> Reply | ClusterStateError:
-        """The same, but a node isn't asked, and so not blamed, when others have used up the time."""
+        """Sends a request unless other nodes have used up the time: then this one has not failed."""
         if time.monotonic() >= until:
-            return Unreachable(f"{target} wasn't asked: no time was left")
+            return Unreachable(f"{target} was not sent the request: other nodes used up the deadline")
         return self._call_or_error(target, request, now)
 
-    def _succeeded(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
-        connection.idle_since = answered = self._clock()
-        self.routing.waits.append(answered - now)
+    def _answered(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
+        connection.idle_since = ended = self._clock()
         if len(target.pool) < MAX_IDLE:
             target.pool.append(connection)
         else:
             connection.close()
-        if target.failures and target.answered():
-            logger.info("%s answers again", target)
-        if reply.epoch != self.routing.epoch:
-            self.routing.noticed(reply.epoch, now)
+        self.routing.answered(target, reply.epoch, now, ended)
 
     def _failed(self, target: Target, error: ClusterStateError, now: float) -> ClusterStateError:
-        self.routing.waits.append(self._clock() - now)
-        _drop_pool(target)
-        failure = named(target, error)
-        if self.routing.failed(target, now, str(error)):
-            logger.warning("%s; it is left alone until it answers again", failure)
-        elif not target.is_open:
-            logger.debug("%s; the next request tries it again", failure)
-        return failure
-
-    # -- the view -------------------------------------------------------------------------------------------
-
-    def _refresh(self, now: float) -> None:
-        """Asks for the view until a node has answered that serves itself. When none does, the old view stays."""
-        request, counted = self.routing.view_request()
-        sources, told = self.routing.sources(now), False
-        try:
-            for source in sources:  # which grows while it is gone through
-                viewed: Reply | None = None
-                try:
-                    viewed = self.call_node(source, GET_VIEW if told else request)
-                except ClusterStateError as error:
-                    told |= may_be_executed(error)  # what may have been counted isn't told again
-                if isinstance(viewed, ViewReply):
-                    told = True
-                    learned = self.routing.learn(viewed, source, now)
-                    for target in learned.unused:
-                        _drop_pool(target)
-                    if learned.taken:
-                        return
-                    also_ask(sources, learned)
-                if self._clock() - now >= self._deadline:
-                    return  # a caller waits
-        finally:
-            if not told:
-                self.routing.untold.put_back(counted)
+        target.close_pool()
+        return self.routing.failed(target, error, now, self._clock())
 
 
-def _as_they_answer(
+def _in_order_of_replies(
     sent: Sequence[BlockingConnection | None], until: float
 ) -> Iterator[tuple[int, BlockingConnection, float]]:
-    """(index, connection, until when to receive) of each connection as its answer comes; last, those without one."""
+    """(index, connection, end of its time) of each connection as its reply arrives, then of those without a reply."""
     waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
     until = max(until, time.monotonic() + GRACE)
     poll = _make_poll()
@@ -282,15 +224,15 @@ def _as_they_answer(
             ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
             for fileno in [fileno for fileno, _ in ready] or list(waiting):
                 poll.unregister(fileno)
-                # What has come in time is read, even if others took until now.
+                # A reply that arrived in time is read, even if reading others took until now.
                 yield *waiting.pop(fileno), max(until, time.monotonic() + GRACE) if ready else until
     finally:
-        for _, connection in waiting.values():  # what waits here was interrupted, by a signal or a greenlet's timeout
+        for _, connection in waiting.values():  # not empty after a signal's exception or a greenlet's timeout
             connection.close()
 
 
 class _SelectPoll:
-    """`select.poll()` by way of `select.select()`, for reading."""
+    """`select.poll()` for reading, by means of `select.select()`."""
 
     def __init__(self) -> None:
         self._filenos: set[int] = set()
@@ -307,13 +249,5 @@ class _SelectPoll:
 
 
 def _make_poll() -> "select.poll | _SelectPoll":
-    # eventlet takes `poll` away, and puts a cooperative function in the place of `select`.
+    # eventlet removes `poll`, and replaces `select` by a cooperative function.
     return select.poll() if hasattr(select, "poll") else _SelectPoll()
-
-
-def _drop_pool(target: Target) -> None:
-    while target.pool:
-        try:
-            target.pool.pop().close()
-        except IndexError:  # another thread was faster
-            return

@@ -143,7 +143,7 @@ class EventSender(PerProcess):
     def _report_dropped(self) -> None:
         """Adds newly dropped events to the counters that go to the node with the next request for the view."""
         dropped = self.dropped
-        self._client.routing.untold.tally.events_dropped += dropped - self._reported
+        self._client.routing.stats.events_dropped += dropped - self._reported
         self._reported = dropped
 
 

@@ -1,8 +1,8 @@
 """Operations that are written once, and run by the blocking client or by the asyncio client.
 
 An operation is a generator. It yields a command for each thing that it needs from outside, and is resumed with the
-command's result, or with the exception that the command raised. It does no I/O itself, so that one function serves both
-faces of the public API:
+command's result, or with the exception that the command raised. It does no I/O itself, so one function serves the
+synchronous and the asynchronous half of the public API:
 
     def ping(target: Target) -> Operation[bool]:
         reply = yield CallNode(target, PING)
@@ -14,16 +14,19 @@ faces of the public API:
 
 import asyncio
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from .routing import Target
+from ..exceptions import ClusterStateError, NoCluster
+from ..wire.messages import Reply, ViewReply
+from .retries import may_be_executed
+from .routing import GET_VIEW, Routing, Target
 
 T = TypeVar("T")
 
 
 class Command(Protocol):
-    """One thing that an operation asks for. `client` is the blocking client in `run`, the asyncio client in `arun`."""
+    """A step of an operation. `client` is the blocking client in `run`, the asyncio client in `arun`."""
 
     def run(self, client: Any) -> Any: ...
     async def arun(self, client: Any) -> Any: ...
@@ -122,3 +125,39 @@ class Sleep(NamedTuple):
 
     async def arun(self, client: Any) -> Any:
         await asyncio.sleep(self.seconds)
+
+
+def call_new_owner(key: bytes, request: bytes) -> Operation[Reply]:
+    """Sends a framed request to the owner of a key after its node turned out to have been restarted."""
+    owner = (yield GetTable()).owner(key)
+    if owner is None:
+        raise NoCluster
+    reply: Reply = yield CallNode(owner, request)
+    return reply
+
+
+def refresh_view(routing: Routing, deadline: float, clock: Callable[[], float]) -> Operation[None]:
+    """Requests the view until a node has replied that is a member, or `deadline` seconds have passed.
+
+    Reports the counts of this process to one node. If no member replies, the old view stays.
+    """
+    began = clock()
+    request, stats = routing.view_request()
+    sources, reported = routing.sources(began), False
+    try:
+        for source in sources:  # grows meanwhile
+            try:
+                reply = yield CallNode(source, GET_VIEW if reported else request)
+            except ClusterStateError as error:
+                reported = reported or may_be_executed(error)  # counts are never reported twice
+            else:
+                reported = True
+                if isinstance(reply, ViewReply):
+                    if routing.learn(reply, source, began):
+                        return
+                    sources += routing.more_sources(sources)
+            if clock() - began >= deadline:
+                return
+    finally:
+        if not reported:
+            routing.put_back(stats)

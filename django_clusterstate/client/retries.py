@@ -5,7 +5,7 @@ reply may then report less than the lost reply did (`Delete`: the key was alread
 only to a node that has been restarted since then: it has executed nothing of what was sent to the earlier start.
 """
 
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from ..exceptions import ClusterStateError, ConnectionLost, ProtocolError
 from ..wire import messages as wire
@@ -20,15 +20,18 @@ def may_be_executed(error: ClusterStateError) -> bool:
     return isinstance(error, ConnectionLost | ProtocolError)
 
 
-def may_send_again(request: bytes, error: ClusterStateError, old_boot: bytes, new_boot: bytes) -> bool:
-    """Whether a framed request may be sent on a new connection, after `error` on the connection before.
+class Lost(NamedTuple):
+    """A connection that was lost while a request was sent or under way on it."""
 
-    `old_boot` and `new_boot` are the boot ids of the node on the two connections, empty where they aren't known.
-    """
-    if not may_be_executed(error):
-        return True
-    restarted = bool(old_boot) and bool(new_boot) and old_boot != new_boot
-    return restarted or may_execute_twice(wire.decode_request(request[HEADER:]))
+    error: ClusterStateError
+    boot: bytes  #: boot id of the node at its other end; empty where it isn't known
+
+    def may_send_again(self, request: bytes, boot: bytes) -> bool:
+        """Whether the framed request may be sent on a new connection, to the start of the node with this boot id."""
+        if not may_be_executed(self.error):
+            return True
+        restarted = bool(self.boot) and bool(boot) and self.boot != boot
+        return restarted or may_execute_twice(wire.decode_request(request[HEADER:]))
 
 
 def may_execute_twice(request: wire.Request) -> bool:

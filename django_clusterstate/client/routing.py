@@ -1,84 +1,38 @@
-"""What a requester knows and decides: who owns a key, whom to ask for the view, whom to leave alone for now. Pure.
+"""What a process knows of the cluster, for its blocking and its asyncio client: view, owners, circuit breakers, counts.
 
-Times are monotonic seconds given by the caller.
+No I/O except to close connections. Times are seconds of the monotonic clock, given by the caller.
 """
 
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.hrw import Rendezvous
 from ..core.membership.messages import NO_VIEW, Identity, View
-from ..exceptions import CircuitOpen, ClusterStateError
+from ..exceptions import ClusterStateError
 from ..wire.address import Address, parse_tcp
-from ..wire.framing import frame
-from ..wire.handshake import Hello
-from ..wire.messages import GetView, Reply, ViewReply, encode
+from ..wire.handshake import Hello, OtherStart
+from ..wire.messages import GetView, Reply, ViewReply, request_frame
 from ..wire.status import RequesterStats
+from .circuit_breaker import HALF_OPEN_AFTER, CircuitBreaker
+from .forks import PerProcess
 
-VIEW_MAX_AGE = 1.0  # a view older than this is asked for again before the next operation
-VIEW_MIN_AGE = 0.05  # but not more often than this while the nodes' views differ
-FAILURES_TO_OPEN = 3
-HALF_OPEN_AFTER = 0.5  # seconds in which a failing node costs nobody any time; then one may try
-FIRST_TRY = 32  # the first such try may take this part of a deadline, each further one twice as long
+VIEW_MAX_AGE = 1.0  # seconds after which the view is requested again before the next operation
+VIEW_MIN_AGE = 0.05  # between two requests for it, while the nodes' views differ
 
-MAX_DOUBTS = 64
-MAX_SOURCES = 6  # nodes that are asked for one view, at most: a caller waits meanwhile
-MAX_CONTACTS = 8  # nodes that are remembered of those that a node named which doesn't serve itself
-MAX_WAITS = 65536  # exchanges between two requests for the view whose time is kept: more than a process can have
-GET_VIEW = frame(encode(GetView()))
-
-
-class CircuitBreaker:
-    """Whether what fails again and again is left alone for now. Its `str()` names it."""
-
-    __slots__ = ("failures", "retry_at", "tries", "why")
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.retry_at = 0.0
-        self.tries = 0  # since the breaker opened
-        self.why = ""  # it failed last
-
-    def check(self, now: float) -> float:
-        """The share of a deadline that a call may take.
-
-        Raises `CircuitOpen` while the breaker is open. When it half-opens, the first to come tries for all, and isn't
-        made to wait long: a node that is near answers at once or not at all, and one that is far after a few tries.
-        """
-        if not self.is_open:
-            return 1.0
-        if now < self.retry_at:
-            why = f": {self.why}" if self.why else ""
-            raise CircuitOpen(f"{self} has failed {self.failures} times in a row and is left alone for now{why}")
-        self.retry_at = now + HALF_OPEN_AFTER
-        self.tries += 1
-        return 1 / max(1, FIRST_TRY >> (self.tries - 1))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has failed so often that it is left alone."""
-        return self.failures >= FAILURES_TO_OPEN
-
-    def failed(self, now: float, why: str = "") -> bool:
-        """Counts a failure. True when it is the one that opens the breaker."""
-        self.failures += 1
-        self.why = why
-        self.retry_at = now + HALF_OPEN_AFTER
-        return self.failures == FAILURES_TO_OPEN
-
-    def answered(self) -> bool:
-        """Forgets the failures. True when that closes the breaker."""
-        was_open = self.is_open
-        self.failures = self.tries = 0
-        return was_open
+MAX_FAILING = 64  # members named in a request for the view
+MAX_SOURCES = 6  # nodes that are sent a request for one view: a caller waits meanwhile
+MAX_CONTACTS = 8  # nodes remembered of those that a joining or leaving node names
+MAX_LATENCIES = 65536  # exchanges between two requests for the view whose latency is kept: more than are possible
+GET_VIEW = request_frame(GetView())
 
 
 class Target(CircuitBreaker):
-    """One start of a node to talk to, and its circuit breaker. `pool` holds idle connections of the blocking client.
+    """One start of a node that requests are sent to, its circuit breaker, and idle connections of the blocking client.
 
-    Without a name it is whichever node answers at the address, without a boot id whichever start.
+    An empty name means whichever node answers at the address, an empty boot id whichever start of it.
     """
 
     __slots__ = ("address", "hello", "name", "pool")
@@ -93,12 +47,17 @@ class Target(CircuitBreaker):
     def __str__(self) -> str:
         return f"node {self.name} at {self.address}" if self.name else f"the local node at {self.address}"
 
+    def close_pool(self) -> None:
+        with contextlib.suppress(IndexError):  # also raised if another thread takes the last one
+            while True:
+                self.pool.pop().close()
+
 
 class RoutingTable:
-    """What follows from one view. Never changed, only replaced: a thread works with the old or the new one.
+    """The owners of all keys in one view. Never changed, only replaced, so a thread uses either the old or the new one.
 
-    `local_serves`: the local node has said that it serves. If it doesn't, a member of its name is another node, or
-    another start of it, and is reached by its own address.
+    `local_serves`: this host's node is a member. While it isn't, a member with its name is another node, or another
+    start of it, and is reached at its own address.
     """
 
     __slots__ = ("_rendezvous", "local_name", "local_serves", "targets", "view")
@@ -118,18 +77,19 @@ class RoutingTable:
         """All nodes in the order in which they would own the key."""
         return [self.targets[name] for name in self._rendezvous.ranking(key)]
 
-    def substitutes(self, key: bytes, local: Target) -> list[Target]:
-        """Who counts a limit while the key's owner can't be reached, in this order.
+    def fallback_targets(self, key: bytes, local: Target) -> list[Target]:
+        """The nodes that count a limit while the key's owner can't be reached, in this order.
 
-        First the next in the ranking that hasn't failed us: so those who can't reach the owner count at one node, and
-        at the one that owns the key if the owner is down. Then the local node.
+        First the next in the ranking without failures: so all requesters that can't reach the owner count at one node,
+        which owns the key if the owner is down. Then this host's node.
         """
         ranking = self.ranking(key)
-        heirs = [node for node in ranking[1:] if not node.failures]
-        return [node for node in dict.fromkeys((*heirs[:1], local)) if node not in ranking[:1]]
+        healthy = [node for node in ranking[1:] if not node.failures]
+        candidates = dict.fromkeys((*healthy[:1], local))
+        return [node for node in candidates if node not in ranking[:1]]
 
     def group(self, keys: Sequence[bytes]) -> list[tuple[Target, list[bytes]]]:
-        """The keys by owner; none when there is no owner."""
+        """The keys by owner; empty when there is no owner."""
         groups: dict[Target, list[bytes]] = {}
         for key in keys:
             owner = self.owner(key)
@@ -138,117 +98,136 @@ class RoutingTable:
         return list(groups.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What one answer brought.
+class LoopClient(Protocol):
+    """A client with connections that belong to event loops, which only it can close."""
 
-    `taken`: it is the view now. `contacts`: nodes that serve, by the word of one that doesn't; one of them is to be
-    asked. `unused`: targets that aren't needed any more, to be closed.
+    def retire(self, target: Target) -> None:
+        """Closes the connections to a node that is no longer needed."""
+
+    def abandon(self) -> None:
+        """Leaves all connections to the parent process, in a forked child."""
+
+
+class Routing(PerProcess):
+    """The view of the cluster, the circuit breakers, and the counts that are not yet reported: one for a process.
+
+    `local` is this host's node: it gets the requests for the view, and is reached by its own socket when it owns a key.
     """
 
-    taken: bool
-    contacts: list[Target] = field(default_factory=list)
-    unused: list[Target] = field(default_factory=list)
-
-
-class PendingStats:
-    """What was counted and not told yet. A process's requesters share it: who asks for the view next tells it."""
-
-    def __init__(self) -> None:
-        self.tally = RequesterStats()
-
-    def take(self) -> RequesterStats:
-        taken, self.tally = self.tally, RequesterStats()
-        return taken
-
-    def put_back(self, taken: RequesterStats) -> None:
-        """Nobody has heard of it."""
-        self.tally = self.tally.plus(taken)
-
-
-class Routing:
-    """The view and what follows from it, for all threads of a process.
-
-    `local` is the node of this host: it is asked for the view, and reached by its own socket when it owns a key.
-    """
-
-    def __init__(self, local: Address, untold: PendingStats | None = None) -> None:
+    def __init__(self, local: Address) -> None:
         self.local = Target("", local)
-        self.untold = untold or PendingStats()
         self.table = RoutingTable(NO_VIEW, "", {})
         self.epoch = NO_VIEW.epoch
-        self.refresh_at = 0.0  # from then on the view is to be asked for before the next operation
-        self._asked_at = 0.0
+        self.refresh_at = 0.0  # from then on the next operation requests the view first
+        self.stats = RequesterStats()  # counted, and not yet reported to a node
+        # Seconds that each exchange took since the last report. They are sorted into a histogram once a second: doing
+        # so at each exchange would cost three times as much, 3 % of the exchange.
+        self.latencies: deque[float] = deque(maxlen=MAX_LATENCIES)
+        self._requested_at = 0.0
         self._contacts: dict[str, Target] = {}
-        # Seconds that each exchange took since the view was last asked for. They are sorted once a second: at each
-        # exchange that would cost three times as much as to keep them, 3 % of the exchange.
-        self.waits: deque[float] = deque(maxlen=MAX_WAITS)
+        self._loop_clients: weakref.WeakSet[LoopClient] = weakref.WeakSet()
+        super().__init__()
 
-    def count_anew(self) -> None:
-        """Forgets what was counted and not told yet, as in a forked child, whose parent will tell it."""
-        self.untold.take()
-        self.waits.clear()
+    def attach(self, client: LoopClient) -> None:
+        """Tells this client from now on which connections to close."""
+        self._loop_clients.add(client)
+
+    def close_pools(self) -> None:
+        """Closes all idle connections of the blocking client."""
+        for target in {self.local, *self.table.targets.values(), *self._contacts.values()}:
+            target.close_pool()
+
+    def _reset(self) -> None:
+        self.close_pools()
+        for client in self._loop_clients:
+            client.abandon()
+        self.stats = RequesterStats()  # the parent reports its own
+        self.latencies.clear()
+
+    # -- results of exchanges -------------------------------------------------------------------------------
+
+    def answered(self, target: Target, epoch: int, began: float, ended: float) -> None:
+        """Takes note of a reply, and of the epoch that it came with."""
+        self.latencies.append(ended - began)
+        if target.failures:
+            target.answered()
+        if epoch != self.epoch:
+            self._refresh_soon(began)
+
+    def failed(self, target: Target, error: ClusterStateError, began: float, ended: float) -> ClusterStateError:
+        """Takes note of a failure. Returns the same error with the name of the node, to be raised.
+
+        A node that was restarted since the view was made has not failed: the next view names its new start.
+        """
+        if isinstance(error, OtherStart):
+            self._refresh_soon(began)
+        else:
+            self.latencies.append(ended - began)
+            self.stats.failures += 1
+            opened = target.failed(began, str(error))
+            if opened and target is not self.local:
+                self.refresh_at = min(self.refresh_at, began)  # the request for the view names the failing node
+        return type(error)(f"{target}: {error}")
+
+    def _refresh_soon(self, now: float) -> None:
+        self.refresh_at = min(self.refresh_at, max(now, self._requested_at + VIEW_MIN_AGE))
 
     # -- keeping the view -----------------------------------------------------------------------------------
 
-    def noticed(self, epoch: int, now: float) -> None:
-        """A reply came with another epoch than ours: the view is to be asked for before long."""
-        if epoch != self.epoch:
-            self.refresh_at = min(self.refresh_at, max(now, self._asked_at + VIEW_MIN_AGE))
-
-    def restarted(self, now: float) -> None:
-        """A node has been restarted since the view was made: another view is to be asked for before long."""
-        self.refresh_at = min(self.refresh_at, max(now, self._asked_at + VIEW_MIN_AGE))
-
-    def failed(self, target: Target, now: float, why: str = "") -> bool:
-        """Counts a failure of a call. True when it opens the breaker; then the local node is told before long."""
-        self.untold.tally.failures += 1
-        opened = target.failed(now, why)
-        if opened and target is not self.local:
-            self.refresh_at = min(self.refresh_at, now)
-        return opened
-
     def view_request(self) -> tuple[bytes, RequesterStats]:
-        """The request for the view, with the members that fail us and what was counted since the last one: that is to
-        be put back if no node can have heard it. So of all who ask at once, each tells something else."""
-        counted = self.untold.take()
-        waits, self.waits = self.waits, deque(maxlen=MAX_WAITS)
-        counted.add_latencies(list(waits))
-        tally = None if counted == RequesterStats() else counted
-        doubts = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
-        return frame(encode(GetView(doubts[:MAX_DOUBTS], tally))) if doubts or tally else GET_VIEW, counted
+        """The framed request for the view, with the failing members and the counts since the last one; and the counts.
+
+        Concurrent requests each report other counts. Counts that no node can have received are to be put back.
+        """
+        stats, self.stats = self.stats, RequesterStats()
+        latencies, self.latencies = self.latencies, deque(maxlen=MAX_LATENCIES)
+        stats.add_latencies(list(latencies))
+        counted = stats != RequesterStats()
+        failing = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
+        if not counted and not failing:
+            return GET_VIEW, stats
+        return request_frame(GetView(failing[:MAX_FAILING], stats if counted else None)), stats
+
+    def put_back(self, stats: RequesterStats) -> None:
+        """Adds counts that no node has received to those that are to be reported."""
+        self.stats = self.stats.plus(stats)
 
     def sources(self, now: float) -> list[Target]:
-        """Whom to ask for the view, in this order: the local node, then others of the last view. Whoever asks appends
-        the contacts that `learn` returns (see `also_ask`)."""
-        self._asked_at = now
+        """The nodes to request the view from, in this order: the local node, then two others of the last view."""
+        self._requested_at = now
         if self.table.targets:
-            self.refresh_at = now + HALF_OPEN_AFTER  # meanwhile the other threads go on with what we have
+            self.refresh_at = now + HALF_OPEN_AFTER  # meanwhile other threads use the view that there is
         others = [target for target in self.table.targets.values() if target is not self.local]
-        return [self.local, *_best(others)[:2]]
+        return [self.local, *_fewest_failures(others)[:2]]
 
-    def learn(self, viewed: ViewReply, source: Target, now: float) -> Learned:
-        """Takes in an answer.
+    def more_sources(self, sources: Sequence[Target]) -> list[Target]:
+        """The first two nodes named by those without a view that aren't among the sources, as far as there is room."""
+        new = [target for target in _fewest_failures(self._contacts.values()) if target not in sources]
+        return new[: min(2, MAX_SOURCES - len(sources))]
 
-        A view without the node that gives it is that of a node which joins or leaves, and may lack any number of
-        members: it never replaces ours, it only says whom else to ask.
+    def learn(self, reply: ViewReply, source: Target, now: float) -> bool:
+        """Takes note of a reply. True if it has the view that is used from now on.
+
+        A view without the node that sends it comes from a node that joins or leaves, and may lack members: it never
+        replaces the view that there is, and its members are only further nodes to request the view from.
         """
         old = self.table
-        serves = any(member.name == viewed.name for member in viewed.members)
-        local = (viewed.name, serves) if source is self.local else (old.local_name, old.local_serves)
+        serves = any(member.name == reply.name for member in reply.members)
+        local = (reply.name, serves) if source is self.local else (old.local_name, old.local_serves)
         known = {**self._contacts, **old.targets}
-        if not serves:
+        if serves:
+            self.refresh_at = now + VIEW_MAX_AGE
+            self._contacts = {}
+            view = old.view if reply.epoch == self.epoch else View(reply.members, reply.epoch)
+            self._tabulate(view, *local, known)
+            self.epoch = reply.epoch
+        else:
             self.refresh_at = now + (HALF_OPEN_AFTER if old.targets else VIEW_MIN_AGE)
-            members = [member for member in viewed.members if member.name != local[0]][:MAX_CONTACTS]
+            members = [member for member in reply.members if member.name != local[0]][:MAX_CONTACTS]
             self._contacts = {member.name: _target(member, known) for member in members}
             self._tabulate(old.view, *local, known)
-            return Learned(False, _best(self._contacts.values()), self._unused(known))
-        self.refresh_at = now + VIEW_MAX_AGE
-        self._contacts = {}
-        view = old.view if viewed.epoch == self.epoch else View(viewed.members, viewed.epoch)
-        self._tabulate(view, *local, known)
-        self.epoch = viewed.epoch
-        return Learned(True, [], self._unused(known))
+        self._close_unused(known)
+        return serves
 
     def _tabulate(self, view: View, local_name: str, local_serves: bool, known: dict[str, Target]) -> None:
         old = self.table
@@ -261,40 +240,31 @@ class Routing:
         self.local.name = local_name
         self.table = RoutingTable(view, local_name, targets, local_serves=local_serves)
 
-    def _unused(self, known: dict[str, Target]) -> list[Target]:
-        kept = {self.local, *self.table.targets.values(), *self._contacts.values()}
-        return [target for target in dict.fromkeys(known.values()) if target not in kept]
+    def _close_unused(self, known: dict[str, Target]) -> None:
+        used = {self.local, *self.table.targets.values(), *self._contacts.values()}
+        for target in set(known.values()) - used:
+            target.close_pool()
+            for client in list(self._loop_clients):
+                client.retire(target)
 
 
-def also_ask(sources: list[Target], learned: Learned) -> None:
-    """Appends the first two contacts that aren't among the sources, as far as there is room."""
-    new = [target for target in learned.contacts if target not in sources]
-    sources += new[: min(2, MAX_SOURCES - len(sources))]
-
-
-def _best(targets: Iterable[Target]) -> list[Target]:
+def _fewest_failures(targets: Iterable[Target]) -> list[Target]:
     return sorted(targets, key=lambda target: target.failures)
 
 
 def _target(member: Identity, known: dict[str, Target]) -> Target:
-    """The target that is known for a member, with its breaker and connections, or a new one if it has moved or was
-    restarted."""
+    """The known target of a member, with its breaker and connections; a new one if it has moved or was restarted."""
     made = Target(member.name, parse_tcp(member.address), member.boot)
     target = known.get(member.name)
     return target if target is not None and (target.address, target.hello) == (made.address, made.hello) else made
 
 
-def named(target: Target, error: ClusterStateError) -> ClusterStateError:
-    """The same error, with the name of the node that it concerns."""
-    return type(error)(f"{target}: {error}")
-
-
-def silence(
+def missing_replies(
     targets: Sequence[Target],
     replies: Sequence[Reply | ClusterStateError],
     wanted: type[Reply] | tuple[type[Reply], ...],
 ) -> dict[str, str]:
-    """Which nodes didn't give the wanted answer, by name, and why."""
+    """The names of the nodes that didn't send the wanted reply, and why."""
     return {
         target.name or str(target.address): (
             str(reply) if isinstance(reply, ClusterStateError) else f"{target} answered with {type(reply).__name__}"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
-from ..client.routing import CircuitBreaker
+from ..client.circuit_breaker import CircuitBreaker
 
 _REDIS, _VALKEY = ("redis",), ("valkey",)
 # The packages that the blocking and the asyncio client of each scheme need, apart from `limits`.

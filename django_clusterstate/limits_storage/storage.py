@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from os import getpid
@@ -22,8 +21,6 @@ MEMCACHED_MAX_TTL = 30 * 86400  # Memcached takes a longer one for a date, long 
 
 T = TypeVar("T")
 StorageOperation = Callable[..., Operation[T]]  # of `operations`, called with the counters and further arguments
-
-logger = logging.getLogger("django_clusterstate.client")
 
 
 class LimitsStorage(PerProcess):
@@ -90,14 +87,13 @@ class LimitsStorage(PerProcess):
                 yield Close()  # a connection may be in the middle of a reply
                 raise
             # The kind of the error only: its text may be that of a driver that quotes the URI.
-            failure = ConnectionLost(f"{self._engine}: {type(error).__name__}")
-            if self._engine.failed(now):
-                logger.warning("%s; circuit breaker opened, ON_UNAVAILABLE decides until it answers again", failure)
+            kind = type(error).__name__
+            self._engine.failed(now, kind)
             if self._engine.is_open:
                 yield Close()  # valkey-py (6.2) never finds a cluster again that was gone as a whole
-            raise failure from error
-        if self._engine.failures and self._engine.answered():
-            logger.info("%s answers again; circuit breaker closed", self._engine)
+            raise ConnectionLost(f"{self._engine}: {kind}") from error
+        if self._engine.failures:
+            self._engine.answered()
         return result
 
     def _counters(self, key: bytes, rules: Sequence[Rule]) -> list[Counter]:

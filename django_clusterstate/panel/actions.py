@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from .. import models, ratelimit, runtime
-from ..client.routing import silence
+from ..client.routing import missing_replies
 from ..exceptions import ClusterStateError
 from ..ratelimit.limits import MAX_RATES
 from ..wire import messages as wire
@@ -112,7 +112,7 @@ def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
     """Resets a key at these nodes. Returns the names of those that didn't answer."""
     client, request = runtime.get_client(), frame(wire.encode(wire.Reset(key, list(limit.rules))))
     targets = [target for name, target in client.table().targets.items() if name in nodes]
-    return set(silence(targets, client.call_each([(target, request) for target in targets]), wire.FlagsReply))
+    return set(missing_replies(targets, client.call_each([(target, request) for target in targets]), wire.FlagsReply))
 
 
 def _delete_cache_key(request: HttpRequest) -> ActionResult:
@@ -130,7 +130,7 @@ def _clear_cache(request: HttpRequest) -> ActionResult:
         return _invalid(form)
     alias = form.cleaned_data["alias"]
     replies = form.caches[alias].raising().clear_each()
-    silent = silence(list(replies), list(replies.values()), wire.DoneReply)
+    silent = missing_replies(list(replies), list(replies.values()), wire.DoneReply)
     why = "; ".join(silent.values())
     if len(silent) == len(replies):
         return ActionResult(messages.ERROR, why)

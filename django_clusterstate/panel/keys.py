@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from .. import ratelimit, runtime
 from ..cache import ClusterCache
 from ..client.aio import from_now
-from ..client.routing import silence
+from ..client.routing import missing_replies
 from ..core.limits.algorithms import Algorithm, Rule, RuleDecision
 from ..wire import messages as wire
 from ..wire.framing import frame
@@ -195,5 +195,5 @@ async def alook_up(query: KeyQuery) -> LookUp:
             if isinstance(reply, wire.LimitsReply)
             for held in reply.limits
         ],
-        silence(nodes, replies, (wire.EntryReply, wire.LimitsReply)),
+        missing_replies(nodes, replies, (wire.EntryReply, wire.LimitsReply)),
     )

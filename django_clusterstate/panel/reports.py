@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .. import runtime
 from ..client.aio import AsyncClient, from_now
-from ..client.routing import Target, silence
+from ..client.routing import Target, missing_replies
 from ..cluster import ClusterStatus
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
@@ -38,7 +38,7 @@ async def gather() -> Reports:
         if isinstance(reply, wire.ReportReply):
             name = reply.status.identity.name
             reports[name], round_trips[name] = reply, seconds
-    silent = silence(targets, [reply for reply, _ in answers], wire.ReportReply)
+    silent = missing_replies(targets, [reply for reply, _ in answers], wire.ReportReply)
     status = ClusterStatus.of(table, [report.status for report in reports.values()], silent)
     return Reports(status, reports, round_trips)
 

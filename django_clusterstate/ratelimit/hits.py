@@ -168,7 +168,7 @@ def reset_operation(limit: Limit, group: str, key: str) -> Operation[bool | None
         owner = table.owner(whole)
         if owner is None:
             return None
-        nodes = [owner, *table.substitutes(whole, (yield GetRouting()).local)]
+        nodes = [owner, *table.fallback_targets(whole, (yield GetRouting()).local)]
         request = frame(wire.encode(wire.Reset(whole, list(limit.rules))))
         replies = yield CallEach([(node, request) for node in nodes])
     except ClusterStateError:
@@ -208,7 +208,7 @@ def _decide_without_owner(limit: Limit, request: wire.Hit | wire.Peek, table: Ro
     may already name another owner, which a node in the old owner's place must not be confused with."""
     counts = isinstance(request, wire.Hit)
     if effective_policy(limit) == "local":
-        for node in table.substitutes(request.key, (yield GetRouting()).local):
+        for node in table.fallback_targets(request.key, (yield GetRouting()).local):
             try:
                 decision = _decision(limit, (yield _call(node, request)), node, "node")
             except ClusterStateError:

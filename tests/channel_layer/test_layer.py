@@ -21,6 +21,7 @@ from django.utils.safestring import mark_safe
 
 from django_clusterstate import runtime
 from django_clusterstate.client.aio import AsyncClient
+from django_clusterstate.client.routing import Routing
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.layers import ClusterChannelLayer, buffers, receiving
 from django_clusterstate.layers.layer import _encode
@@ -39,7 +40,9 @@ class LayerOf(ClusterChannelLayer):
     def __init__(self, cluster: LocalCluster, node: str, **options: Any) -> None:
         super().__init__(**options)
         settings = runtime.get_settings()
-        self._client = AsyncClient(UnixAddress(str(cluster.socket(node))), settings.link_keys, settings.deadline)
+        self._client = AsyncClient(
+            Routing(UnixAddress(str(cluster.socket(node)))), settings.link_keys, settings.deadline
+        )
 
     def client(self) -> AsyncClient:
         return self._client

@@ -22,8 +22,9 @@ from asgiref.sync import async_to_sync
 from django_clusterstate import runtime
 from django_clusterstate.client.aio import AsyncClient, from_now
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.client.loops import MAX_LOOPS
-from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER, Routing, RoutingTable, Target
+from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.messages import NO_VIEW, Identity, View
@@ -84,7 +85,7 @@ class Requester(Protocol):
 class Sync(Client):
     def __init__(self, local: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self.clock = Clock()
-        super().__init__(local, keys, deadline, self.clock)
+        super().__init__(Routing(local), keys, deadline, self.clock)
 
 
 class Async:
@@ -92,7 +93,7 @@ class Async:
 
     def __init__(self, local: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self.clock = Clock()
-        self._client = AsyncClient(local, keys, deadline, self.clock)
+        self._client = AsyncClient(Routing(local), keys, deadline, self.clock)
         self._runner = asyncio.Runner()
 
     @property
@@ -506,7 +507,7 @@ def test_another_node_at_an_address_is_a_failure_and_is_never_asked(requester: R
         with pytest.raises(OtherNode, match="gone was dialled at .*, but beta answers there"):
             requester.call_node(wrong, PING)
         assert wrong.failures == failures
-    with pytest.raises(Unavailable, match="is left alone for now"):
+    with pytest.raises(Unavailable, match="circuit breaker for node gone at .* is open"):
         requester.call_node(wrong, PING)
 
 
@@ -566,7 +567,7 @@ def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) ->
     with ScriptedNode(script) as node:
         requester = make(node.address)
         requester.table()
-        requester.routing.untold.tally.too_big += 1
+        requester.routing.stats.too_big += 1
         for _ in range(3):
             requester.clock.ahead += 2
             requester.table()
@@ -588,20 +589,20 @@ def test_answer_that_makes_no_sense_is_a_failure_of_the_node(make: Make) -> None
 def test_time_of_each_exchange_is_kept_and_of_none_that_was_not_tried(make: Make) -> None:
     with ScriptedNode(mute) as mute_node, ScriptedNode(answering()) as node:
         requester = make(mute_node.address, deadline=0.05)
-        waits = requester.routing.waits
+        latencies = requester.routing.latencies
         for _ in range(FAILURES_TO_OPEN):
             with pytest.raises(Unavailable):
                 requester.call_node(requester.routing.local, PING)
-        with pytest.raises(Unavailable, match="left alone"):
+        with pytest.raises(Unavailable, match="circuit breaker for .* is open"):
             requester.call_node(requester.routing.local, PING)
-        assert len(waits) == FAILURES_TO_OPEN
-        assert max(waits) >= 0.05
+        assert len(latencies) == FAILURES_TO_OPEN
+        assert max(latencies) >= 0.05
         one, two = Target("one", node.address), Target("two", node.address)
         adopt(requester, one, two)
         requester.call_node(one, PING)
         requester.call_each([(one, PING), (two, PING)])
-        assert len(waits) == FAILURES_TO_OPEN + 3
-        assert min(waits) > 0
+        assert len(latencies) == FAILURES_TO_OPEN + 3
+        assert min(latencies) > 0
         requester.close()
 
 
@@ -623,13 +624,13 @@ def test_what_was_counted_is_told_once_whoever_asks_meanwhile_and_kept_if_nobody
 
     nowhere = UnixAddress(str(tmp_path / "none"))
     with ScriptedNode(script) as node:
-        client, async_client = Client(nowhere, KEYS, 1.0), AsyncClient(nowhere, KEYS, 1.0)
+        client, async_client = Client(Routing(nowhere), KEYS, 1.0), AsyncClient(Routing(nowhere), KEYS, 1.0)
         for routing in (client.routing, async_client.routing):
-            routing.untold.tally.too_big += 1
+            routing.stats.too_big += 1
         client.table()
         asyncio.run(async_client.table())
         for routing in (client.routing, async_client.routing):
-            assert routing.untold.tally.too_big == 1
+            assert routing.stats.too_big == 1
             routing.local = Target("", node.address)
         with ThreadPoolExecutor(5) as threads:
             list(threads.map(lambda _: client.table(), range(5)))
@@ -643,7 +644,7 @@ def test_breaker_spares_the_deadline_and_lets_one_try_in_each_interval(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Else a try may be over before a busy machine has dialled.
-    monkeypatch.setattr("django_clusterstate.client.routing.FIRST_TRY", 1)
+    monkeypatch.setattr("django_clusterstate.client.circuit_breaker.FIRST_TRY", 1)
     with ScriptedNode(mute) as node:
         requester = make(node.address, deadline=0.05)
         target = requester.routing.local
@@ -652,14 +653,14 @@ def test_breaker_spares_the_deadline_and_lets_one_try_in_each_interval(
                 requester.call_node(target, PING)
         tried = node.accepted
         for _ in range(20):
-            with pytest.raises(Unavailable, match="left alone"):
+            with pytest.raises(Unavailable, match="circuit breaker for .* is open"):
                 requester.call_node(target, PING)
             assert kinds(requester.call_each([(target, PING), (target, PING)])) == [Unavailable] * 2
         assert node.accepted == tried
         requester.clock.ahead += HALF_OPEN_AFTER
         with pytest.raises(Unavailable, match="no answer within the deadline"):
             requester.call_node(target, PING)
-        with pytest.raises(Unavailable, match="left alone"):
+        with pytest.raises(Unavailable, match="circuit breaker for .* is open"):
             requester.call_node(target, PING)
         node.until_accepted(tried + 1)
         requester.close()
@@ -775,7 +776,7 @@ def test_what_was_counted_is_told_to_one_node_though_several_are_asked(make: Mak
     with ScriptedNode(viewing("a", members, told)) as node, ScriptedNode(viewing("joiner", members, told)) as joiner:
         members.append(identity("a", node.address))
         requester = make(joiner.address)
-        requester.routing.untold.tally.too_big = 1
+        requester.routing.stats.too_big = 1
         assert requester.table().view == View.of(members)
         assert told == [1, 0]
         requester.close()
@@ -786,14 +787,14 @@ def test_what_was_counted_is_told_to_one_node_though_several_are_asked(make: Mak
 
 @pytest.fixture
 def client(cluster: LocalCluster) -> Iterator[Client]:
-    client = Client(local_socket(cluster), runtime.get_settings().link_keys, 5.0)
+    client = Client(Routing(local_socket(cluster)), runtime.get_settings().link_keys, 5.0)
     yield client
     client.close()
 
 
 @pytest.fixture
 def async_client(cluster: LocalCluster) -> AsyncClient:
-    return AsyncClient(local_socket(cluster), runtime.get_settings().link_keys, 5.0)
+    return AsyncClient(Routing(local_socket(cluster)), runtime.get_settings().link_keys, 5.0)
 
 
 def exchange(client: Client, who: int, times: int) -> bool:
@@ -869,17 +870,17 @@ def test_child_tells_nothing_that_its_parent_has_counted(
 ) -> None:
     def blocking() -> bool:
         assert isinstance(client.call_node(client.routing.local, PING), wire.PongReply)
-        return client.routing.untold.tally.remembered == 0 and len(client.routing.waits) == 1
+        return client.routing.stats.remembered == 0 and len(client.routing.latencies) == 1
 
     async def asynchronous() -> bool:
         assert isinstance(await async_client.call_node(async_client.routing.local, PING), wire.PongReply)
-        return async_client.routing.untold.tally.remembered == 0 and len(async_client.routing.waits) == 1
+        return async_client.routing.stats.remembered == 0 and len(async_client.routing.latencies) == 1
 
     for routing, work in ((client.routing, blocking), (async_client.routing, lambda: asyncio.run(asynchronous()))):
-        routing.untold.tally.remembered += 1
-        routing.waits.append(0.01)
+        routing.stats.remembered += 1
+        routing.latencies.append(0.01)
         assert in_child(work)()
-        assert routing.untold.tally.remembered == 1
+        assert routing.stats.remembered == 1
 
 
 @forking
@@ -983,7 +984,7 @@ async def test_calls_that_start_together_share_one_connection(async_client: Asyn
 
 
 async def test_busy_loop_is_served(cluster: LocalCluster) -> None:
-    client = AsyncClient(local_socket(cluster), runtime.get_settings().link_keys, DEADLINE)
+    client = AsyncClient(Routing(local_socket(cluster)), runtime.get_settings().link_keys, DEADLINE)
     busy = asyncio.create_task(keep_busy(DEADLINE / 2))  # a dial takes several turns
     targets = (await client.table()).targets
     assert set(targets) == set(NODES)
@@ -1005,7 +1006,7 @@ async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> No
         take_time(DEADLINE / 2)
 
     with ScriptedNode(script) as node:
-        client, target = AsyncClient(node.address, KEYS, DEADLINE), Target("n", node.address)
+        client, target = AsyncClient(Routing(node.address), KEYS, DEADLINE), Target("n", node.address)
         await client.call_node(target, PING)
         call = asyncio.create_task(client.call_node(target, PING))
         await asyncio.sleep(0.01)  # it is sent
@@ -1031,7 +1032,7 @@ async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:
 @pytest.mark.timing
 async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
     with Nodes(answering(), mute) as requests:
-        client = AsyncClient(requests[0][0].address, KEYS, 60.0)
+        client = AsyncClient(Routing(requests[0][0].address), KEYS, 60.0)
         start = time.monotonic()
         replies = await client.call_each(requests, from_now(0.2))
         assert kinds(replies) == [wire.DoneReply, Unavailable]
@@ -1044,7 +1045,7 @@ async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
 @pytest.mark.timing
 async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
     with ScriptedNode(mute) as node:
-        client = AsyncClient(node.address, KEYS, 60.0)
+        client = AsyncClient(Routing(node.address), KEYS, 60.0)
         last = client.routing.table = RoutingTable(NO_VIEW, "", {"n": Target("n", node.address)})
         start = time.monotonic()
         assert await client.table(from_now(0.2)) is last
@@ -1053,7 +1054,7 @@ async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
 
 
 async def test_who_knows_no_view_and_does_not_wait_long_asks_twice(tmp_path: Path) -> None:
-    client = AsyncClient(UnixAddress(str(tmp_path / "none")), KEYS, 60.0)
+    client = AsyncClient(Routing(UnixAddress(str(tmp_path / "none"))), KEYS, 60.0)
     assert (await client.table(from_now(5.0))).targets == {}
     assert client.routing.local.failures == 2
 
@@ -1115,6 +1116,6 @@ def test_loop_that_ends_in_the_middle_of_a_dial_says_nothing_of_our_tasks(
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
         del loop
-        async_client._loops.clear()
+        assert asyncio.run(aexchange(async_client, 1, 1))  # drops what belongs to the loop that has ended
         gc.collect()
     assert caplog.text == ""

@@ -4,26 +4,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.client.routing import (
-    FAILURES_TO_OPEN,
-    HALF_OPEN_AFTER,
     MAX_CONTACTS,
     MAX_SOURCES,
     VIEW_MAX_AGE,
     VIEW_MIN_AGE,
-    Learned,
-    PendingStats,
     Routing,
     RoutingTable,
     Target,
-    also_ask,
-    named,
 )
 from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.membership.messages import Identity, View
-from django_clusterstate.exceptions import ProtocolError, Unavailable
+from django_clusterstate.exceptions import ProtocolError, TimedOut, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import HEADER
+from django_clusterstate.wire.handshake import OtherNode, OtherStart
 from django_clusterstate.wire.messages import GetView, Request, ViewReply, decode_request
 from django_clusterstate.wire.status import RequesterStats
 
@@ -38,6 +34,32 @@ def member(name: str, *, boot: bytes = b"1", address: str = "", weight: float = 
 def viewed(*members: Identity, by: str = "a") -> ViewReply:
     view = View.of(members)
     return ViewReply(view.epoch, view.members, by)
+
+
+class Retired(list[Target]):
+    """A client that notes to which nodes it is to close its connections."""
+
+    def __init__(self, routing: Routing) -> None:
+        super().__init__()
+        routing.attach(self)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+    def retire(self, target: Target) -> None:
+        self.append(target)
+
+    def abandon(self) -> None:
+        self.append(Target("all", LOCAL))
+
+
+class Connection:
+    """An idle connection of the blocking client."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def routing_of(*names: str, by: str = "a") -> Routing:
@@ -92,16 +114,22 @@ def test_empty_view_is_asked_for_again_soon() -> None:
 def test_same_view_keeps_the_table() -> None:
     routing = routing_of("a", "b")
     table = routing.table
-    assert routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 1) == Learned(True)
+    assert routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 1)
     assert routing.table is table
     assert routing.refresh_at == NOW + 1 + VIEW_MAX_AGE
 
 
-def test_targets_that_stay_are_kept_with_their_breakers_and_those_that_go_are_returned() -> None:
+def test_targets_that_stay_keep_their_breakers_and_the_connections_to_others_are_closed() -> None:
     routing = routing_of("a", "b", "c")
+    retired = Retired(routing)
     b, c = routing.table.targets["b"], routing.table.targets["c"]
-    b.failed(NOW)
-    assert routing.learn(viewed(member("a"), member("b"), member("d")), routing.local, NOW).unused == [c]
+    b.failed(NOW, "why")
+    kept, closed = Connection(), Connection()
+    b.pool.append(kept)
+    c.pool.append(closed)
+    assert routing.learn(viewed(member("a"), member("b"), member("d")), routing.local, NOW)
+    assert retired == [c]
+    assert (kept.closed, closed.closed) == (False, True)
     assert routing.table.targets["b"] is b
     assert list(routing.table.targets) == ["a", "b", "d"]
 
@@ -110,14 +138,16 @@ def test_node_that_moved_is_another_target() -> None:
     routing = routing_of("a", "b")
     old = routing.table.targets["b"]
     moved = viewed(member("a"), member("b", boot=b"2", address="10.9.9.9:1"))
-    assert routing.learn(moved, routing.local, NOW).unused == [old]
+    retired = Retired(routing)
+    assert routing.learn(moved, routing.local, NOW)
+    assert retired == [old]
     assert routing.table.targets["b"].address == TcpAddress("10.9.9.9", 1)
 
 
 def test_local_node_that_is_not_in_the_view_stays_the_one_to_ask() -> None:
     routing = routing_of("a", "b")
     b = routing.table.targets["b"]
-    assert routing.learn(viewed(member("b"), by="b"), b, NOW) == Learned(True)
+    assert routing.learn(viewed(member("b"), by="b"), b, NOW)
     assert routing.sources(NOW)[0] is routing.local
     assert list(routing.table.targets) == ["b"]
 
@@ -129,61 +159,68 @@ def test_local_node_that_is_not_in_the_view_stays_the_one_to_ask() -> None:
 def test_view_without_the_node_that_gives_it_never_replaces_ours(half: str) -> None:
     routing = routing_of("a", "b", "c", "d")
     table = routing.table
-    learned = routing.learn(viewed(*map(member, half), by="a"), routing.local, NOW + 1)
-    assert not learned.taken
-    assert learned.unused == []
+    retired = Retired(routing)
+    assert not routing.learn(viewed(*map(member, half), by="a"), routing.local, NOW + 1)
+    assert retired == []
     assert routing.table.view is table.view
     assert routing.epoch == table.view.epoch
-    assert learned.contacts == [table.targets[name] for name in half]
+    assert routing.more_sources([]) == [table.targets[name] for name in half]
 
 
 def test_view_of_another_node_that_leaves_is_not_taken_over_either() -> None:
     routing = routing_of("a", "b", "c")
     table = routing.table
-    assert not routing.learn(viewed(member("a"), member("c"), by="b"), table.targets["b"], NOW).taken
+    assert not routing.learn(viewed(member("a"), member("c"), by="b"), table.targets["b"], NOW)
     assert routing.table is table
 
 
 def test_process_without_a_view_asks_those_whom_a_joining_node_names() -> None:
     routing = Routing(LOCAL)
     sources = routing.sources(NOW)
-    learned = routing.learn(viewed(member("b"), member("c")), routing.local, NOW)
+    assert not routing.learn(viewed(member("b"), member("c")), routing.local, NOW)
     assert routing.table.owner(b"k") is None
     assert routing.refresh_at == NOW + VIEW_MIN_AGE
-    also_ask(sources, learned)
+    sources += routing.more_sources(sources)
     assert [source.name for source in sources] == ["a", "b", "c"]
-    taken = routing.learn(viewed(member("b"), member("c"), member("d"), by="b"), sources[1], NOW)
-    assert taken == Learned(True)
+    assert routing.learn(viewed(member("b"), member("c"), member("d"), by="b"), sources[1], NOW)
     assert list(routing.table.targets.values())[:2] == sources[1:]  # with their connections
     assert routing.table.local_name == "a"
 
 
 def test_contacts_keep_their_breakers_and_are_closed_when_they_are_named_no_more() -> None:
     routing = Routing(LOCAL)
-    b, c = routing.learn(viewed(member("b"), member("c")), routing.local, NOW).contacts
-    b.failed(NOW)
-    learned = routing.learn(viewed(member("b"), member("d")), routing.local, NOW)
-    assert [target.name for target in learned.contacts] == ["d", "b"]  # who fails comes last
-    assert learned.contacts[1] is b
-    assert learned.unused == [c]
-    taken = routing.learn(viewed(member("a"), member("d")), routing.local, NOW)
-    assert taken.unused == [b]
+    retired = Retired(routing)
+    routing.learn(viewed(member("b"), member("c")), routing.local, NOW)
+    b, c = routing.more_sources([])
+    b.failed(NOW, "why")
+    routing.learn(viewed(member("b"), member("d")), routing.local, NOW)
+    d, again = routing.more_sources([])
+    assert d.name == "d"  # a failing one comes last
+    assert again is b
+    assert retired == [c]
+    assert routing.learn(viewed(member("a"), member("d")), routing.local, NOW)
+    assert retired == [c, b]
 
 
 def test_contacts_and_sources_are_bounded() -> None:
     routing = routing_of(*"abcdefg")
+    retired = Retired(routing)
     sources = routing.sources(NOW)
-    for by in "bcdefghij":
-        learned = routing.learn(viewed(*(member(chr(c)) for c in range(ord("k"), ord("z"))), by=by), routing.local, NOW)
-        assert len(learned.contacts) == MAX_CONTACTS
-        also_ask(sources, learned)
-        also_ask(sources, Learned(False, [Target(f"{by}{n}", LOCAL) for n in range(3)]))
+    names = [chr(c) for c in range(ord("k"), ord("z"))]
+    for number in range(9):
+        members = [member(name, boot=b"%d" % number) for name in names]
+        routing.learn(viewed(*members, by="b"), routing.local, NOW)
+        new = routing.more_sources(sources)
+        assert len(new) <= 2
+        sources += new
     assert len(sources) == MAX_SOURCES
+    routing.learn(viewed(*map(member, "abcdefg")), routing.local, NOW)
+    assert len([target for target in retired if target.name in names]) == 9 * MAX_CONTACTS
 
 
 def test_local_node_that_joins_under_another_name_is_known_by_it() -> None:
     routing = routing_of("a", "b")
-    assert not routing.learn(viewed(member("b"), by="new"), routing.local, NOW).taken
+    assert not routing.learn(viewed(member("b"), by="new"), routing.local, NOW)
     assert routing.table.local_name == "new"
     assert routing.table.targets["a"] is not routing.local
     assert str(routing.local) == "node new at /run/node.sock"
@@ -209,9 +246,9 @@ def test_view_is_asked_for_again_before_long_while_nobody_serves() -> None:
 
 def test_other_epoch_in_a_reply_makes_the_view_old() -> None:
     routing = routing_of("a", "b")
-    routing.noticed(routing.epoch, NOW + 0.5)
+    routing.answered(routing.local, routing.epoch, NOW + 0.5, NOW + 0.5)
     assert routing.refresh_at == NOW + VIEW_MAX_AGE
-    routing.noticed(routing.epoch + 1, NOW + 0.5)
+    routing.answered(routing.local, routing.epoch + 1, NOW + 0.5, NOW + 0.5)
     assert routing.refresh_at == NOW + 0.5
 
 
@@ -219,13 +256,14 @@ def test_view_is_not_asked_for_all_the_time_while_views_differ() -> None:
     routing = routing_of("a", "b")
     routing.sources(NOW + 0.5)
     routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 0.5)
-    routing.noticed(routing.epoch + 1, NOW + 0.51)
+    routing.answered(routing.local, routing.epoch + 1, NOW + 0.51, NOW + 0.51)
     assert routing.refresh_at == NOW + 0.5 + VIEW_MIN_AGE
 
 
 def test_noticing_never_puts_the_question_off() -> None:
     routing = routing_of("a", "b")
-    routing.noticed(routing.epoch + 1, NOW + VIEW_MAX_AGE + 5)
+    began = NOW + VIEW_MAX_AGE + 5
+    routing.answered(routing.local, routing.epoch + 1, began, began)
     assert routing.refresh_at == NOW + VIEW_MAX_AGE
 
 
@@ -274,116 +312,54 @@ def test_without_members_there_are_no_groups() -> None:
     assert table.ranking(b"a") == []
 
 
-# -- breakers -------------------------------------------------------------------------------------------------
+# -- results of exchanges, and what is reported -----------------------------------------------------------------
 
 
-def open_target() -> Target:
-    target = Target("b", TcpAddress("10.0.0.2", 4370))
-    for _ in range(FAILURES_TO_OPEN):
-        target.failed(NOW)
-    return target
-
-
-def test_breaker_opens_after_failures_in_a_row() -> None:
-    target = Target("b", TcpAddress("10.0.0.2", 4370))
-    assert [target.failed(NOW) for _ in range(FAILURES_TO_OPEN + 1)] == [False, False, True, False]
-    with pytest.raises(Unavailable, match=r"node b at 10\.0\.0\.2:4370 has failed 4 times in a row"):
-        target.check(NOW + 0.01)
-
-
-def test_answer_in_between_starts_the_count_anew() -> None:
-    target = Target("b", LOCAL)
-    target.failed(NOW)
-    target.failed(NOW)
-    assert target.answered() is False
-    target.failed(NOW)
-    target.failed(NOW)
-    target.check(NOW)
-
-
-def test_open_breaker_lets_one_try_in_each_interval() -> None:
-    target = open_target()
-    with pytest.raises(Unavailable):
-        target.check(NOW + HALF_OPEN_AFTER - 0.01)
-    target.check(NOW + HALF_OPEN_AFTER)
-    with pytest.raises(Unavailable):
-        target.check(NOW + HALF_OPEN_AFTER + 0.01)
-    target.check(NOW + 2 * HALF_OPEN_AFTER)
-
-
-def test_failed_try_keeps_the_breaker_open_without_opening_it_again() -> None:
-    target = open_target()
-    target.check(NOW + 1)
-    assert target.failed(NOW + 1) is False
-    with pytest.raises(Unavailable):
-        target.check(NOW + 1 + HALF_OPEN_AFTER - 0.01)
-
-
-def test_first_try_may_take_little_of_a_deadline_and_each_further_one_twice_as_long() -> None:
-    target = open_target()
-    for _ in range(100):
-        target.failed(NOW)  # calls that were under way
-    tries = [target.check(NOW + turn * HALF_OPEN_AFTER) for turn in range(1, 9)]
-    assert tries == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 1, 1]
-    target.answered()
-    assert target.check(NOW + 5) == 1
-
-
-def test_answer_closes_the_breaker_once() -> None:
-    target = open_target()
-    target.check(NOW + 1)
-    assert [target.answered(), target.answered()] == [True, False]
-    target.check(NOW + 1)
-
-
-def test_error_gets_the_name_of_its_node_and_keeps_its_kind() -> None:
-    target = Target("b", TcpAddress("10.0.0.2", 4370))
-    for kind in (Unavailable, ProtocolError):
-        error = named(target, kind("why"))
+def test_error_gets_the_name_of_its_node_and_keeps_its_type() -> None:
+    routing, target = Routing(LOCAL), Target("b", TcpAddress("10.0.0.2", 4370))
+    for kind in (Unavailable, TimedOut, ProtocolError, OtherNode, OtherStart):
+        error = routing.failed(target, kind("why"), NOW, NOW)
         assert type(error) is kind
         assert str(error) == "node b at 10.0.0.2:4370: why"
 
 
-def test_member_that_fails_again_and_again_is_named_to_the_local_node_at_once() -> None:
+def test_restart_of_a_node_is_not_a_failure_and_makes_the_view_old() -> None:
+    routing = routing_of("a", "b")
+    target = routing.table.targets["b"]
+    routing.failed(target, OtherStart("restarted"), NOW + 0.5, NOW + 0.6)
+    assert (target.failures, list(routing.latencies), routing.stats.failures) == (0, [], 0)
+    assert routing.refresh_at == NOW + 0.5
+
+
+def test_member_whose_breaker_opens_is_named_to_the_local_node_at_once() -> None:
     routing = routing_of("a", "b")
     target = routing.table.targets["b"]
     for _ in range(FAILURES_TO_OPEN):
         assert routing.refresh_at > NOW
-        routing.failed(target, NOW)
+        routing.failed(target, Unavailable("why"), NOW, NOW)
     assert routing.refresh_at == NOW
+    routing.latencies.clear()
     assert asked(routing) == GetView(["b"], RequesterStats(failures=FAILURES_TO_OPEN))
     routing.learn(ViewReply(1, routing.table.view.members, "a"), routing.local, NOW)
     target.answered()
     assert asked(routing) == GetView()
 
 
-def test_what_was_counted_is_told_until_it_has_arrived() -> None:
+def test_counts_are_reported_until_they_have_arrived() -> None:
     routing = Routing(LOCAL)
     assert asked(routing) == GetView()
-    routing.untold.tally.remembered += 2
+    routing.stats.remembered += 2
     _, counted = routing.view_request()
     assert counted == RequesterStats(remembered=2)
-    routing.untold.tally.remembered += 1
-    routing.untold.put_back(counted)  # nobody has answered
+    routing.stats.remembered += 1
+    routing.put_back(counted)  # no node has replied
     assert asked(routing) == GetView([], RequesterStats(remembered=3))
-    assert asked(routing) == GetView()  # by another thread, before the first has its answer
+    assert asked(routing) == GetView()  # by another thread, before the first has its reply
 
 
-def test_what_requesters_of_a_process_count_is_told_by_who_asks_next_and_once() -> None:
-    untold = PendingStats()
-    untold.tally.too_big += 1
-    first, second = Routing(LOCAL, untold), Routing(LOCAL, untold)
-    first.failed(first.local, NOW)
-    assert asked(second) == GetView([], RequesterStats(too_big=1, failures=1))
-    assert asked(first) == GetView()
-    untold.tally.too_big += 1
-    assert asked(first) == GetView([], RequesterStats(too_big=1))
-    assert asked(second) == GetView()
-
-
-def test_waits_are_told_sorted_and_once() -> None:
+def test_durations_are_reported_as_a_histogram_and_once() -> None:
     routing = Routing(LOCAL)
-    routing.waits.extend([0.0003, 0.0004, 2.0])
+    routing.latencies.extend([0.0003, 0.0004, 2.0])
     request = asked(routing)
     assert isinstance(request, GetView)
     assert request.stats is not None
@@ -400,17 +376,17 @@ def test_while_an_owner_fails_the_next_in_the_ranking_stands_in_then_the_local_n
     table, local = routing.table, routing.local
     for key in (b"%d" % n for n in range(50)):
         owner, *others = table.ranking(key)
-        assert table.substitutes(key, local) == list(
+        assert table.fallback_targets(key, local) == list(
             dict.fromkeys([others[0], *([local] if owner is not local else [])])
         )
     key = next(key for key in (b"%d" % n for n in range(50)) if local not in table.ranking(key)[:3])
-    table.ranking(key)[1].failed(NOW)
-    assert table.substitutes(key, local) == [table.ranking(key)[2], local]
+    table.ranking(key)[1].failed(NOW, "why")
+    assert table.fallback_targets(key, local) == [table.ranking(key)[2], local]
     for target in table.ranking(key):
-        target.failed(NOW)
-    assert table.substitutes(key, local) == [local]
+        target.failed(NOW, "why")
+    assert table.fallback_targets(key, local) == [local]
 
 
 def test_without_a_view_the_local_node_stands_in() -> None:
     routing = Routing(LOCAL)
-    assert routing.table.substitutes(b"k", routing.local) == [routing.local]
+    assert routing.table.fallback_targets(b"k", routing.local) == [routing.local]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
@@ -47,7 +48,7 @@ def link_keys(cluster: LocalCluster, host: str) -> tuple[LinkKey, ...]:
 
 
 def client_on(cluster: LocalCluster, host: str, deadline: float = DEADLINE) -> Client:
-    return Client(UnixAddress(str(cluster.socket(host))), link_keys(cluster, host), deadline)
+    return Client(Routing(UnixAddress(str(cluster.socket(host)))), link_keys(cluster, host), deadline)
 
 
 def enter(namespace: str) -> None:
@@ -146,7 +147,7 @@ class Requesters:
                 tally.deadlines += 1
             else:
                 tally.refused.append(str(error))
-            for node in client.routing.table.substitutes(key, client.routing.local):
+            for node in client.routing.table.fallback_targets(key, client.routing.local):
                 try:
                     reply = client.call_node(node, request)
                     break

@@ -271,7 +271,7 @@ class TestLimit:
     def test_what_another_node_counts_in_its_owners_place_is_shown_and_reset(self, client: Client, key: str) -> None:
         limit, whole = Limit.parse("3/h"), ratelimit.routing_key(key, "k")
         asking = runtime.get_client()
-        substitute = asking.table().substitutes(whole, asking.routing.local)[0]
+        substitute = asking.table().fallback_targets(whole, asking.routing.local)[0]
         asking.call_node(substitute, frame(wire.encode(wire.Hit(whole, list(limit.rules), 1))))
         found, page = look_up(client, "limit", "k", group=key)
         assert [(count.node, count.used) for count in found.counts] == [(substitute.name, 1)]

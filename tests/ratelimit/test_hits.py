@@ -26,7 +26,7 @@ from django_clusterstate import cluster as cluster_state
 from django_clusterstate import ratelimit, runtime
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.blocking import Client
-from django_clusterstate.client.routing import RoutingTable, Target
+from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.messages import Identity, View
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, hits, routing_key, split_key
@@ -456,7 +456,7 @@ def test_exactly_the_limit_passes_for_64_concurrent_clients_of_three_nodes(
     cluster: LocalCluster, group: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = runtime.get_settings().link_keys
-    clients = [Client(UnixAddress(str(cluster.socket(cluster.names[n % 3]))), keys, 5.0) for n in range(64)]
+    clients = [Client(Routing(UnixAddress(str(cluster.socket(cluster.names[n % 3])))), keys, 5.0) for n in range(64)]
     mine = threading.local()
     limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64)
 

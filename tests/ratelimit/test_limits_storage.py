@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from django_clusterstate import ratelimit, runtime
 from django_clusterstate.checks import check_settings
-from django_clusterstate.client.routing import FAILURES_TO_OPEN, HALF_OPEN_AFTER
+from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.core.limits import algorithms
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.decorators import cluster_ratelimit
@@ -362,8 +362,9 @@ def test_a_storage_that_dies_is_replaced_by_the_policy_until_it_is_back(
     assert not face.hit(limit, group, "key").allowed
     place = f"limits storage redis://{redis_of_its_own.address}"
     assert caplog.messages == [
-        f"{place}: ConnectionError; circuit breaker opened, ON_UNAVAILABLE decides until it answers again",
-        f"{place} answers again; circuit breaker closed",
+        f"circuit breaker for {place} opened after 3 failures in a row (ConnectionError); "
+        "requests to it fail at once and one is tried every 0.5 s",
+        f"circuit breaker for {place} closed: it answers again",
     ]
 
 
