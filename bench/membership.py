@@ -15,7 +15,7 @@ import msgspec
 
 from django_clusterstate.core.membership.gossip import OBSERVATIONS
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation
-from django_clusterstate.node.heartbeat import seal
+from django_clusterstate.node.heartbeat import encode_heartbeat
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp
 from django_clusterstate.wire.aio import AsyncConnection, connect
@@ -77,7 +77,7 @@ class Member:
         observed = [others[(first + step) % len(others)] for step in range(min(OBSERVATIONS, len(others)))]
         observations = tuple(Observation(o.name, o.boot, o.address, MemberState.ALIVE, 0, 0.1) for o in observed)
         beat = Heartbeat(self.identity, 0, self._sequence, MemberState.ALIVE, 1, observations, "")
-        payload = msgspec.msgpack.encode(seal(beat, CHANNEL_KEYS))
+        payload = msgspec.msgpack.encode(encode_heartbeat(beat, CHANNEL_KEYS))
         self._links[0].cast(frame(wire.encode(wire.Deliver(GROUP, payload, 60, 100))))
 
 

@@ -1,4 +1,4 @@
-"""Which address a node tells the others: always an IP address, so that no peer or requester has to resolve a name."""
+"""The address that a node advertises: always an IP address, so that no peer or requester has to resolve a name."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from .log import RationedLog, logger
 
 CHECK_EVERY = 60.0  # seconds
 WARN_AGAIN = 600.0  # seconds until a warning that still holds is repeated
-SAY_AFTER = 2.0  # seconds that a name look-up takes before it is said
+SLOW_LOOKUP = 2.0  # seconds after which a name look-up is logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class Finder:
         if reachable := tuple(host for host in hosts if is_reachable(host)):
             return Advertised(TcpAddress(self._preferred(reachable), given.port))
         loopback = f"{given.host} resolves to {', '.join(hosts)} on this host, which others can't reach"
-        if self.advertise is None:  # it listens there and nowhere else
+        if self.advertise is None:  # it listens at a loopback address only
             return Advertised(TcpAddress(self._preferred(hosts), given.port), f"BIND: {loopback}")
         return self._of_interfaces(given.port, f"ADVERTISE: {loopback}")
 
     def _of_interfaces(self, port: int, problem: str) -> Advertised:
-        """Where the node listens: at the address of `BIND` if that is one, else at one of an interface."""
+        """An address at which the node listens: that of `BIND` if it is one, otherwise one of an interface."""
         bound = numeric(self.bind)
         if bound is not None and not bound.is_wildcard and is_reachable(bound.host):
             return Advertised(TcpAddress(bound.host, port))
@@ -64,7 +64,7 @@ class Finder:
         return Advertised(TcpAddress("127.0.0.1" if families[0] == socket.AF_INET else "::1", port), problem)
 
     def _families(self) -> tuple[int, ...]:
-        """Those that the node listens on. `::` is IPv6 alone: asyncio and uvloop set `IPV6_V6ONLY`."""
+        """The address families on which the node listens. `::` is IPv6 alone: asyncio and uvloop set `IPV6_V6ONLY`."""
         if not self.bind.host:
             return socket.AF_INET, socket.AF_INET6
         bound = numeric(self.bind)
@@ -73,13 +73,13 @@ class Finder:
         return (socket.AF_INET6,) if ":" in bound.host else (socket.AF_INET,)
 
     def _preferred(self, hosts: Hosts) -> str:
-        """The first of a family that the node listens on."""
+        """The first address of a family on which the node listens."""
         v6 = self._families() == (socket.AF_INET6,)
         v4 = self._families() == (socket.AF_INET,)
         fitting = [host for host in hosts if not (v6 and ":" not in host) and not (v4 and ":" in host)]
         return (*fitting, *hosts)[0]
 
-    def still_right(self, advertised: TcpAddress, found: Advertised) -> bool:
+    def is_current(self, advertised: TcpAddress, found: Advertised) -> bool:
         """Whether an address found earlier can stay, given what is found now."""
         if found.address == advertised:
             return True
@@ -88,25 +88,25 @@ class Finder:
 
 
 def is_local_name(host: str) -> bool:
-    """Whether the name means this host to every host (RFC 6761), so that a loopback address is what is meant."""
+    """Whether the name means this host on every host (RFC 6761), so that a loopback address is intended."""
     name = host.rstrip(".").lower()
     return name == "localhost" or name.endswith(".localhost")
 
 
 def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep) -> Advertised:
-    """The address to advertise, tried again until names can be resolved; what it waits for is logged."""
+    """The address to advertise. Tries again until its name can be resolved, and logs once why it can't."""
     search = BackgroundWork(finder.find, "look-up of this node's address")
-    said = False
+    logged = False
     while True:
         try:
-            return search.start().result(SAY_AFTER)
+            return search.start().result(SLOW_LOOKUP)
         except TimeoutError:
             why = "the DNS server does not answer"
         except OSError as error:
             why = error.strerror or str(error)
             pause(1.0)
-        if not said:
-            said = True
+        if not logged:
+            logged = True
             logger.warning(
                 "address to advertise, %s, can't be resolved: %s; the node starts when it can. Set "
                 "CLUSTERSTATE_ADVERTISE to an IP address, so that no name has to be resolved",
@@ -116,7 +116,7 @@ def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep
 
 
 class AddressWatch:
-    """Looks each minute whether the advertised address is still this host's, and logs a warning while it isn't."""
+    """Checks each minute whether the advertised address is still this host's, and logs a warning while it isn't."""
 
     def __init__(self, finder: Finder, advertised: Advertised, clock: Callable[[], float] = time.monotonic) -> None:
         self._finder = finder
@@ -131,7 +131,7 @@ class AddressWatch:
         return self._advertised.address
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Checks until cancelled."""
         while True:
             await asyncio.sleep(CHECK_EVERY)
             try:
@@ -142,7 +142,7 @@ class AddressWatch:
                 self.check(found)
 
     def check(self, found: Advertised) -> None:
-        if not self._finder.still_right(self._advertised.address, found):
+        if not self._finder.is_current(self._advertised.address, found):
             self._log.write(
                 f"address {self._advertised.address} is advertised, but this host's is now {found.address}, so other "
                 "hosts can't reach this node; restart it",

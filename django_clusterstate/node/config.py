@@ -1,4 +1,4 @@
-"""What a node is told at its start."""
+"""The configuration of a node."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ class NodeError(Exception):
 class NodeConfig:
     """Sizes in bytes, times in seconds.
 
-    `link_keys` and `channel_keys` are derived from the secrets, the newest first. `advertise` is where the others
-    reach us. `socket` is where the processes of this host do.
+    `link_keys` and `channel_keys` are derived from the secrets, the newest first. Peers reach the node at `advertise`,
+    processes of this host at `socket`.
     """
 
     name: str
@@ -30,6 +30,8 @@ class NodeConfig:
     timings: Timings
     weight: float = 1.0
     cache_max_bytes: int = 256 * 1024 * 1024
-    cache_own_bytes: Mapping[bytes, int] = field(default_factory=dict)  # of that, what a namespace has for itself
+    cache_own_bytes: Mapping[bytes, int] = field(
+        default_factory=dict
+    )  # quotas: the parts of it that namespaces have to themselves
     limits_max_bytes: int = 64 * 1024 * 1024
-    drain: float = 2.0  # how long a node that leaves serves on, for those who haven't heard yet
+    drain: float = 2.0  # for which a node that leaves goes on serving requesters with an older view

@@ -1,4 +1,4 @@
-"""Where a node looks for its first peers. None of it ever removes a member."""
+"""Sources of the addresses of a node's first peers. None of them ever removes a member."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ DNS_EVERY = 5.0
 LIST_EVERY = 30.0
 RETRY_AFTER = 2.0  # seconds, while a name of a list isn't resolved
 LOOKUP_TIMEOUT = 1.0  # seconds that the other addresses of a list wait for a name
-DNS_TIMEOUT = 8.0  # seconds; a resolver asks twice, for five seconds each, as a rule
+DNS_TIMEOUT = 8.0  # seconds; most resolvers try twice, for five seconds each
 
 
 class Discovery(Protocol):
-    """A source of addresses, asked every `interval` seconds for as long as the node runs."""
+    """A source of addresses, queried every `interval` seconds for as long as the node runs."""
 
-    problem: str  # what of the last question failed although it was answered; empty if nothing did
+    problem: str  # the part of the last query that failed although others gave addresses; empty if none did
 
     @property
     def interval(self) -> float: ...
 
     async def addresses(self) -> Sequence[str]:
-        """The addresses (IP address and port) of nodes that may be there, our own perhaps among them. May raise."""
+        """The addresses (IP address and port) of nodes that may run, this one included. May raise any error."""
 
     async def withdraw(self) -> None:
-        """We are leaving: others need not look for us any more."""
+        """Removes the address of this node, which leaves."""
 
 
 class ListDiscovery:
-    """A fixed list of addresses. Names among them are resolved each time, so that links never are held up by DNS."""
+    """A fixed list of addresses. Names among them are resolved for each query, so DNS never delays a link."""
 
     def __init__(self, addresses: Sequence[TcpAddress], names: Resolver | None = None) -> None:
         self.listed = tuple(addresses)

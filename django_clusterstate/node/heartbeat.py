@@ -1,6 +1,6 @@
-"""Heartbeats through a Django Channels group: sending ours, hearing theirs.
+"""Heartbeats through a Django Channels group: sends those of this node, receives those of its peers.
 
-Knows only the channel-layer API, so any layer between the hosts will do.
+Uses only the channel-layer API, so any layer between the hosts will do.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from ..wire.messages import DECODE_ERRORS
 from .log import RationedLog, logger
 
 JITTER = 0.1
-RENEW_EVERY = 20.0  # seconds between renewals of our place in the group: a layer that restarted has forgotten it
+RENEW_EVERY = 20.0  # seconds between two additions to the group, which a layer that restarted has forgotten
 SETTLED_AFTER = 1.0  # seconds without a failure
 RETRY_AFTER = 0.5  # seconds, when the layer fails
 LAYER_TIMEOUT = 2.0  # seconds that one call of the layer may take
@@ -29,11 +29,11 @@ _decode = msgspec.msgpack.Decoder(Heartbeat).decode
 
 
 class ChannelGone(Exception):
-    """The layer has lost the channel that it gave us: another one is needed."""
+    """The layer has lost the channel of this node: it needs another."""
 
 
 class ChannelLayer(Protocol):
-    """What is used of the channel-layer specification."""
+    """The part of the channel-layer specification that heartbeats need."""
 
     async def new_channel(self, prefix: str = ...) -> str: ...
     async def send(self, channel: str, message: dict[str, Any]) -> None: ...
@@ -43,15 +43,18 @@ class ChannelLayer(Protocol):
     async def group_send(self, group: str, message: dict[str, Any]) -> None: ...
 
 
-def seal(beat: Heartbeat, keys: Sequence[Key]) -> dict[str, Any]:
-    """The channel message for a heartbeat, signed with every secret: some may know only the one before the newest."""
+def encode_heartbeat(beat: Heartbeat, keys: Sequence[Key]) -> dict[str, Any]:
+    """The channel message for a heartbeat, signed with every secret: some peers may not have the newest yet."""
     body = bytes(VERSIONS) + msgspec.msgpack.encode(beat)
     return {"type": "clusterstate.heartbeat", "body": body, "macs": [key.mac(body) for key in keys]}
 
 
-def unseal(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
-    """The heartbeat. Raises `ProtocolError` when it isn't signed with one of our secrets, before anything of it is
-    decoded, and when we have no protocol version in common with its sender."""
+def decode_heartbeat(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
+    """The heartbeat of a channel message.
+
+    Raises `ProtocolError` when it isn't signed with one of these keys (before any of it is decoded), has a field out of
+    bounds, or when its sender has no protocol version in common with this node.
+    """
     body, macs = message.get("body"), message.get("macs")
     if not isinstance(body, bytes) or not isinstance(macs, list) or len(body) < 2 or len(macs) > MAX_SECRETS:
         raise ProtocolError("not a heartbeat")
@@ -68,7 +71,7 @@ def unseal(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
 
 
 def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
-    """Whether one of the MACs is that of one of our keys. Nearly always the first is that of the first."""
+    """Whether one of the MACs was made with one of the keys, nearly always the first with the first."""
     for key in keys:
         expected = key.mac(body)
         for mac in macs:
@@ -78,12 +81,11 @@ def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
 
 
 class Heartbeats:
-    """Runs until cancelled.
+    """Sends and receives heartbeats until cancelled.
 
-    `on_heard(beat, fresh)` is called for each authentic heartbeat; `rejected_log` takes a line for each other.
-
-    A heartbeat is fresh, which means that it is no recording, if the layer names the start at the other end of the link
-    that it came by, as the message's attribute `session`: see `layer.SessionMessage`.
+    `on_heard(beat, fresh)` is called for each authentic heartbeat; `rejected_log` takes a line for each other. A
+    heartbeat is fresh, so it isn't a recording, if the layer says that it came over a link from the very start of the
+    node that it names (`SessionMessage.session`).
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Heartbeats:
         on_heard: Callable[[Heartbeat, bool], None],
         rejected_log: RationedLog,
     ) -> None:
-        self.rejected = 0  # messages that weren't signed with our secret, or couldn't be understood
+        self.rejected = 0  # messages that weren't authentic heartbeats
         self._membership = membership
         self._layer = layer
         self._group = group
@@ -104,7 +106,7 @@ class Heartbeats:
         self._clock = clock
         self._on_heard = on_heard
         self._rejected_log = rejected_log
-        self.failing = False  # the layer, so that nobody can be heard
+        self.failing = False  # whether the layer fails, so that silence says nothing
         self._failed_at = 0.0
         self._channel = ""
         self._soon = asyncio.Event()
@@ -115,19 +117,19 @@ class Heartbeats:
             tasks.create_task(self._receive_forever(), name="heartbeats in")
 
     def beat_soon(self) -> None:
-        """Doesn't wait for the next interval: somebody new can hear us."""
+        """Sends a heartbeat before the next interval, as for a peer that has just joined."""
         self._soon.set()
 
     async def beat(self) -> None:
-        """One heartbeat to everybody, now. A failing layer is reported, not raised."""
+        """Sends one heartbeat to all peers now. A failing layer is logged, not raised."""
         beat = self._membership.heartbeat(self._clock(), self._channel)
-        await self._attempt(self._layer.group_send(self._group, seal(beat, self._keys)))
+        await self._attempt(self._layer.group_send(self._group, encode_heartbeat(beat, self._keys)))
 
     async def answer(self, channel: str, to: Identity) -> None:
-        """One heartbeat to a single node, by the channel that its own heartbeat named. It names that start first, which
-        shows it that this node runs."""
+        """Sends one heartbeat to a single node, over the channel that its own heartbeat named. It lists that start of
+        the node first, which proves to it that this node runs now."""
         beat = self._membership.heartbeat(self._clock(), self._channel, answer_to=to)
-        await self._attempt(self._layer.send(channel, seal(beat, self._keys)))
+        await self._attempt(self._layer.send(channel, encode_heartbeat(beat, self._keys)))
 
     async def _send_forever(self) -> None:
         interval = self._membership.timings.heartbeat
@@ -141,7 +143,7 @@ class Heartbeats:
             try:
                 async with asyncio.timeout(interval * random.uniform(1 - JITTER, 1 + JITTER)):
                     await self._soon.wait()
-                    await asyncio.sleep(interval / 10)  # many may be new at once: one heartbeat serves them all
+                    await asyncio.sleep(interval / 10)  # one heartbeat for all peers that join at once
             except TimeoutError:
                 pass
 
@@ -154,7 +156,7 @@ class Heartbeats:
                         self._channel = self._channel or await self._layer.new_channel()
                         await self._layer.group_add(self._group, self._channel)
                     joined = True
-                self._take_in(await self._layer.receive(self._channel))
+                self._take(await self._layer.receive(self._channel))
             except Exception as error:  # a layer may raise anything; none of it may end the node
                 self._note(error)
                 joined = False
@@ -162,13 +164,12 @@ class Heartbeats:
                     self._channel = ""
                 await asyncio.sleep(RETRY_AFTER)
 
-    def _take_in(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any]) -> None:
         session = getattr(message, "session", None)
         try:
-            beat = unseal(message, self._keys)
+            beat = decode_heartbeat(message, self._keys)
             if session is not None and session != beat.identity.boot:
-                who = beat.identity
-                raise ProtocolError(f"it names {who}, but came over the link of another node")
+                raise ProtocolError(f"it names {beat.identity}, but came over the link of another node")
         except ProtocolError as error:
             self.rejected += 1
             self._rejected_log.write(f"heartbeat dropped: {error}")
@@ -179,13 +180,14 @@ class Heartbeats:
         try:
             async with asyncio.timeout(LAYER_TIMEOUT):
                 await call
-        except Exception as error:  # as above
+        except Exception as error:  # a layer may raise anything
             self._note(error)
         else:
             self._note(None)
 
     def _note(self, error: Exception | None) -> None:
-        """Reports that the layer fails, and that it works again once it has for a while: both ways may fail in turn."""
+        """Logs that the layer fails, and that it works again after some time without a failure, since sending and
+        receiving may fail in turn."""
         now = self._clock()
         if error is not None:
             if not self.failing:
@@ -200,6 +202,6 @@ class Heartbeats:
 
 
 def _is_cancelled() -> bool:
-    """Whether the running task was asked to end: a layer may lose a cancellation that comes together with a message."""
+    """Whether the running task was cancelled: a layer may lose a cancellation that arrives together with a message."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""What a node remembers for those who look at it: what happened to members, how busy it was, with which limits."""
+"""The last minutes of a node: what happened to members, how busy it was, and with which limits."""
 
 from ..core.counter_history import CounterHistory
 from ..core.membership.timeline import Timeline
@@ -6,7 +6,7 @@ from ..core.top_keys import KeyCount, TopKeys
 from ..wire.status import Stats
 
 TOP_SPAN = 300.0  # seconds: the busiest keys are those of the last one to two spans
-TOP_KEYS = 100  # a key that makes up more than a hundredth of a node's hits is known
+TOP_KEYS = 100  # every key with more than a hundredth of a node's hits is among them
 REPORTED = 20  # of them
 
 
@@ -21,7 +21,7 @@ class History:
         self._turn_at = now + TOP_SPAN
 
     def tick(self, stats: Stats, now: float) -> None:
-        """What is due about once a second."""
+        """To be called about once a second."""
         self.rates.sample(counters(stats), now)
         if now >= self._turn_at:
             self._turn_at = now + TOP_SPAN
@@ -34,7 +34,7 @@ class History:
 
 
 def counters(stats: Stats) -> dict[str, int]:
-    """What is worth a curve: of this node, and of the requesters that ask it for the view."""
+    """The counters that the panel draws: of this node, and of the requesters that report to it."""
     tally = stats.tally
     return {
         "requests": stats.requests,

@@ -1,7 +1,7 @@
 """The addresses of this host's interfaces, found without name look-ups and without sending a packet.
 
-Linux only, as the package is. A library such as `ifaddr` would replace thirty lines, but tells neither the source
-address of a route nor which IPv6 addresses are temporary.
+Linux only, as the package is. A library such as `ifaddr` would replace thirty lines, but reports neither the
+source address of a route nor which IPv6 addresses are temporary.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from ..wire.address import TcpAddress
 from ..wire.resolver import numeric
 
-# Addresses that a default route leads to, from the ranges for documentation (RFC 5737, RFC 3849): nobody has them.
+# Addresses that a default route leads to, from the ranges for documentation (RFC 5737, RFC 3849), which no host has.
 _ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 _PORT = 4370  # of a datagram that isn't sent
 
@@ -30,7 +30,7 @@ _IPV6_ADDR_PREFERENCES, _PREFER_PUBLIC = 72, 2  # linux/in6.h, RFC 5014: no temp
 def own_address(families: Sequence[int], peers: Sequence[TcpAddress] = ()) -> str | None:
     """The address by which other hosts reach this one; None if it has only loopback addresses.
 
-    An address of this host among `peers` (IP addresses; names are passed over) comes first, then the source address of
+    An address of this host among `peers` (IP addresses; names are ignored) comes first, then the source address of
     the route to a peer, then of the default route, then the first address of the interfaces, by their order.
     """
     sources = []

@@ -1,6 +1,6 @@
-"""What is wrong in the cluster as one node sees it and doesn't pass by itself, in words.
+"""Problems of the cluster that don't pass by themselves, as one node sees them.
 
-It stands in the node's log, its status and the panel. All nodes that see the same problem say it in the same words.
+They are shown in its log, its status and the panel. All nodes that see a problem describe it with the same text.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MAX_NAMED = 5  # peers in one sentence
 
 
 class Misdirected(NamedTuple):
-    """At the address that a peer advertises the node `found` answers; `seen`: when it last did."""
+    """The node `found` answers at the address that a peer advertises, and last did so at `seen`."""
 
     address: str
     found: str
@@ -22,16 +22,16 @@ class Misdirected(NamedTuple):
 
 
 def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now: float) -> list[str]:
-    """At most `MAX_PROBLEMS` sentences; none while all is well. `misdirected` peers are by name."""
+    """At most `MAX_PROBLEMS` sentences. `misdirected` has the peers whose address leads to another node, by name."""
     found = [
-        f"two running nodes have the name {twins.name}: the one at {twins.holder} keeps it, the one at {twins.other} "
-        "owns no keys; give each node its own CLUSTERSTATE_NODE_NAME"
-        for twins in membership.name_conflicts(now)
+        f"two running nodes have the name {conflict.name}: the one at {conflict.holder} keeps it, the one at "
+        f"{conflict.other} owns no keys; give each node its own CLUSTERSTATE_NODE_NAME"
+        for conflict in membership.name_conflicts(now)
     ]
     found += [
-        f"node {who.name} advertises {who.address}, which only its own host can reach, while other nodes advertise "
+        f"node {peer.name} advertises {peer.address}, which only its own host can reach, while other nodes advertise "
         "addresses that every host can; it owns no keys until its CLUSTERSTATE_BIND or CLUSTERSTATE_ADVERTISE is set"
-        for who in membership.refused_loopbacks()
+        for peer in membership.refused_loopbacks()
     ]
     found += [
         f"node {name} advertises {wrong.address}, but {wrong.found} answers there, so {name} can't be reached: set its "
@@ -44,11 +44,10 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
 
 
 def _is_unreached(membership: Membership, now: float) -> bool:
-    """Whether this node has waited for others to connect to it for longer than that takes."""
-    patient = now - membership.started < membership.timings.down_after
-    return (
-        membership.state is MemberState.JOINING and not patient and membership.wait_reason(now) is WaitReason.UNREACHED
-    )
+    """Whether this node has waited for another to connect to it for longer than that takes."""
+    if membership.state is not MemberState.JOINING or now - membership.started < membership.timings.down_after:
+        return False
+    return membership.wait_reason(now) is WaitReason.UNREACHED
 
 
 def _unreached(membership: Membership) -> str:
@@ -57,5 +56,5 @@ def _unreached(membership: Membership) -> str:
     heard = ", ".join(map(str, peers[:MAX_NAMED])) or "none, but has connected to some"
     return (
         f"node {me.name} stays joining: no other node has connected to it at {me.address}; check that address "
-        f"(CLUSTERSTATE_ADVERTISE) and the firewalls between. It hears: {heard}"
+        f"(CLUSTERSTATE_ADVERTISE) and the firewalls between the hosts. It hears: {heard}"
     )

@@ -1,8 +1,8 @@
-"""`RedisPubSubChannelLayer` for the heartbeats: made like new when it falls silent.
+"""`RedisPubSubChannelLayer` for the heartbeats: reconnected when it falls silent.
 
-It keeps its connection to Redis for as long as TCP does. After a cut of the network TCP tries again after longer and
-longer pauses, so that a node would be deaf for as long again as the cut lasted. But a node that hears hears its own
-heartbeats too, and so notices.
+It keeps its connection to Redis for as long as TCP does. After a network failure TCP retries with growing pauses, so a
+node would receive nothing for as long again as the failure lasted. A node whose layer works receives its own
+heartbeats, so it notices.
 """
 
 import asyncio
@@ -10,17 +10,17 @@ from typing import Any, Protocol
 
 from .heartbeat import ChannelGone, ChannelLayer
 
-GRACE = 0.2  # seconds to read what came while this process itself was stopped
+GRACE = 0.2  # seconds to read the messages that came while this process itself was stopped
 
 
 class Flushable(ChannelLayer, Protocol):
-    """`flush()` drops what this process has of the layer, connections included, and nothing of any other's."""
+    """`flush()` drops the state of this process in the layer, connections included, and that of no other process."""
 
     async def flush(self) -> None: ...
 
 
 class PubSubLayer:
-    """The layer, with a channel that is gone after `silence` seconds without a message."""
+    """The layer, with a channel that is lost after `silence` seconds without a message."""
 
     def __init__(self, layer: Flushable, silence: float) -> None:
         self._layer = layer
@@ -37,10 +37,10 @@ class PubSubLayer:
     async def receive(self, channel: str) -> dict[str, Any]:
         message = asyncio.ensure_future(self._layer.receive(channel))
         try:
-            for patience in (self._silence, GRACE):
-                await asyncio.wait({message}, timeout=patience)
+            for timeout in (self._silence, GRACE):
+                await asyncio.wait({message}, timeout=timeout)
                 if message.done():
                     return message.result()
         finally:
             message.cancel()
-        raise ChannelGone(f"not even our own heartbeats come back, for {self._silence:g} s")
+        raise ChannelGone(f"no heartbeat received for {self._silence:g} s, not even this node's own")

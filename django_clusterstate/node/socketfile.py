@@ -1,4 +1,4 @@
-"""The file of the node's unix socket: made where nobody else can put one in its place, and taken away at the end."""
+"""The file of the node's unix socket: made where no other user can replace it, and removed at the end."""
 
 import contextlib
 import fcntl
@@ -18,18 +18,20 @@ class SocketFile:
     def __init__(self, address: UnixAddress, backlog: int) -> None:
         self._path = Path(address.path)
         _make_folder(self._path)
-        with _alone_in(self._path.parent):
+        with _locked(self._path.parent):
             _remove_stale(self._path)
             self.socket = _bind(address)
             try:
-                self.socket.listen(backlog)  # until then another node that starts takes the file for a leftover
+                self.socket.listen(
+                    backlog
+                )  # until then another node that starts takes the file for one of a killed node
                 self._file = _identity(self._path)
             except OSError:
                 self.socket.close()
                 raise
 
     def remove(self) -> None:
-        """To be called while the socket still listens. Takes the file away unless it is another's by now.
+        """Removes the file, unless it is another node's by now. To be called while the socket still listens.
 
         While the socket is open its inode number isn't given out again, and no other node takes the path of a socket
         that answers.
@@ -62,9 +64,9 @@ def _make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """No other node looks at the folder's sockets or makes one meanwhile: two that start at the same moment would both
-    find a leftover, and the second would take away the file of the first."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks the folder against other nodes: of two that start at the same moment, both would find the file of a killed
+    node, and the second would remove the file of the first."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(number, fcntl.LOCK_EX)
@@ -74,7 +76,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _bind(address: UnixAddress) -> socket.socket:
-    """A socket that only our user can open."""
+    """A socket that only this user can open."""
     sock = socket.socket(socket.AF_UNIX)
     umask = os.umask(0o177)
     try:
@@ -88,11 +90,11 @@ def _bind(address: UnixAddress) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Takes away the socket of a node that was killed; a running one keeps it."""
+    """Removes the socket of a node that was killed; a running one keeps it."""
     if not path.exists():
         return
     if not path.is_socket():
-        raise NodeError(f"{path} exists and is no socket. Choose another with --socket.")
+        raise NodeError(f"{path} exists and is not a socket. Choose another with --socket.")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
         try:

@@ -15,7 +15,7 @@ from django.utils.module_loading import import_string
 
 from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.node.channels.queues import NODES_OWN
-from django_clusterstate.node.heartbeat import unseal
+from django_clusterstate.node.heartbeat import decode_heartbeat
 from django_clusterstate.wire.keys import derive_heartbeat_keys
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, wait_until
@@ -159,7 +159,7 @@ def test_row_13_heartbeats_of_a_node_that_is_gone_deceive_none_that_was_started_
 
 
 def speaker(message: dict[str, Any]) -> str:
-    return unseal(message, derive_heartbeat_keys([demo_settings.SECRET_KEY], "default")).identity.name
+    return decode_heartbeat(message, derive_heartbeat_keys([demo_settings.SECRET_KEY], "default")).identity.name
 
 
 async def listen(layer: Layer, count: int) -> list[dict[str, Any]]:

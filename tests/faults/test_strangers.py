@@ -17,7 +17,7 @@ from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.exceptions import ClusterStateError, ProtocolError
 from django_clusterstate.layers import ClusterChannelLayer
 from django_clusterstate.node.channels.queues import NODES_OWN
-from django_clusterstate.node.heartbeat import unseal
+from django_clusterstate.node.heartbeat import decode_heartbeat
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
@@ -133,7 +133,7 @@ def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_o
         with using(cluster, "a"):
             recorded = asyncio.run(_listen(12))
         keys = derive_heartbeat_keys([demo_settings.SECRET_KEY], "default")
-        assert {unseal(message, keys).identity.name for message in recorded} == {"a", "b", "c"}
+        assert {decode_heartbeat(message, keys).identity.name for message in recorded} == {"a", "b", "c"}
         cluster.kill("c")
         until_all_say(cluster, MemberState.DOWN, "c", ("a", "b"))
 

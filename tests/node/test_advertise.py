@@ -148,7 +148,7 @@ def test_a_lasting_ipv6_address_comes_before_a_temporary_one(monkeypatch: pytest
 def test_a_node_waits_until_its_name_can_be_resolved_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(advertise, "SAY_AFTER", 0.01)
+    monkeypatch.setattr(advertise, "SLOW_LOOKUP", 0.01)
     stalled, answers = threading.Event(), [OSError(-3, "Temporary failure in name resolution"), None]
 
     def lookup(name: str) -> tuple[str, ...]:
@@ -179,9 +179,9 @@ def test_an_address_that_this_host_has_lost_is_warned_of_every_ten_minutes(caplo
 def test_a_second_address_of_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advertise, "has_address", lambda host: host == "10.0.0.5")
     finder = Finder(TcpAddress("0.0.0.0", 1), None)
-    assert finder.still_right(TcpAddress("10.0.0.5", 1), Advertised(TcpAddress("10.0.0.6", 1)))
-    assert not finder.still_right(TcpAddress("10.0.0.4", 1), Advertised(TcpAddress("10.0.0.6", 1)))
-    assert not finder.still_right(TcpAddress("127.0.0.1", 1), Advertised(TcpAddress("10.0.0.6", 1)))
+    assert finder.is_current(TcpAddress("10.0.0.5", 1), Advertised(TcpAddress("10.0.0.6", 1)))
+    assert not finder.is_current(TcpAddress("10.0.0.4", 1), Advertised(TcpAddress("10.0.0.6", 1)))
+    assert not finder.is_current(TcpAddress("127.0.0.1", 1), Advertised(TcpAddress("10.0.0.6", 1)))
 
 
 def test_a_loopback_address_is_warned_of_at_the_start(caplog: pytest.LogCaptureFixture) -> None:

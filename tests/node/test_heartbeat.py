@@ -13,7 +13,7 @@ from django_clusterstate.core.membership.membership import Membership, Timings
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.channels.layer import SessionMessage
-from django_clusterstate.node.heartbeat import Heartbeats, seal, unseal
+from django_clusterstate.node.heartbeat import Heartbeats, decode_heartbeat, encode_heartbeat
 from django_clusterstate.wire.handshake import VERSIONS
 from django_clusterstate.wire.keys import Key, derive_heartbeat_keys
 from django_clusterstate.wire.messages import decode_reply
@@ -29,43 +29,43 @@ def versioned(oldest: int, newest: int, body: bytes, key: Key = NEW) -> dict[str
 
 
 def test_heartbeat_is_what_was_sealed() -> None:
-    assert unseal(seal(BEAT, [NEW]), [NEW]) == BEAT
+    assert decode_heartbeat(encode_heartbeat(BEAT, [NEW]), [NEW]) == BEAT
 
 
 @pytest.mark.parametrize(
     ("signs", "knows"), [([NEW, OLD], [OLD]), ([OLD], [NEW, OLD]), ([NEW, OLD], [NEW, OLD])], ids=str
 )
 def test_nodes_before_and_after_a_rotation_of_the_secret_hear_each_other(signs: list[Key], knows: list[Key]) -> None:
-    assert unseal(seal(BEAT, signs), knows) == BEAT
+    assert decode_heartbeat(encode_heartbeat(BEAT, signs), knows) == BEAT
 
 
 def test_heartbeat_of_another_secret_is_refused_before_it_is_decoded() -> None:
     message = versioned(*VERSIONS, b"\xc1 not even msgpack", FOREIGN)
     with pytest.raises(ProtocolError, match="not signed with a secret of this node"):
-        unseal(message, [NEW, OLD])
+        decode_heartbeat(message, [NEW, OLD])
 
 
 def test_changed_heartbeat_is_refused() -> None:
-    message = seal(BEAT, [NEW])
+    message = encode_heartbeat(BEAT, [NEW])
     message["body"] = message["body"][:-1] + b"y"
     with pytest.raises(ProtocolError, match="not signed"):
-        unseal(message, [NEW])
+        decode_heartbeat(message, [NEW])
 
 
 @pytest.mark.parametrize("versions", [(VERSIONS[1] + 1, VERSIONS[1] + 3), (0, VERSIONS[0] - 1)])
 def test_node_without_a_common_version_is_refused_whatever_it_says(versions: tuple[int, int]) -> None:
     with pytest.raises(ProtocolError, match=f"versions {versions[0]} to {versions[1]}, this side .* upgrade the older"):
-        unseal(versioned(*versions, b"something new"), [NEW])
+        decode_heartbeat(versioned(*versions, b"something new"), [NEW])
 
 
 @pytest.mark.parametrize("versions", [(VERSIONS[0], VERSIONS[1] + 1), (0, VERSIONS[0])])
 def test_older_and_newer_nodes_with_a_common_version_are_heard(versions: tuple[int, int]) -> None:
-    assert unseal(versioned(*versions, msgspec.msgpack.encode(BEAT)), [NEW]) == BEAT
+    assert decode_heartbeat(versioned(*versions, msgspec.msgpack.encode(BEAT)), [NEW]) == BEAT
 
 
 def test_fields_of_a_newer_version_are_ignored() -> None:
     fields = [*msgspec.msgpack.decode(msgspec.msgpack.encode(BEAT)), {"added": "later"}]
-    assert unseal(versioned(*VERSIONS, msgspec.msgpack.encode(fields)), [NEW]) == BEAT
+    assert decode_heartbeat(versioned(*VERSIONS, msgspec.msgpack.encode(fields)), [NEW]) == BEAT
 
 
 @given(
@@ -73,13 +73,13 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
 )
 def test_no_message_raises_anything_else(message: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
-        unseal(message, [NEW])
+        decode_heartbeat(message, [NEW])
 
 
 @given(st.binary())
 def test_no_signed_body_raises_anything_else(body: bytes) -> None:
     with pytest.raises(ProtocolError):
-        unseal(versioned(*VERSIONS, b"\x90" + body), [NEW])
+        decode_heartbeat(versioned(*VERSIONS, b"\x90" + body), [NEW])
 
 
 # -- bounds -------------------------------------------------------------------------------------------------
@@ -144,9 +144,9 @@ BAD_FLOATS = [math.nan, math.inf, -math.inf, -1.0]
 def test_signed_heartbeat_with_a_field_beyond_its_bounds_is_refused_in_one_printable_line(
     changed: dict[str, Any],
 ) -> None:
-    assert unseal(signed(fields_of()), [NEW]).identity.name == "a"
+    assert decode_heartbeat(signed(fields_of()), [NEW]).identity.name == "a"
     with pytest.raises(ProtocolError, match="a field is out of bounds") as caught:
-        unseal(signed(fields_of(**changed)), [NEW])
+        decode_heartbeat(signed(fields_of(**changed)), [NEW])
     assert str(caught.value).isprintable()
     assert str(caught.value).isascii()
 
@@ -156,7 +156,7 @@ def test_signed_heartbeat_with_a_field_beyond_its_bounds_is_refused_in_one_print
 )
 @pytest.mark.parametrize("weight", [1e-9, 1000])
 def test_heartbeat_at_its_bounds_is_heard(address: str, weight: float) -> None:
-    beat = unseal(signed(fields_of(name="ü" * 100, address=address, weight=weight, channel="")), [NEW])
+    beat = decode_heartbeat(signed(fields_of(name="ü" * 100, address=address, weight=weight, channel="")), [NEW])
     assert (beat.identity.address, beat.identity.weight) == (address, weight)
 
 
@@ -222,7 +222,7 @@ class Ears:
 
 
 async def test_heartbeat_by_a_link_speaks_for_the_start_at_its_other_end_only() -> None:
-    message = seal(BEAT, [NEW])
+    message = encode_heartbeat(BEAT, [NEW])
     sessions = (b"a" * 16, None, b"b" * 16, b"")
     ears = Ears(Layer(message, *(SessionMessage(message, session) for session in sessions)))
     await ears.listen(5)
@@ -234,7 +234,7 @@ async def test_heartbeat_by_a_link_speaks_for_the_start_at_its_other_end_only() 
 
 
 async def test_who_owns_the_channel_layer_cannot_say_that_a_recording_is_fresh() -> None:
-    ears = Ears(Layer(seal(BEAT, [NEW]) | {"session": b"a" * 16}))
+    ears = Ears(Layer(encode_heartbeat(BEAT, [NEW]) | {"session": b"a" * 16}))
     await ears.listen(1)
     assert ears.heard == [("a", False)]
 
@@ -242,4 +242,4 @@ async def test_who_owns_the_channel_layer_cannot_say_that_a_recording_is_fresh()
 async def test_answer_names_first_whom_it_answers() -> None:
     layer = Layer()
     await Ears(layer).beats.answer("channel", BEAT.identity)
-    assert unseal(layer.sent[0], [NEW]).observations[0].boot == BEAT.identity.boot
+    assert decode_heartbeat(layer.sent[0], [NEW]).observations[0].boot == BEAT.identity.boot

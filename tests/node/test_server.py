@@ -871,7 +871,7 @@ async def test_socket_of_a_running_node_is_left_to_it(running: Running) -> None:
 async def test_file_that_is_no_socket_is_left_alone(folder: Path) -> None:
     path = folder / "node.sock"
     path.write_text("precious")
-    with pytest.raises(NodeError, match="exists and is no socket"):
+    with pytest.raises(NodeError, match="exists and is not a socket"):
         await listening(folder)(UnixAddress(str(path)))
     assert path.read_text() == "precious"
 
