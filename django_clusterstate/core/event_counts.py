@@ -89,30 +89,30 @@ class Series:
         self._newest = int(now // self._step)
 
     def add(self, times: int, at: float, now: float) -> None:
-        self._turn(now)
+        self._advance(now)
         step = int(at // self._step)
         if step > self._newest - len(self._counts):
             self._counts[step % len(self._counts)] += times
 
     def latest(self, now: float) -> int:
         """The count of the span that ends now."""
-        self._turn(now)
+        self._advance(now)
         return sum(self._counts[(self._newest - back) % len(self._counts)] for back in range(_STEPS))
 
     def all(self, now: float) -> int:
         """The count of all spans together."""
-        self._turn(now)
+        self._advance(now)
         return sum(self._counts)
 
     def spans(self, now: float) -> list[int]:
         """The count of each span, the latest first. The first one ends now and lacks at most a sixth."""
-        self._turn(now)
+        self._advance(now)
         counts = self._counts
         after = self._newest % len(counts) + 1
         steps = [*reversed(counts[:after]), *reversed(counts[after:])]
         return [sum(steps[first : first + _STEPS]) for first in range(0, len(steps), _STEPS)]
 
-    def _turn(self, now: float) -> None:
+    def _advance(self, now: float) -> None:
         """Advances to the step of now, and clears the steps in between."""
         newest = int(now // self._step)
         if newest == self._newest:
@@ -144,7 +144,7 @@ class Event:
         self._total += entry.times
         self._minutes.add(entry.times, at, now)
         self._hours.add(entry.times, at, now)
-        self._turn(now)
+        self._rotate(now)
         self._top.add(entry.key, entry.times)
         for ago, fields in entry.samples:
             self.number += 1
@@ -159,22 +159,22 @@ class Event:
         return EventTotals(name, minutes.latest(now), minutes.all(now), self._total, max(0.0, now - self.last))
 
     def account(self, now: float) -> EventAccount:
-        self._turn(now)
+        self._rotate(now)
         return EventAccount(
             self._total,
             self._minutes.spans(now),
             self._hours.spans(now),
-            self._top.most(MAX_TOP),
+            self._top.top(MAX_TOP),
             [
                 EventSample(number, key, fields, max(0.0, now - at))
                 for number, key, fields, at in reversed(self.samples)
             ],
         )
 
-    def _turn(self, now: float) -> None:
+    def _rotate(self, now: float) -> None:
         hour = int(now // 3600)
         for _ in range(min(hour - self._hour, 2)):
-            self._top.turn()
+            self._top.rotate()
         self._hour = hour
 
 

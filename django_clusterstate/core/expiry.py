@@ -32,8 +32,6 @@ class Expiry(Generic[K]):
     operation costs O(1), amortised.
     """
 
-    __slots__ = ("_buckets", "_due", "_heap", "_per_second")
-
     def __init__(self, resolution: float = 1.0) -> None:
         self._per_second = 1 / resolution
         self._due: dict[K, float] = {}

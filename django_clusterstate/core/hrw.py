@@ -105,8 +105,6 @@ class OwnershipHistory:
     `generation` counts the views: it is stored with a value, and `owned_since` tells later whether the value is valid.
     """
 
-    __slots__ = ("_name", "_views", "generation")
-
     def __init__(self, name: str) -> None:
         self._name = name
         self._views: deque[tuple[int, Rendezvous]] = deque(maxlen=REMEMBERED_VIEWS)

@@ -25,12 +25,12 @@ class History:
         self.rates.sample(counters(stats), now)
         if now >= self._turn_at:
             self._turn_at = now + TOP_SPAN
-            self.busiest.turn()
-            self.denied.turn()
+            self.busiest.rotate()
+            self.denied.rotate()
 
     def top_keys(self) -> tuple[list[KeyCount[bytes]], list[KeyCount[bytes]]]:
         """The busiest and the most denied keys of limits."""
-        return self.busiest.most(REPORTED), self.denied.most(REPORTED)
+        return self.busiest.top(REPORTED), self.denied.top(REPORTED)
 
 
 def counters(stats: Stats) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from ..core.counter_history import STEP
+from ..core.counter_history import INTERVAL
 from ..core.membership.messages import GONE, MemberState
 from ..wire.messages import ReportReply, StatusReply
 from ..wire.status import MemberStatus
@@ -80,7 +80,7 @@ class Row:
     def requests_per_second(self) -> float:
         """During the last five seconds that were counted."""
         counts = [] if self.report is None else self.report.rates.get("requests", [])
-        return counts[0] / STEP if counts else 0.0
+        return counts[0] / INTERVAL if counts else 0.0
 
 
 def observer(reports: Reports) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from ..core.counter_history import STEP, STEPS
+from ..core.counter_history import INTERVAL, INTERVALS
 from ..core.membership.messages import SERVING
 from ..core.top_keys import KeyCount, merged
 from ..ratelimit import split_key
@@ -59,11 +59,11 @@ def curves(reports: Iterable[ReportReply]) -> list[Curve]:
 
 
 def _per_second(nodes: Sequence[list[int]]) -> list[float]:
-    sums = [0] * STEPS
+    sums = [0] * INTERVALS
     for counts in nodes:
-        for back, count in enumerate(counts[:STEPS]):
+        for back, count in enumerate(counts[:INTERVALS]):
             sums[back] += count
-    return [total / STEP for total in reversed(sums)]
+    return [total / INTERVAL for total in reversed(sums)]
 
 
 @dataclass(frozen=True, slots=True)

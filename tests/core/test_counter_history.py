@@ -3,24 +3,24 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.counter_history import STEP, STEPS, CounterHistory
+from django_clusterstate.core.counter_history import INTERVAL, INTERVALS, CounterHistory
 
 # Seconds until the next look at a counter, and by how much it has grown until then.
-looks = st.lists(st.tuples(st.floats(0.1, 3 * STEP), st.integers(0, 100)), max_size=300)
+looks = st.lists(st.tuples(st.floats(0.1, 3 * INTERVAL), st.integers(0, 100)), max_size=300)
 
 
 @given(looks)
-def test_steps_hold_all_that_was_counted_until_the_last_one_ended(looks: list[tuple[float, int]]) -> None:
+def test_intervals_hold_all_that_was_counted_until_the_last_one_ended(looks: list[tuple[float, int]]) -> None:
     rates, now, counter, over = CounterHistory(0.0), 0.0, 0, 0
     counted = 0  # when the last step ended
     for pause, more in looks:
         now, counter = now + pause, counter + more
         rates.sample({"n": counter}, now)
-        if int(now // STEP) > over:
-            over, counted = int(now // STEP), counter
+        if int(now // INTERVAL) > over:
+            over, counted = int(now // INTERVAL), counter
     steps = rates.all().get("n", [])
-    assert len(steps) == min(over, STEPS)
-    if over <= STEPS:
+    assert len(steps) == min(over, INTERVALS)
+    if over <= INTERVALS:
         assert sum(steps) == counted
 
 
@@ -34,10 +34,10 @@ def test_each_step_is_told_the_latest_first() -> None:
 
 def test_time_in_which_nobody_looked_counts_as_nothing() -> None:
     rates = CounterHistory(0.0)
-    rates.sample({"n": 5}, STEP)
-    rates.sample({"n": 8}, 4.5 * STEP)
+    rates.sample({"n": 5}, INTERVAL)
+    rates.sample({"n": 8}, 4.5 * INTERVAL)
     assert rates.all() == {"n": [0, 0, 3, 5]}
-    rates.sample({"n": 9}, 5 * STEP)
+    rates.sample({"n": 9}, 5 * INTERVAL)
     assert rates.all()["n"][0] == 1
-    rates.sample({"n": 9}, 1000 * STEP)
-    assert rates.all() == {"n": [0] * STEPS}
+    rates.sample({"n": 9}, 1000 * INTERVAL)
+    assert rates.all() == {"n": [0] * INTERVALS}

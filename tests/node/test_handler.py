@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_clusterstate.core.cache.store import CacheStore
-from django_clusterstate.core.counter_history import STEP, STEPS
+from django_clusterstate.core.counter_history import INTERVAL, INTERVALS
 from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, EventEntry, EventSample
 from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
 from django_clusterstate.core.membership.membership import TOMBSTONES, Membership, Timings
@@ -884,8 +884,8 @@ def longest_report(bench: Bench) -> wire.Request:
     for number in range(REPORTED):
         for top in (history.busiest, history.denied):
             top.add(b"%01024d" % number, 2**53)
-    for step in range(STEPS):
-        history.rates.sample(dict.fromkeys(counters(bench.handler.stats), step * 2**53), bench.now + step * STEP)
+    for step in range(INTERVALS):
+        history.rates.sample(dict.fromkeys(counters(bench.handler.stats), step * 2**53), bench.now + step * INTERVAL)
     return wire.GetReport()
 
 

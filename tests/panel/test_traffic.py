@@ -3,7 +3,7 @@
 import pytest
 
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.counter_history import STEPS
+from django_clusterstate.core.counter_history import INTERVALS
 from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.node.history import counters
@@ -20,10 +20,10 @@ def test_there_is_a_curve_for_everything_that_nodes_count() -> None:
 def test_curve_is_the_sum_of_all_nodes_per_second_the_oldest_first() -> None:
     one, two = report(node("a"), rates={"requests": [5, 10]}), report(node("b"), rates={"requests": [20]})
     curve = {curve.name: curve for curve in curves([one, two])}["requests"]
-    assert len(curve.values) == STEPS
+    assert len(curve.values) == INTERVALS
     assert curve.values[-3:] == [0, 2, 5]
     assert (curve.now, curve.peak) == (5, 5)
-    assert len(curve.points.split()) == STEPS
+    assert len(curve.points.split()) == INTERVALS
 
 
 def test_curves_of_no_node_are_level() -> None:

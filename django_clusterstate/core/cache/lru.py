@@ -45,8 +45,6 @@ class Lru(Generic[E]):
     many seconds it moves on.
     """
 
-    __slots__ = ("_count", "_hand", "_many", "_one", "coarse_now", "mask", "resolution", "shards")
-
     def __init__(self) -> None:
         # The least recently used first. All are created here: objects that exist when a node starts are frozen, so the
         # garbage collector never visits them.

@@ -20,7 +20,7 @@ SCANNED_BUCKETS: Final = 1000  # by one scan: those of other namespaces and near
 class Namespace:
     """A namespace from its first entry to its last, or to `clear()`, which makes all its entries absent by one flag."""
 
-    __slots__ = ("buckets", "cleared", "filling", "name", "serial", "spare")
+    __slots__ = ("buckets", "cleared", "name", "roomy", "serial")
 
     def __init__(self, name: bytes, serial: int) -> None:
         self.name = name
@@ -28,10 +28,9 @@ class Namespace:
         self.cleared = False
         # By serial. Ordered, since a plain dict can't give its first item in O(1) once others before it are deleted.
         self.buckets: OrderedDict[int, Bucket] = OrderedDict()
-        # By due time: the bucket that takes new keys, and the ones that were full and have room again. Those are filled
-        # before another one is created, so there are never more than the largest number of keys has needed.
-        self.filling: dict[float, Bucket] = {}
-        self.spare: dict[float, dict[int, Bucket]] = {}
+        # The buckets with room for a key, by due time and serial. They are filled before another one is created, so
+        # there are never more than the largest number of keys has needed.
+        self.roomy: dict[float, dict[int, Bucket]] = {}
 
 
 class Bucket:
@@ -50,8 +49,6 @@ class Bucket:
 
 class Namespaces:
     """The live namespaces, the cleared ones that still hold entries, and the buckets of all by due time."""
-
-    __slots__ = ("_cleared", "_live", "_schedule", "_serial")
 
     def __init__(self) -> None:
         self._live: dict[bytes, Namespace] = {}
@@ -76,12 +73,11 @@ class Namespaces:
 
     def add(self, namespace: Namespace, key: bytes, due: float) -> Bucket:
         """Put a key into a bucket that is due then, and return the bucket."""
-        bucket = namespace.filling.get(due)
-        if bucket is None or len(bucket.keys) >= BUCKET_KEYS:
-            spare = namespace.spare.get(due)
-            bucket = spare.popitem()[1] if spare else self._create(namespace, due)
-            namespace.filling[due] = bucket
+        roomy = namespace.roomy.setdefault(due, {})
+        bucket = roomy.popitem()[1] if roomy else self._create(namespace, due)
         bucket.keys[key] = None
+        if len(bucket.keys) < BUCKET_KEYS:
+            roomy[bucket.serial] = bucket
         return bucket
 
     def _create(self, namespace: Namespace, due: float) -> Bucket:
@@ -95,8 +91,8 @@ class Namespaces:
         del bucket.keys[key]
         if not bucket.keys:
             self.drop(bucket)
-        elif len(bucket.keys) == BUCKET_KEYS - 1 and bucket.namespace.filling.get(bucket.due) is not bucket:
-            bucket.namespace.spare.setdefault(bucket.due, {})[bucket.serial] = bucket
+        elif len(bucket.keys) == BUCKET_KEYS - 1:
+            bucket.namespace.roomy.setdefault(bucket.due, {})[bucket.serial] = bucket
 
     def drop(self, bucket: Bucket) -> None:
         """Drop a bucket that is empty now, and its namespace if that was the last one."""
@@ -104,12 +100,10 @@ class Namespaces:
         # A pair sorts before the triple it begins, and no two triples begin alike.
         del self._schedule[bisect_left(self._schedule, (due, bucket.serial))]
         del namespace.buckets[bucket.serial]
-        if namespace.filling.get(due) is bucket:
-            del namespace.filling[due]
-        if (spare := namespace.spare.get(due)) is not None:
-            spare.pop(bucket.serial, None)
-            if not spare:
-                del namespace.spare[due]
+        roomy = namespace.roomy.get(due, {})
+        roomy.pop(bucket.serial, None)
+        if not roomy:
+            namespace.roomy.pop(due, None)
         if not namespace.buckets:
             if namespace.cleared:
                 del self._cleared[namespace.serial]

@@ -69,19 +69,6 @@ class CacheStore(Generic[V]):
     expired or invalid when they were dropped.
     """
 
-    __slots__ = (
-        "_entries",
-        "_is_valid",
-        "_namespaces",
-        "_size_of",
-        "_target",
-        "bytes",
-        "evictions",
-        "expirations",
-        "generation",
-        "max_bytes",
-    )
-
     def __init__(
         self,
         max_bytes: int,

@@ -161,8 +161,6 @@ class RecentRules:
     """The distinct rules under which states were created last, MAX_RULES at most. A state's key contains its rule, so
     the states of a key are found only under known rules."""
 
-    __slots__ = ("_rules",)
-
     def __init__(self) -> None:
         self._rules: OrderedDict[Rule, None] = OrderedDict()  # the least recent first
 

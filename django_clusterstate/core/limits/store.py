@@ -31,8 +31,6 @@ _LRU: Final = 0  # the row that is the head of the list in the order of use
 class _LinkedLists:
     """Circular doubly linked lists of rows. A row that is in none is linked to itself: the head of an empty list."""
 
-    __slots__ = ("_after", "_before")
-
     def __init__(self) -> None:
         self._before = array("I")
         self._after = array("I")
@@ -85,28 +83,6 @@ class LimitStore:
     had none.
     """
 
-    __slots__ = (
-        "_amount",
-        "_buckets",
-        "_count",
-        "_due_heap",
-        "_expires",
-        "_first",
-        "_free",
-        "_index",
-        "_keys",
-        "_second",
-        "_third",
-        "_usage",
-        "_wheel",
-        "bytes",
-        "created",
-        "entries",
-        "evictions",
-        "expirations",
-        "max_bytes",
-    )
-
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.entries = self.bytes = self.evictions = self.expirations = self.created = 0
@@ -114,6 +90,7 @@ class LimitStore:
         self._keys: list[bytes] = []
         self._expires, self._first, self._second, self._third = array("d"), array("d"), array("d"), array("d")
         self._amount, self._count = array("d"), array("q")
+        self._columns = (self._expires, self._first, self._second, self._third, self._amount, self._count)
         self._free: list[int] = []  # rows
         self._usage = _LinkedLists()  # all keys' rows, the least recently used first
         self._wheel = _LinkedLists()  # each key's row in a bucket that is due before the row expires, or soon after
@@ -209,12 +186,8 @@ class LimitStore:
             self._keys[row] = key
             return row
         self._keys.append(key)
-        self._expires.append(0.0)
-        self._first.append(0.0)
-        self._second.append(0.0)
-        self._third.append(0.0)
-        self._amount.append(0.0)
-        self._count.append(0)
+        for column in self._columns:
+            column.append(0)
         self._usage.add_row()
         self._wheel.add_row()
         return len(self._keys) - 1

@@ -33,8 +33,6 @@ class MemberEvent(msgspec.Struct, frozen=True, array_like=True):
 class Timeline:
     """The last TIMELINE_LENGTH events."""
 
-    __slots__ = ("_events",)
-
     def __init__(self) -> None:
         self._events: deque[tuple[float, str, str, bytes]] = deque(maxlen=TIMELINE_LENGTH)
 

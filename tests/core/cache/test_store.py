@@ -36,7 +36,7 @@ def present(store: CacheStore[bytes], keys: str, now: float = NOW) -> str:
     return "".join(key for key in keys if store.peek(b"ns\0" + key.encode(), now))
 
 
-def check_structure(store: CacheStore[bytes]) -> None:
+def check_structure(store: CacheStore[bytes], now: float = NOW) -> None:
     assert store.bytes <= store.max_bytes
     assert store.bytes == sum(entry.size for entry in map(store._entries.__getitem__, store._entries))
     index = store._namespaces
@@ -45,12 +45,13 @@ def check_structure(store: CacheStore[bytes]) -> None:
     assert sorted(buckets) == index._schedule
     assert all(space.buckets for space in spaces)
     for space in spaces:
-        spare = [bucket for same_due in space.spare.values() for bucket in same_due.values()]
-        assert {bucket.due for bucket in space.buckets.values()} >= {*space.filling, *space.spare}
-        assert {*space.filling.values(), *spare} <= {*space.buckets.values()}
-        assert not {*space.filling.values()} & {*spare}
-        others = {*space.buckets.values()} - {*space.filling.values(), *spare}
-        assert space.cleared or all(len(bucket.keys) == namespaces.BUCKET_KEYS for bucket in others)
+        roomy = {bucket for same_due in space.roomy.values() for bucket in same_due.values()}
+        assert {bucket.due for bucket in space.buckets.values()} >= {*space.roomy}
+        assert roomy <= {*space.buckets.values()}
+        assert all(len(bucket.keys) < namespaces.BUCKET_KEYS for bucket in roomy)
+        others = {*space.buckets.values()} - roomy
+        live = [bucket for bucket in others if not space.cleared and bucket.due > now]
+        assert all(len(bucket.keys) == namespaces.BUCKET_KEYS for bucket in live)
     filed = [key for _, _, bucket in buckets for key in bucket.keys]
     assert sorted(filed) == sorted(store._entries)
     for key in store._entries:
@@ -575,7 +576,7 @@ class AgainstPlainDict(RuleBasedStateMachine):
 
     @invariant()
     def structure_holds(self) -> None:
-        check_structure(self.store)
+        check_structure(self.store, self.now)
 
     def teardown(self) -> None:
         for namespace in (b"x", b"y"):

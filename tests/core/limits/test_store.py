@@ -61,10 +61,7 @@ def check_structure(store: LimitStore) -> None:
         assert due == expires == math.inf or due <= expires + 1 + 0.02 * (expires - NOW)
     rows = [_LRU, *index.values(), *store._buckets.values(), *store._free]
     assert sorted(rows) == list(range(len(store._keys)))
-    columns = (
-        store._expires, store._first, store._second, store._third, store._amount, store._count,
-    )  # fmt: skip
-    assert {len(column) for column in columns} == {len(rows)}
+    assert {len(column) for column in store._columns} == {len(rows)}
     assert all(not store._keys[row] for row in store._free)
 
 
