@@ -112,13 +112,15 @@ class DatabaseDiscovery:
         for name, text in rows.items():
             address = _parsed(text)
             if address is None:
-                self._warn(name, f"node {name} has no address in the discovery table, but {text!r}: it isn't dialled")
+                self._warn(
+                    name, f"address of node {name} in the discovery table is invalid, so it isn't dialled: {text!r}"
+                )
             elif ours.is_loopback and (text == self._address or not address.is_loopback):
                 # Nodes of two hosts that both have the default address would each dial themselves.
                 self._warn(
                     "ours",
-                    f"node {name} can't reach us: we advertise {ours}, which is only this host. Set CLUSTERSTATE_BIND "
-                    "to an address of this host that the others can reach",
+                    f"this node advertises {ours}, which node {name} can't reach. Set CLUSTERSTATE_BIND to an address "
+                    "of this host that the others can reach",
                 )
                 found.append(text)
             elif address.is_loopback and not ours.is_loopback:

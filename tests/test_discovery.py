@@ -54,7 +54,7 @@ STARTED = timezone.now()
 
 
 @database
-def test_an_address_is_given_out_while_its_node_renews_it_and_no_longer() -> None:
+def test_address_is_used_only_while_its_node_renews_it() -> None:
     discovery = DatabaseDiscovery("a", "default", OURS)
     seen("b", THEIRS, FRESH - 10 * SECOND)
     seen("of another cluster", "10.0.0.9:1", 0 * SECOND, "shop")
@@ -66,7 +66,7 @@ def test_an_address_is_given_out_while_its_node_renews_it_and_no_longer() -> Non
 
 
 @database
-def test_a_row_that_is_renewed_is_given_out_whatever_its_hosts_clock_says() -> None:
+def test_row_that_was_renewed_since_the_last_read_is_used_whatever_its_time() -> None:
     discovery = DatabaseDiscovery("a", "default", OURS)
     for seconds, given in ((3600, []), (3600, []), (3590, [THEIRS]), (3590, [])):
         NodeAddress.objects.update_or_create(
@@ -84,7 +84,7 @@ def test_rows_are_deleted_after_a_day() -> None:
 
 
 @database
-def test_a_node_keeps_one_row_and_takes_it_away() -> None:
+def test_node_keeps_one_row_and_deletes_it_when_it_leaves() -> None:
     discovery = DatabaseDiscovery("a", "default", OURS)
     ask(discovery)
     ask(discovery)
@@ -97,7 +97,7 @@ def test_a_node_keeps_one_row_and_takes_it_away() -> None:
 
 @database
 def test_others_are_found_while_our_own_row_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then theirs can't be renewed either, probably: their ages are told from the newest."""
+    """Others probably can't renew theirs either, so the ages are relative to the newest row."""
     discovery = DatabaseDiscovery("a", "default", OURS)
     seen("b", THEIRS, 3600 * SECOND)
     seen("c", "10.0.0.3:1", 3600 * SECOND + FRESH / 2)
@@ -131,18 +131,20 @@ def test_our_own_row_is_written_while_the_others_cannot_be_read(monkeypatch: pyt
 
 
 @database
-def test_a_row_that_is_no_address_keeps_nobody_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_row_without_a_valid_address_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     discovery = DatabaseDiscovery("a", "default", OURS)
     seen("b", "nonsense", 0 * SECOND)
     seen("d", "web-4:4370", 0 * SECOND)
     seen("c", THEIRS, 0 * SECOND)
     with caplog.at_level(logging.WARNING, "django_clusterstate.node"):
         assert [ask(discovery), ask(discovery)] == [[THEIRS], [THEIRS]]
-    assert caplog.text.count("node b has no address in the discovery table, but 'nonsense'") == 1
+    assert (
+        caplog.text.count("address of node b in the discovery table is invalid, so it isn't dialled: 'nonsense'") == 1
+    )
 
 
 @database
-def test_a_node_that_advertises_a_loopback_address_is_named_on_both_sides(caplog: pytest.LogCaptureFixture) -> None:
+def test_loopback_address_of_a_node_is_logged_on_both_sides(caplog: pytest.LogCaptureFixture) -> None:
     ours = DatabaseDiscovery("a", "default", OURS)
     theirs = DatabaseDiscovery("b", "default", "127.0.0.1:4370")
     with caplog.at_level(logging.WARNING, "django_clusterstate.node"):
@@ -150,11 +152,11 @@ def test_a_node_that_advertises_a_loopback_address_is_named_on_both_sides(caplog
         assert ask(ours) == []
         assert ask(theirs) == [OURS]
     assert "node b advertises 127.0.0.1:4370, which only its own host reaches" in caplog.text
-    assert "node a can't reach us: we advertise 127.0.0.1:4370" in caplog.text
+    assert "this node advertises 127.0.0.1:4370, which node a can't reach" in caplog.text
 
 
 @database
-def test_a_database_that_fails_is_told_from_a_table_that_was_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_database_is_told_apart_from_a_missing_table(monkeypatch: pytest.MonkeyPatch) -> None:
     class Rows:
         def exists(self) -> bool:
             raise OperationalError("database is locked")

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
@@ -97,29 +96,23 @@ def rows(reports: Reports) -> list[Row]:
         _silent_row(member, seen.get(silent), reports.status.silent.get(silent, ""))
         for silent, member in _last_heard(nodes).items()
         if silent not in nodes
-    ] + [
-        _row(
-            reports.replies[other], seen.get(other), is_observer=other == name,
+    ]
+    for other, status in nodes.items():
+        member = seen.get(other)
+        row = Row(
+            other,
+            status.state,
+            status.identity.address,
+            reports.replies[other],
+            seen_as=None if member is None or member.state == status.state else member.state,
+            heard_ago=None if member is None else member.heard_ago,
             round_trip=reports.round_trips.get(other),
+            is_observer=other == name,
             restarted=status.uptime < RECENT and bool(boots.get(other, set()) - {status.identity.boot}),
             odd_version=status.version != usual,
         )
-        for other, status in nodes.items()
-    ]  # fmt: skip
+        table.append(row)
     return sorted(table, key=lambda row: (row.state in GONE, row.name))
-
-
-def _row(report: ReportReply, member: MemberStatus | None, **more: Any) -> Row:
-    status = report.status
-    return Row(
-        status.identity.name,
-        status.state,
-        status.identity.address,
-        report,
-        seen_as=member.state if member is not None and member.state != status.state else None,
-        heard_ago=None if member is None else member.heard_ago,
-        **more,
-    )
 
 
 def _silent_row(heard: MemberStatus, seen: MemberStatus | None, why: str) -> Row:

@@ -69,18 +69,19 @@ def merge(timelines: Mapping[str, Iterable[MemberEvent]], now: datetime) -> list
     last: dict[tuple[str, str, bytes], TimelineEntry] = {}
     numbers: Counter[tuple[str, bytes]] = Counter()
     reported = sorted(
-        ((moment, reporter) for reporter, moments in timelines.items() for moment in moments),
+        ((event, reporter) for reporter, events in timelines.items() for event in events),
         key=lambda pair: -pair[0].ago,
     )
-    for moment, reporter in reported:
-        change = (moment.what, moment.name, moment.boot)
+    for event, reporter in reported:
+        change = (event.what, event.name, event.boot)
         known = last.get(change)
-        if known is not None and reporter not in known.reporters and known.ago - moment.ago <= MERGE_WITHIN:
+        if known is not None and reporter not in known.reporters and known.ago - event.ago <= MERGE_WITHIN:
             known.reporters.append(reporter)
             continue
-        at = now - timedelta(seconds=min(LONGEST, moment.ago))
-        numbers[moment.what, moment.boot] += 1
-        number = numbers[moment.what, moment.boot]
-        last[change] = TimelineEntry(moment.what, moment.name, moment.boot, moment.ago, at, number, [reporter])
-        entries.append(last[change])
-    return entries[: -SHOWN - 1 : -1]
+        at = now - timedelta(seconds=min(LONGEST, event.ago))
+        numbers[event.what, event.boot] += 1
+        number = numbers[event.what, event.boot]
+        entry = TimelineEntry(event.what, event.name, event.boot, event.ago, at, number, [reporter])
+        last[change] = entry
+        entries.append(entry)
+    return entries[::-1][:SHOWN]

@@ -88,12 +88,12 @@ class Command(BaseCommand):
         """Prints the samples with a higher number than the last one that their node sent before."""
         last: dict[str, int] = {}
         while True:
-            samples = events.recent(name)
-            for sample in reversed(samples):
+            newest: dict[str, int] = {}
+            for sample in reversed(events.recent(name)):
                 if sample.number > last.get(sample.node, 0):
                     self.stdout.write(json.dumps(sample._asdict()) if as_json else _line(sample))
-            # A node that was restarted or has evicted the name starts again at 1.
-            last |= {node: max(s.number for s in samples if s.node == node) for node in {s.node for s in samples}}
+                newest[sample.node] = max(sample.number, newest.get(sample.node, 0))
+            last |= newest  # which may be lower: a node that was restarted or has evicted the name starts again at 1
             self.stdout.flush()
             time.sleep(POLL_INTERVAL)
 
