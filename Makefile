@@ -36,7 +36,7 @@ smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
 	@$(RUN) -m testproject.demo --check
 
 test: $(VENV)/dev  ## all tests but the real faults and the measured times, in WORKERS processes (by default CPUs + 1)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they need a machine that does nothing else
 	$(BIN)/pytest --timing
@@ -44,8 +44,8 @@ timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they
 package: $(VENV)/dev  ## builds the distributions, and uses the wheel in an empty virtual environment
 	$(BIN)/pytest -m package tests/test_package.py
 
-unit: $(VENV)/dev  ## the tests that need no process, in seconds
-	$(BIN)/pytest tests/core tests/wire tests/node
+unit: $(VENV)/dev  ## the tests that start no process, in seconds
+	$(BIN)/pytest --unit -n $(WORKERS) tests/core tests/wire tests/node
 
 faults: $(VENV)/dev  ## real faults: processes killed and stopped, hosts and networks cut (needs root, iproute2, iptables)
 	$(BIN)/pytest -m 'fault and not slow' -s tests/faults

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,37 @@ hypothesis.settings.load_profile("default")
 pytest_plugins = ["tests.timing"]
 
 NODES = ("alpha", "beta", "gamma")
+
+# What takes longest begins first, so that no worker is left with it in the end.
+LONGEST = ("test_node.py", "ratelimit/test_limits_storage.py", "client/test_clients.py", "browser/", "test_bench.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--unit", action="store_true", help="leave out tests of real nodes, and fail if a process starts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    controls_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if config.getoption("--unit") and not controls_others:
+        sys.addaudithook(_start_no_process)
+
+
+def _start_no_process(event: str, _: object) -> None:
+    if event in {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec"}:
+        raise AssertionError("a unit test starts no process")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--unit"):
+        real = [item for item in items if "running_cluster" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=real)
+        items[:] = [item for item in items if item not in real]
+
+    def place(item: pytest.Item) -> int:
+        path = str(item.path.relative_to(Path(__file__).parent))
+        return next((place for place, name in enumerate(LONGEST) if path.startswith(name)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture

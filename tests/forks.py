@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from testproject.processes import wait_until
 
-SECONDS = 60.0  # a child that waits for longer never ends
+SECONDS = 20.0  # a child that waits for longer never ends
 
 FORKS: dict[str, Callable[[], int]] = {
     "python": os.fork,
@@ -57,7 +57,7 @@ def _went_well(pid: int) -> bool:
     try:
         wait_until(has_ended, SECONDS, "the end of a child")
     except TimeoutError:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGABRT)  # so that faulthandler shows where it hangs
         os.waitpid(pid, 0)
         return False
     return os.waitstatus_to_exitcode(ended[0]) == 0

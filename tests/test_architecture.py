@@ -1,6 +1,7 @@
 """The house keeps its order: imports run downwards, the core is pure, files stay readable."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,11 +98,80 @@ def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
-def test_unit_tests_never_sleep() -> None:
-    tests = Path(__file__).parent
-    for room in ("core", "wire", "node", "client"):
-        for path in (tests / room).rglob("*.py"):
-            assert "time.sleep(" not in path.read_text(), path
+TESTS = Path(__file__).parent
+SLEEPS = {
+    # Functions that poll a condition, with a deadline.
+    ("channel_layer/test_layer.py", "until"),
+    ("channel_layer/test_layer.py", "eventually"),
+    ("node/test_server.py", "until"),
+    # Parts of a test that are slow on purpose: a slow peer, computation, resolver or channel layer, or a blocked loop.
+    ("peers.py", "dribble"),
+    ("peers.py", "take_time"),
+    ("cache/test_single_flight.py", "__call__"),
+    ("cache/test_single_flight.py", "compute"),
+    ("node/test_advertise.py", "lookup"),
+    ("node/test_server.py", "test_connection_that_says_a_byte_now_and_then_is_closed_as_well"),
+    ("layers.py", "_send_late"),
+    ("node_settings.py", "<lambda>"),
+    # The pace of what is sent is what is tested.
+    ("node/test_server.py", "test_links_of_many_peers_are_read_together"),
+    ("test_events.py", "test_node_that_is_stopped_for_a_moment_counts_each_event_once"),
+    ("channel_layer/test_layer.py", "test_cancelled_receive_loses_nothing"),
+    ("channel_layer/test_layer.py", "test_healthy_restarts_leave_the_counters_for_alerts_at_zero"),
+    ("channel_layer/test_layer.py", "talk"),
+    # Nothing is to happen meanwhile, which no condition can show.
+    ("channel_layer/test_layer.py", "test_expired_messages_are_never_received"),
+    ("channel_layer/test_layer.py", "test_receive_cancelled_as_its_message_arrives_leaves_it_to_the_next"),
+    ("channel_layer/test_layer.py", "test_outage_of_receiving_is_logged_once_and_its_end_once"),
+    ("channel_layer/test_layer.py", "test_channel_without_a_consumer_here_is_left_to_other_processes"),
+    ("channel_layer/test_layer.py", "test_channel_with_a_plain_name_receives_a_group_message_once"),
+    ("channel_layer/test_layer.py", "test_receivers_and_groups_outlive_their_node_and_follow_their_channels"),
+}
+
+
+def is_sleep(call: ast.Call) -> bool:
+    """Whether a call waits for a time: a sleep, or a wait of less than a second, which nothing is meant to end."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    times = [part.value for part in call.args if isinstance(part, ast.Constant)]
+    if name == "sleep":
+        return times != [0]  # which lets others run, and waits for nothing
+    return name in {"wait", "select", "poll"} and any(isinstance(time, float) and 0 < time < 1 for time in times)
+
+
+def sleeping(node: ast.AST, function: str = "") -> Iterator[str]:
+    """The innermost function around each sleep."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Call) and is_sleep(child):
+            yield function
+        inner = "<lambda>" if isinstance(child, ast.Lambda) else getattr(child, "name", function)
+        yield from sleeping(child, inner if isinstance(child, FUNCTIONS) else function)
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def test_tests_wait_for_conditions_and_never_for_a_time() -> None:
+    """But those of faults, and the clocks of simulations, whose `wait()` takes none."""
+    found = set()
+    for path in TESTS.rglob("*.py"):
+        name = str(path.relative_to(TESTS))
+        if not name.startswith(("faults/", "core/membership/")):
+            found |= {(name, function) for function in sleeping(ast.parse(path.read_text()))}
+    assert found <= SLEEPS, found - SLEEPS
+
+
+def measures(test: ast.AST) -> bool:
+    """Whether it asserts on seconds that it measured by itself."""
+    return any(
+        isinstance(node, ast.Assert) and re.search(r"\b(monotonic|perf_counter)\(\) -", ast.unparse(node))
+        for node in ast.walk(test)
+    )
+
+
+def test_seconds_are_asserted_by_make_timing_only() -> None:
+    for path in TESTS.rglob("test_*.py"):
+        if "faults" not in path.parts:
+            assert not measures(ast.parse(path.read_text())), path
 
 
 def test_only_the_settings_module_keeps_state_of_the_process() -> None:

@@ -231,7 +231,8 @@ class TestTrouble:
         visited.page.route(is_refresh, lambda route: route.fulfill(status=500, body="<p data-live>no</p>"))
         visited.page.wait_for_selector("#clusterstate-trouble p")
         visited.page.evaluate("window.note = document.querySelector('#clusterstate-trouble p')")
-        wait_until(lambda: visited.page.evaluate("pauses.length > 7"), 10, "eight attempts")
+        # Before these there may have been refreshes that went well.
+        wait_until(lambda: visited.page.evaluate("pauses.slice(pauses.indexOf(4)).length >= 5"), 10, "five attempts")
         pauses = visited.page.evaluate("pauses")
         assert pauses[pauses.index(4) :][:5] == [4, 8, 16, 30, 30]
         assert visited.page.evaluate("note.isConnected")

@@ -996,20 +996,22 @@ async def test_busy_loop_is_served(cluster: LocalCluster) -> None:
 
 
 async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> None:
-    connections = itertools.count()
+    connections, asked = itertools.count(), threading.Event()
 
     def script(sock: Any) -> None:
         if next(connections):
             answering()(sock)
             return
         answers_once(sock).read_frame()
+        asked.set()
         take_time(DEADLINE / 2)
 
     with ScriptedNode(script) as node:
         client, target = AsyncClient(Routing(node.address), KEYS, DEADLINE), Target("n", node.address)
         await client.call_node(target, PING)
         call = asyncio.create_task(client.call_node(target, PING))
-        await asyncio.sleep(0.01)  # it is sent
+        while not asked.is_set():
+            await asyncio.sleep(0)
         take_time(2 * DEADLINE)
         assert await call == wire.DoneReply(1)
         assert target.failures == 0

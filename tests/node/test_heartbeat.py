@@ -186,8 +186,8 @@ class Layer:
         self.sent.append(message)
 
     async def receive(self, channel: str) -> dict[str, Any]:
-        while not self.messages:
-            await asyncio.sleep(1)
+        if not self.messages:
+            await asyncio.Event().wait()  # for ever
         return self.messages.pop(0)
 
     async def group_add(self, group: str, channel: str) -> None:

@@ -114,9 +114,8 @@ async def running(folder: Path) -> AsyncIterator[Running]:
     for writer in running.dialled:
         writer.close()
     running.server.close()
-    await asyncio.sleep(0.01)  # the transports end in the loop's next turns
-    assert not running.server.connections
-    assert not running.server.unauthenticated
+    # The transports end in the loop's next turns.
+    await until(lambda: not running.server.connections and not running.server.unauthenticated)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
@@ -900,7 +899,8 @@ async def test_node_that_stops_leaves_the_socket_of_its_successor(folder: Path) 
     Path(first.unix.path).unlink()  # as somebody does who believes that it is dead
     await second.start()
     first.server.close()
-    await asyncio.sleep(0.01)
+    for _ in range(10):  # the loop's next turns, in which it ends
+        await asyncio.sleep(0)
     assert await second.serves()
     second.server.close()
     assert not Path(second.unix.path).exists()

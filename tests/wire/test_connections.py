@@ -550,12 +550,16 @@ def test_answer_that_came_while_the_loop_was_busy_is_in_time(runner: asyncio.Run
     async def call(address: Address) -> None:
         connection = await connect(address, KEYS, DEADLINE)
         answer = connection.request(PING)
-        await asyncio.sleep(0.01)  # it is sent
+        while not asked.is_set():
+            await asyncio.sleep(0)
         take_time(2 * DEADLINE)
         assert await answer == wire.DoneReply(1)
         connection.close()
 
+    asked = threading.Event()
+
     def slow(number: int) -> bytes:
+        asked.set()
         take_time(0.1)
         return DONE
 
