@@ -13,7 +13,7 @@ import pytest
 
 from django_clusterstate import runtime
 from testproject.processes import LocalCluster
-from tests.faces import cache, faces, requests, unconnected  # noqa: F401 - fixtures
+from tests.cache_variants import cache, faces, requests, unconnected  # noqa: F401 - fixtures
 from tests.forks import FORKS, InChild, in_child_of
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
 from tests.views import Face

@@ -13,7 +13,7 @@ from django_clusterstate.client.routing import RoutingTable, Target
 from django_clusterstate.exceptions import ConnectionLost
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster
-from tests.faces import Faces
+from tests.cache_variants import Faces
 from tests.faults.proxy import Proxy
 
 Lose = Callable[[str], None]

@@ -38,8 +38,8 @@ from django_clusterstate.wire.aio import AsyncConnection
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import HEADER, frame
 from testproject.processes import ROOT, LocalCluster, wait_until
+from tests.cache_variants import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
 from tests.conftest import using
-from tests.faces import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
 from tests.timing import check_seconds, takes
 
 

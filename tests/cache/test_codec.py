@@ -29,9 +29,9 @@ from django_clusterstate.cache.codec import MAX_DECOMPRESSED, PickleSerializer, 
 from django_clusterstate.cache.single_flight import MISSING
 from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
+from tests.cache_variants import BACKEND, MIB, Face, Faces
 from tests.conftest import using
 from tests.derived import DERIVED
-from tests.faces import BACKEND, MIB, Face, Faces
 from tests.layers import SETTINGS
 from tests.timelimits import HANDLERS, SoftTimeLimit, handling, raises
 

@@ -24,7 +24,7 @@ from django.views.decorators.cache import cache_page
 
 from django_clusterstate.cache.operations import CacheOperations
 from testproject.processes import wait_until
-from tests.faces import Faces
+from tests.cache_variants import Faces
 from tests.timing import check_seconds
 
 ENGINES = ["cache", "cached_db"]

@@ -15,7 +15,7 @@ from django_clusterstate.cache.near_cache import MAX_NEAR_VALUE, NearCache, Near
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import wait_until
-from tests.faces import Face, Faces
+from tests.cache_variants import Face, Faces
 from tests.timing import check_seconds
 
 KEY, OTHER = b"space\0key", b"space\0other"

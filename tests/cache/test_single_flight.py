@@ -27,8 +27,8 @@ from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, Process, wait_until
+from tests.cache_variants import Face, Faces
 from tests.conftest import using
-from tests.faces import Face, Faces
 from tests.timing import check_seconds
 
 KEY = b"space\0:1:key"

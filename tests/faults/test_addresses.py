@@ -84,34 +84,34 @@ class NamedHosts(HostCluster):
             assert all(address in listed for address in self.advertised().values()), listed
 
 
-def test_row_20_hosts_that_listen_on_all_ipv4_addresses_advertise_those_of_their_interfaces(folder: Path) -> None:
+def test_hosts_that_listen_on_all_ipv4_addresses_advertise_those_of_their_interfaces(folder: Path) -> None:
     with NamedHosts(folder, NAMES, dict.fromkeys(NAMES, "0.0.0.0:4370")) as cluster:
         cluster.all_meet()
         assert cluster.advertised() == {name: f"{address}:{PORT}" for name, address in cluster.addresses.items()}
 
 
 @pytest.mark.parametrize("bind", ["[::]:4370", ":4370"])
-def test_row_20_hosts_that_have_ipv6_alone_advertise_that(folder: Path, bind: str) -> None:
+def test_hosts_that_have_ipv6_alone_advertise_that(folder: Path, bind: str) -> None:
     with NamedHosts(folder, NAMES, dict.fromkeys(NAMES, bind), v6=True) as cluster:
         cluster.all_meet()
         assert cluster.advertised() == {name: f"[{cluster.v6_address(name)}]:{PORT}" for name in NAMES}
 
 
-def test_row_20_a_host_with_both_that_listens_on_ipv6_advertises_ipv6(folder: Path) -> None:
+def test_a_host_with_both_that_listens_on_ipv6_advertises_ipv6(folder: Path) -> None:
     with NamedHosts(folder, NAMES, dict.fromkeys(NAMES, "[::]:4370")) as cluster:
         cluster.discovery = ",".join(f"[{cluster.v6_address(name)}]:{PORT}" for name in NAMES)
         cluster.all_meet()
         assert cluster.advertised() == {name: f"[{cluster.v6_address(name)}]:{PORT}" for name in NAMES}
 
 
-def test_row_20_a_host_name_that_is_loopback_at_home_is_never_advertised(folder: Path) -> None:
+def test_a_host_name_that_is_loopback_at_home_is_never_advertised(folder: Path) -> None:
     with NamedHosts(folder, NAMES, dict.fromkeys(NAMES, "0.0.0.0:4370")) as cluster:
         cluster.extra = {name: {"CLUSTERSTATE_ADVERTISE": f"host-{name}:4370"} for name in NAMES}
         cluster.all_meet()
         assert cluster.advertised() == {name: f"{address}:{PORT}" for name, address in cluster.addresses.items()}
 
 
-def test_row_20_a_host_that_forgot_its_address_says_so(folder: Path) -> None:
+def test_a_host_that_forgot_its_address_says_so(folder: Path) -> None:
     with NamedHosts(folder, NAMES, dict.fromkeys(("a", "b"), "0.0.0.0:4370")) as cluster:
         cluster.start()
         wait_until(lambda: "this host's node and that one would be two clusters" in _log(cluster, "c"), SECONDS, "said")
@@ -196,7 +196,7 @@ def _serve_names(cluster: NamedHosts, stalled: Path) -> None:
     wait_until(lambda: "ready" in dns.output(), SECONDS, "a DNS server")
 
 
-def test_row_27_requests_keep_their_deadline_while_dns_stalls(named: NamedHosts, folder: Path) -> None:
+def test_requests_keep_their_deadline_while_dns_stalls(named: NamedHosts, folder: Path) -> None:
     stalled = folder / "stalled"
     with named as cluster:
         _serve_names(cluster, stalled)
@@ -208,7 +208,7 @@ def test_row_27_requests_keep_their_deadline_while_dns_stalls(named: NamedHosts,
     assert asynchronous < 0.5
 
 
-def test_row_27_nodes_whose_list_has_names_meet_by_the_others_while_dns_stalls(named: NamedHosts, folder: Path) -> None:
+def test_nodes_whose_list_has_names_meet_by_the_others_while_dns_stalls(named: NamedHosts, folder: Path) -> None:
     stalled = folder / "stalled"
     stalled.write_text("")
     with named as cluster:
@@ -223,7 +223,7 @@ def test_row_27_nodes_whose_list_has_names_meet_by_the_others_while_dns_stalls(n
         wait_until(lambda: "discovery works again" in _log(cluster, "b"), SECONDS, "said")
 
 
-def test_row_27_a_node_waits_for_the_address_that_it_is_to_advertise(named: NamedHosts, folder: Path) -> None:
+def test_a_node_waits_for_the_address_that_it_is_to_advertise(named: NamedHosts, folder: Path) -> None:
     stalled = folder / "stalled"
     stalled.write_text("")
     with named as cluster:
@@ -236,7 +236,7 @@ def test_row_27_a_node_waits_for_the_address_that_it_is_to_advertise(named: Name
 
 
 @pytest.mark.parametrize("known", [[], ["known"]], ids=["first asked", "known"])
-def test_row_27_a_local_node_with_a_name_costs_no_more_than_the_deadline_while_dns_stalls(
+def test_a_local_node_with_a_name_costs_no_more_than_the_deadline_while_dns_stalls(
     named: NamedHosts, folder: Path, known: list[str]
 ) -> None:
     stalled = folder / "stalled"

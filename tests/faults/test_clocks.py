@@ -68,7 +68,7 @@ def retry_after(client: Client, key: bytes) -> list[float]:
 
 
 @pytest.mark.parametrize("discovery", ["", "database"])
-def test_row_15_wall_clocks_decide_nothing(folder: Path, figure: Figure, discovery: str) -> None:
+def test_wall_clocks_decide_nothing(folder: Path, figure: Figure, discovery: str) -> None:
     env = {"DEMO_RUN_DIR": str(folder)}
     if discovery:
         settings = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
@@ -83,7 +83,7 @@ def test_row_15_wall_clocks_decide_nothing(folder: Path, figure: Figure, discove
         ahead = [hours_ahead(cluster, name) for name in NAMES]
         figure("hours ahead, by their logs", ahead)
         assert ahead == [0, 1, -1]
-        with contextlib.closing(client_on(cluster, "a", 1.0)) as client:
+        with contextlib.closing(client_on(cluster, "a", 5.0)) as client:
             keys = [b"default\0key %d" % number for number in range(30)]
             for key in keys:  # of all owners
                 client.call(key, frame(encode(Hit(b"\0" + key, RULES, 10))))
@@ -95,7 +95,7 @@ def test_row_15_wall_clocks_decide_nothing(folder: Path, figure: Figure, discove
                 for name, jump in zip(NAMES, jumps, strict=True):
                     cluster.shift(name, jump)
                 time.sleep(4)  # longer than silence is borne
-                assert cluster.agreed(NAMES)
+                cluster.wait_for()
                 for key in keys:  # no window was reset, nor is anyone locked out for longer
                     passed = time.monotonic() - start
                     drift = [b - passed - now for b, now in zip(waits[key], retry_after(client, key), strict=True)]

@@ -45,7 +45,7 @@ def until_logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: Mem
     return logged(cluster, peers, of, to, since)
 
 
-def test_row_1_a_killed_node_is_down_for_all_in_half_a_second_and_no_request_raises(
+def test_a_killed_node_is_down_for_all_in_half_a_second_and_no_request_raises(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
     times = []
@@ -107,14 +107,14 @@ def leaves(folder: Path, layer: Layer, figure: Figure, rounds: int) -> None:
     assert times[int(0.99 * len(times))] < 0.1
 
 
-def test_row_6_peers_hear_of_a_leave_in_a_tenth_of_a_second_and_requesters_notice_nothing(
+def test_peers_hear_of_a_leave_in_a_tenth_of_a_second_and_requesters_notice_nothing(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
     leaves(folder, layer, figure, rounds=2)
 
 
 @pytest.mark.slow
-def test_row_6_of_many_leaves(folder: Path, layer: Layer, figure: Figure) -> None:
+def test_peers_hear_of_each_of_many_leaves_in_a_tenth_of_a_second(folder: Path, layer: Layer, figure: Figure) -> None:
     leaves(folder, layer, figure, rounds=12)
 
 
@@ -142,11 +142,11 @@ def lose_hosts(folder: Path, figure: Figure, runs: int) -> None:
 
 
 @needs_hosts
-def test_row_2_a_lost_host_is_down_in_four_seconds_and_no_request_raises(folder: Path, figure: Figure) -> None:
+def test_a_lost_host_is_down_in_four_seconds_and_no_request_raises(folder: Path, figure: Figure) -> None:
     lose_hosts(folder, figure, runs=2)
 
 
 @needs_hosts
 @pytest.mark.slow
-def test_row_2_twenty_times_of_twenty(folder: Path, figure: Figure) -> None:
+def test_twenty_lost_hosts_of_twenty_are_down_in_four_seconds(folder: Path, figure: Figure) -> None:
     lose_hosts(folder, figure, runs=20)

@@ -40,7 +40,7 @@ def _fill(disk: Path) -> None:
             filler.write(b"x" * 512)
 
 
-def test_row_27_nodes_meet_while_the_disk_of_the_database_is_full(folder: Path, small_disk: Path) -> None:
+def test_nodes_meet_while_the_disk_of_the_database_is_full(folder: Path, small_disk: Path) -> None:
     env = {"DEMO_RUN_DIR": str(small_disk)}
     subprocess.run(
         [sys.executable, "manage.py", "migrate", "-v0"], cwd=ROOT, env=os.environ | PROJECT | env, check=True
@@ -84,7 +84,7 @@ def run_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_row_27_node_and_web_run_where_only_the_sockets_folder_can_be_written_to(run_folder: Path) -> None:
+def test_node_and_web_run_where_only_the_sockets_folder_can_be_written_to(run_folder: Path) -> None:
     read_only = ("unshare", "--mount", "sh", "-c", READ_ONLY, str(ROOT))
     with LocalCluster(run_folder, ("a",)) as cluster:
         env = {key: value for key, value in cluster.env("a").items() if key not in ("TMPDIR", "TEMP", "TMP")}

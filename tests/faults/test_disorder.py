@@ -67,9 +67,7 @@ def hit_once(address: TcpAddress, keys: Sequence[LinkKey], key: bytes) -> bool:
     return True
 
 
-def test_row_11_delay_disorder_and_duplicates_make_nobody_down_and_count_nothing_twice(
-    folder: Path, figure: Figure
-) -> None:
+def test_delay_disorder_and_duplicates_make_nobody_down_and_count_nothing_twice(folder: Path, figure: Figure) -> None:
     with far_apart(folder) as cluster:
         over = time.monotonic() + 30
         client = client_on(cluster, "a", 5.0)

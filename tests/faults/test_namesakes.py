@@ -66,7 +66,7 @@ def nobody_names_it(cluster: LocalCluster) -> bool:
     return not any(status_of(cluster, name).problems for name in cluster.names)
 
 
-def test_row_22_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
+def test_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
     with LocalCluster(folder, THREE, env=layer.env) as cluster:
@@ -98,7 +98,7 @@ def test_row_22_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
         assert not any(tally.unanswered for tally in requesters.tallies)
 
 
-def test_row_22_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
+def test_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
     with LocalCluster(folder, THREE, env=layer.env) as cluster:
@@ -118,9 +118,7 @@ def test_row_22_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_its
         assert len(lines(cluster, "b", "restarts with an empty memory")) == 1
 
 
-def test_row_22_a_killed_node_that_comes_back_at_once_has_its_name_at_once(
-    folder: Path, layer: Layer, figure: Figure
-) -> None:
+def test_a_killed_node_that_comes_back_at_once_has_its_name_at_once(folder: Path, layer: Layer, figure: Figure) -> None:
     with LocalCluster(folder, THREE, env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -138,7 +136,7 @@ def test_row_22_a_killed_node_that_comes_back_at_once_has_its_name_at_once(
 
 
 @pytest.mark.parametrize("layer", LAYERS[1:], indirect=True)  # the embedded one takes nothing without the secret
-def test_row_13_heartbeats_of_a_node_that_is_gone_deceive_none_that_was_started_since(
+def test_heartbeats_of_a_node_that_is_gone_deceive_none_that_was_started_since(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
     with LocalCluster(folder, ("a", "b", "c", "d"), env=layer.env) as cluster:
@@ -188,9 +186,7 @@ def layer_of(layer: Layer) -> Any:
 
 
 @needs_hosts
-def test_row_20_a_host_that_advertises_its_loopback_address_owns_nothing_and_all_say_so(
-    folder: Path, figure: Figure
-) -> None:
+def test_a_host_that_advertises_its_loopback_address_owns_nothing_and_all_say_so(folder: Path, figure: Figure) -> None:
     said = "node c advertises 127.0.0.1:4370, which only its own host can reach"
     with HostCluster(folder, THREE) as cluster:
         cluster.addresses["c"] = "127.0.0.1"

@@ -58,18 +58,18 @@ def split_and_heal(folder: Path, layer: str, figure: Figure, seconds: float) -> 
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda path: path.rpartition(".")[2])
-def test_row_8_both_sides_of_a_partition_serve_and_become_one_again(folder: Path, layer: str, figure: Figure) -> None:
+def test_both_sides_of_a_partition_serve_and_become_one_again(folder: Path, layer: str, figure: Figure) -> None:
     split_and_heal(folder, layer, figure, 10.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda path: path.rpartition(".")[2])
-def test_row_8_after_a_minute(folder: Path, layer: str, figure: Figure) -> None:
+def test_both_sides_of_a_partition_become_one_again_after_a_minute(folder: Path, layer: str, figure: Figure) -> None:
     """TCP waits longer and longer before it tries again what was lost."""
     split_and_heal(folder, layer, figure, 60.0)
 
 
-def test_row_8_a_partition_in_two_admits_at_most_twice_a_limit_once_it_is_known(folder: Path, figure: Figure) -> None:
+def test_a_partition_in_two_admits_at_most_twice_a_limit_once_it_is_known(folder: Path, figure: Figure) -> None:
     with HostCluster(folder, FIVE) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -106,7 +106,7 @@ def one_limit(number: int) -> tuple[bytes, bytes]:
     return key, frame(encode(Hit(key, [Rule(Algorithm.FIXED_WINDOW, LIMIT, 3600.0)])))
 
 
-def test_row_9_one_lost_direction_is_seen_as_such_and_changes_no_view(folder: Path, figure: Figure) -> None:
+def test_one_lost_direction_is_seen_as_such_and_changes_no_view(folder: Path, figure: Figure) -> None:
     names = FIVE[:3]
     with HostCluster(folder, names) as cluster:
         cluster.start()
@@ -138,17 +138,17 @@ def lose_packets(folder: Path, figure: Figure, seconds: float) -> None:
         assert not moves(cluster, MemberState.DOWN)
 
 
-def test_row_10_the_loss_of_a_twentieth_makes_nobody_down(folder: Path, figure: Figure) -> None:
+def test_the_loss_of_a_twentieth_makes_nobody_down(folder: Path, figure: Figure) -> None:
     lose_packets(folder, figure, 20.0)
 
 
 @pytest.mark.slow
-def test_row_10_for_ten_minutes(folder: Path, figure: Figure) -> None:
+def test_the_loss_of_a_twentieth_for_ten_minutes_makes_nobody_down(folder: Path, figure: Figure) -> None:
     lose_packets(folder, figure, 600.0)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_row_18_links_stopped_one_by_one_and_restored_in_any_order_end_in_one_view(
+def test_links_stopped_one_by_one_and_restored_in_any_order_end_in_one_view(
     folder: Path, figure: Figure, seed: int
 ) -> None:
     chance = random.Random(seed)

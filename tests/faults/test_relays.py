@@ -66,7 +66,7 @@ def passed(cluster: RelayedCluster) -> bytes:
     )
 
 
-def test_row_21_a_relay_on_every_connection_reads_nothing(relayed: RelayedCluster, figure: Figure) -> None:
+def test_a_relay_on_every_connection_reads_nothing(relayed: RelayedCluster, figure: Figure) -> None:
     """Values, keys, limits and channel messages, between requesters and nodes and between nodes."""
     client = client_on(relayed, "a", 2.0)
     for number in range(60):
@@ -96,7 +96,7 @@ def seen(proxy: Proxy, number: int) -> bool:
     return proxy.connections > number
 
 
-def test_row_21_no_altered_message_is_ever_believed(folder: Path, figure: Figure) -> None:
+def test_no_altered_message_is_ever_believed(folder: Path, figure: Figure) -> None:
     """One random bit of each conversation, in the handshake or in a record of either side, is altered."""
     source = random.Random(21)
     chosen: dict[int, int] = {}  # by connection, how many chunks pass before one is altered
@@ -143,7 +143,7 @@ def test_row_21_no_altered_message_is_ever_believed(folder: Path, figure: Figure
             assert reply.values in ([MARK], [None])
 
 
-def test_row_21_a_relay_at_a_dead_nodes_address_is_not_taken_for_it(folder: Path, figure: Figure) -> None:
+def test_a_relay_at_a_dead_nodes_address_is_not_taken_for_it(folder: Path, figure: Figure) -> None:
     """The address of a killed node belongs to somebody without the secret, who passes all on to another node."""
     with LocalCluster(folder, ("a", "b", "c")) as cluster:
         cluster.start()
@@ -165,7 +165,7 @@ def test_row_21_a_relay_at_a_dead_nodes_address_is_not_taken_for_it(folder: Path
             assert b"clusterstate.heartbeat" not in seen
 
 
-def test_row_21_an_earlier_start_is_not_taken_for_the_present_one(folder: Path) -> None:
+def test_an_earlier_start_is_not_taken_for_the_present_one(folder: Path) -> None:
     with LocalCluster(folder, ("a",)) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -179,7 +179,7 @@ def test_row_21_an_earlier_start_is_not_taken_for_the_present_one(folder: Path) 
             BlockingConnection(address, keys, 2.0, hello=Hello(expected_name="a", expected_boot=boot))
 
 
-def test_row_20_a_node_that_advertises_the_address_of_another_changes_no_view(folder: Path, figure: Figure) -> None:
+def test_a_node_that_advertises_the_address_of_another_changes_no_view(folder: Path, figure: Figure) -> None:
     with LocalCluster(folder, ("a", "b")) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -202,7 +202,7 @@ def test_row_20_a_node_that_advertises_the_address_of_another_changes_no_view(fo
         assert not moves(cluster, MemberState.DOWN)
 
 
-def test_row_21_another_clusters_node_is_refused(folder: Path) -> None:
+def test_another_clusters_node_is_refused(folder: Path) -> None:
     with LocalCluster(folder, ("a",), env={"CLUSTERSTATE_CLUSTER": "another"}) as cluster:
         cluster.start()
         cluster.wait_for()

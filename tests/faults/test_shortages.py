@@ -41,7 +41,7 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-def test_row_16_a_node_without_free_file_descriptors_lives_and_stays_a_member(
+def test_a_node_without_free_file_descriptors_lives_and_stays_a_member(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
     with LocalCluster(folder, NAMES, env=layer.env) as cluster:
@@ -77,7 +77,7 @@ def test_row_16_a_node_without_free_file_descriptors_lives_and_stays_a_member(
 
 
 @pytest.mark.parametrize("layer", LAYERS[1:], indirect=True, ids=lambda path: path.rpartition(".")[2])
-def test_row_16_a_restarted_redis_costs_no_node_its_life_and_one_line_each_way(
+def test_a_restarted_redis_costs_no_node_its_life_and_one_line_each_way(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
     assert layer.redis is not None

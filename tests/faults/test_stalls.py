@@ -49,7 +49,7 @@ def longest_silence(cluster: LocalCluster) -> Iterator[list[float]]:
         thread.join()
 
 
-def test_row_3_a_node_that_is_stopped_again_and_again_is_never_down(folder: Path, figure: Figure) -> None:
+def test_a_node_that_is_stopped_again_and_again_is_never_down(folder: Path, figure: Figure) -> None:
     with LocalCluster(folder, ALL) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -113,16 +113,16 @@ def _owner(client: Client, key: bytes) -> str:
     return owner.name if owner is not None else ""
 
 
-def test_row_4_a_node_that_was_stopped_comes_back_without_its_old_values(folder: Path, figure: Figure) -> None:
+def test_a_node_that_was_stopped_comes_back_without_its_old_values(folder: Path, figure: Figure) -> None:
     stop_for(folder, figure, 6.0)
 
 
 @pytest.mark.slow
-def test_row_4_after_a_minute(folder: Path, figure: Figure) -> None:
+def test_a_node_that_was_stopped_for_a_minute_comes_back_without_its_old_values(folder: Path, figure: Figure) -> None:
     stop_for(folder, figure, 60.0)
 
 
-def test_row_5_a_node_whose_loop_is_blocked_for_two_seconds_is_never_down(folder: Path, figure: Figure) -> None:
+def test_a_node_whose_loop_is_blocked_for_two_seconds_is_never_down(folder: Path, figure: Figure) -> None:
     env = {"DJANGO_SETTINGS_MODULE": SETTINGS, "TEST_BLOCK": "2"}
     with LocalCluster(folder, ALL, env=env) as cluster, contextlib.ExitStack() as stack:
         cluster.start()
@@ -143,7 +143,7 @@ def test_row_5_a_node_whose_loop_is_blocked_for_two_seconds_is_never_down(folder
         assert not moves(cluster, MemberState.DOWN)
 
 
-def test_row_5_nodes_among_sixteen_hogs_on_two_cores_are_never_down(folder: Path, figure: Figure) -> None:
+def test_nodes_among_sixteen_hogs_on_two_cores_are_never_down(folder: Path, figure: Figure) -> None:
     cores = set(sorted(os.sched_getaffinity(0))[:2])
     with LocalCluster(folder, ALL) as cluster:
         cluster.start()

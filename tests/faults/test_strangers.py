@@ -52,7 +52,7 @@ def start_with(cluster: LocalCluster, name: str, **env: str) -> None:
 # -- 13: strangers ------------------------------------------------------------------------------------------------
 
 
-def test_row_13_a_wrong_secret_admits_nobody_and_is_said_once(folder: Path, figure: Figure) -> None:
+def test_a_wrong_secret_admits_nobody_and_is_said_once(folder: Path, figure: Figure) -> None:
     with LocalCluster(folder, ("a",)) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -70,7 +70,7 @@ def test_row_13_a_wrong_secret_admits_nobody_and_is_said_once(folder: Path, figu
         assert (admitted, counted, len(said)) == (0, 100, 1)
 
 
-def test_row_13_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -> None:
+def test_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -> None:
     with LocalCluster(folder, ("a",)) as cluster, Proxy(cluster.ports["a"]) as proxy:
         cluster.start()
         cluster.wait_for()
@@ -90,7 +90,7 @@ def test_row_13_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -
         assert (answers, counted, len(said)) == (0, 20, 1)
 
 
-def test_row_13_a_nodes_own_challenge_reflected_to_it_admits_nobody(folder: Path, figure: Figure) -> None:
+def test_a_nodes_own_challenge_reflected_to_it_admits_nobody(folder: Path, figure: Figure) -> None:
     """Who is dialled by a node dials it back, and lets it answer its own challenge, as it is and in disguise."""
     offers: list[bytes] = []
     answers: list[bytes] = []
@@ -124,9 +124,7 @@ def test_row_13_a_nodes_own_challenge_reflected_to_it_admits_nobody(folder: Path
         assert attacker.accepted == 3  # where a node has found itself it doesn't dial again for a while
 
 
-def test_row_13_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_once(
-    folder: Path, figure: Figure
-) -> None:
+def test_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_once(folder: Path, figure: Figure) -> None:
     with LocalCluster(folder, ("a", "b", "c")) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -185,7 +183,7 @@ async def _say(messages: list[dict[str, Any]]) -> None:
 # -- 14: other releases, other secrets ----------------------------------------------------------------------------
 
 
-def test_row_14_a_secret_is_rotated_node_by_node_while_requesters_ask(folder: Path, figure: Figure) -> None:
+def test_a_secret_is_rotated_node_by_node_while_requesters_ask(folder: Path, figure: Figure) -> None:
     names = ("a", "b", "c")
     old, new = "the old secret " + 30 * "x", "the new secret " + 30 * "y"
     steps = ({"CLUSTERSTATE_SECRET": old, "CLUSTERSTATE_SECRET_FALLBACKS": new},
@@ -216,7 +214,7 @@ def test_row_14_a_secret_is_rotated_node_by_node_while_requesters_ask(folder: Pa
 
 
 @pytest.mark.parametrize("versions", ["1-2", "2-3"])
-def test_row_14_a_release_before_or_after_that_shares_a_protocol_version_is_one_of_us(
+def test_a_release_before_or_after_that_shares_a_protocol_version_is_one_of_us(
     folder: Path, figure: Figure, versions: str
 ) -> None:
     with LocalCluster(folder, ("a", "b", "c"), env={"DJANGO_SETTINGS_MODULE": SETTINGS}) as cluster:
@@ -229,7 +227,7 @@ def test_row_14_a_release_before_or_after_that_shares_a_protocol_version_is_one_
         assert not any(lines(cluster, name, "protocol version") for name in cluster.names)
 
 
-def test_row_14_a_release_without_a_common_version_is_refused_in_clear_words_on_both_sides(
+def test_a_release_without_a_common_version_is_refused_in_clear_words_on_both_sides(
     folder: Path, figure: Figure
 ) -> None:
     with LocalCluster(folder, ("a", "b", "c"), env={"DJANGO_SETTINGS_MODULE": SETTINGS}) as cluster:
@@ -251,7 +249,7 @@ def test_row_14_a_release_without_a_common_version_is_refused_in_clear_words_on_
         assert all(len(found) <= 4 for found in said.values())
 
 
-def test_row_14_a_requester_without_a_common_version_learns_why(folder: Path) -> None:
+def test_a_requester_without_a_common_version_learns_why(folder: Path) -> None:
     with LocalCluster(folder, ("a",), env={"DJANGO_SETTINGS_MODULE": SETTINGS}) as cluster:
         start_with(cluster, "a", TEST_VERSIONS="3-4")
         wait_until(lambda: bool(lines(cluster, "a", " started, ")), SECONDS, "it runs")

@@ -145,7 +145,7 @@ def until_asked(round_: Round, times: int) -> None:
     wait_until(lambda: round_.asked > times, SECONDS, "requests are answered")
 
 
-def test_row_19_a_node_that_starts_again_misleads_no_requester_of_its_host(folder: Path, figure: Figure) -> None:
+def test_a_node_that_starts_again_misleads_no_requester_of_its_host(folder: Path, figure: Figure) -> None:
     wrong: list[str] = []
     asked = 0
     with LocalCluster(folder, SIX) as cluster:

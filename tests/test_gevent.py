@@ -32,16 +32,16 @@ def nodes(folder: Path) -> Iterator[LocalCluster]:
             process.signal(signal.SIGCONT)
 
 
-class Green:
-    """`tests.green` as a process."""
+class GeventProcess:
+    """`tests.gevent_process` as a process."""
 
     def __init__(self, nodes: LocalCluster, *arguments: str) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.green", *arguments]
+        command = [sys.executable, "-W", "ignore", "-m", "tests.gevent_process", *arguments]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=nodes.env("alpha"), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def __enter__(self) -> "Green":
+    def __enter__(self) -> "GeventProcess":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -70,12 +70,12 @@ class Green:
 @pytest.mark.parametrize("arguments", [["threads"], ["gevent"], ["gevent", "late"], ["eventlet"]], ids=" ".join)
 @pytest.mark.timing(alone=True)
 def test_deadlines_hold_though_a_node_is_stopped(nodes: LocalCluster, arguments: list[str], stopped: str) -> None:
-    with Green(nodes, *arguments) as green:
-        line = green.line()
+    with GeventProcess(nodes, *arguments) as process:
+        line = process.line()
         assert (line["found"], line["many"], line["flushed"]) == (KEYS, KEYS, True)
         nodes.processes[stopped].signal(signal.SIGSTOP)
-        green.go_on()
-        line = green.line()
+        process.go_on()
+        line = process.line()
         check_seconds(line["slowest"], below=4 * DEADLINE + 0.5)
         assert KEYS > line["many"] > 0
         nodes.processes[stopped].signal(signal.SIGCONT)
@@ -87,7 +87,7 @@ def test_deadlines_hold_though_a_node_is_stopped(nodes: LocalCluster, arguments:
 @contextmanager
 def gunicorn(nodes: LocalCluster, folder: Path) -> Iterator[str]:
     address = f"127.0.0.1:{free_port()}"
-    options = ["-k", "gevent", "-w", "1", "--bind", address, "--timeout", "10", "tests.green_site"]
+    options = ["-k", "gevent", "-w", "1", "--bind", address, "--timeout", "10", "tests.gevent_site"]
     process = Process([sys.executable, "-m", "gunicorn", *options], folder / "gunicorn.log", nodes.env("alpha"))
     try:
         wait_until(lambda: answers(address), 20, "gunicorn answers")

@@ -1,7 +1,7 @@
 """A process under threads, gevent or eventlet that asks for keys of three nodes, before and after one of them stops.
 
-`python -m tests.green KIND`: prints what it has seen so far as a line of JSON, and goes on with each line of input.
-With `late` after the kind it has used the cluster before it is patched, as a module imported too early does.
+`python -m tests.gevent_process KIND` prints its results as a line of JSON, and continues with each line of input. With
+`late` after the kind it uses the cluster before it is patched, as a module imported too early does.
 """
 
 import json
