@@ -45,7 +45,7 @@ package: $(VENV)/dev  ## builds the distributions, and uses the wheel in an empt
 	$(BIN)/pytest -m package tests/test_package.py
 
 unit: $(VENV)/dev  ## the tests that start no process, in seconds
-	$(BIN)/pytest --unit -n $(WORKERS) tests/core tests/wire tests/node
+	$(BIN)/pytest --unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/core tests/wire tests/node
 
 faults: $(VENV)/dev  ## real faults: processes killed and stopped, hosts and networks cut (needs root, iproute2, iptables)
 	$(BIN)/pytest -m 'fault and not slow' -s tests/faults

@@ -1,6 +1,7 @@
 """A real cluster of three nodes for the tests that need one, started once for a whole run."""
 
 import asyncio
+import functools
 import os
 import shutil
 import sys
@@ -34,10 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--unit", action="store_true", help="leave out tests of real nodes, and fail if a process starts")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    controls_others = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
-    if config.getoption("--unit") and not controls_others:
-        sys.addaudithook(_start_no_process)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.config.getoption("--unit"):
+        _forbid_processes()
+
+
+@functools.cache
+def _forbid_processes() -> None:
+    sys.addaudithook(_start_no_process)
 
 
 def _start_no_process(event: str, _: object) -> None:
@@ -47,8 +52,12 @@ def _start_no_process(event: str, _: object) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--unit"):
-        real = [item for item in items if "running_cluster" in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=real)
+        real = {
+            item
+            for item in items
+            if "running_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("process")
+        }
+        config.hook.pytest_deselected(items=list(real))
         items[:] = [item for item in items if item not in real]
 
     def place(item: pytest.Item) -> int:

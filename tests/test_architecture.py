@@ -133,7 +133,7 @@ def is_sleep(call: ast.Call) -> bool:
     """Whether a call waits for a time: a sleep, or a wait of less than a second, which nothing is meant to end."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     times = [part.value for part in call.args if isinstance(part, ast.Constant)]
-    if name == "sleep":
+    if ast.unparse(call.func) in {"time.sleep", "asyncio.sleep", "sleep"}:
         return times != [0]  # which lets others run, and waits for nothing
     return name in {"wait", "select", "poll"} and any(isinstance(time, float) and 0 < time < 1 for time in times)
 

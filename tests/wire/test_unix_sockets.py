@@ -117,6 +117,7 @@ def _in_namespace(*options: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.process
 def test_user_that_the_namespace_does_not_map_is_not_trusted() -> None:
     """All such users have the same uid, so any of them could be at the other end."""
     uid, trusted = _in_namespace()
@@ -124,6 +125,7 @@ def test_user_that_the_namespace_does_not_map_is_not_trusted() -> None:
     assert trusted == "False"
 
 
+@pytest.mark.process
 def test_user_that_the_namespace_maps_is_trusted() -> None:
     assert _in_namespace("--map-root-user") == ["0", "True"]
 
