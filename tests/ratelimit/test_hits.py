@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -593,9 +593,10 @@ def test_the_setting_at_that_moment_is_the_policy_of_a_limit_without_one(
 ) -> None:
     limit = Limit.parse("1000000/d")
     for policy, fallback in (("local", "node"), ("allow", "allow"), ("deny", "deny")):
-        monkeypatch.setenv("CLUSTERSTATE_ON_UNAVAILABLE", policy)
-        runtime.get_settings.cache_clear()
-        assert hit(limit, group, dead_owner).fallback == fallback
+        settings = replace(runtime.get_settings(), on_unavailable=policy)
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, "get_settings", lambda settings=settings: settings)
+            assert hit(limit, group, dead_owner).fallback == fallback
 
 
 def test_an_owner_that_answers_nonsense_is_as_good_as_none(
