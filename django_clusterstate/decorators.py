@@ -15,10 +15,10 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.decorators import method_decorator
 
 from . import runtime
-from .client.operations import Operation, arun, run
-from .ratelimit.hits import peek_operation
-from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Key, LoadUser, RequestFunction
-from .ratelimit.request_limit import Cost, CountHit, DeductWhen, Rate, RequestLimit
+from .client.operations import CallEither, Operation, arun, run
+from .ratelimit.hits import ahit, hit, peek_operation
+from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Key, RequestFunction, load_user
+from .ratelimit.request_limit import Cost, DeductWhen, Rate, RequestLimit
 
 __all__ = ["ALL", "UNSAFE", "aget_usage", "ais_ratelimited", "cluster_ratelimit", "get_usage", "is_ratelimited"]
 
@@ -156,11 +156,11 @@ for _function in (cluster_ratelimit, get_usage, aget_usage, is_ratelimited, ais_
 
 def _get_usage(request: HttpRequest, group: str, limit: RequestLimit, increment: bool) -> Operation[Usage | None]:
     if limit.key in USER_KEYS:
-        yield LoadUser(request)
+        yield load_user(request)
     check = limit.check(group, request)
     if check is None:
         return None
-    decision = (yield CountHit(check)) if increment else (yield from peek_operation(*check))
+    decision = (yield CallEither(hit, ahit, check)) if increment else (yield from peek_operation(*check))
     return {
         "count": decision.limit - decision.remaining,
         "limit": decision.limit,

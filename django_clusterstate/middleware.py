@@ -12,9 +12,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from . import runtime
-from .client.operations import Operation, arun, run
+from .client.operations import CallEither, Operation, arun, run
 from .ratelimit import Ratelimited
-from .ratelimit.request_limit import CallView, RequestLimit
+from .ratelimit.request_limit import RequestLimit
 from .ratelimit.responses import refuse
 from .ratelimit.throttles import with_throttle_headers
 
@@ -59,7 +59,8 @@ class ClusterRatelimitMiddleware:
 
     def _answer(self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]) -> Operation[HttpResponseBase]:
         if not limits:
-            return with_throttle_headers(request, (yield CallView(lambda: self._get_response(request))))
+            response = yield CallEither(self._get_response, self._get_response, (request,))
+            return with_throttle_headers(request, response)
         (group, limit), *others = limits
         return (yield from limit.answer(group, request, lambda: self._respond(request, others)))
 

@@ -14,7 +14,7 @@ synchronous and the asynchronous half of the public API:
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..exceptions import ClusterStateError, NoCluster
@@ -125,6 +125,20 @@ class Sleep(NamedTuple):
 
     async def arun(self, client: Any) -> Any:
         await asyncio.sleep(self.seconds)
+
+
+class CallEither(NamedTuple):
+    """Calls `function` in `run`, or awaits `async_function` in `arun`. The result and any exception are its own."""
+
+    function: Callable[..., Any]
+    async_function: Callable[..., Awaitable[Any]]
+    args: Sequence[Any] = ()
+
+    def run(self, client: Any) -> Any:
+        return self.function(*self.args)
+
+    async def arun(self, client: Any) -> Any:
+        return await self.async_function(*self.args)
 
 
 def call_new_owner(key: bytes, request: bytes) -> Operation[Reply]:

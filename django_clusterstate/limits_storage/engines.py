@@ -1,9 +1,7 @@
 """The engines that a LIMITS_STORAGE URI can name, and their clients."""
 
 import asyncio
-import functools
 import importlib
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,10 +43,6 @@ class Engine(CircuitBreaker):
                     f"pip install {needed}"
                 ) from error
 
-    def client(self, deadline: float, *, asynchronous: bool = False) -> "EngineClient":
-        connect = functools.partial(_connect, self.uri, self.scheme, deadline, asynchronous=asynchronous)
-        return EngineClient(connect, deadline)
-
     def __str__(self) -> str:
         return f"limits storage {self.scheme}://{self.hosts}"
 
@@ -83,17 +77,18 @@ class EngineClient:
     It is made at its first use, and again after it was closed. `deadline` is seconds for each exchange.
     """
 
-    def __init__(self, make: Callable[[], Any], deadline: float) -> None:
+    def __init__(self, engine: Engine, deadline: float, *, asynchronous: bool = False) -> None:
         self.deadline = deadline
         self.turns = asyncio.Semaphore(MAX_AT_ONCE)  # for operations of the event loop
-        self._make = make
+        self._engine = engine
+        self._asynchronous = asynchronous
         self._storage: Any = None
 
     @property
     def storage(self) -> Any:
         storage = self._storage
         if storage is None:
-            storage = self._storage = self._make()
+            storage = self._storage = _connect(self._engine, self.deadline, asynchronous=self._asynchronous)
         return storage
 
     def close(self) -> None:
@@ -116,14 +111,14 @@ class EngineClient:
                 await storage.bridge.get_connection().aclose()
 
 
-def _connect(uri: str, scheme: str, deadline: float, *, asynchronous: bool) -> Any:
+def _connect(engine: Engine, deadline: float, *, asynchronous: bool) -> Any:
     """A storage of `limits`. A blocking one connects to a cluster at once, any other at its first exchange."""
     from limits.storage import storage_from_string  # noqa: PLC0415 - an extra
 
     options: dict[str, Any]
-    if scheme != "memcached":
+    if engine.scheme != "memcached":
         options = {"socket_timeout": deadline, "socket_connect_timeout": deadline, "max_connections": MAX_CONNECTIONS}
-        options |= _without_retries(scheme, asynchronous)
+        options |= _without_retries(engine.scheme, asynchronous)
         if asynchronous:
             options["implementation"] = "redispy"
     elif asynchronous:
@@ -139,7 +134,7 @@ def _connect(uri: str, scheme: str, deadline: float, *, asynchronous: bool) -> A
             return shared[0]
 
         options = {"timeout": deadline, "connect_timeout": deadline, "no_delay": True, "client_getter": client}
-    return storage_from_string(f"async+{uri}" if asynchronous else uri, **options)
+    return storage_from_string(f"async+{engine.uri}" if asynchronous else engine.uri, **options)
 
 
 def _without_retries(scheme: str, asynchronous: bool) -> dict[str, Any]:

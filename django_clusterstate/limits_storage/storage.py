@@ -68,8 +68,10 @@ class LimitsStorage(PerProcess):
         self._client.close()
 
     def _connect_later(self) -> None:
-        self._client = self._engine.client(self._deadline)
-        self._loops = PerLoop(lambda: self._engine.client(self._deadline, asynchronous=True), EngineClient.aclose)
+        self._client = EngineClient(self._engine, self._deadline)
+        self._loops = PerLoop(
+            lambda: EngineClient(self._engine, self._deadline, asynchronous=True), EngineClient.aclose
+        )
 
     def _reset(self) -> None:
         self._inherited = self._client, self._loops  # kept, since a client that is freed may write to the engine

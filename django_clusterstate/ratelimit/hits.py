@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .. import runtime
-from ..client.operations import CallEach, CallNode, GetTable, Operation, arun, run
+from ..client.operations import CallEach, CallEither, CallNode, GetTable, Operation, arun, run
 from ..client.routing import Routing, RoutingTable, Target
 from ..exceptions import ClusterStateError, NoCluster, ProtocolError
+from ..limits_storage import LimitsStorage
 from ..limits_storage import operations as storage_operations
 from ..wire import messages as wire
 from ..wire.framing import frame
@@ -31,8 +32,9 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False,
     if denied is not None:
         return denied
     request, client = _hit_request(limit, whole, cost, dry), runtime.get_client()
-    if runtime.get_limits_storage() is not None:
-        decision = run(_decide_in_storage(limit, request), client)
+    storage = runtime.get_limits_storage()
+    if storage is not None:
+        decision = run(_decide_in_storage(limit, request, storage), client)
     else:
         table = client.table()
         try:  # by hand what `_decide()` does: as an operation, it would make a hit take 6 % longer
@@ -52,8 +54,9 @@ async def ahit(
     if denied is not None:
         return denied
     request, client = _hit_request(limit, whole, cost, dry), runtime.get_async_client()
-    if runtime.get_limits_storage() is not None:
-        decision = await arun(_decide_in_storage(limit, request), client)
+    storage = runtime.get_limits_storage()
+    if storage is not None:
+        decision = await arun(_decide_in_storage(limit, request, storage), client)
     else:
         table = await client.table()
         try:
@@ -105,23 +108,6 @@ async def areset(limit: Limit, group: str, key: str) -> bool | None:
 # -- operations -----------------------------------------------------------------------------------------------------
 
 
-class CallStorage(NamedTuple):
-    """Runs an operation of `limits_storage` on LIMITS_STORAGE. Results in its result; raises `Unavailable`."""
-
-    operation: Callable[..., Operation[Any]]
-    arguments: tuple[Any, ...]
-
-    def run(self, client: Any) -> Any:
-        storage = runtime.get_limits_storage()
-        assert storage is not None
-        return storage.run(self.operation, *self.arguments)
-
-    async def arun(self, client: Any) -> Any:
-        storage = runtime.get_limits_storage()
-        assert storage is not None
-        return await storage.arun(self.operation, *self.arguments)
-
-
 class GetRouting(NamedTuple):
     """Results in the client's `Routing`."""
 
@@ -148,9 +134,10 @@ def refund_operation(
     if decision.fallback == "process":
         _process_limiter().refund(whole, limit.rules, cost, ago)
         return True
+    storage = runtime.get_limits_storage()
     try:
-        if runtime.get_limits_storage() is not None:
-            yield CallStorage(storage_operations.refund, (whole, limit.rules, cost, ago))
+        if storage is not None:
+            yield _call_storage(storage, storage_operations.refund, whole, limit, cost, ago)
             return True
         node = (yield GetTable()).targets.get(decision.owner)
         return node is not None and isinstance((yield _call(node, request)), wire.DoneReply)
@@ -161,9 +148,10 @@ def refund_operation(
 def reset_operation(limit: Limit, group: str, key: str) -> Operation[bool | None]:
     whole = routing_key(group, key)
     here = _process_limiter().reset(whole, limit.rules)
+    storage = runtime.get_limits_storage()
     try:
-        if runtime.get_limits_storage() is not None:
-            return (yield CallStorage(storage_operations.reset, (whole, limit.rules))) or here
+        if storage is not None:
+            return (yield _call_storage(storage, storage_operations.reset, whole, limit)) or here
         table = yield GetTable()
         owner = table.owner(whole)
         if owner is None:
@@ -181,8 +169,9 @@ def reset_operation(limit: Limit, group: str, key: str) -> Operation[bool | None
 
 
 def _decide(limit: Limit, request: wire.Hit | wire.Peek) -> Operation[Decision]:
-    if runtime.get_limits_storage() is not None:
-        return (yield from _decide_in_storage(limit, request))
+    storage = runtime.get_limits_storage()
+    if storage is not None:
+        return (yield from _decide_in_storage(limit, request, storage))
     table = yield GetTable()
     try:
         owner = _owner(table, request.key)
@@ -191,13 +180,12 @@ def _decide(limit: Limit, request: wire.Hit | wire.Peek) -> Operation[Decision]:
         return (yield from _decide_without_owner(limit, request, table))
 
 
-def _decide_in_storage(limit: Limit, request: wire.Hit | wire.Peek) -> Operation[Decision]:
+def _decide_in_storage(limit: Limit, request: wire.Hit | wire.Peek, storage: LimitsStorage) -> Operation[Decision]:
     """The decision of LIMITS_STORAGE, or of the policy ON_UNAVAILABLE if its engine can't be reached."""
-    storage, counts = runtime.get_limits_storage(), isinstance(request, wire.Hit)
-    assert storage is not None
+    counts = isinstance(request, wire.Hit)
     operation = storage_operations.hit if counts else storage_operations.peek
     try:
-        decisions = yield CallStorage(operation, (request.key, limit.rules, request.cost))
+        decisions = yield _call_storage(storage, operation, request.key, limit, request.cost)
     except ClusterStateError:
         return decide_by_policy(limit, request.key, request.cost, _process_limiter(), counts=counts)
     return strictest_decision(limit.rules, decisions, storage.name)
@@ -223,6 +211,12 @@ def _owner(table: RoutingTable, key: bytes) -> Target:
     if owner is None:
         raise NoCluster("no node has been reached yet, or none has joined")
     return owner
+
+
+def _call_storage(
+    storage: LimitsStorage, operation: Callable[..., Operation[Any]], key: bytes, limit: Limit, *args: Any
+) -> CallEither:
+    return CallEither(storage.run, storage.arun, (operation, key, limit.rules, *args))
 
 
 def _call(node: Target, request: wire.Request) -> CallNode:

@@ -1,7 +1,7 @@
 """The arguments of a limit that depend on the request: its key, its methods, and callables `(group, request)`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
@@ -10,6 +10,7 @@ from django.utils.functional import LazyObject
 from django.utils.module_loading import import_string
 
 from .. import runtime
+from ..client.operations import CallEither
 from ..clientip import client_ip, network_of
 
 ALL = None
@@ -100,18 +101,19 @@ def _ip(group: str, request: HttpRequest) -> str:
     return f"ip:{client_of(request.META)}"
 
 
-class LoadUser(NamedTuple):
-    """Loads `request.user`, which queries the database at its first use, outside the event loop. The result is None."""
+def load_user(request: HttpRequest) -> CallEither:
+    """Loads `request.user` in asynchronous code, since its first use queries the database. The result is None."""
+    return CallEither(_leave_user_lazy, _aload_user, (request,))
 
-    request: HttpRequest
 
-    def run(self, client: Any) -> None:
-        pass
+def _leave_user_lazy(request: HttpRequest) -> None:
+    pass
 
-    async def arun(self, client: Any) -> None:
-        user = getattr(self.request, "user", None)
-        if isinstance(user, LazyObject):
-            await sync_to_async(bool)(user)
+
+async def _aload_user(request: HttpRequest) -> None:
+    user = getattr(request, "user", None)
+    if isinstance(user, LazyObject):
+        await sync_to_async(bool)(user)
 
 
 def _user(group: str, request: HttpRequest) -> str:

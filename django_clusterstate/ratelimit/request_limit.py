@@ -6,21 +6,22 @@ The decorator and the middleware both use `RequestLimit`.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from .. import runtime
-from ..client.operations import Operation
+from ..client.operations import CallEither, Operation
 from .hits import ahit, hit
 from .keys import (
     ALL,
     USER_KEYS,
     Key,
-    LoadUser,
     RequestFunction,
     group_of_methods,
+    load_user,
     read_callable,
     read_key,
     read_methods,
@@ -32,32 +33,6 @@ from .responses import refuse, with_headers
 Rate = Rates | RequestFunction | None
 Cost = int | Callable[[str, HttpRequest], int]
 DeductWhen = Callable[[HttpRequest, HttpResponseBase], Any]
-
-
-class CallView(NamedTuple):
-    """Calls a view. Results in its response, which `arun` awaits; raises what the view raises."""
-
-    respond: Callable[[], Any]
-
-    def run(self, client: Any) -> Any:
-        return self.respond()
-
-    async def arun(self, client: Any) -> Any:
-        return await self.respond()
-
-
-class CountHit(NamedTuple):
-    """Counts a hit. Results in its decision."""
-
-    check: LimitCheck
-    dry: bool = False
-    fresh: bool = False
-
-    def run(self, client: Any) -> Decision:
-        return hit(*self.check, dry=self.dry, fresh=self.fresh)
-
-    async def arun(self, client: Any) -> Decision:
-        return await ahit(*self.check, dry=self.dry, fresh=self.fresh)
 
 
 class CheckedRequest(NamedTuple):
@@ -90,6 +65,9 @@ class RequestLimit:
         self._get_rate, self._get_cost = read_callable("rate", self.rate), read_callable("cost", self.cost)
         self._is_exempt = _read_optional("exempt", self.exempt)
         self._deduct_when = _read_optional("deduct_when", self.deduct_when)
+        fresh = self._deduct_when is not None
+        self._hit = partial(hit, dry=self.dry_run, fresh=fresh)
+        self._ahit = partial(ahit, dry=self.dry_run, fresh=fresh)
         cost = self.cost
         if self._get_cost is None and (type(cost) is not int or not 0 <= cost <= MAX_COST):
             raise ImproperlyConfigured(f"cost must be an integer from 0 to {MAX_COST}, or a callable, not {cost!r}.")
@@ -117,23 +95,23 @@ class RequestLimit:
         return Limit.parse(rate, self.algorithm, self.on_unavailable)
 
     def answer(self, group: str, request: HttpRequest, respond: Callable[[], Any]) -> Operation[HttpResponseBase]:
-        """Counts the request. Results in the response of `respond`, a view without arguments, or in a refusal."""
+        """Counts the request. Results in the response of `respond()`, which `arun` awaits, or in a refusal."""
         if self.key in USER_KEYS:
-            yield LoadUser(request)
+            yield load_user(request)
         if not hasattr(request, "limited"):
             request.limited = False  # type: ignore[attr-defined]
         check = self.check(group, request)
         response: HttpResponseBase
         if check is None:
-            response = yield CallView(respond)
+            response = yield CallEither(respond, respond)
             return response
-        decision = yield CountHit(check, dry=self.dry_run, fresh=self._deduct_when is not None)
+        decision = yield CallEither(self._hit, self._ahit, check)
         checked = self._checked(request, check, decision)
         try:
             if checked.blocked:
                 response = yield from refuse(request, Ratelimited(decision))
             else:
-                response = yield CallView(respond)
+                response = yield CallEither(respond, respond)
         except Exception as error:
             yield from refund_hits(self._hits_to_refund(checked, error))
             raise

@@ -3,8 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
@@ -15,7 +14,7 @@ from django.utils.cache import patch_cache_control
 from django.utils.module_loading import import_string
 
 from .. import runtime
-from ..client.operations import Operation
+from ..client.operations import CallEither, Operation
 from ..core.limits.algorithms import Rule
 from .limits import Decision, Limit, Ratelimited
 
@@ -34,26 +33,17 @@ class HeadersOutsideCaches(ResponseHeaders):
         return ResponseHeaders, ({name: value for name, value in self.items() if name.lower() not in own},)
 
 
-class CallLimitsView(NamedTuple):
-    """Calls the view LIMITS_VIEW, of either kind. Results in its response; raises what it raises."""
-
-    view: Callable[..., Any]
-    request: HttpRequest
-    denial: Ratelimited
-
-    def run(self, client: Any) -> Any:
-        view = async_to_sync(self.view) if iscoroutinefunction(self.view) else self.view
-        return view(self.request, self.denial)
-
-    async def arun(self, client: Any) -> Any:
-        view = self.view if iscoroutinefunction(self.view) else sync_to_async(self.view)
-        return await view(self.request, self.denial)
-
-
 def refuse(request: HttpRequest, denial: Ratelimited) -> Operation[HttpResponseBase]:
     """The response of the project's LIMITS_VIEW, or a 429 in the content type that the client prefers."""
     path = runtime.get_settings().limits_view
-    response = (yield CallLimitsView(import_string(path), request, denial)) if path else _too_many(request, denial)
+    response: HttpResponseBase
+    if path:
+        view = import_string(path)
+        is_async = iscoroutinefunction(view)
+        blocking, asynchronous = async_to_sync(view) if is_async else view, view if is_async else sync_to_async(view)
+        response = yield CallEither(blocking, asynchronous, (request, denial))
+    else:
+        response = _too_many(request, denial)
     if denial.seconds is not None:
         response.headers.setdefault("Retry-After", str(denial.seconds))
     # A LIMITS_VIEW may respond with a status that caches store, but its response is for this client only.
