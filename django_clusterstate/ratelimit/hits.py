@@ -5,11 +5,11 @@ Each is an operation (see `client.operations`), which the blocking function and 
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import runtime
 from ..client.operations import CallEach, CallEither, CallNode, GetTable, Operation, arun, run
-from ..client.routing import Routing, RoutingTable, Target
+from ..client.routing import RoutingTable, Target
 from ..exceptions import ClusterStateError, NoCluster, ProtocolError
 from ..limits_storage import LimitsStorage
 from ..limits_storage import operations as storage_operations
@@ -108,17 +108,6 @@ async def areset(limit: Limit, group: str, key: str) -> bool | None:
 # -- operations -----------------------------------------------------------------------------------------------------
 
 
-class GetRouting(NamedTuple):
-    """Results in the client's `Routing`."""
-
-    def run(self, client: Any) -> Routing:
-        routing: Routing = client.routing
-        return routing
-
-    async def arun(self, client: Any) -> Routing:
-        return self.run(client)
-
-
 def peek_operation(limit: Limit, group: str, key: str, cost: int = 1) -> Operation[Decision]:
     return (yield from _decide(limit, wire.Peek(routing_key(group, key), list(limit.rules), _checked(cost))))
 
@@ -156,7 +145,7 @@ def reset_operation(limit: Limit, group: str, key: str) -> Operation[bool | None
         owner = table.owner(whole)
         if owner is None:
             return None
-        nodes = [owner, *table.fallback_targets(whole, (yield GetRouting()).local)]
+        nodes = [owner, *table.fallback_targets(whole, runtime.get_routing().local)]
         request = frame(wire.encode(wire.Reset(whole, list(limit.rules))))
         replies = yield CallEach([(node, request) for node in nodes])
     except ClusterStateError:
@@ -196,7 +185,7 @@ def _decide_without_owner(limit: Limit, request: wire.Hit | wire.Peek, table: Ro
     may already name another owner, which a node in the old owner's place must not be confused with."""
     counts = isinstance(request, wire.Hit)
     if effective_policy(limit) == "local":
-        for node in table.fallback_targets(request.key, (yield GetRouting()).local):
+        for node in table.fallback_targets(request.key, runtime.get_routing().local):
             try:
                 decision = _decision(limit, (yield _call(node, request)), node, "node")
             except ClusterStateError:
@@ -209,7 +198,7 @@ def _decide_without_owner(limit: Limit, request: wire.Hit | wire.Peek, table: Ro
 def _owner(table: RoutingTable, key: bytes) -> Target:
     owner = table.owner(key)
     if owner is None:
-        raise NoCluster("no node has been reached yet, or none has joined")
+        raise NoCluster
     return owner
 
 
