@@ -78,7 +78,7 @@ class Member:
         observations = tuple(Observation(o.name, o.boot, o.address, MemberState.ALIVE, 0, 0.1) for o in observed)
         beat = Heartbeat(self.identity, 0, self._sequence, MemberState.ALIVE, 1, observations, "")
         payload = msgspec.msgpack.encode(encode_heartbeat(beat, CHANNEL_KEYS))
-        self._links[0].cast(frame(wire.encode(wire.Deliver(GROUP, payload, 60, 100))))
+        self._links[0].cast(wire.request_frame(wire.Deliver(GROUP, payload, 60, 100)))
 
 
 async def crowd(

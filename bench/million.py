@@ -21,7 +21,6 @@ from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.aio import connect
-from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, wait_until
 
 from .full import measure as measure_full
@@ -35,11 +34,11 @@ AMPLE = {"CLUSTERSTATE_LIMITS_MAX_BYTES": str(4 << 30), "CLUSTERSTATE_CACHE_MAX_
 TTLS = 61  # different ttls, spread evenly from the shortest to twice that
 VALUE = 50  # bytes of a cache value
 
-Write = Callable[[int, float], tuple[wire.Message, int]]  # the n-th, with this ttl: the request, and its payload bytes
+Write = Callable[[int, float], tuple[wire.Request, int]]  # the n-th, with this ttl: the request, and its payload bytes
 
 
 def limit(algorithm: Algorithm) -> Write:
-    def write(number: int, ttl: float) -> tuple[wire.Message, int]:
+    def write(number: int, ttl: float) -> tuple[wire.Request, int]:
         key = b"\0005:loginip:10.%d.%d.%d" % (number >> 16, number >> 8 & 255, number & 255)
         # A window lasts for its period, and the states of the two others matter for that or twice as long.
         return wire.Hit(key, [Rule(algorithm, 1000, ttl)]), len(key)
@@ -47,7 +46,7 @@ def limit(algorithm: Algorithm) -> Write:
     return write
 
 
-def entry(number: int, ttl: float) -> tuple[wire.Message, int]:
+def entry(number: int, ttl: float) -> tuple[wire.Request, int]:
     key = b"default\0:1:product:%d:price" % number
     return wire.Set([(key, b"v" * VALUE)], ttl), len(key) + VALUE
 
@@ -67,7 +66,7 @@ FULL = "full"
 def probe(socket: str, talk: Connection) -> None:
     """Hits one limit from now on; whenever asked, hands over the seconds that each hit took since it was asked last."""
     client = Client(Routing(UnixAddress(socket)), (), 60.0)
-    request = frame(wire.encode(wire.Hit(b"\0005:probe", [Rule(Algorithm.FIXED_WINDOW, 10**9, 86400.0)])))
+    request = wire.request_frame(wire.Hit(b"\0005:probe", [Rule(Algorithm.FIXED_WINDOW, 10**9, 86400.0)]))
     times: list[float] = []
     due = time.perf_counter()
     while True:
@@ -109,7 +108,7 @@ async def write_all(socket: str, write: Write, count: int, ttl: float) -> int:
         nonlocal payload
         for number in numbers:
             message, size = write(number, ttl * (1 + number % TTLS / (TTLS - 1)))
-            await connection.request(frame(wire.encode(message)))
+            await connection.request(wire.request_frame(message))
             payload += size
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))

@@ -15,15 +15,14 @@ from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
-from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import GetStatus, StatusReply, encode
+from django_clusterstate.wire.messages import GetStatus, StatusReply, request_frame
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 20.0
 SERVER_PORTS = (12_000, 32_000)  # Linux gives clients those from 32,768 on
 BLOCK = 200  # ports; a hundred processes can each have a block
 
-_GET_STATUS = frame(encode(GetStatus()))
+_GET_STATUS = request_frame(GetStatus())
 
 
 def free_port() -> int:

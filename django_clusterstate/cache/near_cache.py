@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from .. import runtime
 from ..wire import messages as wire
-from ..wire.framing import frame
 
 MAX_NEAR_VALUE = 64 * 1024  # bytes: with 1,000 entries at most 64 MiB in a process
 _SLOTS = 4096  # keys share a write number by hash: one write invalidates a 4096th of the near cache
@@ -120,7 +119,7 @@ class NearReads:
 
     def request(self, key: bytes, mark: ReadMark | None) -> bytes:
         """The framed request for the value of one key."""
-        return wire.get_frame(key) if mark is None else frame(wire.encode(wire.GetWithTtl([key])))
+        return wire.get_frame(key) if mark is None else wire.request_frame(wire.GetWithTtl([key]))
 
     def take(self, key: bytes, reply: wire.Reply, mark: ReadMark | None) -> wire.Value | None:
         """The value in the reply to `request()`, which is kept; None in any other reply."""

@@ -6,7 +6,7 @@ from ..client.operations import Call, CallEach, CallNode, GetTable, Operation
 from ..client.routing import RoutingTable, Target
 from ..exceptions import ClusterStateError, NoCluster
 from ..wire import messages as wire
-from ..wire.framing import MAX_REQUEST, frame
+from ..wire.framing import MAX_REQUEST
 from .codec import MESSAGE_OVERHEAD
 from .near_cache import NearCache
 
@@ -38,7 +38,7 @@ class CacheRequester:
     def call(self, key: bytes, request: wire.Request) -> Operation[wire.Reply | None]:
         """One request to the owner of a key. None where it fails."""
         try:
-            reply: wire.Reply | None = yield Call(key, frame(wire.encode(request)))
+            reply: wire.Reply | None = yield Call(key, wire.request_frame(request))
         except ClusterStateError as error:
             self.failed(error)
             reply = None
@@ -50,7 +50,7 @@ class CacheRequester:
     def call_node(self, target: Target, request: wire.Request) -> Operation[wire.Reply | None]:
         """One request to one node. None where it fails."""
         try:
-            reply: wire.Reply | None = yield CallNode(target, frame(wire.encode(request)))
+            reply: wire.Reply | None = yield CallNode(target, wire.request_frame(request))
         except ClusterStateError as error:
             self.failed(error)
             reply = None
@@ -74,7 +74,7 @@ class CacheRequester:
                 self.failed(NoCluster())
             while left:
                 batches = [(target, _first_batch(keys_left, size_of)) for target, keys_left in left.items()]
-                answers = yield CallEach([(target, frame(wire.encode(make(batch)))) for target, batch in batches])
+                answers = yield CallEach([(target, wire.request_frame(make(batch))) for target, batch in batches])
                 for (target, batch), answer in zip(batches, answers, strict=True):
                     if isinstance(answer, ClusterStateError):
                         self.failed(answer)
@@ -100,7 +100,7 @@ class CacheRequester:
         """One request to each node, all at once. An error is in the place of a reply that failed."""
         try:
             _, targets = yield from self.nodes()
-            framed = frame(wire.encode(request))
+            framed = wire.request_frame(request)
             replies = yield CallEach([(target, framed) for target in targets])
             return dict(zip(targets, replies, strict=True))
         finally:

@@ -16,10 +16,9 @@ from ..core.membership.messages import Identity
 from ..exceptions import ProtocolError, Refused, Unavailable
 from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
-from ..wire.framing import frame
 from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
 from ..wire.keys import LinkKey
-from ..wire.messages import Deliver, Forward, channel_tag, encode
+from ..wire.messages import Deliver, Forward, channel_tag, request_frame
 from .channels.queues import NODES_OWN
 from .log import RationedLog
 from .problems import Misdirected
@@ -121,7 +120,7 @@ class Links:
             self.misdirected[name] = Misdirected(address, found, self._clock())
 
     def fan_out(self, message: Deliver) -> None:
-        data = frame(encode(message))
+        data = request_frame(message)
         heartbeat = message.group.startswith(NODES_OWN)
         for link in self._peers():
             connection = link.heartbeats if heartbeat else link.connection
@@ -146,7 +145,7 @@ class Links:
 
     def forward(self, tag: str, message: Forward) -> None:
         """Sends the message to the peer with this tag (see `channel_tag`)."""
-        data = frame(encode(message))
+        data = request_frame(message)
         for link in self._links.values():  # one of an address that the peer had before isn't open
             if link.connection and link.is_open and link.peer is not None and channel_tag(link.peer.name) == tag:
                 if not link.connection.cast(data):

@@ -18,7 +18,6 @@ from ..client.routing import missing_replies
 from ..exceptions import ClusterStateError
 from ..ratelimit.limits import MAX_RATES
 from ..wire import messages as wire
-from ..wire.framing import frame
 from . import keys
 
 
@@ -110,7 +109,7 @@ def _reset_limit(request: HttpRequest) -> ActionResult:
 
 def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
     """Resets a key at these nodes. Returns the names of those that didn't answer."""
-    client, request = runtime.get_client(), frame(wire.encode(wire.Reset(key, list(limit.rules))))
+    client, request = runtime.get_client(), wire.request_frame(wire.Reset(key, list(limit.rules)))
     targets = [target for name, target in client.table().targets.items() if name in nodes]
     return set(missing_replies(targets, client.call_each([(target, request) for target in targets]), wire.FlagsReply))
 

@@ -17,7 +17,6 @@ from ..client.aio import from_now
 from ..client.routing import missing_replies
 from ..core.limits.algorithms import Algorithm, Rule, RuleDecision
 from ..wire import messages as wire
-from ..wire.framing import frame
 from . import formatting
 from .reports import PAGE_TIMEOUT
 
@@ -184,7 +183,7 @@ async def alook_up(query: KeyQuery) -> LookUp:
         return LookUp(ranking)
     if isinstance(query.request, wire.GetEntry):
         nodes = nodes[:1]
-    request = frame(wire.encode(query.request))
+    request = wire.request_frame(query.request)
     replies = await client.call_each([(node, request) for node in nodes], until)
     return LookUp(
         ranking,

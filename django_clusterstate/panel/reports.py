@@ -10,12 +10,11 @@ from ..client.routing import Target, missing_replies
 from ..cluster import ClusterStatus
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
-from ..wire.framing import frame
 
 PAGE_TIMEOUT = 0.4  # seconds until the page is shown without the nodes that haven't answered
 
-_GET_REPORT = frame(wire.encode(wire.GetReport()))
-_PING = frame(wire.encode(wire.Ping()))
+_GET_REPORT = wire.request_frame(wire.GetReport())
+_PING = wire.request_frame(wire.Ping())
 
 
 @dataclass(frozen=True, slots=True)
