@@ -104,16 +104,15 @@ def dead_owner(cluster: LocalCluster, group: str, monkeypatch: pytest.MonkeyPatc
 
 
 def _fix_view(monkeypatch: pytest.MonkeyPatch, view: View, local: str) -> None:
-    """Both requesters of this process have this view from now on."""
+    """This process has this view from now on."""
 
-    async def aforget(self: AsyncClient, now: float) -> None:
+    async def skip(self: AsyncClient) -> None:
         pass
 
-    monkeypatch.setattr(Client, "_refresh", lambda self, now: None)
-    monkeypatch.setattr(AsyncClient, "_refresh", aforget)
-    viewed = wire.ViewReply(view.epoch, view.members, local)
-    for routing in (runtime.get_client().routing, runtime.get_async_client().routing):
-        routing.learn(viewed, routing.local, time.monotonic())
+    monkeypatch.setattr(Client, "_refresh", lambda self: None)
+    monkeypatch.setattr(AsyncClient, "_refresh", skip)
+    routing = runtime.get_routing()
+    routing.learn(wire.ViewReply(view.epoch, view.members, local), routing.local, time.monotonic())
 
 
 # -- Limit ------------------------------------------------------------------------------------------------------
