@@ -46,7 +46,7 @@ class Counts(NamedTuple):
     hours: list[int]  #: 48; the first lacks up to ten minutes
 
 
-class Recent(NamedTuple):
+class RecentEvent(NamedTuple):
     """One event, `ago` seconds before, kept by `node` as the `number`-th sample of its name."""
 
     key: str
@@ -61,7 +61,7 @@ class Details(NamedTuple):
 
     counts: Counts
     top: list[KeyCount[str]]
-    recent: list[Recent]
+    recent: list[RecentEvent]
 
 
 # -- tracking -------------------------------------------------------------------------------------------------
@@ -213,12 +213,12 @@ async def atop(name: str, n: int = 10) -> list[KeyCount[str]]:
     return (await adetails(name)).top[:n]
 
 
-def recent(name: str, n: int = MAX_SAMPLES) -> list[Recent]:
+def recent(name: str, n: int = MAX_SAMPLES) -> list[RecentEvent]:
     """The last events with their fields, the latest first: at most 50 of each node, a sample where there are many."""
     return details(name).recent[:n]
 
 
-async def arecent(name: str, n: int = MAX_SAMPLES) -> list[Recent]:
+async def arecent(name: str, n: int = MAX_SAMPLES) -> list[RecentEvent]:
     """Asynchronous `recent()`."""
     return (await adetails(name)).recent[:n]
 
@@ -272,13 +272,13 @@ def _merge_accounts(accounts: Iterable[tuple[str, EventAccount]]) -> Details:
     """Adds up the accounts of all nodes, given with their names."""
     total, minutes, hours = 0, [0] * MINUTES, [0] * HOURS
     keys: list[KeyCount[str]] = []
-    samples: list[Recent] = []
+    samples: list[RecentEvent] = []
     for node, account in accounts:
         total += account.total
         minutes = [a + b for a, b in zip(minutes, account.minutes, strict=True)]
         hours = [a + b for a, b in zip(hours, account.hours, strict=True)]
         keys += account.top
-        samples += [Recent(s.key, _decode_fields(s.fields), s.ago, node, s.number) for s in account.recent]
+        samples += [RecentEvent(s.key, _decode_fields(s.fields), s.ago, node, s.number) for s in account.recent]
     return Details(Counts(total, minutes, hours), merged(keys), sorted(samples, key=lambda sample: sample.ago))
 
 

@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync
 from .. import events, runtime
 from ..core.event_counts import MAX_NAME, MAX_SAMPLES, EventTotals
 from ..core.top_keys import KeyCount
-from ..events import Recent
+from ..events import RecentEvent
 from ..exceptions import ClusterStateError
 from .formatting import duration
 from .reports import PAGE_TIMEOUT
@@ -126,12 +126,12 @@ def keys(top: Sequence[KeyCount[str]]) -> list[EventKey]:
     ]
 
 
-def _columns(samples: Sequence[Recent]) -> list[str]:
+def _columns(samples: Sequence[RecentEvent]) -> list[str]:
     """The fields that most of the samples have."""
     return [name for name, _ in Counter(name for sample in samples for name in sample.fields).most_common(MAX_COLUMNS)]
 
 
-def _sample(sample: Recent, columns: Sequence[str]) -> Sample:
+def _sample(sample: RecentEvent, columns: Sequence[str]) -> Sample:
     fields = {
         name: str(value) for name, value in sample.fields.items()
     }  # as it was tracked, not formatted for a language

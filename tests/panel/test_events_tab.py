@@ -20,7 +20,7 @@ from django_clusterstate import events, runtime
 from django_clusterstate.client import aio as requester
 from django_clusterstate.core.event_counts import EventTotals
 from django_clusterstate.core.top_keys import KeyCount
-from django_clusterstate.events import Counts, Details, Recent
+from django_clusterstate.events import Counts, Details, RecentEvent
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.panel import events_tab as panel
 from django_clusterstate.wire import messages as wire
@@ -54,7 +54,7 @@ def report_names(monkeypatch: pytest.MonkeyPatch, *known: EventTotals) -> None:
     monkeypatch.setattr(events, "anames", anames)
 
 
-def report_details(monkeypatch: pytest.MonkeyPatch, *, top: list[KeyCount[str]], recent: list[Recent]) -> None:
+def report_details(monkeypatch: pytest.MonkeyPatch, *, top: list[KeyCount[str]], recent: list[RecentEvent]) -> None:
     """Makes the nodes report these keys and samples of every event."""
     total = max(1, sum(times for _, times, _ in top))
 
@@ -405,9 +405,9 @@ class TestGathering:
     def test_fields_of_most_samples_have_a_column_and_others_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         common: dict[str, Any] = {f"f{number}": number for number in range(8)}
         recent = [
-            Recent("a", {"rare": 1.5, "true": True}, 0.0, "alpha", 2),
-            Recent("b", common, 1.0, "alpha", 1),
-            Recent("c", {**common, "f0": ""}, 2.0, "beta", 1),
+            RecentEvent("a", {"rare": 1.5, "true": True}, 0.0, "alpha", 2),
+            RecentEvent("b", common, 1.0, "alpha", 1),
+            RecentEvent("c", {**common, "f0": ""}, 2.0, "beta", 1),
         ]
         report_details(monkeypatch, top=[], recent=recent)
         context = panel.gather("e", "")

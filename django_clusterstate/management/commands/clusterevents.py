@@ -103,7 +103,7 @@ def _row(one: EventTotals) -> str:
     return _COLUMNS.format(_printable(one.name), f"{one.minute:,}", f"{one.hour:,}", f"{one.total:,}", ago)
 
 
-def _line(sample: events.Recent) -> str:
+def _line(sample: events.RecentEvent) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(time.time() - sample.ago))
     fields = " ".join(f"{_printable(name)}={value!r}" for name, value in sample.fields.items())
     return f"{at}  {_printable(sample.key)}  {fields}".rstrip()
