@@ -32,7 +32,6 @@ MAX_FIELD_NAME = 100  # characters
 MAX_VALUE = 200
 MAX_TIMES = 2**31
 
-_INT64 = range(-(2**63), 2**63)
 _decoder = msgspec.msgpack.Decoder(dict[str, Field])
 
 Replies = list[wire.Reply | ClusterStateError]
@@ -139,7 +138,7 @@ def _value(event: str, name: str, value: Field) -> Field:
         return float(value)
     if not isinstance(value, int):
         raise TypeError(f"field {name!r} of event {event!r} must be text, a number or a bool, not {value!r}")
-    if value not in _INT64:
+    if value not in wire.INT64:
         raise ValueError(f"field {name!r} of event {event!r} is an integer of more than 64 bits")
     return int(value)
 

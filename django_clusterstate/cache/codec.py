@@ -26,7 +26,6 @@ MAX_VALUE_BYTES = MAX_REQUEST - MESSAGE_OVERHEAD - 2 * wire.MAX_KEY_BYTES
 MAX_DECOMPRESSED = 64 * 1024 * 1024  # bytes that one value may decompress to
 _ZLIB_LEVEL = 1  # a quarter of the time of 6, for a fifth more bytes of a page of HTML
 
-INT64 = range(-(2**63), 2**63)
 # The first byte of each value of a cache with a compressor. No pickle, JSON or msgpack that we write begins with one,
 # so values that were stored before there was a compressor are recognised.
 _PLAIN, _COMPRESSED = b"\0", b"\1"
@@ -151,7 +150,7 @@ class ValueCodec:
 
     def dump(self, value: Any) -> wire.Value:
         """The encoded value, of any size. Raises whatever the serializer and the compressor raise."""
-        if type(value) is int and value in INT64:  # the owner can add to it; a bool has to come back as a bool
+        if type(value) is int and value in wire.INT64:  # the owner can add to it; a bool has to come back as a bool
             return value
         data = _checked(self._serializer.dumps(value), self._serializer, "dumps")
         return data if self._compressor is None else self._compress(data)

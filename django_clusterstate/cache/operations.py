@@ -12,7 +12,7 @@ from ..client.operations import Operation
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
-from .codec import INT64, MAX_VALUE_BYTES, ValueCodec, is_too_big
+from .codec import MAX_VALUE_BYTES, ValueCodec, is_too_big
 from .commands import Convert
 from .log import is_due, logger
 from .near_cache import NearReads, ReadMark
@@ -65,7 +65,7 @@ class CacheOperations:
         return reply.ttl if isinstance(reply, wire.EntryReply) and reply.found else 0.0
 
     def incr(self, key: bytes, name: Any, delta: int) -> Operation[int]:
-        if type(delta) is not int or delta not in INT64:
+        if type(delta) is not int or delta not in wire.INT64:
             raise TypeError(f"only an integer of 64 bits can be added to a value, not {delta!r}")
         reply = yield from self._call(key, wire.Incr(key, delta))
         if isinstance(reply, wire.FailedReply):

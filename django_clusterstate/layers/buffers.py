@@ -74,7 +74,7 @@ class Buffers:
             self._forget(channel)
         return taken
 
-    def free(self, now: float, budget: int) -> int:
+    def expire(self, now: float, budget: int) -> int:
         """Frees expired messages. Checks at most `budget` messages and channels, and returns how many it checked."""
         left = budget
         while left > 0 and (channel := self._expiry.pop(now)) is not None:
@@ -129,7 +129,7 @@ class Memberships:
         """(group, channel, seconds until it expires) of each membership."""
         return ((*membership, until - now) for membership, until in self._until.items() if until > now)
 
-    def free(self, now: float, budget: int) -> int:
+    def expire(self, now: float, budget: int) -> int:
         """Frees at most `budget` expired memberships, and returns how many it freed."""
         freed = 0
         while freed < budget and self._until and next(iter(self._until.values())) <= now:

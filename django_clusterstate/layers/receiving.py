@@ -112,12 +112,12 @@ class Receiver:
 
     def _schedule_sweep(self, seconds: float) -> None:
         if self._sweep is None:
-            self._sweep = self._loop.call_later(seconds, self._free_expired)
+            self._sweep = self._loop.call_later(seconds, self._expire)
 
-    def _free_expired(self) -> None:
+    def _expire(self) -> None:
         now = self._loop.time()
-        checked = self.buffers.free(now, SWEEP_BATCH)
-        checked += self.memberships.free(now, SWEEP_BATCH - checked)
+        checked = self.buffers.expire(now, SWEEP_BATCH)
+        checked += self.memberships.expire(now, SWEEP_BATCH - checked)
         self._sweep = None
         if self.buffers or self.memberships:
             self._schedule_sweep(SWEEP_EVERY if checked < SWEEP_BATCH else SWEEP_PAUSE)

@@ -15,7 +15,6 @@ _STEP = 16  # keys between two looks at the clock
 
 VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
 TTL_BYTES = 9  # and a ttl
-_INT64 = range(-(2**63), 2**63)
 
 _T = TypeVar("_T")
 
@@ -132,7 +131,7 @@ class CacheRequests:
         value = self._store.get(request.key, now)
         if value is None:
             return wire.NumberReply(self._membership.view.epoch, None)
-        if isinstance(value, bytes) or value + request.delta not in _INT64:
+        if isinstance(value, bytes) or value + request.delta not in wire.INT64:
             self._stats.failures += 1
             return wire.FailedReply(self._membership.view.epoch, wire.NOT_AN_INTEGER)
         self._store.replace(request.key, value + request.delta, now)

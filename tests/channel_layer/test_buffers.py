@@ -38,8 +38,8 @@ def test_expired_messages_are_not_taken_and_are_freed() -> None:
     put(buffers, "a", b"1", expiry=1)
     put(buffers, "a", b"2", expiry=10)
     put(buffers, "b", b"3", expiry=1)
-    assert buffers.free(NOW + 0.9, 100) == 0
-    assert buffers.free(NOW + 2, 100) == 4
+    assert buffers.expire(NOW + 0.9, 100) == 0
+    assert buffers.expire(NOW + 2, 100) == 4
     assert (len(buffers), buffers.count("a"), buffers.count("b")) == (1, 1, 0)
     assert taken(buffers, "a", NOW + 2) == [b"2"]
     put(buffers, "a", b"4", expiry=1)
@@ -52,7 +52,7 @@ def test_expired_entries_are_freed_in_batches() -> None:
     for number in range(30):
         put(buffers, f"c{number % 7}", b"x", expiry=1)
         memberships.join("group", f"c{number}", 1, NOW)
-    looked = [buffers.free(NOW + 2, 7) + memberships.free(NOW + 2, 7) for _ in range(10)]
+    looked = [buffers.expire(NOW + 2, 7) + memberships.expire(NOW + 2, 7) for _ in range(10)]
     assert max(looked) == 14
     assert len(buffers) == len(memberships) == 0
 
@@ -101,8 +101,8 @@ def test_memberships_are_kept_until_they_expire() -> None:
     assert list(memberships.remaining(NOW + 5)) == [("g", "a", 5.0), ("g", "b", 15.0)]
     assert list(memberships.remaining(NOW + 10)) == [("g", "b", 10.0)]
     memberships.join("g", "a", 10, NOW + 10)
-    assert memberships.free(NOW + 15, 9) == 0
-    memberships.free(NOW + 22, 9)
+    assert memberships.expire(NOW + 15, 9) == 0
+    memberships.expire(NOW + 22, 9)
     assert len(memberships) == 0
 
 
@@ -130,7 +130,7 @@ def test_no_message_is_taken_late_and_sizes_stay_consistent(steps: list[tuple[st
             if (payload := buffers.take(channel, now)) is not None:
                 assert until.pop(payload) > now
         elif what == "free":
-            buffers.free(now, 2)
+            buffers.expire(now, 2)
         else:
             number += 1
             buffers.put(channel, b"%d" % number, 2, 3, now, first=what == "first")

@@ -16,7 +16,8 @@ Keys = Annotated[list[Key], Meta(max_length=MAX_KEYS)]
 MoreKeys = Annotated[tuple[Key, ...], Meta(max_length=MAX_KEYS)]
 Namespace = Annotated[bytes, Meta(max_length=256)]
 ChannelName = Annotated[str, Meta(max_length=100)]
-Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+INT64 = range(-(2**63), 2**63)
+Integer = Annotated[int, Meta(ge=INT64[0], le=INT64[-1])]
 Value = bytes | Integer
 Cursor = tuple[float, Integer]
 Seconds = Annotated[float, Meta(ge=0)]
