@@ -69,14 +69,14 @@ def get_routing() -> Routing:
 def get_client() -> Client:
     """The blocking client of this process."""
     settings = get_settings()
-    return Client(get_routing(), settings.link_keys, settings.deadline)
+    return Client(get_routing(), settings.link_keys, settings.deadline, busy_poll=settings.busy_poll)
 
 
 @once
 def get_async_client() -> AsyncClient:
     """The asyncio client of this process."""
     settings = get_settings()
-    return AsyncClient(get_routing(), settings.link_keys, settings.deadline)
+    return AsyncClient(get_routing(), settings.link_keys, settings.deadline, busy_poll=settings.busy_poll)
 
 
 def get_stats() -> RequesterStats:

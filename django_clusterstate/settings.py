@@ -152,6 +152,7 @@ ENTRIES = {
     "SUSPECT_AFTER": Entry(NUMBER, 1.5),
     "DOWN_AFTER": Entry(NUMBER, 3.0),
     "DEADLINE": Entry(NUMBER, 0.1, _is_positive, "a number of seconds above 0"),
+    "BUSY_POLL": Entry(BOOLEAN, True),
     "ON_UNAVAILABLE": Entry(TEXT, "local", POLICIES.__contains__, "'local', 'allow' or 'deny'"),
     "TRUSTED_PROXIES": Entry(PROXIES, [], parse=_parse_proxies),
     "IPV4_MASK": Entry(INTEGER, 32, range(33).__contains__, "a number of bits from 0 to 32"),
@@ -186,6 +187,7 @@ class Settings:
     channel_layer: str | None
     timings: Timings
     deadline: float
+    busy_poll: bool
     on_unavailable: str
     trusted_proxies: Proxies
     ipv4_mask: int

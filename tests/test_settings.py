@@ -63,6 +63,7 @@ CASES: list[tuple[str, Any, str, str, Any, Any]] = [
         ({"path": "/a/", "rate": ["1/s", "2/m"]},),
     ),
     ("LIMITS_ENABLED", False, "True", "limits_enabled", False, True),
+    ("BUSY_POLL", False, "True", "busy_poll", False, True),
     ("LIMITS_HEADERS", "x", "off", "limits_headers", "x", "off"),
     (
         "LIMITS_VIEW",

@@ -9,7 +9,7 @@ from os import getpid
 
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
-from ..wire.busy_polling import Processors
+from ..wire.busy_polling import make_is_idle
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply
@@ -63,12 +63,14 @@ class AsyncClient:
         keys: Sequence[LinkKey],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        busy_poll: bool = True,
     ) -> None:
         self.routing = routing
         self._keys = keys
         self._deadline = deadline
         self._clock = clock
-        self._processors = Processors()
+        self._is_idle = make_is_idle(busy_poll=busy_poll)
         self._resolver = Resolver()
         self._loops = PerLoop(LoopConnections, LoopConnections.close)
         routing.attach(self)
@@ -178,7 +180,7 @@ class AsyncClient:
         except (Unavailable, TimeoutError) as error:
             if lost is not None:
                 raise lost.error from error
-            raise Unreachable(str(error) or "no connection within the deadline") from error
+            raise Unreachable(str(error) or "no answer within the deadline") from error
         if lost is not None and not lost.may_send_again(request, connection.node_boot):
             raise lost.error
         try:
@@ -201,14 +203,13 @@ class AsyncClient:
 
     async def _connect(self, target: Target) -> AsyncConnection:
         *others, last = await self._resolver.resolve_async(target.address, self._deadline)
-        is_idle = self._processors.idle
         for address in others:  # of a host name with several: each gets its part of the time
             try:
                 async with timeout_in_ticks(self._deadline / (len(others) + 1)):
-                    return await connect(address, self._keys, self._deadline, hello=target.hello, is_idle=is_idle)
+                    return await connect(address, self._keys, self._deadline, hello=target.hello, is_idle=self._is_idle)
             except (Unavailable, TimeoutError) as error:
                 logger.debug("%s; its next address is tried", error)
-        return await connect(last, self._keys, self._deadline, hello=target.hello, is_idle=is_idle)
+        return await connect(last, self._keys, self._deadline, hello=target.hello, is_idle=self._is_idle)
 
     async def _call_or_error(
         self, target: Target, request: bytes, now: float, until: float | None

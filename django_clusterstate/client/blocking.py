@@ -8,7 +8,7 @@ from os import getpid
 
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.blocking import GRACE, BlockingConnection
-from ..wire.busy_polling import Processors
+from ..wire.busy_polling import make_is_idle
 from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply
@@ -26,7 +26,8 @@ logger = logging.getLogger("django_clusterstate.client")
 class Client:
     """Sends framed requests to the owners of their keys. Safe to share between threads, and to use after a fork.
 
-    `keys` prove this process to the nodes. `deadline`: seconds for each operation.
+    `keys` prove this process to the nodes. `deadline`: seconds for each operation. `busy_poll`: whether to poll for
+    replies before sleeping, see `wire.busy_polling`.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Client:
         keys: Sequence[LinkKey],
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        busy_poll: bool = True,
     ) -> None:
         self.routing = routing
         self._keys = keys
         self._deadline = deadline
         self._clock = clock
-        self._processors = Processors()
+        self._is_idle = make_is_idle(busy_poll=busy_poll)
         self._resolver = Resolver()
 
     # -- operations -----------------------------------------------------------------------------------------
@@ -151,7 +154,7 @@ class Client:
 
     def _connect(self, target: Target, until: float) -> BlockingConnection:
         *others, last = self._resolver.resolve(target.address, until - time.monotonic())
-        keys, is_idle, hello = self._keys, self._processors.idle, target.hello
+        keys, is_idle, hello = self._keys, self._is_idle, target.hello
         for index, address in enumerate(others):  # of a host name with several: each gets its part of the time
             now = time.monotonic()
             try:

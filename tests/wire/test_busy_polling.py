@@ -1,19 +1,23 @@
-"""When a requester looks for an answer, and that it costs nobody much where that is no use."""
+"""When a requester polls for a reply, and that polling in vain costs little."""
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.wire import busy_polling
 from django_clusterstate.wire.busy_polling import (
-    BELIEVED_FOR,
+    CACHED_FOR,
     MAX_REST,
     MIN_REST,
     BusyPoll,
     Processors,
+    has_cpu_quota,
     idle_processor,
+    make_is_idle,
     never,
 )
 
@@ -24,8 +28,8 @@ def always(now: float) -> bool:
     return True
 
 
-def looks(polling: BusyPoll, comes_in_time: Callable[[int], bool], answers: int = ANSWERS) -> list[bool]:
-    """Whether each look found the answer, of so many answers at one moment."""
+def polls(polling: BusyPoll, comes_in_time: Callable[[int], bool], answers: int = ANSWERS) -> list[bool]:
+    """Whether each poll succeeded, of so many replies at one moment."""
     results = []
     for number in range(answers):
         if polling.should_poll(0.0):
@@ -37,29 +41,29 @@ def looks(polling: BusyPoll, comes_in_time: Callable[[int], bool], answers: int 
     return results
 
 
-def test_who_always_finds_looks_always() -> None:
-    assert looks(BusyPoll(always), lambda _: True, 1000) == [True] * 1000
+def test_node_that_replies_fast_is_always_polled() -> None:
+    assert polls(BusyPoll(always), lambda _: True, 1000) == [True] * 1000
 
 
-def test_who_never_finds_hardly_ever_looks() -> None:
-    assert len(looks(BusyPoll(always), lambda _: False)) < 7 + ANSWERS / MAX_REST
+def test_node_that_replies_slowly_is_hardly_ever_polled() -> None:
+    assert len(polls(BusyPoll(always), lambda _: False)) < 7 + ANSWERS / MAX_REST
 
 
-def test_a_single_miss_is_soon_made_up_for() -> None:
+def test_polling_resumes_soon_after_a_single_failure() -> None:
     missed = [number == 500 for number in range(1000)]
-    assert len(looks(BusyPoll(always), lambda number: not missed[number], 1000)) == 1000 - MIN_REST
+    assert len(polls(BusyPoll(always), lambda number: not missed[number], 1000)) == 1000 - MIN_REST
 
 
-def test_who_is_near_again_is_found_again() -> None:
+def test_node_that_becomes_fast_is_polled_again() -> None:
     polling = BusyPoll(always)
-    assert not any(looks(polling, lambda _: False))
-    found = looks(polling, lambda _: True)
+    assert not any(polls(polling, lambda _: False))
+    found = polls(polling, lambda _: True)
     assert all(found)
     assert len(found) >= ANSWERS - MAX_REST
 
 
 @given(st.lists(st.booleans(), max_size=300))
-def test_misses_in_a_row_are_ever_farther_apart(outcomes: list[bool]) -> None:
+def test_failures_in_a_row_are_ever_farther_apart(outcomes: list[bool]) -> None:
     polling = BusyPoll(always)
     rests = []
     for found in outcomes:
@@ -77,12 +81,12 @@ def test_misses_in_a_row_are_ever_farther_apart(outcomes: list[bool]) -> None:
         due = MIN_REST if found else min(MAX_REST, 4 * due)
 
 
-def test_where_no_processor_is_idle_nobody_looks() -> None:
-    assert looks(BusyPoll(never), lambda _: True) == []
+def test_nothing_is_polled_while_no_processor_is_idle() -> None:
+    assert polls(BusyPoll(never), lambda _: True) == []
 
 
 class System:
-    """Says by turns that a processor is idle and that none is, and takes its time."""
+    """Reports by turns that a processor is idle and that none is, after some time."""
 
     def __init__(self, takes: float) -> None:
         self.now = 0.0
@@ -95,8 +99,8 @@ class System:
         return self.asked % 2 == 1
 
 
-@pytest.mark.parametrize(("takes", "believed"), [(0.0, BELIEVED_FOR), (1e-6, BELIEVED_FOR), (0.005, 0.5)])
-def test_what_the_system_said_is_believed_for_long_enough(takes: float, believed: float) -> None:
+@pytest.mark.parametrize(("takes", "believed"), [(0.0, CACHED_FOR), (1e-6, CACHED_FOR), (0.005, 0.5)])
+def test_result_of_a_check_is_used_for_long_enough(takes: float, believed: float) -> None:
     system = System(takes)
     processors = Processors(system.idle_processor, lambda: system.now)
     for number in range(1, 5):
@@ -117,10 +121,51 @@ def one_processor() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_processor")
-def test_whoever_has_one_processor_has_no_idle_one() -> None:
+def test_process_with_one_processor_has_no_idle_one() -> None:
     assert not idle_processor()
 
 
-def test_whoever_has_more_than_anybody_uses_has_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_with_more_processors_than_are_used_has_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(100_000))
     assert idle_processor()
+
+
+QUOTAS = [
+    ("0::/\n", {}, False),
+    ("0::/\n", {"cpu.max": "max 100000\n"}, False),
+    ("0::/\n", {"cpu.max": "50000 100000\n"}, True),
+    ("0::/system.slice/site.service\n", {"system.slice/site.service/cpu.max": "max 100000\n"}, False),
+    ("0::/system.slice/site.service\n", {"system.slice/site.service/cpu.max": "20000 100000\n"}, True),
+    ("0::/pod/container\n", {"pod/container/cpu.max": "max 100000\n", "pod/cpu.max": "200000 100000\n"}, True),
+    ("0::/on/the/host\n", {"cpu.max": "50000 100000\n"}, True),  # a container without a cgroup namespace
+    ("4:cpu,cpuacct:/\n", {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n"}, False),
+    ("4:cpu,cpuacct:/docker/1\n", {"cpu,cpuacct/docker/1/cpu.cfs_quota_us": "50000\n"}, True),
+    ("5:memory:/docker/1\n", {"memory/docker/1/cpu.cfs_quota_us": "50000\n"}, False),
+    ("0::/\n", {"cpu.max": ""}, False),
+]
+
+
+@pytest.mark.parametrize(("groups", "files", "limited"), QUOTAS)
+def test_cpu_quota_is_read_from_the_files_of_the_control_groups(
+    tmp_path: Path, groups: str, files: dict[str, str], limited: bool
+) -> None:
+    cgroup_of, mount = tmp_path / "cgroup", tmp_path / "mount"
+    cgroup_of.write_text(groups)
+    for name, text in files.items():
+        (mount / name).parent.mkdir(parents=True, exist_ok=True)
+        (mount / name).write_text(text)
+    assert has_cpu_quota(cgroup_of, mount) == limited
+
+
+def test_system_without_control_groups_has_no_cpu_quota(tmp_path: Path) -> None:
+    assert not has_cpu_quota(tmp_path / "missing", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "quota", "polling"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_busy_polling_is_off_by_the_setting_and_under_a_cpu_quota(
+    monkeypatch: pytest.MonkeyPatch, setting: bool, quota: bool, polling: bool
+) -> None:
+    monkeypatch.setattr(busy_polling, "has_cpu_quota", lambda: quota)
+    assert (make_is_idle(busy_poll=setting) is not never) == polling
