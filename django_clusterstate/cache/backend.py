@@ -84,7 +84,7 @@ class ClusterCache(BaseCache):
             super().validate_key(key)
 
     # -- one key --------------------------------------------------------------------------------------------
-    # get() isn't an operation: it is the hot path, and the generator would cost it 3 %.
+    # Reads of one key aren't operations: they are the hot path, and a generator would add 0.9 us to 14.
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         value = self._read(self.routing_key(key, version))
@@ -104,6 +104,30 @@ class ClusterCache(BaseCache):
 
     async def ahas_key(self, key: Any, version: int | None = None) -> bool:
         return await self._aread(self.routing_key(key, version)) is not None
+
+    def _read(self, key: bytes) -> wire.Value | None:
+        """The encoded value of a stored key, near or from its owner; None when it is absent or the owner fails."""
+        value, mark = self._near.find(key)
+        if value is not None:
+            return value
+        try:
+            reply = runtime.get_client().call(key, self._near.request(key, mark))
+        except ClusterStateError as error:
+            self._requester.failed(error)
+            return None
+        return self._near.take(key, reply, mark)
+
+    async def _aread(self, key: bytes) -> wire.Value | None:
+        """Asynchronous `_read()`."""
+        value, mark = self._near.find(key)
+        if value is not None:
+            return value
+        try:
+            reply = await runtime.get_async_client().call(key, self._near.request(key, mark))
+        except ClusterStateError as error:
+            self._requester.failed(error)
+            return None
+        return self._near.take(key, reply, mark)
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         return _run(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
@@ -306,30 +330,6 @@ class ClusterCache(BaseCache):
         return await _arun(self._operations.stats())
 
     # -- arguments of the operations ------------------------------------------------------------------------
-
-    def _read(self, key: bytes) -> wire.Value | None:
-        """The encoded value of a stored key, near or from its owner; None when it is absent or the owner fails."""
-        value, mark = self._near.find(key)
-        if value is not None:
-            return value
-        try:
-            reply = runtime.get_client().call(key, self._near.request(key, mark))
-        except ClusterStateError as error:
-            self._requester.failed(error)
-            return None
-        return self._near.take(key, reply, mark)
-
-    async def _aread(self, key: bytes) -> wire.Value | None:
-        """Asynchronous `_read()`."""
-        value, mark = self._near.find(key)
-        if value is not None:
-            return value
-        try:
-            reply = await runtime.get_async_client().call(key, self._near.request(key, mark))
-        except ClusterStateError as error:
-            self._requester.failed(error)
-            return None
-        return self._near.take(key, reply, mark)
 
     def _names(self, keys: Iterable[Any], version: int | None) -> dict[bytes, Any]:
         return {self.routing_key(key, version): key for key in keys}
