@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, StorageState
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, StorageState, expect
 
 from testproject.panel import CHROMIUM, PAGE, Panel, chromium, logged_in
 
@@ -25,6 +25,8 @@ window.setTimeout = (call, milliseconds) => real(call, milliseconds / 20);
 
 Visit = Callable[..., "Visited"]
 
+expect.set_options(timeout=30_000)  # milliseconds; a busy machine takes longer than the default of 5 s
+
 
 class Visited:
     """An open page, what went wrong in it (`problems`), and what it asked for since it was loaded (`requests`)."""
@@ -36,7 +38,7 @@ class Visited:
         page.on("console", self._listen)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", lambda request: self.requests.append(request))  # noqa: PLW0108 - not a built-in method
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
 
     def open(self, url: str) -> None:
         self.page.goto(url)

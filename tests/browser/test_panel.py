@@ -80,12 +80,12 @@ class TestBothServers:
         expect(announcement).to_have_text("")
         panel.nodes.kill(VICTIM)
         try:
-            expect(state).to_have_text("down", timeout=10_000)
-            expect(announcement).to_have_text("2 nodes answer. The views agree.", timeout=10_000)
+            expect(state).to_have_text("down")
+            expect(announcement).to_have_text("2 nodes answer. The views agree.")
         finally:
             panel.nodes.start(VICTIM)
-        expect(state).to_have_text("alive", timeout=20_000)
-        expect(announcement).to_have_text("3 nodes answer. The views agree.", timeout=10_000)
+        expect(state).to_have_text("alive")
+        expect(announcement).to_have_text("3 nodes answer. The views agree.")
         assert page.evaluate("window.notReloaded")
         panel.nodes.wait_for()
 
@@ -212,10 +212,10 @@ class TestTrouble:
         note = visited.page.get_by_role("status").filter(has_text="The site doesn't answer.")
         panel.stop(SERVERS[0])
         try:
-            expect(note).to_contain_text(re.compile(r"out of date since \d+:\d\d:\d\d"), timeout=10_000)
+            expect(note).to_contain_text(re.compile(r"out of date since \d+:\d\d:\d\d"))
         finally:
             panel.start(SERVERS[0])
-        expect(note).to_have_count(0, timeout=15_000)
+        expect(note).to_have_count(0)
         assert visited.problems
         assert all("net::ERR_" in problem for problem in visited.problems)
         visited.problems.clear()
