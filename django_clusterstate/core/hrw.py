@@ -18,15 +18,14 @@ import mmh3
 
 __all__ = ["SLOTS", "OwnershipHistory", "Rendezvous"]
 
-# A contest among n nodes costs n hashes, too much for each key. So keys fall into slots, the contest is held
-# once per slot, and its winner remembered: a look-up costs one hash and one list access whatever n is.
-# The owner is a function of the slot alone, so it doesn't depend on what was asked before.
-# Balance is paid for it: a node's number of slots is binomial, with a relative deviation of about
-# sqrt(n / SLOTS): 0.7 % at 3 nodes, 4 % at 100, 12 % at 1,000. The memo is 512 KiB.
-# Part of the protocol: hosts that disagree on it disagree on owners.
+# To compare n nodes takes n hashes, too much for each key. So keys fall into slots, whose owners are computed once and
+# cached: a look-up costs one hash and one list access (0.14 us; without the cache 0.6 us at 3 nodes, 7 at 100). The
+# owner depends on the slot alone, never on earlier look-ups. The price is balance: a node's number of slots is
+# binomial, with a relative deviation of about sqrt(n / SLOTS): 0.7 % at 3 nodes, 4 % at 100, 12 % at 1,000. The cache
+# takes 512 KiB. SLOTS is part of the protocol: hosts that disagree on it disagree on owners.
 SLOTS: Final = 1 << 16
 _MASK: Final = SLOTS - 1
-REMEMBERED_VIEWS: Final = 8  # each with a memo of its own, so few; entries older than that count as lost
+REMEMBERED_VIEWS: Final = 8  # each with a cache of its own, so few; values from before them count as stale
 _DRAWS: Final = 1 << 32
 
 
@@ -59,7 +58,7 @@ class Rendezvous:
         return self._contest(slot) if owner is None else owner
 
     def ranking(self, key: bytes) -> list[str]:
-        """All names, best first: the owner, then who would own `key` if those before it were gone.
+        """All names, best first: the owner, then the node that would own `key` if those before it were gone.
 
         Costs O(n log n): for hand-off and for routing around a failure, not for every key.
         """

@@ -24,7 +24,7 @@ def test_intervals_hold_all_that_was_counted_until_the_last_one_ended(looks: lis
         assert sum(steps) == counted
 
 
-def test_each_step_is_told_the_latest_first() -> None:
+def test_intervals_come_the_latest_first() -> None:
     rates = CounterHistory(100.0)
     assert rates.all() == {}
     for second, reads in enumerate((1, 3, 3, 4, 4, 10, 10, 10, 10, 10, 11), start=1):

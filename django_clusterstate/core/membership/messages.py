@@ -1,7 +1,7 @@
-"""What nodes say about themselves and each other: the values shared by the core and the wire.
+"""Heartbeats, identities and views: the values that the core and the wire share.
 
 All bounds are checked when a message is decoded, so nothing beyond them reaches a node, a requester, a log or a
-terminal, whoever signed it. Names and addresses are checked when a value is made in any other way, too.
+terminal, whoever signed it. Names and addresses are also checked when a value is created in any other way.
 """
 
 import enum
@@ -31,13 +31,13 @@ Number = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
 
 
 class MemberState(enum.StrEnum):
-    """A member as one node sees it. What moves it stands in `membership`."""
+    """A member as one node sees it. The transitions stand in `transitions`."""
 
     JOINING = "joining"  # started; owns no keys yet
     ALIVE = "alive"
     SUSPECT = "suspect"  # silent for a while; keeps its keys
     DOWN = "down"
-    LEAVING = "leaving"  # said so; owns no keys any more, still answers
+    LEAVING = "leaving"  # owns no keys any more, still answers
     LEFT = "left"
 
 
@@ -86,7 +86,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Observation(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What the sender of a heartbeat knows of one member; `age` is seconds since it was last heard."""
+    """What the sender of a heartbeat knows of one member; `age`: seconds since the sender last heard it."""
 
     name: Name
     boot: Boot

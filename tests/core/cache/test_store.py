@@ -69,7 +69,7 @@ def assert_empty(store: CacheStore[bytes]) -> None:
     assert not any((store._entries, index._live, index._cleared, index._schedule))
 
 
-def test_value_is_present_until_its_ttl_is_over() -> None:
+def test_value_is_present_until_it_expires() -> None:
     store = store_of()
     store.set(b"ns\0a", b"v", 10, NOW)
     assert store.get(b"ns\0a", NOW + 9.99) == b"v"
@@ -87,7 +87,7 @@ def test_value_without_ttl_stays() -> None:
 
 
 @pytest.mark.parametrize("ttl", [0, -1])
-def test_ttl_that_is_over_deletes(ttl: float) -> None:
+def test_ttl_of_zero_or_less_deletes(ttl: float) -> None:
     store = store_of()
     fill(store, "ab")
     assert store.set(b"ns\0a", b"w", ttl, NOW)
@@ -593,7 +593,7 @@ TestStoreBehavesAsADict = AgainstPlainDict.TestCase
 # -- entries from before a change ---------------------------------------------------------------------------------
 
 
-def test_entry_from_before_a_change_is_asked_for_once_and_absent_if_it_is_not_good() -> None:
+def test_entry_of_an_earlier_generation_is_validated_once_and_absent_if_invalid() -> None:
     asked: list[tuple[bytes, int]] = []
 
     def is_valid(key: bytes, generation: int) -> bool:

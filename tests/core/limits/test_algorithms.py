@@ -469,7 +469,7 @@ class Table:
     hits,
     st.integers(1, 4),
 )
-def test_peek_says_what_a_hit_would_be_told_and_changes_nothing(rules: list[Rule], some: Hits, cost: int) -> None:
+def test_peek_returns_the_decision_of_a_hit_and_changes_nothing(rules: list[Rule], some: Hits, cost: int) -> None:
     store, now = Table(), 1000.0
     for ticks, weight in some:
         now += ticks / 64

@@ -71,7 +71,7 @@ def assert_empty(store: LimitStore) -> None:
     assert rows_of(store._usage, _LRU) == []
 
 
-def test_state_is_present_until_its_ttl_is_over() -> None:
+def test_state_is_present_until_it_expires() -> None:
     store = LimitStore(AMPLE)
     state = (NOW + 10, NOW + 1 / 3, 1 / 5, 1 / 6, 1 / 7, 2**62)
     store.set(b"a", state, NOW)

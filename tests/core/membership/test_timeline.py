@@ -5,7 +5,7 @@ from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventK
 BOOT = bytes(16)
 
 
-def test_moments_are_told_the_latest_first_and_how_long_ago() -> None:
+def test_events_come_the_latest_first_with_their_age() -> None:
     timeline = Timeline()
     timeline.note(EventKind.JOINED, "one", BOOT, 10.0)
     timeline.note(EventKind.DOWN, "two", BOOT, 12.0)

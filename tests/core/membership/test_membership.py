@@ -1,4 +1,4 @@
-"""Every move of the table in `membership`, one node's side only. Whole clusters are in `test_simulation`."""
+"""Every transition of a member, as one node sees it. Whole clusters are in `test_simulation`."""
 
 import math
 
@@ -151,7 +151,7 @@ def test_left_node_comes_back_with_a_new_boot(clock: Clock) -> None:
     assert clock.hear(A2).changes == [Change(A2, None, MemberState.ALIVE)]
 
 
-def test_down_node_stays_down_until_it_has_refuted_and_is_told_so(clock: Clock) -> None:
+def test_down_node_stays_down_until_it_refutes_and_is_answered(clock: Clock) -> None:
     clock.hear(A)
     clock.wait(3.1)
     assert clock.hear(A) == Effects(answer=True, dial=True)
@@ -276,7 +276,7 @@ def test_node_that_was_down_learns_it_once_though_it_had_refuted_a_suspicion_bef
     assert pair.declared_down == ["x"]
 
 
-def test_node_that_was_down_learns_it_though_it_came_back_before_it_was_told() -> None:
+def test_node_that_was_down_is_notified_even_if_it_refuted_something_earlier() -> None:
     pair = Pair()
     pair.run(4)
     pair.run(2.2, x_to_y=False)  # x refutes the suspicion, which y doesn't hear
@@ -286,7 +286,7 @@ def test_node_that_was_down_learns_it_though_it_came_back_before_it_was_told() -
     assert sorted(pair.declared_down) == ["x", "y"]
 
 
-def test_replaced_boot_never_returns_and_is_told_so(clock: Clock) -> None:
+def test_replaced_start_never_returns_and_is_notified(clock: Clock) -> None:
     clock.hear(A)
     clock.node.refused("a", A.boot, clock.now)
     clock.hear(A2)
@@ -298,7 +298,7 @@ def test_replaced_boot_never_returns_and_is_told_so(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("state", [MemberState.JOINING, MemberState.ALIVE])
-def test_start_that_others_have_replaced_is_over(state: MemberState) -> None:
+def test_start_that_others_have_replaced_is_superseded(state: MemberState) -> None:
     clock = Clock()
     clock.wait(1.1 if state is MemberState.ALIVE else 0.1)
     clock.hear(B)
@@ -308,7 +308,7 @@ def test_start_that_others_have_replaced_is_over(state: MemberState) -> None:
 
 
 @pytest.mark.parametrize(("theirs", "over"), [(b"a" * 16, True), (b"z" * 16, False)])
-def test_of_two_starts_that_have_replaced_each_other_one_is_over(clock: Clock, theirs: bytes, over: bool) -> None:
+def test_of_two_starts_that_have_replaced_each_other_one_is_superseded(clock: Clock, theirs: bytes, over: bool) -> None:
     other = Identity("a", theirs, "a:4370")
     clock.hear(other)
     clock.node.refused("a", theirs, clock.now)
@@ -351,7 +351,7 @@ def test_newcomer_displaces_nobody_whom_others_still_hear(clock: Clock) -> None:
     assert clock.node.members["a"].identity == A
 
 
-def test_rival_takes_the_place_of_one_that_leaves_or_goes_down(clock: Clock) -> None:
+def test_start_in_conflict_takes_the_place_of_a_member_that_leaves_or_goes_down(clock: Clock) -> None:
     clock.hear(A)
     clock.hear(A2, MemberState.JOINING)
     clock.hear(A, MemberState.LEAVING)
@@ -361,7 +361,7 @@ def test_rival_takes_the_place_of_one_that_leaves_or_goes_down(clock: Clock) -> 
     ]
 
 
-def test_silent_rival_is_forgotten(clock: Clock) -> None:
+def test_silent_start_in_conflict_is_forgotten(clock: Clock) -> None:
     clock.hear(A)
     clock.hear(A2, MemberState.JOINING)
     clock.wait(3.1, A)
@@ -369,7 +369,7 @@ def test_silent_rival_is_forgotten(clock: Clock) -> None:
     assert clock.node._conflicts.starts == {}
 
 
-def test_serving_rival_of_a_joining_member_takes_its_place_unless_it_is_a_late_message(clock: Clock) -> None:
+def test_serving_start_takes_the_place_of_a_joining_member_unless_it_is_a_late_message(clock: Clock) -> None:
     clock.hear(A2, MemberState.JOINING)
     clock.hear(A, sequence=500)
     assert clock.node.members["a"].identity == A2
@@ -411,7 +411,7 @@ def test_of_two_that_join_under_one_name_the_first_boot_id_goes_on() -> None:
         assert clock.node.wait_reason(clock.now) is waits
 
 
-def test_of_two_that_serve_under_one_name_the_younger_is_over(clock: Clock) -> None:
+def test_of_two_that_serve_under_one_name_the_younger_is_superseded(clock: Clock) -> None:
     other = Identity("me", b"x" * 16, "elsewhere:4370")
     for _ in range(30):
         clock.node.heartbeat(clock.now)
@@ -434,7 +434,7 @@ def test_late_message_of_our_former_start_ends_nobody(clock: Clock) -> None:
     assert not clock.hear(Identity("me", b"x" * 16, "me:4370"), sequence=500).superseded
 
 
-def test_own_heartbeat_is_no_namesake_and_no_member(clock: Clock) -> None:
+def test_own_heartbeat_is_no_name_conflict_and_no_member(clock: Clock) -> None:
     assert [clock.hear(ME) for _ in range(5)] == [Effects()] * 5
     assert clock.node.members == {}
     assert clock.node.name_conflicts(clock.now) == []
@@ -491,7 +491,7 @@ def test_recorded_heartbeats_of_one_that_is_gone_bring_nobody_in(clock: Clock) -
     assert clock.node.members == {}
 
 
-def test_recording_of_our_name_is_no_namesake() -> None:
+def test_recording_of_the_own_name_is_no_name_conflict() -> None:
     clock, former = Clock(), Identity("me", b"x" * 16, "me:4370")
     for sequence in range(1, 15):
         clock.hear(former, fresh=False, sequence=sequence)
@@ -655,7 +655,7 @@ def test_joiner_with_a_loopback_address_knows_others_by_their_links_too() -> Non
 
 
 @pytest.mark.parametrize("state", [MemberState.SUSPECT, MemberState.DOWN])
-def test_doubted_node_raises_its_incarnation_once_and_answers(clock: Clock, state: MemberState) -> None:
+def test_suspected_node_raises_its_incarnation_once_and_answers(clock: Clock, state: MemberState) -> None:
     clock.hear(B)
     assert clock.hear(B, observations=(observation(ME, state),)).answer
     assert clock.node.incarnation == 1
@@ -666,7 +666,7 @@ def test_doubted_node_raises_its_incarnation_once_and_answers(clock: Clock, stat
     assert clock.node.heartbeat(clock.now).incarnation == 1
 
 
-def test_doubt_about_another_or_a_former_start_is_not_refuted(clock: Clock) -> None:
+def test_suspicion_of_another_or_a_former_start_is_not_refuted(clock: Clock) -> None:
     former = Identity("me", b"x" * 16, "me:4370")
     clock.hear(B)
     seen = (observation(A, MemberState.DOWN), observation(former, MemberState.DOWN), observation(ME, MemberState.ALIVE))
@@ -674,7 +674,7 @@ def test_doubt_about_another_or_a_former_start_is_not_refuted(clock: Clock) -> N
     assert clock.node.incarnation == 0
 
 
-def test_others_are_met_by_their_own_heartbeats_only(clock: Clock) -> None:
+def test_others_become_members_by_their_own_heartbeats_only(clock: Clock) -> None:
     clock.hear(B, observations=(observation(A, MemberState.ALIVE),))
     assert set(clock.node.members) == {"b"}
 
@@ -854,7 +854,7 @@ def test_replaced_boots_are_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatc
     assert list(clock.node._retired) == [bytes([number] * 16) for number in (6, 7, 8)]
 
 
-def test_sightings_are_bounded_and_name_everybody_in_turn(clock: Clock) -> None:
+def test_observations_are_bounded_and_name_every_member_in_turn(clock: Clock) -> None:
     crowd(clock, 50)
     named: list[str] = []
     for _ in range(math.ceil(50 / gossip.OBSERVATIONS)):
@@ -872,7 +872,7 @@ def test_small_cluster_is_named_once_each(clock: Clock) -> None:
     assert [one.age for one in seen] == pytest.approx([0.25] * 3)
 
 
-def test_doubted_are_named_first_and_take_half_of_the_room(clock: Clock) -> None:
+def test_suspects_are_named_first_and_take_half_of_the_observations(clock: Clock) -> None:
     members = crowd(clock, 50)
     clock.wait(1.6, *members[20:])
     states = [one.state for one in clock.node.heartbeat(clock.now).observations]
