@@ -1,4 +1,4 @@
-"""What a node does with requests for its cache. Those for many keys take turns with what others ask."""
+"""What a node does with requests for its cache. Those for many keys don't delay other requests."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,11 +10,11 @@ from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats
 from .quota_store import QuotaStore
 
-TURN = 0.002  # seconds that a request for many keys may take; then the node answers for those it has done
-_STEP = 16  # keys between two looks at the clock
+MAX_DURATION = 0.002  # seconds of a request for many keys; then the node answers for those that are done
+_STEP = 16  # keys between two checks of the clock
 
-VALUE_HEADER = 9  # bytes that a value takes in a reply besides its own, at most
-TTL_BYTES = 9  # and a ttl
+VALUE_HEADER = 9  # bytes that a value takes in a reply in addition to its own, at most
+TTL_BYTES = 9  # bytes that a ttl takes in a reply, at most
 
 _T = TypeVar("_T")
 
@@ -35,13 +35,13 @@ class CacheRequests:
         self._clock = clock
         self.methods: dict[type, Callable[[Any], wire.Reply]] = {
             wire.Get: self._get,
-            wire.GetWithTtl: self._fetch,
+            wire.GetWithTtl: self._get_with_ttl,
             wire.Set: self._set,
             wire.Touch: self._touch,
             wire.Delete: self._delete,
             wire.Incr: self._incr,
             wire.Clear: self._clear,
-            wire.GetEntry: self._look,
+            wire.GetEntry: self._get_entry,
             wire.Scan: self._scan,
         }
 
@@ -55,15 +55,14 @@ class CacheRequests:
             return wire.ValuesReply(self._membership.view.epoch, [value])
         return wire.ValuesReply(self._membership.view.epoch, self._read(request.keys, MAX_REQUEST))
 
-    def _fetch(self, request: wire.GetWithTtl) -> wire.Reply:
+    def _get_with_ttl(self, request: wire.GetWithTtl) -> wire.Reply:
         now, peek = self._clock(), self._store.peek
         values = self._read(request.keys, MAX_REQUEST, VALUE_HEADER + TTL_BYTES)
         ttls = [held[1] if (held := peek(key, now)) else None for key in request.keys[: len(values)]]
         return wire.TtlValuesReply(self._membership.view.epoch, values, ttls)
 
     def _read(self, keys: Sequence[bytes], room: int, header: int = VALUE_HEADER) -> list[wire.Value | None]:
-        """The values of the first few keys that fit in `room` bytes, each with a `header`, and don't take too
-        long."""
+        """The values of the first keys: those that fit in `room` bytes, each with a `header`, and take little time."""
         now = self._clock()
         get = self._store.get
         values: list[wire.Value | None] = []
@@ -73,7 +72,7 @@ class CacheRequests:
             if room < 0:
                 break
             values.append(value)
-            if not len(values) % _STEP and self._clock() - now >= TURN:
+            if not len(values) % _STEP and self._clock() - now >= MAX_DURATION:
                 break
         misses = values.count(None)
         self._stats.misses += misses
@@ -88,7 +87,7 @@ class CacheRequests:
         else:
             flags = self._each(request.items, lambda item: store(*item, ttl, now), now)
         if request.or_same and not all(flags):
-            flags = [flag or self._holds(*item, now) for flag, item in zip(flags, request.items, strict=False)]
+            flags = [flag or self._matches(*item, now) for flag, item in zip(flags, request.items, strict=False)]
         if request.deletes and all(flags) and len(flags) == len(request.items):
             for key in request.deletes:
                 self._store.delete(key, now)
@@ -99,7 +98,7 @@ class CacheRequests:
         now, ttl, expected = self._clock(), request.ttl, request.expected
 
         def touch(key: bytes) -> bool:
-            return self._holds(key, expected, now) and self._store.touch(key, ttl, now)
+            return self._matches(key, expected, now) and self._store.touch(key, ttl, now)
 
         flags = self._each(request.keys, touch, now)
         return wire.FlagsReply(self._membership.view.epoch, flags)
@@ -108,22 +107,22 @@ class CacheRequests:
         now, expected = self._clock(), request.expected
 
         def delete(key: bytes) -> bool:
-            return self._holds(key, expected, now) and self._store.delete(key, now)
+            return self._matches(key, expected, now) and self._store.delete(key, now)
 
         flags = self._each(request.keys, delete, now)
         return wire.FlagsReply(self._membership.view.epoch, flags)
 
     def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:
-        """What `do` returns for each item, or for the first few where that takes longer than TURN. `now`: the start."""
+        """What `do` returns for each item, or for the first few if they take MAX_DURATION. `now`: the start."""
         if len(items) <= _STEP:
             return [do(item) for item in items]
         flags: list[bool] = []
-        while len(flags) < len(items) and (not flags or self._clock() - now < TURN):
+        while len(flags) < len(items) and (not flags or self._clock() - now < MAX_DURATION):
             flags += [do(item) for item in items[len(flags) : len(flags) + _STEP]]
         return flags
 
-    def _holds(self, key: bytes, expected: wire.Value | None, now: float) -> bool:
-        """Whether the key has that value; None: whatever it has."""
+    def _matches(self, key: bytes, expected: wire.Value | None, now: float) -> bool:
+        """Whether the key has that value; None stands for any value, or none."""
         return expected is None or ((held := self._store.peek(key, now)) is not None and held[0] == expected)
 
     def _incr(self, request: wire.Incr) -> wire.Reply:
@@ -141,7 +140,7 @@ class CacheRequests:
         self._store.clear(request.namespace, self._clock())
         return wire.DoneReply(self._membership.view.epoch)
 
-    def _look(self, request: wire.GetEntry) -> wire.Reply:
+    def _get_entry(self, request: wire.GetEntry) -> wire.Reply:
         held = self._store.peek(request.key, self._clock())
         if held is None:
             return wire.EntryReply(self._membership.view.epoch, found=False)

@@ -1,4 +1,4 @@
-"""What a node does with each request. No sockets: a request and where later answers go in, a reply out."""
+"""What a node does with each request. Without sockets: it takes a request and its requester, and returns the reply."""
 
 import os
 import sys
@@ -24,12 +24,12 @@ from .problems import Misdirected, problems
 from .quota_store import QuotaStore
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# Bytes of members in one reply. The rest of a `Report` takes 110 KiB at most, with names and keys at their longest.
+# Bytes of members in one reply. The rest of a `ReportReply` takes 110 KiB at most, with the longest names and keys.
 MAX_MEMBERS_BYTES = MAX_REQUEST - 128 * 1024
 
 RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
-# What a user asks for; the cluster's own messages would drown it.
+# Requests of users. The cluster's own are many more, and aren't counted.
 _COUNTED = frozenset((
     wire.Get, wire.GetWithTtl, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.GetEntry, wire.Scan,
     wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits,
@@ -89,7 +89,7 @@ class Handler:
         return self.membership.view.epoch
 
     def handle(self, request: wire.Request, requester: Requester) -> wire.Reply | None:
-        """The reply, or None where none is due now: it is pushed later, or there is none."""
+        """The reply; None if it is pushed later, or if the request has none."""
         kind = type(request)
         if kind in _COUNTED:
             self.stats.requests += 1

@@ -19,7 +19,7 @@ from ..wire.aio import AsyncConnection, connect
 from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
 from ..wire.keys import LinkKey
 from ..wire.messages import Deliver, Forward, channel_tag, request_frame
-from .channels.queues import NODES_OWN
+from .channels.queues import NODE_GROUPS
 from .log import RationedLog
 from .problems import Misdirected
 
@@ -121,7 +121,7 @@ class Links:
 
     def fan_out(self, message: Deliver) -> None:
         data = request_frame(message)
-        heartbeat = message.group.startswith(NODES_OWN)
+        heartbeat = message.group.startswith(NODE_GROUPS)
         for link in self._peers():
             connection = link.heartbeats if heartbeat else link.connection
             if connection is not None and not connection.closed:

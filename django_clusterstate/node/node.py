@@ -9,7 +9,7 @@ from ..core.membership.membership import MAY_END, TICK, Effects, Membership
 from ..core.membership.messages import Heartbeat, Identity, MemberState
 from ..wire.handshake import Hello
 from .channels.layer import InProcessLayer
-from .channels.queues import NODES_OWN
+from .channels.queues import NODE_GROUPS
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
 from .handler import Handler
@@ -61,7 +61,7 @@ class Node:
         self.heartbeats = Heartbeats(
             self.membership,
             layer or InProcessLayer(self.handler.channel_requests, self.handler.channels, me, clock),
-            NODES_OWN + config.cluster,
+            NODE_GROUPS + config.cluster,
             config.channel_keys,
             clock,
             on_heard=self._heartbeat_received,

@@ -1,4 +1,4 @@
-"""The cache of a node where some namespaces have room of their own."""
+"""The cache of a node in which some namespaces have quotas."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from ..wire.messages import Value
 
 
 class QuotaStore:
-    """As one `CacheStore`, but each namespace in `own` has the store given there; all others share one."""
+    """Has the interface of `CacheStore`. Each namespace in `own` has the store given there; all others share one."""
 
     def __init__(self, shared: CacheStore[Value], own: Mapping[bytes, CacheStore[Value]]) -> None:
         self._shared = shared

@@ -16,7 +16,7 @@ from ..wire.keys import LinkKey
 from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, FailedReply, Forward, Reply, decode_request, encode
 from ..wire.noise import Opener, Sealer
 from ..wire.unix_sockets import check_unix_peer
-from .channels.queues import NODES_OWN
+from .channels.queues import NODE_GROUPS
 from .coalescing import MAX_DELAY, Coalescer
 from .config import NodeError
 from .connection_slots import ConnectionSlots, Kind, Source, source_of
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
                 return frame(encode(reply), MAX_FRAME)
             except ValueError as error:
                 return self._too_long(reply, error)
-        if isinstance(request, Deliver) and request.group.startswith(NODES_OWN):
+        if isinstance(request, Deliver) and request.group.startswith(NODE_GROUPS):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
                 self._read_coalesced()
             self._had_heartbeat = True

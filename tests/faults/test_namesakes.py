@@ -14,7 +14,7 @@ import pytest
 from django.utils.module_loading import import_string
 
 from django_clusterstate.core.membership.messages import MemberState
-from django_clusterstate.node.channels.queues import NODES_OWN
+from django_clusterstate.node.channels.queues import NODE_GROUPS
 from django_clusterstate.node.heartbeat import decode_heartbeat
 from django_clusterstate.wire.keys import derive_heartbeat_keys
 from testproject import settings as demo_settings
@@ -164,16 +164,16 @@ async def listen(layer: Layer, count: int) -> list[dict[str, Any]]:
     """What nodes say to all. Whoever can reach the Redis can do that."""
     channels = layer_of(layer)
     channel = await channels.new_channel()
-    await channels.group_add(f"{NODES_OWN}default", channel)
+    await channels.group_add(f"{NODE_GROUPS}default", channel)
     heard = [await channels.receive(channel) for _ in range(count)]
-    await channels.group_discard(f"{NODES_OWN}default", channel)
+    await channels.group_discard(f"{NODE_GROUPS}default", channel)
     return heard
 
 
 async def say(layer: Layer, messages: list[dict[str, Any]]) -> None:
     channels = layer_of(layer)
     for message in messages:
-        await channels.group_send(f"{NODES_OWN}default", message)
+        await channels.group_send(f"{NODE_GROUPS}default", message)
         await asyncio.sleep(0.02)
 
 

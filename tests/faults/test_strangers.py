@@ -16,7 +16,7 @@ import pytest
 from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.exceptions import ClusterStateError, ProtocolError
 from django_clusterstate.layers import ClusterChannelLayer
-from django_clusterstate.node.channels.queues import NODES_OWN
+from django_clusterstate.node.channels.queues import NODE_GROUPS
 from django_clusterstate.node.heartbeat import decode_heartbeat
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.fault
 
 Figure = Callable[[str, object], None]
 PING = frame(encode(Ping()))
-GROUP = NODES_OWN + "default"
+GROUP = NODE_GROUPS + "default"
 
 
 def refused(cluster: LocalCluster, name: str) -> int:

@@ -17,7 +17,7 @@ from django_clusterstate.core.membership.membership import TOMBSTONES, Membershi
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
 from django_clusterstate.node import handler
-from django_clusterstate.node.cache_requests import TURN
+from django_clusterstate.node.cache_requests import MAX_DURATION
 from django_clusterstate.node.channels.queues import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
@@ -147,7 +147,7 @@ def slow() -> Bench:
 
     class Slow(Bench):
         def tick(self) -> float:
-            self.now += TURN / 4
+            self.now += MAX_DURATION / 4
             return self.now
 
     bench = Slow()

@@ -1,6 +1,6 @@
-"""The channels and groups that live on one node: the embedded channel layer's memory. Pure.
+"""The channels and groups that live on one node: the memory of the embedded channel layer. Pure.
 
-At most once, first in first out, nothing waits for ever: a message expires, and so does a channel's place in a group.
+Delivery is at most once, first in first out. Messages expire, and so do memberships of channels in groups.
 All channels of one process (`specific.x!y`) share one queue (`specific.x!`) and its capacity; every other channel has
 its own.
 """
@@ -13,21 +13,21 @@ from ...core.expiry import Expiry
 
 Deliver = Callable[[str, bytes | None], None]
 
-MAX_BYTES = 64 * 1024 * 1024  # of messages that wait, over all queues
-OVERHEAD = 256  # bytes that a message takes besides, or else empty ones could pile up for ever
-QUEUE_OVERHEAD = 900  # bytes that a queue takes besides its messages, about: measured on CPython 3.11
-NODES_OWN = "clusterstate."  # how the names of the nodes' own groups begin: their heartbeats go there
+MAX_BYTES = 64 * 1024 * 1024  # of queued messages, over all queues
+OVERHEAD = 256  # bytes that a message counts in addition, so that the number of empty ones is bounded
+QUEUE_OVERHEAD = 900  # bytes of a queue without its messages, about: measured on CPython 3.11
+NODE_GROUPS = "clusterstate."  # the prefix of the nodes' own groups, for heartbeats
 MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
-NEGLECTED = 5.0  # seconds since a queue was last received from, after which nobody seems to
-NOTED_EVERY = 1.0  # seconds: that a queue is received from is noted no more often
-MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once besides the first
-HEADERS = 16  # bytes that a message takes in a reply besides its payload and the name of its channel, at most
-CHARACTER = 4  # bytes of one in a name, at most
+ABANDONED_AFTER = 5.0  # seconds after the last receive from a queue
+NOTED_EVERY = 1.0  # seconds between two notes of the last receive from a queue
+MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once after the first
+HEADERS = 16  # bytes of a message in a reply without its payload and the name of its channel, at most
+CHARACTER = 4  # bytes of a character in a name, at most
 
 
 def queue_name(channel: str) -> str:
-    """`specific.x!` for `specific.x!y`, else the channel itself."""
+    """`specific.x!` for `specific.x!y`; any other channel is its own queue."""
     local, mark, _ = channel.partition("!")
     return local + mark
 
@@ -35,10 +35,10 @@ def queue_name(channel: str) -> str:
 class ChannelQueues:
     """Times are monotonic seconds given by the caller.
 
-    `taken`: messages taken in. `dropped`: those lost for want of room, as where a channel that is received from is
-    full, and places in groups for which there was none. `unreceived`: those that nobody received in time: they expired,
-    or found a queue full that nobody had received from for NEGLECTED seconds, as that of a process that has ended
-    without leaving its groups, or one of a node that has just started.
+    `taken`: messages accepted. `dropped`: messages and group memberships that were refused since a queue that is
+    received from, or this node, was full. `unreceived`: messages that expired, or were refused by a full queue from
+    which nothing was received for ABANDONED_AFTER seconds, such as that of a process that ended without leaving its
+    groups, or of a node that has just started.
     """
 
     def __init__(self) -> None:
@@ -48,19 +48,18 @@ class ChannelQueues:
         self._bytes = 0
         self._queues: dict[str, deque[tuple[float, str, bytes]]] = {}
         self._waiters: dict[str, deque[tuple[Hashable, Deliver, float]]] = {}
-        self._waiting: dict[Hashable, dict[str, int]] = {}  # how many of them each connection has, by queue
+        self._waiting: dict[Hashable, dict[str, int]] = {}  # how many waiters each connection has, by queue
         self._groups: dict[str, dict[str, float]] = {}
         self._memberships = 0
         self._forget_times()
-        self._waiters_expiry: Expiry[str] = Expiry(
-            1 / 8
-        )  # by the first of each queue; stays when that is answered sooner
-        self._received: dict[str, float] = {}  # when a queue was last received from
+        # Due at the first waiter of each queue. An entry stays when its waiter is answered sooner.
+        self._waiters_expiry: Expiry[str] = Expiry(1 / 8)
+        self._received: dict[str, float] = {}  # when a message was last received from a queue
         self._received_expiry: Expiry[str] = Expiry()
         self.waiters = 0  # requests to receive that have no message yet
 
     def send(self, channel: str, payload: bytes, expiry: float, capacity: int, now: float) -> bool:
-        """Hands the message to who waits for it, else keeps it. False when the queue is full."""
+        """Delivers the message to the first waiter, otherwise queues it. False when the queue is full."""
         name = queue_name(channel)
         while waiter := self._pop_waiter(name):
             deliver, until = waiter
@@ -74,7 +73,7 @@ class ChannelQueues:
         queue = self._queues.get(name)
         size = len(payload) + OVERHEAD + (0 if queue else QUEUE_OVERHEAD)
         if self._bytes + size > MAX_BYTES or capacity <= (len(queue) if queue else 0):
-            if now - self._received.get(name, -math.inf) > NEGLECTED:
+            if now - self._received.get(name, -math.inf) > ABANDONED_AFTER:
                 self.unreceived += 1
             else:
                 self.dropped += 1
@@ -88,9 +87,9 @@ class ChannelQueues:
         return True
 
     def receive(self, owner: Hashable, queue: str, deliver: Deliver, wait: float, now: float) -> None:
-        """Calls `deliver` with the queue's next message: now, or when one comes within `wait` seconds, else None.
+        """Calls `deliver` with the queue's next message, now or within `wait` seconds, and with None if there is none.
 
-        `owner` is the connection that asks; `forget()` ends its waiting.
+        `owner` is the connection of the requester; `forget()` ends its waiting.
         """
         self._expire_queue(queue, now)
         if queue in self._queues:
@@ -133,22 +132,22 @@ class ChannelQueues:
                 return
             self._memberships += 1
         self._groups.setdefault(group, {})[channel] = now + expiry
-        self._places_expiry.set((group, channel), now + expiry, now)
+        self._memberships_expiry.set((group, channel), now + expiry, now)
 
     def group_discard(self, group: str, channel: str) -> None:
         members = self._groups.get(group)
         if members is not None and members.pop(channel, None) is not None:
             self._memberships -= 1
-            self._places_expiry.discard((group, channel))
+            self._memberships_expiry.discard((group, channel))
             if not members:
                 del self._groups[group]
 
     def group(self, name: str, now: float) -> list[str]:
-        """The channels that hear a group."""
+        """The channels in a group."""
         return [channel for channel, until in self._groups.get(name, {}).items() if until > now]
 
     def forget(self, owner: Hashable) -> None:
-        """The connection is closed: nothing is delivered to it any more."""
+        """Delivers nothing more to a connection, which is closed."""
         for queue, count in self._waiting.pop(owner, {}).items():
             self.waiters -= count
             self._forget_receiver(queue)
@@ -166,8 +165,10 @@ class ChannelQueues:
         self._forget_times()
 
     def expire(self, now: float, budget: int) -> int:
-        """Drops what has expired: messages, places in groups, and requests to receive, which are answered. Looks at
-        `budget` of them at most; returns at how many. A result equal to `budget` means: call again soon."""
+        """Drops expired messages and group memberships, and answers expired requests to receive: at most `budget`.
+
+        Returns how many; a result equal to `budget` means that there may be more.
+        """
         left = budget
         while left > 0 and (queue := self._queues_expiry.pop(now)) is not None:
             left -= max(1, self._expire_queue(queue, now, left))
@@ -180,19 +181,19 @@ class ChannelQueues:
         while left > 0 and (queue := self._received_expiry.pop(now)) is not None:
             left -= 1
             del self._received[queue]
-        while left > 0 and (place := self._places_expiry.pop(now)) is not None:
+        while left > 0 and (membership := self._memberships_expiry.pop(now)) is not None:
             left -= 1
-            self.group_discard(*place)
+            self.group_discard(*membership)
         return budget - left
 
     def _forget_times(self) -> None:
-        self._queues_expiry: Expiry[str] = Expiry()  # by the first message of each
-        self._places_expiry: Expiry[tuple[str, str]] = Expiry()  # of channels in groups
+        self._queues_expiry: Expiry[str] = Expiry()  # due at the first message of each
+        self._memberships_expiry: Expiry[tuple[str, str]] = Expiry()
 
     def _note_receiver(self, queue: str, now: float) -> None:
         if now - self._received.get(queue, -math.inf) > NOTED_EVERY:
             self._received[queue] = now
-            self._received_expiry.set(queue, now + NEGLECTED, now)
+            self._received_expiry.set(queue, now + ABANDONED_AFTER, now)
 
     def _forget_receiver(self, queue: str) -> None:
         self._received.pop(queue, None)
@@ -233,7 +234,7 @@ class ChannelQueues:
         return message
 
     def _expire_queue(self, queue: str, now: float, most: int = MAX_BYTES) -> int:
-        """Drops the first messages, as far as they have expired; how many."""
+        """Drops the expired messages at the head of a queue, at most `most`. Returns how many."""
         dropped = 0
         while dropped < most and queue in self._queues and self._queues[queue][0][0] <= now:
             self._pop(queue)

@@ -42,7 +42,7 @@ def drained(channels: ChannelQueues, queue: str, now: float = NOW) -> list[bytes
 def assert_empty(channels: ChannelQueues) -> None:
     held = (channels._queues, channels._waiters, channels._waiting, channels._groups)
     assert not any(held)
-    assert len(channels._queues_expiry) == len(channels._places_expiry) == 0
+    assert len(channels._queues_expiry) == len(channels._memberships_expiry) == 0
     assert (channels._bytes, channels._memberships, channels.waiters) == (0, 0, 0)
 
 
@@ -109,9 +109,9 @@ def test_messages_for_a_process_that_has_ended_are_no_loss_for_want_of_room() ->
     assert (channels.dropped, channels.unreceived) == (0, 1)
     assert drained(channels, "specific.x!", NOW + 1) == [b"1"]
     assert send(channels, "specific.x!y", b"3", NOW + 1, capacity=1)
-    assert not send(channels, "specific.x!y", b"4", NOW + module.NEGLECTED, capacity=1)
+    assert not send(channels, "specific.x!y", b"4", NOW + module.ABANDONED_AFTER, capacity=1)
     assert (channels.dropped, channels.unreceived) == (1, 1)
-    assert not send(channels, "specific.x!y", b"5", NOW + 2 + module.NEGLECTED, capacity=1)
+    assert not send(channels, "specific.x!y", b"5", NOW + 2 + module.ABANDONED_AFTER, capacity=1)
     assert (channels.dropped, channels.unreceived) == (1, 2)
 
 
@@ -361,7 +361,7 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         assert channels.waiters == sum(sum(queues.values()) for queues in channels._waiting.values())
         assert len(channels._queues_expiry) == len(channels._queues)
         assert channels._waiters.keys() <= channels._waiters_expiry._due.keys()
-        assert len(channels._places_expiry) == channels._memberships
+        assert len(channels._memberships_expiry) == channels._memberships
         assert all(channels._waiting.values())
         assert len(channels._received_expiry) == len(channels._received)
         assert all(len(messages) <= 3 for messages in channels._queues.values())
