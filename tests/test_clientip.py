@@ -61,7 +61,7 @@ def test_the_client_is_the_last_that_no_proxy_of_ours_is(
 
 
 @given(st.text(alphabet="0123456789.:,[]% af", max_size=40))
-def test_what_a_client_says_itself_changes_nothing(said: str) -> None:
+def test_entries_of_the_client_are_ignored(said: str) -> None:
     assert client_ip(meta("10.0.0.1", f"{said}, 1.2.3.4"), OURS) == "1.2.3.4"
     assert client_ip(meta("127.0.0.1", f"{said}, 1.2.3.4, 5.6.7.8"), TWO) == "1.2.3.4"
     assert client_ip(meta("1.2.3.4", said), Proxies()) == "1.2.3.4"
@@ -79,7 +79,7 @@ def test_no_header_of_a_clients_leaves_it_without_an_address(proxies: Proxies, r
 
 
 @given(st.sampled_from([OURS, TWO]), st.text(alphabet="0123456789.:,[]% af", max_size=40), st.integers(1, 2))
-def test_junk_that_a_proxy_wrote_makes_nobody_what_a_client_says(proxies: Proxies, said: str, junk: int) -> None:
+def test_invalid_entry_of_a_proxy_is_not_replaced_by_one_of_the_client(proxies: Proxies, said: str, junk: int) -> None:
     """Two proxies of ours, of which one or both write no address: the client is the last that is known."""
     written = ["unknown", "10.0.0.2"] if junk == 1 else ["unknown", "_hidden"]
     found = client_ip(meta("10.0.0.1", ",".join([said, *written])), proxies)
@@ -94,7 +94,7 @@ def test_nothing_raises(remote: str, forwarded: str) -> None:
 
 
 @given(st.ip_addresses(), st.sampled_from(["{}", "[{}]", "[{}]:80", "{}%eth0"]))
-def test_an_address_is_read_with_what_proxies_add(address: ipaddress.IPv4Address, written: str) -> None:
+def test_address_is_parsed_without_the_port_and_zone_of_proxies(address: ipaddress.IPv4Address, written: str) -> None:
     assert parse_hop(written.format(address)) == (getattr(address, "ipv4_mapped", None) or address)
 
 
@@ -109,12 +109,12 @@ def test_an_address_is_read_with_what_proxies_add(address: ipaddress.IPv4Address
         ("::ffff:1.2.3.4", "1.2.3.4"),
     ],
 )
-def test_what_is_limited_of_an_address(address: str, network: str) -> None:
+def test_address_is_limited_by_its_network(address: str, network: str) -> None:
     assert network_of(address) == network
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "proxy", "-1", "1.5", ""])
-def test_what_is_no_proxy_is_refused(text: str) -> None:
+def test_wrong_proxy_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Proxies.parse([text])
 

@@ -57,7 +57,7 @@ def test_a_view_is_called_until_its_limit_is_reached(face: Face) -> None:
     assert respond.call_count == 2
 
 
-def test_a_view_keeps_its_name_its_words_and_its_kind(offline: Face) -> None:
+def test_view_keeps_its_name_docstring_and_kind(offline: Face) -> None:
     view = offline.view()
     view.marked = True
     limited = cluster_ratelimit(rate="1/s")(view)
@@ -84,7 +84,7 @@ def test_arguments_of_the_url_reach_the_view(face: Face) -> None:
 
 
 @pytest.mark.parametrize("error", [Http404("gone"), ConnectionError("mine"), ValueError("mine")])
-def test_what_the_view_raises_passes_untouched_and_it_is_called_once(face: Face, error: Exception) -> None:
+def test_exception_of_the_view_passes_unchanged_and_it_is_called_once(face: Face, error: Exception) -> None:
     respond = mock.Mock(side_effect=error)
     ask = face.limited(respond, rate="5/d")
     with pytest.raises(type(error)) as raised:
@@ -95,7 +95,7 @@ def test_what_the_view_raises_passes_untouched_and_it_is_called_once(face: Face,
 
 
 @pytest.mark.parametrize("answer", [None, {"a": 1}, "text"])
-def test_what_is_no_response_yet_passes_untouched(face: Face, answer: object) -> None:
+def test_value_that_is_not_yet_a_response_passes_unchanged(face: Face, answer: object) -> None:
     assert face.limited(lambda request: answer, rate="5/d")() == answer
 
 
@@ -112,7 +112,7 @@ def test_a_decision_is_one_request(face: Face, monkeypatch: pytest.MonkeyPatch) 
     assert [type(request) for request in requests] == [wire.Hit] * 3
 
 
-def test_no_limit_asks_nobody(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_without_a_limit_sends_no_request(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = watch_requests(monkeypatch)
     for options in ({}, {"rate": None}, {"rate": lambda group, request: None}, {"rate": "1/s", "method": "POST"}):
         response = face.limited(**options)()
@@ -209,9 +209,7 @@ def test_clients_behind_trusted_proxies_count_by_their_own_address(face: Face) -
 
 
 @pytest.mark.parametrize("proxies", [1, ["127.0.0.1"]])
-def test_what_a_proxy_wrote_instead_of_an_address_is_no_error_and_counts_as_that_proxy(
-    face: Face, proxies: Any
-) -> None:
+def test_invalid_entry_of_a_proxy_counts_as_that_proxy(face: Face, proxies: Any) -> None:
     ask = face.limited(key="ip", rate="1/d")
     with override_settings(CLUSTERSTATE={"TRUSTED_PROXIES": proxies}):
         junk = [get(HTTP_X_FORWARDED_FOR=said) for said in ("unknown", "1.2.3.4, _hidden", "5.6.7.8, unknown")]
@@ -220,7 +218,7 @@ def test_what_a_proxy_wrote_instead_of_an_address_is_no_error_and_counts_as_that
 
 @pytest.mark.parametrize("address", ["", "junk", "1.2.3", "10.0.0.1, 10.0.0.2", "01.2.3.4"])
 @pytest.mark.parametrize("key", ["ip", "user_or_ip"])
-def test_what_is_no_address_is_said_to_be_none(face: Face, key: str, address: str) -> None:
+def test_error_names_an_invalid_address(face: Face, key: str, address: str) -> None:
     respond = mock.Mock()
     ask = face.limited(respond, key=key, rate="1/d")
     with pytest.raises(ImproperlyConfigured, match=r"address is .*TRUSTED_PROXIES"):
@@ -355,7 +353,7 @@ def test_a_limit_on_all_methods_and_one_on_some_count_a_request_once_each(face: 
     ("one", "other"),
     [("post", ["POST"]), (UNSAFE, ["put", "post", "patch", "delete"]), ({"PUT", "POST"}, ("POST", "PUT"))],
 )
-def test_the_same_methods_in_other_words_count_together(face: Face, one: Any, other: Any) -> None:
+def test_same_methods_written_differently_count_together(face: Face, one: Any, other: Any) -> None:
     group = uuid4().hex
     views = [cluster_ratelimit(group, rate="1/d", method=method)(face.view()) for method in (one, other)]
     assert [face.call(view, *_sent("POST")).status_code for view in views] == [OK, DENIED]
@@ -395,7 +393,7 @@ def test_a_request_may_cost_more(face: Face) -> None:
 
 
 @pytest.mark.parametrize("cost", [cost_of_parameter, f"{__name__}.cost_of_parameter"])
-def test_a_callable_says_what_a_request_costs(face: Face, cost: Any) -> None:
+def test_cost_may_be_a_callable(face: Face, cost: Any) -> None:
     ask = face.limited(rate="5/d", cost=cost)
     asked = [get(query_params={"n": n}) for n in ("5", "1", "0")]
     assert statuses(ask, *asked) == [OK, DENIED, OK]
@@ -433,7 +431,7 @@ MEMBER = r'"[ -!#-\[\]-~]*"(;[a-z]+=\d{1,15})+'
         ("0/s", '"0/1s";q=0;w=1'),
     ],
 )
-def test_responses_carry_the_policy_and_what_is_left(face: Face, rate: Any, policy: str) -> None:
+def test_responses_have_the_policy_and_the_remaining_hits(face: Face, rate: Any, policy: str) -> None:
     response = face.limited(rate=rate)()
     assert response["RateLimit-Policy"] == policy
     for member in (*response["RateLimit-Policy"].split(", "), response["RateLimit"]):
@@ -443,7 +441,7 @@ def test_responses_carry_the_policy_and_what_is_left(face: Face, rate: Any, poli
     assert re.fullmatch(r"r=\d+;t=\d+", rest)
 
 
-def test_what_is_left_is_that_of_the_rate_that_matters(face: Face) -> None:
+def test_remaining_is_that_of_the_strictest_rate(face: Face) -> None:
     ask = face.limited(rate=["2/h", "2/d"])
     ask()
     ask()
@@ -452,7 +450,7 @@ def test_what_is_left_is_that_of_the_rate_that_matters(face: Face) -> None:
     assert 86390 <= int(denied["Retry-After"]) <= 86400
 
 
-def test_a_denial_says_when_to_come_back(face: Face) -> None:
+def test_denied_request_gets_retry_after(face: Face) -> None:
     ask = face.limited(rate="1/m")
     assert not ask().has_header("Retry-After")
     denied = ask()
@@ -486,7 +484,7 @@ def test_a_blocked_client_is_answered_in_the_form_that_it_prefers(face: Face, ac
         assert denied.content.decode() == (page if kind == "text/html" else f"{text}\n")
 
 
-def test_a_browser_is_answered_with_text_where_there_is_no_template(face: Face) -> None:
+def test_browser_gets_text_if_there_is_no_template(face: Face) -> None:
     denied = face.limited(key="ip", rate="0/m")(get(HTTP_ACCEPT=BROWSER))
     assert denied["Content-Type"] == "text/plain"
 

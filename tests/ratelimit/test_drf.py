@@ -62,7 +62,7 @@ class TwoADay(AnonRateThrottle):
     rate = "2/day"
 
 
-def test_as_many_pass_as_the_rate_says_and_the_others_learn_when_to_come_back() -> None:
+def test_rate_allows_its_number_of_requests_and_others_get_the_wait() -> None:
     view = view_of(TwoADay)
     assert statuses(view, {}, {}, {}) == [OK, OK, DENIED]
     denied = ask(view)
@@ -90,7 +90,7 @@ def test_scopes_of_views_have_rates_of_their_own() -> None:
     assert statuses(others, {}, {}, {}) == [OK, OK, OK]
 
 
-def test_a_throttle_of_a_projects_own_says_its_key_and_algorithm() -> None:
+def test_throttle_of_the_project_defines_its_key_and_algorithm() -> None:
     class ByTenant(ClusterRateThrottle):
         scope = "tenant"
         rate = "1/hour"
@@ -123,7 +123,7 @@ def test_a_wrong_throttle_is_refused_when_its_class_is_made(base: type, options:
 
 
 @pytest.mark.parametrize("options", [{"algorithm": "leaky"}, {"on_unavailable": "Deny"}, {"rate": "-1/s"}])
-def test_what_a_class_is_given_later_lets_nothing_pass_if_it_is_wrong(options: dict[str, Any]) -> None:
+def test_wrong_attribute_set_on_a_class_later_allows_nothing(options: dict[str, Any]) -> None:
     throttle = type("Late", (AnonRateThrottle,), {"rate": "1/s"})
     for name, value in options.items():
         setattr(throttle, name, value)
@@ -131,7 +131,7 @@ def test_what_a_class_is_given_later_lets_nothing_pass_if_it_is_wrong(options: d
         ask(view_of(throttle))
 
 
-def test_a_header_that_anybody_can_send_makes_nobody_another_client() -> None:
+def test_forwarded_header_is_ignored_without_trusted_proxies() -> None:
     view = view_of(TwoADay)
     assert statuses(view, *({"HTTP_X_FORWARDED_FOR": f"1.2.3.{n}"} for n in range(3))) == [OK, OK, DENIED]
 
@@ -200,7 +200,7 @@ def test_throttles_beside_one_that_blocks_arent_consumed_without_a_node(
     assert [left(group, "burst", "1/m"), left(group, "sustained", "10/d")] == kept
 
 
-def test_the_longest_wait_of_several_is_told() -> None:
+def test_longest_wait_of_several_throttles_is_returned() -> None:
     view = view_of(throttle_of("hourly", "1/h"), throttle_of("daily", "1/d"))
     assert statuses(view, {}, {}) == [OK, DENIED]
     assert 2 * 3600 < int(ask(view)["Retry-After"]) <= 2 * 86400
@@ -238,7 +238,7 @@ def test_a_throttle_that_overrules_a_denial_keeps_no_other_from_counting(group: 
     assert left(group, "first", "9/d") == 6
 
 
-def test_a_wait_that_is_asked_for_without_need_takes_nothing_back(group: str) -> None:
+def test_wait_without_a_denial_refunds_nothing(group: str) -> None:
     class Curious(AnonRateThrottle):
         scope, rate = "curious", "5/d"
 
@@ -259,7 +259,7 @@ def test_a_view_that_calls_others_doesnt_let_them_off() -> None:
     assert [batch() for _ in range(3)] == [[DENIED, OK], [DENIED, OK], [DENIED, DENIED]]
 
 
-def test_a_view_that_has_ended_keeps_what_its_throttles_counted_when_a_later_one_is_blocked(group: str) -> None:
+def test_view_that_has_ended_keeps_the_hits_of_its_throttles_if_a_later_one_is_blocked(group: str) -> None:
     counted, blocked = view_of(throttle_of("counted", "9/d")), view_of(throttle_of("blocked", "0/d"))
     request = APIRequestFactory().get("/")
     assert [view(request).status_code for view in (counted, blocked)] == [OK, DENIED]
@@ -280,7 +280,7 @@ def test_a_handlers_own_limit_lets_its_throttles_off(group: str) -> None:
     assert peek(Limit.parse("9/d"), f"{group}-first", "ip:127.0.0.1").remaining == 8
 
 
-def test_a_handler_that_has_called_a_limited_function_keeps_what_its_throttles_counted(group: str) -> None:
+def test_handler_that_calls_a_limited_function_keeps_the_hits_of_its_throttles(group: str) -> None:
     calls: list[Any] = [
         cluster_ratelimit(f"{group}-{rate[0]}", rate=rate)(lambda request: HttpResponse()) for rate in ("9/d", "0/d")
     ]
@@ -388,7 +388,7 @@ def test_handlers_know_the_user_whom_the_framework_has_authenticated(made: Any, 
     assert statuses(view, by_user(1), by_user(2), by_user(1)) == [OK, OK, DENIED]
 
 
-def test_a_decorated_class_is_asked_before_the_framework_authenticates(group: str) -> None:
+def test_decorated_class_is_limited_before_the_framework_authenticates(group: str) -> None:
     view = view_class(cluster_ratelimit(group, key="user", rate="1/d"))
     assert statuses(view, by_user(1), by_user(2)) == [OK, DENIED]
 
@@ -438,7 +438,7 @@ def test_overridden_outcomes_are_called_as_by_the_framework() -> None:
     assert {tuple(told) for _, *told in calls} == {("throttle_told_127.0.0.1", 2, 86400)}
 
 
-def test_what_an_overridden_outcome_returns_decides() -> None:
+def test_overridden_outcome_method_decides() -> None:
     class Lenient(AnonRateThrottle):
         scope, rate = "lenient", "1/d"
 
@@ -525,7 +525,7 @@ def test_a_throttle_that_counts_by_itself_goes_on_to() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("cache", object()), ("timer", lambda self: 0)])
-def test_what_has_no_effect_is_told_when_the_class_is_made(name: str, value: object) -> None:
+def test_attribute_without_effect_warns_when_the_class_is_made(name: str, value: object) -> None:
     with pytest.warns(UserWarning, match=rf"Own\.{name} has no effect: hits are counted by"):
         own = type("Own", (AnonRateThrottle,), {name: value})
     type("BelowIt", (own,), {})  # said once

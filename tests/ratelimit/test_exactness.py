@@ -179,7 +179,7 @@ def test_exactly_the_limit_passes_over_three_sites_whatever_the_algorithm(
 @pytest.mark.parametrize("run", range(RUNS))
 @pytest.mark.parametrize("algorithm", ALGORITHMS if RUNS > 1 else ["fixed_window"])
 @pytest.mark.parametrize("face", FACES)
-def test_nobody_gets_an_error_and_what_passes_is_bounded_when_the_owner_is_killed(
+def test_killed_owner_causes_no_error_and_bounded_hits(
     folder: Path, figure: Figure, face: str, algorithm: str, run: int
 ) -> None:
     with LocalCluster(folder, ("a", "b", "c")) as cluster, ExitStack() as stack:

@@ -152,7 +152,7 @@ def test_a_limit_is_parsed_from_one_rate_or_several() -> None:
         (("1/s", "fixed_window", "explode"), "unknown on_unavailable 'explode'; choose one of local, allow, deny"),
     ],
 )
-def test_a_wrong_limit_is_refused_with_what_it_may_be(args: tuple[Any, ...], words: str) -> None:
+def test_error_for_a_wrong_limit_says_what_is_allowed(args: tuple[Any, ...], words: str) -> None:
     with pytest.raises(ImproperlyConfigured) as raised:
         Limit.parse(*args)
     assert words in str(raised.value)
@@ -171,7 +171,7 @@ def test_parsing_a_limit_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_as_many_hits_pass_as_the_limit_says(hit: Hit, group: str, algorithm: str) -> None:
+def test_limit_allows_its_number_of_hits(hit: Hit, group: str, algorithm: str) -> None:
     limit = Limit.parse("3/d", algorithm)
     decisions = [hit(limit, group, "key") for _ in range(5)]
     assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
@@ -201,7 +201,7 @@ def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> No
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_look_counts_nothing_and_says_what_a_hit_would_be_told(face: Face, group: str, algorithm: str) -> None:
+def test_peek_returns_the_decision_of_a_hit_without_counting(face: Face, group: str, algorithm: str) -> None:
     limit = Limit.parse(["2/h", "5/d"], algorithm)
     looks = [(face.peek(limit, group, "key"), face.hit(limit, group, "key")) for _ in range(4)]
     assert [(look.allowed, look.remaining) for look, _ in looks] == [(True, 2), (True, 1), (False, 0), (False, 0)]
@@ -224,7 +224,7 @@ def test_a_reset_forgets_the_hits_of_a_key(face: Face, group: str) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_reset_of_what_has_no_count_says_so(face: Face, group: str) -> None:
+def test_reset_without_a_count_returns_false(face: Face, group: str) -> None:
     limit = Limit.parse(["5/d", "2/h"])
     for key in map(str, range(9)):  # of all owners
         face.hit(limit, group, key)
@@ -236,7 +236,7 @@ def test_a_reset_of_what_has_no_count_says_so(face: Face, group: str) -> None:
         assert face.reset(limit, group, key) is False
 
 
-def test_a_reset_says_when_the_owner_is_not_reached_and_forgets_what_was_counted_in_its_place(
+def test_reset_returns_none_if_the_owner_is_unreachable_and_resets_the_substitute(
     face: Face, group: str, dead_owner: str
 ) -> None:
     limit = Limit.parse("1/d")
@@ -267,7 +267,7 @@ def test_a_refund_goes_where_the_hit_was_counted(face: Face, group: str, dead_ow
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_a_refund_of_what_this_process_counted(face: Face, group: str) -> None:
+def test_refund_of_a_hit_counted_by_this_process(face: Face, group: str) -> None:
     limit = Limit.parse("1/m")
     decision = face.hit(limit, group, "key")
     assert decision.fallback == "process"
@@ -308,7 +308,7 @@ def test_the_owner_learns_of_hits_that_were_denied_from_memory(
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.timing
-def test_a_remembered_denial_ends_in_time(face: Face, group: str) -> None:
+def test_cached_denial_ends_in_time(face: Face, group: str) -> None:
     limit = Limit.parse("1/s")
     face.hit(limit, group, "key")
     start = time.monotonic()
@@ -317,7 +317,7 @@ def test_a_remembered_denial_ends_in_time(face: Face, group: str) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_remembered_denial_says_nothing_of_cheaper_hits_and_other_limits(face: Face, group: str) -> None:
+def test_cached_denial_does_not_cover_cheaper_hits_and_other_limits(face: Face, group: str) -> None:
     limit = Limit.parse("3/m")
     assert not face.hit(limit, group, "key", 4).allowed
     assert not face.hit(limit, group, "key", 4).allowed
@@ -326,12 +326,12 @@ def test_a_remembered_denial_says_nothing_of_cheaper_hits_and_other_limits(face:
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_what_a_policy_denies_is_not_remembered(face: Face, group: str) -> None:
+def test_denial_by_policy_is_not_cached(face: Face, group: str) -> None:
     limit = Limit.parse("1/m", on_unavailable="deny")
     assert [face.hit(limit, group, "key").fallback for _ in range(3)] == ["deny"] * 3
 
 
-def test_what_no_owner_sees_is_told_to_this_hosts_node(cluster: LocalCluster, face: Face, group: str) -> None:
+def test_cached_denials_are_reported_to_this_hosts_node(cluster: LocalCluster, face: Face, group: str) -> None:
     def told() -> Any:
         status = cluster.status("alpha")
         assert status is not None
@@ -349,7 +349,7 @@ def test_what_no_owner_sees_is_told_to_this_hosts_node(cluster: LocalCluster, fa
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_a_process_without_nodes_looks_and_forgets_by_itself(face: Face, group: str) -> None:
+def test_process_without_nodes_peeks_and_resets_its_own_counters(face: Face, group: str) -> None:
     limit = Limit.parse("1/d")
     looks = [face.peek(limit, group, "key").allowed, face.hit(limit, group, "key").allowed]
     assert [*looks, face.peek(limit, group, "key").allowed] == [True, True, False]
@@ -402,7 +402,7 @@ def test_a_hit_may_cost_more_than_one(hit: Hit, group: str, algorithm: str) -> N
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_cost_of_zero_only_looks(hit: Hit, group: str, algorithm: str) -> None:
+def test_hit_of_cost_zero_is_not_counted(hit: Hit, group: str, algorithm: str) -> None:
     limit = Limit.parse("2/d", algorithm)
     for _ in range(3):
         looked = hit(limit, group, "key", 0)
@@ -537,7 +537,7 @@ def test_routing_key_is_split_into_what_it_was_made_of_unless_it_is_hashed(group
 
 
 @given(st.binary() | TEXT.map(str.encode) | st.from_regex(rb"\0[0-9-]{0,3}:?.{0,4}", fullmatch=True))
-def test_what_is_no_routing_key_isnt_split(key: bytes) -> None:
+def test_only_a_routing_key_is_split(key: bytes) -> None:
     pair = split_key(key)
     assert pair is None or routing_key(*pair) == key
 
@@ -598,7 +598,7 @@ def test_the_setting_at_that_moment_is_the_policy_of_a_limit_without_one(
             assert hit(limit, group, dead_owner).fallback == fallback
 
 
-def test_an_owner_that_answers_nonsense_is_as_good_as_none(
+def test_wrong_reply_of_the_owner_counts_as_none(
     hit: Hit, group: str, dead_owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reply = wire.DecisionsReply(0, [])
@@ -651,7 +651,7 @@ def test_without_a_node_the_policy_answers(hit: Hit, policy: str, allowed: bool)
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_what_is_no_policy_lets_nothing_pass(hit: Hit) -> None:
+def test_unknown_policy_denies(hit: Hit) -> None:
     limit = Limit(Limit.parse("3/h").rules, "Deny")
     decision = hit(limit, "group", "key")
     assert (decision.allowed, decision.fallback) == (False, "deny")
@@ -678,7 +678,7 @@ def test_an_outage_costs_no_deadline_and_one_line_in_the_log(hit: Hit, caplog: p
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_what_this_process_counts_is_forgotten_with_its_settings(hit: Hit) -> None:
+def test_counters_of_this_process_are_reset_with_its_settings(hit: Hit) -> None:
     limit = Limit.parse("1/d")
     for _ in range(2):
         with override_settings(CLUSTERSTATE={}):
@@ -696,7 +696,7 @@ def test_a_denial_is_forgotten_with_the_settings(hit: Hit, group: str, monkeypat
     assert (decision.allowed, decision.fallback) == (True, "process")
 
 
-def test_hit_whose_answer_was_lost_is_counted_once_by_each_who_was_asked(
+def test_hit_with_a_lost_reply_is_counted_once_by_each_node_that_got_it(
     hit: Hit, cluster: LocalCluster, group: str
 ) -> None:
     limit = Limit.parse("10/d")
@@ -717,7 +717,7 @@ def test_hit_whose_answer_was_lost_is_counted_once_by_each_who_was_asked(
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
+def test_counters_of_this_process_are_exact_for_its_threads(hit: Hit) -> None:
     limit = Limit.parse("100/d")
     with ThreadPoolExecutor(16) as threads:
         decisions = list(threads.map(lambda _: ratelimit.hit(limit, "group", "key"), range(320)))
@@ -725,7 +725,7 @@ def test_what_this_process_counts_is_exact_for_its_threads(hit: Hit) -> None:
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_what_this_process_counts_is_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_of_this_process_are_bounded(hit: Hit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_clusterstate.ratelimit.fallback.PROCESS_MAX_BYTES", 100_000)
     limits = ProcessLimiter()
     monkeypatch.setattr(hits, "_process_limiter", lambda: limits)
@@ -757,7 +757,7 @@ def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_ch
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_child_tells_nothing_of_what_its_parent_denied_from_memory(
+def test_child_does_not_report_cached_denials_of_its_parent(
     cluster: LocalCluster, group: str, in_child: InChild
 ) -> None:
     limit = Limit.parse("1/d")

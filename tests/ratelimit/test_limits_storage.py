@@ -171,7 +171,7 @@ def wait_for(server: Redis) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_as_many_hits_pass_as_the_limit_says(scheme: str, face: Face, group: str, algorithm: str) -> None:
+def test_limit_allows_its_number_of_hits(scheme: str, face: Face, group: str, algorithm: str) -> None:
     limit = Limit.parse("3/10d", algorithm)
     decisions = [face.hit(limit, group, "key") for _ in range(5)]
     assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
@@ -186,7 +186,7 @@ def test_as_many_hits_pass_as_the_limit_says(scheme: str, face: Face, group: str
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_look_counts_nothing_and_says_what_a_hit_would_be_told(
+def test_peek_returns_the_decision_of_a_hit_without_counting(
     scheme: str, face: Face, group: str, algorithm: str
 ) -> None:
     limit = Limit.parse(["2/h", "5/d"], algorithm)
@@ -231,7 +231,7 @@ def test_a_reset_forgets_the_hits_of_a_key(scheme: str, face: Face, group: str, 
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_refund_gives_back_what_was_counted_and_no_more(scheme: str, face: Face, group: str, algorithm: str) -> None:
+def test_refund_takes_back_no_more_than_was_counted(scheme: str, face: Face, group: str, algorithm: str) -> None:
     limit = Limit.parse(["3/h", "5/d"], algorithm)
     decisions = [face.hit(limit, group, "key") for _ in range(6)]
     assert not face.refund(decisions[5], limit, group, "key")
@@ -369,7 +369,7 @@ def test_a_storage_that_dies_is_replaced_by_the_policy_until_it_is_back(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_nobody_gets_an_exception_while_it_is_killed_in_the_midst_of_hits(
+def test_hits_never_raise_while_the_storage_is_killed(
     redis_of_its_own: Redis, use: Callable[..., None], group: str, asynchronous: bool
 ) -> None:
     use(f"redis://{redis_of_its_own.address}")
@@ -484,7 +484,7 @@ def test_other_engines_are_replaced_and_found_again_as_well(
 
 # redis-py (8.1) lets a connection go, unclosed, that was refused.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_password_is_used_and_never_told(
+def test_password_is_used_and_never_logged(
     servers: dict[str, str], use: Callable[..., None], face: Face, group: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "s3cret%20word"
@@ -646,7 +646,7 @@ async def test_decorated_views_are_limited_there_unchanged(group: str) -> None:
         ("redis+cluster://:s3cret@a:1,b", "must be redis+cluster://HOST:PORT or several, separated by commas"),
     ],
 )
-def test_a_uri_of_no_engine_is_refused_with_what_it_may_be(uri: str, words: str) -> None:
+def test_error_for_a_wrong_uri_says_what_is_allowed(uri: str, words: str) -> None:
     with pytest.raises(ImproperlyConfigured) as raised:
         LimitsStorage(uri, "default", 1.0)
     assert words in str(raised.value)
@@ -684,7 +684,7 @@ def test_an_engine_is_named_without_its_credentials(uri: str, place: str) -> Non
         ("memcached://a:1", "memcachio", "pip install 'django-clusterstate[limits]' pymemcache memcachio"),
     ],
 )
-def test_a_missing_package_is_named_with_what_to_install(
+def test_error_names_the_missing_package_and_how_to_install_it(
     uri: str, package: str, install: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -696,7 +696,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 
 
 @pytest.mark.parametrize(("algorithm", "longest"), [("fixed_window", 30), ("sliding_window", 15), ("token_bucket", 15)])
-def test_memcached_is_given_no_period_that_it_would_take_for_a_date(
+def test_memcached_gets_no_period_that_it_takes_for_a_date(
     servers: dict[str, str], use: Callable[..., None], face: Face, group: str, algorithm: str, longest: int
 ) -> None:
     use(servers["memcached"])

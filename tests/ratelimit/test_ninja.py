@@ -70,7 +70,7 @@ def statuses(ask: Ask, *asked: dict[str, Any]) -> list[int]:
     return [ask(**one).status_code for one in asked]
 
 
-def test_as_many_pass_as_the_rate_says_and_the_others_learn_when_to_come_back(operation: Callable[..., Ask]) -> None:
+def test_rate_allows_its_number_of_requests_and_others_get_the_wait(operation: Callable[..., Ask]) -> None:
     ask = operation(AnonRateThrottle("2/day"))
     assert statuses(ask, {}, {}, {}) == [OK, OK, DENIED]
     denied = ask()
@@ -79,12 +79,12 @@ def test_as_many_pass_as_the_rate_says_and_the_others_learn_when_to_come_back(op
     assert ask(REMOTE_ADDR="10.9.9.9").status_code == OK
 
 
-def test_anonymous_throttles_leave_alone_who_is_authenticated(operation: Callable[..., Ask]) -> None:
+def test_anonymous_throttle_ignores_authenticated_requests(operation: Callable[..., Ask]) -> None:
     ask = operation(AnonRateThrottle("1/day"), auth=lambda request: "someone")
     assert statuses(ask, {}, {}, {}) == [OK, OK, OK]
 
 
-def test_what_authenticates_a_request_is_counted_by_itself(operation: Callable[..., Ask]) -> None:
+def test_each_authentication_counts_on_its_own(operation: Callable[..., Ask]) -> None:
     ask = operation(AuthRateThrottle("1/day"), auth=lambda request: request.headers.get("X-Token"))
     one, two = {"HTTP_X_TOKEN": "one"}, {"HTTP_X_TOKEN": "two"}
     assert statuses(ask, one, two, one, {}) == [OK, OK, DENIED, 401]
@@ -98,7 +98,7 @@ def test_users_count_by_themselves_and_others_by_address(operation: Callable[...
     assert statuses(ask, one, two, one, {}, {}) == [OK, OK, DENIED, OK, DENIED]
 
 
-def test_several_throttles_all_count_and_the_longest_wait_is_told(operation: Callable[..., Ask]) -> None:
+def test_several_throttles_all_count_and_the_longest_wait_is_returned(operation: Callable[..., Ask]) -> None:
     ask = operation(AnonRateThrottle("1/h", algorithm="fixed_window"), UserRateThrottle("1/d", "fixed_window"))
     assert statuses(ask, {}, {}) == [OK, DENIED]
     assert 3600 < int(ask()["Retry-After"]) <= 86400
@@ -142,7 +142,7 @@ def test_a_limit_around_is_let_off_by_a_throttle(operation: Callable[..., Ask], 
     assert peek(Limit.parse("9/d"), f"{group}-outer", "ip:127.0.0.1").remaining == 8
 
 
-def test_a_header_that_anybody_can_send_makes_nobody_another_client(operation: Callable[..., Ask]) -> None:
+def test_forwarded_header_is_ignored_without_trusted_proxies(operation: Callable[..., Ask]) -> None:
     ask = operation(AnonRateThrottle("2/day"))
     assert statuses(ask, *({"HTTP_X_FORWARDED_FOR": f"1.2.3.{n}"} for n in range(3))) == [OK, OK, DENIED]
 
@@ -165,7 +165,7 @@ def test_clients_without_an_address_are_not_taken_for_one(operation: Callable[..
         assert statuses(ask, one, one, one, other) == [OK, OK, DENIED, OK]
 
 
-def test_a_throttle_of_a_projects_own_says_its_key(operation: Callable[..., Ask]) -> None:
+def test_throttle_of_the_project_defines_its_key(operation: Callable[..., Ask]) -> None:
     class ByTenant(ClusterRateThrottle):
         scope = "tenant"
 
@@ -262,7 +262,7 @@ def test_only_responses_can_have_headers(decorated: Callable[..., Ask]) -> None:
     assert [ask(number).has_header("RateLimit") for number in ("0", "1")] == [False, True]
 
 
-def test_what_counts_is_said_by_what_the_operation_returns(decorated: Callable[..., Ask]) -> None:
+def test_response_decides_whether_the_hit_counts(decorated: Callable[..., Ask]) -> None:
     ask = decorated(lambda number: number, rate="1/d", deduct_when=lambda request, returned: returned == 1)
     assert [ask(number).status_code for number in "00100"] == [OK, OK, OK, DENIED, DENIED]
 
@@ -297,7 +297,7 @@ def test_overridden_outcomes_are_called_as_by_the_framework(operation: Callable[
     assert calls == [(name, "throttle_told_127.0.0.1") for name in ("success", "success", "failure")]
 
 
-def test_what_an_overridden_outcome_returns_decides(operation: Callable[..., Ask]) -> None:
+def test_overridden_outcome_method_decides(operation: Callable[..., Ask]) -> None:
     class Lenient(AnonRateThrottle):
         scope = "lenient"
 
@@ -343,7 +343,7 @@ def test_a_rate_that_is_changed_later_is_heeded(operation: Callable[..., Ask]) -
     assert statuses(ask, {}, {}, {}) == [OK, OK, DENIED]
 
 
-def test_a_history_of_its_own_is_what_a_throttle_waits_by() -> None:
+def test_throttle_with_its_own_history_waits_by_it() -> None:
     throttle = AnonRateThrottle("5/min")
     throttle.history = []
     assert throttle.wait() == 10
@@ -352,7 +352,7 @@ def test_a_history_of_its_own_is_what_a_throttle_waits_by() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("cache", object()), ("timer", lambda self: 0)])
-def test_what_has_no_effect_is_told_when_the_class_is_made(name: str, value: object) -> None:
+def test_attribute_without_effect_warns_when_the_class_is_made(name: str, value: object) -> None:
     with pytest.warns(UserWarning, match=rf"Own\.{name} has no effect: hits are counted by"):
         own = type("Own", (AnonRateThrottle,), {name: value})
     type("BelowIt", (own,), {})  # said once

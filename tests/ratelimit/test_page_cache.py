@@ -133,7 +133,7 @@ VISITS = ["10.0.0.1"] * 4 + ["10.0.0.2"]
 
 
 @pytest.mark.parametrize("page", ["/page/", "/apage/", "/varied/", "/rendered/"])
-def test_each_client_is_told_of_its_own_limit_with_a_cached_page(ask: Ask, page: str) -> None:
+def test_cached_page_has_the_headers_of_each_client(ask: Ask, page: str) -> None:
     with limits():
         responses = [ask(page, address) for address in VISITS]
         assert [remaining(response) for response in responses] == [4, 3, 2, 1, 4]
@@ -143,7 +143,7 @@ def test_each_client_is_told_of_its_own_limit_with_a_cached_page(ask: Ask, page:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([UPDATE, LIMITS, FETCH])))
-def test_in_whatever_order_nobody_is_told_of_anothers_limit(ask: Ask, order: tuple[str, ...]) -> None:
+def test_no_order_of_decorators_shows_the_limit_of_another_client(ask: Ask, order: tuple[str, ...]) -> None:
     if order.index(UPDATE) > order.index(FETCH):
         return  # Django's own don't cache then
     with limits(), override_settings(MIDDLEWARE=order):
@@ -153,7 +153,7 @@ def test_in_whatever_order_nobody_is_told_of_anothers_limit(ask: Ask, order: tup
 
 
 @pytest.mark.parametrize("page", ["/cached-outside/", "/acached-outside/", "/rendered-outside/", "/cached-api/"])
-def test_a_page_that_is_cached_above_its_limit_tells_of_it_when_it_is_counted_only(ask: Ask, page: str) -> None:
+def test_page_cached_outside_its_limit_has_headers_only_when_counted(ask: Ask, page: str) -> None:
     with limits(LIMITS=[]), override_settings(MIDDLEWARE=[]):
         responses = [ask(page, address) for address in VISITS]
         assert [remaining(response) for response in responses[1:]] == [None] * 4
@@ -175,7 +175,7 @@ def test_throttles_of_a_cached_page(ask: Ask) -> None:
         assert [remaining(ask("/api/", address)) for address in VISITS] == [4, None, None, None, None]
 
 
-def test_a_page_that_varies_is_kept_for_each_and_told_of_the_same_limit(ask: Ask) -> None:
+def test_varying_page_is_cached_for_each_with_headers_of_the_same_limit(ask: Ask) -> None:
     with limits():
         kinds = ["a", "b", "a", "b"]
         responses = [ask("/varied/", **{"x-kind": kind}) for kind in kinds]
@@ -194,7 +194,7 @@ def test_a_page_that_is_not_modified_has_the_headers_of_this_request(ask: Ask, o
         assert [remaining(response) for response in (first, again, other)] == [4, 3, 4]
 
 
-def test_a_not_modified_that_is_made_outside_of_the_limit_says_nothing(ask: Ask) -> None:
+def test_not_modified_made_outside_the_limit_has_no_headers(ask: Ask) -> None:
     with limits(), override_settings(MIDDLEWARE=[CONDITIONAL, UPDATE, LIMITS, FETCH]):
         first = ask("/page/")
         assert remaining(ask("/page/", **{"if-none-match": first["ETag"]})) is None

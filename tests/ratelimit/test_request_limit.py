@@ -116,7 +116,7 @@ def test_only_some_responses_count(face: Face, algorithm: str, deduct_when: Any)
     assert statuses(ask, *asked) == [200, 200, 200, 401, 200, 403, DENIED]
 
 
-def test_what_counts_only_sometimes_is_counted_while_the_view_runs(face: Face) -> None:
+def test_hit_that_may_be_deducted_counts_while_the_view_runs(face: Face) -> None:
     """So that no more logins are tried at once than are left."""
     seen = []
     group = uuid4().hex
@@ -165,7 +165,7 @@ def test_limits_around_one_that_blocks_get_their_hits_back(face: Face, algorithm
     assert left == [4, 2, 0]
 
 
-def test_an_inner_limit_that_only_says_so_takes_nothing_back(face: Face) -> None:
+def test_inner_limit_that_does_not_block_refunds_nothing(face: Face) -> None:
     outer = uuid4().hex
     view = cluster_ratelimit(uuid4().hex, rate="0/s", block=False)(face.view())
     view = cluster_ratelimit(outer, rate="5/d")(view)
@@ -173,7 +173,7 @@ def test_an_inner_limit_that_only_says_so_takes_nothing_back(face: Face) -> None
     assert hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 0).remaining == 4
 
 
-def test_a_hit_is_given_back_once(face: Face) -> None:
+def test_hit_is_refunded_once(face: Face) -> None:
     outer = uuid4().hex
     view = cluster_ratelimit(uuid4().hex, rate="0/s")(face.view())
     view = cluster_ratelimit(outer, rate="5/d", deduct_when=lambda request, response: False)(view)
@@ -288,7 +288,7 @@ def test_a_call_keeps_its_hit_when_one_beside_it_is_blocked_meanwhile(cluster: o
     assert left(group) == 8
 
 
-def test_which_responses_count_is_asked_of_no_refusal(face: Face) -> None:
+def test_deduct_when_is_not_called_for_a_refusal(face: Face) -> None:
     asked = []
     options: dict[str, Any] = {"deduct_when": lambda request, response: asked.append(response)}
     view = of(uuid4().hex, cluster_ratelimit(uuid4().hex, rate="0/s", **options)(face.view()), **options)
@@ -307,7 +307,7 @@ def test_limits_around_one_whose_refusal_is_raised_get_their_hits_back(face: Fac
 # -- dry runs ---------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_counts_and_nobody_notices(face: Face, cluster: LocalCluster) -> None:
+def test_dry_run_counts_without_denying(face: Face, cluster: LocalCluster) -> None:
     def told() -> tuple[int, int]:
         stats = [cluster.status(name) for name in ("alpha", "beta", "gamma")]
         assert all(stats)
@@ -380,7 +380,7 @@ def test_headers_are_those_that_the_setting_names(face: Face, wanted: str, expec
     assert responses[1].has_header("Retry-After")
 
 
-def test_x_headers_say_what_is_left_and_until_when_by_the_clock(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_x_headers_have_the_remaining_hits_and_the_time_of_reset(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("django_clusterstate.ratelimit.responses.time", SimpleNamespace(time=lambda: 1000.5))
     ask = face.limited(rate="2/m")
     with settings(LIMITS_HEADERS="x"):
@@ -423,7 +423,7 @@ def test_decorated_classes_without_a_group_count_by_themselves(face: Face) -> No
     assert not peek(Limit.parse("1/d"), f"{__name__}.{name}One.dispatch", "ip:127.0.0.1").allowed
 
 
-def test_usage_is_told_without_a_decorator(face: Face) -> None:
+def test_usage_is_returned_without_a_decorator(face: Face) -> None:
     group, request = uuid4().hex, get()
 
     def usage(**options: Any) -> Any:
@@ -641,7 +641,7 @@ def test_a_limit_of_a_view_gives_the_sites_back_however_it_is_answered(ask: Any,
         assert left(group) == 9
 
 
-def test_a_sites_limit_counts_a_view_that_does_without_what_it_was_refused(ask: Any) -> None:
+def test_limit_of_the_site_counts_a_view_that_handles_a_refusal(ask: Any) -> None:
     """Or else whoever has used up one resolver's limit had no other."""
     group = uuid4().hex
     with settings(LIMITS=[{"path": "/api/", "rate": "9/d", "group": group}]):
@@ -649,7 +649,7 @@ def test_a_sites_limit_counts_a_view_that_does_without_what_it_was_refused(ask: 
         assert left(group) == 8
 
 
-def test_what_a_view_raises_is_answered(ask: Any) -> None:
+def test_ratelimited_raised_by_a_view_becomes_a_response(ask: Any) -> None:
     assert ask("/raising/").status_code == DENIED
     with override_settings(MIDDLEWARE=[]):
         assert ask("/raising/").status_code == FORBIDDEN
@@ -657,14 +657,14 @@ def test_what_a_view_raises_is_answered(ask: Any) -> None:
         assert ask("/raising/").status_code == FORBIDDEN
 
 
-def test_what_a_view_raises_with_a_decision_says_when_to_come_back(ask: Any) -> None:
+def test_ratelimited_with_a_decision_gets_retry_after(ask: Any) -> None:
     response = ask("/raising/")
     assert response["Retry-After"] == "1"
     assert not response.has_header("RateLimit")  # of which limit is unknown
 
 
 @pytest.mark.parametrize("written", ["class", "instance"])
-def test_what_a_view_raises_without_a_decision_is_answered_without_a_time(ask: Any, written: str) -> None:
+def test_ratelimited_without_a_decision_has_no_retry_after(ask: Any, written: str) -> None:
     url = f"/raising/bare/?as={written}"
     response = ask(url)
     assert (response.status_code, response.content) == (DENIED, b"Too many requests.\n")
@@ -678,7 +678,7 @@ def test_what_a_view_raises_without_a_decision_is_answered_without_a_time(ask: A
         assert ask(url).status_code == FORBIDDEN
 
 
-def test_a_page_of_the_project_says_that_too(ask: Any) -> None:
+def test_template_of_the_project_gets_the_text(ask: Any) -> None:
     page = {"429.html": "<h1>{{ text }}</h1>{% if decision %}{{ decision.limit }}{% endif %}"}
     engine = "django.template.backends.django.DjangoTemplates"
     templates = {"BACKEND": engine, "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", page)]}}
@@ -687,7 +687,7 @@ def test_a_page_of_the_project_says_that_too(ask: Any) -> None:
     assert (response.status_code, response.content) == (DENIED, b"<h1>Too many requests.</h1>")
 
 
-def test_what_a_view_raises_with_words_of_its_own_is_answered_with_these(ask: Any) -> None:
+def test_ratelimited_with_a_text_responds_with_it(ask: Any) -> None:
     response = ask("/raising/words/")
     assert (response.status_code, response.content) == (DENIED, b"One export at a time.\n")
     assert not response.has_header("Retry-After")
@@ -702,7 +702,7 @@ def test_a_denial_may_be_handed_to_another_process() -> None:
         assert (str(copied), copied.decision, copied.seconds) == (str(denial), denial.decision, denial.seconds)
 
 
-def test_a_site_without_limits_asks_nobody(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_site_without_limits_sends_no_request(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = watch_requests(monkeypatch)
     assert ask("/api/").content == b"limited=None"
     assert not requests
@@ -719,7 +719,7 @@ def test_a_site_without_limits_asks_nobody(ask: Any, monkeypatch: pytest.MonkeyP
         ({"rate": "1/s", "deduct_when": "never"}, "deduct_when must be a callable or its dotted path, not 'never'"),
     ],
 )
-def test_a_wrong_limit_is_named_with_what_is_wrong(entry: dict[str, Any], words: str) -> None:
+def test_error_names_the_wrong_limit(entry: dict[str, Any], words: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=words):
         read_limits([{"rate": "1/s"}, entry])
 

@@ -83,7 +83,7 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("url", ["/drf/", "/ninja/sync", "/ninja/async"])
-def test_responses_tell_of_the_throttle_that_matters(ask: Any, url: str) -> None:
+def test_headers_are_those_of_the_strictest_throttle(ask: Any, url: str) -> None:
     responses = [ask(url) for _ in range(3)]
     assert [response.status_code for response in responses] == [OK, OK, DENIED]
     assert {response["RateLimit-Policy"] for response in responses} == {'"2/60s";q=2;w=60'}
@@ -100,17 +100,17 @@ def test_headers_are_those_that_the_setting_names(ask: Any, url: str, wanted: st
     assert {name for name in response.headers if "ratelimit" in name.lower()} == expected
 
 
-def test_a_limit_of_the_site_leaves_the_word_to_a_throttle(ask: Any, group: str) -> None:
+def test_headers_of_a_throttle_are_kept_by_a_limit_of_the_site(ask: Any, group: str) -> None:
     with override_settings(CLUSTERSTATE={"LIMITS": [{"rate": "1/h", "group": group}]}):
         responses = [ask("/drf/") for _ in range(2)]
     assert [response["RateLimit-Policy"] for response in responses] == ['"2/60s";q=2;w=60', '"1/3600s";q=1;w=3600']
 
 
-def test_a_decorator_within_has_the_word(ask: Any) -> None:
+def test_headers_of_an_inner_decorator_are_kept(ask: Any) -> None:
     assert ask("/ninja/limited")["RateLimit"].startswith('"0/3600s"')
 
 
-def test_without_the_middleware_a_denial_says_when_to_come_back(ask: Any) -> None:
+def test_without_the_middleware_a_denial_has_retry_after(ask: Any) -> None:
     with override_settings(MIDDLEWARE=[]):
         responses = [ask("/drf/") for _ in range(3)]
     assert [response.has_header("RateLimit") for response in responses] == [False] * 3
