@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit timing package faults slow-faults simulate restarts exactness compat lint bench docs \
+.PHONY: help demo smoke test unit timing thorough package faults slow-faults simulate restarts exactness compat lint bench docs \
 	screenshot clean
 
 help:  ## what there is
@@ -40,6 +40,9 @@ test: $(VENV)/dev  ## all tests but the real faults and the measured times, in W
 
 timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they need a machine that does nothing else
 	$(BIN)/pytest --timing
+
+thorough: $(VENV)/dev  ## the unit tests with thirty times as many examples, other ones in each run
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/core tests/wire tests/node
 
 package: $(VENV)/dev  ## builds the distributions, and uses the wheel in an empty virtual environment
 	$(BIN)/pytest -m package tests/test_package.py

@@ -19,9 +19,14 @@ from tests.forks import FORKS, InChild, in_child_of
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
 from tests.views import Face
 
-# How long an example takes says nothing on a machine that is busy with others.
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.load_profile("default")
+# The same examples in each run, and no limit of their time: a busy machine, too, gives the result that others had.
+hypothesis.settings.register_profile(
+    "ci", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile(
+    "thorough", hypothesis.settings.get_profile("ci"), derandomize=False, max_examples=3000
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 pytest_plugins = ["tests.timing"]
 
