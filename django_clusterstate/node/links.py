@@ -27,7 +27,7 @@ DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
 REDIAL_AFTER = 1.0  # seconds: a link that is fresher than this isn't tried again
-UNWANTED_AFTER = 60.0  # seconds until an address that doesn't answer and wasn't named again is dropped
+DROPPED_AFTER = 60.0  # seconds until an address that doesn't answer and wasn't named again is dropped
 KEEPALIVE_AFTER = 30  # seconds that a connection is idle
 USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for that time is dialled afresh
 OWN_FOR = 60.0  # seconds until an address at which this node itself answered is dialled again
@@ -43,7 +43,7 @@ class Peer(NamedTuple):
 
 
 class Links:
-    """Keeps a link to every wanted address but this node's own.
+    """Keeps a link to every known address but this node's own.
 
     A link means whichever node answers at an address, until a heartbeat says which one it is: from then on only that
     start of that node is accepted there.
@@ -83,23 +83,23 @@ class Links:
     def now(self) -> float:
         return self._clock()
 
-    def want(self, addresses: Iterable[str]) -> None:
+    def add(self, addresses: Iterable[str]) -> None:
         """Makes links to these addresses; those that exist are kept for longer."""
         now = self._clock()
         for address in addresses:
             link = self._links.get(address)
             if link is not None:
-                link.wanted = now
+                link.named_at = now
             elif address not in self._own and len(self._links) < MAX_LINKS:
                 try:
                     self._links[address] = Link(self, parse_ip(address), now)
                 except ValueError as error:
                     self.log.write(f"peer address ignored: {error}", "addresses")
 
-    def knows(self, address: str) -> bool:
+    def has(self, address: str) -> bool:
         return address in self._links or address in self._own
 
-    def heard(self, identity: Identity) -> None:
+    def dial(self, identity: Identity) -> None:
         """Dials this start of a node at once, since it sent a heartbeat, however often dials were refused before."""
         peer = Peer(identity.name, identity.boot)
         if identity.address in self._own:
@@ -108,7 +108,7 @@ class Links:
             return
         link = self._links.get(identity.address)
         if link is None:
-            self.want([identity.address])
+            self.add([identity.address])
             link = self._links.get(identity.address)
             if link is None:
                 return
@@ -166,7 +166,7 @@ class Links:
         if link is not None and link.connection is not None:
             link.connection.close()
 
-    def open_to(self) -> list[bytes]:
+    def connected_boots(self) -> list[bytes]:
         """The boot ids of the peers to which a link is open."""
         links = self._links.values()
         return [link.peer.boot for link in links if link.peer is not None and link.connection is not None]
@@ -174,7 +174,7 @@ class Links:
     def tick(self) -> None:
         now = self._clock()
         for address, link in list(self._links.items()):
-            if link.task.done() or (link.connection is None and now - link.wanted > UNWANTED_AFTER):
+            if link.task.done() or (link.connection is None and now - link.named_at > DROPPED_AFTER):
                 link.task.cancel()
                 del self._links[address]
         for address in [address for address, until in self._own.items() if until <= now]:
@@ -198,7 +198,7 @@ class Link:
     """One address, dialled until it answers, and again when it is lost."""
 
     def __init__(self, links: Links, address: TcpAddress, now: float) -> None:
-        self.wanted = now
+        self.named_at = now
         self.peer: Peer | None = None  # to which the link is or was open
         self.connection: AsyncConnection | None = None
         self.heartbeats: AsyncConnection | None = None
@@ -224,7 +224,7 @@ class Link:
         A link that is open stays: its peer has proved that the address is its own, and a heartbeat only says so. Two
         nodes may advertise one address for any time.
         """
-        self.wanted = now
+        self.named_at = now
         if self.is_open and self.peer is not None and self.peer.name != peer.name:
             self._links.note_misdirected(peer.name, str(self._address), self.peer.name)
             return

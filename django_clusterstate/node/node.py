@@ -139,8 +139,8 @@ class Node:
             self.handler.stats.heartbeats_heard += 1
         effects = self.membership.heard(beat, self._clock(), fresh=fresh)
         if effects.dial:
-            self.links.heard(beat.identity)
-        self.links.want(address for address in effects.unknown_addresses if not self.links.knows(address))
+            self.links.dial(beat.identity)
+        self.links.add(address for address in effects.unknown_addresses if not self.links.has(address))
         self._apply(effects)
         if effects.answer and beat.channel:
             self._spawn(self.heartbeats.answer(beat.channel, beat.identity))
@@ -210,7 +210,7 @@ class Node:
         """The work of about once a second."""
         self.handler.tick()
         self.links.tick()
-        for boot in self.links.open_to():
+        for boot in self.links.connected_boots():
             self.membership.still_linked(boot, now)
         self._events.take_problems(self.links.misdirected)
         stats, channels = self.handler.stats, self.handler.channels
@@ -233,7 +233,7 @@ class Node:
         while True:
             try:
                 async with asyncio.timeout(DISCOVERY_TIMEOUT):
-                    self.links.want(await discovery.addresses())
+                    self.links.add(await discovery.addresses())
                 failure = discovery.problem
             except Exception as error:  # a resolver or a database may raise anything; no member is lost by it
                 failure = f"{type(error).__name__}: {error}"

@@ -241,7 +241,7 @@ async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Ru
         lambda _: None,
         KeptLog(),
     )
-    links.want([str(running.tcp)])
+    links.add([str(running.tcp)])
     await until(lambda: bool(opened))  # a peer
     links.fan_out(wire.Deliver(GROUP, b"1", 60, 10_000))
     links.fan_out(wire.Deliver("chat", b"1", 60, 10_000))
@@ -696,7 +696,7 @@ async def test_what_cannot_wait_is_read_at_once_however_many_links_there_are(run
         for number in range(coalescing.MIN_SOCKETS)
     ]
     for links in everybody:
-        links.want([str(running.tcp)])
+        links.add([str(running.tcp)])
     await until(lambda: len(opened) == len(everybody))
     for turn in (1, 2):
         for number, links in enumerate(everybody):
@@ -727,7 +727,7 @@ async def test_peer_that_is_dialled_at_two_addresses_gets_each_message_once(runn
     running.handler.channel_requests.listeners["chat"] = lambda payload, _: heard.append(payload)
     opened: list[Peer] = []
     links = links_of("x", opened)
-    links.want([str(running.tcp), str(other)])
+    links.add([str(running.tcp), str(other)])
     await until(lambda: len(opened) == 2)
     for payload in (b"1", b"2"):
         links.fan_out(wire.Deliver("chat", payload, 60, 10_000))
@@ -745,7 +745,7 @@ async def test_forwarded_message_goes_by_the_open_link_of_a_node_that_has_moved(
     links = links_of("x", opened)
     with socket.create_server(("127.0.0.1", 0)) as mute:  # where that host was, nobody answers
         former = f"127.0.0.1:{mute.getsockname()[1]}"
-        links.want([former, str(running.tcp)])
+        links.add([former, str(running.tcp)])
         links._links[former].peer = Peer("alpha", b"former start")
         await until(lambda: bool(opened))
         links.forward(wire.channel_tag("alpha"), wire.Forward("specific.x!y", b"x", 60, 10_000))
@@ -758,13 +758,13 @@ async def test_link_is_not_closed_for_another_node_that_advertises_its_address(r
     opened: list[Peer] = []
     links = links_of("x", opened)
     me = running.server.me
-    links.heard(me)
+    links.dial(me)
     await until(lambda: bool(opened))
     for _ in range(3):
-        links.heard(Identity("beta", b"t" * 16, str(running.tcp)))
-        links.heard(me)
+        links.dial(Identity("beta", b"t" * 16, str(running.tcp)))
+        links.dial(me)
         await asyncio.sleep(0)
-    assert links.open_to() == [me.boot]
+    assert links.connected_boots() == [me.boot]
     assert len(opened) == 1
     assert links.misdirected["beta"][:2] == (str(running.tcp), "alpha")
     await links.close()
@@ -772,10 +772,10 @@ async def test_link_is_not_closed_for_another_node_that_advertises_its_address(r
 
 async def test_node_that_nobody_has_reached_blames_no_other_for_its_address(running: Running) -> None:
     links = links_of("x", [])
-    links.heard(Identity("beta", b"t" * 16, links.me.address))
+    links.dial(Identity("beta", b"t" * 16, links.me.address))
     assert not links.misdirected
     links.reached = True
-    links.heard(Identity("beta", b"t" * 16, links.me.address))
+    links.dial(Identity("beta", b"t" * 16, links.me.address))
     assert links.misdirected["beta"][:2] == (links.me.address, "x")
 
 
@@ -789,7 +789,7 @@ async def test_what_finds_a_link_down_is_counted_apart_from_what_finds_it_too_sl
         lambda _: None,
         KeptLog(),
     )
-    links.want([str(running.tcp)])
+    links.add([str(running.tcp)])
     await until(lambda: bool(opened))
     tag = wire.channel_tag("alpha")
     chat = wire.Deliver("chat", b"x", 60, 10_000)
