@@ -11,6 +11,7 @@ from ..client.forks import PerProcess
 from ..core.limits import algorithms
 from ..core.limits.algorithms import Rule
 from ..core.limits.store import LimitStore
+from ..wire import messages as wire
 from .limits import Decision, Limit, strictest_decision
 
 PROCESS_MAX_BYTES = 8 * 1024 * 1024  # of counters in this process
@@ -32,13 +33,12 @@ class ProcessLimiter(PerProcess):
         self._lock = threading.Lock()
         self._store = LimitStore(PROCESS_MAX_BYTES)
 
-    def decide(
-        self, key: bytes, rules: Sequence[Rule], cost: int, *, counts: bool = True
-    ) -> list[algorithms.RuleDecision]:
-        """One decision for each rule; the hit is counted if all allow it and `counts` is true."""
+    def decide(self, request: wire.Hit | wire.Peek) -> list[algorithms.RuleDecision]:
+        """One decision for each rule; a hit is counted if all allow it."""
+        key, rules, cost = request.key, request.rules, request.cost
         with self._locked() as (store, now):
             store.expire(now)
-            if not counts:
+            if isinstance(request, wire.Peek):
                 return algorithms.peek(store, key, rules, cost, now)
             evictions = store.evictions
             decisions = algorithms.hit(store, key, rules, cost, now)[0]
@@ -63,17 +63,13 @@ class ProcessLimiter(PerProcess):
             yield self._store, time.monotonic()
 
 
-def decide_by_policy(limit: Limit, key: bytes, cost: int, limiter: ProcessLimiter, *, counts: bool) -> Decision:
+def decide_by_policy(limit: Limit, request: wire.Hit | wire.Peek, limiter: ProcessLimiter) -> Decision:
     """The decision of the limit's policy. An unknown policy denies."""
-    policy, stats = effective_policy(limit), runtime.get_stats()
+    policy = effective_policy(limit)
     if policy == "local":
-        stats.fallback_process += counts
-        decisions = limiter.decide(key, limit.rules, cost, counts=counts)
-        return strictest_decision(limit.rules, decisions, "", "process")
+        return strictest_decision(limit.rules, limiter.decide(request), "", "process")
     rule = min(limit.rules, key=lambda rule: rule.limit)
     if policy == "allow" and rule.limit:  # a limit of 0 needs no counting
-        stats.fallback_allow += counts
         return Decision(True, rule.limit, rule.period, rule.limit, 0.0, 0.0, "", policy)
-    stats.fallback_deny += counts
     # Nobody knows when the owner will be back; a second is when the next attempt may well succeed.
     return Decision(False, rule.limit, rule.period, 0, 1.0, 1.0, "", "deny")

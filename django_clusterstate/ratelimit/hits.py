@@ -19,6 +19,14 @@ from .denials import DenialCache
 from .fallback import ProcessLimiter, decide_by_policy, effective_policy
 from .limits import MAX_COST, Decision, Limit, routing_key, strictest_decision
 
+# The counter of `RequesterStats` for each `Decision.fallback`.
+FALLBACK_COUNTERS = {
+    "node": "fallback_node",
+    "process": "fallback_process",
+    "allow": "fallback_allow",
+    "deny": "fallback_deny",
+}
+
 
 def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False, fresh: bool = False) -> Decision:
     """Counts a hit of `cost` (0 counts nothing) against a key of a group.
@@ -42,7 +50,7 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False,
             decision = _decision(limit, client.call_node(owner, frame(wire.encode(request))), owner)
         except ClusterStateError:
             decision = run(_decide_without_owner(limit, request, table), client)
-    return _cache_denial(decision, limit, whole, cost, now)
+    return _finish_hit(decision, limit, whole, cost, now)
 
 
 async def ahit(
@@ -64,7 +72,7 @@ async def ahit(
             decision = _decision(limit, await client.call_node(owner, frame(wire.encode(request))), owner)
         except ClusterStateError:
             decision = await arun(_decide_without_owner(limit, request, table), client)
-    return _cache_denial(decision, limit, whole, cost, now)
+    return _finish_hit(decision, limit, whole, cost, now)
 
 
 def peek(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
@@ -171,28 +179,24 @@ def _decide(limit: Limit, request: wire.Hit | wire.Peek) -> Operation[Decision]:
 
 def _decide_in_storage(limit: Limit, request: wire.Hit | wire.Peek, storage: LimitsStorage) -> Operation[Decision]:
     """The decision of LIMITS_STORAGE, or of the policy ON_UNAVAILABLE if its engine can't be reached."""
-    counts = isinstance(request, wire.Hit)
-    operation = storage_operations.hit if counts else storage_operations.peek
+    operation = storage_operations.hit if isinstance(request, wire.Hit) else storage_operations.peek
     try:
         decisions = yield _call_storage(storage, operation, request.key, limit, request.cost)
     except ClusterStateError:
-        return decide_by_policy(limit, request.key, request.cost, _process_limiter(), counts=counts)
+        return decide_by_policy(limit, request, _process_limiter())
     return strictest_decision(limit.rules, decisions, storage.name)
 
 
 def _decide_without_owner(limit: Limit, request: wire.Hit | wire.Peek, table: RoutingTable) -> Operation[Decision]:
-    """The decision of the policy ON_UNAVAILABLE. `table` is the one by which the owner couldn't be reached: a newer one
-    may already name another owner, which a node in the old owner's place must not be confused with."""
-    counts = isinstance(request, wire.Hit)
+    """The decision of the policy ON_UNAVAILABLE. `table` is the one whose owner couldn't be reached. A newer one may
+    name another owner already, under which the substitutes would be others."""
     if effective_policy(limit) == "local":
         for node in table.fallback_targets(request.key, runtime.get_routing().local):
             try:
-                decision = _decision(limit, (yield _call(node, request)), node, "node")
+                return _decision(limit, (yield _call(node, request)), node, "node")
             except ClusterStateError:
                 continue
-            runtime.get_stats().fallback_node += counts
-            return decision
-    return decide_by_policy(limit, request.key, request.cost, _process_limiter(), counts=counts)
+    return decide_by_policy(limit, request, _process_limiter())
 
 
 def _owner(table: RoutingTable, key: bytes) -> Target:
@@ -238,8 +242,12 @@ def _cached_denial(limit: Limit, key: bytes, cost: int, now: float) -> Decision 
     return denial
 
 
-def _cache_denial(decision: Decision, limit: Limit, key: bytes, cost: int, since: float) -> Decision:
-    if not decision.allowed and not decision.fallback:
+def _finish_hit(decision: Decision, limit: Limit, key: bytes, cost: int, since: float) -> Decision:
+    """Counts a fallback in the statistics, and caches a denial by the owner."""
+    if decision.fallback:
+        stats, counter = runtime.get_stats(), FALLBACK_COUNTERS[decision.fallback]
+        setattr(stats, counter, getattr(stats, counter) + 1)
+    elif not decision.allowed:
         _denials().add(key, limit, cost, decision, since)
     return decision
 

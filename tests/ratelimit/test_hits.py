@@ -739,7 +739,7 @@ def test_counters_of_this_process_are_bounded(hit: Hit, monkeypatch: pytest.Monk
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_child: InChild) -> None:
     limits, held, done = ProcessLimiter(), threading.Event(), threading.Event()
-    rules = Limit.parse("2/d").rules
+    request = wire.Hit(b"k", list(Limit.parse("2/d").rules), 1)
 
     def hold() -> None:
         with limits._lock:
@@ -749,7 +749,7 @@ def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_ch
     with ThreadPoolExecutor(1) as threads:
         threads.submit(hold)
         assert held.wait(10)
-        child = in_child(lambda: [limits.decide(b"k", rules, 1)[0].allowed for _ in range(3)] == [True, True, False])
+        child = in_child(lambda: [limits.decide(request)[0].allowed for _ in range(3)] == [True, True, False])
         try:
             assert child()
         finally:
