@@ -67,11 +67,6 @@ class Rendezvous:
         # A reversed sort is still stable, so equal scores stay in name order.
         return [names[i] for i in sorted(range(len(names)), key=scores.__getitem__, reverse=True)]
 
-    def share(self) -> dict[str, float]:
-        """The expected share of the keys of each node, by its weight; the shares add up to 1."""
-        total = sum(self._weights)
-        return {name: weight / total for name, weight in zip(self.names, self._weights, strict=True)}
-
     def _contest(self, slot: int) -> str | None:
         if not self.names:
             return None

@@ -247,15 +247,14 @@ def _fixed_window(rule: Rule, state: LimitState | None, cost: int, now: float) -
 
 def _sliding_window(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
     # `current` + `share` is an upper bound of the hits in the last period, and is kept to the limit. Hits are in two
-    # runs: one that began at most a period ago, of which each hit counts, and the one before it. Of that, what counts
-    # is at most
-    #   - all of it, until its last hit has left the window, at `edge`; and
-    #   - what an even rate of limit / period brings from the beginning of the window to `even`, the run's theoretical
+    # runs: one that began at most a period ago, of which each hit counts, and the one before it. Of that run, at most
+    # these hits count:
+    #   - all of them, until its last hit has left the window, at `edge`; and
+    #   - those of an even rate of limit / period from the beginning of the window to `even`, the run's theoretical
     #     arrival time: as in GCRA, each hit moves that on by period / limit from where it was, or from now if that is
     #     later. So there were fewer than (even - t) * limit / period hits after any time t before it.
     # For evenly spaced hits the second is exact, and for a burst the first, so the bound denies neither. The arrival
-    # time of the current run is kept as `base`, from which its hits lead there, since a float summed up hit by hit
-    # drifts.
+    # time of the current run is computed from `base` and its number of hits, since a float summed up hit by hit drifts.
     # State: (a period after the last hit, base, even, edge, hits in the run before, hits in this one).
     limit = rule.limit
     period = rule.period
@@ -267,34 +266,43 @@ def _sliding_window(rule: Rule, state: LimitState | None, cost: int, now: float)
     else:
         until, base, even, edge, previous, current = state
         if now >= edge - TOLERANCE:
-            even = base = base + current * period / limit
+            base += current * period / limit
+            even = base
             edge, previous, current = until, current, 0
         if previous:
-            line = (even + period - now - TOLERANCE) * limit / period
+            bound = (even + period - now - TOLERANCE) * limit / period
             if limit > _COARSE * period:
-                line += (TOLERANCE * limit / period) - 0.5
-            # Fewer than `line`, as a whole number.
-            share = int(previous) if line > previous else math.ceil(line) - 1 if line > 0 else 0
+                bound += (TOLERANCE * limit / period) - 0.5
+            if bound > previous:
+                share = int(previous)
+            elif bound > 0:
+                share = math.ceil(bound) - 1  # the whole number below it
     room = limit - current - share
     if 0 < cost <= room:
         idle = now - current * period / limit
         base = idle if idle > base else base  # later if the theoretical arrival time has passed
         after = (now + period, base, even, edge, previous, current + cost)
         return RuleDecision(True, limit, room - cost, period, 0.0), after, period
-    reset = until - now if current else edge - now if previous else 0.0
+    reset = _sliding_reset(until, edge, previous, current, now)
     room = max(room, 0)
     if not cost:
         return RuleDecision(True, limit, room, reset, 0.0), state, reset
+    if cost > limit:
+        return RuleDecision(False, limit, room, reset, period), state, reset
     spare = limit - cost
-    if spare < 0:
-        passes = now + period
-    elif current <= spare:
-        # Once the share of the run before has fallen to what this one spares.
-        passes = min(even + period - (spare - current + 1) * period / limit, edge)
+    if current <= spare:
+        # When the share of the run before has fallen to the spare hits of this one.
+        allowed_at = min(even + period - (spare - current + 1) * period / limit, edge)
     else:
-        # Once this run is the one before, and its share has fallen.
-        passes = max(min(base + (current - spare - 1) * period / limit + period, until), edge)
-    return RuleDecision(False, limit, room, reset, passes - now), state, reset
+        # When this run is the one before, and its share has fallen.
+        allowed_at = max(min(base + (current - spare - 1) * period / limit + period, until), edge)
+    return RuleDecision(False, limit, room, reset, allowed_at - now), state, reset
+
+
+def _sliding_reset(until: float, edge: float, previous: float, current: int, now: float) -> float:
+    if current:
+        return until - now
+    return edge - now if previous else 0.0
 
 
 def _token_bucket(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
@@ -326,7 +334,9 @@ def _token_bucket(rule: Rule, state: LimitState | None, cost: int, now: float) -
 
 def _refund_fixed_window(rule: Rule, state: LimitState, cost: int, at: float, now: float) -> LimitState:
     end, used = state[0], state[5]
-    return (end, 0.0, 0.0, 0.0, 0.0, max(used - cost, 0)) if at > end - rule.period - TOLERANCE else state
+    if at <= end - rule.period - TOLERANCE:
+        return state
+    return (end, 0.0, 0.0, 0.0, 0.0, max(used - cost, 0))
 
 
 def _refund_sliding_window(rule: Rule, state: LimitState, cost: int, at: float, now: float) -> LimitState:
