@@ -208,7 +208,10 @@ class QueueReader:
                 self._connection.close()
             self._node = node
             keys = runtime.get_settings().link_keys
-            self._connection = await connect(node.address, keys, 2 * POLL, hello=node.hello)
+            try:
+                self._connection = await connect(node.address, keys, 2 * POLL, hello=node.hello)
+            except ClusterStateError as error:
+                raise type(error)(f"{node}: {error}") from error
             for request in self._receiver.memberships_of(self._queue):
                 await self._connection.request(wire.request_frame(request))
         return self._connection

@@ -281,7 +281,9 @@ class Link:
         except DialledItself:
             raise
         except ProtocolError as error:
-            links.log.write(f"link failed, dialled again every {REDIAL[1]:g} s: {error}", str(self._address))
+            links.log.write(
+                f"link to {self._address} failed, dialled again every {REDIAL[1]:g} s: {error}", str(self._address)
+            )
             return False
         except Unavailable as error:
             if isinstance(error, Refused) and self.peer is not None:

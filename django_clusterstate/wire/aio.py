@@ -15,7 +15,7 @@ from .address import Address, UnixAddress
 from .blocking import ANY_NODE, GRACE, cannot_connect
 from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
-from .handshake import DialledItself, DiallerHandshake, Hello, OtherNode, Verdict
+from .handshake import DiallerHandshake, Hello, OtherNode, Verdict
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import Opener, Sealer
@@ -267,16 +267,12 @@ async def connect(
                 )
                 connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await connection.ready()
-    except (OtherNode, DialledItself):
-        raise
-    except ProtocolError as error:
-        raise ProtocolError(f"node at {address}: {error}") from error
     except Unavailable as error:
-        raise Unreachable(f"no node at {address}: {error}") from error
+        raise Unreachable(f"can't connect: {error}") from error
     except OSError as error:
         if connection is not None:
             connection.close()
-        raise cannot_connect(address, error) from error
+        raise cannot_connect(error) from error
     except BaseException:
         if connection is not None:
             connection.close()

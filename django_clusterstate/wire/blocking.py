@@ -21,7 +21,7 @@ from ..exceptions import (
 from .address import Address, UnixAddress
 from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
-from .handshake import DiallerHandshake, Hello, OtherNode
+from .handshake import DiallerHandshake, Hello
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import MAX_RECORD, RECORD_HEADER, TAG, Data, Opener, Sealer, record_size
@@ -43,11 +43,12 @@ def _left(until: float) -> float:
     return max(0.0, until - time.monotonic())
 
 
-def cannot_connect(address: Address, error: OSError) -> Unreachable:
-    """The error to raise where no connection to an address could be made."""
+def cannot_connect(error: OSError) -> Unreachable:
+    """The error to raise where no connection could be made. It doesn't name the address, which its caller knows."""
     refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
     late = isinstance(error, BlockingIOError | TimeoutError)
-    return (Refused if refused else Unreachable)(f"no node at {address}: {_LATE if late else error}")
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    return (Refused if refused else Unreachable)(f"can't connect: {_LATE if late else reason}")
 
 
 class BlockingConnection:
@@ -91,11 +92,7 @@ class BlockingConnection:
         except OSError as error:
             if raised_by_signal(error):
                 raise
-            raise cannot_connect(address, error) from error
-        except OtherNode:
-            raise
-        except ProtocolError as error:
-            raise ProtocolError(f"node at {address}: {error}") from error
+            raise cannot_connect(error) from error
         self._set_timeout(deadline)
 
     def _connect(self, address: Address, seconds: float) -> None:

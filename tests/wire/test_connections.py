@@ -178,7 +178,7 @@ def test_message_that_the_node_cannot_read_closes_the_connection(known: Caller) 
 
 
 def test_wrong_secret_is_refused(dial: Dial, cluster: LocalCluster) -> None:
-    with pytest.raises(ProtocolError, match=r"node at 127\.0\.0\.1:\d+: it has another SECRET"):
+    with pytest.raises(ProtocolError, match="^it has another SECRET"):
         dial(TcpAddress("127.0.0.1", cluster.ports["alpha"]), derive_link_keys(["another"], "default"), AMPLE)
 
 
@@ -209,7 +209,7 @@ def say(text: bytes) -> Script:
 )
 def test_what_is_no_node_is_refused(dial: Dial, greeting: bytes) -> None:
     with ScriptedNode(say(greeting)) as other:
-        refused_in_time(lambda: dial(other.address, deadline=AMPLE), ProtocolError, r"node at 127\.0\.0\.1:\d+: ")
+        refused_in_time(lambda: dial(other.address, deadline=AMPLE), ProtocolError)
 
 
 def test_handshake_longer_than_any_is_refused_before_it_is_waited_for(dial: Dial) -> None:
