@@ -28,7 +28,14 @@ from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.messages import NO_VIEW, Identity, View
-from django_clusterstate.exceptions import ClusterStateError, ConnectionLost, ProtocolError, Unavailable
+from django_clusterstate.exceptions import (
+    CircuitOpen,
+    ClusterStateError,
+    ConnectionLost,
+    ProtocolError,
+    Refused,
+    Unavailable,
+)
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
@@ -162,7 +169,7 @@ def open_files() -> int:
 # -- three real nodes -----------------------------------------------------------------------------------------
 
 
-def test_first_call_learns_who_serves(requester: Requester) -> None:
+def test_first_call_learns_the_members(requester: Requester) -> None:
     requester.call(b"k", get_request(b"k"))
     table = requester.table()
     assert [member.name for member in table.view.members] == sorted(NODES)
@@ -202,7 +209,7 @@ def test_long_replies_of_several_nodes_arrive_whole(requester: Requester) -> Non
         assert [values(reply) for reply in replies] == [[value]] * 3
 
 
-def test_same_node_may_be_asked_several_times_at_once(requester: Requester) -> None:
+def test_same_node_takes_several_requests_at_once(requester: Requester) -> None:
     target = requester.table().targets["beta"]
     replies = requester.call_each([(target, set_request(b"k%d" % number, number)) for number in range(10)])
     assert all(isinstance(reply, wire.FlagsReply) for reply in replies)
@@ -222,7 +229,7 @@ def test_without_its_local_node_the_view_comes_from_another(requester: Requester
     assert requester.table().local_name == "alpha"  # it is still this host's, though nobody answers there
 
 
-def test_nobody_there_is_said_so(make: Make, tmp_path: Path) -> None:
+def test_error_says_that_there_is_no_cluster_and_names_the_local_node(make: Make, tmp_path: Path) -> None:
     requester = make(UnixAddress(str(tmp_path / "none.sock")))
     with pytest.raises(Unavailable, match=r"no cluster: .* Start one with: manage\.py clusternode"):
         requester.call(b"k", PING)
@@ -294,7 +301,7 @@ def kinds(replies: Sequence[object]) -> list[type]:
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.timing
-def test_node_that_is_stopped_takes_no_time_and_no_blame_of_the_others(make: Make, warm: bool, position: int) -> None:
+def test_stopped_node_takes_no_time_of_the_others_and_only_it_has_failed(make: Make, warm: bool, position: int) -> None:
     scripts = [answering(), answering()]
     scripts.insert(position, stopped_after_one_answer() if warm else mute)
     with Nodes(*scripts) as requests:
@@ -450,7 +457,7 @@ def test_request_that_may_be_executed_twice_is_sent_again(
 
 @pytest.mark.parametrize(("boots", "again"), [((b"a", b"b"), True), ((b"a", b"a"), False), ((b"", b"a"), False)])
 @pytest.mark.parametrize("way", [alone, with_others])
-def test_node_that_was_started_since_is_asked_again_whatever_it_is(
+def test_any_request_is_sent_again_to_a_node_that_was_restarted(
     make: Make, way: Ways, boots: tuple[bytes, bytes], again: bool
 ) -> None:
     connections, asked = iter(boots), []
@@ -498,7 +505,7 @@ def test_restart_of_an_idle_node_is_noticed_before_anything_is_sent(folder: Path
         requester.close()
 
 
-def test_another_node_at_an_address_is_a_failure_and_is_never_asked(requester: Requester) -> None:
+def test_another_node_at_an_address_is_a_failure_and_gets_no_request(requester: Requester) -> None:
     alpha, beta = (requester.table().targets[name] for name in ("alpha", "beta"))
     assert isinstance(beta.address, TcpAddress)
     wrong = Target("gone", beta.address, b"g" * 16)
@@ -511,7 +518,7 @@ def test_another_node_at_an_address_is_a_failure_and_is_never_asked(requester: R
         requester.call_node(wrong, PING)
 
 
-def test_earlier_start_of_a_node_is_asked_for_by_a_new_view_and_is_no_failure(requester: Requester) -> None:
+def test_restart_of_the_owner_refreshes_the_view_and_is_not_a_failure(requester: Requester) -> None:
     table = requester.table()
     beta = table.targets["beta"]
     stale = Target("beta", beta.address, b"earlier start 16")
@@ -527,7 +534,7 @@ def test_earlier_start_of_a_node_is_asked_for_by_a_new_view_and_is_no_failure(re
     assert stale.failures == 0
 
 
-def test_restart_between_two_requests_to_several_nodes_is_no_failure(make: Make) -> None:
+def test_restart_between_two_requests_to_several_nodes_is_not_a_failure(make: Make) -> None:
     connections = itertools.count()
 
     def restarted(sock: Any) -> None:
@@ -551,7 +558,7 @@ def test_restart_between_two_requests_to_several_nodes_is_no_failure(make: Make)
         requester.close()
 
 
-def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) -> None:
+def test_counts_are_reported_once_though_the_reply_was_lost(make: Make) -> None:
     told = []
 
     def script(sock: Any) -> None:
@@ -576,7 +583,7 @@ def test_what_was_counted_is_told_once_though_the_answer_was_lost(make: Make) ->
         requester.close()
 
 
-def test_answer_that_makes_no_sense_is_a_failure_of_the_node(make: Make) -> None:
+def test_invalid_reply_is_a_failure_of_the_node(make: Make) -> None:
     with ScriptedNode(answering(lambda number: frame(b"nonsense"))) as node:
         requester = make(node.address)
         target = Target("n", node.address)
@@ -586,7 +593,7 @@ def test_answer_that_makes_no_sense_is_a_failure_of_the_node(make: Make) -> None
         requester.close()
 
 
-def test_time_of_each_exchange_is_kept_and_of_none_that_was_not_tried(make: Make) -> None:
+def test_latency_of_each_exchange_is_kept_except_while_the_breaker_is_open(make: Make) -> None:
     with ScriptedNode(mute) as mute_node, ScriptedNode(answering()) as node:
         requester = make(mute_node.address, deadline=0.05)
         latencies = requester.routing.latencies
@@ -606,7 +613,7 @@ def test_time_of_each_exchange_is_kept_and_of_none_that_was_not_tried(make: Make
         requester.close()
 
 
-def test_what_was_counted_is_told_once_whoever_asks_meanwhile_and_kept_if_nobody_answers(tmp_path: Path) -> None:
+def test_concurrent_requests_for_the_view_report_counts_once_and_keep_them_if_no_node_replies(tmp_path: Path) -> None:
     told = []
 
     def script(sock: Any) -> None:
@@ -640,7 +647,7 @@ def test_what_was_counted_is_told_once_whoever_asks_meanwhile_and_kept_if_nobody
         client.close()
 
 
-def test_breaker_spares_the_deadline_and_lets_one_try_in_each_interval(
+def test_open_breaker_fails_requests_at_once_and_lets_one_try_in_each_interval(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Else a try may be over before a busy machine has dialled.
@@ -684,7 +691,7 @@ def test_breaker_closes_with_the_first_answer(make: Make, caplog: pytest.LogCapt
 
 
 @pytest.mark.timing
-def test_stopped_local_node_costs_one_deadline_and_the_others_no_blame(make: Make) -> None:
+def test_stopped_local_node_costs_one_deadline_and_only_it_has_failed(make: Make) -> None:
     with ScriptedNode(answering()) as owner:
         view = View.of([Identity("local", b"l" * 16, "127.0.0.1:1"), Identity("owner", b"o" * 16, str(owner.address))])
         key = next(key for key in map(bytes, range(9)) if Rendezvous({"local": 1, "owner": 1}).owner(key) == "owner")
@@ -734,7 +741,7 @@ def identity(name: str, address: object) -> Identity:
     return Identity(name, name.encode() * 16, str(address))
 
 
-def test_process_that_starts_beside_a_joining_node_has_the_view_of_one_that_serves(make: Make) -> None:
+def test_process_that_starts_beside_a_joining_node_has_the_view_of_a_member(make: Make) -> None:
     members = [identity("b", f"127.0.0.1:{free_port()}"), identity("c", f"127.0.0.1:{free_port()}")]
     with ScriptedNode(viewing("a", members)) as node:
         members.append(identity("a", node.address))
@@ -747,7 +754,7 @@ def test_process_that_starts_beside_a_joining_node_has_the_view_of_one_that_serv
 
 
 @pytest.mark.parametrize("half", ["", "b"], ids=["nobody", "one"])
-def test_view_of_a_node_that_joins_or_leaves_replaces_no_better_one(make: Make, half: str) -> None:
+def test_view_of_a_node_that_joins_or_leaves_does_not_replace_a_whole_one(make: Make, half: str) -> None:
     known: list[Identity] = []
     whole: list[Identity] = []
     with ScriptedNode(viewing("a", known)) as local, ScriptedNode(viewing("b", whole)) as other:
@@ -761,7 +768,7 @@ def test_view_of_a_node_that_joins_or_leaves_replaces_no_better_one(make: Make, 
         requester.close()
 
 
-def test_process_beside_a_joining_node_has_no_view_while_nobody_serves(make: Make) -> None:
+def test_process_beside_a_joining_node_has_no_view_while_there_are_no_members(make: Make) -> None:
     with ScriptedNode(viewing("joiner", [identity("gone", f"127.0.0.1:{free_port()}")])) as joiner:
         requester = make(joiner.address)
         assert requester.table().view == NO_VIEW
@@ -770,7 +777,7 @@ def test_process_beside_a_joining_node_has_no_view_while_nobody_serves(make: Mak
         requester.close()
 
 
-def test_what_was_counted_is_told_to_one_node_though_several_are_asked(make: Make) -> None:
+def test_counts_are_reported_to_one_node_though_several_get_requests(make: Make) -> None:
     members: list[Identity] = []
     told: list[int] = []
     with ScriptedNode(viewing("a", members, told)) as node, ScriptedNode(viewing("joiner", members, told)) as joiner:
@@ -865,7 +872,7 @@ def test_child_starts_without_connections(client: Client) -> None:
 
 
 @forking
-def test_child_tells_nothing_that_its_parent_has_counted(
+def test_child_reports_nothing_that_its_parent_has_counted(
     client: Client, async_client: AsyncClient, in_child: InChild
 ) -> None:
     def blocking() -> bool:
@@ -995,7 +1002,7 @@ async def test_busy_loop_is_served(cluster: LocalCluster) -> None:
     await client.close()
 
 
-async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> None:
+async def test_restart_of_a_node_while_the_loop_is_busy_is_not_a_failure() -> None:
     connections, asked = itertools.count(), threading.Event()
 
     def script(sock: Any) -> None:
@@ -1018,7 +1025,7 @@ async def test_node_that_restarts_while_the_loop_is_busy_is_not_to_blame() -> No
         await client.close()
 
 
-async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:
+async def test_cancelled_call_leaves_others_their_replies(async_client: AsyncClient) -> None:
     target = (await async_client.table()).targets["beta"]
     for _ in range(2):  # while the connection is made, and after
         cancelled = asyncio.create_task(async_client.call_node(target, PING))
@@ -1032,7 +1039,7 @@ async def test_cancelled_call_harms_no_other(async_client: AsyncClient) -> None:
 
 
 @pytest.mark.timing
-async def test_who_waits_less_long_than_the_deadline_blames_nobody() -> None:
+async def test_reply_that_misses_the_callers_own_deadline_is_not_a_failure() -> None:
     with Nodes(answering(), mute) as requests:
         client = AsyncClient(Routing(requests[0][0].address), KEYS, 60.0)
         start = time.monotonic()
@@ -1055,10 +1062,57 @@ async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
         await client.close()
 
 
-async def test_who_knows_no_view_and_does_not_wait_long_asks_twice(tmp_path: Path) -> None:
+async def test_process_without_a_view_requests_it_twice_within_the_callers_deadline(tmp_path: Path) -> None:
     client = AsyncClient(Routing(UnixAddress(str(tmp_path / "none"))), KEYS, 60.0)
     assert (await client.table(from_now(5.0))).targets == {}
     assert client.routing.local.failures == 2
+
+
+def test_both_clients_of_a_process_share_the_view_and_the_circuit_breakers() -> None:
+    members: list[Identity] = []
+    requests: list[int] = []
+    with ScriptedNode(viewing("a", members, requests)) as node:
+        members.append(identity("a", node.address))
+        routing = Routing(node.address)
+        client, async_client = Client(routing, KEYS, 2.0), AsyncClient(routing, KEYS, 2.0)
+        assert client.table().view == View.of(members)
+        routing.refresh_at = math.inf
+        assert asyncio.run(async_client.table()) is client.table()
+        assert len(requests) == 1
+        gone = Target("gone", TcpAddress("127.0.0.1", free_port()))
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(Refused):
+                client.call_node(gone, PING)
+        with pytest.raises(CircuitOpen):
+            asyncio.run(async_client.call_node(gone, PING))
+        client.close()
+
+
+async def test_connection_of_an_event_loop_is_closed_when_another_thread_learns_that_its_node_has_left() -> None:
+    members: list[Identity] = []
+    closed = threading.Event()
+
+    def script(sock: Any) -> None:
+        try:
+            answering()(sock)
+        finally:
+            closed.set()
+
+    with ScriptedNode(viewing("a", members)) as node, ScriptedNode(script) as other:
+        members += [identity("a", node.address), identity("b", other.address)]
+        routing = Routing(node.address)
+        client, async_client = Client(routing, KEYS, 2.0), AsyncClient(routing, KEYS, 0.1)
+        target = (await async_client.table()).targets["b"]
+        await async_client.call_node(target, PING)
+        connection = async_client._loops[asyncio.get_running_loop()].open[target]
+        del members[1:]
+        routing.refresh_at = 0.0
+        assert set((await asyncio.to_thread(client.table)).targets) == {"a"}
+        assert await asyncio.to_thread(closed.wait, 5)
+        assert connection.closed
+        assert target not in async_client._loops[asyncio.get_running_loop()].open
+        client.close()
+        await async_client.close()
 
 
 async def test_closed_client_can_be_used_again(async_client: AsyncClient) -> None:
@@ -1071,7 +1125,7 @@ async def test_closed_client_can_be_used_again(async_client: AsyncClient) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_loop_that_ended_without_a_farewell_is_forgotten(async_client: AsyncClient) -> None:
+def test_loop_that_ended_without_shutdown_is_dropped(async_client: AsyncClient) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(aexchange(async_client, 0, 5))
     loop.close()
@@ -1082,7 +1136,7 @@ def test_loop_that_ended_without_a_farewell_is_forgotten(async_client: AsyncClie
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_loops_that_nobody_closes_are_bounded(async_client: AsyncClient) -> None:
+def test_loops_that_are_never_closed_are_bounded(async_client: AsyncClient) -> None:
     before = open_files()
     first = asyncio.new_event_loop()
     for number in range(3 * MAX_LOOPS):
@@ -1103,7 +1157,7 @@ def test_loops_that_nobody_closes_are_bounded(async_client: AsyncClient) -> None
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_loop_that_ends_in_the_middle_of_a_dial_says_nothing_of_our_tasks(
+def test_loop_that_ends_while_connecting_logs_nothing_about_our_tasks(
     async_client: AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def begin() -> None:

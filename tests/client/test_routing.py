@@ -105,7 +105,7 @@ def test_view_grows_old() -> None:
     assert routing.refresh_at == NOW + VIEW_MAX_AGE
 
 
-def test_empty_view_is_asked_for_again_soon() -> None:
+def test_empty_view_is_requested_again_soon() -> None:
     routing = Routing(LOCAL)
     routing.learn(viewed(), routing.local, NOW)
     assert routing.refresh_at == NOW + VIEW_MIN_AGE
@@ -144,7 +144,7 @@ def test_node_that_moved_is_another_target() -> None:
     assert routing.table.targets["b"].address == TcpAddress("10.9.9.9", 1)
 
 
-def test_local_node_that_is_not_in_the_view_stays_the_one_to_ask() -> None:
+def test_local_node_that_is_not_in_the_view_still_gets_the_request_first() -> None:
     routing = routing_of("a", "b")
     b = routing.table.targets["b"]
     assert routing.learn(viewed(member("b"), by="b"), b, NOW)
@@ -156,7 +156,7 @@ def test_local_node_that_is_not_in_the_view_stays_the_one_to_ask() -> None:
 
 
 @pytest.mark.parametrize("half", ["", "b", "bc"], ids=["nobody", "one", "two"])
-def test_view_without_the_node_that_gives_it_never_replaces_ours(half: str) -> None:
+def test_view_without_its_sender_never_replaces_the_view_that_there_is(half: str) -> None:
     routing = routing_of("a", "b", "c", "d")
     table = routing.table
     retired = Retired(routing)
@@ -167,14 +167,14 @@ def test_view_without_the_node_that_gives_it_never_replaces_ours(half: str) -> N
     assert routing.more_sources([]) == [table.targets[name] for name in half]
 
 
-def test_view_of_another_node_that_leaves_is_not_taken_over_either() -> None:
+def test_view_of_another_node_that_leaves_is_not_used_either() -> None:
     routing = routing_of("a", "b", "c")
     table = routing.table
     assert not routing.learn(viewed(member("a"), member("c"), by="b"), table.targets["b"], NOW)
     assert routing.table is table
 
 
-def test_process_without_a_view_asks_those_whom_a_joining_node_names() -> None:
+def test_process_without_a_view_requests_it_from_the_members_that_a_joining_node_names() -> None:
     routing = Routing(LOCAL)
     sources = routing.sources(NOW)
     assert not routing.learn(viewed(member("b"), member("c")), routing.local, NOW)
@@ -187,7 +187,7 @@ def test_process_without_a_view_asks_those_whom_a_joining_node_names() -> None:
     assert routing.table.local_name == "a"
 
 
-def test_contacts_keep_their_breakers_and_are_closed_when_they_are_named_no_more() -> None:
+def test_contacts_keep_their_breakers_and_are_closed_when_no_longer_named() -> None:
     routing = Routing(LOCAL)
     retired = Retired(routing)
     routing.learn(viewed(member("b"), member("c")), routing.local, NOW)
@@ -238,7 +238,7 @@ def test_member_with_the_name_of_a_local_node_that_does_not_serve_is_another_nod
     assert routing.table.targets["a"] is routing.local
 
 
-def test_view_is_asked_for_again_before_long_while_nobody_serves() -> None:
+def test_view_is_requested_again_soon_while_there_are_no_members() -> None:
     routing = routing_of("a", "b")
     routing.learn(viewed(member("b")), routing.local, NOW + 5)
     assert routing.refresh_at == NOW + 5 + HALF_OPEN_AFTER
@@ -252,7 +252,7 @@ def test_other_epoch_in_a_reply_makes_the_view_old() -> None:
     assert routing.refresh_at == NOW + 0.5
 
 
-def test_view_is_not_asked_for_all_the_time_while_views_differ() -> None:
+def test_requests_for_the_view_are_rationed_while_views_differ() -> None:
     routing = routing_of("a", "b")
     routing.sources(NOW + 0.5)
     routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 0.5)
@@ -260,14 +260,14 @@ def test_view_is_not_asked_for_all_the_time_while_views_differ() -> None:
     assert routing.refresh_at == NOW + 0.5 + VIEW_MIN_AGE
 
 
-def test_noticing_never_puts_the_question_off() -> None:
+def test_other_epoch_never_delays_the_refresh() -> None:
     routing = routing_of("a", "b")
     began = NOW + VIEW_MAX_AGE + 5
     routing.answered(routing.local, routing.epoch + 1, began, began)
     assert routing.refresh_at == NOW + VIEW_MAX_AGE
 
 
-def test_local_node_is_asked_first_then_two_that_fail_least() -> None:
+def test_local_node_gets_the_request_first_then_the_two_with_fewest_failures() -> None:
     routing = routing_of("a", "b", "c", "d", "e")
     targets = routing.table.targets
     for name, failures in (("b", 2), ("c", 1), ("d", 3)):
@@ -275,13 +275,13 @@ def test_local_node_is_asked_first_then_two_that_fail_least() -> None:
     assert routing.sources(NOW) == [routing.local, targets["e"], targets["c"]]
 
 
-def test_while_one_asks_the_others_go_on_with_the_old_view() -> None:
+def test_other_threads_use_the_old_view_during_a_refresh() -> None:
     routing = routing_of("a", "b")
     routing.sources(NOW + 1)
     assert routing.refresh_at == NOW + 1 + HALF_OPEN_AFTER
 
 
-def test_without_a_view_all_ask() -> None:
+def test_without_a_view_all_threads_request_it() -> None:
     routing = Routing(LOCAL)
     routing.sources(NOW)
     assert routing.refresh_at <= NOW
@@ -369,7 +369,7 @@ def test_durations_are_reported_as_a_histogram_and_once() -> None:
     assert asked(routing) == GetView()
 
 
-def test_while_an_owner_fails_the_next_in_the_ranking_stands_in_then_the_local_node() -> None:
+def test_fallback_of_an_owner_is_the_next_in_the_ranking_then_the_local_node() -> None:
     routing = Routing(LOCAL)
     members = tuple(member(name) for name in "abcde")
     routing.learn(ViewReply(1, members, "a"), routing.local, NOW)
@@ -387,6 +387,6 @@ def test_while_an_owner_fails_the_next_in_the_ranking_stands_in_then_the_local_n
     assert table.fallback_targets(key, local) == [local]
 
 
-def test_without_a_view_the_local_node_stands_in() -> None:
+def test_fallback_without_a_view_is_the_local_node() -> None:
     routing = Routing(LOCAL)
     assert routing.table.fallback_targets(b"k", routing.local) == [routing.local]

@@ -107,12 +107,12 @@ class Asyncio:
 Dial = Callable[..., Caller]
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["sleeping", "looking"])
+@pytest.fixture(autouse=True, params=[False, True], ids=["sleeping", "polling"])
 def wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether answers are looked for before they are slept for. All that is said here holds in both cases."""
-    looking: bool = request.param
-    monkeypatch.setattr(BusyPoll, "should_poll", lambda self, now: looking)
-    return looking
+    """Whether connections poll for replies before they sleep. All tests here run in both cases."""
+    polling: bool = request.param
+    monkeypatch.setattr(BusyPoll, "should_poll", lambda self, now: polling)
+    return polling
 
 
 @pytest.fixture(params=[Blocking, Asyncio], ids=["blocking", "asyncio"])
@@ -182,10 +182,10 @@ def test_wrong_secret_is_refused(dial: Dial, cluster: LocalCluster) -> None:
         dial(TcpAddress("127.0.0.1", cluster.ports["alpha"]), derive_link_keys(["another"], "default"), AMPLE)
 
 
-# -- nobody, or somebody else ---------------------------------------------------------------------------------
+# -- no node, or another server ---------------------------------------------------------------------------------
 
 
-def test_refusal_is_told_from_silence(dial: Dial, tmp_path: Path) -> None:
+def test_refused_and_unanswered_connections_raise_different_types(dial: Dial, tmp_path: Path) -> None:
     with pytest.raises(Refused):
         dial(TcpAddress("127.0.0.1", free_port()))
     with pytest.raises(Refused, match="No such file"):
@@ -207,19 +207,19 @@ def say(text: bytes) -> Script:
     "greeting",
     [b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"\0\0\0\0", frame(b"\x90")],
 )
-def test_what_is_no_node_is_refused(dial: Dial, greeting: bytes) -> None:
+def test_server_of_another_protocol_is_refused(dial: Dial, greeting: bytes) -> None:
     with ScriptedNode(say(greeting)) as other:
         refused_in_time(lambda: dial(other.address, deadline=AMPLE), ProtocolError)
 
 
-def test_handshake_longer_than_any_is_refused_before_it_is_waited_for(dial: Dial) -> None:
+def test_handshake_above_the_limit_is_refused_before_its_bytes_come(dial: Dial) -> None:
     with ScriptedNode(say((HANDSHAKE_LIMIT + 1).to_bytes(HEADER, "big"))) as other:
         refused_in_time(
             lambda: dial(other.address, deadline=AMPLE), ProtocolError, "a frame of 8,193 bytes, more than 8,192"
         )
 
 
-def test_other_version_is_told_of_though_the_node_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_version_is_the_error_though_the_node_can_not_be_informed(monkeypatch: pytest.MonkeyPatch) -> None:
     def script(sock: socket.socket) -> None:
         sock.send(frame(msgspec.msgpack.encode(Challenge(MAGIC, 8, 9, bytes(32)))))
         wait_for_the_end(sock)
@@ -243,7 +243,7 @@ def test_node_of_another_secret_is_refused(dial: Dial) -> None:
         refused_in_time(lambda: dial(other.address, deadline=AMPLE), ProtocolError, "another secret|is invalid")
 
 
-def test_silence_ends_with_the_deadline(dial: Dial) -> None:
+def test_connecting_to_a_silent_node_ends_with_the_deadline(dial: Dial) -> None:
     with ScriptedNode(wait_for_the_end) as other:
         refused_in_time(lambda: dial(other.address), match="no answer within the deadline")
 
@@ -304,7 +304,7 @@ def test_call_without_an_answer_ends_with_the_deadline_and_closes(dial: Dial) ->
         assert caller.closed
 
 
-def test_a_time_limit_that_ends_while_an_answer_is_due_is_raised_whatever_its_kind() -> None:
+def test_time_limit_of_the_caller_is_raised_though_it_is_a_timeout_error() -> None:
     with ScriptedNode(mute) as node, handling(raises_timeout):
         connection = BlockingConnection(node.address, KEYS, 5.0)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
@@ -350,10 +350,10 @@ def test_reply_that_trickles_ends_with_the_deadline(dial: Dial) -> None:
         assert caller.closed
 
 
-def test_looking_finds_and_misses(dial: Dial, monkeypatch: pytest.MonkeyPatch, wait: bool) -> None:
-    looks: list[bool] = []
-    monkeypatch.setattr(BusyPoll, "succeeded", lambda self: looks.append(True))
-    monkeypatch.setattr(BusyPoll, "failed", lambda self: looks.append(False))
+def test_busy_polling_succeeds_and_fails(dial: Dial, monkeypatch: pytest.MonkeyPatch, wait: bool) -> None:
+    polls: list[bool] = []
+    monkeypatch.setattr(BusyPoll, "succeeded", lambda self: polls.append(True))
+    monkeypatch.setattr(BusyPoll, "failed", lambda self: polls.append(False))
     for module in (aio, blocking):  # long enough for a false node, which is slow
         monkeypatch.setattr(module, "POLL_FOR", 0.01)
     slow = threading.Event()
@@ -364,12 +364,12 @@ def test_looking_finds_and_misses(dial: Dial, monkeypatch: pytest.MonkeyPatch, w
 
     with ScriptedNode(answering(reply)) as node:
         caller = dial(node.address, deadline=AMPLE)
-        call_until(lambda: True in looks, caller)
-        assert (True in looks) == wait
+        call_until(lambda: True in polls, caller)
+        assert (True in polls) == wait
         slow.set()
-        looks.clear()
-        call_until(lambda: False in looks, caller)
-        assert (False in looks) == wait
+        polls.clear()
+        call_until(lambda: False in polls, caller)
+        assert (False in polls) == wait
 
 
 def call_until(condition: Callable[[], bool], caller: Caller, times: int = 20) -> None:
@@ -395,7 +395,7 @@ def test_signal_in_the_middle_of_a_call_closes() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_node_that_has_closed_is_told_from_a_late_one_however_late_that_is_seen(
+def test_closed_connection_is_not_a_timeout_however_late_it_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def script(sock: socket.socket) -> None:
@@ -412,7 +412,7 @@ def test_node_that_has_closed_is_told_from_a_late_one_however_late_that_is_seen(
         assert type(raised.value) is ConnectionLost
 
 
-def test_time_that_we_did_not_have_ourselves_makes_nobody_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_delay_does_not_make_a_reply_late(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = threading.Event()
 
     def script(sock: socket.socket) -> None:
@@ -443,14 +443,14 @@ def test_time_that_we_did_not_have_ourselves_makes_nobody_late(monkeypatch: pyte
         connection.close()
 
 
-def test_silence_of_who_is_not_even_asked_in_time_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receive_after_the_deadline_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedNode(mute) as node:
         connection = BlockingConnection(node.address, KEYS, 5.0)
         connection.send(PING)
         refused_in_time(lambda: connection.receive(0.0), match="no answer within the deadline")
 
 
-def test_who_waits_long_sleeps(dial: Dial) -> None:
+def test_long_wait_uses_no_processor_time(dial: Dial) -> None:
     def slow(number: int) -> bytes:
         take_time(0.2)
         return DONE
@@ -522,7 +522,7 @@ def test_node_that_ends_in_the_middle_of_a_reply_is_unavailable(dial: Dial, leng
         frame(b"\x93\x26\x01\xa2\xff\xff"),
     ],
 )
-def test_reply_that_makes_no_sense_is_a_protocol_error_and_closes(dial: Dial, reply: bytes) -> None:
+def test_invalid_reply_is_a_protocol_error_and_closes(dial: Dial, reply: bytes) -> None:
     with ScriptedNode(answering(lambda number: reply)) as node:
         caller = dial(node.address, deadline=AMPLE)
         refused_in_time(lambda: caller.call(PING), ProtocolError, "a reply that can't be read")
@@ -576,7 +576,7 @@ def test_answer_that_came_while_the_loop_was_busy_is_in_time(runner: asyncio.Run
         runner.run(call(node.address))
 
 
-def test_silence_ends_with_the_deadline_though_the_loop_is_busy(runner: asyncio.Runner) -> None:
+def test_request_without_a_reply_ends_with_the_deadline_though_the_loop_is_busy(runner: asyncio.Runner) -> None:
     async def call(address: Address) -> None:
         connection = await connect(address, KEYS, DEADLINE)
         busy = asyncio.ensure_future(keep_busy(0.05))
@@ -620,7 +620,7 @@ async def test_cancelled_request_leaves_the_others_their_replies() -> None:
         connection.close()
 
 
-async def test_all_that_wait_fail_with_the_connection_and_its_owner_is_told() -> None:
+async def test_waiting_requests_fail_with_the_connection_and_on_close_is_called() -> None:
     told = asyncio.Event()
     with ScriptedNode(mute) as node:
         connection = await connect(node.address, KEYS, AMPLE, on_close=told.set)
@@ -629,7 +629,7 @@ async def test_all_that_wait_fail_with_the_connection_and_its_owner_is_told() ->
         assert told.is_set()
 
 
-async def test_connection_takes_no_more_casts_than_it_can_hold() -> None:
+async def test_cast_is_refused_when_the_output_buffer_is_full() -> None:
     end = threading.Event()
 
     def script(sock: socket.socket) -> None:
