@@ -246,8 +246,8 @@ def test_error_is_a_connection_error_and_names_the_node(make: Make) -> None:
 
 # -- nodes that misbehave -------------------------------------------------------------------------------------
 
-DEADLINE = 0.25
-AT_LATEST = DEADLINE + 0.12  # a machine that runs tests is busy
+DEADLINE = 0.5  # on a busy machine, scripted nodes take tenths of a second
+AT_LATEST = DEADLINE + 0.12
 
 
 def mute(sock: Any) -> None:
