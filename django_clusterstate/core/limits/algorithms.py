@@ -166,12 +166,10 @@ class RecentRules:
 
     def note(self, rules: Sequence[Rule]) -> None:
         for rule in rules:
-            try:
-                self._rules.move_to_end(rule)
-            except KeyError:
-                self._rules[rule] = None
-                if len(self._rules) > MAX_RULES:
-                    self._rules.popitem(last=False)
+            self._rules[rule] = None
+            self._rules.move_to_end(rule)
+            if len(self._rules) > MAX_RULES:
+                self._rules.popitem(last=False)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self._rules)
