@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import environ
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.encoding import force_bytes
@@ -54,7 +55,9 @@ def _is_list_of(*types: type) -> Callable[[Any], bool]:
 
 
 def _split(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
+    """The items of a list as django-environ reads them, so that `CLUSTERSTATE_` variables look like all others."""
+    items: list[str] = environ.Env.parse_value(text, list)
+    return items
 
 
 TEXT = Kind("str", "text", lambda value: isinstance(value, str))
