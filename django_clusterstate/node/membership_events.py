@@ -126,20 +126,20 @@ class MembershipEvents:
             )  # fmt: skip
 
     def take_change(self, change: Change) -> None:
-        who, view = change.identity, self._membership.view
+        identity, view = change.identity, self._membership.view
         logger.log(
             logging.WARNING if change.new in (MemberState.SUSPECT, MemberState.DOWN) else logging.INFO,
             "%s %s %s; %s -> %s, %d nodes serve, epoch %016x",
-            "node" if who is self._me else "peer",
-            who,
-            describe(change, self._silence(who), self._membership.timings.suspect_after),
+            "node" if identity is self._me else "peer",
+            identity,
+            describe(change, self._silence(identity), self._membership.timings.suspect_after),
             change.old or "unknown",
             change.new,
             len(view.members),
             view.epoch,
         )
         if (what := what_happened(change)) is not None:
-            self._note(what, who)
+            self._note(what, identity)
         self._notify(change)
 
     def take_problems(self, misdirected: Mapping[str, Misdirected]) -> None:
@@ -154,13 +154,13 @@ class MembershipEvents:
             del self._problems[text]
             logger.info("problem solved: %s", text)
 
-    def _silence(self, who: Identity) -> float:
+    def _silence(self, identity: Identity) -> float:
         """Seconds since this start of the node was last heard; 0 if another start has taken its place."""
-        member = self._membership.members.get(who.name)
-        return self._clock() - member.heard if member is not None and member.identity == who else 0.0
+        member = self._membership.members.get(identity.name)
+        return self._clock() - member.heard if member is not None and member.identity == identity else 0.0
 
-    def _note(self, what: EventKind, who: Identity) -> None:
-        self._history.timeline.note(what, who.name, who.boot, self._clock())
+    def _note(self, what: EventKind, identity: Identity) -> None:
+        self._history.timeline.note(what, identity.name, identity.boot, self._clock())
         changes = self._stats.changes
         if what in changes.__struct_fields__:
             setattr(changes, what, getattr(changes, what) + 1)
