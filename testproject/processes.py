@@ -18,7 +18,7 @@ from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.messages import GetStatus, StatusReply, request_frame
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 SERVER_PORTS = (12_000, 32_000)  # Linux gives clients those from 32,768 on
 BLOCK = 200  # ports; a hundred processes can each have a block
 

@@ -192,5 +192,5 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[wire.Message]:
     return watch_requests(monkeypatch)
 
 
-def wait_until_gone(cache: Face, *keys: str, seconds: float = 5.0) -> None:
+def wait_until_gone(cache: Face, *keys: str, seconds: float = 60.0) -> None:
     wait_until(lambda: not cache.get_many(keys), seconds, f"{keys} expired")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from testproject.processes import wait_until
 
-SECONDS = 20.0  # a child that waits for longer never ends
+SECONDS = 60.0  # a child that waits for longer never ends
 
 FORKS: dict[str, Callable[[], int]] = {
     "python": os.fork,

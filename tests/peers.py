@@ -34,7 +34,7 @@ class ScriptedNode:
     def address(self) -> TcpAddress:
         return TcpAddress(*self._listener.getsockname())
 
-    def until_accepted(self, count: int, seconds: float = 5) -> None:
+    def until_accepted(self, count: int, seconds: float = 30) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: self.accepted >= count, seconds)
 

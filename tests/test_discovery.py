@@ -32,7 +32,7 @@ from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.layers import SETTINGS
 from tests.postgres import PostgreSQL, program
 
-SECONDS = 20.0
+SECONDS = 60.0
 PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
 OURS, THEIRS = "10.0.0.1:4370", "10.0.0.2:4370"
 database = pytest.mark.django_db(transaction=True)

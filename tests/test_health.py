@@ -16,7 +16,7 @@ from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
 
 VIEW = "/cluster/health/"
-SECONDS = 10.0
+SECONDS = 60.0
 
 Ask = Callable[[], tuple[int, str]]
 

@@ -16,7 +16,7 @@ from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.layers import SETTINGS
 from tests.postgres import PostgreSQL, program
 
-SECONDS = 15.0
+SECONDS = 60.0
 RESTARTS = 2
 
 

@@ -575,7 +575,7 @@ def test_each_value_that_is_too_big_is_counted_and_reported_to_the_local_node(fu
                 full.call(name, "key", value)
     with pytest.raises(ValueError, match="the value of 'key' takes"):
         full.add("key", BIG)
-    wait_until(lambda: told() == before + 6, 10, "the node is told")
+    wait_until(lambda: told() == before + 6, 60, "the node is told")
 
 
 def test_values_without_room_make_one_line_in_the_log(

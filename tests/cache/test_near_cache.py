@@ -186,7 +186,7 @@ def test_a_near_value_isnt_returned_after_its_entry_expired(faces: Faces, near: 
     }
     start = time.monotonic()
     assert calls[name]() is not None
-    wait_until(lambda: calls[name]() is None, 5, "the entry's end")
+    wait_until(lambda: calls[name]() is None, 60, "the entry's end")
     check_seconds(time.monotonic() - start, below=2)
 
 
@@ -196,7 +196,7 @@ def test_a_write_of_another_process_is_seen_after_near_ttl(faces: Faces, request
     assert near.get("key") == 1
     write_elsewhere("key", 2)
     assert near.get("key") == 1
-    wait_until(lambda: near.get("key") == 2, 5, "the other's value")
+    wait_until(lambda: near.get("key") == 2, 60, "the other's value")
 
 
 def test_aliases_of_one_location_have_their_own_near_ttl(faces: Faces, near: Face) -> None:

@@ -656,7 +656,7 @@ def test_open_breaker_fails_requests_at_once_and_lets_one_try_in_each_interval(
         requester = make(node.address, deadline=0.05)
         target = requester.routing.local
         for _ in range(FAILURES_TO_OPEN):
-            with pytest.raises(Unavailable, match="no answer within the deadline"):
+            with pytest.raises(Unavailable, match="within the deadline"):
                 requester.call_node(target, PING)
         tried = node.accepted
         for _ in range(20):
@@ -665,7 +665,7 @@ def test_open_breaker_fails_requests_at_once_and_lets_one_try_in_each_interval(
             assert kinds(requester.call_each([(target, PING), (target, PING)])) == [Unavailable] * 2
         assert node.accepted == tried
         requester.clock.ahead += HALF_OPEN_AFTER
-        with pytest.raises(Unavailable, match="no answer within the deadline"):
+        with pytest.raises(Unavailable, match="within the deadline"):
             requester.call_node(target, PING)
         with pytest.raises(Unavailable, match="circuit breaker for .* is open"):
             requester.call_node(target, PING)

@@ -118,13 +118,13 @@ async def running(folder: Path) -> AsyncIterator[Running]:
     await until(lambda: not running.server.connections and not running.server.unauthenticated)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def closed(reader: asyncio.StreamReader, seconds: float = 5) -> bool:
+async def closed(reader: asyncio.StreamReader, seconds: float = 30) -> bool:
     """Whether the node closes the connection in time; what it says before doesn't matter."""
     async with asyncio.timeout(seconds):
         with contextlib.suppress(ConnectionResetError):

@@ -47,7 +47,7 @@ def shown(client: Client, monkeypatch: pytest.MonkeyPatch, status: ClusterStatus
 class TestRealCluster:
     def test_all_nodes_and_their_agreement_are_shown(self, client: Client) -> None:
         # A page doesn't wait long for the nodes, and this process may not have reached one yet.
-        wait_until(lambda: len(client.get(PAGE).context["rows"]) == len(NODES), 10, "all nodes answer")
+        wait_until(lambda: len(client.get(PAGE).context["rows"]) == len(NODES), 60, "all nodes answer")
         response = client.get(PAGE)
         page = Page(response)
         assert [row.name for row in response.context["rows"]] == list(NODES)

@@ -264,7 +264,7 @@ class TestLive:
         def shown() -> bool:
             return client.get(PAGE, {"name": name, "live": ""}).context.get("total") == 1
 
-        wait_until(shown, 10, "the event")
+        wait_until(shown, 60, "the event")
 
 
 class TestPermissions:

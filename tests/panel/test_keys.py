@@ -505,7 +505,7 @@ def stopped(pair: LocalCluster, key: str) -> Iterator[str]:
     with using(pair, "one"):
         cache = caches["default"]
         assert isinstance(cache, ClusterCache)
-        wait_until(lambda: len(functions.members()) == 2, 10, "two members")
+        wait_until(lambda: len(functions.members()) == 2, 60, "two members")
         stopped = next(
             name
             for name in (f"{key}{number}" for number in range(1000))

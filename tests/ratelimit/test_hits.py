@@ -194,7 +194,7 @@ def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> No
     assert hit(limit, group, "key").allowed
     start = time.monotonic()
     retry_after = hit(limit, group, "key").retry_after
-    wait_until(lambda: hit(limit, group, "key").allowed, 5, "allowed again")
+    wait_until(lambda: hit(limit, group, "key").allowed, 60, "allowed again")
     assert 0 < retry_after <= 1
     check_seconds(time.monotonic() - start, below=retry_after + 0.3, at_least=retry_after)
 
@@ -345,7 +345,7 @@ def test_cached_denials_are_reported_to_this_hosts_node(cluster: LocalCluster, f
         face.hit(limit, group, "another key")  # a process tells when it asks for the view, once a second
         return bool(told().remembered >= before.remembered + 3)
 
-    wait_until(arrived, 10, "alpha is told")
+    wait_until(arrived, 60, "alpha is told")
 
 
 @pytest.mark.usefixtures("nowhere")

@@ -41,7 +41,7 @@ from tests.layers import Redis
 from tests.timelimits import SoftTimeLimit, handling, raises
 from tests.timing import check_seconds
 
-SECONDS = 10.0
+SECONDS = 60.0
 DEADLINE = 10.0  # a machine that runs tests may hold up a process for longer than the default of 0.1 s
 CLUSTERS = ("redis+cluster", "valkey+cluster")
 SCHEMES = ("redis", "valkey", *CLUSTERS, "memcached")
