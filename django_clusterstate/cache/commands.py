@@ -1,14 +1,19 @@
 """Commands of cache operations that call users' code: defaults, serializers and compressors."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
+from msgspec import Struct
+
+from ..client.operations import Operation
+
+T = TypeVar("T")
 
 
-class Compute(NamedTuple):
+class Compute(Struct, frozen=True):
     """Computes the default of `get_or_set()`, a value or a callable; in asyncio what it returns may be awaitable.
 
     The result is the value; raises what the callable raises.
@@ -31,24 +36,27 @@ class Compute(NamedTuple):
         return self.default() if callable(self.default) else self.default
 
 
-class Convert:
-    """Calls a function that serialises or deserialises values. The result is what it returns; raises what it raises.
+class CallInThread(Struct, frozen=True):
+    """Calls `function`; in asyncio in a thread. The result is what it returns; raises what it raises."""
+
+    function: Callable[..., Any]
+    args: Sequence[Any]
+
+    def run(self, client: object) -> Any:
+        return self.function(*self.args)
+
+    async def arun(self, client: object) -> Any:
+        return await sync_to_async(self.function)(*self.args)
+
+
+def convert(function: Callable[..., T], *args: Any) -> Operation[T]:
+    """Calls a function that serialises or deserialises values.
 
     Some values query the database meanwhile, such as lazy querysets. Django refuses that in an event loop, and then the
     function is called again in a thread.
     """
-
-    __slots__ = ("_arguments", "_function")
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._function = function
-        self._arguments = arguments
-
-    def run(self, client: object) -> Any:
-        return self._function(*self._arguments)
-
-    async def arun(self, client: object) -> Any:
-        try:
-            return self._function(*self._arguments)
-        except SynchronousOnlyOperation:
-            return await sync_to_async(self._function)(*self._arguments)
+    try:
+        return function(*args)
+    except SynchronousOnlyOperation:
+        result: T = yield CallInThread(function, args)
+        return result

@@ -13,7 +13,7 @@ from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from .codec import MAX_VALUE_BYTES, ValueCodec, is_too_big
-from .commands import Convert
+from .commands import convert
 from .log import is_due, logger
 from .near_cache import NearReads, ReadMark
 from .options import CacheOptions
@@ -34,7 +34,7 @@ class CacheOperations:
     # -- one key --------------------------------------------------------------------------------------------
 
     def add(self, key: bytes, name: Any, value: Any, ttl: float | None) -> Operation[bool]:
-        data = yield Convert(self._codec.dump, value)
+        data = yield from convert(self._codec.dump, value)
         if is_too_big(data):
             # False would mean that the key exists: for a new session Django would try ten thousand others.
             self._report_too_big(_size_problem(name, data), raises=True)
@@ -121,13 +121,13 @@ class CacheOperations:
         absent = [key for key in names if key not in values]
         for keys, reply in (yield from self._requester.call_owners(absent, self._near.request_type)):
             values.update(zip(keys, self._near.take_many(keys, reply, marks), strict=False))
-        found: dict[Any, Any] = yield Convert(self._load_all, names, values)
+        found: dict[Any, Any] = yield from convert(self._load_all, names, values)
         return found
 
     def set_many(self, names: Mapping[bytes, Any], data: Mapping[Any, Any], ttl: float | None) -> Operation[list[Any]]:
         """Stores `data[name]` for each name. Returns the names of those that weren't stored."""
         try:
-            encoded = yield Convert(self._dump_all, names, data)
+            encoded = yield from convert(self._dump_all, names, data)
         except Exception:
             yield from self._requester.call_owners(names, wire.Delete)
             raise
@@ -197,7 +197,7 @@ class CacheOperations:
 
     def _dump(self, name: Any, value: Any) -> Operation[wire.Value | None]:
         """The encoded value; None for one that is too big, unless that raises `ValueError`."""
-        data: wire.Value = yield Convert(self._codec.dump, value)
+        data: wire.Value = yield from convert(self._codec.dump, value)
         if not is_too_big(data):
             return data
         self._report_too_big(_size_problem(name, data), raises=self._options.raise_too_big)

@@ -15,7 +15,9 @@ synchronous and the asynchronous half of the public API:
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from msgspec import Struct
 
 from ..exceptions import ClusterStateError, NoCluster
 from ..wire.messages import Reply, ViewReply
@@ -67,7 +69,7 @@ async def arun(operation: Operation[T], client: Any) -> T:
         return value
 
 
-class Call(NamedTuple):
+class Call(Struct, frozen=True):
     """Sends a framed request to the owner of a key. Results in its reply; raises `Unavailable` or `ProtocolError`."""
 
     key: bytes
@@ -80,7 +82,7 @@ class Call(NamedTuple):
         return await client.call(self.key, self.request)
 
 
-class CallNode(NamedTuple):
+class CallNode(Struct, frozen=True):
     """Sends a framed request to one node. The result is its reply; raises `Unavailable` or `ProtocolError`."""
 
     target: Target
@@ -93,7 +95,7 @@ class CallNode(NamedTuple):
         return await client.call_node(self.target, self.request)
 
 
-class CallEach(NamedTuple):
+class CallEach(Struct, frozen=True):
     """Sends framed requests to several nodes at once. The result has for each, in order, its reply or its error."""
 
     requests: Sequence[tuple[Target, bytes]]
@@ -105,7 +107,7 @@ class CallEach(NamedTuple):
         return await client.call_each(self.requests)
 
 
-class GetTable(NamedTuple):
+class GetTable(Struct, frozen=True):
     """The result is the current routing table, refreshed if it is old. Never raises for a failure of the cluster."""
 
     def run(self, client: Any) -> Any:
@@ -115,7 +117,7 @@ class GetTable(NamedTuple):
         return await client.table()
 
 
-class Sleep(NamedTuple):
+class Sleep(Struct, frozen=True):
     """Waits. The result is None."""
 
     seconds: float
@@ -127,7 +129,7 @@ class Sleep(NamedTuple):
         await asyncio.sleep(self.seconds)
 
 
-class CallEither(NamedTuple):
+class CallEither(Struct, frozen=True):
     """Calls `function` in `run`, or awaits `async_function` in `arun`. The result and any exception are its own."""
 
     function: Callable[..., Any]
