@@ -1,5 +1,6 @@
 """Forked children: by Python, and by C as servers that embed Python fork, where none of Python's hooks run."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -58,6 +59,10 @@ def _went_well(pid: int) -> bool:
         wait_until(has_ended, SECONDS, "the end of a child")
     except TimeoutError:
         os.kill(pid, signal.SIGABRT)  # so that faulthandler shows where it hangs
-        os.waitpid(pid, 0)
+        with contextlib.suppress(TimeoutError):
+            wait_until(has_ended, SECONDS, "the end of an aborted child")
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         return False
     return os.waitstatus_to_exitcode(ended[0]) == 0

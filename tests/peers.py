@@ -17,6 +17,7 @@ from django_clusterstate.wire.noise import Opener, Sealer, record_size
 Script = Callable[[socket.socket], object]
 
 KEYS = derive_link_keys(["the secret of all false nodes"], "tests")
+SECONDS = 20.0  # a script that runs on for longer never ends
 
 
 class ScriptedNode:
@@ -28,7 +29,7 @@ class ScriptedNode:
         self._script = script
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
 
     @property
     def address(self) -> TcpAddress:
@@ -46,7 +47,7 @@ class ScriptedNode:
                     self.accepted += 1
                     self._changed.notify_all()
                 self._sockets.append(sock)
-                self._threads.append(threading.Thread(target=self._follow, args=[sock]))
+                self._threads.append(threading.Thread(target=self._follow, args=[sock], daemon=True))
                 self._threads[-1].start()
 
     def _follow(self, sock: socket.socket) -> None:
@@ -59,12 +60,13 @@ class ScriptedNode:
 
     def __exit__(self, *exc_info: object) -> None:
         _wake(self._listener)
-        self._threads[0].join()
+        self._threads[0].join(SECONDS)
         for sock in self._sockets:
             _wake(sock)
         for thread in self._threads:
-            thread.join()
+            thread.join(SECONDS)
         self._listener.close()
+        assert not any(thread.is_alive() for thread in self._threads), "a script still waits"
 
 
 def _wake(sock: socket.socket) -> None:

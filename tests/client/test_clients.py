@@ -46,7 +46,7 @@ from testproject import settings
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
 from tests.faults.proxy import Proxy
-from tests.forks import InChild, in_child_of
+from tests.forks import SECONDS, InChild, in_child_of
 from tests.peers import (
     KEYS,
     Script,
@@ -837,7 +837,7 @@ def test_threads_share_a_client_and_get_their_own_answers(client: Client) -> Non
 
 
 def test_more_threads_than_a_node_accepts_at_a_time_are_all_served(client: Client) -> None:
-    start = threading.Barrier(150)
+    start = threading.Barrier(150, timeout=SECONDS)
 
     def dial(_: int) -> bool:
         start.wait()
@@ -924,7 +924,7 @@ def test_threads_of_a_child_that_come_at_the_same_time_share_no_socket_with_the_
     client: Client, in_child: InChild
 ) -> None:
     def work(first: int) -> bool:
-        start = threading.Barrier(8)
+        start = threading.Barrier(8, timeout=SECONDS)
 
         def thread(who: int) -> bool:
             start.wait()
@@ -951,7 +951,9 @@ def test_forked_worker_of_multiprocessing_is_served(client: Client, async_client
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(20)
+    process.join(SECONDS)
+    process.kill()  # or the interpreter would wait for it at its end
+    process.join()
     assert process.exitcode == 0
 
 
@@ -1017,8 +1019,7 @@ async def test_restart_of_a_node_while_the_loop_is_busy_is_not_a_failure() -> No
         client, target = AsyncClient(Routing(node.address), KEYS, DEADLINE), Target("n", node.address)
         await client.call_node(target, PING)
         call = asyncio.create_task(client.call_node(target, PING))
-        while not asked.is_set():
-            await asyncio.sleep(0)
+        assert await asyncio.to_thread(asked.wait, SECONDS)
         take_time(2 * DEADLINE)
         assert await call == wire.DoneReply(1)
         assert target.failures == 0

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from testproject.processes import free_port
 
+SECONDS = 20.0  # whatever takes longer never ends
+
 Delay = Callable[[], float]
 Alter = Callable[[int, bool, bytes], bytes]  # the connection's number, whether its maker says it, and what is said
 
@@ -42,15 +44,15 @@ class Proxy:
         self._delay = delay
         self._alter = alter
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> "Proxy":
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(SECONDS)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

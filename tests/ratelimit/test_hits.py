@@ -457,7 +457,7 @@ def test_exactly_the_limit_passes_for_64_concurrent_clients_of_three_nodes(
     keys = runtime.get_settings().link_keys
     clients = [Client(Routing(UnixAddress(str(cluster.socket(cluster.names[n % 3])))), keys, 5.0) for n in range(64)]
     mine = threading.local()
-    limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64)
+    limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64, timeout=20)
 
     def ask(client: Client) -> int:
         mine.client = client
