@@ -11,7 +11,6 @@ from . import runtime
 from .cache.quotas import read_quotas
 from .database_discovery import make_discovery
 from .middleware import read_limits
-from .node.discovery import DnsDiscovery, ListDiscovery
 from .settings import Settings
 
 SLOW_DEADLINE = 1.0
@@ -61,13 +60,7 @@ def check_addresses(settings: Settings) -> list[CheckMessage]:
     """
     advertised = settings.advertise or settings.bind
     discovery = make_discovery(settings.discovery, settings.node_name, settings.cluster, str(advertised))
-    match discovery:
-        case ListDiscovery(listed=listed):
-            elsewhere = [str(address) for address in listed if not address.is_loopback]
-        case DnsDiscovery(name=name):
-            elsewhere = [] if name.is_loopback else [str(name)]
-        case _:
-            elsewhere = []
+    elsewhere = [str(address) for address in discovery.configured if not address.is_loopback]
     if elsewhere and advertised.is_loopback:
         entry = "BIND" if settings.advertise is None else "ADVERTISE"
         problem = (

@@ -10,7 +10,7 @@ from django.db.models import Max
 from django.db.models.functions import Now
 
 from .models import NodeAddress
-from .node.discovery import Discovery, DnsDiscovery, ListDiscovery
+from .node.discovery import DNS_EVERY, DNS_TIMEOUT, LIST_EVERY, LIST_TIMEOUT, ConfiguredDiscovery, Discovery
 from .node.log import logger
 from .wire.address import TcpAddress, parse_ip, parse_tcp
 from .wire.background import BackgroundWork, T
@@ -41,6 +41,8 @@ class DatabaseDiscovery:
     probably can't write theirs either: the ages are then relative to the newest row. Reading and writing don't depend
     on each other.
     """
+
+    configured: Sequence[TcpAddress] = ()
 
     def __init__(self, name: str, cluster: str, address: str) -> None:
         self.problem = ""
@@ -192,8 +194,8 @@ def make_discovery(spec: str, name: str, cluster: str, address: str) -> Discover
         return DatabaseDiscovery(name, cluster, address)
     try:
         if spec.startswith("dns://"):
-            return DnsDiscovery(parse_tcp(spec.removeprefix("dns://")))
-        return ListDiscovery([parse_tcp(part) for part in spec.split(",")])
+            return ConfiguredDiscovery([parse_tcp(spec.removeprefix("dns://"))], DNS_EVERY, DNS_TIMEOUT)
+        return ConfiguredDiscovery([parse_tcp(part) for part in spec.split(",")], LIST_EVERY, LIST_TIMEOUT)
     except ValueError as error:
         raise ValueError(
             f"CLUSTERSTATE['DISCOVERY'] must be 'database', 'dns://NAME:PORT' or addresses with commas: {error}."

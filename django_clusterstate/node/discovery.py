@@ -8,10 +8,9 @@ from ..exceptions import Unavailable
 from ..wire.address import TcpAddress
 from ..wire.resolver import Resolver
 
-DNS_EVERY = 5.0
-LIST_EVERY = 30.0
-RETRY_AFTER = 2.0  # seconds, while a name of a list isn't resolved
-LOOKUP_TIMEOUT = 1.0  # seconds that the other addresses of a list wait for a name
+LIST_EVERY, DNS_EVERY = 30.0, 5.0  # seconds
+RETRY_AFTER = 2.0  # seconds, while a name isn't resolved
+LIST_TIMEOUT = 1.0  # seconds that the other addresses of a list wait for a name
 DNS_TIMEOUT = 8.0  # seconds; most resolvers try twice, for five seconds each
 
 
@@ -19,6 +18,7 @@ class Discovery(Protocol):
     """A source of addresses, queried every `interval` seconds for as long as the node runs."""
 
     problem: str  # the part of the last query that failed although others gave addresses; empty if none did
+    configured: Sequence[TcpAddress]  # the addresses and names in the setting
 
     @property
     def interval(self) -> float: ...
@@ -30,45 +30,31 @@ class Discovery(Protocol):
         """Removes the address of this node, which leaves."""
 
 
-class ListDiscovery:
-    """A fixed list of addresses. Names among them are resolved for each query, so DNS never delays a link."""
+class ConfiguredDiscovery:
+    """Addresses and names from the setting: a list of nodes, or one name with an A or AAAA record for each node (a
+    headless service in Kubernetes, a container network's alias). Names are resolved for each query."""
 
-    def __init__(self, addresses: Sequence[TcpAddress], names: Resolver | None = None) -> None:
-        self.listed = tuple(addresses)
+    def __init__(self, configured: Sequence[TcpAddress], every: float, timeout: float) -> None:
+        self.configured = configured
         self.problem = ""
-        self._names = names or Resolver()
+        self._every = every
+        self._timeout = timeout
+        self._names = Resolver()
 
     @property
     def interval(self) -> float:
-        return RETRY_AFTER if self.problem else LIST_EVERY
+        return RETRY_AFTER if self.problem else self._every
 
     async def addresses(self) -> Sequence[str]:
-        answers = await asyncio.gather(*(self._resolved(address) for address in self.listed))
+        answers = await asyncio.gather(*(self._resolved(address) for address in self.configured))
         self.problem = "; ".join(dict.fromkeys(answer for answer in answers if isinstance(answer, str)))
         return [str(address) for answer in answers if not isinstance(answer, str) for address in answer]
 
     async def _resolved(self, address: TcpAddress) -> list[TcpAddress] | str:
         try:
-            return await self._names.resolve_now(address, LOOKUP_TIMEOUT)
+            return await self._names.resolve_now(address, self._timeout)
         except Unavailable as error:
             return str(error)
-
-    async def withdraw(self) -> None:
-        pass
-
-
-class DnsDiscovery:
-    """All A and AAAA records of a name: a headless service in Kubernetes, a container network's alias."""
-
-    interval = DNS_EVERY
-    problem = ""
-
-    def __init__(self, name: TcpAddress, names: Resolver | None = None) -> None:
-        self.name = name
-        self._names = names or Resolver()
-
-    async def addresses(self) -> Sequence[str]:
-        return sorted(str(address) for address in await self._names.resolve_now(self.name, DNS_TIMEOUT))
 
     async def withdraw(self) -> None:
         pass

@@ -26,7 +26,6 @@ from ...core.membership.timeline import EventKind
 from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
-from ...node.discovery import ListDiscovery
 from ...node.log import RationedLog, logger
 from ...node.membership_events import Event, Isolated, ViewChanged, what_happened
 from ...node.metrics_server import serve_metrics
@@ -102,8 +101,7 @@ def _find_address(settings: Settings) -> AddressWatch:
     for problem in check_addresses(settings):
         logger.warning("setting: %s", f"{problem.msg} {problem.hint}")
     discovery = make_discovery(settings.discovery, settings.node_name, settings.cluster, str(settings.bind))
-    peers = discovery.listed if isinstance(discovery, ListDiscovery) else ()
-    finder = Finder(settings.bind, settings.advertise, peers)
+    finder = Finder(settings.bind, settings.advertise, discovery.configured)
     return AddressWatch(finder, wait_for_address(finder))
 
 
