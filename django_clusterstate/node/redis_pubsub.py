@@ -27,7 +27,6 @@ class PubSubLayer:
         self._silence = silence
         self.send = layer.send
         self.group_add = layer.group_add
-        self.group_discard = layer.group_discard
         self.group_send = layer.group_send
 
     async def new_channel(self, prefix: str = "specific.") -> str:

@@ -193,9 +193,6 @@ class Layer:
     async def group_add(self, group: str, channel: str) -> None:
         pass
 
-    async def group_discard(self, group: str, channel: str) -> None:
-        pass
-
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         self.sent.append(message)
 

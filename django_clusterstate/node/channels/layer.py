@@ -71,9 +71,6 @@ class InProcessLayer:
     async def group_add(self, group: str, channel: str) -> None:
         self._requests.listeners[group] = self._take
 
-    async def group_discard(self, group: str, channel: str) -> None:
-        self._requests.listeners.pop(group, None)
-
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         self._requests.group_send(wire.GroupSend(group, msgspec.msgpack.encode(message), EXPIRY, CAPACITY), self)
 
