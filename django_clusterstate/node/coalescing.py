@@ -18,12 +18,10 @@ class Coalescer:
 
     def __init__(self, delay: float) -> None:
         self._delay = delay
-        self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._reads: dict[int, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._polled = asyncio.Event()
-        self._loop.add_reader(self._epoll.fileno(), self._on_data)
 
     async def sleep(self, seconds: float) -> float:
         """Sleeps that long, or until the next read of many sockets, which saves a wake-up. Returns the planned time."""
@@ -36,6 +34,8 @@ class Coalescer:
     def add(self, fileno: int, read: Callable[[], None]) -> None:
         self._reads[fileno] = read
         self._epoll.register(fileno, select.EPOLLIN)
+        if self._timer is None:
+            self._read_when_ready()
 
     def remove(self, fileno: int, read: Callable[[], None]) -> None:
         if self._reads.get(fileno) == read:  # otherwise the socket was closed, and its number is another's now
@@ -44,7 +44,7 @@ class Coalescer:
                 self._epoll.unregister(fileno)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._epoll.fileno())
+        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
         if self._timer is not None:
             self._timer.cancel()
         self._polled.set()
@@ -53,8 +53,8 @@ class Coalescer:
     def _on_data(self) -> None:
         self._poll()
         if len(self._reads) >= MIN_SOCKETS:
-            self._loop.remove_reader(self._epoll.fileno())
-            self._timer = self._loop.call_later(self._delay, self._on_timer)
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._read_later()
 
     def _on_timer(self) -> None:
         try:
@@ -63,10 +63,16 @@ class Coalescer:
             self._polled.set()
             self._polled.clear()
             if len(self._reads) >= MIN_SOCKETS:
-                self._timer = self._loop.call_later(self._delay, self._on_timer)
+                self._read_later()
             else:
                 self._timer = None
-                self._loop.add_reader(self._epoll.fileno(), self._on_data)
+                self._read_when_ready()
+
+    def _read_when_ready(self) -> None:
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_data)
+
+    def _read_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._delay, self._on_timer)
 
     def _poll(self) -> None:
         for fileno, _ in self._epoll.poll(0):

@@ -29,12 +29,6 @@ MAX_MEMBERS_BYTES = MAX_REQUEST - 128 * 1024
 
 RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
-# Requests of users. The cluster's own are many more, and aren't counted.
-_COUNTED = frozenset((
-    wire.Get, wire.GetWithTtl, wire.Set, wire.Touch, wire.Delete, wire.Incr, wire.Clear, wire.GetEntry, wire.Scan,
-    wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits,
-))  # fmt: skip
-
 
 def resident_bytes() -> int:
     """Memory of this process that is in RAM, from the kernel."""
@@ -71,9 +65,12 @@ class Handler:
         self.events = EventCounts()
         self.channels = ChannelQueues()
         self.channel_requests = ChannelRequests(self.channels, membership, clock, peers)
-        self._methods: dict[type, Callable[[Any], wire.Reply | None]] = {
+        # Requests of users. The cluster's own are many more, and aren't counted.
+        self._counted_methods: dict[type, Callable[[Any], wire.Reply]] = {
             **CacheRequests(self.cache, membership, self.stats, clock).methods,
             **LimitRequests(self.limits, self.history, membership, self.stats, clock).methods,
+        }
+        self._methods: dict[type, Callable[[Any], wire.Reply | None]] = {
             **self.channel_requests.methods,
             wire.Track: self._track,
             wire.GetEvents: self._get_events,
@@ -91,9 +88,10 @@ class Handler:
     def handle(self, request: wire.Request, requester: Requester) -> wire.Reply | None:
         """The reply; None if it is pushed later, or if the request has none."""
         kind = type(request)
-        if kind in _COUNTED:
+        if kind in self._counted_methods:
             self.stats.requests += 1
-        elif kind in self._methods_with_requester:
+            return self._counted_methods[kind](request)
+        if kind in self._methods_with_requester:
             return self._methods_with_requester[kind](request, requester)
         return self._methods[kind](request)
 

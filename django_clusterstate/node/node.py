@@ -193,10 +193,8 @@ class Node:
 
     async def _tick_forever(self) -> None:
         cleaned = self._clock()
-        coalescer = self.server.coalescer
-        assert coalescer is not None  # the server listens
         while True:
-            due = await coalescer.sleep(TICK)
+            due = await self.server.coalescer.sleep(TICK)
             now = self._clock()
             self.membership.layer_failing = self.heartbeats.failing
             self._apply(self.membership.tick(now, due))

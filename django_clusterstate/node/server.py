@@ -71,14 +71,13 @@ class Server:
         self.unauthenticated: ConnectionSlots[Connection] = ConnectionSlots(
             MAX_UNAUTHENTICATED, MAX_UNAUTHENTICATED, UNAUTHENTICATED_FOR_LOCAL
         )
-        self.coalescer: Coalescer | None = None
+        self.coalescer = Coalescer(min(MAX_DELAY, handler.membership.timings.heartbeat / 2))
         self._servers: list[asyncio.Server] = []
         self._socket_file: SocketFile | None = None
 
     async def listen(self, address: Address) -> None:
         """Raises `NodeError` when it can't listen at the address."""
         loop = asyncio.get_running_loop()
-        self.coalescer = self.coalescer or Coalescer(min(MAX_DELAY, self.handler.membership.timings.heartbeat / 2))
         try:
             if isinstance(address, UnixAddress):
                 self._socket_file = SocketFile(address, BACKLOG)
@@ -95,7 +94,7 @@ class Server:
                 )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            what = "is taken: another node or program listens there" if taken else f"can't be had: {error}"
+            what = "is taken: another node or program listens there" if taken else f"can't be used: {error}"
             raise NodeError(f"{address} {what}. Choose another with --bind or --socket.") from error
         self._servers.append(server)
 
@@ -126,8 +125,7 @@ class Server:
             server.close()
         for connection in [*self.connections, *self.unauthenticated]:
             connection.abort()
-        if self.coalescer is not None:
-            self.coalescer.close()
+        self.coalescer.close()
 
 
 class Connection(asyncio.Protocol):
@@ -221,10 +219,7 @@ class Connection(asyncio.Protocol):
             raise ProtocolError(f"a requester sent {type(request).__name__}, which only nodes may send")
         reply = self._handler.handle(request, self)
         if reply is not None:
-            try:
-                return frame(encode(reply), MAX_FRAME)
-            except ValueError as error:
-                return self._too_long(reply, error)
+            return self._frame(reply)
         if isinstance(request, Deliver) and request.group.startswith(NODE_GROUPS):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
                 self._read_coalesced()
@@ -235,17 +230,15 @@ class Connection(asyncio.Protocol):
         return b""
 
     def _read_coalesced(self) -> None:
-        coalescer = self._server.coalescer
-        if self._coalesced < 0 and coalescer is not None and self._transport is not None:
+        if self._coalesced < 0 and self._transport is not None:
             self._transport.pause_reading()
             self._coalesced = self._transport.get_extra_info("socket").fileno()
-            coalescer.add(self._coalesced, self._read)
+            self._server.coalescer.add(self._coalesced, self._read)
 
     def _read_directly(self) -> None:
         if self._coalesced < 0:
             return
-        if self._server.coalescer is not None:
-            self._server.coalescer.remove(self._coalesced, self._read)
+        self._server.coalescer.remove(self._coalesced, self._read)
         self._coalesced = -1
         if self._transport is not None:
             self._transport.resume_reading()
@@ -310,17 +303,16 @@ class Connection(asyncio.Protocol):
         elif self._transport is None:
             self._handler.undelivered(reply)
         else:
-            try:
-                data = frame(encode(reply), MAX_FRAME)
-            except ValueError as error:
-                data = self._too_long(reply, error)
-            self._write(data)
+            self._write(self._frame(reply))
 
-    def _too_long(self, reply: Reply, error: ValueError) -> bytes:
-        """The frame of an error in place of the reply. That is a bug, since each reply is bounded where it is made, but
-        the connection stays open: otherwise the replies behind it would be lost as well."""
-        self._server.log.write(f"reply {type(reply).__name__} not sent, the requester gets an error: {error}")
-        return frame(encode(FailedReply(self._handler.epoch, REPLY_TOO_LONG)))
+    def _frame(self, reply: Reply) -> bytes:
+        """The frame of a reply; of an error if it is too long. That is a bug, since each reply is bounded where it is
+        made, but the connection stays open: otherwise the replies behind it would be lost as well."""
+        try:
+            return frame(encode(reply), MAX_FRAME)
+        except ValueError as error:
+            self._server.log.write(f"reply {type(reply).__name__} not sent, the requester gets an error: {error}")
+            return frame(encode(FailedReply(self._handler.epoch, REPLY_TOO_LONG)))
 
     def pause_writing(self) -> None:
         """Backpressure: more than `MAX_OUTPUT` is unread. Nothing is read until the other side has read some of it."""
