@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..core.membership.membership import Timings
+from ..core.membership.members import Timings
 from ..wire.address import TcpAddress, UnixAddress
 from ..wire.keys import Key, LinkKey
 

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..core.membership.membership import Change, Effects, Membership
+from ..core.membership.members import Change, Effects
+from ..core.membership.membership import Membership
 from ..core.membership.messages import Identity, MemberState, View
 from ..core.membership.timeline import EventKind
 from ..wire.status import Stats

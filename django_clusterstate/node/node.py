@@ -5,7 +5,8 @@ import gc
 import time
 from collections.abc import Callable, Coroutine
 
-from ..core.membership.membership import MAY_END, TICK, Effects, Membership
+from ..core.membership.members import Effects
+from ..core.membership.membership import MAY_END, TICK, Membership
 from ..core.membership.messages import Heartbeat, Identity, MemberState
 from ..wire.handshake import Hello
 from .channels.layer import InProcessLayer

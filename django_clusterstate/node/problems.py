@@ -6,7 +6,8 @@ They are shown in its log, its status and the panel. All nodes that see a proble
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..core.membership.membership import Membership, WaitReason
+from ..core.membership.joining import WaitReason
+from ..core.membership.membership import Membership
 from ..core.membership.messages import GONE, MemberState
 
 MAX_PROBLEMS = 20

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from ..core.cache.store import CacheStore, Cursor
+from ..core.cache.namespaces import Cursor
+from ..core.cache.store import CacheStore
 from ..wire.messages import Value
 
 

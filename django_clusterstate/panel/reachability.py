@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..core.membership.membership import Timings
+from ..core.membership.members import Timings
 from ..core.membership.messages import GONE
 from ..wire.messages import StatusReply
 from .formatting import duration

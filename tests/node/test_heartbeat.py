@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.membership.membership import Membership, Timings
+from django_clusterstate.core.membership.members import Timings
+from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.channels.layer import SessionMessage

@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_clusterstate.core.membership.membership import Change
+from django_clusterstate.core.membership.members import Change
 from django_clusterstate.core.membership.messages import Identity, MemberState
 from django_clusterstate.node.membership_events import describe
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from django_clusterstate.core.membership.membership import Membership, Timings
+from django_clusterstate.core.membership.members import Timings
+from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.node.problems import MAX_PROBLEMS, Misdirected, problems
 

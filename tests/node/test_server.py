@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.membership.membership import Membership, Timings
+from django_clusterstate.core.membership.members import Timings
+from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.messages import Identity
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.node import coalescing

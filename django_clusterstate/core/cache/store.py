@@ -14,8 +14,6 @@ from ..expiry import due_of
 from .lru import Lru
 from .namespaces import Bucket, Cursor, Namespace, Namespaces
 
-__all__ = ["ENTRY_OVERHEAD", "CacheStore", "Cursor"]
-
 V = TypeVar("V")
 
 # Bytes that an entry costs in addition to key and value: its slot in the ordered dict and that dict's list node, the

@@ -19,23 +19,6 @@ from typing import Annotated, Final, Protocol, TypeAlias
 
 import msgspec
 
-__all__ = [
-    "TOLERANCE",
-    "Algorithm",
-    "LimitState",
-    "RecentRules",
-    "Rule",
-    "RuleDecision",
-    "StateStore",
-    "decide",
-    "decide_all",
-    "find",
-    "hit",
-    "peek",
-    "refund",
-    "reset",
-]
-
 # Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
 TOLERANCE: Final = 1e-6
 

@@ -3,8 +3,6 @@
 import re
 from typing import Final
 
-__all__ = ["parse_rate"]
-
 
 def parse_rate(rate: str | tuple[int, float]) -> tuple[int, float]:
     """(limit, period in seconds) of "10/s", "100/h", "5/2m", "10/30" (seconds) or "5/minute", or of such a pair.

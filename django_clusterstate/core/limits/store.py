@@ -14,8 +14,6 @@ from typing import Final
 from ..expiry import due_of
 from .algorithms import LimitState
 
-__all__ = ["ROW_OVERHEAD", "LimitStore"]
-
 # Bytes that a limit costs in addition to its key: the header of the key, its place in the index and the number there,
 # and a row. Measured on CPython 3.11: 185 to 235, since tables double; a test holds it to 30 %.
 ROW_OVERHEAD: Final = 206

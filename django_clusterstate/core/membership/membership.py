@@ -15,8 +15,6 @@ from .name_conflicts import NameConflict, NameConflicts
 from .provisional import Proof, ProvisionalStarts
 from .transitions import when_ended, when_heard, when_silent
 
-__all__ = ["MAY_END", "TICK", "Change", "Effects", "Member", "Membership", "NameConflict", "Timings", "WaitReason"]
-
 TICK = 0.1  # seconds between two ticks, unless the caller gives another interval
 STALL = 0.2  # seconds: a tick that is later than this means that this node was stopped
 ISOLATION_WINDOW = 1.0  # seconds: peers that fell silent within it did so for one reason

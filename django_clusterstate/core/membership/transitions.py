@@ -33,8 +33,6 @@ from typing import assert_never
 
 from .messages import MemberState
 
-__all__ = ["when_ended", "when_heard", "when_silent"]
-
 
 def when_heard(state: MemberState, reported: MemberState, *, refuted: bool) -> MemberState:
     """The state of a member after a heartbeat of its own, which reports a state, perhaps with a higher incarnation."""

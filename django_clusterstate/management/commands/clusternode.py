@@ -21,7 +21,8 @@ from django.dispatch import Signal
 from ... import runtime, signals
 from ...cache.quotas import read_quotas
 from ...checks import check_addresses, check_channel_layer
-from ...core.membership.membership import Change, Membership
+from ...core.membership.members import Change
+from ...core.membership.membership import Membership
 from ...core.membership.timeline import EventKind
 from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address

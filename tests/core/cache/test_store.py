@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from django_clusterstate.core.cache import lru, namespaces
 from django_clusterstate.core.cache import store as store_module
 from django_clusterstate.core.cache.lru import RESOLUTION
-from django_clusterstate.core.cache.store import ENTRY_OVERHEAD, CacheStore, Cursor
+from django_clusterstate.core.cache.namespaces import Cursor
+from django_clusterstate.core.cache.store import ENTRY_OVERHEAD, CacheStore
 
 NOW = 1000.25
 AMPLE = 1 << 30

@@ -16,15 +16,9 @@ from random import Random
 
 from django_clusterstate.core.membership import gossip
 from django_clusterstate.core.membership import membership as rules
-from django_clusterstate.core.membership.membership import (
-    TICK,
-    Change,
-    Effects,
-    Member,
-    Membership,
-    Timings,
-    WaitReason,
-)
+from django_clusterstate.core.membership.joining import WaitReason
+from django_clusterstate.core.membership.members import Change, Effects, Member, Timings
+from django_clusterstate.core.membership.membership import TICK, Membership
 from django_clusterstate.core.membership.messages import GONE, SERVING, Heartbeat, Identity, MemberState, View
 
 JITTER = 0.1

@@ -6,15 +6,11 @@ import pytest
 
 from django_clusterstate.core.membership import gossip, provisional
 from django_clusterstate.core.membership import membership as rules
-from django_clusterstate.core.membership.membership import (
-    Change,
-    Effects,
-    Membership,
-    NameConflict,
-    Timings,
-    WaitReason,
-)
+from django_clusterstate.core.membership.joining import WaitReason
+from django_clusterstate.core.membership.members import Change, Effects, Timings
+from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation, View
+from django_clusterstate.core.membership.name_conflicts import NameConflict
 
 ME = Identity("me", b"m" * 16, "me:4370")
 A = Identity("a", b"a" * 16, "a:4370")
