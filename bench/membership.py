@@ -42,7 +42,7 @@ class Pretender(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         self._transport = transport
-        transport.write(frame(self._handshake.challenge()))
+        transport.write(frame(self._handshake.challenge))
 
     def data_received(self, data: bytes) -> None:
         if self._handshake.session is not None:

@@ -121,7 +121,7 @@ class AnyNode(NodeHandshake):
 
 def shake_hands(sock: socket.socket, boot: bytes = b"") -> SealedSocket:
     handshake = AnyNode(KEYS, "", boot)
-    sock.sendall(frame(handshake.challenge()))
+    sock.sendall(frame(handshake.challenge))
     sock.sendall(frame(handshake.receive(read_frame(sock))))
     assert handshake.session is not None
     return SealedSocket(sock, *handshake.session)

@@ -53,7 +53,7 @@ def ask() -> None:
 @pytest.mark.parametrize("answer", [b"", b"\x00" * 60, b"\xff"], ids=["refusal", "nonsense", "index"])
 def test_failing_call_shows_neither_secret_nor_key(call: Callable[[], None], answer: bytes) -> None:
     def script(sock: socket.socket) -> None:
-        sock.sendall(frame(NodeHandshake(KEYS).challenge()))
+        sock.sendall(frame(NodeHandshake(KEYS).challenge))
         read_frame(sock)
         sock.sendall(frame(answer))
 

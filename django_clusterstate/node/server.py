@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
         me = server.me
         self._handshake = NodeHandshake(self._keys, me.name, me.boot, _address_of(self._transport))
-        self._transport.write(frame(self._handshake.challenge()))
+        self._transport.write(frame(self._handshake.challenge))
 
     def data_received(self, data: bytes) -> None:
         try:

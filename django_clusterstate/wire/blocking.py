@@ -24,11 +24,11 @@ from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello
 from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
-from .noise import MAX_RECORD, RECORD_HEADER, TAG, Data, Opener, Sealer, record_size
+from .noise import MAX_MESSAGE, TAG, Data, Opener, Sealer, record_size
 from .other_protocols import frame_too_long
 from .unix_sockets import check_folder, check_unix_peer
 
-_RECEIVE = MAX_RECORD  # bytes: so the longest record fits
+_RECEIVE = HEADER + MAX_MESSAGE  # bytes: so the longest record fits
 _CLOSED = "the node closed the connection"
 ANY_NODE = Hello()  # of a requester that accepts whichever node answers
 _LATE = "no answer within the deadline"
@@ -271,14 +271,14 @@ class BlockingConnection:
     def _receive_record(self, received: int, until: float) -> memoryview:
         """The sealed bytes of the record whose first bytes have been received."""
         view = self._view
-        while received < RECORD_HEADER:
-            received += self._receive_more(view[received:RECORD_HEADER], until)
-        size = RECORD_HEADER + record_size(view)
+        while received < HEADER:
+            received += self._receive_more(view[received:HEADER], until)
+        size = HEADER + record_size(view)
         if received > size:
             raise ProtocolError(f"{received} bytes came where a sealed record has {size}")
         while received < size:
             received += self._receive_more(view[received:size], until)
-        return view[RECORD_HEADER:size]
+        return view[HEADER:size]
 
     def _open_rest(self, plain: bytes, until: float) -> memoryview:
         """The payload of the frame that begins with the plain bytes of its first record."""

@@ -11,7 +11,7 @@ MAX_REQUEST = MAX_FRAME - 512  # room for what a node adds when it forwards a re
 HANDSHAKE_LIMIT = 8192  # bytes of four offers with the longest names; an unauthenticated peer can't make us buffer more
 
 _LENGTH = struct.Struct(">I")
-_pack = _LENGTH.pack
+pack_size = _LENGTH.pack  # (size of a payload) -> its header
 size_at = _LENGTH.unpack_from  # (buffer, offset of a header) -> (size of the payload,)
 
 
@@ -20,7 +20,7 @@ def frame(payload: bytes, limit: int = MAX_REQUEST) -> bytes:
     size = len(payload)
     if size > limit:
         raise ValueError(f"a message of {size:,} bytes is longer than the limit of {limit:,}")
-    return _pack(size) + payload
+    return pack_size(size) + payload
 
 
 class Deframer:

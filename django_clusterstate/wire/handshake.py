@@ -146,10 +146,10 @@ def _prologue(version: int, challenge: bytes) -> bytes:
 class NodeHandshake:
     """The node's side. `keys` are empty on a unix socket.
 
-    `name` and `boot` are the node's own, `source` is the dialler's address. After `receive()`, `hello` is the dialler's
-    and `session` seals the connection (None on a unix socket). If `refused` is set, it is the reason to close the
-    connection once the answer is sent. `outdated`: the dialler expects an earlier start of this node, as requesters do
-    for a moment after a restart.
+    `name` and `boot` are the node's own, `source` is the dialler's address. `challenge` is the payload of the first
+    message. After `receive()`, `hello` is the dialler's and `session` seals the connection (None on a unix socket). If
+    `refused` is set, it is the reason to close the connection once the answer is sent. `outdated`: the dialler expects
+    an earlier start of this node, as requesters do for a moment after a restart.
     """
 
     def __init__(self, keys: Sequence[LinkKey], name: str = "", boot: bytes = b"", source: str = "") -> None:
@@ -157,15 +157,11 @@ class NodeHandshake:
         self._name = name
         self._boot = boot
         self._source = source
-        self._challenge = msgspec.msgpack.encode(Challenge(MAGIC, *VERSIONS, os.urandom(_NONCE), boot))
+        self.challenge = msgspec.msgpack.encode(Challenge(MAGIC, *VERSIONS, os.urandom(_NONCE), boot))
         self.hello = Hello()
         self.session: Session | None = None
         self.refused = ""
         self.outdated = False
-
-    def challenge(self) -> bytes:
-        """The payload of the first message."""
-        return self._challenge
 
     def receive(self, payload: bytes) -> bytes:
         """Takes the payload with the offers, returns the answer. Raises `ProtocolError` when there is none to send."""
@@ -181,7 +177,7 @@ class NodeHandshake:
             self.refused = "it has another secret, or belongs to another cluster"
             return b""
         index, key = found
-        responder = Responder(key.psk, _prologue(offers.version, self._challenge))
+        responder = Responder(key.psk, _prologue(offers.version, self.challenge))
         self.hello = _decode(responder.read(offers.offers[index][_ID:]), Hello)
         answer = bytes((index,)) + responder.write(msgspec.msgpack.encode(self._verdict()))
         self.session = responder.session()
@@ -190,7 +186,7 @@ class NodeHandshake:
     def _matching(self, offers: Sequence[bytes]) -> tuple[int, LinkKey] | None:
         """The index of the first offer made with one of our secrets, and the keys of that secret."""
         for key in self._keys:
-            expected = _offer_id(key, self._challenge)
+            expected = _offer_id(key, self.challenge)
             for index, offer in enumerate(offers):
                 if hmac.compare_digest(expected, offer[:_ID]):
                     return index, key

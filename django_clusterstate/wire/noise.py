@@ -7,29 +7,26 @@ key leaks later, recorded traffic stays unreadable (forward secrecy). The primit
 
 import hashlib
 import os
-import struct
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ..exceptions import ProtocolError
+from .framing import HEADER, Deframer, pack_size, size_at
 from .keys import Key
 
 TAG = 16  # bytes that encryption adds
-MAX_PLAIN = 65535 - TAG  # bytes in one record: a Noise message has at most 65,535
-RECORD_HEADER = 4
-MAX_RECORD = RECORD_HEADER + 65535
+MAX_MESSAGE = 65535  # bytes of a Noise message, so of a record without its header
+MAX_PLAIN = MAX_MESSAGE - TAG  # bytes in one record
 PUBLIC_KEY = 32  # bytes
 
 _PROTOCOL = b"Noise_NNpsk0_25519_AESGCM_SHA256"
 REKEY_EVERY = 1 << 20  # records: 2**32 blocks of AES at most under one key, where GCM allows far more (RFC 8446, 5.5)
+_FIRST_NONCE = bytes(12)
 _LAST_NONCE = bytes(4) + b"\xff" * 8  # the nonce that Noise reserves for REKEY
 
 _ALTERED = "a sealed record was altered, repeated or lost in transit"
-_LENGTH = struct.Struct(">I")
-_pack = _LENGTH.pack
-_size_at = _LENGTH.unpack_from
 _pid = os.getpid
 
 Data = bytes | bytearray
@@ -37,11 +34,6 @@ Data = bytes | bytearray
 
 class Forked(OSError):
     """The connection belongs to the parent process. Using it in a forked child would repeat a nonce."""
-
-
-def _nonce(counter: int) -> bytes:
-    """Four zero bytes and the counter in eight bytes, big-endian."""
-    return counter.to_bytes(12, "big")
 
 
 class _CipherState:
@@ -79,21 +71,21 @@ class Sealer(_CipherState):
         size = len(data)
         if size > MAX_PLAIN:
             return self._seal_long(memoryview(data))
-        sealed = _pack(size + TAG) + self._cipher.encrypt(self._count.to_bytes(12, "big"), data, None)
+        sealed = pack_size(size + TAG) + self._cipher.encrypt(self._count.to_bytes(12, "big"), data, None)
         self._advance()
         return sealed
 
     def _seal_long(self, data: memoryview) -> bytearray:
         """Encrypts into one buffer, since joining long records would copy them once more."""
         records = -(-len(data) // MAX_PLAIN)
-        sealed = bytearray(len(data) + records * (RECORD_HEADER + TAG))
+        sealed = bytearray(len(data) + records * (HEADER + TAG))
         view = memoryview(sealed)
         start = 0
         for first in range(0, len(data), MAX_PLAIN):
             part = data[first : first + MAX_PLAIN]
-            stop = start + RECORD_HEADER + len(part) + TAG
-            _LENGTH.pack_into(view, start, len(part) + TAG)
-            self._cipher.encrypt_into(self._count.to_bytes(12, "big"), part, None, view[start + RECORD_HEADER : stop])
+            stop = start + HEADER + len(part) + TAG
+            view[start : start + HEADER] = pack_size(len(part) + TAG)
+            self._cipher.encrypt_into(self._count.to_bytes(12, "big"), part, None, view[start + HEADER : stop])
             self._advance()
             start = stop
         return sealed
@@ -102,11 +94,11 @@ class Sealer(_CipherState):
 class Opener(_CipherState):
     """Decrypts one direction of a connection. After an error the connection must be closed."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_records",)
 
     def __init__(self, key: Key) -> None:
         super().__init__(key)
-        self._rest: Data = b""
+        self._records = Deframer(MAX_MESSAGE)
 
     def open(self, sealed: Data | memoryview) -> bytes:
         """The plaintext of one record, which is passed without its length. Raises `ProtocolError` if it was altered or
@@ -127,33 +119,19 @@ class Opener(_CipherState):
         self._advance()
         return count
 
-    def feed(self, data: Data) -> bytes:
+    def feed(self, data: bytes) -> bytes:
         """The plaintext of all records that these bytes complete. An incomplete record is buffered.
 
         Raises `ProtocolError` as `open()`, and as soon as a header announces an invalid length.
         """
-        if self._rest:
-            data = self._rest + data
-        elif len(data) > RECORD_HEADER and _size_at(data)[0] == len(data) - RECORD_HEADER <= MAX_PLAIN + TAG:
-            return self.open(data[RECORD_HEADER:])  # nearly always: one whole record
-        plain = []
-        start, end, view = 0, len(data), memoryview(data)
-        while end - start >= RECORD_HEADER:
-            size = record_size(view[start:])
-            stop = start + RECORD_HEADER + size
-            if stop > end:
-                break
-            plain.append(self.open(view[start + RECORD_HEADER : stop]))
-            start = stop
-        self._rest = data[start:]
-        return b"".join(plain)
+        return b"".join([self.open(record) for record in self._records.feed(data)])
 
 
 def record_size(header: bytes | memoryview) -> int:
     """The length in a record's header of four bytes. Raises `ProtocolError` if it is invalid."""
-    size: int = _size_at(header)[0]
-    if not TAG <= size <= MAX_PLAIN + TAG:
-        raise ProtocolError(f"a sealed record of {size:,} bytes, outside {TAG} to {MAX_PLAIN + TAG:,}")
+    size: int = size_at(header)[0]
+    if not TAG <= size <= MAX_MESSAGE:
+        raise ProtocolError(f"a sealed record of {size:,} bytes, outside {TAG} to {MAX_MESSAGE:,}")
     return size
 
 
@@ -177,15 +155,11 @@ class _HandshakeState:
     def _mix_key_and_hash(self, psk: Key) -> None:
         self._chaining, hashed, key = psk.expand(self._chaining, 3)
         self.hash = hashed.hash_after(self.hash)
-        self._start_cipher(key)
+        self._cipher = key.cipher()
 
     def _mix_key(self, material: Key) -> None:
         self._chaining, key = material.expand(self._chaining, 2)
-        self._start_cipher(key)
-
-    def _start_cipher(self, key: Key) -> None:
         self._cipher = key.cipher()
-        self._counter = 0
 
     def _mix_public(self, public: bytes) -> None:
         """The `e` token. In a handshake with a pre-shared key, it also calls MixKey."""
@@ -201,17 +175,16 @@ class _HandshakeState:
         self._mix_key(shared)
 
     def _encrypt(self, plain: bytes) -> bytes:
-        sealed = self._cipher.encrypt(_nonce(self._counter), plain, self.hash)
-        self._counter += 1
+        # The first nonce, since each message of this handshake mixes in a key before its only payload.
+        sealed = self._cipher.encrypt(_FIRST_NONCE, plain, self.hash)
         self._mix_hash(sealed)
         return sealed
 
     def _decrypt(self, sealed: bytes) -> bytes:
         try:
-            plain = self._cipher.decrypt(_nonce(self._counter), sealed, self.hash)
+            plain = self._cipher.decrypt(_FIRST_NONCE, sealed, self.hash)
         except InvalidTag:
             raise ProtocolError("a handshake message was altered, or made with another secret") from None
-        self._counter += 1
         self._mix_hash(sealed)
         return plain
 

@@ -12,12 +12,11 @@ _PROTOCOLS = (
     (re.compile(rb"SSH-"), "an SSH banner"),
     (re.compile(rb"\*\d+\r|[+-](PON|OK|ERR|NOA|DEN)"), "the Redis protocol"),
 )
-HEADER = 4  # bytes that the patterns match
 
 
 def recognize(header: bytes) -> str:
     """The protocol that begins with these bytes, with its article for a sentence; empty if it isn't recognized."""
-    return next((name for pattern, name in _PROTOCOLS if pattern.match(header[:HEADER])), "")
+    return next((name for pattern, name in _PROTOCOLS if pattern.match(header)), "")
 
 
 def frame_too_long(header: bytes, size: int, limit: int) -> str:

@@ -38,10 +38,10 @@ from django_clusterstate.exceptions import (
 )
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
-from django_clusterstate.wire.framing import frame
+from django_clusterstate.wire.framing import HEADER, frame
 from django_clusterstate.wire.handshake import Hello, NodeHandshake, OtherNode, OtherStart
 from django_clusterstate.wire.keys import LinkKey, derive_link_keys
-from django_clusterstate.wire.noise import RECORD_HEADER, TAG
+from django_clusterstate.wire.noise import TAG
 from testproject import settings
 from testproject.processes import LocalCluster, free_port
 from tests.conftest import NODES
@@ -420,7 +420,7 @@ def test_request_that_must_not_be_executed_twice_is_not_sent_again(
         reply = way(requester, target, direct, frame(wire.encode(requests[what])))
         assert type(reply) is ConnectionLost
         assert proxy.cut == 0
-        assert len(proxy.sent[-2][-1]) == len(frame(wire.encode(requests[what]))) + RECORD_HEADER + TAG  # it was sent
+        assert len(proxy.sent[-2][-1]) == len(frame(wire.encode(requests[what]))) + HEADER + TAG  # it was sent
         assert all(len(sent) == 1 for sent in proxy.sent[-1:])  # a handshake, and nothing more
         if what == "incr":
             assert values(requester.call_node(direct, get_request(key))) == [times]
@@ -542,7 +542,7 @@ def test_restart_between_two_requests_to_several_nodes_is_not_a_failure(make: Ma
             answers_once(sock).read_frame()
             return
         handshake = NodeHandshake(KEYS, "n1", b"the later start")
-        sock.sendall(frame(handshake.challenge()))
+        sock.sendall(frame(handshake.challenge))
         sock.sendall(frame(handshake.receive(read_frame(sock))))
 
     with ScriptedNode(answering()) as first, ScriptedNode(restarted) as second:

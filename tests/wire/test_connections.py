@@ -49,7 +49,7 @@ AMPLE = 20.0  # the deadline of calls that end before it
 AT_LATEST = DEADLINE + 0.3  # less than two deadlines
 PING = frame(wire.encode(wire.Ping()))
 DONE = frame(wire.encode(wire.DoneReply(1)))
-CHALLENGE = frame(NodeHandshake(KEYS).challenge())
+CHALLENGE = frame(NodeHandshake(KEYS).challenge)
 
 
 class Caller(Protocol):
@@ -255,7 +255,7 @@ def test_default_timeout_of_sockets_changes_no_deadline(folder: Path, dial: Dial
         sock, _ = listener.accept()
         with sock:
             handshake = NodeHandshake(())
-            sock.sendall(frame(handshake.challenge()))
+            sock.sendall(frame(handshake.challenge))
             sock.sendall(frame(handshake.receive(read_frame(sock))))
             done.wait(20)
 
