@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..wire.address import TcpAddress
 from ..wire.background import BackgroundWork
 from ..wire.resolver import Hosts, Lookup, look_up, numeric
-from .interfaces import has_address, is_reachable, own_address
+from .interfaces import family_of, has_address, is_reachable, own_address
 from .log import RationedLog, logger
 
 CHECK_EVERY = 60.0  # seconds
@@ -65,19 +65,13 @@ class Finder:
 
     def _families(self) -> tuple[int, ...]:
         """The address families on which the node listens. `::` is IPv6 alone: asyncio and uvloop set `IPV6_V6ONLY`."""
-        if not self.bind.host:
-            return socket.AF_INET, socket.AF_INET6
-        bound = numeric(self.bind)
-        if bound is None:
-            return socket.AF_INET, socket.AF_INET6
-        return (socket.AF_INET6,) if ":" in bound.host else (socket.AF_INET,)
+        bound = numeric(self.bind) if self.bind.host else None
+        return (socket.AF_INET, socket.AF_INET6) if bound is None else (family_of(bound.host),)
 
     def _preferred(self, hosts: Hosts) -> str:
         """The first address of a family on which the node listens."""
-        v6 = self._families() == (socket.AF_INET6,)
-        v4 = self._families() == (socket.AF_INET,)
-        fitting = [host for host in hosts if not (v6 and ":" not in host) and not (v4 and ":" in host)]
-        return (*fitting, *hosts)[0]
+        families = self._families()
+        return next((host for host in hosts if family_of(host) in families), hosts[0])
 
     def is_current(self, advertised: TcpAddress, found: Advertised) -> bool:
         """Whether an address found earlier can stay, given what is found now."""

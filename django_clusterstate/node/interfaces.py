@@ -48,10 +48,15 @@ def own_address(families: Sequence[int], peers: Sequence[TcpAddress] = ()) -> st
     return next((source for source in sources if source), None)
 
 
+def family_of(host: str) -> int:
+    """The address family of an IP address."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def has_address(host: str) -> bool:
     """Whether it is an address of this host."""
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with socket.socket(family_of(host), socket.SOCK_DGRAM) as probe:
             probe.bind((host, 0))
     except OSError:
         return False
@@ -71,7 +76,7 @@ def is_reachable(host: str) -> bool:
 
 def _source(family: int, host: str) -> str | None:
     """The address that the kernel would send from, by its routing table: connecting a UDP socket sends nothing."""
-    if (":" in host) != (family == socket.AF_INET6):
+    if family_of(host) != family:
         return None
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

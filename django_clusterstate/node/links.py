@@ -70,22 +70,16 @@ class Links:
         self.dropped = 0  # messages that found a link too slow
         self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
         self.reached = False  # set when another node has reached this one at the address that it advertises
-        self.leaving = (
-            False  # set when this node leaves: then heartbeats take both ways, since they can't wait any more
-        )
-        self._clock = clock
+        self.leaving = False  # set when this node leaves: heartbeats, which can't wait then, take both connections
+        self.clock = clock
         self.misdirected: dict[str, Misdirected] = {}
         self._links: dict[str, Link] = {}
-        self._own: dict[str, float] = {
-            me.address: math.inf
-        }  # addresses of this node, and until when they aren't dialled
-
-    def now(self) -> float:
-        return self._clock()
+        # Addresses of this node, and until when they aren't dialled.
+        self._own: dict[str, float] = {me.address: math.inf}
 
     def add(self, addresses: Iterable[str]) -> None:
         """Makes links to these addresses; those that exist are kept for longer."""
-        now = self._clock()
+        now = self.clock()
         for address in addresses:
             link = self._links.get(address)
             if link is not None:
@@ -106,18 +100,15 @@ class Links:
             if self.reached or identity.address != self.me.address:
                 self.note_misdirected(peer.name, identity.address, self.me.name)
             return
+        self.add([identity.address])
         link = self._links.get(identity.address)
-        if link is None:
-            self.add([identity.address])
-            link = self._links.get(identity.address)
-            if link is None:
-                return
-        link.expect(peer, self._clock())
+        if link is not None:
+            link.expect(peer, self.clock())
 
     def note_misdirected(self, name: str, address: str, found: str) -> None:
         """Notes that `found` answers at the address which `name` advertises."""
         if name in self.misdirected or len(self.misdirected) < MAX_MISDIRECTED:
-            self.misdirected[name] = Misdirected(address, found, self._clock())
+            self.misdirected[name] = Misdirected(address, found, self.clock())
 
     def fan_out(self, message: Deliver) -> None:
         data = request_frame(message)
@@ -155,7 +146,7 @@ class Links:
 
     def redial(self, name: str) -> None:
         """Dials a peer afresh, since requests to it fail: that shows whether its process is gone."""
-        now = self._clock()
+        now = self.clock()
         for address, link in self._links.items():
             if link.peer is not None and link.peer.name == name and now - link.opened > REDIAL_AFTER:
                 self.reset(address)
@@ -172,7 +163,7 @@ class Links:
         return [link.peer.boot for link in links if link.peer is not None and link.connection is not None]
 
     def tick(self) -> None:
-        now = self._clock()
+        now = self.clock()
         for address, link in list(self._links.items()):
             if link.task.done() or (link.connection is None and now - link.named_at > DROPPED_AFTER):
                 link.task.cancel()
@@ -184,7 +175,7 @@ class Links:
 
     def note_own(self, address: TcpAddress) -> None:
         """Doesn't dial an address for a while, since this node itself answered there, or a relay of its messages."""
-        self._own.setdefault(str(address), self._clock() + OWN_FOR)
+        self._own.setdefault(str(address), self.clock() + OWN_FOR)
 
     async def close(self) -> None:
         tasks = [link.task for link in self._links.values()]
@@ -290,7 +281,7 @@ class Link:
                 self._refused(self.peer)
             return False
         links.misdirected.pop(peer.name, None)
-        self.peer, self.connection, self.opened = peer, connection, links.now()
+        self.peer, self.connection, self.opened = peer, connection, links.clock()
         links.on_open(peer, str(self._address))
         return True
 

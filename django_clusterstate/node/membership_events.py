@@ -15,7 +15,10 @@ from .problems import Misdirected, problems
 
 PROBLEM_AGAIN = 60.0  # seconds between two log lines about a problem that lasts
 
-_HAPPENED = {
+# What a change means in the timeline and the signals, by (old state, new state) or by the new state.
+_HAPPENED: dict[tuple[MemberState | None, MemberState] | MemberState, EventKind | None] = {
+    (MemberState.SUSPECT, MemberState.ALIVE): EventKind.HEARD_AGAIN,
+    (MemberState.LEAVING, MemberState.LEFT): None,
     MemberState.ALIVE: EventKind.JOINED,
     MemberState.SUSPECT: EventKind.SUSPECTED,
     MemberState.DOWN: EventKind.DOWN,
@@ -56,12 +59,7 @@ Event = Change | ViewChanged | Isolated
 
 def what_happened(change: Change) -> EventKind | None:
     """What a change of state means in the timeline and the signals; None when it only follows from an earlier one."""
-    match change.old, change.new:
-        case MemberState.SUSPECT, MemberState.ALIVE:
-            return EventKind.HEARD_AGAIN
-        case MemberState.LEAVING, MemberState.LEFT:
-            return None
-    return _HAPPENED.get(change.new)
+    return _HAPPENED.get((change.old, change.new), _HAPPENED.get(change.new))
 
 
 def describe(change: Change, silence: float, suspect_after: float) -> str:

@@ -39,23 +39,13 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
         "CLUSTERSTATE_ADVERTISE to an address of its own"
         for name, wrong in misdirected.items()
     ]
-    if _is_unreached(membership, now):
-        found.append(_unreached(membership))
-    return found[:MAX_PROBLEMS]
-
-
-def _is_unreached(membership: Membership, now: float) -> bool:
-    """Whether this node has waited for another to connect to it for longer than that takes."""
-    if membership.state is not MemberState.JOINING or now - membership.started < membership.timings.down_after:
-        return False
-    return membership.wait_reason(now) is WaitReason.UNREACHED
-
-
-def _unreached(membership: Membership) -> str:
     me = membership.me
-    peers = [member.identity for member in membership.members.values() if member.state not in GONE]
-    heard = ", ".join(map(str, peers[:MAX_NAMED])) or "none, but has connected to some"
-    return (
-        f"node {me.name} stays joining: no other node has connected to it at {me.address}; check that address "
-        f"(CLUSTERSTATE_ADVERTISE) and the firewalls between the hosts. It hears: {heard}"
-    )
+    long_joining = membership.state is MemberState.JOINING and now - membership.started >= membership.timings.down_after
+    if long_joining and membership.wait_reason(now) is WaitReason.UNREACHED:
+        peers = [member.identity for member in membership.members.values() if member.state not in GONE]
+        heard = ", ".join(map(str, peers[:MAX_NAMED])) or "none, but has connected to some"
+        found.append(
+            f"node {me.name} stays joining: no other node has connected to it at {me.address}; check that address "
+            f"(CLUSTERSTATE_ADVERTISE) and the firewalls between the hosts. It hears: {heard}"
+        )
+    return found[:MAX_PROBLEMS]

@@ -22,9 +22,8 @@ class SocketFile:
             _remove_stale(self._path)
             self.socket = _bind(address)
             try:
-                self.socket.listen(
-                    backlog
-                )  # until then another node that starts takes the file for one of a killed node
+                # Until the socket listens, another node that starts takes the file for that of a killed node.
+                self.socket.listen(backlog)
                 self._file = _identity(self._path)
             except OSError:
                 self.socket.close()

@@ -50,8 +50,8 @@ class ChannelQueues:
         self._waiters: dict[str, deque[tuple[Hashable, Deliver, float]]] = {}
         self._waiting: dict[Hashable, dict[str, int]] = {}  # how many waiters each connection has, by queue
         self._groups: dict[str, dict[str, float]] = {}
-        self._memberships = 0
-        self._forget_times()
+        self._queues_expiry: Expiry[str] = Expiry()  # due at the first message of each
+        self._memberships_expiry: Expiry[tuple[str, str]] = Expiry()
         # Due at the first waiter of each queue. An entry stays when its waiter is answered sooner.
         self._waiters_expiry: Expiry[str] = Expiry(1 / 8)
         self._received: dict[str, float] = {}  # when a message was last received from a queue
@@ -126,18 +126,15 @@ class ChannelQueues:
         return taken
 
     def group_add(self, group: str, channel: str, expiry: float, now: float) -> None:
-        if channel not in self._groups.get(group, ()):
-            if self._memberships >= MAX_MEMBERSHIPS:
-                self.dropped += 1
-                return
-            self._memberships += 1
+        if channel not in self._groups.get(group, ()) and len(self._memberships_expiry) >= MAX_MEMBERSHIPS:
+            self.dropped += 1
+            return
         self._groups.setdefault(group, {})[channel] = now + expiry
         self._memberships_expiry.set((group, channel), now + expiry, now)
 
     def group_discard(self, group: str, channel: str) -> None:
         members = self._groups.get(group)
         if members is not None and members.pop(channel, None) is not None:
-            self._memberships -= 1
             self._memberships_expiry.discard((group, channel))
             if not members:
                 del self._groups[group]
@@ -150,7 +147,8 @@ class ChannelQueues:
         """Delivers nothing more to a connection, which is closed."""
         for queue, count in self._waiting.pop(owner, {}).items():
             self.waiters -= count
-            self._forget_receiver(queue)
+            self._received.pop(queue, None)
+            self._received_expiry.discard(queue)
             left = deque(waiter for waiter in self._waiters[queue] if waiter[0] is not owner)
             if left:
                 self._waiters[queue] = left
@@ -161,8 +159,8 @@ class ChannelQueues:
         self._queues.clear()
         self._bytes = 0
         self._groups.clear()
-        self._memberships = 0
-        self._forget_times()
+        self._queues_expiry = Expiry()
+        self._memberships_expiry = Expiry()
 
     def expire(self, now: float, budget: int) -> int:
         """Drops expired messages and group memberships, and answers expired requests to receive: at most `budget`.
@@ -186,18 +184,10 @@ class ChannelQueues:
             self.group_discard(*membership)
         return budget - left
 
-    def _forget_times(self) -> None:
-        self._queues_expiry: Expiry[str] = Expiry()  # due at the first message of each
-        self._memberships_expiry: Expiry[tuple[str, str]] = Expiry()
-
     def _note_receiver(self, queue: str, now: float) -> None:
         if now - self._received.get(queue, -math.inf) > NOTED_EVERY:
             self._received[queue] = now
             self._received_expiry.set(queue, now + ABANDONED_AFTER, now)
-
-    def _forget_receiver(self, queue: str) -> None:
-        self._received.pop(queue, None)
-        self._received_expiry.discard(queue)
 
     def _expire_waiters(self, queue: str, now: float, most: int) -> int:
         answered = 0
