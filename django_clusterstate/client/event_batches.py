@@ -23,29 +23,20 @@ MAX_BATCH = 200_000  # characters and bytes, so that a batch fits into a frame i
 Call = Callable[[Target, bytes], wire.Reply]
 
 
-@dataclass(slots=True, eq=False)
 class EventSum:
-    """How many events of a name and key were tracked since `at`, and some of them as (time, fields)."""
+    """How many events of a name and key were tracked since `at`, and some of them: time, and fields as msgpack."""
 
-    name: str
-    key: str
-    at: float
-    times: int = 0
-    samples: list[tuple[float, Mapping[str, object]]] = field(default_factory=list)
+    __slots__ = ("at", "key", "name", "samples", "times")
 
-    def encode(self) -> "EncodedSum":
-        samples = [(at, _encode_fields(fields)) for at, fields in self.samples]
-        return EncodedSum(_valid_utf8(self.name), _valid_utf8(self.key), self.at, self.times, samples)
+    def __init__(self, name: str, key: str, at: float) -> None:
+        self.name = _valid_utf8(name)
+        self.key = _valid_utf8(key)
+        self.at = at
+        self.times = 0
+        self.samples: list[tuple[float, bytes]] = []
 
-
-class EncodedSum(msgspec.Struct, eq=False):
-    """An `EventSum` with its fields as msgpack."""
-
-    name: str
-    key: str
-    at: float
-    times: int
-    samples: list[tuple[float, bytes]]
+    def add_sample(self, at: float, fields: Mapping[str, object]) -> None:
+        self.samples.append((at, _encode_fields(fields)))
 
     @property
     def size(self) -> int:
@@ -61,7 +52,7 @@ class Batch:
     """Sums that are sent to one node together. `maybe_counted`: sent, but without a reply."""
 
     target: Target
-    sums: list[EncodedSum]
+    sums: list[EventSum]
     maybe_counted: bool = False
     id: bytes = field(default_factory=lambda: os.urandom(8))
 
@@ -71,7 +62,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._unassigned: list[EncodedSum] = []  # the oldest first
+        self._unassigned: list[EventSum] = []  # the oldest first
         self._batches: list[Batch] = []
 
     @property
@@ -80,7 +71,7 @@ class Outbox:
 
     def put(self, sums: Iterable[EventSum], now: float) -> None:
         """Adds sums, and drops those that are too old; if there are too many, also the oldest."""
-        self._unassigned += [one.encode() for one in sums]
+        self._unassigned += sums
         room = MAX_SUMS - sum(len(batch.sums) for batch in self._batches)
         before = self._events()
         newest = self._unassigned[-room:] if room > 0 else []
@@ -103,7 +94,7 @@ class Outbox:
                 kept.append(batch)
             else:
                 self.dropped += _count(batch.sums)
-        groups: dict[Target | None, list[EncodedSum]] = {}
+        groups: dict[Target | None, list[EventSum]] = {}
         for one in self._unassigned:
             groups.setdefault(_owner(table, routing_key(one.name, one.key)), []).append(one)
         self._unassigned = groups.pop(None, [])
@@ -144,13 +135,13 @@ def _owner(table: RoutingTable, key: bytes) -> Target | None:
     return next((node for node in table.ranking(key) if not node.is_open), owner)
 
 
-def _count(sums: Iterable[EncodedSum]) -> int:
+def _count(sums: Iterable[EventSum]) -> int:
     return sum(one.times for one in sums)
 
 
-def _split(sums: list[EncodedSum]) -> list[list[EncodedSum]]:
+def _split(sums: list[EventSum]) -> list[list[EventSum]]:
     """The sums in parts that fit into a batch."""
-    parts: list[list[EncodedSum]] = [[]]
+    parts: list[list[EventSum]] = [[]]
     room = MAX_BATCH
     for one in sums:
         room -= one.size

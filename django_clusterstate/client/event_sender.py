@@ -75,7 +75,7 @@ class EventSender(PerProcess):
                 self._wake_thread(len(self._sums))
             found.times += times
             if len(found.samples) < MAX_SUM_SAMPLES and self._samples < MAX_SAMPLES:
-                found.samples.append((self._clock(), fields))
+                found.add_sample(self._clock(), fields)
                 self._samples += 1
 
     def flush(self, timeout: float) -> bool:

@@ -33,7 +33,8 @@ def gathered(number: int, at: float = 100.0, fields: dict[str, object] | None = 
     for key in range(number):
         one = EventSum("login", str(key), at)
         one.times = 2
-        one.samples = [] if fields is None else [(at, fields)]
+        if fields is not None:
+            one.add_sample(at, fields)
         sums.append(one)
     return sums
 
@@ -108,7 +109,7 @@ def test_lone_surrogates_are_replaced() -> None:
     nodes, outbox = Nodes(), Outbox()
     one = EventSum("login", "\udcff", 100.0)
     one.times = 1
-    one.samples = [(100.0, {"\udcff": "\udcff"})]
+    one.add_sample(100.0, {"\udcff": "\udcff"})
     outbox.put([one], 100.0)
     outbox.assign(table("a"))
     nodes.send(outbox)
