@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from asgiref.sync import async_to_sync
 
 from . import runtime
-from .client.operations import CallEach, CallNode, GetTable, Operation, arun, run
-from .client.routing import RoutingTable, Target, missing_replies
+from .client.operations import CallNode, GetTable, Operation
+from .client.routing import RoutingTable, missing_replies
 from .core.membership.messages import SERVING, Identity, MemberState
 from .exceptions import ClusterStateError, NoCluster, Unavailable
+from .runtime import asynchronous, blocking
 from .wire import messages as wire
 
 _PING = wire.request_frame(wire.Ping())
@@ -75,115 +76,52 @@ class ClusterStatus:
         return {status.epoch for status in self.nodes.values()}
 
 
-def members() -> list[Identity]:
+@blocking
+def members() -> Operation[list[Identity]]:
     """The members that serve, sorted by name."""
-    return run(_members(), runtime.get_client())
-
-
-async def amembers() -> list[Identity]:
-    """Asynchronous `members()`."""
-    return await arun(_members(), runtime.get_async_client())
-
-
-def local_node() -> str:
-    """The name of this host's node."""
-    return run(_local_node(), runtime.get_client())
-
-
-async def alocal_node() -> str:
-    """Asynchronous `local_node()`."""
-    return await arun(_local_node(), runtime.get_async_client())
-
-
-def owner(key: str | bytes) -> str:
-    """The name of the node that owns a key.
-
-    The key is your own text, or the result of `ClusterCache.routing_key()` or `ratelimit.routing_key()`.
-    """
-    return ranking(key)[0]
-
-
-async def aowner(key: str | bytes) -> str:
-    """Asynchronous `owner()`."""
-    return (await aranking(key))[0]
-
-
-def ranking(key: str | bytes) -> list[str]:
-    """The names of all members that serve, in the order in which they would own the key."""
-    return run(_ranking(key), runtime.get_client())
-
-
-async def aranking(key: str | bytes) -> list[str]:
-    """Asynchronous `ranking()`."""
-    return await arun(_ranking(key), runtime.get_async_client())
-
-
-def ping(node: str) -> float | None:
-    """Seconds of a round trip to the node; None if it doesn't reply or isn't a member."""
-    return run(_ping(node), runtime.get_client())
-
-
-async def aping(node: str) -> float | None:
-    """Asynchronous `ping()`."""
-    return await arun(_ping(node), runtime.get_async_client())
-
-
-def status() -> ClusterStatus:
-    """The status of all nodes. All are queried at once, so those that don't reply cost one deadline together."""
-    # By the asyncio client, which also connects to all nodes at once; the blocking client would do so one by one.
-    return async_to_sync(astatus)()
-
-
-async def astatus() -> ClusterStatus:
-    """Asynchronous `status()`."""
-    client = runtime.get_async_client()
-    return await arun(_status(client.routing.local), client)
-
-
-def local_status() -> wire.StatusReply | None:
-    """The status of this host's node; None if it doesn't reply."""
-    client = runtime.get_client()
-    return run(_local_status(client.routing.local), client)
-
-
-async def alocal_status() -> wire.StatusReply | None:
-    """Asynchronous `local_status()`."""
-    client = runtime.get_async_client()
-    return await arun(_local_status(client.routing.local), client)
-
-
-def problem() -> str:
-    """Why this host's node doesn't serve; empty if it does. Ignores the other nodes."""
-    return _problem(local_status())
-
-
-async def aproblem() -> str:
-    """Asynchronous `problem()`."""
-    return _problem(await alocal_status())
-
-
-# -- operations -------------------------------------------------------------------------------------------------
-
-
-def _members() -> Operation[list[Identity]]:
     table = yield GetTable()
     return list(_joined(table).view.members)
 
 
-def _local_node() -> Operation[str]:
+amembers = asynchronous(members)
+
+
+@blocking
+def local_node() -> Operation[str]:
+    """The name of this host's node."""
     table: RoutingTable = yield GetTable()
     if not table.local_name:
         raise Unavailable(f"this host's node doesn't answer at {runtime.get_settings().socket}")
     return table.local_name
 
 
-def _ranking(key: str | bytes) -> Operation[list[str]]:
-    table = yield GetTable()
-    encoded = key.encode() if isinstance(key, str) else key
-    return [target.name for target in _joined(table).ranking(encoded)]
+alocal_node = asynchronous(local_node)
 
 
-def _ping(node: str) -> Operation[float | None]:
+@blocking
+def owner(key: str | bytes) -> Operation[str]:
+    """The name of the node that owns a key.
+
+    The key is your own text, or the result of `ClusterCache.routing_key()` or `ratelimit.routing_key()`.
+    """
+    return (yield from _ranking(key))[0]
+
+
+aowner = asynchronous(owner)
+
+
+@blocking
+def ranking(key: str | bytes) -> Operation[list[str]]:
+    """The names of all members that serve, in the order in which they would own the key."""
+    return (yield from _ranking(key))
+
+
+aranking = asynchronous(ranking)
+
+
+@blocking
+def ping(node: str) -> Operation[float | None]:
+    """Seconds of a round trip to the node; None if it doesn't reply or isn't a member."""
     table: RoutingTable = yield GetTable()
     target = table.targets.get(node)
     if target is None:
@@ -196,28 +134,60 @@ def _ping(node: str) -> Operation[float | None]:
     return time.perf_counter() - start
 
 
-def _status(local: Target) -> Operation[ClusterStatus]:
-    table: RoutingTable = yield GetTable()
-    targets = list({local, *table.targets.values()})
-    replies = yield CallEach([(target, _GET_STATUS) for target in targets])
+aping = asynchronous(ping)
+
+
+def status() -> ClusterStatus:
+    """The status of all nodes. All are queried at once, so those that don't reply cost one deadline together."""
+    # By the asyncio client, which also connects to all nodes at once; the blocking client would do so one by one.
+    return async_to_sync(astatus)()
+
+
+async def astatus() -> ClusterStatus:
+    """Asynchronous `status()`."""
+    client = runtime.get_async_client()
+    table = await client.table()
+    targets = list({client.routing.local, *table.targets.values()})
+    replies = await client.call_each([(target, _GET_STATUS) for target in targets])
     nodes = [reply for reply in replies if isinstance(reply, wire.StatusReply)]
     return ClusterStatus.of(table, nodes, missing_replies(targets, replies, wire.StatusReply))
 
 
-def _local_status(local: Target) -> Operation[wire.StatusReply | None]:
-    try:
-        reply = yield CallNode(local, _GET_STATUS)
-    except ClusterStateError:
-        return None
-    return reply if isinstance(reply, wire.StatusReply) else None
+@blocking
+def local_status() -> Operation[wire.StatusReply | None]:
+    """The status of this host's node; None if it doesn't reply."""
+    return (yield from _local_status())
 
 
-def _problem(status: wire.StatusReply | None) -> str:
+alocal_status = asynchronous(local_status)
+
+
+@blocking
+def problem() -> Operation[str]:
+    """Why this host's node doesn't serve; empty if it does. Ignores the other nodes."""
+    status = yield from _local_status()
     if status is None:
         return "this host's node doesn't answer"
     if status.state in SERVING:
         return ""
     return ": ".join([f"this host's node is {status.state}", *status.problems[:1]])
+
+
+aproblem = asynchronous(problem)
+
+
+def _ranking(key: str | bytes) -> Operation[list[str]]:
+    table = yield GetTable()
+    encoded = key.encode() if isinstance(key, str) else key
+    return [target.name for target in _joined(table).ranking(encoded)]
+
+
+def _local_status() -> Operation[wire.StatusReply | None]:
+    try:
+        reply = yield CallNode(runtime.get_routing().local, _GET_STATUS)
+    except ClusterStateError:
+        return None
+    return reply if isinstance(reply, wire.StatusReply) else None
 
 
 def _joined(table: RoutingTable) -> RoutingTable:

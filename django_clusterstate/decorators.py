@@ -15,10 +15,11 @@ from django.http import HttpRequest, HttpResponseBase
 from django.utils.decorators import method_decorator
 
 from . import runtime
-from .client.operations import CallEither, Operation, arun, run
-from .ratelimit.hits import ahit, hit, peek_operation
+from .client.operations import CallEither, Operation
+from .ratelimit.hits import ahit, apeek, hit, peek
 from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Key, RequestFunction, load_user
 from .ratelimit.request_limit import Cost, DeductWhen, Rate, RequestLimit
+from .runtime import asynchronous, blocking
 
 __all__ = ["ALL", "UNSAFE", "aget_usage", "ais_ratelimited", "cluster_ratelimit", "get_usage", "is_ratelimited"]
 
@@ -82,7 +83,7 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
             @functools.wraps(view)
             async def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
                 answer = limit.answer(name, request, lambda: view(request, *args, **kwargs))
-                return await arun(answer, runtime.get_async_client())
+                return await runtime.arun(answer)
 
             markcoroutinefunction(wrapper)
         else:
@@ -90,7 +91,7 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
             @functools.wraps(view)
             def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
                 answer = limit.answer(name, request, lambda: view(request, *args, **kwargs))
-                return run(answer, runtime.get_client())
+                return runtime.run(answer)
 
         return cast(View, wrapper)
 
@@ -110,6 +111,7 @@ class Usage(TypedDict):
     time_left: int
 
 
+@blocking
 def get_usage(
     request: HttpRequest,
     group: str | None = None,
@@ -118,49 +120,15 @@ def get_usage(
     rate: Rate = None,
     method: str | Iterable[str] | None = ALL,
     increment: bool = False,
-) -> Usage | None:
+) -> Operation[Usage | None]:
     """The use of a limit by the request's key; with `increment` this request counts. None if it isn't limited."""
-    limit = RequestLimit(key=key, rate=rate, method=method)
-    return run(_get_usage(request, _group(group, fn), limit, increment), runtime.get_client())
-
-
-async def aget_usage(
-    request: HttpRequest,
-    group: str | None = None,
-    fn: Callable[..., Any] | None = None,
-    key: Key = "ip",
-    rate: Rate = None,
-    method: str | Iterable[str] | None = ALL,
-    increment: bool = False,
-) -> Usage | None:
-    """Asynchronous `get_usage()`."""
-    limit = RequestLimit(key=key, rate=rate, method=method)
-    return await arun(_get_usage(request, _group(group, fn), limit, increment), runtime.get_async_client())
-
-
-def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
-    """Whether one more request is denied, or, with `increment`, this one. Takes the arguments of `get_usage()`."""
-    return _set_limited(request, get_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
-
-
-async def ais_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> bool:
-    """Asynchronous `is_ratelimited()`."""
-    return _set_limited(request, await aget_usage(request, *args, **kwargs), increment=kwargs.get("increment", False))
-
-
-# As attributes, since django-ratelimit has them there.
-_function: Any
-for _function in (cluster_ratelimit, get_usage, aget_usage, is_ratelimited, ais_ratelimited):
-    _function.ALL, _function.UNSAFE = ALL, UNSAFE
-
-
-def _get_usage(request: HttpRequest, group: str, limit: RequestLimit, increment: bool) -> Operation[Usage | None]:
+    limit, group = RequestLimit(key=key, rate=rate, method=method), _group(group, fn)
     if limit.key in USER_KEYS:
         yield load_user(request)
     check = limit.check(group, request)
     if check is None:
         return None
-    decision = (yield CallEither(hit, ahit, check)) if increment else (yield from peek_operation(*check))
+    decision = yield CallEither(hit, ahit, check) if increment else CallEither(peek, apeek, check)
     return {
         "count": decision.limit - decision.remaining,
         "limit": decision.limit,
@@ -169,11 +137,28 @@ def _get_usage(request: HttpRequest, group: str, limit: RequestLimit, increment:
     }
 
 
-def _set_limited(request: HttpRequest, usage: Usage | None, *, increment: bool) -> bool:
+aget_usage = asynchronous(get_usage)
+
+
+@blocking
+def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> Operation[bool]:
+    """Whether one more request is denied, or, with `increment`, this one. Takes the arguments of `get_usage()`."""
+    usage = yield CallEither(
+        functools.partial(get_usage, **kwargs), functools.partial(aget_usage, **kwargs), (request, *args)
+    )
     limited = usage is not None and usage["should_limit"]
-    if increment:
+    if kwargs.get("increment", False):
         request.limited = getattr(request, "limited", False) or limited  # type: ignore[attr-defined]
     return limited
+
+
+ais_ratelimited = asynchronous(is_ratelimited)
+
+
+# As attributes, since django-ratelimit has them there.
+_function: Any
+for _function in (cluster_ratelimit, get_usage, aget_usage, is_ratelimited, ais_ratelimited):
+    _function.ALL, _function.UNSAFE = ALL, UNSAFE
 
 
 # -- group names -----------------------------------------------------------------------------------------------------

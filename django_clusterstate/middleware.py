@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
 
 from . import runtime
-from .client.operations import CallEither, Operation, arun, run
+from .client.operations import CallEither, Operation
 from .ratelimit import Ratelimited
 from .ratelimit.request_limit import RequestLimit
 from .ratelimit.responses import refuse
@@ -44,7 +44,7 @@ class ClusterRatelimitMiddleware:
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
         if not isinstance(exception, Ratelimited):
             return None
-        return run(refuse(request, exception), runtime.get_client())
+        return runtime.run(refuse(request, exception))
 
     def _matching(self, request: HttpRequest) -> list[tuple[str, RequestLimit]]:
         return [(group, limit) for pattern, group, limit in self._limits if pattern.match(request.path)]
@@ -53,9 +53,7 @@ class ClusterRatelimitMiddleware:
         self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]
     ) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         operation = self._answer(request, limits)
-        if self._is_async:
-            return arun(operation, runtime.get_async_client())
-        return run(operation, runtime.get_client())
+        return runtime.arun(operation) if self._is_async else runtime.run(operation)
 
     def _answer(self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]) -> Operation[HttpResponseBase]:
         if not limits:

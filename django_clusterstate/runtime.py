@@ -5,21 +5,25 @@ The only module with process-wide state.
 
 import atexit
 import functools
+import inspect
 import os
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Hashable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
+from .client import operations
 from .client.aio import AsyncClient
 from .client.blocking import Client
 from .client.event_sender import EventSender
+from .client.operations import Operation
 from .client.routing import Routing
 from .limits_storage import LimitsStorage
 from .settings import PREFIX, Settings, read_settings
 from .wire.status import RequesterStats
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _cached: list["functools._lru_cache_wrapper[Any]"] = []
 _shared: dict[Hashable, Any] = {}
@@ -77,6 +81,40 @@ def get_async_client() -> AsyncClient:
     """The asyncio client of this process."""
     settings = get_settings()
     return AsyncClient(get_routing(), settings.link_keys, settings.deadline, busy_poll=settings.busy_poll)
+
+
+def run(operation: Operation[T]) -> T:
+    """Runs an operation with the blocking client. Returns what it returns, raises what it raises."""
+    return operations.run(operation, get_client())
+
+
+async def arun(operation: Operation[T]) -> T:
+    """Asynchronous `run()`."""
+    return await operations.arun(operation, get_async_client())
+
+
+def blocking(function: Callable[P, Operation[T]]) -> Callable[P, T]:
+    """Decorates a function that returns an operation, so that it runs the operation and returns the result."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return operations.run(function(*args, **kwargs), get_client())
+
+    return call
+
+
+def asynchronous(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The asynchronous twin of a function that `blocking` decorates."""
+    make_operation: Callable[P, Operation[T]] = inspect.unwrap(function)
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await operations.arun(make_operation(*args, **kwargs), get_async_client())
+
+    call.__name__ = f"a{function.__name__}"
+    call.__qualname__ = f"{function.__qualname__.removesuffix(function.__name__)}{call.__name__}"
+    call.__doc__ = f"Asynchronous `{function.__name__}()`."
+    return call
 
 
 def get_stats() -> RequesterStats:

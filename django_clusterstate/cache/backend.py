@@ -6,16 +6,17 @@ reached, reads are misses and writes are lost.
 
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, MEMCACHE_MAX_KEY_LENGTH, BaseCache, default_key_func
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 
 from .. import runtime
-from ..client.operations import Operation, arun, run
+from ..client.operations import Operation
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
+from ..runtime import asynchronous, blocking
 from ..wire import messages as wire
 from .codec import ValueCodec
 from .key_patterns import KeyPattern, KeyScan, delete_pattern
@@ -25,8 +26,6 @@ from .operations import CacheOperations
 from .options import CacheOptions
 from .requester import CacheRequester
 from .single_flight import MISSING
-
-T = TypeVar("T")
 
 _PROBE = "A key: *"  # what a KEY_FUNCTION does to it shows whether it only prepends
 
@@ -130,34 +129,34 @@ class ClusterCache(BaseCache):
         return self._near.take(key, reply, mark)
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return _run(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
+        return runtime.run(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     async def aadd(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return await _arun(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
+        return await runtime.arun(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        _run(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
+        runtime.run(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        await _arun(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
+        await runtime.arun(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return _run(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
+        return runtime.run(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return await _arun(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
+        return await runtime.arun(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        return _run(self._operations.delete(self.routing_key(key, version)))
+        return runtime.run(self._operations.delete(self.routing_key(key, version)))
 
     async def adelete(self, key: Any, version: int | None = None) -> bool:
-        return await _arun(self._operations.delete(self.routing_key(key, version)))
+        return await runtime.arun(self._operations.delete(self.routing_key(key, version)))
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        return _run(self._operations.incr(self.routing_key(key, version), key, delta))
+        return runtime.run(self._operations.incr(self.routing_key(key, version), key, delta))
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        return await _arun(self._operations.incr(self.routing_key(key, version), key, delta))
+        return await runtime.arun(self._operations.incr(self.routing_key(key, version), key, delta))
 
     def get_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
@@ -172,7 +171,7 @@ class ClusterCache(BaseCache):
         """
         if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
             return found
-        return _run(
+        return runtime.run(
             self._operations.get_or_set(self.routing_key(key, version), key, default, self._ttl(timeout), stale)
         )
 
@@ -182,7 +181,7 @@ class ClusterCache(BaseCache):
         """Asynchronous `get_or_set()`; `default` may be a coroutine function as well."""
         if not stale and (found := await self.aget(key, MISSING, version)) is not MISSING:
             return found
-        return await _arun(
+        return await runtime.arun(
             self._operations.get_or_set(self.routing_key(key, version), key, default, self._ttl(timeout), stale)
         )
 
@@ -193,63 +192,65 @@ class ClusterCache(BaseCache):
         the old one.
         """
         moved = (self.version if version is None else version) + delta
-        _run(self._operations.move(self.routing_key(key, version), self.routing_key(key, moved), key, moved))
+        runtime.run(self._operations.move(self.routing_key(key, version), self.routing_key(key, moved), key, moved))
         return moved
 
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Asynchronous `incr_version()`."""
         moved = (self.version if version is None else version) + delta
-        await _arun(self._operations.move(self.routing_key(key, version), self.routing_key(key, moved), key, moved))
+        await runtime.arun(
+            self._operations.move(self.routing_key(key, version), self.routing_key(key, moved), key, moved)
+        )
         return moved
 
     # -- many keys ------------------------------------------------------------------------------------------
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        return _run(self._operations.get_many(self._names(keys, version)))
+        return runtime.run(self._operations.get_many(self._names(keys, version)))
 
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
-        return await _arun(self._operations.get_many(self._names(keys, version)))
+        return await runtime.arun(self._operations.get_many(self._names(keys, version)))
 
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        return _run(self._operations.set_many(self._names(data, version), data, self._ttl(timeout)))
+        return runtime.run(self._operations.set_many(self._names(data, version), data, self._ttl(timeout)))
 
     async def aset_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        return await _arun(self._operations.set_many(self._names(data, version), data, self._ttl(timeout)))
+        return await runtime.arun(self._operations.set_many(self._names(data, version), data, self._ttl(timeout)))
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        _run(self._operations.delete_many([self.routing_key(key, version) for key in keys]))
+        runtime.run(self._operations.delete_many([self.routing_key(key, version) for key in keys]))
 
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
-        await _arun(self._operations.delete_many([self.routing_key(key, version) for key in keys]))
+        await runtime.arun(self._operations.delete_many([self.routing_key(key, version) for key in keys]))
 
     def clear(self) -> None:
         """Empties this namespace on every node that serves. A node that can't be reached keeps its entries."""
-        _run(self._operations.clear())
+        runtime.run(self._operations.clear())
 
     async def aclear(self) -> None:
         """Asynchronous `clear()`."""
-        await _arun(self._operations.clear())
+        await runtime.arun(self._operations.clear())
 
-    def clear_each(self) -> dict[Target, wire.Reply | ClusterStateError]:
+    @blocking
+    def clear_each(self) -> Operation[dict[Target, wire.Reply | ClusterStateError]]:
         """Empties this namespace on every node that serves. Returns each node's reply, or the error in its place."""
-        return _run(self._operations.clear_each())
+        return self._operations.clear_each()
 
     async def aclose(self, **kwargs: Any) -> None:
         """Does nothing: the connections outlive the request."""
 
     # -- beyond Django's API --------------------------------------------------------------------------------
 
-    def ttl(self, key: Any, version: int | None = None) -> float | None:
+    @blocking
+    def ttl(self, key: Any, version: int | None = None) -> Operation[float | None]:
         """The seconds until the key expires; None when it never does, 0 when it is absent."""
-        return _run(self._operations.ttl(self.routing_key(key, version)))
+        return self._operations.ttl(self.routing_key(key, version))
 
-    async def attl(self, key: Any, version: int | None = None) -> float | None:
-        """Asynchronous `ttl()`."""
-        return await _arun(self._operations.ttl(self.routing_key(key, version)))
+    attl = asynchronous(ttl)
 
     def expire(self, key: Any, timeout: float | None, version: int | None = None) -> bool:
         """`touch()` under django-redis's name."""
@@ -275,23 +276,22 @@ class ClusterCache(BaseCache):
         KEY_FUNCTION that does more than prepend.
         """
         scan = KeyScan(self._requester, self._pattern(pattern, version))
-        while (keys := _run(scan.next_chunk())) is not None:
+        while (keys := runtime.run(scan.next_chunk())) is not None:
             yield from keys
 
     async def aiter_keys(self, pattern: str, version: int | None = None) -> AsyncIterator[str]:
         """Asynchronous `iter_keys()`."""
         scan = KeyScan(self._requester, self._pattern(pattern, version))
-        while (keys := await _arun(scan.next_chunk())) is not None:
+        while (keys := await runtime.arun(scan.next_chunk())) is not None:
             for key in keys:
                 yield key
 
-    def delete_pattern(self, pattern: str, version: int | None = None) -> int:
+    @blocking
+    def delete_pattern(self, pattern: str, version: int | None = None) -> Operation[int]:
         """Deletes the keys that `iter_keys()` finds. Returns their number."""
-        return _run(delete_pattern(self._requester, self._pattern(pattern, version)))
+        return delete_pattern(self._requester, self._pattern(pattern, version))
 
-    async def adelete_pattern(self, pattern: str, version: int | None = None) -> int:
-        """Asynchronous `delete_pattern()`."""
-        return await _arun(delete_pattern(self._requester, self._pattern(pattern, version)))
+    adelete_pattern = asynchronous(delete_pattern)
 
     def lock(
         self,
@@ -320,14 +320,13 @@ class ClusterCache(BaseCache):
         """`lock()` for `async with`. This call itself isn't awaited."""
         return AsyncLock(self._lock(key, timeout, sleep, blocking_timeout, version))
 
-    def stats(self) -> dict[str, dict[str, float]]:
+    @blocking
+    def stats(self) -> Operation[dict[str, dict[str, float]]]:
         """By node name: `hits`, `misses`, `evictions` and `too_big` since the node's start, `entries` and `bytes` now,
         and `uptime` in seconds, for all namespaces together. A node that doesn't reply is missing."""
-        return _run(self._operations.stats())
+        return self._operations.stats()
 
-    async def astats(self) -> dict[str, dict[str, float]]:
-        """Asynchronous `stats()`."""
-        return await _arun(self._operations.stats())
+    astats = asynchronous(stats)
 
     # -- arguments of the operations ------------------------------------------------------------------------
 
@@ -354,14 +353,6 @@ class ClusterCache(BaseCache):
     ) -> LockOperations:
         stored = self.routing_key(f"lock:{key}", version)
         return LockOperations(key, stored, timeout, sleep, blocking_timeout, self._requester.call, self._codec.dump)
-
-
-def _run(operation: Operation[T]) -> T:
-    return run(operation, runtime.get_client())
-
-
-async def _arun(operation: Operation[T]) -> T:
-    return await arun(operation, runtime.get_async_client())
 
 
 def _is_valid(key: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from .. import runtime
-from ..client.operations import Operation, Sleep, arun, run
+from ..client.operations import Operation, Sleep
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire import messages as wire
 from .requester import succeeded
@@ -93,23 +93,23 @@ class Lock:
     def acquire(self) -> bool:
         """False when another holder keeps the lock for longer than `blocking_timeout` (None: waits forever), or its
         owner can't be reached, which raises `Unavailable` if the alias has ON_UNAVAILABLE "raise"."""
-        return bool(run(self._operations.acquire(), runtime.get_client()))
+        return bool(runtime.run(self._operations.acquire()))
 
     def release(self) -> bool:
         """False when the lock isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
-        return run(self._operations.release(), runtime.get_client())
+        return runtime.run(self._operations.release())
 
     def extend(self, timeout: float | None = None) -> bool:
         """Lets the lock end that many seconds from now, by default the seconds that it was made with. False when it
         isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
-        return run(self._operations.extend(timeout), runtime.get_client())
+        return runtime.run(self._operations.extend(timeout))
 
     def __enter__(self) -> Self:
-        run(self._operations.enter(), runtime.get_client())
+        runtime.run(self._operations.enter())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        run(self._operations.exit(), runtime.get_client())
+        runtime.run(self._operations.exit())
 
 
 class AsyncLock:
@@ -120,22 +120,22 @@ class AsyncLock:
 
     async def acquire(self) -> bool:
         """Asynchronous `Lock.acquire()`."""
-        return bool(await arun(self._operations.acquire(), runtime.get_async_client()))
+        return bool(await runtime.arun(self._operations.acquire()))
 
     async def release(self) -> bool:
         """Asynchronous `Lock.release()`."""
-        return await arun(self._operations.release(), runtime.get_async_client())
+        return await runtime.arun(self._operations.release())
 
     async def extend(self, timeout: float | None = None) -> bool:
         """Asynchronous `Lock.extend()`."""
-        return await arun(self._operations.extend(timeout), runtime.get_async_client())
+        return await runtime.arun(self._operations.extend(timeout))
 
     async def __aenter__(self) -> Self:
-        await arun(self._operations.enter(), runtime.get_async_client())
+        await runtime.arun(self._operations.enter())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await arun(self._operations.exit(), runtime.get_async_client())
+        await runtime.arun(self._operations.exit())
 
 
 def _check(name: str, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from ..client.operations import Call, CallEach, CallNode, GetTable, Operation
+from ..client.operations import Call, CallEach, CallNode, Command, GetTable, Operation
 from ..client.routing import RoutingTable, Target
 from ..exceptions import ClusterStateError, NoCluster
 from ..wire import messages as wire
@@ -37,26 +37,21 @@ class CacheRequester:
 
     def call(self, key: bytes, request: wire.Request) -> Operation[wire.Reply | None]:
         """One request to the owner of a key. None where it fails."""
-        try:
-            reply: wire.Reply | None = yield Call(key, wire.request_frame(request))
-        except ClusterStateError as error:
-            self.failed(error)
-            reply = None
-        finally:
-            if type(request) not in _READS:
-                self._near.drop(key)
-        return reply
+        return self._call(Call(key, wire.request_frame(request)), () if type(request) in _READS else (key,))
 
     def call_node(self, target: Target, request: wire.Request) -> Operation[wire.Reply | None]:
         """One request to one node. None where it fails."""
+        written = request.keys if isinstance(request, wire.Delete) else ()
+        return self._call(CallNode(target, wire.request_frame(request)), written)
+
+    def _call(self, command: Command, written: Iterable[bytes]) -> Operation[wire.Reply | None]:
+        reply: wire.Reply | None = None
         try:
-            reply: wire.Reply | None = yield CallNode(target, wire.request_frame(request))
+            reply = yield command
         except ClusterStateError as error:
             self.failed(error)
-            reply = None
         finally:
-            if isinstance(request, wire.Delete):
-                self._near.drop(*request.keys)
+            self._near.drop(*written)
         return reply
 
     def call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Operation[Replies]:

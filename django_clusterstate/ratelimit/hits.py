@@ -1,7 +1,4 @@
-"""Hits on limits, and peeks, refunds and resets.
-
-Each is an operation (see `client.operations`), which the blocking function and its asyncio twin run.
-"""
+"""Hits on limits, and peeks, refunds and resets."""
 
 import time
 from collections.abc import Callable
@@ -13,19 +10,12 @@ from ..client.routing import RoutingTable, Target
 from ..exceptions import ClusterStateError, NoCluster, ProtocolError
 from ..limits_storage import LimitsStorage
 from ..limits_storage import operations as storage_operations
+from ..runtime import asynchronous, blocking
 from ..wire import messages as wire
 from ..wire.framing import frame
 from .denials import DenialCache
 from .fallback import ProcessLimiter, decide_by_policy, effective_policy
 from .limits import MAX_COST, Decision, Limit, routing_key, strictest_decision
-
-# The counter of `RequesterStats` for each `Decision.fallback`.
-FALLBACK_COUNTERS = {
-    "node": "fallback_node",
-    "process": "fallback_process",
-    "allow": "fallback_allow",
-    "deny": "fallback_deny",
-}
 
 
 def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False, fresh: bool = False) -> Decision:
@@ -45,7 +35,7 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False,
         decision = run(_decide_in_storage(limit, request, storage), client)
     else:
         table = client.table()
-        try:  # by hand what `_decide()` does: as an operation, it would make a hit take 6 % longer
+        try:  # by hand what `peek()` does: as an operation, it would make a hit take 6 % longer
             owner = _owner(table, whole)
             decision = _decision(limit, client.call_node(owner, frame(wire.encode(request))), owner)
         except ClusterStateError:
@@ -75,54 +65,28 @@ async def ahit(
     return _finish_hit(decision, limit, whole, cost, now)
 
 
-def peek(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
+@blocking
+def peek(limit: Limit, group: str, key: str, cost: int = 1) -> Operation[Decision]:
     """The decision that a hit would get now, without counting it. `remaining` and `reset_after` are those before it."""
-    return run(peek_operation(limit, group, key, cost), runtime.get_client())
+    request = wire.Peek(routing_key(group, key), list(limit.rules), _checked(cost))
+    storage = runtime.get_limits_storage()
+    if storage is not None:
+        return (yield from _decide_in_storage(limit, request, storage))
+    table = yield GetTable()
+    try:
+        owner = _owner(table, request.key)
+        return _decision(limit, (yield _call(owner, request)), owner)
+    except ClusterStateError:
+        return (yield from _decide_without_owner(limit, request, table))
 
 
-async def apeek(limit: Limit, group: str, key: str, cost: int = 1) -> Decision:
-    """Asynchronous `peek()`."""
-    return await arun(peek_operation(limit, group, key, cost), runtime.get_async_client())
-
-
-def refund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1, ago: float = 0.0) -> bool:
+@blocking
+def refund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1, ago: float = 0.0) -> Operation[bool]:
     """Takes back a hit where it was counted, as far as it still counts there.
 
     `decision` is the one that allowed the hit, `ago` seconds before. Returns False if nothing was counted, or if the
     node or storage that counted it can't be reached.
     """
-    return run(refund_operation(decision, limit, group, key, cost, ago), runtime.get_client())
-
-
-async def arefund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1, ago: float = 0.0) -> bool:
-    """Asynchronous `refund()`."""
-    return await arun(refund_operation(decision, limit, group, key, cost, ago), runtime.get_async_client())
-
-
-def reset(limit: Limit, group: str, key: str) -> bool | None:
-    """Forgets all hits of a key under this limit, also those counted by this process or by nodes in the owner's place.
-
-    Returns True if there were any, False if there were none (check the spelling of the key and the rates), and None if
-    the owner couldn't be reached and may still count them.
-    """
-    return run(reset_operation(limit, group, key), runtime.get_client())
-
-
-async def areset(limit: Limit, group: str, key: str) -> bool | None:
-    """Asynchronous `reset()`."""
-    return await arun(reset_operation(limit, group, key), runtime.get_async_client())
-
-
-# -- operations -----------------------------------------------------------------------------------------------------
-
-
-def peek_operation(limit: Limit, group: str, key: str, cost: int = 1) -> Operation[Decision]:
-    return (yield from _decide(limit, wire.Peek(routing_key(group, key), list(limit.rules), _checked(cost))))
-
-
-def refund_operation(
-    decision: Decision, limit: Limit, group: str, key: str, cost: int = 1, ago: float = 0.0
-) -> Operation[bool]:
     whole, ago = routing_key(group, key), max(ago, 0.0)
     request = wire.Refund(whole, list(limit.rules), _checked(cost), ago)
     _denials().drop(whole)
@@ -142,7 +106,13 @@ def refund_operation(
         return False
 
 
-def reset_operation(limit: Limit, group: str, key: str) -> Operation[bool | None]:
+@blocking
+def reset(limit: Limit, group: str, key: str) -> Operation[bool | None]:
+    """Forgets all hits of a key under this limit, also those counted by this process or by nodes in the owner's place.
+
+    Returns True if there were any, False if there were none (check the spelling of the key and the rates), and None if
+    the owner couldn't be reached and may still count them.
+    """
     whole = routing_key(group, key)
     here = _process_limiter().reset(whole, limit.rules)
     storage = runtime.get_limits_storage()
@@ -165,16 +135,10 @@ def reset_operation(limit: Limit, group: str, key: str) -> Operation[bool | None
     return here or any(isinstance(reply, wire.FlagsReply) and any(reply.flags) for reply in replies)
 
 
-def _decide(limit: Limit, request: wire.Hit | wire.Peek) -> Operation[Decision]:
-    storage = runtime.get_limits_storage()
-    if storage is not None:
-        return (yield from _decide_in_storage(limit, request, storage))
-    table = yield GetTable()
-    try:
-        owner = _owner(table, request.key)
-        return _decision(limit, (yield _call(owner, request)), owner)
-    except ClusterStateError:
-        return (yield from _decide_without_owner(limit, request, table))
+apeek, arefund, areset = asynchronous(peek), asynchronous(refund), asynchronous(reset)
+
+
+# -- decisions ------------------------------------------------------------------------------------------------------
 
 
 def _decide_in_storage(limit: Limit, request: wire.Hit | wire.Peek, storage: LimitsStorage) -> Operation[Decision]:
@@ -245,7 +209,7 @@ def _cached_denial(limit: Limit, key: bytes, cost: int, now: float) -> Decision 
 def _finish_hit(decision: Decision, limit: Limit, key: bytes, cost: int, since: float) -> Decision:
     """Counts a fallback in the statistics, and caches a denial by the owner."""
     if decision.fallback:
-        stats, counter = runtime.get_stats(), FALLBACK_COUNTERS[decision.fallback]
+        stats, counter = runtime.get_stats(), f"fallback_{decision.fallback}"
         setattr(stats, counter, getattr(stats, counter) + 1)
     elif not decision.allowed:
         _denials().add(key, limit, cost, decision, since)

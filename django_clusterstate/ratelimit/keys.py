@@ -103,11 +103,7 @@ def _ip(group: str, request: HttpRequest) -> str:
 
 def load_user(request: HttpRequest) -> CallEither:
     """Loads `request.user` in asynchronous code, since its first use queries the database. The result is None."""
-    return CallEither(_leave_user_lazy, _aload_user, (request,))
-
-
-def _leave_user_lazy(request: HttpRequest) -> None:
-    pass
+    return CallEither(lambda request: None, _aload_user, (request,))
 
 
 async def _aload_user(request: HttpRequest) -> None:

@@ -8,8 +8,8 @@ stored on the framework's request, and the next limit that checks that request t
 import time
 from typing import Any, NamedTuple
 
-from ..client.operations import Operation
-from .hits import refund_operation
+from ..client.operations import CallEither, Operation
+from .hits import arefund, refund
 from .limits import Decision, Limit
 
 REFUSED_STATUSES = (403, 429)  # into which Django and frameworks turn a refusal that is raised
@@ -68,7 +68,7 @@ def django_request(request: Any) -> Any:
 
 def refund_hits(hits: list[CountedHit]) -> Operation[None]:
     for one in hits:
-        yield from refund_operation(one.decision, *one.check, ago=time.monotonic() - one.at)
+        yield CallEither(refund, arefund, (one.decision, *one.check, time.monotonic() - one.at))
 
 
 def _list_of(request: Any, name: str) -> list[Any]:

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 from django.http import HttpRequest, HttpResponseBase
 
 from .. import runtime
-from ..client.operations import run
 from . import refunds
 from .hits import hit, peek
 from .limits import Decision, Limit, Ratelimited
@@ -74,7 +73,7 @@ def block(request: Any) -> None:
     refund their own."""
     request._clusterstate_blocked = True
     refunds.add_refusal(request, Ratelimited())
-    run(refunds.refund_hits(refunds.take_counted_hits(request)), runtime.get_client())
+    runtime.run(refunds.refund_hits(refunds.take_counted_hits(request)))
 
 
 def with_throttle_headers(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
