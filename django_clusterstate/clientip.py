@@ -58,19 +58,13 @@ def client_ip(meta: Mapping[str, Any], proxies: Proxies) -> str:
         return remote
     forwarded: str = meta.get("HTTP_X_FORWARDED_FOR", "")
     entries = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
-    found = _counted(entries, remote, proxies.count) if proxies.count else _untrusted(entries, remote, proxies)
+    if proxies.count:
+        found = next((hop for hop in entries[-proxies.count :] if parse_hop(hop)), remote)
+    else:
+        found, hops = remote, list(entries)
+        while hops and proxies.trusts(found) and parse_hop(hops[-1]):
+            found = hops.pop()
     return THIS_HOST if not found and entries and (proxies.count or proxies.unix) else found
-
-
-def _counted(entries: list[str], remote: str, count: int) -> str:
-    return next((hop for hop in entries[-count:] if parse_hop(hop)), remote)
-
-
-def _untrusted(entries: list[str], remote: str, proxies: Proxies) -> str:
-    hops, found = list(entries), remote
-    while hops and proxies.trusts(found) and parse_hop(hops[-1]):
-        found = hops.pop()
-    return found
 
 
 @functools.lru_cache(maxsize=4096)

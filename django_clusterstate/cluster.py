@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from asgiref.sync import async_to_sync
 
 from . import runtime
-from .client.operations import CallNode, GetTable, Operation
+from .client.operations import CallEither, CallNode, GetTable, Operation
 from .client.routing import RoutingTable, missing_replies
 from .core.membership.messages import SERVING, Identity, MemberState
 from .exceptions import ClusterStateError, NoCluster, Unavailable
@@ -104,7 +104,8 @@ def owner(key: str | bytes) -> Operation[str]:
 
     The key is your own text, or the result of `ClusterCache.routing_key()` or `ratelimit.routing_key()`.
     """
-    return (yield from _ranking(key))[0]
+    ranked: list[str] = yield CallEither(ranking, aranking, (key,))
+    return ranked[0]
 
 
 aowner = asynchronous(owner)
@@ -113,7 +114,9 @@ aowner = asynchronous(owner)
 @blocking
 def ranking(key: str | bytes) -> Operation[list[str]]:
     """The names of all members that serve, in the order in which they would own the key."""
-    return (yield from _ranking(key))
+    table = yield GetTable()
+    encoded = key.encode() if isinstance(key, str) else key
+    return [target.name for target in _joined(table).ranking(encoded)]
 
 
 aranking = asynchronous(ranking)
@@ -156,7 +159,11 @@ async def astatus() -> ClusterStatus:
 @blocking
 def local_status() -> Operation[wire.StatusReply | None]:
     """The status of this host's node; None if it doesn't reply."""
-    return (yield from _local_status())
+    try:
+        reply = yield CallNode(runtime.get_routing().local, _GET_STATUS)
+    except ClusterStateError:
+        return None
+    return reply if isinstance(reply, wire.StatusReply) else None
 
 
 alocal_status = asynchronous(local_status)
@@ -165,7 +172,7 @@ alocal_status = asynchronous(local_status)
 @blocking
 def problem() -> Operation[str]:
     """Why this host's node doesn't serve; empty if it does. Ignores the other nodes."""
-    status = yield from _local_status()
+    status: wire.StatusReply | None = yield CallEither(local_status, alocal_status)
     if status is None:
         return "this host's node doesn't answer"
     if status.state in SERVING:
@@ -174,20 +181,6 @@ def problem() -> Operation[str]:
 
 
 aproblem = asynchronous(problem)
-
-
-def _ranking(key: str | bytes) -> Operation[list[str]]:
-    table = yield GetTable()
-    encoded = key.encode() if isinstance(key, str) else key
-    return [target.name for target in _joined(table).ranking(encoded)]
-
-
-def _local_status() -> Operation[wire.StatusReply | None]:
-    try:
-        reply = yield CallNode(runtime.get_routing().local, _GET_STATUS)
-    except ClusterStateError:
-        return None
-    return reply if isinstance(reply, wire.StatusReply) else None
 
 
 def _joined(table: RoutingTable) -> RoutingTable:

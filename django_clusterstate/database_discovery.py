@@ -112,12 +112,13 @@ class DatabaseDiscovery:
         ours = parse_tcp(self._address)
         found = []
         for name, text in rows.items():
-            address = _parsed(text)
-            if address is None:
-                self._warn(
-                    name, f"address of node {name} in the discovery table is invalid, so it isn't dialled: {text!r}"
-                )
-            elif ours.is_loopback and (text == self._address or not address.is_loopback):
+            try:
+                address = parse_ip(text)
+            except ValueError:
+                problem = f"address of node {name} in the discovery table is invalid, so it isn't dialled: {text!r}"
+                self._warn(name, problem)
+                continue
+            if ours.is_loopback and (text == self._address or not address.is_loopback):
                 # Nodes of two hosts that both have the default address would each dial themselves.
                 self._warn(
                     "ours",
@@ -139,13 +140,6 @@ class DatabaseDiscovery:
         if about not in self._warned and len(self._warned) < MAX_ROWS:  # once
             self._warned.add(about)
             logger.warning("discovery: %s", text)
-
-
-def _parsed(text: str) -> TcpAddress | None:
-    try:
-        return parse_ip(text)
-    except ValueError:
-        return None
 
 
 def _with_own_connection(work: Callable[[], T]) -> Callable[[], T]:

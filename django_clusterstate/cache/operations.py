@@ -127,7 +127,7 @@ class CacheOperations:
     def set_many(self, names: Mapping[bytes, Any], data: Mapping[Any, Any], ttl: float | None) -> Operation[list[Any]]:
         """Stores `data[name]` for each name. Returns the names of those that weren't stored."""
         try:
-            encoded = yield from convert(self._dump_all, names, data)
+            encoded = yield from convert(lambda: {key: self._codec.dump(data[name]) for key, name in names.items()})
         except Exception:
             yield from self._requester.call_owners(names, wire.Delete)
             raise
@@ -152,9 +152,6 @@ class CacheOperations:
             if value is not MISSING:
                 found[name] = value
         return found
-
-    def _dump_all(self, names: Mapping[bytes, Any], data: Mapping[Any, Any]) -> dict[bytes, wire.Value]:
-        return {key: self._codec.dump(data[name]) for key, name in names.items()}
 
     def _store_all(
         self, names: Mapping[bytes, Any], values: Mapping[bytes, wire.Value], ttl: float | None

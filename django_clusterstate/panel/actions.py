@@ -136,10 +136,8 @@ def _clear_cache(request: HttpRequest) -> ActionResult:
     level, message, logged = messages.SUCCESS, gettext("The cache “%s” was emptied.") % alias, "Emptied the cache."
     if silent:
         level, logged = messages.WARNING, f"Emptied the cache, but not everywhere: {why}"
-        message = gettext("The cache “%(alias)s” was emptied, but not everywhere: %(error)s") % {
-            "alias": alias,
-            "error": why,
-        }
+        message = gettext("The cache “%(alias)s” was emptied, but not everywhere: %(error)s")
+        message %= {"alias": alias, "error": why}
     return ActionResult(level, message, f"cache:{alias}", DELETION, logged)
 
 

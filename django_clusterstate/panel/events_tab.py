@@ -11,7 +11,7 @@ from typing import Any
 from asgiref.sync import async_to_sync
 
 from .. import events, runtime
-from ..core.event_counts import MAX_NAME, MAX_SAMPLES, EventTotals
+from ..core.event_counts import MAX_NAME, MAX_SAMPLES
 from ..core.top_keys import KeyCount
 from ..events import RecentEvent
 from ..exceptions import ClusterStateError
@@ -79,7 +79,9 @@ async def _gather(name: str, query: str) -> dict[str, Any]:
 async def _all(query: str, silent: dict[str, str]) -> dict[str, Any]:
     known = await events.anames(patience=PAGE_TIMEOUT, silent=silent)
     wanted = query.strip().casefold()
-    found = sorted((one for one in known if wanted in one.name.casefold()), key=_busiest_first)
+    found = sorted(
+        (one for one in known if wanted in one.name.casefold()), key=lambda one: (-one.hour, -one.total, one.name)
+    )
     return {
         "query": query,
         "known": len(known),
@@ -109,10 +111,6 @@ async def _one(name: str, silent: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _busiest_first(event: EventTotals) -> tuple[int, int, str]:
-    return -event.hour, -event.total, event.name
-
-
 def chart(counts: list[int]) -> Chart:
     """The chart of counts that begin with the latest."""
     return Chart(bars(counts[::-1], *CHART), counts, sum(counts), max(counts))
@@ -132,9 +130,7 @@ def _columns(samples: Sequence[RecentEvent]) -> list[str]:
 
 
 def _sample(sample: RecentEvent, columns: Sequence[str]) -> Sample:
-    fields = {
-        name: str(value) for name, value in sample.fields.items()
-    }  # as it was tracked, not formatted for a language
+    fields = {name: str(value) for name, value in sample.fields.items()}  # as tracked, not formatted for a language
     return Sample(
         f"{sample.node}-{sample.number}",
         sample.key,

@@ -103,7 +103,7 @@ def _ip(group: str, request: HttpRequest) -> str:
 
 def load_user(request: HttpRequest) -> CallEither:
     """Loads `request.user` in asynchronous code, since its first use queries the database. The result is None."""
-    return CallEither(lambda request: None, _aload_user, (request,))
+    return CallEither(lambda _: None, _aload_user, (request,))
 
 
 async def _aload_user(request: HttpRequest) -> None:

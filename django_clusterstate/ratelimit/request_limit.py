@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponseBase
@@ -26,23 +26,13 @@ from .keys import (
     read_key,
     read_methods,
 )
-from .limits import MAX_COST, Decision, Limit, Ratelimited, Rates
+from .limits import MAX_COST, Limit, Ratelimited, Rates
 from .refunds import CountedHit, LimitCheck, add_refusal, is_refusal, refund_hits, take_counted_hits
 from .responses import refuse, with_headers
 
 Rate = Rates | RequestFunction | None
 Cost = int | Callable[[str, HttpRequest], int]
 DeductWhen = Callable[[HttpRequest, HttpResponseBase], Any]
-
-
-class CheckedRequest(NamedTuple):
-    """A request that a limit has counted or denied: the limit's own hit, if it was allowed, and those of throttles that
-    checked the request before."""
-
-    request: HttpRequest
-    blocked: bool
-    own: list[CountedHit]
-    earlier: list[CountedHit]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -106,39 +96,39 @@ class RequestLimit:
             response = yield CallEither(respond, respond)
             return response
         decision = yield CallEither(self._hit, self._ahit, check)
-        checked = self._checked(request, check, decision)
+        if not self.dry_run:
+            request.limited = request.limited or not decision.allowed  # type: ignore[attr-defined]
+            request.ratelimit = decision  # type: ignore[attr-defined]
+        blocked = self.block and not self.dry_run and not decision.allowed
+        own = [CountedHit(check, decision, time.monotonic())] if decision.allowed else []
+        earlier = take_counted_hits(request)
         try:
-            if checked.blocked:
+            if blocked:
                 response = yield from refuse(request, Ratelimited(decision))
             else:
                 response = yield CallEither(respond, respond)
         except Exception as error:
-            yield from refund_hits(self._hits_to_refund(checked, error))
+            yield from self._refund(request, error, blocked, own, earlier)
             raise
-        hits = self._hits_to_refund(checked, response)
-        if hits:
-            yield from refund_hits(hits)
+        yield from self._refund(request, response, blocked, own, earlier)
         return response if self.dry_run else with_headers(response, check.limit, decision)
 
-    def _checked(self, request: HttpRequest, check: LimitCheck, decision: Decision) -> CheckedRequest:
-        """Sets the attributes of the request that the view reads."""
-        if not self.dry_run:
-            request.limited = request.limited or not decision.allowed  # type: ignore[attr-defined]
-            request.ratelimit = decision  # type: ignore[attr-defined]
-        own = [CountedHit(check, decision, time.monotonic())] if decision.allowed else []
-        blocked = self.block and not self.dry_run and not decision.allowed
-        return CheckedRequest(request, blocked, own, take_counted_hits(request))
-
-    def _hits_to_refund(self, checked: CheckedRequest, outcome: HttpResponseBase | Exception) -> list[CountedHit]:
-        """All hits if the request was refused, here or by a limit further inside; this limit's own hit if
+    def _refund(
+        self,
+        request: HttpRequest,
+        outcome: HttpResponseBase | Exception,
+        blocked: bool,
+        own: list[CountedHit],
+        earlier: list[CountedHit],
+    ) -> Operation[None]:
+        """Refunds all hits if the request was refused, here or by a limit further inside; this limit's own hit if
         `deduct_when` says that the response doesn't count."""
-        if checked.blocked:
-            add_refusal(checked.request, outcome)
-        if is_refusal(checked.request, outcome):
-            return [*checked.earlier, *checked.own]
-        if self._deduct_when is None or isinstance(outcome, Exception) or self._deduct_when(checked.request, outcome):
-            return []
-        return checked.own
+        if blocked:
+            add_refusal(request, outcome)
+        if is_refusal(request, outcome):
+            yield from refund_hits([*earlier, *own])
+        elif self._deduct_when and not isinstance(outcome, Exception) and not self._deduct_when(request, outcome):
+            yield from refund_hits(own)
 
 
 def _read_optional(option: str, given: Any) -> Callable[..., Any] | None:

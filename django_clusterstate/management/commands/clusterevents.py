@@ -74,7 +74,8 @@ class Command(BaseCommand):
         )
         self.stdout.write("minutes ago")
         most = max(counts.minutes)
-        for minute in _since_first(counts.minutes):
+        first = max((minute for minute, times in enumerate(counts.minutes) if times), default=-1)
+        for minute in range(first + 1):
             times = counts.minutes[minute]
             self.stdout.write(f"{minute:>11} {times:>12,} {'#' * -(-times * LONGEST_BAR // most)}".rstrip())
         self.stdout.write("\nmost frequent keys of the last hour or two")
@@ -119,11 +120,6 @@ def _duration(seconds: float) -> str:
         if seconds >= unit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds:.0f} s"
-
-
-def _since_first(minutes: list[int]) -> range:
-    """The minutes from now back to the first event."""
-    return range(max((minute for minute, times in enumerate(minutes) if times), default=-1) + 1)
 
 
 def _as_dict(details: events.Details) -> dict[str, Any]:
