@@ -114,8 +114,6 @@ class CacheRequests:
 
     def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:
         """What `do` returns for each item, or for the first few if they take MAX_DURATION. `now`: the start."""
-        if len(items) <= _STEP:
-            return [do(item) for item in items]
         flags: list[bool] = []
         while len(flags) < len(items) and (not flags or self._clock() - now < MAX_DURATION):
             flags += [do(item) for item in items[len(flags) : len(flags) + _STEP]]

@@ -76,7 +76,7 @@ class Handler:
             wire.GetEvents: self._get_events,
             wire.GetView: self._get_view,
             wire.Ping: self._ping,
-            wire.GetStatus: self._get_status,
+            wire.GetStatus: lambda _: self.status(),
             wire.GetReport: self._get_report,
         }
         self._methods_with_requester = self.channel_requests.methods_with_requester
@@ -149,9 +149,6 @@ class Handler:
 
     def _ping(self, request: wire.Ping) -> wire.Reply:
         return wire.PongReply(self.epoch, self.membership.me)
-
-    def _get_status(self, request: wire.GetStatus) -> wire.Reply:
-        return self.status()
 
     def _get_report(self, request: wire.GetReport) -> wire.Reply:
         history, now = self.history, self._clock()

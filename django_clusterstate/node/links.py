@@ -168,8 +168,7 @@ class Links:
             if link.task.done() or (link.connection is None and now - link.named_at > DROPPED_AFTER):
                 link.task.cancel()
                 del self._links[address]
-        for address in [address for address, until in self._own.items() if until <= now]:
-            del self._own[address]
+        self._own = {address: until for address, until in self._own.items() if until > now}
         for name in [name for name, wrong in self.misdirected.items() if now - wrong.seen > MISDIRECTED_FOR]:
             del self.misdirected[name]
 
@@ -264,26 +263,24 @@ class Link:
             self._refused(Peer(other.name, expected.boot if expected is not None else b""))
             if self._expected == expected:
                 self._expected = None  # the start that answers now is as good as one that discovery names
-            return False
         except OtherNode as other:
             if expected is not None:
                 links.note_misdirected(expected.name, str(self._address), other.name)
-            return False
         except DialledItself:
             raise
         except ProtocolError as error:
             links.log.write(
                 f"link to {self._address} failed, dialled again every {REDIAL[1]:g} s: {error}", str(self._address)
             )
-            return False
         except Unavailable as error:
             if isinstance(error, Refused) and self.peer is not None:
                 self._refused(self.peer)
-            return False
-        links.misdirected.pop(peer.name, None)
-        self.peer, self.connection, self.opened = peer, connection, links.clock()
-        links.on_open(peer, str(self._address))
-        return True
+        else:
+            links.misdirected.pop(peer.name, None)
+            self.peer, self.connection, self.opened = peer, connection, links.clock()
+            links.on_open(peer, str(self._address))
+            return True
+        return False
 
     def _refused(self, peer: Peer) -> None:
         self.peer = None
