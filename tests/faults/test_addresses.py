@@ -1,4 +1,4 @@
-"""Row 20, and row 27 for DNS: hosts that listen everywhere, names that lead nowhere, a DNS server that stalls."""
+"""Hosts that listen everywhere, names that lead nowhere, a DNS server that stalls."""
 
 import shutil
 import subprocess
@@ -114,7 +114,7 @@ def test_a_host_name_that_is_loopback_at_home_is_never_advertised(folder: Path) 
 def test_a_host_that_forgot_its_address_says_so(folder: Path) -> None:
     with NamedHosts(folder, NAMES, dict.fromkeys(("a", "b"), "0.0.0.0:4370")) as cluster:
         cluster.start()
-        wait_until(lambda: "this host's node and that one would be two clusters" in _log(cluster, "c"), SECONDS, "said")
+        wait_until(lambda: "the two nodes would form two clusters" in _log(cluster, "c"), SECONDS, "said")
         assert "Set CLUSTERSTATE_BIND" in _log(cluster, "c")
 
 

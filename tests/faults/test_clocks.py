@@ -1,4 +1,4 @@
-"""Row 15: wall clocks that jump, or differ between hosts, by an hour. Figures are printed (-s)."""
+"""Wall clocks that jump, or differ between hosts, by an hour. Figures are printed (-s)."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""Rows 1, 2 and 6: processes and hosts that go, told and untold, while requesters ask. Figures are printed (-s)."""
+"""Processes and hosts that go, told and untold, while requesters ask. Figures are printed (-s)."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""Row 27 for disks: one that is full, and a host where nothing but the socket's folder can be written to."""
+"""A disk that is full, and a host where nothing but the folder of the socket is writable."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Row 11: between the nodes everything is late, heartbeats are out of order or come twice. Figures are printed (-s)."""
+"""Between the nodes everything is late, heartbeats are out of order or come twice. Figures are printed (-s)."""
 
 import contextlib
 import random

@@ -1,4 +1,4 @@
-"""Row 22: a second node under a taken name; recorded heartbeats; a loopback address among others."""
+"""A second node under a taken name; recorded heartbeats; a loopback address among others."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Rows 8 to 10 and 18: hosts that lose each other, or some of the packets. Figures are printed (-s)."""
+"""Hosts that lose each other, or some of the packets. Figures are printed (-s)."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Row 21: a relay between two nodes, or at an address where one was, reads nothing, alters nothing, isn't admitted.
+"""A relay between two nodes, or at an address where one was, reads nothing, alters nothing, isn't admitted.
 
 Figures are printed (-s).
 """

@@ -1,4 +1,4 @@
-"""Row 16: a node that may open no more files, or whose channel layer is gone. Figures are printed (-s)."""
+"""A node that may open no more files, or whose channel layer is gone. Figures are printed (-s)."""
 
 import contextlib
 import resource

@@ -1,4 +1,4 @@
-"""Rows 3, 4 and 5: nodes that stop, are blocked, or find no processor. Figures are printed (-s)."""
+"""Nodes that stop, are blocked, or find no processor. Figures are printed (-s)."""
 
 import contextlib
 import os

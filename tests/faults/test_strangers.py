@@ -1,4 +1,4 @@
-"""Rows 13 and 14: who gets in, who doesn't, and what is said of it. Figures are printed (-s)."""
+"""Who gets in, who doesn't, and what is said of it. Figures are printed (-s)."""
 
 import asyncio
 import contextlib

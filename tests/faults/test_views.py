@@ -1,4 +1,4 @@
-"""Row 19: one node of six is started again and again, with requesters on its host that use keys of the other owners.
+"""One node of six is started again and again, with requesters on its host that use keys of the other owners.
 
 VIEWS_ROUNDS says how often; `make restarts ROUNDS=20` is the whole proof. Figures are printed (-s).
 """
