@@ -80,11 +80,10 @@ class EventAccount(msgspec.Struct, frozen=True, array_like=True):
 class Series:
     """Counts of the last `spans * span` seconds, in sixths of a span."""
 
-    __slots__ = ("_counts", "_newest", "_spans", "_step")
+    __slots__ = ("_counts", "_newest", "_step")
 
     def __init__(self, span: float, spans: int, now: float) -> None:
         self._step = span / _STEPS
-        self._spans = spans
         self._counts = array("Q", bytes(8 * spans * _STEPS))
         self._newest = int(now // self._step)
 

@@ -70,13 +70,9 @@ def decode_heartbeat(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
 
 
 def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
-    """Whether one of the MACs was made with one of the keys, nearly always the first with the first."""
-    for key in keys:
-        expected = key.mac(body)
-        for mac in macs:
-            if isinstance(mac, bytes) and hmac.compare_digest(mac, expected):
-                return True
-    return False
+    """Whether one of the MACs was made with one of the keys."""
+    expected = [key.mac(body) for key in keys]
+    return any(isinstance(mac, bytes) and hmac.compare_digest(mac, own) for own in expected for mac in macs)
 
 
 class Heartbeats:

@@ -262,19 +262,13 @@ class Connection(asyncio.Protocol):
         if len(payloads) > 1 or self._deframer.pending:
             raise ProtocolError("it sent more than the handshake's offers before they were answered")
         answer = frame(handshake.receive(payloads[0]), HANDSHAKE_LIMIT)
-        if handshake.refused and self._transport is not None:
-            self._transport.write(answer)
-            self._refuse(handshake)
-        elif self._transport is not None:
+        if not handshake.refused:
             self._admit(handshake, answer)
-
-    def _refuse(self, handshake: NodeHandshake) -> None:
-        """Closes the connection once the answer has been sent."""
-        assert self._transport is not None
-        if handshake.outdated:
-            self._transport.close()  # expected after each restart, so not logged
-        else:
-            self._reject(handshake.refused, close=self._transport.close)
+        elif self._transport is not None:
+            self._transport.write(answer)
+            if not handshake.outdated:  # that is expected after each restart
+                self._note_rejected(handshake.refused)
+            self._transport.close()  # once the answer has been sent
 
     def _admit(self, handshake: NodeHandshake, answer: bytes) -> None:
         server, hello = self._server, handshake.hello
@@ -341,16 +335,16 @@ class Connection(asyncio.Protocol):
         self._handler.stats.connections = len(server.connections)
         self._handler.close(self)
 
-    def _reject(self, why: str, close: Callable[[], None] | None = None) -> None:
-        """Closes the connection for a reason: at once, or with `close` after what was written has been sent."""
+    def _reject(self, why: str) -> None:
+        """Closes the connection at once. The reason is logged unless it is empty."""
+        self._note_rejected(why)
+        self.abort()
+
+    def _note_rejected(self, why: str) -> None:
         self._handler.stats.refused += 1
         if why:
             peer = self._transport.get_extra_info("peername") if self._transport else None
             self._server.log.write(f"connection from {_description_of(peer)} closed: {why}")
-        if close is None:
-            self.abort()
-        else:
-            close()
 
     def abort(self) -> None:
         """Closes at once; `connection_lost` follows."""
