@@ -16,7 +16,7 @@ from ..wire.messages import Reply
 from ..wire.resolver import Resolver
 from .forks import replace_inherited
 from .loops import PerLoop, suppress_destroyed_warning
-from .operations import arun, call_new_owner, refresh_view
+from .operations import arun, refresh_view
 from .retries import Lost
 from .routing import Routing, RoutingTable, Target
 
@@ -79,24 +79,16 @@ class AsyncClient:
 
     async def call(self, key: bytes, request: bytes) -> Reply:
         """Asynchronous `Client.call()`."""
-        now = self._clock()
-        if now >= self.routing.refresh_at:
-            await self._refresh()
-            now = self._clock()
-        owner = self.routing.table.owner(key)
-        if owner is None:
-            raise NoCluster
         try:
-            return await self.call_node(owner, request, now)
-        except OtherStart:
-            return await arun(call_new_owner(key, request), self)
+            return await self._call_owner(key, request)
+        except OtherStart:  # the owner was restarted, so the view is requested first
+            return await self._call_owner(key, request)
 
-    async def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
+    async def call_node(self, target: Target, request: bytes) -> Reply:
         """Asynchronous `Client.call_node()`."""
         if getpid() != self.routing.pid:
             self.routing.reset_after_fork()
-        if now is None:
-            now = self._clock()
+        now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
         try:
             connections = self._loops.get(asyncio.get_running_loop())
@@ -124,10 +116,9 @@ class AsyncClient:
         `until` is a time of the running loop's clock, for callers that wait for less than the deadline. A request
         without a reply by then results in `Unavailable`, and does not count as a failure of its node.
         """
-        now = self._clock()
         if len(requests) == 1:
-            return [await self._call_or_error(*requests[0], now, until)]
-        return await asyncio.gather(*(self._call_or_error(target, request, now, until) for target, request in requests))
+            return [await self._call_or_error(*requests[0], until)]
+        return await asyncio.gather(*(self._call_or_error(target, request, until) for target, request in requests))
 
     async def table(self, until: float | None = None) -> RoutingTable:
         """Asynchronous `Client.table()`.
@@ -164,6 +155,12 @@ class AsyncClient:
             connections.abandon()
 
     # -- connections ----------------------------------------------------------------------------------------
+
+    async def _call_owner(self, key: bytes, request: bytes) -> Reply:
+        owner = (await self.table()).owner(key)
+        if owner is None:
+            raise NoCluster
+        return await self.call_node(owner, request)
 
     async def _refresh(self) -> None:
         await arun(refresh_view(self.routing, self._deadline, self._clock), self)
@@ -211,14 +208,10 @@ class AsyncClient:
                 logger.debug("%s; its next address is tried", error)
         return await connect(last, self._keys, self._deadline, hello=target.hello, is_idle=self._is_idle)
 
-    async def _call_or_error(
-        self, target: Target, request: bytes, now: float, until: float | None
-    ) -> Reply | ClusterStateError:
+    async def _call_or_error(self, target: Target, request: bytes, until: float | None) -> Reply | ClusterStateError:
         try:
-            if until is None:
-                return await self.call_node(target, request, now)
             async with asyncio.timeout_at(until):
-                return await self.call_node(target, request, now)
+                return await self.call_node(target, request)
         except TimeoutError:
             return Unavailable(f"{target}: no answer in time")
         except ClusterStateError as error:

@@ -13,7 +13,7 @@ from ..wire.handshake import OtherStart
 from ..wire.keys import LinkKey
 from ..wire.messages import Reply
 from ..wire.resolver import Resolver
-from .operations import call_new_owner, refresh_view, run
+from .operations import refresh_view, run
 from .retries import Lost
 from .routing import Routing, RoutingTable, Target
 
@@ -54,17 +54,10 @@ class Client:
         Raises `Unavailable` if the owner doesn't reply within the deadline or its circuit breaker is open,
         `ProtocolError` if the reply can't be read.
         """
-        now = self._clock()
-        if now >= self.routing.refresh_at:
-            self._refresh()
-            now = self._clock()
-        owner = self.routing.table.owner(key)
-        if owner is None:
-            raise NoCluster
         try:
-            return self.call_node(owner, request, now)
-        except OtherStart:
-            return run(call_new_owner(key, request), self)
+            return self._call_owner(key, request)
+        except OtherStart:  # the owner was restarted, so the view is requested first
+            return self._call_owner(key, request)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """Sends one request to one node, and returns its reply. Raises `Unavailable` or `ProtocolError`."""
@@ -119,7 +112,7 @@ class Client:
     def table(self) -> RoutingTable:
         """The current routing table, refreshed if it is old."""
         if self._clock() >= self.routing.refresh_at:
-            self._refresh()
+            run(refresh_view(self.routing, self._deadline, self._clock), self)
         return self.routing.table
 
     def close(self) -> None:
@@ -128,8 +121,11 @@ class Client:
 
     # -- one exchange ---------------------------------------------------------------------------------------
 
-    def _refresh(self) -> None:
-        run(refresh_view(self.routing, self._deadline, self._clock), self)
+    def _call_owner(self, key: bytes, request: bytes) -> Reply:
+        owner = self.table().owner(key)
+        if owner is None:
+            raise NoCluster
+        return self.call_node(owner, request)
 
     def _call_on_new_connection(
         self, target: Target, request: bytes, now: float, until: float, lost: Lost | None = None

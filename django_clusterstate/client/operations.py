@@ -19,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
-from ..exceptions import ClusterStateError, NoCluster
-from ..wire.messages import Reply, ViewReply
+from ..exceptions import ClusterStateError
+from ..wire.messages import ViewReply
 from .retries import may_be_executed
 from .routing import GET_VIEW, Routing, Target
 
@@ -141,15 +141,6 @@ class CallEither(Struct, frozen=True):
 
     async def arun(self, client: Any) -> Any:
         return await self.async_function(*self.args)
-
-
-def call_new_owner(key: bytes, request: bytes) -> Operation[Reply]:
-    """Sends a framed request to the owner of a key after its node turned out to have been restarted."""
-    owner = (yield GetTable()).owner(key)
-    if owner is None:
-        raise NoCluster
-    reply: Reply = yield CallNode(owner, request)
-    return reply
 
 
 def refresh_view(routing: Routing, deadline: float, clock: Callable[[], float]) -> Operation[None]:

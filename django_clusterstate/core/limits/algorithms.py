@@ -201,12 +201,6 @@ _RULE: Final = struct.Struct("<BQd")
 _COARSE: Final = 0.5 / TOLERANCE  # hits a second above which TOLERANCE is more than half a hit
 
 
-def _slack(limit: int, period: float) -> float:
-    """TOLERANCE as hits at the rule's rate."""
-    slack = TOLERANCE * limit / period
-    return slack if slack < 0.5 else 0.5
-
-
 def _fixed_window(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
     # State: (end of the window, 0, 0, 0, 0, hits in the window).
     limit = rule.limit
@@ -297,7 +291,8 @@ def _token_bucket(rule: Rule, state: LimitState | None, cost: int, now: float) -
     owed = hits - (now - since) * limit / period
     if owed <= 0:
         since, hits, owed = now, 0.0, 0.0
-    room = limit - owed + _slack(limit, period)
+    tolerance = TOLERANCE * limit / period  # in hits
+    room = limit - owed + (tolerance if tolerance < 0.5 else 0.5)
     if cost and cost <= room:
         reset = (owed + cost) * period / limit
         return (
