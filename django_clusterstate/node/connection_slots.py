@@ -66,21 +66,15 @@ class ConnectionSlots(Generic[C]):
         self.most = most
         self.for_nodes = for_nodes
         self.for_local = for_local
-        self._sources: dict[Source, OrderedDict[C, None]] = {}
-        self._of: dict[C, Source] = {}
+        self._connections: dict[Source, OrderedDict[C, None]] = {}
+        self.sources: dict[C, Source] = {}  # of each connection
         self._counts = dict.fromkeys(Kind, 0)
 
     def __len__(self) -> int:
-        return len(self._of)
+        return len(self.sources)
 
     def __iter__(self) -> Iterator[C]:
-        return iter(list(self._of))
-
-    def __contains__(self, connection: object) -> bool:
-        return connection in self._of
-
-    def source_of(self, connection: C) -> Source:
-        return self._of[connection]
+        return iter(list(self.sources))
 
     def enter(self, connection: C, source: Source) -> C | None:
         """Gives a connection its place. Returns the one that gave its place up, to be closed: the newcomer itself if
@@ -88,31 +82,31 @@ class ConnectionSlots(Generic[C]):
         self.discard(connection)
         victim = None
         too_many_nodes = source.kind is Kind.NODE and self._counts[Kind.NODE] >= self.for_nodes
-        if too_many_nodes or len(self._of) >= self.most:
+        if too_many_nodes or len(self.sources) >= self.most:
             victim = self._victim(source, nodes=too_many_nodes)
             if victim is None:
                 return connection
             self.discard(victim)
-        self._of[connection] = source
-        self._sources.setdefault(source, OrderedDict())[connection] = None
+        self.sources[connection] = source
+        self._connections.setdefault(source, OrderedDict())[connection] = None
         self._counts[source.kind] += 1
         return victim
 
     def discard(self, connection: C) -> None:
-        source = self._of.pop(connection, None)
+        source = self.sources.pop(connection, None)
         if source is not None:
             self._counts[source.kind] -= 1
-            connections = self._sources[source]
+            connections = self._connections[source]
             del connections[connection]
             if not connections:
-                del self._sources[source]
+                del self._connections[source]
 
     def _victim(self, newcomer: Source, *, nodes: bool) -> C | None:
-        candidates = [source for source in self._sources if self._gives_way(source, newcomer, nodes=nodes)]
+        candidates = [source for source in self._connections if self._gives_way(source, newcomer, nodes=nodes)]
         if not candidates:
             return None
-        largest = max(candidates, key=lambda source: len(self._sources[source]))
-        connections = self._sources[largest]
+        largest = max(candidates, key=lambda source: len(self._connections[source]))
+        connections = self._connections[largest]
         for _ in range(min(len(connections), SECOND_CHANCES)):
             first = next(iter(connections))
             if not first.used:
@@ -120,7 +114,7 @@ class ConnectionSlots(Generic[C]):
             first.used = False
             connections.move_to_end(first)
         # All are in use. One goes nevertheless for a kind that has its places reserved, or to make shares more equal.
-        own = len(self._sources.get(newcomer, ()))
+        own = len(self._connections.get(newcomer, ()))
         if newcomer.kind is not largest.kind or len(connections) > own + 1:
             return next(iter(connections))
         return None

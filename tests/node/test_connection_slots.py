@@ -131,17 +131,17 @@ def test_table_is_never_too_full_and_reserved_places_are_kept(steps: list[tuple[
                 links[number % len(links)].used = True
                 places.discard(links[(number + 1) % len(links)])
             continue
-        counts = {kind: sum(places.source_of(link).kind is kind for link in links) for kind in Kind}
+        counts = {kind: sum(places.sources[link].kind is kind for link in links) for kind in Kind}
         victim = places.enter(Link(used=number > 4), source)
         after = list(places)
         assert len(after) <= places.most
         assert len(after) == len(links) + (victim is None)
         for kind in Kind:
-            count = sum(places.source_of(link).kind is kind for link in after)
+            count = sum(places.sources[link].kind is kind for link in after)
             if kind is Kind.NODE:
                 assert count <= places.for_nodes
                 assert source.kind is kind or count == counts[kind]
             if kind is Kind.LOCAL and source.kind is Kind.REMOTE:
                 assert count == counts[kind] or count >= places.for_local
-        assert places._counts == {k: sum(places.source_of(link).kind is k for link in after) for k in Kind}
-        assert all(places._sources.values())
+        assert places._counts == {k: sum(places.sources[link].kind is k for link in after) for k in Kind}
+        assert all(places._connections.values())

@@ -270,7 +270,7 @@ async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Ru
 
 def nodes(running: Running) -> int:
     connections = running.server.connections
-    return sum(connections.source_of(connection).kind is Kind.NODE for connection in connections)
+    return sum(connections.sources[connection].kind is Kind.NODE for connection in connections)
 
 
 async def test_connection_that_gives_way_leaves_nothing_behind(running: Running) -> None:
@@ -295,7 +295,7 @@ async def test_silent_strangers_of_one_host_give_way_to_those_of_another(running
         await reader.readexactly(HEADER)
     assert len(running.server.unauthenticated) == 10
     assert not first.at_eof()
-    sources = {running.server.unauthenticated.source_of(stranger).name for stranger in running.server.unauthenticated}
+    sources = {running.server.unauthenticated.sources[stranger].name for stranger in running.server.unauthenticated}
     assert sources == {"127.0.0.1", "127.0.0.9"}
     assert await running.serves()
     for writer in writers:
