@@ -15,18 +15,18 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 SECOND_CHANCES = 64  # connections in use that are passed over in the search for one that isn't
 
 
-class Kind(enum.Enum):
+class SourceKind(enum.Enum):
     NODE = "node"
     LOCAL = "local"  # a process of this host, by the unix socket
     REMOTE = "remote"
 
 
 class Source(NamedTuple):
-    kind: Kind
+    kind: SourceKind
     name: str
 
     def __str__(self) -> str:
-        return f"process {self.name} of this host" if self.kind is Kind.LOCAL else self.name
+        return f"process {self.name} of this host" if self.kind is SourceKind.LOCAL else self.name
 
 
 def network_of(host: str) -> str:
@@ -41,11 +41,11 @@ def source_of(sock: socket.socket) -> Source:
     """The other host by its network, or a process of this host by its id."""
     if sock.family == socket.AF_UNIX:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return Source(Kind.LOCAL, str(struct.unpack("3i", credentials)[0]))
+        return Source(SourceKind.LOCAL, str(struct.unpack("3i", credentials)[0]))
     try:
-        return Source(Kind.REMOTE, network_of(sock.getpeername()[0]))
+        return Source(SourceKind.REMOTE, network_of(sock.getpeername()[0]))
     except OSError:  # it is closed already
-        return Source(Kind.REMOTE, "")
+        return Source(SourceKind.REMOTE, "")
 
 
 class Connected(Hashable, Protocol):
@@ -68,7 +68,7 @@ class ConnectionSlots(Generic[C]):
         self.for_local = for_local
         self._connections: dict[Source, OrderedDict[C, None]] = {}
         self.sources: dict[C, Source] = {}  # of each connection
-        self._counts = dict.fromkeys(Kind, 0)
+        self._counts = dict.fromkeys(SourceKind, 0)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -81,7 +81,7 @@ class ConnectionSlots(Generic[C]):
         there is none for it."""
         self.discard(connection)
         victim = None
-        too_many_nodes = source.kind is Kind.NODE and self._counts[Kind.NODE] >= self.for_nodes
+        too_many_nodes = source.kind is SourceKind.NODE and self._counts[SourceKind.NODE] >= self.for_nodes
         if too_many_nodes or len(self.sources) >= self.most:
             victim = self._victim(source, nodes=too_many_nodes)
             if victim is None:
@@ -120,8 +120,8 @@ class ConnectionSlots(Generic[C]):
         return None
 
     def _gives_way(self, source: Source, newcomer: Source, *, nodes: bool) -> bool:
-        if nodes or source.kind is Kind.NODE:
-            return nodes and source.kind is Kind.NODE
-        if source.kind is Kind.LOCAL and newcomer.kind is Kind.REMOTE:
-            return self._counts[Kind.LOCAL] > self.for_local
+        if nodes or source.kind is SourceKind.NODE:
+            return nodes and source.kind is SourceKind.NODE
+        if source.kind is SourceKind.LOCAL and newcomer.kind is SourceKind.REMOTE:
+            return self._counts[SourceKind.LOCAL] > self.for_local
         return True

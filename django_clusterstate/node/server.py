@@ -19,7 +19,7 @@ from ..wire.unix_sockets import check_unix_peer
 from .channels.queues import NODE_GROUPS
 from .coalescing import MAX_DELAY, Coalescer
 from .config import NodeError
-from .connection_slots import ConnectionSlots, Kind, Source, source_of
+from .connection_slots import ConnectionSlots, Source, SourceKind, source_of
 from .handler import Handler
 from .log import RationedLog
 from .socketfile import SocketFile
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unserved: deque[bytes] = deque()
         self._paused = False
-        self.source = Source(Kind.REMOTE, "")
+        self.source = Source(SourceKind.REMOTE, "")
         self.used = True  # since it was last considered for eviction
         self._had_heartbeat = False  # as its last message
         self._coalesced = -1  # the number of its socket while that is read together with others
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         if hello.role is Role.NODE:
             self.peer = hello.boot
-            self.source = Source(Kind.NODE, self.source.name)
+            self.source = Source(SourceKind.NODE, self.source.name)
         server.admit(self, self.source)
         if self._transport is None:
             return  # there was no slot, so it was closed

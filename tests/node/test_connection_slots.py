@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.node.connection_slots import SECOND_CHANCES, ConnectionSlots, Kind, Source, network_of
+from django_clusterstate.node.connection_slots import SECOND_CHANCES, ConnectionSlots, Source, SourceKind, network_of
 
-HOG, HOST = Source(Kind.REMOTE, "10.0.0.9"), Source(Kind.REMOTE, "10.0.0.1")
-WEB, JOB = Source(Kind.LOCAL, "100"), Source(Kind.LOCAL, "200")
-PEER, BAD_PEER = Source(Kind.NODE, "10.0.0.2"), Source(Kind.NODE, "10.0.0.3")
+HOG, HOST = Source(SourceKind.REMOTE, "10.0.0.9"), Source(SourceKind.REMOTE, "10.0.0.1")
+WEB, JOB = Source(SourceKind.LOCAL, "100"), Source(SourceKind.LOCAL, "200")
+PEER, BAD_PEER = Source(SourceKind.NODE, "10.0.0.2"), Source(SourceKind.NODE, "10.0.0.3")
 
 
 class Link:
@@ -85,7 +85,7 @@ def test_processes_of_this_host_keep_some_places_from_other_hosts() -> None:
     places = table()
     local = filled(places, WEB, 3)
     for number in range(7):
-        filled(places, Source(Kind.REMOTE, f"10.0.1.{number}"), 1)
+        filled(places, Source(SourceKind.REMOTE, f"10.0.1.{number}"), 1)
     for _ in range(20):
         assert places.enter(Link(), HOST) not in local
 
@@ -131,17 +131,17 @@ def test_table_is_never_too_full_and_reserved_places_are_kept(steps: list[tuple[
                 links[number % len(links)].used = True
                 places.discard(links[(number + 1) % len(links)])
             continue
-        counts = {kind: sum(places.sources[link].kind is kind for link in links) for kind in Kind}
+        counts = {kind: sum(places.sources[link].kind is kind for link in links) for kind in SourceKind}
         victim = places.enter(Link(used=number > 4), source)
         after = list(places)
         assert len(after) <= places.most
         assert len(after) == len(links) + (victim is None)
-        for kind in Kind:
+        for kind in SourceKind:
             count = sum(places.sources[link].kind is kind for link in after)
-            if kind is Kind.NODE:
+            if kind is SourceKind.NODE:
                 assert count <= places.for_nodes
                 assert source.kind is kind or count == counts[kind]
-            if kind is Kind.LOCAL and source.kind is Kind.REMOTE:
+            if kind is SourceKind.LOCAL and source.kind is SourceKind.REMOTE:
                 assert count == counts[kind] or count >= places.for_local
-        assert places._counts == {k: sum(places.sources[link].kind is k for link in after) for k in Kind}
+        assert places._counts == {k: sum(places.sources[link].kind is k for link in after) for k in SourceKind}
         assert all(places._connections.values())

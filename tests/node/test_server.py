@@ -24,7 +24,7 @@ from django_clusterstate.node import coalescing
 from django_clusterstate.node import server as module
 from django_clusterstate.node.channels.requests import Requester
 from django_clusterstate.node.config import NodeConfig, NodeError
-from django_clusterstate.node.connection_slots import Kind
+from django_clusterstate.node.connection_slots import SourceKind
 from django_clusterstate.node.handler import Handler, resident_bytes
 from django_clusterstate.node.links import Links, Peer
 from django_clusterstate.node.problems import Misdirected
@@ -270,7 +270,7 @@ async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Ru
 
 def nodes(running: Running) -> int:
     connections = running.server.connections
-    return sum(connections.sources[connection].kind is Kind.NODE for connection in connections)
+    return sum(connections.sources[connection].kind is SourceKind.NODE for connection in connections)
 
 
 async def test_connection_that_gives_way_leaves_nothing_behind(running: Running) -> None:
