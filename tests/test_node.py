@@ -424,7 +424,7 @@ async def test_full_table_of_connections_keeps_out_neither_a_restarted_peer_nor_
             _, connection = await loop.create_connection(
                 lambda: AsyncConnection(KEYS, SECONDS), "127.0.0.1", cluster.ports["a"], local_addr=("127.0.0.9", 0)
             )
-            await connection.ready()
+            await connection.ready
             return connection
 
         held: list[AsyncConnection] = []

@@ -50,7 +50,7 @@ class AsyncConnection(asyncio.Protocol):
         self._sealer: Sealer | None = None
         self._opener: Opener | None = None
         self._challenged = False
-        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self.ready: asyncio.Future[None] = self._loop.create_future()  # done once the handshake is over
         self._deframer = Deframer(HANDSHAKE_LIMIT)
         self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -142,7 +142,7 @@ class AsyncConnection(asyncio.Protocol):
                 if not future.done():  # it may have been cancelled
                     future.set_result(reply)
         except (ProtocolError, IndexError, *DECODE_ERRORS) as error:
-            if self._ready.done() and not isinstance(error, OtherNode):
+            if self.ready.done() and not isinstance(error, OtherNode):
                 error = ProtocolError(f"a reply that can't be read: {error}")
             self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
@@ -173,8 +173,8 @@ class AsyncConnection(asyncio.Protocol):
             self._sealer, self._opener = handshake.session
         self._handshake = None
         self._deframer.limit = MAX_FRAME
-        if not self._ready.done():
-            self._ready.set_result(None)
+        if not self.ready.done():
+            self.ready.set_result(None)
 
     def eof_received(self) -> None:
         # asyncio calls `connection_lost` one iteration later, which may be after the deadline if the loop was busy.
@@ -193,18 +193,15 @@ class AsyncConnection(asyncio.Protocol):
             self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # marks it as retrieved, since no task may be waiting for it
+        if not self.ready.done():
+            self.ready.set_exception(error)
+            self.ready.exception()  # marks it as retrieved, since no task may be waiting for it
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_exception(error)
         if self._on_close is not None:
             self._on_close()
-
-    async def ready(self) -> None:
-        await self._ready
 
 
 @contextlib.asynccontextmanager
@@ -266,7 +263,7 @@ async def connect(
                     lambda: AsyncConnection(keys, deadline, on_close, hello, is_idle), address.host, address.port
                 )
                 connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await connection.ready()
+            await connection.ready
     except Unavailable as error:
         raise Unreachable(f"can't connect: {error}") from error
     except OSError as error:

@@ -23,15 +23,12 @@ LATENCY_BOUNDS = (
     *(0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
 )
-Latencies = Annotated[list[Count], Meta(min_length=len(LATENCY_BOUNDS) + 1, max_length=len(LATENCY_BOUNDS) + 1)]
-
-
-def _no_latencies() -> list[int]:
-    return [0] * (len(LATENCY_BOUNDS) + 1)
+_BUCKETS = len(LATENCY_BOUNDS) + 1
+Latencies = Annotated[list[Count], Meta(min_length=_BUCKETS, max_length=_BUCKETS)]
 
 
 class RequesterStats(msgspec.Struct, array_like=True):
-    """Counters of what no node sees. A requester sends them with `GetView` to a node, which adds them up."""
+    """Counters of events that no node sees. A requester sends them with `GetView` to a node, which adds them up."""
 
     remembered: Count = 0  #: hits that a requester denied from memory
     fallback_node: Count = 0  #: hits counted at another node, since the owner was unavailable
@@ -39,7 +36,9 @@ class RequesterStats(msgspec.Struct, array_like=True):
     fallback_allow: Count = 0  #: hits allowed by policy, and not counted
     fallback_deny: Count = 0  #: hits denied by policy, and not counted
     events_dropped: Count = 0  #: events dropped, or perhaps counted: no room in the process, or no reply in time
-    latencies: Latencies = msgspec.field(default_factory=_no_latencies)  #: requests to nodes, by latency bucket
+    latencies: Latencies = msgspec.field(
+        default_factory=lambda: [0] * _BUCKETS
+    )  #: requests to nodes, by latency bucket
     latency_sum: Annotated[float, Meta(ge=0, le=MAX_COUNT)] = 0.0  #: the sum of their latencies in seconds
     failures: Count = 0  #: requests without a reply in time, or with an invalid one
     too_big: Count = 0  #: cache values not stored, since they were too big
@@ -120,9 +119,8 @@ class Stats(msgspec.Struct, array_like=True):
     heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, or invalid
     dry_denied: int = 0  #: limit decisions that denied in a dry run, so the request passed
     refunds: int = 0  #: hits taken back
-    tally: RequesterStats = msgspec.field(
-        default_factory=RequesterStats
-    )  #: the counters of requesters, sent with GetView
+    #: the counters of requesters, sent with GetView
+    tally: RequesterStats = msgspec.field(default_factory=RequesterStats)
     events: int = 0  #: events counted
     event_evictions: int = 0  #: names of events evicted, with all their counts
     changes: Changes = msgspec.field(default_factory=Changes)  #: state changes of members

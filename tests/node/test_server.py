@@ -198,7 +198,7 @@ async def from_host(running: Running, host: str) -> AsyncConnection:
     """Somebody who knows the secret, on that host."""
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(lambda: AsyncConnection(KEYS, 5), *running.tcp, local_addr=(host, 0))
-    await connection.ready()
+    await connection.ready
     return connection
 
 
