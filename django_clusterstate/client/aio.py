@@ -5,7 +5,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from os import getpid
 
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
@@ -86,8 +85,7 @@ class AsyncClient:
 
     async def call_node(self, target: Target, request: bytes) -> Reply:
         """Asynchronous `Client.call_node()`."""
-        if getpid() != self.routing.pid:
-            self.routing.reset_after_fork()
+        self.routing.reset_if_forked()
         now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
         try:
@@ -136,8 +134,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections of the running loop; the client can be used again."""
-        if getpid() != self.routing.pid:
-            self.routing.reset_after_fork()
+        self.routing.reset_if_forked()
         await self._loops.close()
 
     # -- called by the routing ------------------------------------------------------------------------------

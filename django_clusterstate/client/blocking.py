@@ -4,7 +4,6 @@ import logging
 import selectors
 import time
 from collections.abc import Callable, Iterator, Sequence
-from os import getpid
 
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.blocking import GRACE, BlockingConnection
@@ -61,8 +60,7 @@ class Client:
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """Sends one request to one node, and returns its reply. Raises `Unavailable` or `ProtocolError`."""
-        if getpid() != self.routing.pid:
-            self.routing.reset_after_fork()
+        self.routing.reset_if_forked()
         if now is None:
             now = self._clock()
         deadline = self._deadline * target.check(now) if target.failures else self._deadline
@@ -87,8 +85,7 @@ class Client:
 
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
         """Sends requests to several nodes at once, and returns for each, in order, its reply or its error."""
-        if getpid() != self.routing.pid:
-            self.routing.reset_after_fork()
+        self.routing.reset_if_forked()
         now = self._clock()
         if len(requests) == 1:
             return [self._call_or_error(*requests[0], now)]

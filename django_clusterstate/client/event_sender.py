@@ -12,7 +12,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from os import getpid
 
 from .blocking import Client
 from .event_batches import EventSum, Outbox
@@ -57,14 +56,12 @@ class EventSender(PerProcess):
     @property
     def dropped(self) -> int:
         """How many events were dropped, of which some may be counted: no room was left, or no owner replied in time."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         return self._refused + self._outbox.dropped
 
     def track(self, name: str, key: str, times: int, fields: Mapping[str, Field]) -> None:
         """Adds an event, whose arguments were checked by the caller."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         with self._lock:
             found = self._sums.get((name, key))
             if found is None:
@@ -80,8 +77,7 @@ class EventSender(PerProcess):
 
     def flush(self, timeout: float) -> bool:
         """Sends all tracked events. False if that isn't done within `timeout` seconds, or if some were dropped."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         until, dropped = self._clock() + timeout, self.dropped
         while not self._send(until):
             if self._clock() + RETRY_AFTER >= until:
@@ -91,8 +87,7 @@ class EventSender(PerProcess):
 
     def close(self) -> None:
         """Sends all tracked events, for half a second at most, and ends the thread. The sender can be used again."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         with self._lock:
             thread, self._thread = self._thread, None
             self._wake.put(False)

@@ -12,11 +12,7 @@ from abc import ABC, abstractmethod
 
 
 class PerProcess(ABC):
-    """Base class of objects with state of one process, reset in a forked child. Each public method begins with:
-
-    if getpid() != self.pid:
-        self.reset_after_fork()
-    """
+    """Base class of objects with state of one process. Each public method begins with `self.reset_if_forked()`."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -28,9 +24,11 @@ class PerProcess(ABC):
     def _reset(self) -> None:
         """Drops the parent's connections without sending anything on them, and starts with an empty state."""
 
-    def reset_after_fork(self) -> None:
-        """Resets the state once in each process, whichever of its threads call it at the same time."""
+    def reset_if_forked(self) -> None:
+        """Resets the state once in a forked child, whichever of its threads call it at the same time."""
         pid = os.getpid()
+        if pid == self.pid:
+            return
         # A lock of the child's own: a thread that the child doesn't have may hold one of the parent's.
         with self._resets.setdefault(pid, threading.RLock()):
             if self.pid != pid:
@@ -41,7 +39,7 @@ class PerProcess(ABC):
 def _after_fork(reference: "weakref.ref[PerProcess]") -> None:
     this = reference()
     if this is not None:
-        this.reset_after_fork()
+        this.reset_if_forked()
 
 
 def replace_inherited(fileno: int) -> None:

@@ -28,10 +28,11 @@ T = TypeVar("T")
 
 
 class Command(Protocol):
-    """A step of an operation. `client` is the blocking client in `run`, the asyncio client in `arun`."""
+    """A step of an operation. `client` is the blocking client in `run`; in `arun` it is the asyncio client, whose
+    methods return awaitables."""
 
     def run(self, client: Any) -> Any: ...
-    async def arun(self, client: Any) -> Any: ...
+    def arun(self, client: Any) -> Awaitable[Any]: ...
 
 
 Operation = Generator[Command, Any, T]
@@ -78,8 +79,7 @@ class Call(Struct, frozen=True):
     def run(self, client: Any) -> Any:
         return client.call(self.key, self.request)
 
-    async def arun(self, client: Any) -> Any:
-        return await client.call(self.key, self.request)
+    arun = run
 
 
 class CallNode(Struct, frozen=True):
@@ -91,8 +91,7 @@ class CallNode(Struct, frozen=True):
     def run(self, client: Any) -> Any:
         return client.call_node(self.target, self.request)
 
-    async def arun(self, client: Any) -> Any:
-        return await client.call_node(self.target, self.request)
+    arun = run
 
 
 class CallEach(Struct, frozen=True):
@@ -103,8 +102,7 @@ class CallEach(Struct, frozen=True):
     def run(self, client: Any) -> Any:
         return client.call_each(self.requests)
 
-    async def arun(self, client: Any) -> Any:
-        return await client.call_each(self.requests)
+    arun = run
 
 
 class GetTable(Struct, frozen=True):
@@ -113,8 +111,7 @@ class GetTable(Struct, frozen=True):
     def run(self, client: Any) -> Any:
         return client.table()
 
-    async def arun(self, client: Any) -> Any:
-        return await client.table()
+    arun = run
 
 
 class Sleep(Struct, frozen=True):

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from os import getpid
 from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
@@ -48,14 +47,12 @@ class LimitsStorage(PerProcess):
         Raises `Unavailable` when the engine doesn't answer in time, or its circuit breaker is open;
         `ImproperlyConfigured` for a period that the engine can't keep.
         """
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         return run(self._guarded(operation(self._counters(key, rules), *args)), self._client)
 
     async def arun(self, operation: StorageOperation[T], key: bytes, rules: Sequence[Rule], *args: Any) -> T:
         """Asynchronous `run()`."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         counters = self._counters(key, rules)
         client = self._loops.get(asyncio.get_running_loop()) or await self._loops.start()
         async with client.turns:
@@ -63,8 +60,7 @@ class LimitsStorage(PerProcess):
 
     def close(self) -> None:
         """Closes the blocking client's idle connections; the storage can be used again."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         self._client.close()
 
     def _connect_later(self) -> None:

@@ -6,7 +6,6 @@ it for each algorithm. Only a reset or a refund by another process ends it soone
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from os import getpid
 
 from ..client.forks import PerProcess
 from .limits import Decision, Limit
@@ -63,8 +62,7 @@ class DenialCache(PerProcess):
 
     def take_count(self, key: bytes) -> int:
         """How many hits on the key were denied from the cache since the last call. The next hit reports it."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         entry = self._entries.get(key)
         if entry is None:
             return 0

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from os import getpid
 
 from .. import runtime
 from ..client.forks import PerProcess
@@ -57,8 +56,7 @@ class ProcessLimiter(PerProcess):
     @contextmanager
     def _locked(self) -> Iterator[tuple[LimitStore, float]]:
         """The counters, for this thread alone, and the time."""
-        if getpid() != self.pid:
-            self.reset_after_fork()
+        self.reset_if_forked()
         with self._lock:
             yield self._store, time.monotonic()
 
