@@ -1,6 +1,7 @@
 """The admin's pages of the cluster: the panel with the look-up of a key and its actions, and the events."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.contrib import admin
@@ -42,19 +43,14 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         return False
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        def gather() -> dict[str, Any]:
-            return overview() if "live" in request.GET else _whole_page(request)
-
+        gather = overview if "live" in request.GET else partial(_whole_page, request)
         page = {"title": self.opts.verbose_name_plural, "tab": "overview", **(extra_context or {})}
         return self._respond(request, gather, self.change_list_template, self.live_template, page)
 
     def events_view(self, request: HttpRequest) -> HttpResponse:
         """All events, or the event of `?name`."""
         name = request.GET.get("name", "")
-
-        def gather() -> dict[str, Any]:
-            return events_tab.gather(name, request.GET.get("q", ""))
-
+        gather = partial(events_tab.gather, name, request.GET.get("q", ""))
         page = {"title": name or gettext("Events"), "tab": "events"}
         return self._respond(request, gather, self.events_template, self.events_live_template, page)
 

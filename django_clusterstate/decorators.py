@@ -43,7 +43,7 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
     """Limits how often a view, synchronous or asynchronous, is called. Takes one round trip to the key's owner.
 
     `group`: views of one group count together; by default each view counts on its own.
-    `key`: tells clients apart: "ip", "user", "user_or_ip", "get:x", "post:x", "header:x", a callable
+    `key`: identifies the client: "ip", "user", "user_or_ip", "get:x", "post:x", "header:x", a callable
     `(group, request)` or its dotted path.
     `rate`: "10/m", (10, 60), several (`["10/s", "100/h"]`: a hit counts against all or none), a callable
     `(group, request)` that returns one, or its dotted path; "0/s" blocks all, None limits nothing.

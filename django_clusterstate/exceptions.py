@@ -1,4 +1,4 @@
-"""The errors of this package, and how to tell them from those that a signal handler raises."""
+"""The errors of this package, and how to distinguish them from those of signal handlers."""
 
 import inspect
 from types import FrameType

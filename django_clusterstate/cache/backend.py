@@ -307,7 +307,8 @@ class ClusterCache(BaseCache):
 
         Best effort: see `docs/cache.md`. Raises `ValueError` where `timeout` or `sleep` isn't above 0.
         """
-        return Lock(self._lock(key, timeout, sleep, blocking_timeout, version))
+        stored, call, dump = self.routing_key(f"lock:{key}", version), self._requester.call, self._codec.dump
+        return Lock(LockOperations(key, stored, timeout, sleep, blocking_timeout, call, dump))
 
     def alock(
         self,
@@ -318,7 +319,7 @@ class ClusterCache(BaseCache):
         version: int | None = None,
     ) -> AsyncLock:
         """`lock()` for `async with`. This call itself isn't awaited."""
-        return AsyncLock(self._lock(key, timeout, sleep, blocking_timeout, version))
+        return AsyncLock(self.lock(key, timeout, sleep, blocking_timeout, version).operations)
 
     @blocking
     def stats(self) -> Operation[dict[str, dict[str, float]]]:
@@ -347,12 +348,6 @@ class ClusterCache(BaseCache):
                 "from their stored form."
             )
         return KeyPattern(pattern, self._prefix + before.encode())
-
-    def _lock(
-        self, key: Any, timeout: float, sleep: float, blocking_timeout: float | None, version: int | None
-    ) -> LockOperations:
-        stored = self.routing_key(f"lock:{key}", version)
-        return LockOperations(key, stored, timeout, sleep, blocking_timeout, self._requester.call, self._codec.dump)
 
 
 def _is_valid(key: str) -> bool:

@@ -53,7 +53,8 @@ class KeyScan:
     def next_chunk(self) -> Operation[list[str] | None]:
         """Users' keys from one reply, perhaps none; None at the end of the scan."""
         if self._table is None:
-            self._table, self._targets = yield from self._requester.nodes()
+            self._table = yield from self._requester.table()
+            self._targets = list(self._table.targets.values())
         if self._request is None:
             self._targets = self._targets[1:]
             self._request = self._pattern.first_request()
@@ -70,8 +71,8 @@ class KeyScan:
 def delete_pattern(requester: CacheRequester, pattern: KeyPattern) -> Operation[int]:
     """Deletes the keys that match at all nodes. Returns how many entries that were."""
     deleted = 0
-    _, targets = yield from requester.nodes()
-    for target in targets:
+    table = yield from requester.table()
+    for target in table.targets.values():
         request = pattern.first_request()
         while request is not None:
             keys, request = pattern.take((yield from requester.call_node(target, request)))

@@ -88,54 +88,54 @@ class Lock:
     keeps it for longer than `blocking_timeout`, `Unavailable` when the owner of its key can't be reached."""
 
     def __init__(self, operations: LockOperations) -> None:
-        self._operations = operations
+        self.operations = operations
 
     def acquire(self) -> bool:
         """False when another holder keeps the lock for longer than `blocking_timeout` (None: waits forever), or its
         owner can't be reached, which raises `Unavailable` if the alias has ON_UNAVAILABLE "raise"."""
-        return bool(runtime.run(self._operations.acquire()))
+        return bool(runtime.run(self.operations.acquire()))
 
     def release(self) -> bool:
         """False when the lock isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
-        return runtime.run(self._operations.release())
+        return runtime.run(self.operations.release())
 
     def extend(self, timeout: float | None = None) -> bool:
         """Lets the lock end that many seconds from now, by default the seconds that it was made with. False when it
         isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
-        return runtime.run(self._operations.extend(timeout))
+        return runtime.run(self.operations.extend(timeout))
 
     def __enter__(self) -> Self:
-        runtime.run(self._operations.enter())
+        runtime.run(self.operations.enter())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        runtime.run(self._operations.exit())
+        runtime.run(self.operations.exit())
 
 
 class AsyncLock:
     """A lock for asynchronous code, with the methods of `Lock` as coroutines and for `async with`."""
 
     def __init__(self, operations: LockOperations) -> None:
-        self._operations = operations
+        self.operations = operations
 
     async def acquire(self) -> bool:
         """Asynchronous `Lock.acquire()`."""
-        return bool(await runtime.arun(self._operations.acquire()))
+        return bool(await runtime.arun(self.operations.acquire()))
 
     async def release(self) -> bool:
         """Asynchronous `Lock.release()`."""
-        return await runtime.arun(self._operations.release())
+        return await runtime.arun(self.operations.release())
 
     async def extend(self, timeout: float | None = None) -> bool:
         """Asynchronous `Lock.extend()`."""
-        return await runtime.arun(self._operations.extend(timeout))
+        return await runtime.arun(self.operations.extend(timeout))
 
     async def __aenter__(self) -> Self:
-        await runtime.arun(self._operations.enter())
+        await runtime.arun(self.operations.enter())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await runtime.arun(self._operations.exit())
+        await runtime.arun(self.operations.exit())
 
 
 def _check(name: str, seconds: float) -> None:

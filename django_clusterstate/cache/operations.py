@@ -3,22 +3,26 @@
 `key` is a key as the nodes know it, `name` as the user wrote it, for errors. `ttl` is seconds to live (None: forever).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 
 from .. import runtime
-from ..client.operations import Operation
+from ..client.operations import CallEither, Operation
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from .codec import MAX_VALUE_BYTES, ValueCodec, is_too_big
-from .commands import convert
 from .log import is_due, logger
 from .near_cache import NearReads, ReadMark
 from .options import CacheOptions
 from .requester import CacheRequester, succeeded
 from .single_flight import MISSING, SingleFlight
+
+T = TypeVar("T")
 
 
 class CacheOperations:
@@ -34,7 +38,7 @@ class CacheOperations:
     # -- one key --------------------------------------------------------------------------------------------
 
     def add(self, key: bytes, name: Any, value: Any, ttl: float | None) -> Operation[bool]:
-        data = yield from convert(self._codec.dump, value)
+        data = yield from _convert(self._codec.dump, value)
         if is_too_big(data):
             # False would mean that the key exists: for a new session Django would try ten thousand others.
             self._report_too_big(_size_problem(name, data), raises=True)
@@ -121,13 +125,13 @@ class CacheOperations:
         absent = [key for key in names if key not in values]
         for keys, reply in (yield from self._requester.call_owners(absent, self._near.request_type)):
             values.update(zip(keys, self._near.take_many(keys, reply, marks), strict=False))
-        found: dict[Any, Any] = yield from convert(self._load_all, names, values)
+        found: dict[Any, Any] = yield from _convert(self._load_all, names, values)
         return found
 
     def set_many(self, names: Mapping[bytes, Any], data: Mapping[Any, Any], ttl: float | None) -> Operation[list[Any]]:
         """Stores `data[name]` for each name. Returns the names of those that weren't stored."""
         try:
-            encoded = yield from convert(lambda: {key: self._codec.dump(data[name]) for key, name in names.items()})
+            encoded = yield from _convert(lambda: {key: self._codec.dump(data[name]) for key, name in names.items()})
         except Exception:
             yield from self._requester.call_owners(names, wire.Delete)
             raise
@@ -194,7 +198,7 @@ class CacheOperations:
 
     def _dump(self, name: Any, value: Any) -> Operation[wire.Value | None]:
         """The encoded value; None for one that is too big, unless that raises `ValueError`."""
-        data: wire.Value = yield from convert(self._codec.dump, value)
+        data: wire.Value = yield from _convert(self._codec.dump, value)
         if not is_too_big(data):
             return data
         self._report_too_big(_size_problem(name, data), raises=self._options.raise_too_big)
@@ -211,6 +215,19 @@ class CacheOperations:
         namespace = self._options.namespace
         if is_due("too big", namespace):
             logger.warning("cache %r: %s; it was not stored (see VALUE_TOO_BIG)", namespace.decode(), problem)
+
+
+def _convert(function: Callable[..., T], *args: Any) -> Operation[T]:
+    """Calls a function that serialises or deserialises values.
+
+    Some values query the database meanwhile, such as lazy querysets. Django refuses that in an event loop, and then the
+    function is called again in a thread.
+    """
+    try:
+        return function(*args)
+    except SynchronousOnlyOperation:
+        result: T = yield CallEither(function, sync_to_async(function), args)
+        return result
 
 
 def _size_problem(name: Any, data: wire.Value) -> str:

@@ -84,17 +84,17 @@ class CacheRequester:
                 self._near.drop(*keys)
         return replies
 
-    def nodes(self) -> Operation[tuple[RoutingTable, list[Target]]]:
-        """The routing table, and all nodes in it."""
+    def table(self) -> Operation[RoutingTable]:
+        """The routing table. One without nodes is a failure."""
         table: RoutingTable = yield GetTable()
         if not table.targets:
             self.failed(NoCluster())
-        return table, list(table.targets.values())
+        return table
 
     def call_all(self, request: wire.Request) -> Operation[dict[Target, wire.Reply | ClusterStateError]]:
         """One request to each node, all at once. An error is in the place of a reply that failed."""
         try:
-            _, targets = yield from self.nodes()
+            targets = list((yield from self.table()).targets.values())
             framed = wire.request_frame(request)
             replies = yield CallEach([(target, framed) for target in targets])
             return dict(zip(targets, replies, strict=True))

@@ -1,10 +1,12 @@
 """Single flight: of all threads, tasks and processes that miss an entry at once, one computes it and the others wait.
 
 As in Go's `singleflight`, but across the cluster: the entry's owner also holds a lease, an auxiliary entry that only
-one caller can add. The holder of the lease computes; a lease expires, so nobody waits for a process that has ended.
+one caller can add. The holder of the lease computes. A lease expires, so the others never wait for a process that has
+ended.
 """
 
 import hashlib
+import inspect
 import math
 import os
 import time
@@ -12,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec import Struct
+
 from ..client.operations import Operation, Sleep
 from ..wire import messages as wire
-from .commands import Compute
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05  # seconds between two polls of a waiting caller, doubled each time
 MAX_LEASES_AWAITED = 2  # the second is that of a caller that took over from a process that has ended
@@ -34,6 +37,29 @@ def auxiliary_key(key: bytes, kind: bytes) -> bytes:
     if len(made) > wire.MAX_KEY_BYTES:
         made = b"%b\0\0%b\0%b" % (namespace, kind, hashlib.blake2b(rest, digest_size=32).digest())
     return made
+
+
+class Compute(Struct, frozen=True):
+    """Computes the default of `get_or_set()`, a value or a callable; in asyncio what it returns may be awaitable.
+
+    The result is the value; raises what the callable raises.
+    """
+
+    default: Any
+
+    def run(self, client: object) -> Any:
+        value = self._value()
+        if inspect.iscoroutine(value):
+            value.close()
+            raise TypeError("get_or_set() can't await the coroutine that its default returned: use aget_or_set()")
+        return value
+
+    async def arun(self, client: object) -> Any:
+        value = self._value()
+        return await value if inspect.isawaitable(value) else value
+
+    def _value(self) -> Any:
+        return self.default() if callable(self.default) else self.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +143,7 @@ class SingleFlight:
             if value is MISSING:
                 value, at_end = yield from self._store((yield Compute(self.default)), until)
         except GeneratorExit:
-            at_end = None  # nobody runs our commands any more
+            at_end = None  # the operation was closed: no further command is run
             raise
         finally:
             if at_end is not None and self.clock() < until:  # after that another caller may hold a lease

@@ -25,16 +25,18 @@ CLOCK_RESOLUTION = 0.001  # seconds, of the engines
 
 
 class CallEngine(NamedTuple):
-    """Calls a function with the storage of the package `limits`. The result is its own; raises what its driver does."""
+    """Calls a function with the storage of the package `limits` and further arguments. The result is its own; raises
+    what its driver does."""
 
-    call: Callable[[Any], Any]  # an asyncio storage is given back an awaitable
+    function: Callable[..., Any]  # returns an awaitable for an asyncio storage
+    args: tuple[Any, ...] = ()
 
     def run(self, client: EngineClient) -> Any:
-        return self.call(client.storage)
+        return self.function(client.storage, *self.args)
 
     async def arun(self, client: EngineClient) -> Any:
         async with asyncio.timeout(client.deadline):  # some pools open several connections one after the other
-            return await self.call(client.storage)
+            return await self.function(client.storage, *self.args)
 
 
 class Close(NamedTuple):
@@ -84,7 +86,7 @@ def hit(counters: Counters, cost: int) -> Operation[list[RuleDecision]]:
         counted, readings[i] = yield from _count(counter, readings[i], cost)
         if not counted:
             for earlier in counters[:i]:
-                yield _refund(earlier, cost)
+                yield CallEngine(_refund, (earlier, cost))
             break
     return _decide_all(counters, readings, cost)
 
@@ -98,7 +100,7 @@ def peek(counters: Counters, cost: int) -> Operation[list[RuleDecision]]:
 def refund(counters: Counters, cost: int, ago: float = 0.0) -> Operation[None]:
     """Takes back a hit of `cost` that was counted `ago` seconds before, as far as it still counts."""
     for counter in counters:
-        yield _refund(counter, cost, ago)
+        yield CallEngine(_refund, (counter, cost, ago))
 
 
 def reset(counters: Counters) -> Operation[bool]:
@@ -108,7 +110,7 @@ def reset(counters: Counters) -> Operation[bool]:
         if counter.rule.algorithm is Algorithm.FIXED_WINDOW:
             yield _call("clear", counter.name)
         elif counter.scripted:
-            yield _delete(counter)
+            yield CallEngine(_delete, (counter,))
         else:
             yield _call("clear_sliding_window", counter.name, seconds_of(counter.rule))
     return any(_has_hits(reading) for reading in readings)
@@ -205,7 +207,7 @@ def _read(counter: Counter) -> Operation[Reading]:
         left = (yield _call("get_expiry", name)) - time.time() + ROUNDING
         return _window(min(max(left, ROUNDING), seconds), used)
     if scripted:
-        return _parse_count((yield _run_script(counter, 0)))
+        return _parse_count((yield CallEngine(_run_script, (counter, 0))))
     previous, previous_left, current, current_left = yield _call("get_sliding_window", name, seconds)
     elapsed = 0.0
     if current_left:
@@ -237,13 +239,13 @@ def _count(counter: Counter, reading: Reading, cost: int) -> Operation[tuple[boo
         counted = yield _call("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)
         return counted, reading if counted else reading._replace(current=rule.limit)
     if scripted and rule.algorithm is not Algorithm.FIXED_WINDOW:
-        reply = yield _run_script(counter, cost)
+        reply = yield CallEngine(_run_script, (counter, cost))
         return bool(reply[0]), _parse_count(reply)
     end = reading.state[0] if reading.state is not None else rule.period
     used = yield _call("incr", name, seconds_of(rule), cost)
     if used <= rule.limit:
         return True, _window(end, used - cost)
-    yield _refund(counter, cost)
+    yield CallEngine(_refund, (counter, cost))
     return False, _window(end, rule.limit)
 
 
@@ -254,40 +256,28 @@ def _call(method: str, *args: Any) -> CallEngine:
 # `limits` lacks the exchanges below, so they use its clients, which asyncio storages have behind a bridge.
 
 
-def _run_script(counter: Counter, cost: int) -> CallEngine:
-    rule, name, _ = counter
-
-    def run_script(storage: Any) -> Any:
-        bridge = getattr(storage, "bridge", storage)
-        # Called by its digest; the client sends its text if the engine doesn't know it.
-        script = vars(bridge).get("clusterstate_script")
-        if script is None:
-            script = bridge.clusterstate_script = bridge.get_connection().register_script(scripts.SLIDING_WINDOW)
-        return script(keys=[bridge.prefixed_key(name)], args=[rule.limit, rule.period, cost])
-
-    return CallEngine(run_script)
+def _run_script(storage: Any, counter: Counter, cost: int) -> Any:
+    bridge = getattr(storage, "bridge", storage)
+    # Called by its digest; the client sends its text if the engine doesn't know it.
+    script = vars(bridge).get("clusterstate_script")
+    if script is None:
+        script = bridge.clusterstate_script = bridge.get_connection().register_script(scripts.SLIDING_WINDOW)
+    return script(keys=[bridge.prefixed_key(counter.name)], args=[counter.rule.limit, counter.rule.period, cost])
 
 
-def _delete(counter: Counter) -> CallEngine:
-    def delete(storage: Any) -> Any:
-        bridge = getattr(storage, "bridge", storage)
-        return bridge.get_connection().delete(bridge.prefixed_key(counter.name))
-
-    return CallEngine(delete)
+def _delete(storage: Any, counter: Counter) -> Any:
+    bridge = getattr(storage, "bridge", storage)
+    return bridge.get_connection().delete(bridge.prefixed_key(counter.name))
 
 
-def _refund(counter: Counter, cost: int, ago: float = 0.0) -> CallEngine:
+def _refund(storage: Any, counter: Counter, cost: int, ago: float = 0.0) -> Any:
     rule, name, scripted = counter
     sliding = rule.algorithm is not Algorithm.FIXED_WINDOW
-
-    def refund(storage: Any) -> Any:
-        bridge = getattr(storage, "bridge", storage)
-        if scripted:
-            client, key = bridge.get_connection(), bridge.prefixed_key(name)
-            if sliding:
-                return client.eval(scripts.REFUND_SLIDING_WINDOW, 1, key, cost, rule.limit, rule.period, ago)
-            return client.eval(scripts.REFUND_FIXED_WINDOW, 1, key, cost)
-        key = storage.sliding_window_keys(name, seconds_of(rule), time.time())[1] if sliding else name
-        return (storage.storage if bridge is storage else bridge).decr(key, cost)
-
-    return CallEngine(refund)
+    bridge = getattr(storage, "bridge", storage)
+    if scripted:
+        client, key = bridge.get_connection(), bridge.prefixed_key(name)
+        if sliding:
+            return client.eval(scripts.REFUND_SLIDING_WINDOW, 1, key, cost, rule.limit, rule.period, ago)
+        return client.eval(scripts.REFUND_FIXED_WINDOW, 1, key, cost)
+    key = storage.sliding_window_keys(name, seconds_of(rule), time.time())[1] if sliding else name
+    return (storage.storage if bridge is storage else bridge).decr(key, cost)

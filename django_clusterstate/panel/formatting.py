@@ -9,7 +9,7 @@ from django.utils.translation import gettext
 
 from ..core.limits.algorithms import Rule
 
-LONGEST = 100 * 365 * 86400.0  # seconds; longer times are not told apart
+LONGEST = 100 * 365 * 86400.0  # seconds; longer times are shown alike
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 

@@ -69,5 +69,5 @@ def decide_by_policy(limit: Limit, request: wire.Hit | wire.Peek, limiter: Proce
     rule = min(limit.rules, key=lambda rule: rule.limit)
     if policy == "allow" and rule.limit:  # a limit of 0 needs no counting
         return Decision(True, rule.limit, rule.period, rule.limit, 0.0, 0.0, "", policy)
-    # Nobody knows when the owner will be back; a second is when the next attempt may well succeed.
+    # When the owner will be back is unknown; a retry after a second may well succeed.
     return Decision(False, rule.limit, rule.period, 0, 1.0, 1.0, "", "deny")

@@ -1,7 +1,7 @@
 """The shared part of the throttles for Django REST framework and django-ninja.
 
-A framework calls all throttles of a view, even if the first denies. If it blocks the request, it asks each for its
-wait; only then is a denial final, since a throttle class of the project may overrule it. The hits that the other
+A framework calls all throttles of a view, even if the first denies. A throttle class of the project may overrule a
+denial, so a request is blocked only when the framework calls `wait()` of its throttles. The hits that the other
 throttles have counted are then refunded.
 """
 

@@ -20,8 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import runtime
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.cache.commands import Compute
-from django_clusterstate.cache.single_flight import SingleFlight, auxiliary_key
+from django_clusterstate.cache.single_flight import Compute, SingleFlight, auxiliary_key
 from django_clusterstate.client.operations import Operation, Sleep
 from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.wire import messages as wire
