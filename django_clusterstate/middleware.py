@@ -39,15 +39,13 @@ class ClusterRatelimitMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        return self._respond(request, self._matching(request))
+        matching = [(group, limit) for pattern, group, limit in self._limits if pattern.match(request.path)]
+        return self._respond(request, matching)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponseBase | None:
         if not isinstance(exception, Ratelimited):
             return None
         return runtime.run(refuse(request, exception))
-
-    def _matching(self, request: HttpRequest) -> list[tuple[str, RequestLimit]]:
-        return [(group, limit) for pattern, group, limit in self._limits if pattern.match(request.path)]
 
     def _respond(
         self, request: HttpRequest, limits: Sequence[tuple[str, RequestLimit]]

@@ -33,7 +33,8 @@ async def metrics(request: HttpRequest) -> HttpResponse:
     """
     refusal = await _refusal(request)
     if refusal:
-        return HttpResponse(status=refusal, headers=_CHALLENGE if refusal == HTTPStatus.UNAUTHORIZED else None)
+        challenge = {"WWW-Authenticate": 'Bearer realm="cluster metrics"'}
+        return HttpResponse(status=refusal, headers=challenge if refusal == HTTPStatus.UNAUTHORIZED else None)
     try:
         from .metrics import render  # noqa: PLC0415 - an extra, which health() doesn't need
     except ImportError:
@@ -41,9 +42,6 @@ async def metrics(request: HttpRequest) -> HttpResponse:
         return HttpResponse(text, status=HTTPStatus.NOT_IMPLEMENTED, content_type="text/plain")
     body, content_type = render(await cluster.alocal_status(), request.headers.get("Accept", ""))
     return HttpResponse(body, content_type=content_type)
-
-
-_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="cluster metrics"'}
 
 
 async def _refusal(request: HttpRequest) -> HTTPStatus | None:

@@ -39,28 +39,24 @@ def group_of_methods(group: str, methods: frozenset[str] | None) -> str:
 
 
 def read_callable(option: str, given: Any) -> RequestFunction | None:
-    """`given` if it is a callable, or the callable at a dotted path; None for anything else."""
+    """`given` if it is a callable, or the callable at a dotted path; None for anything else.
+
+    A path is imported at the first call, since its module often imports the views.
+    """
     if callable(given):
         return _check_blocking(option, given)
-    return _at_path(option, given) if _is_path(given) else None
+    if not isinstance(given, str) or "." not in given or not all(part.isidentifier() for part in given.split(".")):
+        return None
+
+    def imported(*args: Any) -> Any:
+        return _check_blocking(option, import_string(given))(*args)
+
+    return imported
 
 
 def _check_blocking(option: str, function: Callable[..., Any]) -> Callable[..., Any]:
     if iscoroutinefunction(function):
         raise ImproperlyConfigured(f"a callable {option} must be an ordinary function, not a coroutine function.")
-    return function
-
-
-def _is_path(given: object) -> bool:
-    return isinstance(given, str) and "." in given and all(part.isidentifier() for part in given.split("."))
-
-
-def _at_path(option: str, path: str) -> Callable[..., Any]:
-    """The callable at a dotted path. It is imported at the first call, since its module often imports the views."""
-
-    def function(*args: Any) -> Any:
-        return _check_blocking(option, import_string(path))(*args)
-
     return function
 
 

@@ -39,9 +39,10 @@ def refuse(request: HttpRequest, denial: Ratelimited) -> Operation[HttpResponseB
     response: HttpResponseBase
     if path:
         view = import_string(path)
-        is_async = iscoroutinefunction(view)
-        blocking, asynchronous = async_to_sync(view) if is_async else view, view if is_async else sync_to_async(view)
-        response = yield CallEither(blocking, asynchronous, (request, denial))
+        if iscoroutinefunction(view):
+            response = yield CallEither(async_to_sync(view), view, (request, denial))
+        else:
+            response = yield CallEither(view, sync_to_async(view), (request, denial))
     else:
         response = _too_many(request, denial)
     if denial.seconds is not None:
