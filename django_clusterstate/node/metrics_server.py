@@ -100,21 +100,20 @@ class _Server:
         lines = head.split("\r\n")[1:]
         accept = ",".join(line.partition(":")[2].strip() for line in lines if line.lower().startswith("accept:"))
         body, content_type = self._render(accept)
-        whole = _message(HTTPStatus.OK, body, content_type)
-        return whole if method == "GET" else whole[: -len(body)]
+        return _message(HTTPStatus.OK, body, content_type, with_body=method == "GET")
 
     def _ended_early(self, writer: asyncio.StreamWriter, more: asyncio.Task[bytes]) -> None:
         """Frees the room of a connection at once, though its turn is still to come."""
         if not more.cancelled():
-            more.exception()  # a reset is no error here, and isn't logged as one
+            more.exception()  # a reset is expected, so asyncio must not log it
             self._connections.pop(writer, None)
 
 
-def _message(status: HTTPStatus, body: bytes, content_type: str) -> bytes:
+def _message(status: HTTPStatus, body: bytes, content_type: str, *, with_body: bool = True) -> bytes:
     head = (
         f"HTTP/1.1 {status} {status.phrase}\r\n"
         f"Content-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Connection: close\r\n\r\n"
     )
-    return head.encode("latin-1") + body
+    return head.encode("latin-1") + (body if with_body else b"")
