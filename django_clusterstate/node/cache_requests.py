@@ -96,20 +96,16 @@ class CacheRequests:
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
         now, ttl, expected = self._clock(), request.ttl, request.expected
-
-        def touch(key: bytes) -> bool:
-            return self._matches(key, expected, now) and self._store.touch(key, ttl, now)
-
-        flags = self._each(request.keys, touch, now)
+        flags = self._each(
+            request.keys, lambda key: self._matches(key, expected, now) and self._store.touch(key, ttl, now), now
+        )
         return wire.FlagsReply(self._membership.view.epoch, flags)
 
     def _delete(self, request: wire.Delete) -> wire.Reply:
         now, expected = self._clock(), request.expected
-
-        def delete(key: bytes) -> bool:
-            return self._matches(key, expected, now) and self._store.delete(key, now)
-
-        flags = self._each(request.keys, delete, now)
+        flags = self._each(
+            request.keys, lambda key: self._matches(key, expected, now) and self._store.delete(key, now), now
+        )
         return wire.FlagsReply(self._membership.view.epoch, flags)
 
     def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:

@@ -61,8 +61,8 @@ class ChannelQueues:
     def send(self, channel: str, payload: bytes, expiry: float, capacity: int, now: float) -> bool:
         """Delivers the message to the first waiter, otherwise queues it. False when the queue is full."""
         name = queue_name(channel)
-        while waiter := self._pop_waiter(name):
-            deliver, until = waiter
+        while name in self._waiters:
+            deliver, until = self._pop_waiter(name)
             if until > now:
                 self.taken += 1
                 self._note_receiver(name, now)
@@ -191,16 +191,14 @@ class ChannelQueues:
 
     def _expire_waiters(self, queue: str, now: float, most: int) -> int:
         answered = 0
-        while answered < most and (waiters := self._waiters.get(queue)) and waiters[0][2] <= now:
+        while answered < most and queue in self._waiters and self._waiters[queue][0][2] <= now:
             answered += 1
-            if waiter := self._pop_waiter(queue):
-                waiter[0](queue, None)
+            deliver, _ = self._pop_waiter(queue)
+            deliver(queue, None)
         return answered
 
-    def _pop_waiter(self, queue: str) -> tuple[Deliver, float] | None:
-        waiters = self._waiters.get(queue)
-        if not waiters:
-            return None
+    def _pop_waiter(self, queue: str) -> tuple[Deliver, float]:
+        waiters = self._waiters[queue]
         owner, deliver, until = waiters.popleft()
         if not waiters:
             del self._waiters[queue]
