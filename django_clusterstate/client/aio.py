@@ -36,11 +36,7 @@ class LoopConnections:
             connection.close()
         await asyncio.sleep(0)  # lets the transports finish
 
-    def close_later(self, target: Target, seconds: float) -> None:
-        """Closes the connection to a node, in its event loop, once all requests on it have a reply or failed."""
-        asyncio.get_running_loop().call_later(seconds, self._close_one, target)
-
-    def _close_one(self, target: Target) -> None:
+    def close_one(self, target: Target) -> None:
         connection = self.open.pop(target, None)
         if connection is not None:
             connection.close()
@@ -144,7 +140,8 @@ class AsyncClient:
         for loop, connections in list(self._loops.items()):
             if target in connections.open:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(connections.close_later, target, self._deadline)
+                    # By the deadline, all requests on the connection have a reply or have failed.
+                    loop.call_soon_threadsafe(loop.call_later, self._deadline, connections.close_one, target)
 
     def abandon(self) -> None:
         """Leaves all connections to the parent process, in a forked child."""
@@ -216,7 +213,7 @@ class AsyncClient:
 
 
 def from_now(seconds: float | None) -> float | None:
-    """The time of the running loop's clock in so many seconds; None for None."""
+    """The running loop's time `seconds` from now; None for None."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 

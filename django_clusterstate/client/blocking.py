@@ -87,13 +87,13 @@ class Client:
         """Sends requests to several nodes at once, and returns for each, in order, its reply or its error."""
         self.routing.reset_if_forked()
         now = self._clock()
-        if len(requests) == 1:
-            return [self._call_or_error(*requests[0], now)]
         until = time.monotonic() + self._deadline
+        if len(requests) == 1:
+            return [self._call_or_error(*requests[0], now, until)]
         sent = [self._send(target, request, now) for target, request in requests]
         # New connections are made while the nodes work on the requests that have been sent.
         results = [
-            self._call_in_time(target, request, now, until) if connection is None else None
+            self._call_or_error(target, request, now, until) if connection is None else None
             for (target, request), connection in zip(requests, sent, strict=True)
         ]
         for index, connection, receive_until in _in_order_of_replies(sent, until):
@@ -181,17 +181,14 @@ class Client:
         except ClusterStateError as failure:
             return self._failed(target, failure, now)
 
-    def _call_or_error(self, target: Target, request: bytes, now: float) -> Reply | ClusterStateError:
+    def _call_or_error(self, target: Target, request: bytes, now: float, until: float) -> Reply | ClusterStateError:
+        """Sends a request unless other nodes have used up the time: then this one has not failed."""
+        if time.monotonic() >= until:
+            return Unreachable(f"{target} was not sent the request: other nodes used up the deadline")
         try:
             return self.call_node(target, request, now)
         except ClusterStateError as error:
             return error
-
-    def _call_in_time(self, target: Target, request: bytes, now: float, until: float) -> Reply | ClusterStateError:
-        """Sends a request unless other nodes have used up the time: then this one has not failed."""
-        if time.monotonic() >= until:
-            return Unreachable(f"{target} was not sent the request: other nodes used up the deadline")
-        return self._call_or_error(target, request, now)
 
     def _answered(self, target: Target, connection: BlockingConnection, reply: Reply, now: float) -> None:
         connection.idle_since = ended = self._clock()

@@ -129,7 +129,7 @@ class Routing(PerProcess):
         super().__init__()
 
     def attach(self, client: LoopClient) -> None:
-        """Tells this client from now on which connections to close."""
+        """Registers a client, which is called when its connections to a node are no longer needed."""
         self._loop_clients.add(client)
 
     def close_pools(self) -> None:

@@ -22,11 +22,11 @@ class Gossip:
         self._next = 0  # of the members that are named in turn
 
     def notify_replaced(self, who: Identity) -> None:
-        """Tell a start that still sends heartbeats that it has left, or was replaced."""
+        """Notify a start that still sends heartbeats that it has left, or was replaced."""
         self._notify(Observation(who.name, who.boot, who.address, MemberState.LEFT, 0, 0.0))
 
     def notify_down(self, member: Member) -> None:
-        """Tell a member that is back that it was declared down in the incarnation that is known here."""
+        """Notify a member that is back that it was declared down in the incarnation that is known here."""
         who = member.identity
         self._notify(Observation(who.name, who.boot, who.address, MemberState.DOWN, member.incarnation, 0.0))
 

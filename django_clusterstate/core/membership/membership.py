@@ -299,7 +299,7 @@ class Membership:
         return beat.state in SERVING and now - heard >= self.timings.suspect_after
 
     def _replace_joining(self, member: Member, now: float, effects: Effects) -> None:
-        """A start in conflict that serves takes the place of a joining member, and the other way round."""
+        """A start in conflict that serves takes the place of a joining member, which is then the one in conflict."""
         who = member.identity
         start = self._conflicts.settled(who.name)
         if start is not None and member.state is MemberState.JOINING:
