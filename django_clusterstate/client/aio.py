@@ -95,7 +95,7 @@ class AsyncClient:
                 except TimedOut:
                     raise
                 except Unavailable as error:  # the node may have been restarted
-                    lost = Lost(error, connection.node_boot)
+                    lost = Lost(error, connection.verdict.boot)
                     reply = await self._call_on_new_connection(target, request, now + deadline, lost)
         except ClusterStateError as error:
             raise self.routing.failed(target, error, now, self._clock()) from error
@@ -172,7 +172,7 @@ class AsyncClient:
             if lost is not None:
                 raise lost.error from error
             raise Unreachable(str(error) or "no answer within the deadline") from error
-        if lost is not None and not lost.may_send_again(request, connection.node_boot):
+        if lost is not None and not lost.may_send_again(request, connection.verdict.boot):
             raise lost.error
         try:
             async with timeout_in_ticks(until - self._clock()):

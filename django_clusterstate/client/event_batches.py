@@ -20,8 +20,6 @@ MAX_AGE = 5.0  # seconds until an event that no owner counts is dropped
 MAX_SUMS = 20_000  # in the outbox
 MAX_BATCH = 200_000  # characters and bytes, so that a batch fits into a frame in any alphabet
 
-Call = Callable[[Target, bytes], wire.Reply]
-
 
 class EventSum:
     """How many events of a name and key were tracked since `at`, and some of them: time, and fields as msgpack."""
@@ -106,7 +104,7 @@ class Outbox:
         """The batches to send, each to its target."""
         return list(self._batches)
 
-    def send(self, batch: Batch, call: Call, now: float) -> None:
+    def send(self, batch: Batch, call: Callable[[Target, bytes], wire.Reply], now: float) -> None:
         """Sends a batch, and removes it once it is counted."""
         request = wire.request_frame(wire.Track(batch.id, [one.entry(now) for one in batch.sums]))
         try:

@@ -47,7 +47,7 @@ class EventSender(PerProcess):
         self._sums: dict[tuple[str, str], EventSum] = {}
         self._samples = 0
         self._refused = 0
-        self._reported = 0
+        self._reported = 0  # dropped events that are in the counters of the routing
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False ends the thread
         self._thread: threading.Thread | None = None
         self._sending = threading.Lock()
@@ -130,16 +130,12 @@ class EventSender(PerProcess):
                     if self._clock() >= until:
                         break
                     self._outbox.send(batch, self._client.call_node, self._clock())
-            self._report_dropped()
+            dropped = self.dropped
+            self._client.routing.stats.events_dropped += dropped - self._reported
+            self._reported = dropped
             return self._outbox.empty
         finally:
             self._sending.release()
-
-    def _report_dropped(self) -> None:
-        """Adds newly dropped events to the counters that go to the node with the next request for the view."""
-        dropped = self.dropped
-        self._client.routing.stats.events_dropped += dropped - self._reported
-        self._reported = dropped
 
 
 def _at_exit(reference: "weakref.ref[EventSender]") -> None:

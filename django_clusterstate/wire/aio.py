@@ -41,7 +41,6 @@ class AsyncConnection(asyncio.Protocol):
         is_idle: IsIdle = never,
     ) -> None:
         self.closed = False
-        self.node_boot = b""  # boot id of the node; empty where it sends none
         self._loop = asyncio.get_running_loop()
         self._deadline = deadline
         self._on_close = on_close
@@ -134,7 +133,7 @@ class AsyncConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             if self._handshake is not None:
-                self._shake_hands(data)
+                self._shake_hands(self._handshake, data)
                 return
             for payload in self._deframer.feed(data if self._opener is None else self._opener.feed(data)):
                 reply = decode_reply(payload)  # first: if it can't be read, all waiting requests fail
@@ -146,29 +145,25 @@ class AsyncConnection(asyncio.Protocol):
                 error = ProtocolError(f"a reply that can't be read: {error}")
             self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
-    def _shake_hands(self, data: bytes) -> None:
-        for payload in self._deframer.feed(data):
-            if self._handshake is None:
-                raise ProtocolError("more came than the answer that ends the handshake")
-            self._take_step(self._handshake, payload)
-        if self._handshake is None and self._deframer.pending:
-            raise ProtocolError("more came than the answer that ends the handshake")
-
-    def _take_step(self, handshake: DiallerHandshake, payload: bytes) -> None:
+    def _shake_hands(self, handshake: DiallerHandshake, data: bytes) -> None:
         assert self._transport is not None
+        payloads = self._deframer.feed(data)
+        if not payloads:
+            return
+        if len(payloads) > 1 or self._deframer.pending:
+            raise ProtocolError("more came than one message of the handshake")
         if not self._challenged:
             self._challenged = True
             try:
-                offers = handshake.receive_challenge(payload)
+                offers = handshake.receive_challenge(payloads[0])
             except ProtocolError:
                 if handshake.last_message:
                     self._transport.write(frame(handshake.last_message))
                 raise
             self._transport.write(frame(offers, HANDSHAKE_LIMIT))
             return
-        handshake.receive_answer(payload)
+        handshake.receive_answer(payloads[0])
         self.verdict = handshake.verdict
-        self.node_boot = handshake.verdict.boot
         if handshake.session is not None:
             self._sealer, self._opener = handshake.session
         self._handshake = None
