@@ -1,4 +1,4 @@
-"""What a node does with requests for its cache. Those for many keys don't delay other requests."""
+"""Answers a node's requests for its cache. Those for many keys don't delay other requests."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

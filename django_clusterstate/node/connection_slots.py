@@ -77,8 +77,8 @@ class ConnectionSlots(Generic[C]):
         return iter(list(self.sources))
 
     def enter(self, connection: C, source: Source) -> C | None:
-        """Gives a connection its place. Returns the one that gave its place up, to be closed: the newcomer itself if
-        there is none for it."""
+        """Gives a connection a slot. Returns the connection to close for it, if any: the newcomer itself when no other
+        gives way."""
         self.discard(connection)
         victim = None
         too_many_nodes = source.kind is SourceKind.NODE and self._counts[SourceKind.NODE] >= self.for_nodes

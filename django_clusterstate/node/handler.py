@@ -1,4 +1,4 @@
-"""What a node does with each request. Without sockets: it takes a request and its requester, and returns the reply."""
+"""Answers all requests to a node. Without sockets: it takes a request and its requester, and returns the reply."""
 
 import os
 import sys

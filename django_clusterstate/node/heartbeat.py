@@ -79,8 +79,8 @@ class Heartbeats:
     """Sends and receives heartbeats until cancelled.
 
     `on_heard(beat, fresh)` is called for each authentic heartbeat; `rejected_log` takes a line for each other. A
-    heartbeat is fresh, so it isn't a recording, if the layer says that it came over a link from the very start of the
-    node that it names (`SessionMessage.session`).
+    heartbeat is fresh, and so not a recording, if the layer says that it came over a link from the start of the node
+    that it names (`SessionMessage.session`).
     """
 
     def __init__(

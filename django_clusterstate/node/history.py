@@ -11,7 +11,7 @@ REPORTED = 20  # of them
 
 
 class History:
-    """All of it is bounded, and lost with the node."""
+    """Timeline, rates and busiest keys: bounded in size, and lost when the node ends."""
 
     def __init__(self, now: float) -> None:
         self.timeline = Timeline()

@@ -1,4 +1,4 @@
-"""What a node does with requests for rate limits."""
+"""Answers a node's requests for rate limits."""
 
 from collections.abc import Callable
 from typing import Any

@@ -173,7 +173,7 @@ class Links:
             del self.misdirected[name]
 
     def note_own(self, address: TcpAddress) -> None:
-        """Doesn't dial an address for a while, since this node itself answered there, or a relay of its messages."""
+        """Suspends dialling an address at which this node itself, or a relay of its messages, answered."""
         self._own.setdefault(str(address), self.clock() + OWN_FOR)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What happens to the members of the cluster, as a node logs it, counts it and reports it to its process."""
+"""Logs and counts what happens to the members of the cluster, and reports it to the process of the node."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ def describe(change: Change, silence: float, suspect_after: float) -> str:
 
 
 class MembershipEvents:
-    """Logs what a call of `membership` brought about, counts it in `stats`, and adds it to the timeline of `history`.
+    """Logs the effects of each call of `membership`, counts them in `stats`, and adds them to `history`'s timeline.
 
     `notify(event)` is called, in order, with each change of state of a member, this node included, and with isolation.
     """
@@ -95,7 +95,7 @@ class MembershipEvents:
         self._problems: dict[str, float] = {}  # when each was last logged
 
     def take_effects(self, effects: Effects) -> None:
-        """All but the changes of state."""
+        """Reports stalls, isolation and unreachable peers; `take_change` reports the changes of state."""
         me, timings = self._me, self._membership.timings
         if effects.stalled > timings.suspect_after:
             logger.warning(

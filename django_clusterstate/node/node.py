@@ -29,7 +29,7 @@ LINK_FAILED_AGAIN = 60.0  # seconds between two log lines about one address
 
 
 class Node:
-    """Serves its sockets, keeps its links, and its membership by heartbeats over `layer`; None is the embedded one.
+    """Serves its sockets, keeps its links, and exchanges heartbeats over `layer` (None: the embedded layer).
 
     `notify(event)` is called, in order, with each change of state of a member, this node included, with each view after
     the changes that made it, and with isolation.
@@ -166,15 +166,15 @@ class Node:
         self._apply(self.membership.refused(peer.name, peer.boot, self._clock()))
 
     def _apply(self, effects: Effects) -> None:
-        """Acts on what a call of the membership brought about."""
+        """Carries out the effects of a call of the membership."""
         self._events.take_effects(effects)
         if effects.declared_down or effects.stalled > self.config.timings.down_after:
             self.handler.clear_cache()
         if effects.superseded and not self.superseded and self.membership.state in MAY_END:
             self.superseded = True
             logger.warning(
-                "node %s restarts with an empty memory: another running node has its name, or had it meanwhile, and "
-                "has served its keys; give each node its own CLUSTERSTATE_NODE_NAME", self.membership.me,
+                "node %s restarts with an empty memory: another running node has its name, or had it in the meantime, "
+                "and has served its keys; give each node its own CLUSTERSTATE_NODE_NAME", self.membership.me,
             )  # fmt: skip
             self._stop.set()
         old, new = self._view, self.membership.view

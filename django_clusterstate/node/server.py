@@ -99,7 +99,7 @@ class Server:
         self._servers.append(server)
 
     def admit(self, connection: "Connection", source: Source) -> None:
-        """Gives an authenticated connection its slot; when there is none, closes another for it."""
+        """Gives an authenticated connection a slot; when none is free, closes another for it."""
         self.unauthenticated.discard(connection)
         victim = self.connections.enter(connection, source)
         stats = self.handler.stats

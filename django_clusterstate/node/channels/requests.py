@@ -1,5 +1,5 @@
-"""What a node does with requests for channels: those that live here are served from `ChannelQueues`, messages for
-others are forwarded over a link."""
+"""Answers a node's requests for channels: those that live here are served from `ChannelQueues`, messages for others
+are forwarded over a link."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
