@@ -84,7 +84,7 @@ def get_async_client() -> AsyncClient:
 
 
 def run(operation: Operation[T]) -> T:
-    """Runs an operation with the blocking client. Returns what it returns, raises what it raises."""
+    """Runs an operation with the blocking client. Returns its result, or raises its exception."""
     return operations.run(operation, get_client())
 
 

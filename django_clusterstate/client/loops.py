@@ -1,4 +1,4 @@
-"""What a process keeps for each of its event loops, since connections can't be shared between loops."""
+"""Objects that a process has for each of its event loops, since connections can't be shared between loops."""
 
 import asyncio
 import contextlib

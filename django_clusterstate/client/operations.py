@@ -39,7 +39,7 @@ Operation = Generator[Command, Any, T]
 
 
 def run(operation: Operation[T], client: Any) -> T:
-    """Runs an operation to its end in this thread. Returns what it returns, raises what it raises."""
+    """Runs an operation to its end in this thread. Returns its result, or raises its exception."""
     try:
         command = next(operation)
         while True:
@@ -55,7 +55,7 @@ def run(operation: Operation[T], client: Any) -> T:
 
 
 async def arun(operation: Operation[T], client: Any) -> T:
-    """Runs an operation to its end in the running event loop. Returns what it returns, raises what it raises."""
+    """Runs an operation to its end in the running event loop. Returns its result, or raises its exception."""
     try:
         command = next(operation)
         while True:

@@ -2,7 +2,7 @@
 
 A request may be executed twice if that leaves the same state as one execution at the moment of the second one; its
 reply may then report less than the lost reply did (`Delete`: the key was already gone). Any other request is sent again
-only to a node that has been restarted since then: it has executed nothing of what was sent to the earlier start.
+only to a node that has been restarted since then: it has executed no request that was sent to the earlier start.
 """
 
 from typing import NamedTuple, assert_never

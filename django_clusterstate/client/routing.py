@@ -1,4 +1,4 @@
-"""What a process knows of the cluster, for its blocking and its asyncio client: view, owners, circuit breakers, counts.
+"""The cluster as a process knows it, for both of its clients: view, owners, circuit breakers, counts not yet reported.
 
 No I/O except to close connections. Times are seconds of the monotonic clock, given by the caller.
 """

@@ -16,7 +16,7 @@ class CounterHistory:
         self._growth: dict[str, deque[int]] = {}
 
     def sample(self, counters: Mapping[str, int], now: float) -> None:
-        """Note the values of the counters, the same ones each time. To be called about once a second."""
+        """Notes the values of the counters, the same ones each time. The caller calls it about once a second."""
         if now < self._due:
             return
         missed = int((now - self._due) // INTERVAL)  # the node was stopped, so it counted nothing

@@ -42,7 +42,7 @@ class Expiry(Generic[K]):
         return len(self._due)
 
     def set(self, key: K, expires: float, now: float) -> None:
-        """Let the key expire at `expires`, and no longer at the time that was set before."""
+        """Sets the time at which the key expires, in place of the one that was set before."""
         due = due_of(expires * self._per_second, now * self._per_second) / self._per_second
         before = self._due.get(key)
         if before == due:
@@ -57,13 +57,13 @@ class Expiry(Generic[K]):
         bucket[key] = None
 
     def discard(self, key: K) -> None:
-        """Forget a key, if it is known."""
+        """Forgets a key, if it is known."""
         due = self._due.pop(key, None)
         if due is not None:
             del self._buckets[due][key]
 
     def pop(self, now: float) -> K | None:
-        """Forget a key that is due, and return it; None if none is."""
+        """Forgets a key that is due, and returns it; None if none is due."""
         while self._heap and self._heap[0] <= now:
             bucket = self._buckets[self._heap[0]]
             if bucket:

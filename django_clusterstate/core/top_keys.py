@@ -72,7 +72,7 @@ class TopKeys(Generic[K]):
         self._current.add(key, times)
 
     def rotate(self) -> None:
-        """Forget the keys that were added before the last rotation."""
+        """Forgets the keys that were added before the last rotation."""
         self._previous, self._current = self._current, SpaceSaving(self._capacity)
 
     def top(self, number: int) -> list[KeyCount[K]]:

@@ -13,7 +13,7 @@ MAX_BYTES = 64 * 1024 * 1024  # of those messages, with overhead
 OVERHEAD = 256  # bytes that a message takes in addition to its payload, at most
 CHANNEL_OVERHEAD = 900  # bytes that a channel takes in addition to its messages, about
 MAX_MEMBERSHIPS = 100_000  # as many as a node keeps
-ABANDONED_AFTER = 5.0  # seconds that its oldest message waits until a channel seems to have lost its consumer
+ABANDONED_AFTER = 5.0  # seconds of waiting after which the oldest message shows that the channel has no consumer
 
 
 class Buffers:

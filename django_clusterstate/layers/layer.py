@@ -124,7 +124,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         return runtime.get_async_client()
 
     async def node_of(self, channel: str) -> Target:
-        """The node on which a channel lives: for a process channel the node in its name, else the name's owner.
+        """The node on which a channel lives: for a process channel the node in its name, otherwise the name's owner.
 
         Raises `Unavailable` if there is no such node.
         """

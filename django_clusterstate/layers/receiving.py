@@ -20,7 +20,7 @@ from .buffers import Buffers, Memberships
 if TYPE_CHECKING:
     from .layer import ClusterChannelLayer
 
-POLL = 2.0  # seconds that the node holds a `Receive`; then the reader checks whether it is still wanted, and where to
+POLL = 2.0  # seconds that the node holds a `Receive`; then the reader checks for consumers, and for the node
 MAX_MESSAGES = 50  # of one reply
 RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach the node, from the first to the longest
 LOG_AFTER = 5.0  # seconds without success until it is logged, since the restart of a node is shorter
@@ -65,7 +65,7 @@ class Receiver:
             self._stop_waiting(channel, future)
 
     def put(self, channel: str, payload: bytes, *, first: bool = False) -> None:
-        """Gives a message to a consumer that waits for it, else keeps it; `first` before all others of its channel."""
+        """Gives a message to a waiting consumer, otherwise keeps it; `first` before all others of its channel."""
         for future in self._waiting.get(channel, ()):
             if not future.done():
                 future.set_result(payload)

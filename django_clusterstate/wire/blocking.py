@@ -33,8 +33,9 @@ _CLOSED = "the node closed the connection"
 ANY_NODE = Hello()  # of a requester that accepts whichever node answers
 _LATE = "no answer within the deadline"
 
-# Grace period in seconds for what hasn't been waited for yet when the deadline is over: then this process is late, not
-# the node, as among threads that compute or after SIGSTOP. Also for the rest of a reply that began in time.
+# Grace period in seconds for a reply that this process has not waited for yet when the deadline is over: then the
+# process is late, not the node, as among threads that compute or after SIGSTOP. Also for the rest of a reply that began
+# in time.
 GRACE = 0.02
 
 

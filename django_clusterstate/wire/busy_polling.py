@@ -13,7 +13,7 @@ from pathlib import Path
 POLL_FOR = 100e-6  # seconds: several times as long as a node nearby takes to reply
 MIN_REST, MAX_REST = 4, 4096  # replies
 CACHED_FOR = 0.01  # seconds
-_CHECK_SHARE = 100  # the result of a check is used for at least so many times as long as the check took
+_CHECK_SHARE = 100  # the result of a check is used for this many times the duration of the check at least
 
 IsIdle = Callable[[float], bool]
 

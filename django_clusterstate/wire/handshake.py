@@ -46,7 +46,7 @@ AddressText = Annotated[str, Meta(max_length=300)]
 
 
 class Role(enum.IntEnum):
-    """What the dialler is. Only a node may send `Deliver` and `Forward`."""
+    """The kind of dialler. Only a node may send `Deliver` and `Forward`."""
 
     REQUESTER = 0
     NODE = 1

@@ -2,7 +2,7 @@
 
 import re
 
-# Four bytes at the beginning, and what they are. Read as a length, each exceeds the limit of a frame.
+# The first four bytes of each protocol. Read as a length, they exceed the limit of a frame.
 _PROTOCOLS = (
     (re.compile(rb"GET |HEAD|POST|PUT |DELE|OPTI|PATC|CONN|TRAC|PRI "), "an HTTP request"),
     (re.compile(rb"HTTP"), "an HTTP response"),

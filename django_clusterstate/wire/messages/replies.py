@@ -30,8 +30,8 @@ class TtlValuesReply(Message, frozen=True, tag=59):
 
 
 class FlagsReply(Message, frozen=True, tag=34):
-    """What was done with each key or rule, in the order of the request. `values` are those of the keys that a `Set`
-    also reads, as far as they fit in the reply."""
+    """Whether the request took effect on each key or rule, in the order of the request. `values` are those of the keys
+    that a `Set` also reads, as far as they fit in the reply."""
 
     epoch: int
     flags: list[bool]
@@ -156,7 +156,7 @@ class StatusReply(Message, frozen=True, tag=42):
 
 
 class ReportReply(Message, frozen=True, tag=45):
-    """A node's status, and what happened at it lately, for the panel.
+    """A node's status, and its history of the last minutes, for the panel.
 
     `timeline`: changes of members, the latest first. `rates`: by how much each counter grew in steps of five seconds,
     the latest first, for ten minutes. `busiest` and `denied`: the keys of limits with most hits and with most denied

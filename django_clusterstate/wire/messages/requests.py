@@ -135,7 +135,7 @@ class Hit(Message, frozen=True, tag=7):
 
 
 class Peek(Message, frozen=True, tag=8):
-    """Reads what the decisions on a `Hit` would be now, and counts nothing. Reply: `DecisionsReply`."""
+    """Reads the decisions that a `Hit` would get now, and counts nothing. Reply: `DecisionsReply`."""
 
     key: Key
     rules: Rules
@@ -178,7 +178,7 @@ class Track(Message, frozen=True, tag=26):
 
 
 class GetEvents(Message, frozen=True, tag=27):
-    """Reads what this node keeps of the event `name`. Reply: `EventReply`.
+    """Reads all that this node keeps of the event `name`. Reply: `EventReply`.
 
     Without a name: reads the totals of all events, sorted by name, from the first name greater than `after`.
     Reply: `EventNamesReply`.
@@ -195,7 +195,7 @@ class GetView(Message, frozen=True, tag=9):
     """Reads the node's view of the cluster. Reply: `ViewReply`.
 
     `failing`: names of members for which the requester's circuit breaker is open; the node checks its links to them.
-    `stats`: what the requester has counted since its last request; None: nothing.
+    `stats`: the requester's counts since its last request; None if all are 0.
     """
 
     failing: Annotated[list[Annotated[str, Meta(max_length=100)]], Meta(max_length=64)] = []
@@ -211,7 +211,7 @@ class GetStatus(Message, frozen=True, tag=11):
 
 
 class GetReport(Message, frozen=True, tag=25):
-    """Reads the node's status, and what happened at it in the last minutes. Reply: `ReportReply`."""
+    """Reads the node's status, and its history of the last minutes. Reply: `ReportReply`."""
 
 
 # -- channels (the embedded layer) ------------------------------------------------------------------------------
