@@ -9,13 +9,14 @@ import socket
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from os import getpid
 
 
 class PerProcess(ABC):
     """Base class of objects with state of one process. Each public method begins with `self.reset_if_forked()`."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.pid = getpid()
         self._resets: dict[int, threading.RLock] = {}
         reference = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _after_fork(reference))
@@ -26,7 +27,7 @@ class PerProcess(ABC):
 
     def reset_if_forked(self) -> None:
         """Resets the state once in a forked child, whichever of its threads call it at the same time."""
-        pid = os.getpid()
+        pid = getpid()
         if pid == self.pid:
             return
         # A lock of the child's own: a thread that the child doesn't have may hold one of the parent's.
