@@ -171,8 +171,9 @@ class Connection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._reject, "")
         # From this size on `pause_writing` is called.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
-        me = server.me
-        self._handshake = NodeHandshake(self._keys, me.name, me.boot, _address_of(self._transport))
+        peer = self._transport.get_extra_info("peername")
+        dialled_from = str(TcpAddress(peer[0], peer[1])) if isinstance(peer, tuple) else ""  # empty: the unix socket
+        self._handshake = NodeHandshake(self._keys, server.me.name, server.me.boot, dialled_from)
         self._transport.write(frame(self._handshake.challenge))
 
     def data_received(self, data: bytes) -> None:
@@ -344,7 +345,8 @@ class Connection(asyncio.Protocol):
         self._handler.stats.refused += 1
         if why:
             peer = self._transport.get_extra_info("peername") if self._transport else None
-            self._server.log.write(f"connection from {_description_of(peer)} closed: {why}")
+            host = peer[0] if isinstance(peer, tuple) else "the unix socket"
+            self._server.log.write(f"connection from {host} closed: {why}")
 
     def abort(self) -> None:
         """Closes at once; `connection_lost` follows."""
@@ -353,13 +355,3 @@ class Connection(asyncio.Protocol):
         self._read_directly()
         if transport is not None:
             transport.abort()
-
-
-def _address_of(transport: asyncio.Transport) -> str:
-    """The address that a dialler comes from; empty for a unix socket."""
-    peer = transport.get_extra_info("peername")
-    return str(TcpAddress(peer[0], peer[1])) if isinstance(peer, tuple) else ""
-
-
-def _description_of(peer: object) -> str:
-    return str(peer[0]) if isinstance(peer, tuple) else "the unix socket"
