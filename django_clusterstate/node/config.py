@@ -32,4 +32,3 @@ class NodeConfig:
     cache_max_bytes: int = 256 * 1024 * 1024
     cache_own_bytes: Mapping[bytes, int] = field(default_factory=dict)  # quotas: the parts of it for one namespace each
     limits_max_bytes: int = 64 * 1024 * 1024
-    drain: float = 2.0  # for which a node that leaves goes on serving requesters with an older view

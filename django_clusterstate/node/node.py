@@ -22,7 +22,8 @@ from .server import Server
 
 CLEAN_EVERY = 1.0  # seconds
 RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 a second
-DISCOVERY_TIMEOUT = 10.0
+DISCOVERY_TIMEOUT = 10.0  # seconds
+DRAIN = 2.0  # seconds for which a node that leaves goes on serving requesters with an older view
 REJECTED_EVERY = 1.0  # seconds between two log lines about rejected connections and heartbeats
 REJECTED_AGAIN = 600.0  # seconds between two of the same
 LINK_FAILED_AGAIN = 60.0  # seconds between two log lines about one address
@@ -114,7 +115,7 @@ class Node:
         if self._discovery is not None:
             self._spawn(self._withdraw(self._discovery))
         if self.membership.view.members:
-            await asyncio.sleep(self.config.drain)
+            await asyncio.sleep(DRAIN)
         self._apply(self.membership.leave_done())
         await self.heartbeats.beat()
 
@@ -245,7 +246,7 @@ class Node:
 
     async def _withdraw(self, discovery: Discovery) -> None:
         try:
-            async with asyncio.timeout(self.config.drain):
+            async with asyncio.timeout(DRAIN):
                 await discovery.withdraw()
         except Exception as error:  # a database may raise anything
             logger.info("discovery entry of this node not deleted: %s; it expires within a day", error)
