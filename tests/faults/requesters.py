@@ -85,7 +85,7 @@ class Requesters:
         return next(tally for tally in self.tallies if tally.host == host)
 
     def go_on(self, requests: int = 50, seconds: float = 15.0) -> None:
-        """Until each has asked so many times more."""
+        """Waits until each requester has sent this number of further requests."""
         goals = [tally.asked + requests for tally in self.tallies]
         wait_until(
             lambda: all(tally.asked >= goal for tally, goal in zip(self.tallies, goals, strict=True)),

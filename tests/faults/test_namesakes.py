@@ -1,4 +1,4 @@
-"""A second node under a taken name; recorded heartbeats; a loopback address among others."""
+"""A second node with a used name; recorded heartbeats; a loopback address among others."""
 
 import asyncio
 import signal
@@ -46,7 +46,7 @@ def boot_of(cluster: LocalCluster, name: str) -> bytes:
     return status_of(cluster, name).identity.boot
 
 
-def started_anew(cluster: LocalCluster, name: str, boot: bytes) -> bool:
+def has_restarted(cluster: LocalCluster, name: str, boot: bytes) -> bool:
     status = cluster.status(name)
     return status is not None and status.identity.boot != boot
 
@@ -58,7 +58,7 @@ def addresses(cluster: LocalCluster, of: str, by: tuple[str, ...]) -> set[str]:
 
 
 def all_name_it(cluster: LocalCluster) -> bool:
-    statuses = [cluster.status(name) for name in cluster.names]  # one that starts anew doesn't answer for a moment
+    statuses = [cluster.status(name) for name in cluster.names]  # one that restarts does not answer for a moment
     return all(status is not None and any(TAKEN in text for text in status.problems) for status in statuses)
 
 
@@ -110,8 +110,8 @@ def test_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
             there = status_of(other, "b").identity.address
             wait_until(lambda: addresses(cluster, "b", ("a", "c")) == {there}, SECONDS, "the second has the name")
             cluster.processes["b"].signal(signal.SIGCONT)
-            seconds = wait_until(lambda: started_anew(cluster, "b", boot), 5, "the first starts anew")
-            figure("it has started anew after", f"{seconds:.2f} s")
+            seconds = wait_until(lambda: has_restarted(cluster, "b", boot), 5, "the first restarts")
+            figure("it has restarted after", f"{seconds:.2f} s")
             wait_until(lambda: all_name_it(cluster) and all_name_it(other), SECONDS, "all name it")
             other.processes["b"].kill()
             figure("one view after its end", f"{cluster.wait_for(seconds=5):.2f} s")

@@ -1,4 +1,4 @@
-"""Hosts that lose each other, or some of the packets. Figures are printed (-s)."""
+"""Hosts that lose each other, or some packets. Figures are printed (-s)."""
 
 import itertools
 import random

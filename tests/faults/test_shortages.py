@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fault
 
 Figure = Callable[[str, object], None]
 NAMES = ("a", "b", "c")
-SPARE = 20  # files that the node may open besides those that it has
+SPARE = 20  # files that the node may open in addition to those that it has
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Nodes that stop, are blocked, or find no processor. Figures are printed (-s)."""
+"""Nodes that are stopped, blocked or short of processors. Figures are printed (-s)."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def test_a_node_that_is_stopped_again_and_again_is_never_down(folder: Path, figu
 
 
 def stop_for(folder: Path, figure: Figure, seconds: float) -> None:
-    """Stops `c` for so long; its keys are written anew meanwhile, and read by all without end."""
+    """Stops `c` for `seconds`; meanwhile its keys get new values, and all hosts read them constantly."""
     stale: list[float] = []  # when, after the last new value was stored
     written = [float("inf")]  # when that was: earlier reads may see the old one
     with LocalCluster(folder, ALL) as cluster, contextlib.ExitStack() as stack:

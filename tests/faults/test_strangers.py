@@ -1,4 +1,4 @@
-"""Who gets in, who doesn't, and what is said of it. Figures are printed (-s)."""
+"""Connections, requesters and releases that are admitted or refused, and the log lines. Figures are printed (-s)."""
 
 import asyncio
 import contextlib
