@@ -26,10 +26,10 @@ from .problems import Misdirected
 DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
-REDIAL_AFTER = 1.0  # seconds: a link that is fresher than this isn't tried again
+REDIAL_AFTER = 1.0  # seconds: a younger link isn't dialled again
 DROPPED_AFTER = 60.0  # seconds until an address that doesn't answer and wasn't named again is dropped
 KEEPALIVE_AFTER = 30  # seconds that a connection is idle
-USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for that time is dialled afresh
+USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for that time is dialled again
 OWN_FOR = 60.0  # seconds until an address at which this node itself answered is dialled again
 MISDIRECTED_FOR = 60.0  # seconds that a wrong address of a peer is shown after it was last dialled or heard
 MAX_MISDIRECTED = 256
@@ -49,7 +49,7 @@ class Links:
     start of that node is accepted there.
 
     `on_open(peer, address)` is called when a peer has completed the handshake; `on_refused(peer)` when its process is
-    gone: its link was closed and a fresh dial refused, or another start of it answers. `log` takes a line for each
+    gone: its link was closed and the next dial refused, or another start of it answers. `log` takes a line for each
     address that can't be used. `misdirected` holds, by name, the peers whose advertised address leads to another node.
     """
 
@@ -145,14 +145,14 @@ class Links:
         self.unreachable += 1
 
     def redial(self, name: str) -> None:
-        """Dials a peer afresh, since requests to it fail: that shows whether its process is gone."""
+        """Dials a peer again, since requests to it fail: that shows whether its process is gone."""
         now = self.clock()
         for address, link in self._links.items():
             if link.peer is not None and link.peer.name == name and now - link.opened > REDIAL_AFTER:
                 self.reset(address)
 
     def reset(self, address: str) -> None:
-        """Closes the link and dials afresh: messages in a connection to a lost host may wait for long."""
+        """Closes the link, which is then dialled again: messages in a connection to a lost host may wait for long."""
         link = self._links.get(address)
         if link is not None and link.connection is not None:
             link.connection.close()
