@@ -42,10 +42,6 @@ class _Entry(msgspec.Struct, Generic[V], gc=False):
     used: float
 
 
-def _always_valid(key: bytes, generation: int) -> bool:
-    return True
-
-
 class CacheStore(Generic[V]):
     """Values under keys `b"namespace\\0rest"`, for a time, within `max_bytes`.
 
@@ -72,7 +68,7 @@ class CacheStore(Generic[V]):
         max_bytes: int,
         *,
         size_of: Callable[[V], int],
-        is_valid: Callable[[bytes, int], bool] = _always_valid,
+        is_valid: Callable[[bytes, int], bool] = lambda *_: True,
     ) -> None:
         self.generation = 0
         self.max_bytes = max_bytes
