@@ -89,9 +89,19 @@ class Entry:
     secret: bool = False
 
     @sensitive_variables()
-    def checked(self, subject: str, value: Any) -> Any:
-        """The attribute of `Settings` for a value. Raises `ImproperlyConfigured`, whose text begins with `subject`."""
-        if isinstance(value, os.PathLike):
+    def read(self, name: str, options: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
+        """The attribute of `Settings`. Raises `ImproperlyConfigured`, which names the entry or its variable."""
+        subject, value = f"CLUSTERSTATE[{name!r}]", options.get(name)
+        text = environment.get(f"{PREFIX}{name}")
+        if text:
+            subject = f"{PREFIX}{name}"
+            try:
+                value = self.kind.from_text(text)
+            except (ValueError, KeyError) as error:
+                raise self._wrong(subject, self.kind.expected, text) from error
+        elif value is None:
+            return None if self.default is None else self.parse(self.default)
+        elif isinstance(value, os.PathLike):
             value = os.fspath(value)
         if not self.kind.accepts(value):
             raise self._wrong(subject, self.kind.expected, value)
@@ -103,15 +113,6 @@ class Entry:
             return self.parse(value)
         except ValueError as error:
             raise ImproperlyConfigured(f"{subject}: {error}") from error
-
-    @sensitive_variables()
-    def from_text(self, subject: str, text: str) -> Any:
-        """The attribute of `Settings` for the text of an environment variable. Raises as `checked` does."""
-        try:
-            value = self.kind.from_text(text)
-        except (ValueError, KeyError) as error:
-            raise self._wrong(subject, self.kind.expected, text) from error
-        return self.checked(subject, value)
 
     @sensitive_variables()
     def _wrong(self, subject: str, expected: str, value: Any) -> ImproperlyConfigured:
@@ -236,24 +237,13 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
         raise ImproperlyConfigured(
             f"CLUSTERSTATE has no entry {unknown[0]!r}. The entries are: {', '.join(sorted(ENTRIES))}."
         )
-    values = {name.lower(): _read(name, entry, options, environment) for name, entry in ENTRIES.items()}
+    values = {name.lower(): entry.read(name, options, environment) for name, entry in ENTRIES.items()}
     values["node_name"] = values["node_name"] or socket.gethostname()
     if values["socket"] is None:
         values["socket"] = UnixAddress(str(default_socket_path(values["cluster"], values["node_name"])))
     secrets = _secrets(values.pop("secret"), values.pop("secret_fallbacks"))
     timings = _timings(values.pop("heartbeat_interval"), values.pop("suspect_after"), values.pop("down_after"))
     return Settings(secrets=secrets, timings=timings, **values)
-
-
-@sensitive_variables()
-def _read(name: str, entry: Entry, options: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
-    variable = f"{PREFIX}{name}"
-    if environment.get(variable):
-        return entry.from_text(variable, environment[variable])
-    value = options.get(name)
-    if value is not None:
-        return entry.checked(f"CLUSTERSTATE[{name!r}]", value)
-    return None if entry.default is None else entry.parse(entry.default)
 
 
 def _timings(heartbeat_interval: float, suspect_after: float, down_after: float) -> Timings:
