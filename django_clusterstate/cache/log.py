@@ -1,4 +1,4 @@
-"""The log of all caches, in which repeated lines are rare."""
+"""The logger of the caches, and a limit on lines that repeat."""
 
 import logging
 import time
