@@ -14,7 +14,7 @@ import enum
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Final, Protocol, TypeAlias
 
 import msgspec
@@ -140,22 +140,16 @@ def peek(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: f
     ]
 
 
-class RecentRules:
+class RecentRules(OrderedDict[Rule, None]):
     """The distinct rules under which states were created last, MAX_RULES at most. A state's key contains its rule, so
     the states of a key are found only under known rules."""
 
-    def __init__(self) -> None:
-        self._rules: OrderedDict[Rule, None] = OrderedDict()  # the least recent first
-
     def note(self, rules: Sequence[Rule]) -> None:
         for rule in rules:
-            self._rules[rule] = None
-            self._rules.move_to_end(rule)
-            if len(self._rules) > MAX_RULES:
-                self._rules.popitem(last=False)
-
-    def __iter__(self) -> Iterator[Rule]:
-        return iter(self._rules)
+            self[rule] = None
+            self.move_to_end(rule)
+            if len(self) > MAX_RULES:
+                self.popitem(last=False)
 
 
 def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> list[tuple[Rule, RuleDecision]]:
