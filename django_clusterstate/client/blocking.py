@@ -1,7 +1,7 @@
 """The blocking client: pooled connections, one for each thread that waits for a reply at the same moment."""
 
 import logging
-import selectors
+import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -207,19 +207,40 @@ def _in_order_of_replies(
     sent: Sequence[BlockingConnection | None], until: float
 ) -> Iterator[tuple[int, BlockingConnection, float]]:
     """(index, connection, end of its time) of each connection as its reply arrives, then of those without a reply."""
+    waiting = {connection.fileno(): (index, connection) for index, connection in enumerate(sent) if connection}
     until = max(until, time.monotonic() + GRACE)
-    with selectors.DefaultSelector() as selector:  # gevent and eventlet replace it by a cooperative one
-        for index, connection in enumerate(sent):
-            if connection:
-                selector.register(connection, selectors.EVENT_READ, (index, connection))
-        waiting = selector.get_map()
-        try:
-            while waiting:
-                ready = selector.select(max(0.0, until - time.monotonic()))
-                for key in [key for key, _ in ready] or list(waiting.values()):
-                    selector.unregister(key.fileobj)
-                    # A reply that arrived in time is read, even if reading others took until now.
-                    yield *key.data, max(until, time.monotonic() + GRACE) if ready else until
-        finally:
-            for key in waiting.values():  # not empty after a signal's exception or a greenlet's timeout
-                key.data[1].close()
+    poll = _make_poll()
+    for fileno in waiting:
+        poll.register(fileno, select.POLLIN)
+    try:
+        while waiting:
+            ready = poll.poll(max(0.0, until - time.monotonic()) * 1000)
+            for fileno in [fileno for fileno, _ in ready] or list(waiting):
+                poll.unregister(fileno)
+                # A reply that arrived in time is read, even if reading others took until now.
+                yield *waiting.pop(fileno), max(until, time.monotonic() + GRACE) if ready else until
+    finally:
+        for _, connection in waiting.values():  # not empty after a signal's exception or a greenlet's timeout
+            connection.close()
+
+
+class _SelectPoll:
+    """`select.poll()` for reading, by means of `select.select()`."""
+
+    def __init__(self) -> None:
+        self._filenos: set[int] = set()
+
+    def register(self, fileno: int, events: int) -> None:
+        self._filenos.add(fileno)
+
+    def unregister(self, fileno: int) -> None:
+        self._filenos.discard(fileno)
+
+    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+        ready, _, _ = select.select(self._filenos, (), (), milliseconds / 1000)
+        return [(fileno, select.POLLIN) for fileno in ready]
+
+
+def _make_poll() -> "select.poll | _SelectPoll":
+    # eventlet removes `poll`, and replaces `select` by a cooperative function.
+    return select.poll() if hasattr(select, "poll") else _SelectPoll()
