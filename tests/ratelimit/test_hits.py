@@ -106,11 +106,11 @@ def dead_owner(cluster: LocalCluster, group: str, monkeypatch: pytest.MonkeyPatc
 def _fix_view(monkeypatch: pytest.MonkeyPatch, view: View, local: str) -> None:
     """This process has this view from now on."""
 
-    async def skip(self: AsyncClient) -> None:
-        pass
+    async def table(self: AsyncClient) -> RoutingTable:
+        return self.routing.table
 
-    monkeypatch.setattr(Client, "_refresh", lambda self: None)
-    monkeypatch.setattr(AsyncClient, "_refresh", skip)
+    monkeypatch.setattr(Client, "table", lambda self: self.routing.table)
+    monkeypatch.setattr(AsyncClient, "table", table)
     routing = runtime.get_routing()
     routing.learn(wire.ViewReply(view.epoch, view.members, local), routing.local, time.monotonic())
 
