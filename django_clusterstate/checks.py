@@ -64,8 +64,8 @@ def check_addresses(settings: Settings) -> list[CheckMessage]:
     if elsewhere and advertised.is_loopback:
         entry = "BIND" if settings.advertise is None else "ADVERTISE"
         problem = (
-            f"{entry} is {advertised}, which only this host reaches, but DISCOVERY names {elsewhere[0]}: the two nodes "
-            "would form two clusters."
+            f"{entry} is {advertised}, which is reachable only from this host, but DISCOVERY names {elsewhere[0]}: the "
+            "two nodes would form two clusters."
         )
         hint = "Set CLUSTERSTATE_BIND on each host to an address of that host which the others can reach."
         return [Warning(problem, hint=hint, id="clusterstate.W004")]

@@ -37,7 +37,7 @@ class DatabaseDiscovery:
 
     The rows of killed nodes stay for a day, but their addresses are not used: they may belong to other hosts by now.
     A row that was renewed between two reads is used whatever its time says, since on SQLite the times are those of the
-    hosts' clocks. While this node's row can't be written (a full disk, a lock, a read-only database), other nodes
+    hosts' clocks. While this node's row cannot be written (a full disk, a lock, a read-only database), other nodes
     probably can't write theirs either: the ages are then relative to the newest row. Reading and writing don't depend
     on each other.
     """
@@ -69,9 +69,9 @@ class DatabaseDiscovery:
             async with asyncio.timeout(ANNOUNCE_WITHIN):
                 await asyncio.wrap_future(self._announcing.start())
         except TimeoutError:
-            self.problem = f"this node's row isn't written after {ANNOUNCE_WITHIN:g} s: is the database locked?"
+            self.problem = f"this node's row is not written after {ANNOUNCE_WITHIN:g} s: is the database locked?"
         except Exception as error:  # a database may raise anything
-            self.problem = f"this node's row can't be written: {type(error).__name__}: {error}"
+            self.problem = f"this node's row cannot be written: {type(error).__name__}: {error}"
         rows = await asyncio.wrap_future(self._reading.start())
         self._failed = bool(self.problem)
         return self._reachable(rows)
@@ -115,22 +115,22 @@ class DatabaseDiscovery:
             try:
                 address = parse_ip(text)
             except ValueError:
-                problem = f"address of node {name} in the discovery table is invalid, so it isn't dialled: {text!r}"
+                problem = f"address of node {name} in the discovery table is invalid, so it is not dialled: {text!r}"
                 self._warn(name, problem)
                 continue
             if ours.is_loopback and (text == self._address or not address.is_loopback):
                 # Nodes of two hosts that both have the default address would each dial themselves.
                 self._warn(
                     "ours",
-                    f"this node advertises {ours}, which node {name} can't reach. Set CLUSTERSTATE_BIND to an address "
+                    f"this node advertises {ours}, which node {name} cannot reach. Set CLUSTERSTATE_BIND to an address "
                     "of this host that the others can reach",
                 )
                 found.append(text)
             elif address.is_loopback and not ours.is_loopback:
                 self._warn(
                     name,
-                    f"node {name} advertises {text}, which only its own host reaches, so it isn't dialled and stays "
-                    "out of the cluster. Set CLUSTERSTATE_BIND there to an address of that host",
+                    f"node {name} advertises {text}, which is reachable only from its own host, so it is not dialled "
+                    "and stays out of the cluster. Set CLUSTERSTATE_BIND there to an address of that host",
                 )
             else:
                 found.append(text)

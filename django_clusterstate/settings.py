@@ -270,7 +270,8 @@ def _secrets(secret: str | bytes | None, fallbacks: list[str | bytes]) -> tuple[
             force_bytes(one)
         except UnicodeEncodeError:  # which holds the text, so it must not be in the report
             raise ImproperlyConfigured(
-                "A secret has a character that UTF-8 does not have. Is its environment variable in another encoding?"
+                "A secret has a character that UTF-8 does not have. Is its environment variable in a different "
+                "encoding?"
             ) from None
     return secrets
 

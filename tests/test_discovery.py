@@ -108,7 +108,7 @@ def test_others_are_found_while_our_own_row_cannot_be_written(monkeypatch: pytes
 
     monkeypatch.setattr(discovery._announcing, "_work", full)
     assert ask(discovery) == [THEIRS, "10.0.0.3:1"]
-    assert "this node's row can't be written: OperationalError: database or disk is full" in discovery.problem
+    assert "this node's row cannot be written: OperationalError: database or disk is full" in discovery.problem
     monkeypatch.undo()
     discovery._intervals.clear()
     assert discovery.interval == RETRY_AFTER
@@ -139,7 +139,7 @@ def test_row_without_a_valid_address_does_not_hide_the_others(caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "django_clusterstate.node"):
         assert [ask(discovery), ask(discovery)] == [[THEIRS], [THEIRS]]
     assert (
-        caplog.text.count("address of node b in the discovery table is invalid, so it isn't dialled: 'nonsense'") == 1
+        caplog.text.count("address of node b in the discovery table is invalid, so it is not dialled: 'nonsense'") == 1
     )
 
 
@@ -151,8 +151,8 @@ def test_loopback_address_of_a_node_is_logged_on_both_sides(caplog: pytest.LogCa
         ask(theirs)
         assert ask(ours) == []
         assert ask(theirs) == [OURS]
-    assert "node b advertises 127.0.0.1:4370, which only its own host reaches" in caplog.text
-    assert "this node advertises 127.0.0.1:4370, which node a can't reach" in caplog.text
+    assert "node b advertises 127.0.0.1:4370, which is reachable only from its own host" in caplog.text
+    assert "this node advertises 127.0.0.1:4370, which node a cannot reach" in caplog.text
 
 
 @database
@@ -196,9 +196,9 @@ def test_nodes_meet_while_the_database_cannot_be_written_to(nodes: LocalCluster,
     lock = _locked(folder, "IMMEDIATE")
     nodes.start("b")
     nodes.wait_for("a", "b")
-    wait_until(lambda: "this node's row isn't written after 3 s" in nodes.processes["b"].output(), SECONDS, "said")
+    wait_until(lambda: "this node's row is not written after 3 s" in nodes.processes["b"].output(), SECONDS, "said")
     lock.execute("ROLLBACK")
-    wait_until(lambda: "discovery works again" in nodes.processes["b"].output(), 2 * SECONDS, "said")
+    wait_until(lambda: "discovery recovered" in nodes.processes["b"].output(), 2 * SECONDS, "said")
     wait_until(lambda: _rows(folder) == {"a", "b"}, SECONDS, "both rows")
 
 
@@ -206,7 +206,7 @@ def test_nodes_start_while_the_database_is_locked_and_meet_when_it_is_not(nodes:
     lock = _locked(folder, "EXCLUSIVE")
     nodes.start("a", "b")
     for name in ("a", "b"):
-        wait_until(partial(_says, nodes, name, "can't be read for discovery yet"), SECONDS, "said")
+        wait_until(partial(_says, nodes, name, "cannot read discovery table yet"), SECONDS, "said")
         assert "no answer after 3 s: is it locked or unreachable?" in _said(nodes, name)
         assert "manage.py migrate" not in _said(nodes, name)
     lock.execute("ROLLBACK")
@@ -254,7 +254,7 @@ def test_nodes_keep_no_connection_and_find_each_other_after_the_database_was_res
         postgres.stop()
         cluster.start("b")
         cluster.wait_for("b")
-        assert "can't be read for discovery yet" in _said(cluster, "b")
+        assert "cannot read discovery table yet" in _said(cluster, "b")
         assert "manage.py migrate" not in _said(cluster, "b")
         postgres.start()
         cluster.wait_for("a", "b", seconds=3 * SECONDS)
@@ -270,7 +270,7 @@ def test_nodes_meet_on_a_database_that_became_read_only(folder: Path, postgres: 
             connection.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
         cluster.start("b")
         cluster.wait_for("a", "b")
-        assert "this node's row can't be written" in _said(cluster, "b")
+        assert "this node's row cannot be written" in _said(cluster, "b")
 
 
 def _says(cluster: LocalCluster, name: str, text: str) -> bool:

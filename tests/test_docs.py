@@ -222,8 +222,8 @@ LINES = {text for tree in SOURCES.values() for text in messages_logged(tree)} - 
 TEXTS = {text for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.expr)
          if (text := message_of(node))}  # fmt: skip
 LOG_ROWS = sorted(
-    line
-    for cell in re.findall(r"^\| (`.*?`) \|", read("docs/operations.md").partition("## Log lines")[2]
+    re.sub("<[^>]*>", "…", line)
+    for cell in re.findall(r"^\| (`.*?`) \|", read("docs/operations.md").partition("## Log messages")[2]
                            .partition("## Counters")[0], re.MULTILINE)
     for line in re.findall(r"`([^`]+)`", cell)
 )  # fmt: skip

@@ -96,7 +96,7 @@ def test_two_clusters_on_one_host_ignore_each_other(folder: Path, layer: Layer) 
         cluster.processes["b"] = other
         cluster.wait_for("a")
         cluster.wait_for("b")
-        assert "belongs to another cluster" in other.output()
+        assert "belongs to a different cluster" in other.output()
 
 
 # -- leaving, dying, coming back ----------------------------------------------------------------------------------
@@ -310,9 +310,9 @@ def test_a_foreign_secret_on_the_same_channel_layer_is_said_once(folder: Path, l
         foreign = cluster.env("b") | {"CLUSTERSTATE_SECRET": 50 * "z"}
         cluster.processes["b"] = Process([sys.executable, "manage.py", "clusternode"], folder / "b.log", foreign)
         cluster.wait_for("b")
-        wait_until(lambda: "belongs to another cluster" in cluster.processes["a"].output(), SECONDS, "a says so")
+        wait_until(lambda: "belongs to a different cluster" in cluster.processes["a"].output(), SECONDS, "a says so")
         cluster.wait_for("a")
-        assert cluster.processes["a"].output().count("belongs to another cluster") <= 2
+        assert cluster.processes["a"].output().count("belongs to a different cluster") <= 2
 
 
 def test_a_node_may_open_as_many_files_as_the_system_lets_it(folder: Path) -> None:
@@ -447,7 +447,7 @@ async def test_full_table_of_connections_keeps_out_neither_a_restarted_peer_nor_
             assert await asyncio.to_thread(cluster.status, "a")
             client.close()
             output = cluster.processes["a"].output()
-            assert output.count("connection slots are taken, most of them by 127.0.0.9:") == 1
+            assert output.count("connections are in use, most of them by 127.0.0.9:") == 1
         finally:
             for connection in held:
                 connection.close()

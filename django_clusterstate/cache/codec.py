@@ -169,8 +169,8 @@ class ValueCodec:
                 raise
             if is_due("unreadable", self._namespace):
                 logger.warning(
-                    "cache %r: a stored value can't be read (%s: %s) and counts as a miss; it was written with another "
-                    "SERIALIZER, COMPRESSOR or version of the code",
+                    "cache %r: a stored value can't be read (%s: %s) and counts as a miss; it was written with a "
+                    "different SERIALIZER, COMPRESSOR or version of the code",
                     self._namespace.decode(), type(error).__name__, error,
                 )  # fmt: skip
             return default

@@ -199,7 +199,7 @@ class AsyncClient:
                 async with timeout_in_ticks(self._deadline / (len(others) + 1)):
                     return await connect(address, self._keys, self._deadline, hello=target.hello, is_idle=self._is_idle)
             except (Unavailable, TimeoutError) as error:
-                logger.debug("%s; its next address is tried", error)
+                logger.debug("%s; trying next address", error)
         return await connect(last, self._keys, self._deadline, hello=target.hello, is_idle=self._is_idle)
 
     async def _call_or_error(self, target: Target, request: bytes, until: float | None) -> Reply | ClusterStateError:

@@ -154,7 +154,7 @@ class Client:
                 part = now + (until - now) / (len(others) + 1 - index)
                 return BlockingConnection(address, keys, self._deadline, part, is_idle, hello)
             except Unavailable as error:
-                logger.debug("%s; its next address is tried", error)
+                logger.debug("%s; trying next address", error)
         return BlockingConnection(last, keys, self._deadline, until, is_idle, hello)
 
     def _send(self, target: Target, request: bytes, now: float) -> BlockingConnection | None:

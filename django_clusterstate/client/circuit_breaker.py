@@ -48,7 +48,7 @@ class CircuitBreaker:
         self.reason = reason
         self.retry_at = now + HALF_OPEN_AFTER
         if self.failures < FAILURES_TO_OPEN:
-            logger.debug("%s failed, and the next request tries it again: %s", self, reason)
+            logger.debug("%s failed, will retry on next request: %s", self, reason)
         elif self.failures == FAILURES_TO_OPEN:
             logger.warning(
                 "circuit breaker for %s opened after %d failures in a row (%s); "

@@ -232,5 +232,5 @@ class QueueReader:
 
     def _succeeded(self) -> None:
         if self._failure_logged:
-            logger.warning("channels %s: received again", self._queue)
+            logger.warning("channels %s: receiving again", self._queue)
         self._failing_since, self._failure_logged = None, False

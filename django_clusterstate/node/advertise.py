@@ -48,7 +48,7 @@ class Finder:
             return Advertised(TcpAddress(self._preferred(hosts), given.port))
         if reachable := tuple(host for host in hosts if is_reachable(host)):
             return Advertised(TcpAddress(self._preferred(reachable), given.port))
-        loopback = f"{given.host} resolves to {', '.join(hosts)} on this host, which others can't reach"
+        loopback = f"{given.host} resolves to {', '.join(hosts)} on this host, which others cannot reach"
         if self.advertise is None:  # it listens at a loopback address only
             return Advertised(TcpAddress(self._preferred(hosts), given.port), f"BIND: {loopback}")
         return self._of_interfaces(given.port, f"ADVERTISE: {loopback}")
@@ -102,8 +102,8 @@ def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep
         if not logged:
             logged = True
             logger.warning(
-                "address to advertise, %s, can't be resolved: %s; the node starts when it can. Set "
-                "CLUSTERSTATE_ADVERTISE to an IP address, so that no name has to be resolved",
+                "cannot resolve advertised address %s: %s; the node starts once it is resolved. Set "
+                "CLUSTERSTATE_ADVERTISE to an IP address to avoid the look-up",
                 finder.advertise or finder.bind,
                 why,
             )
@@ -131,15 +131,15 @@ class AddressWatch:
             try:
                 found = await asyncio.wrap_future(self._search.start())
             except OSError as error:  # the address stays
-                logger.debug("address of this node not checked: %s", error)
+                logger.debug("advertised address not checked: %s", error)
             else:
                 self.check(found)
 
     def check(self, found: Advertised) -> None:
         if not self._finder.is_current(self._advertised.address, found):
             self._log.write(
-                f"address {self._advertised.address} is advertised, but this host's is now {found.address}, so other "
-                "hosts can't reach this node; restart it",
+                f"advertised address {self._advertised.address} is outdated: this host's is now {found.address}, so "
+                "other hosts cannot reach this node; restart it",
                 "address",
             )
         elif found.problem:
@@ -147,7 +147,7 @@ class AddressWatch:
 
     def _warn_of_problem(self, problem: str) -> None:
         self._log.write(
-            f"address {self._advertised.address} is advertised, which only processes of this host reach: {problem}; "
-            "set CLUSTERSTATE_ADVERTISE to an address of this host that other hosts reach",
+            f"advertised address {self._advertised.address} is reachable only from this host: {problem}; "
+            "set CLUSTERSTATE_ADVERTISE to an address of this host that other hosts can reach",
             "address",
         )

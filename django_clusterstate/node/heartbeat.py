@@ -58,9 +58,7 @@ def decode_heartbeat(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
     if not isinstance(body, bytes) or not isinstance(macs, list) or len(body) < 2 or len(macs) > MAX_SECRETS:
         raise ProtocolError("not a heartbeat")
     if not _is_signed(body, macs, keys):
-        raise ProtocolError(
-            "not signed with a secret of this node; its sender has another SECRET or belongs to another cluster"
-        )
+        raise ProtocolError("not signed with a secret of this node; its sender uses a different SECRET or CLUSTER")
     if not common_version(body[0], body[1]):
         raise ProtocolError(f"no common protocol version with its sender: {incompatible(body[0], body[1])}")
     try:
@@ -164,7 +162,7 @@ class Heartbeats:
         try:
             beat = decode_heartbeat(message, self._keys)
             if session is not None and session != beat.identity.boot:
-                raise ProtocolError(f"it names {beat.identity}, but came over the link of another node")
+                raise ProtocolError(f"sender {beat.identity} does not match the peer on this connection")
         except ProtocolError as error:
             self.rejected += 1
             self._rejected_log.write(f"heartbeat dropped: {error}")
@@ -187,13 +185,13 @@ class Heartbeats:
         if error is not None:
             if not self.failing:
                 logger.warning(
-                    "channel layer failed, so no heartbeats pass and no peer is judged by silence: %s: %s",
+                    "channel layer failed, so no heartbeats arrive and no peer is declared down for that: %s: %s",
                     type(error).__name__, error,
                 )  # fmt: skip
             self.failing, self._failed_at = True, now
         elif self.failing and now - self._failed_at > SETTLED_AFTER:
             self.failing = False
-            logger.warning("channel layer works again")
+            logger.warning("channel layer recovered")
 
 
 def _is_cancelled() -> bool:

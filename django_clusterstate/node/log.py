@@ -32,7 +32,7 @@ class RationedLog:
         if subject in self._written or now - self._last < self._spacing:
             self._omitted += 1
             return
-        more = f" (and {self._omitted} more since the last such line)" if self._omitted else ""
+        more = f" (and {self._omitted} more since the last such message)" if self._omitted else ""
         self._written[subject] = self._last = now
         self._omitted = 0
         logger.warning("%s%s", text, more)

@@ -27,10 +27,10 @@ _HAPPENED: dict[tuple[MemberState | None, MemberState] | MemberState, EventKind 
 }
 # The middle of a log line, by (old state, new state) or by the new state.
 _DESCRIPTIONS: dict[tuple[MemberState | None, MemberState] | MemberState, str] = {
-    (MemberState.SUSPECT, MemberState.ALIVE): "heard again; it keeps its keys",
-    (MemberState.DOWN, MemberState.ALIVE): "alive again after it was cut off or stopped; its keys move back to it",
-    (MemberState.ALIVE, MemberState.JOINING): "joining again, since only its own host can reach its address; its keys "
-    "move to other nodes",
+    (MemberState.SUSPECT, MemberState.ALIVE): "resumed heartbeats; it keeps its keys",
+    (MemberState.DOWN, MemberState.ALIVE): "alive again after it was cut off or paused; its keys move back to it",
+    (MemberState.ALIVE, MemberState.JOINING): "joining again because its address is reachable only from its own host; "
+    "its keys move to other nodes",
     MemberState.JOINING: "joining; it owns no keys yet",
     MemberState.ALIVE: "alive; it owns its share of the keys",
     MemberState.SUSPECT: "suspected after {:.1f} s without heartbeats; it keeps its keys until it is declared down",
@@ -38,7 +38,7 @@ _DESCRIPTIONS: dict[tuple[MemberState | None, MemberState] | MemberState, str] =
     MemberState.LEFT: "left",
 }
 _SILENT = "declared down after {:.1f} s without heartbeats; its keys move to other nodes"
-_ENDED = "declared down, since its process has ended or was replaced; its keys move to other nodes"
+_ENDED = "declared down because its process has ended or was replaced; its keys move to other nodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class MembershipEvents:
         me, timings = self._me, self._membership.timings
         if effects.stalled > timings.suspect_after:
             logger.warning(
-                "node %s was stopped for %.1f s, so no peer is judged by that silence; look for a suspended machine, "
-                "swapping or too little CPU", me, effects.stalled,
+                "node %s was paused for %.1f s, so heartbeats missed meanwhile do not count against peers; look for a "
+                "suspended machine, swapping or too little CPU", me, effects.stalled,
             )  # fmt: skip
             self._note(EventKind.STALLED, me)
         if self._membership.isolated and not self._isolated:
@@ -120,15 +120,15 @@ class MembershipEvents:
             )
         for peer in effects.unreachable:
             logger.warning(
-                "peer %s unreachable: not heard for %.1f s, but heard by other nodes, so it stays a member; check "
-                "firewalls and routes from its host to this one", peer, self._silence(peer),
+                "peer %s unreachable: no heartbeat for %.1f s, but other nodes receive them, so it stays a member; "
+                "check firewalls and routes from its host to this one", peer, self._silence(peer),
             )  # fmt: skip
 
     def take_change(self, change: Change) -> None:
         identity, view = change.identity, self._membership.view
         logger.log(
             logging.WARNING if change.new in (MemberState.SUSPECT, MemberState.DOWN) else logging.INFO,
-            "%s %s %s; %s -> %s, %d nodes serve, epoch %016x",
+            "%s %s %s; %s -> %s, %d nodes serving, epoch %016x",
             "node" if identity is self._me else "peer",
             identity,
             describe(change, self._silence(identity), self._membership.timings.suspect_after),
@@ -151,7 +151,7 @@ class MembershipEvents:
                 logger.error("problem: %s", text)
         for text in set(self._problems).difference(found):
             del self._problems[text]
-            logger.info("problem solved: %s", text)
+            logger.info("problem resolved: %s", text)
 
     def _silence(self, identity: Identity) -> float:
         """Seconds since this start of the node was last heard; 0 if another start has taken its place."""

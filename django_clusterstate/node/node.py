@@ -85,8 +85,10 @@ class Node:
             await self.server.listen(self.config.socket)
             await self.server.listen(self.config.bind)
             _freeze_garbage_collector()
+            me, config = self.membership.me, self.config
             logger.info(
-                "node %s started, and listens on %s and %s", self.membership.me, self.config.bind, self.config.socket
+                "node %s started, listening on %s (advertised as %s) and %s",
+                *(me.name, config.bind, me.address, config.socket),
             )
             self._spawn(self.heartbeats.run())
             self._spawn(self._tick_forever())
@@ -99,7 +101,7 @@ class Node:
             else:
                 await self._leave()
             if self._failure is not None:
-                raise NodeError(f"the node has stopped, since a part of it failed: {self._failure!r}")
+                raise NodeError(f"the node has stopped because a part of it failed: {self._failure!r}")
         finally:
             for task in list(self._tasks):
                 task.cancel()
@@ -129,7 +131,9 @@ class Node:
         if not task.cancelled() and (error := task.exception()) is not None:
             # A node that only seems to live is worse than one that is started again.
             logger.critical(
-                "node %s failed, and leaves the cluster; please report this error", self.membership.me, exc_info=error
+                "node %s failed and is leaving the cluster; please report this error",
+                self.membership.me,
+                exc_info=error,
             )
             self._failure = error
             self._stop.set()
@@ -174,7 +178,7 @@ class Node:
         if effects.superseded and not self.superseded and self.membership.state in MAY_END:
             self.superseded = True
             logger.warning(
-                "node %s restarts with an empty memory: another running node has its name, or had it in the meantime, "
+                "node %s restarts empty: another running node has its name, or had it in the meantime, "
                 "and has served its keys; give each node its own CLUSTERSTATE_NODE_NAME", self.membership.me,
             )  # fmt: skip
             self._stop.set()
@@ -238,9 +242,9 @@ class Node:
             except Exception as error:  # a resolver or a database may raise anything; no member is lost by it
                 failure = f"{type(error).__name__}: {error}"
             if failure and not failed:
-                logger.warning("discovery failed: %s; known peers stay, new ones are found once it works", failure)
+                logger.warning("discovery failed: %s; known peers stay, new ones are found once it recovers", failure)
             elif failed and not failure:
-                logger.warning("discovery works again")
+                logger.warning("discovery recovered")
             failed = failure
             await asyncio.sleep(discovery.interval)
 

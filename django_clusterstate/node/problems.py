@@ -30,12 +30,13 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
         for conflict in membership.name_conflicts(now)
     ]
     found += [
-        f"node {peer.name} advertises {peer.address}, which only its own host can reach, while other nodes advertise "
-        "addresses that every host can; it owns no keys until its CLUSTERSTATE_BIND or CLUSTERSTATE_ADVERTISE is set"
+        f"node {peer.name} advertises {peer.address}, which is reachable only from its own host, while other "
+        "nodes advertise addresses that every host can reach; it owns no keys until its CLUSTERSTATE_BIND or "
+        "CLUSTERSTATE_ADVERTISE is set"
         for peer in membership.refused_loopbacks()
     ]
     found += [
-        f"node {name} advertises {wrong.address}, but {wrong.found} answers there, so {name} can't be reached: set its "
+        f"node {name} advertises {wrong.address}, but {wrong.found} answers there, so {name} is unreachable: set its "
         "CLUSTERSTATE_ADVERTISE to an address of its own"
         for name, wrong in misdirected.items()
     ]
@@ -46,6 +47,6 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
         heard = ", ".join(map(str, peers[:MAX_NAMED])) or "none, but has connected to some"
         found.append(
             f"node {me.name} stays joining: no other node has connected to it at {me.address}; check that address "
-            f"(CLUSTERSTATE_ADVERTISE) and the firewalls between the hosts. It hears: {heard}"
+            f"(CLUSTERSTATE_ADVERTISE) and the firewalls between the hosts. It receives heartbeats from: {heard}"
         )
     return found[:MAX_PROBLEMS]

@@ -108,9 +108,9 @@ class Server:
             return
         holder = source if victim is connection else victim.source
         self.log.write(
-            f"all {self.connections.most:,} connection slots are taken, most of them by {holder}: each new connection "
-            "closes one of these, an idle one if there is any; check what runs there, and how many processes and "
-            "threads connect to this node"
+            f"all {self.connections.most:,} connections are in use, most of them by {holder}: each new connection "
+            "closes one of these, preferably an idle one; check what runs there, and how many processes and threads "
+            "connect to this node"
         )
         if victim is connection:
             victim._reject("")
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
         server = self._server
         sock = self._transport.get_extra_info("socket")
         if self._trusted and not check_unix_peer(sock):
-            self._reject("a process of another user; nodes and requesters run as one user")
+            self._reject("a process running as a different user; nodes and requesters must run as the same user")
             return
         if not self._trusted:
             for level, option, value in TCP_OPTIONS:

@@ -52,14 +52,14 @@ def _make_folder(path: Path) -> None:
         check_folder(str(path))
     except UnsafeFolder as error:
         raise NodeError(
-            f"{error}, so the socket isn't safe there. Choose another folder with --socket, or correct this one."
+            f"{error}, so the socket is not safe there. Choose another directory with --socket, or correct this one."
         ) from error
     except OSError as error:
         raise NodeError(
-            f"the folder for the socket {path} can't be made: {error}. Choose another with --socket."
+            f"the directory of the socket {path} cannot be created: {error}. Choose another with --socket."
         ) from error
     if not path.parent.is_dir():
-        raise NodeError(f"the folder for the socket {path} can't be made: {path.parent} is not a folder.")
+        raise NodeError(f"the directory of the socket {path} cannot be created: {path.parent} is not a directory.")
 
 
 @contextlib.contextmanager

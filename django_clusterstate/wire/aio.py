@@ -252,7 +252,7 @@ async def connect(
                     lambda: AsyncConnection((), deadline, on_close, is_idle=is_idle), address.path
                 )
                 if not check_unix_peer(transport.get_extra_info("socket")):
-                    raise PermissionError("the socket belongs to another user")
+                    raise PermissionError("the socket belongs to a different user")
             else:
                 _, connection = await loop.create_connection(
                     lambda: AsyncConnection(keys, deadline, on_close, hello, is_idle), address.host, address.port

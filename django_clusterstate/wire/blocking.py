@@ -109,7 +109,7 @@ class BlockingConnection:
         try:
             self._socket.connect(address.path)
             if not check_unix_peer(self._socket):
-                raise PermissionError("the socket belongs to another user")
+                raise PermissionError("the socket belongs to a different user")
         except OSError:
             self.close()
             raise
@@ -276,7 +276,7 @@ class BlockingConnection:
             received += self._receive_more(view[received:HEADER], until)
         size = HEADER + record_size(view)
         if received > size:
-            raise ProtocolError(f"{received} bytes came where a sealed record has {size}")
+            raise ProtocolError(f"{received} bytes came where an encrypted record has {size}")
         while received < size:
             received += self._receive_more(view[received:size], until)
         return view[HEADER:size]
@@ -285,7 +285,7 @@ class BlockingConnection:
         """The payload of the frame that begins with the plain bytes of its first record."""
         assert self._opener is not None
         if len(plain) < HEADER:
-            raise ProtocolError("a sealed record ends within the length of a frame")
+            raise ProtocolError("an encrypted record ends within the length of a frame")
         size = HEADER + size_at(plain)[0]
         if size > HEADER + MAX_FRAME or len(plain) > size:
             raise ProtocolError(f"{len(plain)} bytes came where a frame has {size}")

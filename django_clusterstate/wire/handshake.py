@@ -174,7 +174,7 @@ class NodeHandshake:
             return msgspec.msgpack.encode(self._verdict())
         found = self._matching(offers.offers)
         if found is None:
-            self.refused = "it has another secret, or belongs to another cluster"
+            self.refused = "it uses a different secret, or belongs to a different cluster"
             return b""
         index, key = found
         responder = Responder(key.psk, _prologue(offers.version, self.challenge))
@@ -195,9 +195,9 @@ class NodeHandshake:
     def _verdict(self) -> Verdict:
         hello = self.hello
         if hello.expected_name not in ("", self._name):
-            self.refused = f"it expects {hello.expected_name} at {hello.dialled}, but this is {self._name}"
+            self.refused = f"expected node {hello.expected_name} at {hello.dialled}, but this is node {self._name}"
         elif hello.expected_boot not in (b"", self._boot):
-            self.refused = f"it expects an earlier start of {self._name}"
+            self.refused = f"it expects an earlier instance of {self._name}"
             self.outdated = True
         return Verdict(not self.refused, self._name, self._boot, self._source)
 
@@ -249,7 +249,7 @@ class DiallerHandshake:
             self.verdict = _decode(payload, Verdict)
             return
         if not payload:
-            raise ProtocolError("it has another SECRET or SECRET_KEY, or belongs to another cluster")
+            raise ProtocolError("it uses a different SECRET or SECRET_KEY, or belongs to a different cluster")
         index = payload[0]
         if index >= len(self._initiators):
             raise ProtocolError("it doesn't speak the cluster's protocol")

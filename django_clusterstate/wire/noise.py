@@ -26,7 +26,7 @@ REKEY_EVERY = 1 << 20  # records: 2**32 blocks of AES at most under one key, whe
 _FIRST_NONCE = bytes(12)
 _LAST_NONCE = bytes(4) + b"\xff" * 8  # the nonce that Noise reserves for REKEY
 
-_ALTERED = "a sealed record was altered, repeated or lost in transit"
+_ALTERED = "an encrypted record was modified, replayed or lost in transit"
 _pid = os.getpid
 
 Data = bytes | bytearray
@@ -131,7 +131,7 @@ def record_size(header: bytes | memoryview) -> int:
     """The length in a record's header of four bytes. Raises `ProtocolError` if it is invalid."""
     size: int = size_at(header)[0]
     if not TAG <= size <= MAX_MESSAGE:
-        raise ProtocolError(f"a sealed record of {size:,} bytes, outside {TAG} to {MAX_MESSAGE:,}")
+        raise ProtocolError(f"an encrypted record of {size:,} bytes, outside {TAG} to {MAX_MESSAGE:,}")
     return size
 
 
@@ -184,7 +184,7 @@ class _HandshakeState:
         try:
             plain = self._cipher.decrypt(_FIRST_NONCE, sealed, self.hash)
         except InvalidTag:
-            raise ProtocolError("a handshake message was altered, or made with another secret") from None
+            raise ProtocolError("a handshake message was modified, or made with a different secret") from None
         self._mix_hash(sealed)
         return plain
 

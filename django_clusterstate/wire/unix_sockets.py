@@ -25,9 +25,9 @@ def check_folder(path: str) -> None:
     folder = os.path.dirname(path) or "."
     found = os.lstat(folder)
     if stat.S_ISLNK(found.st_mode):
-        raise UnsafeFolder(f"{folder} is a symbolic link, which its maker can point elsewhere")
+        raise UnsafeFolder(f"{folder} is a symbolic link, which its owner can point elsewhere")
     if not is_trusted(found.st_uid):
-        raise UnsafeFolder(f"{folder} belongs to another user (id {found.st_uid})")
+        raise UnsafeFolder(f"{folder} belongs to a different user (id {found.st_uid})")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UnsafeFolder(f"others can write to {folder} (its mode is {stat.S_IMODE(found.st_mode):04o})")
 

@@ -515,7 +515,7 @@ async def test_outage_of_receiving_is_logged_once_and_its_end_once(
     failed, again = (record.getMessage() for record in caplog.records)
     assert failed.startswith(f"channels {queue}: nothing received for ")
     assert f"consumers wait; retrying every second: node alpha at {tmp_path}" in failed
-    assert again == f"channels {queue}: received again"
+    assert again == f"channels {queue}: receiving again"
     waiting.cancel()
     await layer.close()
 

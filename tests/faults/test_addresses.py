@@ -220,7 +220,7 @@ def test_nodes_whose_list_has_names_meet_by_the_others_while_dns_stalls(named: N
         said = "the name a.example was not resolved in time: the DNS server does not answer"
         wait_until(lambda: said in _log(cluster, "b"), SECONDS, "said")
         stalled.unlink()
-        wait_until(lambda: "discovery works again" in _log(cluster, "b"), SECONDS, "said")
+        wait_until(lambda: "discovery recovered" in _log(cluster, "b"), SECONDS, "said")
 
 
 def test_a_node_waits_for_the_address_that_it_is_to_advertise(named: NamedHosts, folder: Path) -> None:

@@ -52,10 +52,10 @@ def test_nodes_meet_while_the_disk_of_the_database_is_full(folder: Path, small_d
         cluster.start("b")
         cluster.wait_for("a", "b")
         said = cluster.processes["b"].output
-        wait_until(lambda: "this node's row can't be written" in said(), SECONDS, "said")
+        wait_until(lambda: "this node's row cannot be written" in said(), SECONDS, "said")
         assert "full" in said()
         (small_disk / "filler").unlink()
-        wait_until(lambda: "discovery works again" in said(), 2 * SECONDS, "said")
+        wait_until(lambda: "discovery recovered" in said(), 2 * SECONDS, "said")
 
 
 READ_ONLY = """

@@ -115,7 +115,7 @@ def test_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
             wait_until(lambda: all_name_it(cluster) and all_name_it(other), SECONDS, "all name it")
             other.processes["b"].kill()
             figure("one view after its end", f"{cluster.wait_for(seconds=5):.2f} s")
-        assert len(lines(cluster, "b", "restarts with an empty memory")) == 1
+        assert len(lines(cluster, "b", "restarts empty")) == 1
 
 
 def test_a_killed_node_that_comes_back_at_once_has_its_name_at_once(folder: Path, layer: Layer, figure: Figure) -> None:
@@ -187,7 +187,7 @@ def layer_of(layer: Layer) -> Any:
 
 @needs_hosts
 def test_a_host_that_advertises_its_loopback_address_owns_nothing_and_all_say_so(folder: Path, figure: Figure) -> None:
-    said = "node c advertises 127.0.0.1:4370, which only its own host can reach"
+    said = "node c advertises 127.0.0.1:4370, which is reachable only from its own host"
     with HostCluster(folder, THREE) as cluster:
         cluster.addresses["c"] = "127.0.0.1"
         cluster.start()

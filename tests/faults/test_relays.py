@@ -206,5 +206,5 @@ def test_another_clusters_node_is_refused(folder: Path) -> None:
     with LocalCluster(folder, ("a",), env={"CLUSTERSTATE_CLUSTER": "another"}) as cluster:
         cluster.start()
         cluster.wait_for()
-        with pytest.raises(ProtocolError, match="belongs to another cluster"):
+        with pytest.raises(ProtocolError, match="belongs to a different cluster"):
             BlockingConnection(TcpAddress("127.0.0.1", cluster.ports["a"]), link_keys(cluster, "a"), 2.0)

@@ -92,7 +92,7 @@ def test_a_restarted_redis_costs_no_node_its_life_and_one_line_each_way(
         before = max(heard(cluster, name) for name in NAMES)
         seconds = wait_until(lambda: all(heard(cluster, name) > before + 1 for name in NAMES), SECONDS, "heard")
         figure("all hear each other after Redis is back", f"{seconds:.2f} s")
-        wait_until(lambda: all(lines(cluster, name, "works again") for name in NAMES), SECONDS, "all say so")
+        wait_until(lambda: all(lines(cluster, name, "recovered") for name in NAMES), SECONDS, "all say so")
         assert all(len(lines(cluster, name, "channel layer ")) == 2 for name in NAMES)
         assert cluster.agreed(NAMES)
         assert not moves(cluster, MemberState.DOWN)

@@ -100,7 +100,7 @@ def stop_for(folder: Path, figure: Figure, seconds: float) -> None:
             figure(name, group)
         figure("old values read after newer were written", len(stale))
         log = cluster.processes["c"].output()
-        assert "was stopped for" in log
+        assert "was paused for" in log
         assert not stale
         assert not requesters.errors
         assert not readers.errors

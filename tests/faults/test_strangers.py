@@ -65,7 +65,7 @@ def test_a_wrong_secret_admits_nobody_and_is_said_once(folder: Path, figure: Fig
             except ClusterStateError:
                 pass
         wait_until(lambda: refused(cluster, "a") >= before + 100, SECONDS, "all are counted")
-        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "another secret")
+        counted, said = refused(cluster, "a") - before, lines(cluster, "a", "a different secret")
         figure("of 100", f"{admitted} admitted, {counted} counted, {len(said)} log lines")
         assert (admitted, counted, len(said)) == (0, 100, 1)
 
@@ -115,7 +115,7 @@ def test_a_nodes_own_challenge_reflected_to_it_admits_nobody(folder: Path, figur
         wait_until(lambda: attacker.accepted == 3, SECONDS, "the node dials again and again")
         # Two were in disguise; on the third the attacker says something that isn't sealed.
         wait_until(lambda: refused(cluster, "a") == 3, SECONDS, "all are counted")
-        said = lines(cluster, "a", "another secret")
+        said = lines(cluster, "a", "a different secret")
         figure(f"of {attacker.accepted} reflected", f"{len(answers)} admitted, {len(said)} log lines")
         assert not answers
         assert len(offers) == 3

@@ -75,7 +75,7 @@ def test_a_name_that_is_loopback_at_home_is_replaced_by_the_interfaces_address(b
 def test_a_node_that_listens_on_such_a_name_alone_says_so() -> None:
     found = find("web-1:1", names=DEBIAN)
     assert found.address == TcpAddress("127.0.1.1", 1)
-    assert "BIND: web-1 resolves to 127.0.1.1 on this host, which others can't reach" in found.problem
+    assert "BIND: web-1 resolves to 127.0.1.1 on this host, which others cannot reach" in found.problem
 
 
 def test_the_way_to_the_peers_of_a_list_is_looked_at_first(host: list[object]) -> None:
@@ -160,7 +160,7 @@ def test_a_node_waits_until_its_name_can_be_resolved_and_says_so_once(
     finder = Finder(TcpAddress("0.0.0.0", 1), TcpAddress("web-1", 1), (), lookup)
     with caplog.at_level(logging.WARNING, "django_clusterstate.node"):
         assert wait_for_address(finder, lambda seconds: None) == Advertised(TcpAddress("10.0.0.1", 1))
-    assert caplog.text.count("address to advertise, web-1:1, can't be resolved: the DNS server does not answer") == 1
+    assert caplog.text.count("cannot resolve advertised address web-1:1: the DNS server does not answer") == 1
 
 
 def test_an_address_that_this_host_has_lost_is_warned_of_every_ten_minutes(caplog: pytest.LogCaptureFixture) -> None:
@@ -173,7 +173,7 @@ def test_an_address_that_this_host_has_lost_is_warned_of_every_ten_minutes(caplo
         for moment in (60.0, 120.0, 180.0, 700.0):
             now[0] = moment
             watch.check(Advertised(TcpAddress("10.0.0.5", 1)))
-    assert caplog.text.count("address 192.0.2.1:1 is advertised, but this host's is now 10.0.0.5:1") == 2
+    assert caplog.text.count("advertised address 192.0.2.1:1 is outdated: this host's is now 10.0.0.5:1") == 2
 
 
 def test_a_second_address_of_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +187,7 @@ def test_a_second_address_of_the_host_changes_nothing(monkeypatch: pytest.Monkey
 def test_a_loopback_address_is_warned_of_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "django_clusterstate.node"):
         AddressWatch(Finder(TcpAddress("0.0.0.0", 1), None), Advertised(TcpAddress("127.0.0.1", 1), "no other"))
-    assert (
-        "127.0.0.1:1 is advertised, which only processes of this host reach: no other; set CLUSTERSTATE_" in caplog.text
-    )
+    assert "127.0.0.1:1 is reachable only from this host: no other; set CLUSTERSTATE_" in caplog.text
 
 
 async def test_the_watch_looks_again_outside_the_loop(

@@ -226,7 +226,7 @@ async def test_heartbeat_by_a_link_speaks_for_the_start_at_its_other_end_only() 
     await ears.listen(5)
     assert ears.heard == [("a", False), ("a", True), ("a", False)]
     assert (
-        ears.rejected == ["heartbeat dropped: it names a (10.0.0.1:4370), but came over the link of another node"] * 2
+        ears.rejected == ["heartbeat dropped: sender a (10.0.0.1:4370) does not match the peer on this connection"] * 2
     )
     assert ears.beats.rejected == 2
 

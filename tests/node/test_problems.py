@@ -43,7 +43,7 @@ def test_peer_whose_address_leads_to_another_node_is_told_of() -> None:
     scene = Scene()
     scene.misdirected["web-2"] = Misdirected("10.0.0.5:4370", "web-3", 100.0)
     assert scene.run(1, (A, MemberState.ALIVE)) == [
-        "node web-2 advertises 10.0.0.5:4370, but web-3 answers there, so web-2 can't be reached: set its "
+        "node web-2 advertises 10.0.0.5:4370, but web-3 answers there, so web-2 is unreachable: set its "
         "CLUSTERSTATE_ADVERTISE to an address of its own"
     ]
 
@@ -60,7 +60,7 @@ def test_name_used_twice_is_told_in_the_same_words_by_all_for_as_long_as_it_last
 
 def test_loopback_address_among_others_is_told_in_the_same_words_by_all() -> None:
     [said] = Scene().run(2, (LOCAL, MemberState.JOINING))
-    assert said.startswith("node local advertises 127.0.0.1:4370, which only its own host can reach")
+    assert said.startswith("node local advertises 127.0.0.1:4370, which is reachable only from its own host")
     assert "CLUSTERSTATE_BIND or CLUSTERSTATE_ADVERTISE" in said
     assert Scene(LOCAL).run(2, (ME, MemberState.ALIVE)) == [said]
     assert Scene(LOCAL).run(2) == []
@@ -71,7 +71,7 @@ def test_node_that_nobody_reaches_says_so_once_it_has_waited() -> None:
     assert scene.run(2, (A, MemberState.ALIVE)) == []
     [said] = scene.run(2, (A, MemberState.ALIVE))
     assert said.startswith("node me stays joining: no other node has connected to it at 10.0.0.1:4370;")
-    assert said.endswith("It hears: a (10.0.0.2:4370)")
+    assert said.endswith("It receives heartbeats from: a (10.0.0.2:4370)")
     scene.node.reached_by("a", A.boot, scene.now)
     assert scene.run(0.5, (A, MemberState.ALIVE)) == []
 
@@ -82,7 +82,7 @@ def test_node_that_has_only_connected_to_others_says_so() -> None:
     for _ in range(8):
         scene.node.still_linked(A.boot, scene.now)
         said = scene.run(0.5)
-    assert said[0].endswith("It hears: none, but has connected to some")
+    assert said[0].endswith("It receives heartbeats from: none, but has connected to some")
 
 
 @pytest.mark.parametrize("number", [1, MAX_PROBLEMS, 50])

@@ -257,7 +257,7 @@ async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Ru
     assert nodes(running) == 2
     assert len(running.server.connections) == 40
     assert running.handler.stats.connections_evicted > 0
-    told = [report for report in running.reports if "connection slots are taken, most of them by" in report]
+    told = [report for report in running.reports if "connections are in use, most of them by" in report]
     assert told
     assert all("by 127.0.0.9:" in report for report in told)
     assert len(set(told)) == 1  # the node says the same once in ten minutes
@@ -362,10 +362,10 @@ async def test_random_bytes_from_strangers_do_no_harm(running: Running, caplog: 
 
 
 async def test_wrong_secret_is_refused_counted_and_reported(running: Running) -> None:
-    with pytest.raises(ProtocolError, match="it has another SECRET or SECRET_KEY, or belongs to another cluster"):
+    with pytest.raises(ProtocolError, match="it uses a different SECRET or SECRET_KEY"):
         await connect(running.tcp, derive_link_keys(["another secret"], "default"), 2)
     assert running.refused == 1
-    assert running.reports[0].endswith(": it has another secret, or belongs to another cluster")
+    assert running.reports[0].endswith(": it uses a different secret, or belongs to a different cluster")
     assert await running.serves()
 
 
@@ -943,7 +943,7 @@ def _bind(address: UnixAddress) -> SocketFile | NodeError:
 
 async def test_folder_that_cannot_be_made_is_refused(folder: Path) -> None:
     (folder / "file").write_text("")
-    with pytest.raises(NodeError, match="can't be made"):
+    with pytest.raises(NodeError, match="cannot be created"):
         await listening(folder)(UnixAddress(str(folder / "file" / "node.sock")))
 
 

@@ -178,7 +178,7 @@ def test_message_that_the_node_cannot_read_closes_the_connection(known: Caller) 
 
 
 def test_wrong_secret_is_refused(dial: Dial, cluster: LocalCluster) -> None:
-    with pytest.raises(ProtocolError, match="^it has another SECRET"):
+    with pytest.raises(ProtocolError, match="^it uses a different SECRET"):
         dial(TcpAddress("127.0.0.1", cluster.ports["alpha"]), derive_link_keys(["another"], "default"), AMPLE)
 
 
@@ -240,7 +240,7 @@ def test_node_of_another_secret_is_refused(dial: Dial) -> None:
         wait_for_the_end(sock)
 
     with ScriptedNode(script) as other:
-        refused_in_time(lambda: dial(other.address, deadline=AMPLE), ProtocolError, "another secret|is invalid")
+        refused_in_time(lambda: dial(other.address, deadline=AMPLE), ProtocolError, "different secret|is invalid")
 
 
 def test_connecting_to_a_silent_node_ends_with_the_deadline(dial: Dial) -> None:

@@ -30,7 +30,7 @@ NEW, OLD, OTHER = derive_link_keys(["new secret", "old secret", "another's"], "c
 BOOT, EARLIER = b"b" * 16, b"e" * 16
 ADDRESS = "10.0.0.2:4370"
 ANYONE = Hello(dialled=ADDRESS)
-REFUSED = "it has another SECRET or SECRET_KEY, or belongs to another cluster"
+REFUSED = "it uses a different SECRET or SECRET_KEY, or belongs to a different cluster"
 
 
 def node(*keys: LinkKey) -> NodeHandshake:
@@ -61,7 +61,7 @@ def test_wrong_secret_is_refused_and_both_sides_know_the_reason() -> None:
     web, dialler = node(NEW), DiallerHandshake([OTHER], ANYONE)
     answer = web.receive(dialler.receive_challenge(web.challenge))
     assert web.session is None
-    assert web.refused == "it has another secret, or belongs to another cluster"
+    assert web.refused == "it uses a different secret, or belongs to a different cluster"
     with pytest.raises(ProtocolError, match=REFUSED):
         dialler.receive_answer(answer)
     assert dialler.session is None
@@ -146,7 +146,7 @@ def test_answer_cannot_be_replayed_on_another_connection() -> None:
     answer = web.receive(dialler.receive_challenge(challenge))
     second = DiallerHandshake([NEW], ANYONE)
     second.receive_challenge(challenge)
-    with pytest.raises(ProtocolError, match="altered, or made with another secret"):
+    with pytest.raises(ProtocolError, match="modified, or made with a different secret"):
         second.receive_answer(answer)
 
 
@@ -163,7 +163,7 @@ def test_relay_learns_nothing_and_the_node_behind_it_knows_that_another_was_expe
     web = node(NEW)
     with pytest.raises(OtherNode, match=rf"web-9 was dialled at {ADDRESS}, but web-2 answers there"):
         connect(web, DiallerHandshake([NEW], Hello(expected_name="web-9", dialled=ADDRESS)))
-    assert web.refused == f"it expects web-9 at {ADDRESS}, but this is web-2"
+    assert web.refused == f"expected node web-9 at {ADDRESS}, but this is node web-2"
 
 
 @pytest.mark.parametrize("wanted", ["", "web-2", "web-9"])
@@ -214,7 +214,7 @@ def test_restarted_node_and_another_node_are_distinguished() -> None:
     with pytest.raises(OtherStart, match=f"web-2 at {ADDRESS} has been restarted") as raised:
         connect(web, dialler)
     assert (raised.value.name, raised.value.boot) == ("web-2", BOOT)
-    assert web.refused == "it expects an earlier start of web-2"
+    assert web.refused == "it expects an earlier instance of web-2"
     assert dialler.session is None
 
 

@@ -151,7 +151,7 @@ def test_rekey_agrees_with_another_implementation() -> None:
     ("psk", "prologue"), [(b"q" * 32, b"prologue"), (PSK, b"another"), (PSK, b"")], ids=["psk", "prologue", "none"]
 )
 def test_another_key_or_prologue_fails_at_the_first_message(psk: bytes, prologue: bytes) -> None:
-    with pytest.raises(ProtocolError, match="altered, or made with another secret"):
+    with pytest.raises(ProtocolError, match="modified, or made with a different secret"):
         Responder(Key(psk), prologue).read(Initiator(Key(PSK), b"prologue").write(b"hello"))
 
 
@@ -245,7 +245,7 @@ def test_repeated_missing_and_swapped_records_are_detected() -> None:
     sealer, _ = pair()
     one, two, three = (bytes(sealer.seal(text)) for text in (b"one", b"two", b"three"))
     for stream in (one + one, two, two + one, one + three):
-        with pytest.raises(ProtocolError, match="altered, repeated or lost"):
+        with pytest.raises(ProtocolError, match="modified, replayed or lost"):
             Opener(KEY).feed(stream)
 
 
@@ -263,7 +263,7 @@ def test_record_that_is_too_long_is_refused_before_its_bytes_arrive(size: int) -
 
 @pytest.mark.parametrize("size", [0, TAG - 1])
 def test_record_that_is_too_short_is_refused(size: int) -> None:
-    with pytest.raises(ProtocolError, match="altered, repeated or lost"):
+    with pytest.raises(ProtocolError, match="modified, replayed or lost"):
         Opener(KEY).feed(frame(bytes(size)))
 
 

@@ -56,7 +56,7 @@ UNSAFE = [
     pytest.param(_sticky, "others can write", id="sticky"),
     pytest.param(_group, "others can write", id="group"),
     pytest.param(_link, "is a symbolic link", id="link"),
-    pytest.param(_foreign, "belongs to another user", id="foreign", marks=needs_root),
+    pytest.param(_foreign, "belongs to a different user", id="foreign", marks=needs_root),
 ]
 
 

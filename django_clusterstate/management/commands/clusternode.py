@@ -135,11 +135,11 @@ def _check_migrated() -> None:
     problem, missing = table_problem()
     if missing:
         raise NodeError(
-            f'The table for DISCOVERY = "database" doesn\'t exist ({problem}). Run manage.py migrate, or set another '
-            "DISCOVERY."
+            f'The table for DISCOVERY = "database" doesn\'t exist ({problem}). Run manage.py migrate, or set '
+            "a different DISCOVERY."
         )
     if problem:
-        logger.warning("database can't be read for discovery yet: %s; the node serves alone until it can", problem)
+        logger.warning("cannot read discovery table yet: %s; the node serves alone until it can", problem)
 
 
 def _channel_layer(settings: Settings) -> Any:
@@ -169,7 +169,7 @@ class SignalSender:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         if self._queue.full():
-            self._log.write(f"signal not sent, since the receivers of those before it are too slow: {event}", "slow")
+            self._log.write(f"signal dropped: receivers are too slow; {event}", "slow")
         else:
             self._queue.put_nowait(event)
 
