@@ -11,7 +11,7 @@ from django.test import RequestFactory
 
 from django_clusterstate import cluster, ratelimit
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.core.hrw import Rendezvous
+from django_clusterstate.core.rendezvous_hashing import Rendezvous
 from django_clusterstate.decorators import cluster_ratelimit
 
 from .measure import Case

@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 
 from django_clusterstate.core.membership.gossip import OBSERVATIONS
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, Observation
 from django_clusterstate.node.heartbeat import encode_heartbeat
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import parse_tcp
 from django_clusterstate.wire.aio import AsyncConnection, connect
+from django_clusterstate.wire.derived_keys import derive_heartbeat_keys, derive_link_keys
 from django_clusterstate.wire.framing import MAX_FRAME, Deframer, frame
 from django_clusterstate.wire.handshake import Hello, NodeHandshake, Role
-from django_clusterstate.wire.keys import derive_heartbeat_keys, derive_link_keys
 from testproject.processes import LocalCluster, wait_until
 
 SECRET = "what the benchmark and its node know " * 2

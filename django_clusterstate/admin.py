@@ -12,7 +12,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext
 
 from . import models
-from .panel import actions, events_tab, keys
+from .panel import actions, events_tab, key_lookup
 from .panel.overview import overview
 
 
@@ -88,7 +88,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
 
 def _whole_page(request: HttpRequest) -> dict[str, Any]:
     """The context of the page with the look-up and the actions of this user. Raises `ImproperlyConfigured`."""
-    form = keys.KeyForm(request.GET if "key" in request.GET else None)
+    form = key_lookup.KeyForm(request.GET if "key" in request.GET else None)
     return {
         **overview(form),
         "form": form,

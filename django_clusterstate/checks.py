@@ -8,7 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from . import runtime
-from .cache.quotas import read_quotas
+from .cache.alias_quotas import read_quotas
 from .database_discovery import make_discovery
 from .middleware import read_limits
 from .settings import Settings

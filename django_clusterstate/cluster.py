@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync
 from . import runtime
 from .client.operations import CallEither, CallNode, GetTable, Operation
 from .client.routing import RoutingTable, missing_replies
-from .core.membership.messages import SERVING, Identity, MemberState
+from .core.membership.heartbeat import SERVING, Identity, MemberState
 from .exceptions import ClusterStateError, NoCluster, Unavailable
 from .runtime import asynchronous, blocking
 from .wire import messages as wire

@@ -13,7 +13,7 @@ from .models import NodeAddress
 from .node.discovery import DNS_EVERY, DNS_TIMEOUT, LIST_EVERY, LIST_TIMEOUT, ConfiguredDiscovery, Discovery
 from .node.log import logger
 from .wire.address import TcpAddress, parse_ip, parse_tcp
-from .wire.background import BackgroundWork, T
+from .wire.background_threads import BackgroundWork, T
 
 ANNOUNCE_EVERY = 30.0
 RETRY_AFTER = 5.0  # seconds, while the database fails

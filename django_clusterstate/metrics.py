@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from . import cluster
-from .core.membership.messages import GONE, MemberState
+from .core.membership.heartbeat import GONE, MemberState
 from .wire.messages import StatusReply
 from .wire.status import LATENCY_BOUNDS, RequesterStats, Stats
 

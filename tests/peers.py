@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 from django_clusterstate.wire.address import TcpAddress
+from django_clusterstate.wire.derived_keys import derive_link_keys
 from django_clusterstate.wire.framing import HEADER, frame
 from django_clusterstate.wire.handshake import NodeHandshake, Verdict
-from django_clusterstate.wire.keys import derive_link_keys
 from django_clusterstate.wire.messages import DoneReply, encode
 from django_clusterstate.wire.noise import Opener, Sealer, record_size
 

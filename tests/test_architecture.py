@@ -101,8 +101,8 @@ def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
 TESTS = Path(__file__).parent
 SLEEPS = {
     # Functions that poll a condition, with a deadline.
-    ("channel_layer/test_layer.py", "until"),
-    ("channel_layer/test_layer.py", "eventually"),
+    ("channel_layer/test_channel_layer.py", "until"),
+    ("channel_layer/test_channel_layer.py", "eventually"),
     ("node/test_server.py", "until"),
     # Parts of a test that are slow on purpose: a slow peer, computation, resolver or channel layer, or a blocked loop.
     ("peers.py", "dribble"),
@@ -116,16 +116,16 @@ SLEEPS = {
     # The pace of what is sent is what is tested.
     ("node/test_server.py", "test_links_of_many_peers_are_read_together"),
     ("test_events.py", "test_node_that_is_stopped_for_a_moment_counts_each_event_once"),
-    ("channel_layer/test_layer.py", "test_cancelled_receive_loses_nothing"),
-    ("channel_layer/test_layer.py", "test_healthy_restarts_leave_the_counters_for_alerts_at_zero"),
-    ("channel_layer/test_layer.py", "talk"),
+    ("channel_layer/test_channel_layer.py", "test_cancelled_receive_loses_nothing"),
+    ("channel_layer/test_channel_layer.py", "test_healthy_restarts_leave_the_counters_for_alerts_at_zero"),
+    ("channel_layer/test_channel_layer.py", "talk"),
     # Nothing is to happen meanwhile, which no condition can show.
-    ("channel_layer/test_layer.py", "test_expired_messages_are_never_received"),
-    ("channel_layer/test_layer.py", "test_receive_cancelled_as_its_message_arrives_leaves_it_to_the_next"),
-    ("channel_layer/test_layer.py", "test_outage_of_receiving_is_logged_once_and_its_end_once"),
-    ("channel_layer/test_layer.py", "test_channel_without_a_consumer_here_is_left_to_other_processes"),
-    ("channel_layer/test_layer.py", "test_channel_with_a_plain_name_receives_a_group_message_once"),
-    ("channel_layer/test_layer.py", "test_receivers_and_groups_outlive_their_node_and_follow_their_channels"),
+    ("channel_layer/test_channel_layer.py", "test_expired_messages_are_never_received"),
+    ("channel_layer/test_channel_layer.py", "test_receive_cancelled_as_its_message_arrives_leaves_it_to_the_next"),
+    ("channel_layer/test_channel_layer.py", "test_outage_of_receiving_is_logged_once_and_its_end_once"),
+    ("channel_layer/test_channel_layer.py", "test_channel_without_a_consumer_here_is_left_to_other_processes"),
+    ("channel_layer/test_channel_layer.py", "test_channel_with_a_plain_name_receives_a_group_message_once"),
+    ("channel_layer/test_channel_layer.py", "test_receivers_and_groups_outlive_their_node_and_follow_their_channels"),
 }
 
 

@@ -27,7 +27,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from django_clusterstate import metrics, ratelimit, runtime
 from django_clusterstate.client.blocking import Client as Requester
 from django_clusterstate.client.routing import Routing
-from django_clusterstate.core.membership.messages import Identity, MemberState
+from django_clusterstate.core.membership.heartbeat import Identity, MemberState
 from django_clusterstate.node import metrics_server
 from django_clusterstate.node.config import NodeError
 from django_clusterstate.settings import read_settings

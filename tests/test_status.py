@@ -17,7 +17,7 @@ from django_clusterstate import cluster as functions
 from django_clusterstate import runtime
 from django_clusterstate.client.routing import RoutingTable
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.membership.messages import NO_VIEW, Identity, MemberState
+from django_clusterstate.core.membership.heartbeat import NO_VIEW, Identity, MemberState
 from django_clusterstate.wire.messages import StatusReply
 from django_clusterstate.wire.status import MemberStatus, Stats
 from testproject.processes import ROOT, LocalCluster

@@ -13,8 +13,8 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from django.core.serializers.json import DjangoJSONEncoder
 from django.utils.module_loading import import_string
 
-from ..encoding import to_msgpack
 from ..exceptions import raised_by_signal
+from ..msgpack_encoding import to_msgpack
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .log import is_due, logger

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
 from ..wire.busy_polling import make_is_idle
+from ..wire.derived_keys import LinkKey
 from ..wire.handshake import OtherStart
-from ..wire.keys import LinkKey
 from ..wire.messages import Reply
 from ..wire.resolver import Resolver
 from .forks import replace_inherited

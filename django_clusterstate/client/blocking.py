@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.blocking import GRACE, BlockingConnection
 from ..wire.busy_polling import make_is_idle
+from ..wire.derived_keys import LinkKey
 from ..wire.handshake import OtherStart
-from ..wire.keys import LinkKey
 from ..wire.messages import Reply
 from ..wire.resolver import Resolver
 from .operations import refresh_view, run

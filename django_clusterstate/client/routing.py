@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from ..core.hrw import Rendezvous
-from ..core.membership.messages import NO_VIEW, Identity, View
+from ..core.membership.heartbeat import NO_VIEW, Identity, View
+from ..core.rendezvous_hashing import Rendezvous
 from ..exceptions import ClusterStateError
 from ..wire.address import Address, parse_tcp
 from ..wire.handshake import Hello, OtherStart

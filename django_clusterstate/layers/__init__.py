@@ -5,6 +5,6 @@ on the node that owns its name. A group message goes once to every node, over th
 most once, as the channel-layer specification allows: a node that is killed loses the messages in its queues.
 """
 
-from .layer import ClusterChannelLayer
+from .channel_layer import ClusterChannelLayer
 
 __all__ = ["ClusterChannelLayer"]

@@ -18,7 +18,7 @@ from ..wire.aio import AsyncConnection, connect
 from .buffers import Buffers, Memberships
 
 if TYPE_CHECKING:
-    from .layer import ClusterChannelLayer
+    from .channel_layer import ClusterChannelLayer
 
 POLL = 2.0  # seconds that the node holds a `Receive`; then the reader checks for consumers, and for the node
 MAX_MESSAGES = 50  # of one reply

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..wire.address import TcpAddress
-from ..wire.background import BackgroundWork
+from ..wire.background_threads import BackgroundWork
 from ..wire.resolver import Hosts, Lookup, look_up, numeric
-from .interfaces import family_of, has_address, is_reachable, own_address
 from .log import RationedLog, logger
+from .network_interfaces import family_of, has_address, is_reachable, own_address
 
 CHECK_EVERY = 60.0  # seconds
 WARN_AGAIN = 600.0  # seconds until a warning that still holds is repeated

@@ -8,7 +8,7 @@ from ..core.membership.membership import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats
-from .quota_store import QuotaStore
+from .cache_quotas import QuotaStore
 
 MAX_DURATION = 0.002  # seconds of a request for many keys; then the node answers for those that are done
 _STEP = 16  # keys between two checks of the clock

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..core.membership.members import Timings
 from ..wire.address import TcpAddress, UnixAddress
-from ..wire.keys import Key, LinkKey
+from ..wire.derived_keys import Key, LinkKey
 
 
 class NodeError(Exception):

@@ -8,20 +8,20 @@ from typing import Any, Protocol
 from .. import __version__
 from ..core.cache.store import CacheStore
 from ..core.event_counts import EventCounts
-from ..core.hrw import OwnershipHistory
 from ..core.limits.store import LimitStore
 from ..core.membership.membership import Membership
+from ..core.rendezvous_hashing import OwnershipHistory
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats, fit_members
+from .cache_quotas import QuotaStore
 from .cache_requests import CacheRequests
 from .channels.queues import ChannelQueues
 from .channels.requests import ChannelLinks, ChannelRequests, Requester
 from .config import NodeConfig
-from .history import History
 from .limit_requests import LimitRequests
 from .problems import Misdirected, problems
-from .quota_store import QuotaStore
+from .recent_activity import History
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Bytes of members in one reply. The rest of a `ReportReply` takes 110 KiB at most, with the longest names and keys.

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ..core.membership.heartbeat import Heartbeat, Identity
 from ..core.membership.membership import Membership
-from ..core.membership.messages import Heartbeat, Identity
 from ..exceptions import ProtocolError
+from ..wire.derived_keys import MAX_SECRETS, Key
 from ..wire.handshake import VERSIONS, common_version, incompatible
-from ..wire.keys import MAX_SECRETS, Key
 from ..wire.messages import DECODE_ERRORS
 from .log import RationedLog, logger
 

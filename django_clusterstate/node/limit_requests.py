@@ -8,7 +8,7 @@ from ..core.limits.store import LimitStore
 from ..core.membership.membership import Membership
 from ..wire import messages as wire
 from ..wire.status import Stats
-from .history import History
+from .recent_activity import History
 
 
 class LimitRequests:

@@ -12,12 +12,12 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from ..core.membership.messages import Identity
+from ..core.membership.heartbeat import Identity
 from ..exceptions import ProtocolError, Refused, Unavailable
 from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
+from ..wire.derived_keys import LinkKey
 from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
-from ..wire.keys import LinkKey
 from ..wire.messages import Deliver, Forward, channel_tag, request_frame
 from .channels.queues import NODE_GROUPS
 from .log import RationedLog

@@ -5,11 +5,11 @@ import gc
 import time
 from collections.abc import Callable, Coroutine
 
+from ..core.membership.heartbeat import Heartbeat, Identity, MemberState
 from ..core.membership.members import Effects
 from ..core.membership.membership import MAY_END, TICK, Membership
-from ..core.membership.messages import Heartbeat, Identity, MemberState
 from ..wire.handshake import Hello
-from .channels.layer import InProcessLayer
+from .channels.in_process_layer import InProcessLayer
 from .channels.queues import NODE_GROUPS
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
@@ -17,7 +17,7 @@ from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .links import Links, Peer
 from .log import RationedLog, logger
-from .membership_events import Event, MembershipEvents, ViewChanged
+from .membership_changes import Event, MembershipEvents, ViewChanged
 from .server import Server
 
 CLEAN_EVERY = 1.0  # seconds

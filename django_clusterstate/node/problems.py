@@ -6,9 +6,9 @@ They are shown in its log, its status and the panel. All nodes that see a proble
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ..core.membership.heartbeat import GONE, MemberState
 from ..core.membership.joining import WaitReason
 from ..core.membership.membership import Membership
-from ..core.membership.messages import GONE, MemberState
 
 MAX_PROBLEMS = 20
 MAX_NAMED = 5  # peers in one sentence

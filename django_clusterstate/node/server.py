@@ -10,9 +10,9 @@ from typing import cast
 
 from ..exceptions import ProtocolError
 from ..wire.address import Address, TcpAddress, UnixAddress
+from ..wire.derived_keys import LinkKey
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, MAX_REQUEST, Deframer, frame
 from ..wire.handshake import Hello, NodeHandshake, Role
-from ..wire.keys import LinkKey
 from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, FailedReply, Forward, Reply, decode_request, encode
 from ..wire.noise import Opener, Sealer
 from ..wire.unix_sockets import check_unix_peer
@@ -22,7 +22,7 @@ from .config import NodeError
 from .connection_slots import ConnectionSlots, Source, SourceKind, source_of
 from .handler import Handler
 from .log import RationedLog
-from .socketfile import SocketFile
+from .socket_file import SocketFile
 
 MAX_CONNECTIONS = 4096
 FOR_NODES = 2304  # of them: two for each of as many peers as a node keeps links to, and some more

@@ -18,7 +18,7 @@ from ..client.routing import missing_replies
 from ..exceptions import ClusterStateError
 from ..ratelimit.limits import MAX_RATES
 from ..wire import messages as wire
-from . import keys
+from . import key_lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class ClearForm(forms.Form):
 
     def __init__(self, data: QueryDict | None = None) -> None:
         super().__init__(data)
-        self.caches = keys.cluster_caches()
-        keys.set_choices(self.fields["alias"], [(alias, alias) for alias in self.caches])
+        self.caches = key_lookup.cluster_caches()
+        key_lookup.set_choices(self.fields["alias"], [(alias, alias) for alias in self.caches])
 
 
 def permitted(user: User | AnonymousUser) -> set[str]:
@@ -77,13 +77,13 @@ def act(request: HttpRequest) -> None:
 
 
 def _reset_limit(request: HttpRequest) -> ActionResult:
-    form = keys.KeyForm(request.GET)
+    form = key_lookup.KeyForm(request.GET)
     if not form.is_valid() or not form.is_limit:
         return _invalid(form)
     if form.storage:
         return ActionResult(messages.ERROR, gettext("Limits are counted in %s and not in the nodes.") % form.storage)
     query = form.query()
-    found = keys.look_up(query)
+    found = key_lookup.look_up(query)
     if not found.counts:
         nothing = ActionResult(messages.WARNING, gettext("Nothing was counted for this key."))
         return ActionResult(messages.ERROR, found.problem) if found.problem else nothing
@@ -115,7 +115,7 @@ def _reset_at(nodes: set[str], key: bytes, limit: ratelimit.Limit) -> set[str]:
 
 
 def _delete_cache_key(request: HttpRequest) -> ActionResult:
-    form = keys.KeyForm(request.GET)
+    form = key_lookup.KeyForm(request.GET)
     if not form.is_valid() or form.cache is None:
         return _invalid(form)
     if not form.cache.raising().delete(form.cleaned_data["key"], version=form.cleaned_data["version"]):

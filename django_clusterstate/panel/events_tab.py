@@ -16,7 +16,7 @@ from ..core.top_keys import KeyCount
 from ..events import RecentEvent
 from ..exceptions import ClusterStateError
 from .formatting import duration
-from .reports import PAGE_TIMEOUT
+from .node_reports import PAGE_TIMEOUT
 from .svg import Bar, bars, lengths
 
 MAX_NAMES = 200  # shown at once; each node may keep a thousand

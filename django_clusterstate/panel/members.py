@@ -7,11 +7,11 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from ..core.counter_history import INTERVAL
-from ..core.membership.messages import GONE, MemberState
+from ..core.membership.heartbeat import GONE, MemberState
 from ..wire.messages import ReportReply, StatusReply
 from ..wire.status import MemberStatus
 from .formatting import duration
-from .reports import Reports
+from .node_reports import Reports
 
 STATE_LABELS: dict[MemberState, str | Promise] = {
     MemberState.JOINING: _("joining"),

@@ -9,9 +9,9 @@ from django.utils import timezone
 
 from .. import runtime
 from . import members, traffic
-from .keys import KeyForm, KeyQuery, LookUp, alook_up
+from .key_lookup import KeyForm, KeyQuery, LookUp, alook_up
+from .node_reports import Reports, gather
 from .reachability import heartbeat_table
-from .reports import Reports, gather
 from .timeline import merge
 
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from ..core.membership.heartbeat import GONE
 from ..core.membership.members import Timings
-from ..core.membership.messages import GONE
 from ..wire.messages import StatusReply
 from .formatting import duration
-from .reports import Reports
+from .node_reports import Reports
 
 MAX_COLUMNS = 24  # a wider table can't be read: only the problems are listed then
 MAX_LISTED = 50  # problems

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from ..core.membership.messages import MemberState
+from ..core.membership.heartbeat import MemberState
 from ..core.membership.timeline import EventKind, MemberEvent
 from .formatting import LONGEST
 

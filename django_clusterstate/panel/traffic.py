@@ -8,11 +8,11 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from ..core.counter_history import INTERVAL, INTERVALS
-from ..core.membership.messages import SERVING
+from ..core.membership.heartbeat import SERVING
 from ..core.top_keys import KeyCount, merged
 from ..ratelimit import split_key
 from ..wire.messages import ReportReply
-from .reports import Reports
+from .node_reports import Reports
 from .svg import lengths, line
 
 WIDTH, HEIGHT = 240.0, 40.0  # of a curve

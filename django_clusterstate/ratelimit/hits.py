@@ -13,7 +13,7 @@ from ..limits_storage import operations as storage_operations
 from ..runtime import asynchronous, blocking
 from ..wire import messages as wire
 from ..wire.framing import frame
-from .denials import DenialCache
+from .denial_cache import DenialCache
 from .fallback import ProcessLimiter, decide_by_policy, effective_policy
 from .limits import MAX_COST, Decision, Limit, routing_key, strictest_decision
 

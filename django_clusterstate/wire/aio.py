@@ -14,9 +14,9 @@ from ..exceptions import ConnectionLost, ProtocolError, TimedOut, Unavailable, U
 from .address import Address, UnixAddress
 from .blocking import ANY_NODE, GRACE, cannot_connect
 from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
+from .derived_keys import LinkKey
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import DiallerHandshake, Hello, OtherNode, Verdict
-from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import Opener, Sealer
 from .unix_sockets import check_folder, check_unix_peer

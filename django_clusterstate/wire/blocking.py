@@ -20,9 +20,9 @@ from ..exceptions import (
 )
 from .address import Address, UnixAddress
 from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
+from .derived_keys import LinkKey
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
 from .handshake import DiallerHandshake, Hello
-from .keys import LinkKey
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import MAX_MESSAGE, TAG, Data, Opener, Sealer, record_size
 from .other_protocols import frame_too_long

@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Meta
 
 from ..exceptions import ProtocolError
-from .keys import MAX_SECRETS, LinkKey
+from .derived_keys import MAX_SECRETS, LinkKey
 from .messages import DECODE_ERRORS
 from .noise import Initiator, Opener, Responder, Sealer
 

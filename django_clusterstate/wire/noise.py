@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ..exceptions import ProtocolError
+from .derived_keys import Key
 from .framing import HEADER, Deframer, pack_size, size_at
-from .keys import Key
 
 TAG = 16  # bytes that encryption adds
 MAX_MESSAGE = 65535  # bytes of a Noise message, so of a record without its header

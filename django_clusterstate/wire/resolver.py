@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..exceptions import Unreachable
 from .address import Address, TcpAddress, UnixAddress
-from .background import BackgroundWork
+from .background_threads import BackgroundWork
 
 REFRESH_AFTER = 2.0  # seconds: an older result is used, and refreshed in the background
 MAX_NAMES = 64  # names come from settings, so they are few

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ..core.membership.messages import GONE, Identity, MemberState
+from ..core.membership.heartbeat import GONE, Identity, MemberState
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -25,9 +25,9 @@ from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.client.loops import MAX_LOOPS
 from django_clusterstate.client.routing import Routing, RoutingTable, Target
-from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
-from django_clusterstate.core.membership.messages import NO_VIEW, Identity, View
+from django_clusterstate.core.membership.heartbeat import NO_VIEW, Identity, View
+from django_clusterstate.core.rendezvous_hashing import Rendezvous
 from django_clusterstate.exceptions import (
     CircuitOpen,
     ClusterStateError,
@@ -38,9 +38,9 @@ from django_clusterstate.exceptions import (
 )
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
+from django_clusterstate.wire.derived_keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.framing import HEADER, frame
 from django_clusterstate.wire.handshake import Hello, NodeHandshake, OtherNode, OtherStart
-from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.noise import TAG
 from testproject import settings
 from testproject.processes import LocalCluster, free_port

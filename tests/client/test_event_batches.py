@@ -8,7 +8,7 @@ from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN
 from django_clusterstate.client.event_batches import MAX_AGE, MAX_BATCH, MAX_SUMS, EventSum, Outbox, routing_key
 from django_clusterstate.client.routing import RoutingTable, Target
 from django_clusterstate.core.event_counts import MAX_ENTRIES
-from django_clusterstate.core.membership.messages import Identity, View
+from django_clusterstate.core.membership.heartbeat import Identity, View
 from django_clusterstate.exceptions import CircuitOpen, ClusterStateError, Refused, TimedOut
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress

@@ -14,8 +14,8 @@ from django_clusterstate.client.routing import (
     RoutingTable,
     Target,
 )
-from django_clusterstate.core.hrw import Rendezvous
-from django_clusterstate.core.membership.messages import Identity, View
+from django_clusterstate.core.membership.heartbeat import Identity, View
+from django_clusterstate.core.rendezvous_hashing import Rendezvous
 from django_clusterstate.exceptions import ProtocolError, TimedOut, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import HEADER

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.wire.messages import StatusReply
 from testproject.processes import LocalCluster, wait_until
 

@@ -12,8 +12,8 @@ from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
+from django_clusterstate.wire.derived_keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.messages import Hit, Reply, encode
 from testproject import settings as demo_settings
 from testproject.processes import LocalCluster, wait_until

@@ -13,7 +13,7 @@ import pytest
 
 from django_clusterstate.client.blocking import Client
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.messages import DecisionsReply, Get, Hit, Set, ValuesReply, encode
 from testproject.processes import ROOT, LocalCluster

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.hosts import HostCluster, needs_hosts
 from tests.faults.observing import SECONDS, changes, moves

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
+from django_clusterstate.wire.derived_keys import LinkKey
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.keys import LinkKey
 from django_clusterstate.wire.messages import DecisionsReply, Hit, encode
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, moves, status_of

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from django.utils.module_loading import import_string
 
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.node.channels.queues import NODE_GROUPS
 from django_clusterstate.node.heartbeat import decode_heartbeat
-from django_clusterstate.wire.keys import derive_heartbeat_keys
+from django_clusterstate.wire.derived_keys import derive_heartbeat_keys
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.faults.hosts import HostCluster, needs_hosts

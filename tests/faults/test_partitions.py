@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.messages import DecisionsReply, Hit, Reply, encode
 from testproject.processes import wait_until

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.exceptions import ClusterStateError, ProtocolError
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress

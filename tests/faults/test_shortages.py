@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, lines, moves, status_of
 from tests.faults.requesters import Requesters, hits, open_files

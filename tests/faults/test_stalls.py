@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from django_clusterstate.client.blocking import Client
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.messages import Get, Reply, Set, ValuesReply, encode
 from testproject.processes import LocalCluster, wait_until

@@ -13,16 +13,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.exceptions import ClusterStateError, ProtocolError
 from django_clusterstate.layers import ClusterChannelLayer
 from django_clusterstate.node.channels.queues import NODE_GROUPS
 from django_clusterstate.node.heartbeat import decode_heartbeat
 from django_clusterstate.wire.address import TcpAddress
 from django_clusterstate.wire.blocking import BlockingConnection
+from django_clusterstate.wire.derived_keys import derive_heartbeat_keys, derive_link_keys
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import Challenge
-from django_clusterstate.wire.keys import derive_heartbeat_keys, derive_link_keys
 from django_clusterstate.wire.messages import Ping, PongReply, encode
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, wait_until

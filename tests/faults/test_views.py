@@ -18,8 +18,8 @@ import pytest
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.routing import Routing
-from django_clusterstate.core.hrw import Rendezvous
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.core.rendezvous_hashing import Rendezvous
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import UnixAddress

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from django_clusterstate.node import advertise, interfaces
+from django_clusterstate.node import advertise, network_interfaces
 from django_clusterstate.node.advertise import AddressWatch, Advertised, Finder, is_local_name, wait_for_address
-from django_clusterstate.node.interfaces import has_address, is_reachable, own_address
+from django_clusterstate.node.network_interfaces import has_address, is_reachable, own_address
 from django_clusterstate.wire.address import TcpAddress, parse_tcp
 
 DEBIAN = {"web-1": ("127.0.1.1",), "localhost": ("::1", "127.0.0.1")}
@@ -117,14 +117,14 @@ def test_this_host_has_the_addresses_that_it_finds() -> None:
 
 def test_no_name_is_resolved_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(interfaces, "_source", lambda family, host: asked.append(host))
+    monkeypatch.setattr(network_interfaces, "_source", lambda family, host: asked.append(host))
     own_address((2,), [TcpAddress("web-1", 1), TcpAddress("10.0.0.2", 1)])
     assert asked == ["10.0.0.2", "192.0.2.1"]
 
 
 def test_an_own_address_among_the_peers_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {"10.0.0.2": "172.17.0.1", "10.0.0.5": "10.0.0.5", "192.0.2.1": "172.17.0.1"}
-    monkeypatch.setattr(interfaces, "_source", lambda family, host: sources[host])
+    monkeypatch.setattr(network_interfaces, "_source", lambda family, host: sources[host])
     assert own_address((2,), [TcpAddress("10.0.0.2", 1), TcpAddress("10.0.0.5", 1)]) == "10.0.0.5"
     assert own_address((2,), [TcpAddress("10.0.0.2", 1)]) == "172.17.0.1"
 
@@ -138,8 +138,8 @@ def test_a_lasting_ipv6_address_comes_before_a_temporary_one(monkeypatch: pytest
         "fd000000000000000000000000000007 02 40 00 80 eth0\n"
         "00000000000000000000000000000001 01 80 10 80 lo\n"
     )
-    monkeypatch.setattr(interfaces, "_IF_INET6", table)
-    assert interfaces._ipv6_addresses() == ["fd00::7", "fd00::9"]
+    monkeypatch.setattr(network_interfaces, "_IF_INET6", table)
+    assert network_interfaces._ipv6_addresses() == ["fd00::7", "fd00::9"]
 
 
 # -- waiting for a name, and looking again ---------------------------------------------------------------------------

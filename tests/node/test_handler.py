@@ -13,17 +13,17 @@ from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.core.counter_history import INTERVAL, INTERVALS
 from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, EventEntry, EventSample
 from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState
 from django_clusterstate.core.membership.members import Timings
 from django_clusterstate.core.membership.membership import TOMBSTONES, Membership
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import MAX_DURATION
 from django_clusterstate.node.channels.queues import queue_name
 from django_clusterstate.node.config import NodeConfig
 from django_clusterstate.node.handler import RECLAIM, Handler
-from django_clusterstate.node.history import REPORTED, TOP_SPAN, counters
 from django_clusterstate.node.problems import Misdirected
+from django_clusterstate.node.recent_activity import REPORTED, TOP_SPAN, counters
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import MAX_FRAME, MAX_REQUEST

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState
 from django_clusterstate.core.membership.members import Timings
 from django_clusterstate.core.membership.membership import Membership
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.exceptions import ProtocolError
-from django_clusterstate.node.channels.layer import SessionMessage
+from django_clusterstate.node.channels.in_process_layer import SessionMessage
 from django_clusterstate.node.heartbeat import Heartbeats, decode_heartbeat, encode_heartbeat
+from django_clusterstate.wire.derived_keys import Key, derive_heartbeat_keys
 from django_clusterstate.wire.handshake import VERSIONS
-from django_clusterstate.wire.keys import Key, derive_heartbeat_keys
 from django_clusterstate.wire.messages import decode_reply
 from tests.node.logs import KeptLog
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from django_clusterstate.core.membership.heartbeat import Identity, MemberState
 from django_clusterstate.core.membership.members import Change
-from django_clusterstate.core.membership.messages import Identity, MemberState
-from django_clusterstate.node.membership_events import describe
+from django_clusterstate.node.membership_changes import describe
 
 WHO = Identity("web-2", b"b" * 16, "10.0.0.12:4370")
 

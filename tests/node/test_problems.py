@@ -2,9 +2,9 @@
 
 import pytest
 
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState
 from django_clusterstate.core.membership.members import Timings
 from django_clusterstate.core.membership.membership import Membership
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState
 from django_clusterstate.node.problems import MAX_PROBLEMS, Misdirected, problems
 
 ME = Identity("me", b"m" * 16, "10.0.0.1:4370")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from django_clusterstate.core.membership.heartbeat import Identity
 from django_clusterstate.core.membership.members import Timings
 from django_clusterstate.core.membership.membership import Membership
-from django_clusterstate.core.membership.messages import Identity
 from django_clusterstate.exceptions import ProtocolError, Unavailable
 from django_clusterstate.node import coalescing
 from django_clusterstate.node import server as module
@@ -29,13 +29,13 @@ from django_clusterstate.node.handler import Handler, resident_bytes
 from django_clusterstate.node.links import Links, Peer
 from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.node.server import Server
-from django_clusterstate.node.socketfile import SocketFile
+from django_clusterstate.node.socket_file import SocketFile
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
+from django_clusterstate.wire.derived_keys import derive_link_keys
 from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, MAX_REQUEST, frame
 from django_clusterstate.wire.handshake import Hello, Role
-from django_clusterstate.wire.keys import derive_link_keys
 from testproject.processes import free_port
 from tests.node.logs import KeptLog
 from tests.timing import check_seconds

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.membership.messages import Identity, MemberState
-from django_clusterstate.panel.reports import Reports
+from django_clusterstate.core.membership.heartbeat import Identity, MemberState
+from django_clusterstate.panel.node_reports import Reports
 from django_clusterstate.wire.messages import ReportReply, StatusReply
 from django_clusterstate.wire.status import MemberStatus, Stats
 

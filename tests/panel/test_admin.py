@@ -20,10 +20,10 @@ from django_clusterstate import cluster as functions
 from django_clusterstate import ratelimit
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.panel import overview
-from django_clusterstate.panel.keys import KeyQuery, LookUp
-from django_clusterstate.panel.reports import Reports
+from django_clusterstate.panel.key_lookup import KeyQuery, LookUp
+from django_clusterstate.panel.node_reports import Reports
 from testproject.processes import wait_until
 from tests.conftest import NODES
 from tests.panel.pages import Page, staff

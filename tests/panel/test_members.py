@@ -3,7 +3,7 @@
 import pytest
 
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.panel.formatting import LONGEST, duration
 from django_clusterstate.panel.members import RECENT, STATE_LABELS, rows, versions, views

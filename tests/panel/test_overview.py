@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
 from django_clusterstate import ratelimit, runtime
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.panel import overview
-from django_clusterstate.panel.reports import Reports, gather
+from django_clusterstate.panel.node_reports import Reports, gather
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
 from tests.panel.pages import Page

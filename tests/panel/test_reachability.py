@@ -3,8 +3,8 @@
 import msgspec
 
 from django_clusterstate.cluster import ClusterStatus
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.membership.members import Timings
-from django_clusterstate.core.membership.messages import MemberState
 from django_clusterstate.panel.reachability import MAX_COLUMNS, MAX_LISTED, LastHeartbeat, heartbeat_table
 from tests.panel.reports import member, node, reports_of
 

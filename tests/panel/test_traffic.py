@@ -4,9 +4,9 @@ import pytest
 
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.counter_history import INTERVALS
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.top_keys import KeyCount
-from django_clusterstate.node.history import counters
+from django_clusterstate.node.recent_activity import counters
 from django_clusterstate.panel.traffic import CURVES, SHOWN, curves, shares, top
 from django_clusterstate.ratelimit import routing_key
 from django_clusterstate.wire.status import Stats

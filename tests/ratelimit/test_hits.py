@@ -28,9 +28,9 @@ from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
-from django_clusterstate.core.membership.messages import Identity, View
+from django_clusterstate.core.membership.heartbeat import Identity, View
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, hits, routing_key, split_key
-from django_clusterstate.ratelimit.denials import MAX_AGE, DenialCache
+from django_clusterstate.ratelimit.denial_cache import MAX_AGE, DenialCache
 from django_clusterstate.ratelimit.fallback import ProcessLimiter
 from django_clusterstate.settings import POLICIES
 from django_clusterstate.wire import messages as wire

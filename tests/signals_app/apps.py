@@ -6,7 +6,7 @@ from django.apps import AppConfig
 from django.utils import timezone
 
 from django_clusterstate import signals
-from django_clusterstate.core.membership.messages import Identity, View
+from django_clusterstate.core.membership.heartbeat import Identity, View
 
 
 class SignalsAppConfig(AppConfig):

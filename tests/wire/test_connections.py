@@ -24,9 +24,9 @@ from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection, connect
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.busy_polling import BusyPoll
+from django_clusterstate.wire.derived_keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.framing import HANDSHAKE_LIMIT, HEADER, frame
 from django_clusterstate.wire.handshake import MAGIC, Challenge, NodeHandshake
-from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 from testproject.processes import LocalCluster, free_port
 from tests.peers import (
     KEYS,

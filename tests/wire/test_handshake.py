@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.wire import handshake
+from django_clusterstate.wire.derived_keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.framing import HANDSHAKE_LIMIT
 from django_clusterstate.wire.handshake import (
     VERSIONS,
@@ -24,7 +25,6 @@ from django_clusterstate.wire.handshake import (
     Role,
     Verdict,
 )
-from django_clusterstate.wire.keys import LinkKey, derive_link_keys
 
 NEW, OLD, OTHER = derive_link_keys(["new secret", "old secret", "another's"], "cluster")
 BOOT, EARLIER = b"b" * 16, b"e" * 16

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from django_clusterstate.core.event_counts import EventAccount, EventEntry, EventSample, EventTotals
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule, RuleDecision
-from django_clusterstate.core.membership.messages import Identity, MemberState
+from django_clusterstate.core.membership.heartbeat import Identity, MemberState
 from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.wire import messages as wire

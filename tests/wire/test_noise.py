@@ -13,8 +13,8 @@ from noise.connection import Keypair, NoiseConnection
 
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.wire import noise
+from django_clusterstate.wire.derived_keys import Key
 from django_clusterstate.wire.framing import HEADER, frame
-from django_clusterstate.wire.keys import Key
 from django_clusterstate.wire.noise import (
     MAX_PLAIN,
     TAG,

@@ -9,7 +9,7 @@ import pytest
 
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
-from django_clusterstate.wire.background import BackgroundWork
+from django_clusterstate.wire.background_threads import BackgroundWork
 from django_clusterstate.wire.resolver import MAX_NAMES, REFRESH_AFTER, Resolver, look_up, numeric
 
 WEB = TcpAddress("web.example", 4370)

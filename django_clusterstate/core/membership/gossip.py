@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from .heartbeat import GONE, MAX_AGE, Heartbeat, Identity, MemberState, Observation
 from .members import Member
-from .messages import GONE, MAX_AGE, Heartbeat, Identity, MemberState, Observation
 
 OBSERVATIONS = 8  # in a heartbeat, at most: its size doesn't grow with the cluster
 NOTICES = 2  # in a heartbeat, and heartbeats in which each notice is sent

@@ -10,10 +10,10 @@ import enum
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
+from .heartbeat import GONE, Identity, is_loopback
 from .members import Member, Timings
-from .messages import GONE, Identity, is_loopback
 from .name_conflicts import NameConflicts
-from .provisional import ProvisionalStarts
+from .provisional_starts import ProvisionalStarts
 
 MAX_AWAITED = 256  # members that others know
 

@@ -6,7 +6,7 @@ Times are monotonic seconds of this node.
 import math
 from dataclasses import dataclass, field
 
-from .messages import Heartbeat, Identity, MemberState
+from .heartbeat import Heartbeat, Identity, MemberState
 
 
 @dataclass(frozen=True, slots=True)

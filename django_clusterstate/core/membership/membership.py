@@ -8,11 +8,11 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from .gossip import Gossip, says_replaced
+from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
 from .joining import Joining, WaitReason
 from .members import Change, Effects, Member, Start, Timings
-from .messages import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
 from .name_conflicts import NameConflict, NameConflicts
-from .provisional import Proof, ProvisionalStarts
+from .provisional_starts import Proof, ProvisionalStarts
 from .transitions import when_ended, when_heard, when_silent
 
 TICK = 0.1  # seconds between two ticks, unless the caller gives another interval

@@ -7,8 +7,8 @@ which waits for its name. Times are monotonic seconds.
 
 from dataclasses import dataclass
 
+from .heartbeat import SERVING, Heartbeat, Identity, MemberState, Observation
 from .members import Start
-from .messages import SERVING, Heartbeat, Identity, MemberState, Observation
 
 OLDER_BY = 20  # heartbeats: a start that has sent more than that many more is the older one, however late they arrive
 

@@ -31,7 +31,7 @@ that can't hear a member have the same view as nodes that can.
 
 from typing import assert_never
 
-from .messages import MemberState
+from .heartbeat import MemberState
 
 
 def when_heard(state: MemberState, reported: MemberState, *, refuted: bool) -> MemberState:

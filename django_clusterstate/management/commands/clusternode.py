@@ -19,7 +19,7 @@ from django.db import connections
 from django.dispatch import Signal
 
 from ... import runtime, signals
-from ...cache.quotas import read_quotas
+from ...cache.alias_quotas import read_quotas
 from ...checks import check_addresses, check_channel_layer
 from ...core.membership.members import Change
 from ...core.membership.membership import Membership
@@ -28,7 +28,7 @@ from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
 from ...node.log import RationedLog, logger
-from ...node.membership_events import Event, Isolated, ViewChanged, what_happened
+from ...node.membership_changes import Event, Isolated, ViewChanged, what_happened
 from ...node.metrics_server import serve_metrics
 from ...node.node import Node
 from ...node.redis_pubsub import PubSubLayer

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.template.defaultfilters import filesizeformat
 
 from ... import cluster, runtime
-from ...core.membership.messages import MemberState
+from ...core.membership.heartbeat import MemberState
 from ...wire.messages import StatusReply
 from ...wire.status import MemberStatus
 

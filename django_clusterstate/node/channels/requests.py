@@ -4,8 +4,8 @@ are forwarded over a link."""
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
-from ...core.hrw import Rendezvous
 from ...core.membership.membership import Membership
+from ...core.rendezvous_hashing import Rendezvous
 from ...wire import messages as wire
 from ...wire.framing import MAX_REQUEST
 from .queues import ChannelQueues

@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from ...core.event_counts import EventAccount, EventTotals
 from ...core.limits.algorithms import Rule, RuleDecision
-from ...core.membership.messages import Identity, MemberState
+from ...core.membership.heartbeat import Identity, MemberState
 from ...core.membership.timeline import MemberEvent
 from ...core.top_keys import KeyCount
 from ..status import MemberStatus, Stats

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from django_clusterstate.core.membership.messages import MemberState
+from django_clusterstate.core.membership.heartbeat import MemberState
 from tests.core.membership.simulation import Bus, Simulation, Violation
 
 JOIN = 3.0  # seconds in which nodes started together become one cluster

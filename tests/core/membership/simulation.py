@@ -16,10 +16,10 @@ from random import Random
 
 from django_clusterstate.core.membership import gossip
 from django_clusterstate.core.membership import membership as rules
+from django_clusterstate.core.membership.heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, View
 from django_clusterstate.core.membership.joining import WaitReason
 from django_clusterstate.core.membership.members import Change, Effects, Member, Timings
 from django_clusterstate.core.membership.membership import TICK, Membership
-from django_clusterstate.core.membership.messages import GONE, SERVING, Heartbeat, Identity, MemberState, View
 
 JITTER = 0.1
 LEAVE_SECONDS = 2.0  # a leaving node serves on for so long

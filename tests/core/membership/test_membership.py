@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from django_clusterstate.core.membership import gossip, provisional
+from django_clusterstate.core.membership import gossip, provisional_starts
 from django_clusterstate.core.membership import membership as rules
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, Observation, View
 from django_clusterstate.core.membership.joining import WaitReason
 from django_clusterstate.core.membership.members import Change, Effects, Timings
 from django_clusterstate.core.membership.membership import Membership
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation, View
 from django_clusterstate.core.membership.name_conflicts import NameConflict
 
 ME = Identity("me", b"m" * 16, "me:4370")
@@ -445,7 +445,7 @@ def test_unknown_start_is_answered_and_no_member_until_it_has_shown_that_it_runs
     assert (
         clock.hear(A, fresh=False, observations=(observation(B, MemberState.ALIVE),)) == Effects()
     )  # just answered, no dials
-    clock.now += 2 * provisional.ANSWER_EVERY
+    clock.now += 2 * provisional_starts.ANSWER_EVERY
     assert clock.hear(A, fresh=False) == Effects(answer=True)
     assert clock.hear(A, fresh=False, observations=(observation(ME, MemberState.JOINING),)).changes == [
         Change(A, None, MemberState.ALIVE)
@@ -515,11 +515,11 @@ def test_farewell_of_a_provisional_start_is_final(clock: Clock) -> None:
 
 
 def test_provisional_starts_and_handshakes_are_bounded_and_forgotten(clock: Clock) -> None:
-    for number in range(provisional.MAX_PROVEN + 5):
+    for number in range(provisional_starts.MAX_PROVEN + 5):
         clock.hear(Identity(f"n{number}", b"%016d" % number, "n:1"), fresh=False)
         clock.node.identified(f"m{number}", b"m%015d" % number, clock.now)
-    assert len(clock.node._provisional.provisional) == provisional.MAX_PROVISIONAL
-    assert len(clock.node._provisional.proven) == provisional.MAX_PROVEN
+    assert len(clock.node._provisional.provisional) == provisional_starts.MAX_PROVISIONAL
+    assert len(clock.node._provisional.proven) == provisional_starts.MAX_PROVEN
     clock.wait(3.1)
     assert not clock.node._provisional.provisional
     assert not clock.node._provisional.proven

@@ -2,11 +2,11 @@
 
 import pytest
 
-from django_clusterstate.core.hrw import Rendezvous
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, Observation, View
 from django_clusterstate.core.membership.joining import WaitReason
 from django_clusterstate.core.membership.members import Effects, Member
 from django_clusterstate.core.membership.membership import RETIRED_BOOTS, TICK, Membership
-from django_clusterstate.core.membership.messages import Heartbeat, Identity, MemberState, Observation, View
+from django_clusterstate.core.rendezvous_hashing import Rendezvous
 from tests.core.membership.judge import ROUGH, Scenario, displaced, namesake, recordings, storm
 from tests.core.membership.simulation import Bus, Simulation, Violation
 

@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .heartbeat import Heartbeat
 from .members import Start
-from .messages import Heartbeat
 
 MAX_PROVISIONAL = 256  # starts
 MAX_PROVEN = 1024  # starts: as many as there are links

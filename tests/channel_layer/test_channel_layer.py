@@ -24,7 +24,7 @@ from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.layers import ClusterChannelLayer, buffers, receiving
-from django_clusterstate.layers.layer import _encode
+from django_clusterstate.layers.channel_layer import _encode
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using

@@ -18,7 +18,7 @@ from ..client.routing import missing_replies
 from ..core.limits.algorithms import Algorithm, Rule, RuleDecision
 from ..wire import messages as wire
 from . import formatting
-from .reports import PAGE_TIMEOUT
+from .node_reports import PAGE_TIMEOUT
 
 ALGORITHM_LABELS: dict[Algorithm, str | Promise] = {
     Algorithm.FIXED_WINDOW: _("fixed window"),

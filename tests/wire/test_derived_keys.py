@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from django_clusterstate.wire.keys import MAX_SECRETS, Key, derive_heartbeat_keys, derive_link_keys
+from django_clusterstate.wire.derived_keys import MAX_SECRETS, Key, derive_heartbeat_keys, derive_link_keys
 
 
 def by_hand(secret: bytes, info: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_clusterstate.core.membership.messages import Identity, MemberState, Observation, is_loopback
+from django_clusterstate.core.membership.heartbeat import Identity, MemberState, Observation, is_loopback
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ...core.membership.messages import Identity
+from ...core.membership.heartbeat import Identity
 from ...wire import messages as wire
 from .queues import ChannelQueues, queue_name
 from .requests import ChannelRequests

@@ -31,7 +31,7 @@ from django_clusterstate.cache import ClusterCache
 from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.decorators import UNSAFE, get_usage
 from django_clusterstate.panel.actions import ACTIONS
-from django_clusterstate.panel.keys import ALGORITHM_LABELS
+from django_clusterstate.panel.key_lookup import ALGORITHM_LABELS
 from django_clusterstate.panel.traffic import top
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, hits
 from django_clusterstate.wire import messages as wire

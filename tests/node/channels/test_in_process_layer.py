@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from django_clusterstate.node.channels.layer import CAPACITY, MAX_MESSAGE, WAIT, InProcessLayer
+from django_clusterstate.node.channels.in_process_layer import CAPACITY, MAX_MESSAGE, WAIT, InProcessLayer
 from django_clusterstate.wire import messages as wire
 from tests.node.test_handler import THERE, Bench
 

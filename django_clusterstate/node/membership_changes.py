@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..core.membership.heartbeat import Identity, MemberState, View
 from ..core.membership.members import Change, Effects
 from ..core.membership.membership import Membership
-from ..core.membership.messages import Identity, MemberState, View
 from ..core.membership.timeline import EventKind
 from ..wire.status import Stats
-from .history import History
 from .log import logger
 from .problems import Misdirected, problems
+from .recent_activity import History
 
 PROBLEM_AGAIN = 60.0  # seconds between two log lines about a problem that lasts
 

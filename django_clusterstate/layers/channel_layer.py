@@ -14,8 +14,8 @@ from .. import runtime
 from ..client.aio import AsyncClient
 from ..client.loops import ended_loops
 from ..client.routing import Target
-from ..encoding import to_msgpack
 from ..exceptions import NoCluster, Unavailable
+from ..msgpack_encoding import to_msgpack
 from ..wire import messages as wire
 from .receiving import Receiver
 

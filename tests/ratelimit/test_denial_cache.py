@@ -3,7 +3,7 @@
 import pytest
 
 from django_clusterstate.ratelimit import Decision, Limit
-from django_clusterstate.ratelimit.denials import MAX_AGE, MAX_ENTRIES, DenialCache
+from django_clusterstate.ratelimit.denial_cache import MAX_AGE, MAX_ENTRIES, DenialCache
 
 LIMIT = Limit.parse("10/m")
 

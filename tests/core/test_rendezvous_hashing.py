@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.hrw import REMEMBERED_VIEWS, SLOTS, OwnershipHistory, Rendezvous
+from django_clusterstate.core.rendezvous_hashing import REMEMBERED_VIEWS, SLOTS, OwnershipHistory, Rendezvous
 
 names = st.text(min_size=1, max_size=12)
 weights = st.one_of(
