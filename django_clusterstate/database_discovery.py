@@ -115,7 +115,7 @@ class DatabaseDiscovery:
             try:
                 address = parse_ip(text)
             except ValueError:
-                problem = f"address of node {name} in the discovery table is invalid, so it is not dialled: {text!r}"
+                problem = f"address of node {name} in the discovery table is invalid, so it is not dialed: {text!r}"
                 self._warn(name, problem)
                 continue
             if ours.is_loopback and (text == self._address or not address.is_loopback):
@@ -129,7 +129,7 @@ class DatabaseDiscovery:
             elif address.is_loopback and not ours.is_loopback:
                 self._warn(
                     name,
-                    f"node {name} advertises {text}, which is reachable only from its own host, so it is not dialled "
+                    f"node {name} advertises {text}, which is reachable only from its own host, so it is not dialed "
                     "and stays out of the cluster. Set CLUSTERSTATE_BIND there to an address of that host",
                 )
             else:

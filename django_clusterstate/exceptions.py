@@ -9,7 +9,7 @@ class ClusterStateError(Exception):
 
 
 class ProtocolError(ClusterStateError):
-    """The other side broke the protocol: another version, another secret, another node, a frame that can't be read."""
+    """The other side broke the protocol: a different version, secret or node, or a frame that can't be read."""
 
 
 class Unavailable(ClusterStateError, ConnectionError):

@@ -73,7 +73,7 @@ def _membership(status: StatusReply) -> Iterator[Metric]:
     yield _gauge("members_unreachable", "Members whose heartbeats reach others, not this node.", unreachable)
     epochs = {member.epoch for member in status.members if member.state not in GONE}
     yield _gauge("views_agree", "1 if all members have the same view as this node.", epochs <= {status.epoch})
-    yield _gauge("isolated", "1 while the node receives no heartbeats of most peers.", status.isolated)
+    yield _gauge("isolated", "1 while the node receives no heartbeats from most peers.", status.isolated)
     changes = status.stats.changes
     kinds = {name: getattr(changes, name) for name in changes.__struct_fields__}
     yield _counters("member_changes", "Changes of members, including this node.", "change", kinds)
@@ -82,7 +82,11 @@ def _membership(status: StatusReply) -> Iterator[Metric]:
 def _cache(stats: Stats) -> Iterator[Metric]:
     outcomes = {"hit": stats.hits, "miss": stats.misses}
     yield _counters("cache_lookups", "Cache keys looked up.", "outcome", outcomes)
-    yield _counter("cache_failures", "Additions to a value that isn't an integer.", stats.failures)
+    yield _counter(
+        "cache_failures",
+        "incr() or decr() on a value that is not an integer, or that would overflow 64 bits.",
+        stats.failures,
+    )
     yield _counter("cache_evictions", "Cache entries evicted before they expired.", stats.cache_evictions)
     yield _gauge("cache_entries", "Cache entries held.", stats.cache_entries)
     yield from _memory("cache", stats.cache_bytes, stats.cache_max_bytes)
@@ -93,7 +97,7 @@ def _limits(stats: Stats) -> Iterator[Metric]:
     outcomes = {"allowed": stats.allowed, "denied": refused, "dry_denied": stats.dry_denied}
     yield _counters("limit_decisions", "Hits decided by this node.", "outcome", outcomes)
     yield _counter("limit_refunds", "Hits refunded.", stats.refunds)
-    yield _counter("limit_evictions", "Live limits evicted; each key gets a fresh budget.", stats.limit_evictions)
+    yield _counter("limit_evictions", "Unexpired limits evicted; each one resets a count.", stats.limit_evictions)
     yield _gauge("limit_entries", "Limits held, one for each rate of a key.", stats.limit_entries)
     yield from _memory("limit", stats.limit_bytes, stats.limit_max_bytes)
 
@@ -108,7 +112,7 @@ def _traffic(stats: Stats) -> Iterator[Metric]:
     yield _gauge("connections", "Connections open.", stats.connections)
     yield _counter("connections_refused", "Connections refused, such as those without the secret.", stats.refused)
     yield _counter(
-        "connections_evicted", "Connections closed in favour of new ones at the maximum.", stats.connections_evicted
+        "connections_evicted", "Connections closed for new ones because all were in use.", stats.connections_evicted
     )
     yield _counter("channel_messages", "Channel messages received from senders.", stats.channel_messages)
     dropped = {"node": stats.channel_dropped, "process": stats.tally.channel_dropped}
@@ -133,7 +137,7 @@ def _requesters(tally: RequesterStats) -> Iterator[Metric]:
     yield _counters("limit_fallbacks", "Hits not decided by their owner.", "policy", policies)
     yield _counter(
         "limit_fallback_evictions",
-        "Live limits evicted by processes that count for themselves; each key gets a fresh budget.",
+        "Unexpired limits evicted by processes that count on their own; each one resets a count.",
         tally.process_evictions,
     )
     yield _counter("limit_denials_remembered", "Hits denied by a requester that remembered a denial.", tally.remembered)
@@ -141,12 +145,12 @@ def _requesters(tally: RequesterStats) -> Iterator[Metric]:
     bounds = (*map(str, LATENCY_BOUNDS), "+Inf")
     yield HistogramMetricFamily(
         "clusterstate_request_duration_seconds",
-        "Requests of this host's processes to nodes.",
+        "Requests from this host's processes to nodes.",
         buckets=list(zip(bounds, accumulate(tally.latencies), strict=True)),
         sum_value=tally.latency_sum,
         unit="seconds",
     )
-    yield _counter("request_failures", "Failed requests of this host's processes to nodes.", tally.failures)
+    yield _counter("request_failures", "Failed requests from this host's processes to nodes.", tally.failures)
 
 
 def _gauge(name: str, text: str, value: float, unit: str = "") -> Metric:

@@ -262,7 +262,9 @@ def _secrets(secret: str | bytes | None, fallbacks: list[str | bytes]) -> tuple[
     elif django_settings.SECRET_KEY:
         secrets = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
     else:
-        raise ImproperlyConfigured("Set SECRET_KEY or CLUSTERSTATE['SECRET']: nodes and requesters prove it.")
+        raise ImproperlyConfigured(
+            "Set SECRET_KEY or CLUSTERSTATE['SECRET']: nodes and requesters authenticate with it."
+        )
     if not SECRETS.accepts(secrets):
         raise ImproperlyConfigured("SECRET_KEY and each of SECRET_KEY_FALLBACKS must be text or bytes.")
     for one in secrets:

@@ -139,7 +139,7 @@ def test_row_without_a_valid_address_does_not_hide_the_others(caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "django_clusterstate.node"):
         assert [ask(discovery), ask(discovery)] == [[THEIRS], [THEIRS]]
     assert (
-        caplog.text.count("address of node b in the discovery table is invalid, so it is not dialled: 'nonsense'") == 1
+        caplog.text.count("address of node b in the discovery table is invalid, so it is not dialed: 'nonsense'") == 1
     )
 
 

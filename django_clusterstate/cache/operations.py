@@ -70,10 +70,10 @@ class CacheOperations:
 
     def incr(self, key: bytes, name: Any, delta: int) -> Operation[int]:
         if type(delta) is not int or delta not in wire.INT64:
-            raise TypeError(f"only an integer of 64 bits can be added to a value, not {delta!r}")
+            raise TypeError(f"only a 64-bit integer can be added to a value, not {delta!r}")
         reply = yield from self._call(key, wire.Incr(key, delta))
         if isinstance(reply, wire.FailedReply):
-            raise TypeError(f"the value of {name!r} isn't an integer of 64 bits, or its sum wouldn't be one")
+            raise TypeError(f"the value of {name!r} is not a 64-bit integer, or the sum would overflow 64 bits")
         if not isinstance(reply, wire.NumberReply) or reply.value is None:
             raise _not_found(name)
         return reply.value

@@ -63,7 +63,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         self.require_valid_channel_name(channel)
         if wire.tag_of(channel) and not self._is_of_this_process(channel):
             raise ValueError(
-                f"{channel} is a channel of another process: a channel made by new_channel() can be received from only "
+                f"{channel} belongs to a different process: a channel made by new_channel() can be received from only "
                 "in the process that made it. For a channel that several processes receive from, choose a name "
                 "without '!'."
             )

@@ -89,7 +89,7 @@ def client_of(meta: Mapping[str, Any]) -> str:
     except ValueError as error:
         raise ImproperlyConfigured(
             f"The client's address is unusable as a key: {error}. Behind a proxy on a unix socket, set "
-            "CLUSTERSTATE['TRUSTED_PROXIES']; or use another key."
+            "CLUSTERSTATE['TRUSTED_PROXIES']; or use a different key."
         ) from None
 
 

@@ -151,7 +151,7 @@ class AsyncConnection(asyncio.Protocol):
         if not payloads:
             return
         if len(payloads) > 1 or self._deframer.pending:
-            raise ProtocolError("more came than one message of the handshake")
+            raise ProtocolError("received more than one handshake message")
         if not self._challenged:
             self._challenged = True
             try:

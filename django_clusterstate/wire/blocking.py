@@ -261,7 +261,7 @@ class BlockingConnection:
         if size > HEADER + limit:
             raise ProtocolError(frame_too_long(bytes(whole[:HEADER]), size - HEADER, limit))
         if received > size:
-            raise ProtocolError(f"{received} bytes came where a frame has {size}")
+            raise ProtocolError(f"received {received} bytes for a frame of {size}")
         if size > len(whole):
             whole = memoryview(bytearray(size))
             whole[:received] = self._view[:received]
@@ -276,7 +276,7 @@ class BlockingConnection:
             received += self._receive_more(view[received:HEADER], until)
         size = HEADER + record_size(view)
         if received > size:
-            raise ProtocolError(f"{received} bytes came where an encrypted record has {size}")
+            raise ProtocolError(f"received {received} bytes for an encrypted record of {size}")
         while received < size:
             received += self._receive_more(view[received:size], until)
         return view[HEADER:size]
@@ -288,7 +288,7 @@ class BlockingConnection:
             raise ProtocolError("an encrypted record ends within the length of a frame")
         size = HEADER + size_at(plain)[0]
         if size > HEADER + MAX_FRAME or len(plain) > size:
-            raise ProtocolError(f"{len(plain)} bytes came where a frame has {size}")
+            raise ProtocolError(f"received {len(plain)} bytes for a frame of {size}")
         if len(plain) == size:
             return memoryview(plain)[HEADER:]
         whole = memoryview(bytearray(size))
@@ -297,7 +297,7 @@ class BlockingConnection:
         while filled < size:
             record = self._receive_record(0, until)
             if filled + len(record) - TAG > size:
-                raise ProtocolError(f"more came than the rest of a frame of {size} bytes")
+                raise ProtocolError(f"received more than the rest of a frame of {size} bytes")
             filled += self._opener.open_into(record, whole[filled : filled + len(record) - TAG])
         return whole[HEADER:]
 

@@ -267,5 +267,5 @@ class DiallerHandshake:
             return
         if hello.expected_boot and name == hello.expected_name:
             raise OtherStart(f"{name} at {hello.dialled} has been restarted", name, boot)
-        expected = hello.expected_name or "another node"
-        raise OtherNode(f"{expected} was dialled at {hello.dialled}, but {name} answers there", name, boot)
+        expected = hello.expected_name or "a different node"
+        raise OtherNode(f"expected {expected} at {hello.dialled}, but {name} answers there", name, boot)

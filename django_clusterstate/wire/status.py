@@ -31,18 +31,20 @@ class RequesterStats(msgspec.Struct, array_like=True):
     """Counters of events that no node sees. A requester sends them with `GetView` to a node, which adds them up."""
 
     remembered: Count = 0  #: hits that a requester denied from memory
-    fallback_node: Count = 0  #: hits counted at another node, since the owner was unavailable
-    fallback_process: Count = 0  #: hits counted in a process, since no node was available
+    fallback_node: Count = 0  #: hits counted at a different node because the owner was unavailable
+    fallback_process: Count = 0  #: hits counted in a process because no node was available
     fallback_allow: Count = 0  #: hits allowed by policy, and not counted
     fallback_deny: Count = 0  #: hits denied by policy, and not counted
-    events_dropped: Count = 0  #: events dropped, or perhaps counted: no room in the process, or no reply in time
+    events_dropped: Count = (
+        0  #: events dropped for lack of room, or perhaps counted by an owner that did not reply in time
+    )
     latencies: Latencies = msgspec.field(
         default_factory=lambda: [0] * _BUCKETS
     )  #: requests to nodes, by latency bucket
     latency_sum: Annotated[float, Meta(ge=0, le=MAX_COUNT)] = 0.0  #: the sum of their latencies in seconds
-    failures: Count = 0  #: requests without a reply in time, or with an invalid one
-    too_big: Count = 0  #: cache values not stored, since they were too big
-    process_evictions: Count = 0  #: live limits evicted by a process that counts by itself: each is a bypass
+    failures: Count = 0  #: requests that timed out or got an invalid reply
+    too_big: Count = 0  #: cache values not stored because they were too big
+    process_evictions: Count = 0  #: unexpired limits evicted by a process that counts on its own; each resets a count
     channel_dropped: Count = 0  #: channel messages that a process had fetched and dropped for lack of room
 
     def add_latencies(self, seconds: Sequence[float]) -> None:
@@ -69,9 +71,9 @@ class Changes(msgspec.Struct, array_like=True):
     joined: int = 0  #: a member began to own keys: a new one, or one that was down
     suspected: int = 0  #: a member was suspected
     down: int = 0  #: a member was declared down
-    left: int = 0  #: a member left on purpose
+    left: int = 0  #: a member left gracefully
     isolated: int = 0  #: this node was isolated: most peers fell silent at once
-    restarted: int = 0  #: a member was heard with a new boot id
+    restarted: int = 0  #: a heartbeat arrived with a new boot id
 
 
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -100,24 +102,24 @@ class Stats(msgspec.Struct, array_like=True):
     """The counters of a node, since its start unless they say otherwise."""
 
     requests: int = 0  #: cache and limit requests answered
-    failures: int = 0  #: additions to a value that isn't an integer
+    failures: int = 0  #: `incr()` on a value that isn't an integer, or that would overflow
     connections: int = 0  #: connections open now
-    refused: int = 0  #: connections closed for a failed handshake, a wrong user, an invalid frame or lack of slots
+    refused: int = 0  #: connections closed for a failed handshake, a different user, an invalid frame or lack of slots
     hits: int = 0  #: cache keys requested and found
     misses: int = 0  #: cache keys requested and not found
-    allowed: int = 0  #: limit decisions that allowed
-    denied: int = 0  #: limit decisions that denied
+    allowed: int = 0  #: rate limit checks that allowed the request
+    denied: int = 0  #: rate limit checks that denied the request
     cache_entries: int = 0  #: cache entries held now
     cache_bytes: int = 0  #: memory held by them, about
-    cache_evictions: int = 0  #: live cache entries evicted
+    cache_evictions: int = 0  #: unexpired cache entries evicted
     limit_entries: int = 0  #: limit keys held now
     limit_bytes: int = 0  #: memory held by them, about
-    limit_evictions: int = 0  #: live limits evicted: each is a bypass, so raise LIMITS_MAX_BYTES
+    limit_evictions: int = 0  #: unexpired limits evicted; each resets a count, so raise LIMITS_MAX_BYTES
     channel_messages: int = 0  #: channel messages received
     channel_dropped: int = 0  #: channel messages dropped for lack of room: channel full, link too slow
-    heartbeats_heard: int = 0  #: heartbeats of peers received
+    heartbeats_heard: int = 0  #: heartbeats received from peers
     heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, or invalid
-    dry_denied: int = 0  #: limit decisions that denied in a dry run, so the request passed
+    dry_denied: int = 0  #: denials that were dry runs, so the request passed
     refunds: int = 0  #: hits taken back
     #: the counters of requesters, sent with GetView
     tally: RequesterStats = msgspec.field(default_factory=RequesterStats)
@@ -126,7 +128,9 @@ class Stats(msgspec.Struct, array_like=True):
     changes: Changes = msgspec.field(default_factory=Changes)  #: state changes of members
     cache_max_bytes: int = 0  #: the limit of cache_bytes
     limit_max_bytes: int = 0  #: the limit of limit_bytes
-    heartbeats_ignored: int = 0  #: heartbeats that were repeated, late or of an earlier start; normal during a restart
+    heartbeats_ignored: int = (
+        0  #: heartbeats that were repeated, late or from an earlier instance; normal during a restart
+    )
     channel_unreceived: int = 0  #: channel messages that expired unreceived; normal when a process has ended
-    connections_evicted: int = 0  #: connections closed for others, since all slots were taken
+    connections_evicted: int = 0  #: connections closed for new ones because all were in use
     channel_unreachable: int = 0  #: channel messages for a peer whose link was down; normal while it restarts

@@ -466,13 +466,13 @@ async def test_channel_of_another_process_cannot_be_received_from(
     neighbour = LayerOf(cluster, "alpha")  # another process of the same host
     here, there = await neighbour.new_channel(), await hosts["beta"].new_channel()
     for channel in (here, there, "specific.0123456789abcdef.0123456789abcdef!x"):
-        with pytest.raises(ValueError, match=f"{channel} is a channel of another process"):
+        with pytest.raises(ValueError, match=f"{channel} belongs to a different process"):
             await soon(hosts["alpha"].receive(channel))
     assert not hosts["alpha"]._receiver()._waiting
     await hosts["alpha"].send(here, {"type": "x"})
     assert await soon(neighbour.receive(here)) == {"type": "x"}
     monkeypatch.setattr(os, "getpid", lambda: -1)  # a fork of it, which no hook has told
-    with pytest.raises(ValueError, match="of another process"):
+    with pytest.raises(ValueError, match="belongs to a different process"):
         await soon(neighbour.receive(here))
     child = await neighbour.new_channel()
     await hosts["alpha"].send(child, {"type": "y"})

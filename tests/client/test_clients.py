@@ -511,7 +511,7 @@ def test_another_node_at_an_address_is_a_failure_and_gets_no_request(requester: 
     wrong = Target("gone", beta.address, b"g" * 16)
     adopt(requester, alpha, wrong)
     for failures in range(1, FAILURES_TO_OPEN + 1):
-        with pytest.raises(OtherNode, match="gone was dialled at .*, but beta answers there"):
+        with pytest.raises(OtherNode, match="expected gone at .*, but beta answers there"):
             requester.call_node(wrong, PING)
         assert wrong.failures == failures
     with pytest.raises(Unavailable, match="circuit breaker for node gone at .* is open"):

@@ -161,7 +161,7 @@ def test_offers_reflected_to_their_sender_are_refused() -> None:
 def test_relay_learns_nothing_and_the_node_behind_it_knows_that_another_was_expected() -> None:
     """An attacker at an old address of web-9 passes everything on to web-2, and back."""
     web = node(NEW)
-    with pytest.raises(OtherNode, match=rf"web-9 was dialled at {ADDRESS}, but web-2 answers there"):
+    with pytest.raises(OtherNode, match=rf"expected web-9 at {ADDRESS}, but web-2 answers there"):
         connect(web, DiallerHandshake([NEW], Hello(expected_name="web-9", dialled=ADDRESS)))
     assert web.refused == f"expected node web-9 at {ADDRESS}, but this is node web-2"
 

@@ -61,7 +61,7 @@ class Command(BaseCommand):
         parser.add_argument("--name", help="the node's name, unique in the cluster (default: the host name)")
         parser.add_argument("--bind", metavar="HOST:PORT", help="the address to listen at for other hosts")
         parser.add_argument("--advertise", metavar="HOST:PORT", help="the address that other hosts connect to")
-        parser.add_argument("--socket", metavar="PATH", help="the unix socket for processes of this host")
+        parser.add_argument("--socket", metavar="PATH", help="the unix socket for processes on this host")
         parser.add_argument(
             "--discovery", metavar="WHERE", help="'database', 'dns://NAME:PORT' or 'HOST:PORT,HOST:PORT'"
         )
