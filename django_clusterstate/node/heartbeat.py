@@ -58,7 +58,10 @@ def decode_heartbeat(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
     if not isinstance(body, bytes) or not isinstance(macs, list) or len(body) < 2 or len(macs) > MAX_SECRETS:
         raise ProtocolError("not a heartbeat")
     if not _is_signed(body, macs, keys):
-        raise ProtocolError("not signed with a secret of this node; its sender uses a different SECRET or CLUSTER")
+        raise ProtocolError(
+            "not signed with a secret of this node; its sender uses a different SECRET, "
+            "or belongs to a different cluster"
+        )
     if not common_version(body[0], body[1]):
         raise ProtocolError(f"no common protocol version with its sender: {incompatible(body[0], body[1])}")
     try:

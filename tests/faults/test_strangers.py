@@ -145,7 +145,7 @@ def test_recorded_heartbeats_bring_nobody_back_and_forged_ones_are_said_once(fol
             asyncio.run(_say(recorded + forged))
         time.sleep(1.5)
         counted = {name: not_taken(name) - dropped[name] for name in dropped}
-        what = ("not signed", "over the link of another node")
+        what = ("not signed", "does not match the peer")
         said = {name: sum(len(lines(cluster, name, text)) for text in what) for name in dropped}
         figure(f"of {len(recorded)} recorded and {len(forged)} forged ones dropped", counted)
         figure("log lines", said)
