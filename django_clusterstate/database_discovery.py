@@ -69,7 +69,7 @@ class DatabaseDiscovery:
             async with asyncio.timeout(ANNOUNCE_WITHIN):
                 await asyncio.wrap_future(self._announcing.start())
         except TimeoutError:
-            self.problem = f"this node's row is not written after {ANNOUNCE_WITHIN:g} s: is the database locked?"
+            self.problem = f"this node's row has not been written after {ANNOUNCE_WITHIN:g} s: is the database locked?"
         except Exception as error:  # a database may raise anything
             self.problem = f"this node's row cannot be written: {type(error).__name__}: {error}"
         rows = await asyncio.wrap_future(self._reading.start())

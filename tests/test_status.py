@@ -94,10 +94,10 @@ class TestRealNodes:
         lines = called().splitlines()
         assert [line.split()[0] for line in lines[1:4]] == list(NODES)
         assert all("alive" in line for line in lines[1:4])
-        assert lines[-1] == "node of this host: alpha; all agree"
+        assert lines[-1] == "this host's node: alpha; all agree"
 
     def test_waiting_for_as_many_as_there_are_returns_at_once(self) -> None:
-        assert called("--wait-for", "3").splitlines()[-1] == "node of this host: alpha; all agree"
+        assert called("--wait-for", "3").splitlines()[-1] == "this host's node: alpha; all agree"
 
     @pytest.mark.parametrize("number", ["2", "4"])
     def test_waiting_for_another_number_ends_with_the_time_and_1(self, number: str) -> None:
@@ -136,13 +136,13 @@ class TestTrouble:
             call_command("clusterstatus", stdout=output, no_color=True)
         assert output.getvalue().splitlines()[3:] == [
             "two                  down      two:4370, last heartbeat 12 s ago",
-            "node of this host: one; 2 agree, 1 down",
+            "this host's node: one; 2 agree, 1 down",
         ]
 
     def test_waiting_for_the_rest_is_0_while_a_member_is_down(self, monkeypatch: pytest.MonkeyPatch) -> None:
         status = ClusterStatus("one", {"one": node("one", 1, (down("two"),))})
         monkeypatch.setattr(functions, "status", lambda: status)
-        assert called("--wait-for", "1").splitlines()[-1] == "node of this host: one; 1 agree, 1 down"
+        assert called("--wait-for", "1").splitlines()[-1] == "this host's node: one; 1 agree, 1 down"
         assert json.loads(called("--wait-for", "1", "--json"))["down"] == ["two"]
 
     def test_problem_that_several_nodes_tell_of_is_shown_once_and_is_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ class TestTrouble:
             call_command("clusterstatus", stdout=output, no_color=True)
         assert "three                silent    too late" in output.getvalue()
         assert (
-            "node of this host: none answers; no agreement: 2 different views, 1 silent, 0 joining, 0 down"
+            "this host's node: none answers; no agreement: 2 different views, 1 silent, 0 joining, 0 down"
             in output.getvalue()
         )
 

@@ -61,5 +61,5 @@ class CircuitBreaker:
     def answered(self) -> None:
         """Forgets the failures, and logs that the breaker closes if it was open."""
         if self.is_open:
-            logger.info("circuit breaker for %s closed: it answers again", self)
+            logger.info("circuit breaker for %s closed: it is responding again", self)
         self.failures = self.tries = 0

@@ -270,7 +270,7 @@ class Link:
             raise
         except ProtocolError as error:
             links.log.write(
-                f"link to {self._address} failed, retried every {REDIAL[1]:g} s: {error}", str(self._address)
+                f"link to {self._address} failed, retrying every {REDIAL[1]:g} s: {error}", str(self._address)
             )
         except Unavailable as error:
             if isinstance(error, Refused) and self.peer is not None:

@@ -46,7 +46,7 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
         peers = [member.identity for member in membership.members.values() if member.state not in GONE]
         heard = ", ".join(map(str, peers[:MAX_NAMED])) or "none, but has connected to some"
         found.append(
-            f"node {me.name} stays joining: no other node has connected to it at {me.address}; check that address "
+            f"node {me.name} is still joining: no other node has connected to it at {me.address}; check that address "
             f"(CLUSTERSTATE_ADVERTISE) and the firewalls between the hosts. It receives heartbeats from: {heard}"
         )
     return found[:MAX_PROBLEMS]

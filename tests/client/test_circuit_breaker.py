@@ -75,5 +75,5 @@ def test_opening_and_closing_are_logged_once(caplog: pytest.LogCaptureFixture) -
     assert [record.getMessage() for record in caplog.records] == [
         "circuit breaker for node b at 10.0.0.2:4370 opened after 3 failures in a row (why); "
         "requests to it fail at once and one is tried every 0.5 s",
-        "circuit breaker for node b at 10.0.0.2:4370 closed: it answers again",
+        "circuit breaker for node b at 10.0.0.2:4370 closed: it is responding again",
     ]

@@ -70,7 +70,7 @@ def test_node_that_nobody_reaches_says_so_once_it_has_waited() -> None:
     scene = Scene(must_be_reached=True)
     assert scene.run(2, (A, MemberState.ALIVE)) == []
     [said] = scene.run(2, (A, MemberState.ALIVE))
-    assert said.startswith("node me stays joining: no other node has connected to it at 10.0.0.1:4370;")
+    assert said.startswith("node me is still joining: no other node has connected to it at 10.0.0.1:4370;")
     assert said.endswith("It receives heartbeats from: a (10.0.0.2:4370)")
     scene.node.reached_by("a", A.boot, scene.now)
     assert scene.run(0.5, (A, MemberState.ALIVE)) == []

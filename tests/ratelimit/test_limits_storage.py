@@ -364,7 +364,7 @@ def test_a_storage_that_dies_is_replaced_by_the_policy_until_it_is_back(
     assert caplog.messages == [
         f"circuit breaker for {place} opened after 3 failures in a row (ConnectionError); "
         "requests to it fail at once and one is tried every 0.5 s",
-        f"circuit breaker for {place} closed: it answers again",
+        f"circuit breaker for {place} closed: it is responding again",
     ]
 
 

@@ -87,7 +87,7 @@ class Command(BaseCommand):
                 f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent, {joining} joining, "
                 f"{len(down)} down"
             )
-        self.stdout.write(f"node of this host: {status.asked or 'none answers'}; {verdict}")
+        self.stdout.write(f"this host's node: {status.asked or 'none answers'}; {verdict}")
 
     def _row(self, status: cluster.ClusterStatus, name: str, node: StatusReply) -> str:
         return _COLUMNS.format(
