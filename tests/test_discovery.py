@@ -196,7 +196,9 @@ def test_nodes_meet_while_the_database_cannot_be_written_to(nodes: LocalCluster,
     lock = _locked(folder, "IMMEDIATE")
     nodes.start("b")
     nodes.wait_for("a", "b")
-    wait_until(lambda: "this node's row has not been written after 3 s" in nodes.processes["b"].output(), SECONDS, "said")
+    wait_until(
+        lambda: "this node's row has not been written after 3 s" in nodes.processes["b"].output(), SECONDS, "said"
+    )
     lock.execute("ROLLBACK")
     wait_until(lambda: "discovery recovered" in nodes.processes["b"].output(), 2 * SECONDS, "said")
     wait_until(lambda: _rows(folder) == {"a", "b"}, SECONDS, "both rows")
