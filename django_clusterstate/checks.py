@@ -20,7 +20,7 @@ IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
 @register("clusterstate")
 def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """All checks that need no node."""
+    """The system checks of `CLUSTERSTATE`, the channel layer and the caches; none of them contacts a node."""
     try:
         settings = runtime.get_settings()
     except ImproperlyConfigured as error:

@@ -45,8 +45,8 @@ class Proxies:
 
 
 def client_ip(meta: Mapping[str, Any], proxies: Proxies) -> str:
-    """The address of the client, from the `META` of its request. It isn't an IP address if the server or a trusted
-    proxy gave none, which a client can't bring about.
+    """The address of the client, from the `META` of its request. It is an IP address unless the server or a trusted
+    proxy gave none; a client can't cause that.
 
     Without proxies it is `REMOTE_ADDR`. With a count it is the entry of `X-Forwarded-For` at that position from the
     end, or the first entry if there are fewer. With networks it is the last entry that isn't a trusted proxy's address.

@@ -36,7 +36,8 @@ class ClusterStatus:
 
     @classmethod
     def of(cls, table: RoutingTable, nodes: Iterable[wire.StatusReply], silent: dict[str, str]) -> "ClusterStatus":
-        """From the replies of the nodes, and the reasons of those that didn't reply. `table` names this host's node."""
+        """Makes the status from the nodes' replies, and from the reasons, by name, of the nodes that didn't reply.
+        `table` names this host's node."""
         by_name: dict[str, wire.StatusReply] = {}
         for status in nodes:
             name = status.identity.name
@@ -57,7 +58,7 @@ class ClusterStatus:
 
     @property
     def unreachable(self) -> list[tuple[str, str]]:
-        """(from, to): the heartbeats of a member that don't reach a node, though they reach other nodes."""
+        """(sender, receiver) of heartbeats that reach other nodes, but not this receiver."""
         return [
             (member.identity.name, name)
             for name, status in self.nodes.items()
@@ -78,7 +79,7 @@ class ClusterStatus:
 
 @blocking
 def members() -> Operation[list[Identity]]:
-    """The members that serve, sorted by name."""
+    """The members that serve, sorted by name. Raises `Unavailable` if no node answers or none has joined."""
     table = yield GetTable()
     return list(_joined(table).view.members)
 
@@ -88,7 +89,7 @@ amembers = asynchronous(members)
 
 @blocking
 def local_node() -> Operation[str]:
-    """The name of this host's node."""
+    """The name of this host's node. Raises `Unavailable` if it doesn't answer."""
     table: RoutingTable = yield GetTable()
     if not table.local_name:
         raise Unavailable(f"this host's node doesn't answer at {runtime.get_settings().socket}")
@@ -100,7 +101,7 @@ alocal_node = asynchronous(local_node)
 
 @blocking
 def owner(key: str | bytes) -> Operation[str]:
-    """The name of the node that owns a key.
+    """The name of the node that owns a key. Raises `Unavailable` if no node answers or none has joined.
 
     The key is your own text, or the result of `ClusterCache.routing_key()` or `ratelimit.routing_key()`.
     """
@@ -113,7 +114,8 @@ aowner = asynchronous(owner)
 
 @blocking
 def ranking(key: str | bytes) -> Operation[list[str]]:
-    """The names of all members that serve, in the order in which they would own the key."""
+    """The names of all members that serve, in the order in which they would own the key. Raises `Unavailable` if no
+    node answers or none has joined."""
     table = yield GetTable()
     encoded = key.encode() if isinstance(key, str) else key
     return [target.name for target in _joined(table).ranking(encoded)]

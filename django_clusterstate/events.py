@@ -147,7 +147,8 @@ def _value(event: str, name: str, value: Field) -> Field:
 
 
 def names() -> list[EventTotals]:
-    """The totals of all events, sorted by name: in the last minute, in the last hour, and since the name is known."""
+    """The totals of all events, sorted by name: in the last minute, in the last hour, and since the cluster first
+    counted the name. Leaves out nodes that don't reply; raises `Unavailable` if none does."""
     return async_to_sync(anames)()
 
 

@@ -22,7 +22,8 @@ Limits = list[tuple[re.Pattern[str], str, RequestLimit]]
 
 
 class ClusterRatelimitMiddleware:
-    """Place it after AuthenticationMiddleware if the key of a limit is the user.
+    """Applies the setting LIMITS to all requests. Place it after AuthenticationMiddleware if the key of a limit is the
+    user.
 
     Each limit of LIMITS whose path matches counts the request, in their order, until one denies it; those before it
     then refund their hits. A `Ratelimited` that a view raises becomes a response with status 429. Responses of views

@@ -43,7 +43,7 @@ def shared(name: Hashable, make: Callable[[], T]) -> T:
 
 
 def once(make: Callable[[], T]) -> "functools._lru_cache_wrapper[T]":
-    """Caches the result, the same for all threads, until the settings change."""
+    """Decorates a function without arguments: its result is cached for all threads until the settings change."""
     cached = functools.cache(lambda: shared(make, make))
     _cached.append(cached)
     return cached

@@ -282,8 +282,8 @@ def default_socket_path(cluster: str, node_name: str) -> Path:
     """A path that all processes of one user on one host agree on, short enough for the kernel (108 bytes).
 
     It does not depend on `TMPDIR` or `XDG_RUNTIME_DIR`: a login session has them and a daemon of the same user does
-    not, so a node and a `manage.py` command would use different paths. The folder of the latter is also deleted when
-    the user logs out.
+    not, so a node and a `manage.py` command would use different paths. The directory in `XDG_RUNTIME_DIR` is also
+    deleted when the user logs out.
     """
     tag = hashlib.blake2b(f"{cluster}|{node_name}".encode(), digest_size=6).hexdigest()
     return RUN_FOLDER / f"clusterstate-{os.geteuid()}" / f"{tag}.sock"

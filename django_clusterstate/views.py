@@ -45,7 +45,8 @@ async def metrics(request: HttpRequest) -> HttpResponse:
 
 
 async def _refusal(request: HttpRequest) -> HTTPStatus | None:
-    """None for a request with the token, or of staff who may view the cluster in the admin."""
+    """The status with which a request is refused: 401 without a valid token or login, 403 for users without the
+    permission; None if it has the token, or is from a staff user with the permission to view the cluster."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         token = runtime.get_settings().metrics_token

@@ -55,7 +55,7 @@ class ClusterCache(BaseCache):
     def raising(self) -> Self:
         """A cache with the same alias and options, but ON_UNAVAILABLE "raise".
 
-        It is a new instance and no copy: debug toolbar and Sentry replace methods of an instance by functions that call
+        It is a new instance, not a copy: debug toolbar and Sentry replace methods of an instance by functions that call
         the methods of that instance, even where they are copied to another one.
         """
         location, params = self._arguments
@@ -253,7 +253,8 @@ class ClusterCache(BaseCache):
     attl = asynchronous(ttl)
 
     def expire(self, key: Any, timeout: float | None, version: int | None = None) -> bool:
-        """`touch()` under django-redis's name."""
+        """Gives a key a new timeout in seconds (None: it never expires). Returns False if the key is absent. `touch()`
+        has the name that django-redis uses for this."""
         return self.touch(key, timeout, version)
 
     async def aexpire(self, key: Any, timeout: float | None, version: int | None = None) -> bool:
@@ -301,9 +302,9 @@ class ClusterCache(BaseCache):
         blocking_timeout: float | None = None,
         version: int | None = None,
     ) -> Lock:
-        """A lock, not acquired yet. Once acquired it ends by itself after `timeout` seconds. While another holder has
-        it, `acquire()` tries every `sleep` seconds, for `blocking_timeout` seconds (None: forever). Its entry is
-        `lock:<key>`.
+        """Creates a lock without acquiring it. Once acquired, the lock expires after `timeout` seconds. While another
+        holder has it, `acquire()` tries again every `sleep` seconds, for `blocking_timeout` seconds (None: forever).
+        Its entry is `lock:<key>`.
 
         Best effort: see `docs/cache.md`. Raises `ValueError` where `timeout` or `sleep` isn't above 0.
         """

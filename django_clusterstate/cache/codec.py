@@ -60,7 +60,8 @@ def _raised_in_package(error: Exception) -> bool:
 
 
 class PickleSerializer:
-    """pickle, with the newest protocol. Whoever can write to the cluster can run code: see docs/settings.md."""
+    """pickle with the newest protocol. Any process that can write to the cluster can run code here: see
+    docs/settings.md."""
 
     def dumps(self, value: Any) -> bytes:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)

@@ -39,7 +39,8 @@ class LockOperations:
         _check("sleep", self.sleep)
 
     def acquire(self) -> Operation[bool | None]:
-        """False when another holder keeps it for longer than `blocking_timeout`, None when its owner doesn't reply."""
+        """Acquires the lock. Results in False if another holder keeps it for longer than `blocking_timeout`, None if
+        the owner of its key doesn't reply."""
         token, since = self.dump(secrets.token_hex(16)), time.monotonic()
         request = wire.Set([(self.key, token)], self.timeout, absent=True, or_same=True)
         while (reply := (yield from self.call(self.key, request))) is not None:
@@ -70,7 +71,8 @@ class LockOperations:
         return succeeded((yield from self.call(self.key, wire.Touch([self.key], ttl, self._token))))
 
     def enter(self) -> Operation[None]:
-        """Acquires it for a `with` block. Raises `TimeoutError` or `Unavailable` where it can't."""
+        """Acquires the lock for a `with` block. Raises `TimeoutError` if another holder keeps it, `Unavailable` if the
+        owner of its key can't be reached."""
         acquired = yield from self.acquire()
         if acquired is None:
             raise Unavailable(f"the lock {self.name!r} can't be acquired: the owner of its key can't be reached")
@@ -91,17 +93,20 @@ class Lock:
         self.operations = operations
 
     def acquire(self) -> bool:
-        """False when another holder keeps the lock for longer than `blocking_timeout` (None: waits forever), or its
-        owner can't be reached, which raises `Unavailable` if the alias has ON_UNAVAILABLE "raise"."""
+        """Acquires the lock. Returns False if another holder keeps it for longer than `blocking_timeout` (None: waits
+        forever), or if the owner of its key can't be reached, unless the alias has ON_UNAVAILABLE "raise": then raises
+        `Unavailable`."""
         return bool(runtime.run(self.operations.acquire()))
 
     def release(self) -> bool:
-        """False when the lock isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
+        """Releases the lock. Returns False if this holder has lost the lock, or if the owner of its key can't be
+        reached, unless the alias has ON_UNAVAILABLE "raise": then raises `Unavailable`."""
         return runtime.run(self.operations.release())
 
     def extend(self, timeout: float | None = None) -> bool:
-        """Lets the lock end that many seconds from now, by default the seconds that it was made with. False when it
-        isn't ours any more, or its owner can't be reached, which may raise as in `acquire()`."""
+        """Makes the lock expire `timeout` seconds from now, by default the timeout that it was created with. Returns
+        False if this holder has lost the lock, or if the owner of its key can't be reached, unless the alias has
+        ON_UNAVAILABLE "raise": then raises `Unavailable`. Raises `ValueError` if `timeout` isn't above 0."""
         return runtime.run(self.operations.extend(timeout))
 
     def __enter__(self) -> Self:

@@ -45,7 +45,7 @@ class CacheOperations:
         return succeeded((yield from self._call(key, wire.Set([(key, data)], ttl, absent=True))))
 
     def set(self, key: bytes, name: Any, value: Any, ttl: float | None) -> Operation[None]:
-        """An older value doesn't outlive one that is refused."""
+        """Stores a value. If the value is refused, an older one is deleted."""
         try:
             data = yield from self._dump(name, value)
         except Exception:

@@ -42,7 +42,8 @@ class CacheOptions:
 
     @classmethod
     def read(cls, location: object, options: Mapping[str, Any]) -> Self:
-        """Raises `ImproperlyConfigured` for an unknown option or a wrong value."""
+        """Reads and checks LOCATION and OPTIONS of one alias. Raises `ImproperlyConfigured` for an unknown option or a
+        wrong value."""
         unknown = set(options) - OPTIONS - DJANGO_OPTIONS
         if unknown:
             raise ImproperlyConfigured(f"ClusterCache has no option {min(unknown)!r}; it has {sorted(OPTIONS)}.")

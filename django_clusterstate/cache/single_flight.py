@@ -87,7 +87,8 @@ class SingleFlight:
     token: bytes = field(default_factory=lambda: os.urandom(8))  # distinguishes our lease from others'
 
     def compute_or_wait(self) -> Operation[Any]:
-        """For an entry that was absent a moment ago: computes it with the lease, or waits for the lease's holder."""
+        """Results in the value of an entry that is absent: computes it if this caller gets the lease, otherwise waits
+        for the lease's holder."""
         if self.ttl == 0:
             return (yield Compute(self.default))
         wait = _Wait(self.lease)
@@ -136,7 +137,8 @@ class SingleFlight:
         return reply if isinstance(reply, wire.FlagsReply) else None
 
     def _compute_with_lease(self, until: float, entry: wire.FlagsReply | wire.ValuesReply) -> Operation[Any]:
-        """The lease is ours until a time. `entry`: a reply with the values of `_fresh_keys`, newer than the lease."""
+        """Computes and stores the value, while this caller holds the lease until `until`. `entry`: a reply with the
+        values of `_fresh_keys` that is newer than the lease."""
         at_end: wire.Request | None = self._release_request()
         try:
             value = self._load_fresh(entry)

@@ -56,7 +56,8 @@ class Batch:
 
 
 class Outbox:
-    """Used by one thread at a time. `dropped` counts events."""
+    """Sums of events that wait to be sent, and the batches made of them. Used by one thread at a time. `dropped`:
+    events dropped so far."""
 
     def __init__(self) -> None:
         self.dropped = 0

@@ -57,7 +57,7 @@ class PerLoop(dict[Loop, T]):
 
 
 def ended_loops(loops: Mapping[Loop, Any]) -> list[Loop]:
-    """The loops that are closed; of more than `MAX_LOOPS` that aren't running, all that aren't running.
+    """The closed loops; also all idle loops if more than `MAX_LOOPS` aren't running.
 
     A loop that runs again after it was dropped connects again.
     """

@@ -177,7 +177,7 @@ class Routing(PerProcess):
     def view_request(self) -> tuple[bytes, RequesterStats]:
         """The framed request for the view, with the failing members and the counts since the last one; and the counts.
 
-        Concurrent requests each report other counts. Counts that no node can have received are to be put back.
+        Concurrent requests report different counts. Pass counts that no node can have received to `put_back()`.
         """
         stats, self.stats = self.stats, RequesterStats()
         latencies, self.latencies = self.latencies, deque(maxlen=MAX_LATENCIES)

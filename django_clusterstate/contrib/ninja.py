@@ -108,7 +108,7 @@ class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):
 
 
 class AuthRateThrottle(throttling.AuthRateThrottle, ClusterRateThrottle):
-    """By what authenticated the request (`request.auth`), and others by address; scope `auth`."""
+    """Limits authenticated requests by `request.auth`, and others by address; scope `auth`."""
 
 
 class UserRateThrottle(throttling.UserRateThrottle, ClusterRateThrottle):

@@ -24,7 +24,8 @@ class ClusterChannelLayer(BaseChannelLayer):
     """`CHANNEL_LAYERS = {"default": {"BACKEND": "django_clusterstate.layers.ClusterChannelLayer"}}`
 
     `expiry` and `group_expiry` are seconds. `capacity` is messages in a channel, `channel_capacity` overrides it by
-    patterns of channel names. All methods but `receive()` raise `Unavailable` if a node doesn't reply in time.
+    patterns of channel names. All methods but `receive()`, `flush()` and `close()` raise `Unavailable` if a node
+    doesn't reply in time.
     """
 
     extensions = ("groups", "flush")
@@ -43,7 +44,8 @@ class ClusterChannelLayer(BaseChannelLayer):
         self._process = 0, ""
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Raises `ChannelFull` if the channel holds as many messages as its capacity."""
+        """Puts a message on a channel. Raises `ChannelFull` if the channel holds as many messages as its capacity,
+        `Unavailable` if its node doesn't reply in time."""
         self.require_valid_channel_name(channel)
         request = wire.Send(channel, _encode(message), self.expiry, self.get_capacity(channel))
         data = wire.request_frame(request)
@@ -93,7 +95,8 @@ class ClusterChannelLayer(BaseChannelLayer):
         await self._call(await self.node_of(channel), wire.GroupDiscard(group, channel))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        """Channels of the group that are full miss the message."""
+        """Puts a message on all channels of a group; channels that are full miss it. Raises `Unavailable` if this
+        host's node doesn't reply in time."""
         self.require_valid_group_name(group)
         request = wire.GroupSend(group, _encode(message), self.expiry, self.capacity)
         await self._call(self.client().routing.local, request)

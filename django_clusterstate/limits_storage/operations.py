@@ -25,8 +25,8 @@ CLOCK_RESOLUTION = 0.001  # seconds, of the engines
 
 
 class CallEngine(NamedTuple):
-    """Calls a function with the storage of the package `limits` and further arguments. The result is its own; raises
-    what its driver does."""
+    """Calls a function with the storage of the package `limits` and further arguments. The result is that of the
+    function. Raises the errors of the engine's driver."""
 
     function: Callable[..., Any]  # returns an awaitable for an asyncio storage
     args: tuple[Any, ...] = ()

@@ -36,7 +36,8 @@ class Finder:
     lookup: Lookup = look_up
 
     def find(self) -> Advertised:
-        """Raises `OSError` when a name can't be resolved. Takes as long as the system's resolver."""
+        """Determines the address to advertise. Raises `OSError` if a name can't be resolved. Blocks as long as the
+        system's resolver."""
         given = self.advertise or self.bind
         known = given if given.is_wildcard else numeric(given)
         if known is not None and known.is_wildcard:

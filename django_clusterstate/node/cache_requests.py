@@ -1,4 +1,4 @@
-"""Answers a node's requests for its cache. Those for many keys don't delay other requests."""
+"""Answers the requests for a node's cache. Requests for many keys don't delay other requests."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -109,7 +109,8 @@ class CacheRequests:
         return wire.FlagsReply(self._membership.view.epoch, flags)
 
     def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:
-        """What `do` returns for each item, or for the first few if they take MAX_DURATION. `now`: the start."""
+        """The results of `do` for each item, or for the first items if they take MAX_DURATION. `now`: when the request
+        began."""
         flags: list[bool] = []
         while len(flags) < len(items) and (not flags or self._clock() - now < MAX_DURATION):
             flags += [do(item) for item in items[len(flags) : len(flags) + _STEP]]

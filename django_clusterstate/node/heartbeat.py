@@ -79,7 +79,7 @@ def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
 class Heartbeats:
     """Sends and receives heartbeats until cancelled.
 
-    `on_heard(beat, fresh)` is called for each authentic heartbeat; `rejected_log` takes a line for each other. A
+    `on_heard(beat, fresh)` is called for each authentic heartbeat; any other message is reported to `rejected_log`. A
     heartbeat is fresh, and so not a recording, if the layer says that it came over a link from the start of the node
     that it names (`SessionMessage.session`).
     """

@@ -1,4 +1,4 @@
-"""Answers a node's requests for rate limits."""
+"""Answers the requests that a node receives for rate limits."""
 
 from collections.abc import Callable
 from typing import Any

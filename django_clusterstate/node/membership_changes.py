@@ -58,7 +58,7 @@ Event = Change | ViewChanged | Isolated
 
 
 def what_happened(change: Change) -> EventKind | None:
-    """What a change of state means in the timeline and the signals; None when it only follows from an earlier one."""
+    """The event of a state change in the timeline and the signals; None if it only follows from an earlier change."""
     return _HAPPENED.get((change.old, change.new), _HAPPENED.get(change.new))
 
 

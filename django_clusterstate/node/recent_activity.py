@@ -1,4 +1,4 @@
-"""The last minutes of a node: what happened to members, how busy it was, and with which limits."""
+"""The last minutes of a node: changes of members, rates of requests, and the busiest keys of limits."""
 
 from ..core.counter_history import CounterHistory
 from ..core.membership.timeline import Timeline

@@ -76,7 +76,7 @@ class Server:
         self._socket_file: SocketFile | None = None
 
     async def listen(self, address: Address) -> None:
-        """Raises `NodeError` when it can't listen at the address."""
+        """Starts to listen at an address. Raises `NodeError` if that fails."""
         loop = asyncio.get_running_loop()
         try:
             if isinstance(address, UnixAddress):

@@ -13,7 +13,8 @@ from .config import NodeError
 
 
 class SocketFile:
-    """Bound and listening once constructed. Raises `NodeError` when the path can't be used, `OSError` as `bind()`."""
+    """The node's unix socket, bound and listening once constructed. Raises `NodeError` if the path can't be used, and
+    the `OSError` of `bind()`."""
 
     def __init__(self, address: UnixAddress, backlog: int) -> None:
         self._path = Path(address.path)

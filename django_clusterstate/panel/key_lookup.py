@@ -1,4 +1,4 @@
-"""The look-up of a key: its owner, and what the nodes hold of it."""
+"""The lookup of a key: its owner, and its state on the nodes."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -165,7 +165,7 @@ class LookUp:
 
     @property
     def expires(self) -> str:
-        """The time until the entry expires; empty if it never does."""
+        """The time until the entry expires; empty if it never does, or if there is no entry."""
         return "" if self.entry is None or self.entry.ttl is None else formatting.duration(self.entry.ttl)
 
 

@@ -17,7 +17,8 @@ class LastHeartbeat:
     """The last heartbeat of `sender` that `receiver` has received, `age` seconds ago.
 
     `age` is None for the node itself and where nothing is known. `late`: for long enough to make the sender a suspect.
-    `lost`: the receiver doesn't know the sender, holds it for gone, or receives none while others do.
+    `lost`: the receiver doesn't know the sender, considers it down or left, or receives no heartbeats although other
+    nodes do.
     """
 
     receiver: str

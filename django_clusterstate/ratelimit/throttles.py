@@ -52,8 +52,8 @@ def throttle_limit(hits: int, seconds: float, algorithm: str, on_unavailable: st
 
 
 def seconds_to_wait(decision: Decision) -> float:
-    """Seconds until the next request may pass. If the last one was allowed, the average distance of the remaining ones,
-    as in the frameworks' own throttles."""
+    """Seconds until the next request may pass. If the last request was allowed, the average interval between the
+    remaining requests, as in the frameworks' own throttles."""
     return decision.reset_after / (decision.remaining + 1) if decision.allowed else decision.retry_after
 
 

@@ -194,7 +194,7 @@ class BlockingConnection:
             raise self._broken(error, sent=False) from error
 
     def receive(self, until: float, grace: float = GRACE) -> Reply:
-        """Returns the reply to the request that was sent, until a moment of the monotonic clock.
+        """Waits until `until`, in monotonic seconds, for the reply to the sent request, and returns the reply.
 
         `grace`: seconds to wait after that moment; 0 if the caller has waited for the reply until then. Raises
         `TimedOut`, `ConnectionLost`, or `ProtocolError` if the reply can't be read.
@@ -314,7 +314,8 @@ class BlockingConnection:
         return count
 
     def is_stale(self) -> bool:
-        """Whether the node has closed the connection since its last reply, or sent something unrequested. Closes it."""
+        """Whether the connection can't be used again: the node has closed it since its last reply, or sent unrequested
+        data. Closes it in that case."""
         try:
             if self._cooperative:
                 self._set_timeout(0.0)

@@ -76,7 +76,8 @@ class Processors:
         self._check_at = 0.0
 
     def idle(self, now: float) -> bool:
-        """The result of the last check. `now` in seconds of the clock, by default the monotonic one."""
+        """Whether a processor was idle at the last check; checks again once that result has expired. `now` is seconds
+        of the clock given to the constructor, by default the monotonic one."""
         if now >= self._check_at:
             self._check_at = now + CACHED_FOR  # meanwhile other threads use the last result
             self._idle = self._idle_processor()

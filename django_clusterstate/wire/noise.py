@@ -111,7 +111,8 @@ class Opener(_CipherState):
         return plain
 
     def open_into(self, sealed: memoryview, into: memoryview) -> int:
-        """Decrypts one record into a buffer of the size of the plaintext. Returns that size. Raises as `open()`."""
+        """Decrypts one record into a buffer of the size of the plaintext. Returns that size. Raises `ProtocolError` if
+        the record was altered or isn't the next one."""
         try:
             count = self._cipher.decrypt_into(self._count.to_bytes(12, "big"), sealed, None, into)
         except InvalidTag:

@@ -5,9 +5,9 @@ Times of use are read from a coarse clock: an entry that is read again before th
 aren't in the processor's cache, that is most of what a read costs. Entries with one time of use also share that number,
 which saves each 32 bytes.
 
-A dict that grows is copied in one go, an ordered one of 700,000 entries in 75 ms. So many entries are kept in shards,
-by the hash of the key, each in the order of use; the oldest of a few shards' oldest entries is nearly the oldest of
-all. A few entries are kept in one dict, where the order is exact and an eviction compares nothing.
+A dict that grows is copied in one go, an ordered one of 700,000 entries in 75 ms. A large map is therefore kept in
+shards, by the hash of the key, each in the order of use; the oldest of a few shards' oldest entries is nearly the
+oldest of all. A small map is one dict, where the order is exact and an eviction compares nothing.
 """
 
 import math

@@ -46,8 +46,8 @@ class CacheStore(Generic[V]):
     """Values under keys `b"namespace\\0rest"`, for a time, within `max_bytes`.
 
     `size_of(value)` gives the bytes a value takes in memory (for bytes: `sys.getsizeof`), and must not change while it
-    is stored. Each entry counts as its key's length, that, and ENTRY_OVERHEAD; so `max_bytes` is real memory, provided
-    namespaces are few (a namespace itself isn't counted).
+    is stored. Each entry counts as the length of its key, the size of its value, and ENTRY_OVERHEAD; so `max_bytes` is
+    real memory, provided namespaces are few (a namespace itself isn't counted).
 
     Over the bound, dead entries go first (cleared, then due ones), then the least recently used live ones, or nearly:
     see `lru`. A store of _LARGE bytes or more keeps a reserve free: a write that needs it gets it at once, and `expire`
@@ -143,7 +143,8 @@ class CacheStore(Generic[V]):
         return True
 
     def add(self, key: bytes, value: V, ttl: float | None, now: float) -> bool:
-        """`set()` if the key is absent; False when it is present, or the value alone exceeds the bound."""
+        """Store `value` for `ttl` seconds (None: it doesn't expire) if the key is absent. False when it is present, or
+        the value alone exceeds the bound."""
         return self._live(key, now) is None and self.set(key, value, ttl, now)
 
     def replace(self, key: bytes, value: V, now: float) -> bool:

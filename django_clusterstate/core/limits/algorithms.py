@@ -74,9 +74,9 @@ def decide(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evalu
     it). Store the state only if the hit is to count. A denied hit consumes nothing: its state equals the one
     given.
 
-    Cost 0 is a peek: allowed unless the limit is 0, and it changes nothing; see `remaining`.
-    A cost above the limit can never pass. Callers reject a cost below 0.
-    A state belongs to one rule: under another, use another key.
+    A cost of 0 is a peek: it changes nothing, and is allowed unless the limit is 0. A cost above the limit is always
+    denied. Callers reject a negative cost. A state belongs to one rule: store the states of different rules under
+    different keys.
     """
     if not rule.limit:
         return RuleDecision(False, 0, 0, 0.0, rule.period), state, 0.0

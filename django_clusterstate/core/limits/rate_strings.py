@@ -8,7 +8,7 @@ def parse_rate(rate: str | tuple[int, float]) -> tuple[int, float]:
     """(limit, period in seconds) of "10/s", "100/h", "5/2m", "10/30" (seconds) or "5/minute", or of such a pair.
 
     The grammar is django-ratelimit's: N/[k]{s,m,h,d}, with words for the units, or N/k. Case-insensitive. `ValueError`
-    for anything else, `TypeError` for what is neither text nor a pair.
+    for anything else, `TypeError` for a value that is neither text nor a pair.
     """
     if isinstance(rate, tuple):
         return _checked(*rate)

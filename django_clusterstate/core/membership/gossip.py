@@ -22,7 +22,7 @@ class Gossip:
         self._next = 0  # of the members that are named in turn
 
     def notify_replaced(self, who: Identity) -> None:
-        """Notify a start that still sends heartbeats that it has left, or was replaced."""
+        """Tells an instance that still sends heartbeats: it has left, or was replaced."""
         self._notify(Observation(who.name, who.boot, who.address, MemberState.LEFT, 0, 0.0))
 
     def notify_down(self, member: Member) -> None:

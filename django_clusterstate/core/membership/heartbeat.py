@@ -31,7 +31,7 @@ Number = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
 
 
 class MemberState(enum.StrEnum):
-    """A member as one node sees it. The transitions stand in `transitions`."""
+    """The state of a member as one node sees it. `transitions` lists all transitions."""
 
     JOINING = "joining"  # started; owns no keys yet
     ALIVE = "alive"
@@ -86,7 +86,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Observation(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What the sender of a heartbeat knows of one member; `age`: seconds since the sender last heard it."""
+    """The state of one member as the sender of a heartbeat sees it. `age`: seconds since the sender last received a
+    heartbeat from the member."""
 
     name: Name
     boot: Boot
@@ -100,7 +101,8 @@ class Observation(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
-    """`I am here`, sent to the whole group. `sequence` grows by one with each, so nothing replays.
+    """The periodic message of a running node to all others. `sequence` grows by one with each heartbeat, so a receiver
+    ignores repeated ones.
 
     `channel` is where an answer to this one node goes; `epoch` is that of the sender's view.
     """

@@ -29,7 +29,8 @@ class WaitReason(enum.Enum):
 
 
 class Joining:
-    """What the node `me` waits for. `must_be_reached`: with others there, one of them has to connect to its address."""
+    """The conditions for which the joining node `me` waits. `must_be_reached`: if it knows other nodes, one of them
+    must connect to its address."""
 
     def __init__(
         self,

@@ -11,7 +11,8 @@ from .heartbeat import Heartbeat, Identity, MemberState
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds: between heartbeats, of silence until `suspect`, of silence until `down`."""
+    """The heartbeat interval, and the time without heartbeats after which a member is suspect or declared down, all in
+    seconds."""
 
     heartbeat: float = 0.5
     suspect_after: float = 1.5
@@ -76,7 +77,7 @@ class Change:
 
 @dataclass(slots=True)
 class Effects:
-    """What one call changed, and what its caller has to do.
+    """The changes made by one call, and the actions that its caller must take.
 
     `answer`: send a heartbeat to the sender now. `dial`: the sender is proven to run, so its address is worth a dial.
     `declared_down`: others had declared this node down, and have served its keys. `stalled`: seconds that this node was

@@ -28,9 +28,9 @@ class Membership:
     """The members known to the node `me`, and this node's own state.
 
     `view`: the members that own keys, which are the alive and the suspect ones, and this node if it serves.
-    `layer_failing`: set by the caller while no heartbeat can arrive, so that silence counts for nobody.
-    `dropped`: heartbeats that were ignored: repeated, of a retired boot id, or of a member that is down.
-    `restarts`: names that were heard from a new start.
+    `layer_failing`: set by the caller while no heartbeat can arrive, so that silence counts for nobody. `dropped`:
+    heartbeats that were ignored: repeated, of a retired boot id, or of a member that is down. `restarts`: how many
+    members were replaced by a different instance.
     """
 
     def __init__(self, me: Identity, timings: Timings, now: float, *, must_be_reached: bool = False) -> None:
@@ -95,7 +95,8 @@ class Membership:
         return effects
 
     def identified(self, name: str, boot: bytes, now: float, address: str = "") -> Effects:
-        """A handshake has just proven that this start runs, at `address` if given; `still_linked` renews that."""
+        """Notes that a handshake has just proven that this instance runs, at `address` if given. `still_linked` renews
+        the proof."""
         effects = Effects()
         if boot == self.me.boot:
             return effects
@@ -140,8 +141,8 @@ class Membership:
     # -- the passing of time --------------------------------------------------------------------------------
 
     def tick(self, now: float, due: float = TICK) -> Effects:
-        """Judge silence. To be called about every TICK, `due` seconds after the last call; a late call means that this
-        node was stopped."""
+        """Updates members whose heartbeats have been missing for too long. The caller calls it about every TICK
+        seconds; `due` is the planned interval, and a call that is much later means that this node was paused."""
         effects = Effects()
         late = now - self._ticked
         self._ticked = now
@@ -228,7 +229,8 @@ class Membership:
         return []
 
     def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
-        """The next heartbeat to send. One that answers another start names that first, which proves that this runs."""
+        """The next heartbeat to send. `answer_to` is the instance that it answers: it is listed first, which proves to
+        it that this instance runs."""
         self._sequence += 1
         observations = tuple(self._gossip.choose(self.members, answer_to, now))
         return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self.view.epoch, observations, channel)

@@ -1,8 +1,8 @@
 """Running starts whose name a member has: two nodes of one name, or one that was restarted while nobody noticed.
 
-The start that has a name keeps it while anybody hears it, and a newcomer waits. Of two that serve and meet later, the
-younger is superseded, and so is a start that others have replaced: its process begins another start with a new boot id,
-which waits for its name. Times are monotonic seconds.
+The instance that has a name keeps it as long as any node receives its heartbeats, and a second one waits. If both
+serve, as after a partition, the younger is superseded, and so is a start that others have replaced: its process begins
+another start with a new boot id, which waits for its name. Times are monotonic seconds.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class NameConflicts:
         return start if start is not None and start.identity.boot == boot else None
 
     def hear(self, beat: Heartbeat, now: float) -> bool:
-        """Keep a heartbeat of a start in conflict. Whether that is new, and to be answered."""
+        """Keep a heartbeat of an instance in conflict. Returns whether the instance is new and must be answered."""
         name, boot = beat.identity.name, beat.identity.boot
         start = self.starts.get(name)
         if beat.state is MemberState.LEFT:
@@ -92,7 +92,8 @@ class NameConflicts:
         return surplus > 0
 
     def settled(self, name: str) -> Start | None:
-        """The start in conflict for this name, if it serves, by more than one late message."""
+        """The instance in conflict for this name, if it has served for `settled` seconds, so by more than one late
+        message."""
         start = self.starts.get(name)
         if start is None or start.beat.state not in SERVING or start.heard - start.first_heard < self._settled:
             return None

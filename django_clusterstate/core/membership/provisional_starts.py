@@ -1,9 +1,9 @@
 """Which unknown starts are proven to run now, and which may be recordings.
 
 A heartbeat of an unknown start may be a recording. Its sender is proven to run when one of its heartbeats names our
-boot id, or when a handshake has shown its own boot id. Until then it is provisional: no member, not dialled, and in no
-name conflict. But it is answered, with a heartbeat that names it first, so a start that runs is proven after one and a
-half round trips. Times are monotonic seconds.
+boot id, or when a handshake has shown its own boot id. Until then it is provisional: not a member, not dialed, and not
+in a name conflict. But it is answered, with a heartbeat that names it first, so a start that runs is proven after one
+and a half round trips. Times are monotonic seconds.
 """
 
 from collections import OrderedDict

@@ -22,7 +22,7 @@ class EventKind(enum.StrEnum):
 
 
 class MemberEvent(msgspec.Struct, frozen=True, array_like=True):
-    """What happened to this start of a node `ago` seconds before: an `EventKind`, or one of a newer version."""
+    """A change of an instance of a node `ago` seconds before. `what`: an `EventKind`, or text from a newer version."""
 
     ago: float
     what: str

@@ -19,9 +19,9 @@
 | joining     | the start in conflict with it serves, for `suspect_after`               | the one in conflict          |
 | left        | any                                                                     | left                         |
 
-Which starts are proven to run now is decided in `provisional`, when this node serves in `joining`, and which of two
-starts keeps a name in `name_conflicts`. While a member serves whose address isn't a loopback one, those with loopback
-addresses own no keys.
+`provisional_starts` decides which instances are proven to run now, `joining` when this node serves, and
+`name_conflicts` which of two instances keeps a name. While a member serves whose address isn't a loopback one, those
+with loopback addresses own no keys.
 
 The terms are those of SWIM (Das, Gupta, Motivala 2002) and memberlist. Unlike there, no node adopts a verdict of
 others: each judges by silence. But heartbeats report how long ago their sender heard other members, and a member that

@@ -1,5 +1,5 @@
-"""Answers a node's requests for channels: those that live here are served from `ChannelQueues`, messages for others
-are forwarded over a link."""
+"""Answers the requests that a node receives for channels. Channels of this node are served from `ChannelQueues`,
+messages for other channels are forwarded over a link."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ class Requester(Hashable, Protocol):
 
 
 class ChannelLinks(Protocol):
-    """What channels need of the links to other nodes."""
+    """The methods of `Links` that `ChannelRequests` uses."""
 
     def fan_out(self, message: wire.Deliver) -> None: ...
     def forward(self, tag: str, message: wire.Forward) -> None: ...
