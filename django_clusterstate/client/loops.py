@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 MAX_LOOPS = 64  # loops that aren't running: each has sockets open, and some programs never close the loops they make
@@ -19,7 +19,7 @@ class PerLoop(dict[Loop, T]):
     dropped at the next `start()`.
     """
 
-    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
         self._make = make
         self._close = close
@@ -45,15 +45,20 @@ class PerLoop(dict[Loop, T]):
         try:
             yield
         finally:
-            if self.get(loop) is made:
+            dropped = self.get(loop) is not made
+            if not dropped:
                 del self[loop], self._closers[loop]
-            await self._close(made)
+            if not dropped or loop.is_closed():  # another loop may run again, in another thread
+                await self._close(made)
 
     def _drop(self, loop: Loop) -> None:
-        self.pop(loop, None)
-        closer = self._closers.pop(loop, None)
-        if closer is not None and loop.is_closed():  # a loop that isn't closed may run again, in another thread
-            _close_without_loop(closer)
+        made, closer = self.pop(loop, None), self._closers.pop(loop, None)
+        if made is None or closer is None:  # another thread was faster
+            return
+        # Freed before its end, the generator would schedule a coroutine, which is never awaited if the loop is closed.
+        _finish(closer)
+        with contextlib.suppress(RuntimeError):  # the loop is closed; any other may run again, in another thread
+            loop.call_soon_threadsafe(lambda: loop.create_task(self._close(made)))
 
 
 def ended_loops(loops: Mapping[Loop, Any]) -> list[Loop]:
@@ -65,8 +70,8 @@ def ended_loops(loops: Mapping[Loop, Any]) -> list[Loop]:
     return idle if len(idle) > MAX_LOOPS else [loop for loop in idle if loop.is_closed()]
 
 
-def _close_without_loop(closer: AsyncGenerator[None, None]) -> None:
-    """Runs the rest of an asynchronous generator whose event loop is closed."""
+def _finish(closer: AsyncGenerator[None, None]) -> None:
+    """Runs the rest of an asynchronous generator whose event loop isn't running."""
     closing = closer.aclose()
     with contextlib.suppress(StopIteration, RuntimeError):
         while True:
