@@ -12,7 +12,6 @@ from ..limits_storage import LimitsStorage
 from ..limits_storage import operations as storage_operations
 from ..runtime import asynchronous, blocking
 from ..wire import messages as wire
-from ..wire.framing import frame
 from .denial_cache import DenialCache
 from .fallback import ProcessLimiter, decide_by_policy, effective_policy
 from .limits import MAX_COST, Decision, Limit, routing_key, strictest_decision
@@ -37,7 +36,7 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False,
         table = client.table()
         try:  # by hand what `peek()` does: as an operation, it would make a hit take 6 % longer
             owner = _owner(table, whole)
-            decision = _decision(limit, client.call_node(owner, frame(wire.encode(request))), owner)
+            decision = _decision(limit, client.call_node(owner, wire.request_frame(request)), owner)
         except ClusterStateError:
             decision = run(_decide_without_owner(limit, request, table), client)
     return _finish_hit(decision, limit, whole, cost, now)
@@ -59,7 +58,7 @@ async def ahit(
         table = await client.table()
         try:
             owner = _owner(table, whole)
-            decision = _decision(limit, await client.call_node(owner, frame(wire.encode(request))), owner)
+            decision = _decision(limit, await client.call_node(owner, wire.request_frame(request)), owner)
         except ClusterStateError:
             decision = await arun(_decide_without_owner(limit, request, table), client)
     return _finish_hit(decision, limit, whole, cost, now)
@@ -124,7 +123,7 @@ def reset(limit: Limit, group: str, key: str) -> Operation[bool | None]:
         if owner is None:
             return None
         nodes = [owner, *table.fallback_targets(whole, runtime.get_routing().local)]
-        request = frame(wire.encode(wire.Reset(whole, list(limit.rules))))
+        request = wire.request_frame(wire.Reset(whole, list(limit.rules)))
         replies = yield CallEach([(node, request) for node in nodes])
     except ClusterStateError:
         return None
@@ -177,7 +176,7 @@ def _call_storage(
 
 
 def _call(node: Target, request: wire.Request) -> CallNode:
-    return CallNode(node, frame(wire.encode(request)))
+    return CallNode(node, wire.request_frame(request))
 
 
 def _decision(limit: Limit, reply: wire.Reply, node: Target, fallback: str = "") -> Decision:

@@ -29,7 +29,7 @@ def always(now: float) -> bool:
 
 
 def polls(polling: BusyPoll, comes_in_time: Callable[[int], bool], answers: int = ANSWERS) -> list[bool]:
-    """Whether each poll succeeded, of so many replies at one moment."""
+    """Whether each poll succeeded, for a number of replies that arrive at one moment."""
     results = []
     for number in range(answers):
         if polling.should_poll(0.0):

@@ -1,4 +1,4 @@
-"""Which entries go when there is no room: of few the least recently used, of many one of the oldest."""
+"""The order of eviction: of a few entries the least recently used, of many one of the least recently used."""
 
 import gc
 from dataclasses import dataclass
