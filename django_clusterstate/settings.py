@@ -23,7 +23,7 @@ from django.views.decorators.debug import sensitive_variables
 from .clientip import Proxies
 from .core.membership.members import Timings
 from .wire.address import Address, TcpAddress, UnixAddress, parse_address, parse_tcp
-from .wire.derived_keys import MAX_SECRETS, Key, LinkKey, derive_heartbeat_keys, derive_link_keys
+from .wire.derived_keys import MAX_SECRETS, LinkKey, SecretKey, derive_heartbeat_keys, derive_link_keys
 
 PREFIX = "CLUSTERSTATE_"
 DEFAULT_PORT = 4370
@@ -211,7 +211,7 @@ class Settings:
         return derive_link_keys(self.secrets, self.cluster)
 
     @property
-    def channel_keys(self) -> tuple[Key, ...]:
+    def channel_keys(self) -> tuple[SecretKey, ...]:
         return derive_heartbeat_keys(self.secrets, self.cluster)
 
     @property

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from ..client.operations import Call, CallEach, CallNode, Command, GetTable, Operation
+from ..client.operations import Call, CallEach, CallNode, ClientCommand, GetTable, Operation
 from ..client.routing import RoutingTable, Target
 from ..exceptions import ClusterStateError, NoCluster
 from ..wire import messages as wire
@@ -44,7 +44,7 @@ class CacheRequester:
         written = request.keys if isinstance(request, wire.Delete) else ()
         return self._call(CallNode(target, wire.request_frame(request)), written)
 
-    def _call(self, command: Command, written: Iterable[bytes]) -> Operation[wire.Reply | None]:
+    def _call(self, command: ClientCommand, written: Iterable[bytes]) -> Operation[wire.Reply | None]:
         reply: wire.Reply | None = None
         try:
             reply = yield command

@@ -27,7 +27,7 @@ from .routing import GET_VIEW, Routing, Target
 T = TypeVar("T")
 
 
-class Command(Protocol):
+class ClientCommand(Protocol):
     """A step of an operation. `client` is the blocking client in `run`; in `arun` it is the asyncio client, whose
     methods return awaitables."""
 
@@ -35,7 +35,7 @@ class Command(Protocol):
     def arun(self, client: Any) -> Awaitable[Any]: ...
 
 
-Operation = Generator[Command, Any, T]
+Operation = Generator[ClientCommand, Any, T]
 
 
 def run(operation: Operation[T], client: Any) -> T:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..core.membership.members import Timings
 from ..wire.address import TcpAddress, UnixAddress
-from ..wire.derived_keys import Key, LinkKey
+from ..wire.derived_keys import LinkKey, SecretKey
 
 
 class NodeError(Exception):
@@ -26,7 +26,7 @@ class NodeConfig:
     advertise: TcpAddress
     socket: UnixAddress | TcpAddress
     link_keys: tuple[LinkKey, ...]
-    channel_keys: tuple[Key, ...]
+    channel_keys: tuple[SecretKey, ...]
     timings: Timings
     weight: float = 1.0
     cache_max_bytes: int = 256 * 1024 * 1024

@@ -14,7 +14,7 @@ import msgspec
 from ..core.membership.heartbeat import Heartbeat, Identity
 from ..core.membership.membership import Membership
 from ..exceptions import ProtocolError
-from ..wire.derived_keys import MAX_SECRETS, Key
+from ..wire.derived_keys import MAX_SECRETS, SecretKey
 from ..wire.handshake import VERSIONS, common_version, incompatible
 from ..wire.messages import DECODE_ERRORS
 from .log import RationedLog, logger
@@ -42,13 +42,13 @@ class ChannelLayer(Protocol):
     async def group_send(self, group: str, message: dict[str, Any]) -> None: ...
 
 
-def encode_heartbeat(beat: Heartbeat, keys: Sequence[Key]) -> dict[str, Any]:
+def encode_heartbeat(beat: Heartbeat, keys: Sequence[SecretKey]) -> dict[str, Any]:
     """The channel message for a heartbeat, signed with every secret: some peers may not have the newest yet."""
     body = bytes(VERSIONS) + msgspec.msgpack.encode(beat)
     return {"type": "clusterstate.heartbeat", "body": body, "macs": [key.mac(body) for key in keys]}
 
 
-def decode_heartbeat(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
+def decode_heartbeat(message: dict[str, Any], keys: Sequence[SecretKey]) -> Heartbeat:
     """The heartbeat of a channel message.
 
     Raises `ProtocolError` when it isn't signed with one of these keys (before any of it is decoded), has a field out of
@@ -70,7 +70,7 @@ def decode_heartbeat(message: dict[str, Any], keys: Sequence[Key]) -> Heartbeat:
         raise ProtocolError(f"a field is out of bounds: {error}") from error
 
 
-def _is_signed(body: bytes, macs: list[Any], keys: Sequence[Key]) -> bool:
+def _is_signed(body: bytes, macs: list[Any], keys: Sequence[SecretKey]) -> bool:
     """Whether one of the MACs was made with one of the keys."""
     expected = [key.mac(body) for key in keys]
     return any(isinstance(mac, bytes) and hmac.compare_digest(mac, own) for own in expected for mac in macs)
@@ -89,7 +89,7 @@ class Heartbeats:
         membership: Membership,
         layer: ChannelLayer,
         group: str,
-        keys: Sequence[Key],
+        keys: Sequence[SecretKey],
         clock: Callable[[], float],
         on_heard: Callable[[Heartbeat, bool], None],
         rejected_log: RationedLog,

@@ -27,8 +27,8 @@ class _Expanded(bytes):
         return "<keys>"
 
 
-class Key:
-    """32 secret bytes, shown as `<Key>`.
+class SecretKey:
+    """32 secret bytes, shown as `<SecretKey>`.
 
     Error reports show the variables of each function in a traceback. So keys are passed as such objects, never as
     bytes, and can't be pickled.
@@ -40,10 +40,10 @@ class Key:
         self._bytes = material
 
     def __repr__(self) -> str:
-        return "<Key>"
+        return "<SecretKey>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Key) and hmac.compare_digest(self._bytes, other._bytes)
+        return isinstance(other, SecretKey) and hmac.compare_digest(self._bytes, other._bytes)
 
     def __hash__(self) -> int:
         return hash(self._bytes)
@@ -55,10 +55,10 @@ class Key:
         """HMAC-SHA-256 of the message: 32 bytes."""
         return hmac.digest(self._bytes, message, "sha256")
 
-    def expand(self, salt: "Key", count: int) -> list["Key"]:
+    def expand(self, salt: "SecretKey", count: int) -> list["SecretKey"]:
         """`count` keys by HKDF-SHA-256 with this key as input keying material, and empty info."""
         expanded = _Expanded(HKDF(SHA256(), count * _LENGTH, salt._bytes, b"").derive(self._bytes))
-        return [Key(expanded[number * _LENGTH : (number + 1) * _LENGTH]) for number in range(count)]
+        return [SecretKey(expanded[number * _LENGTH : (number + 1) * _LENGTH]) for number in range(count)]
 
     def cipher(self) -> AESGCM:
         """AES-256-GCM under this key."""
@@ -73,13 +73,13 @@ class Key:
 class LinkKey:
     """The keys for connections from one secret: the pre-shared key of the Noise handshake, and the key of offer ids."""
 
-    psk: Key
-    offers: Key
+    psk: SecretKey
+    offers: SecretKey
 
 
-def _derive(secret: str | bytes, info: str) -> Key:
-    material = Key(secret.encode() if isinstance(secret, str) else secret)
-    return Key(HKDF(SHA256(), _LENGTH, _SALT, info.encode()).derive(material._bytes))
+def _derive(secret: str | bytes, info: str) -> SecretKey:
+    material = SecretKey(secret.encode() if isinstance(secret, str) else secret)
+    return SecretKey(HKDF(SHA256(), _LENGTH, _SALT, info.encode()).derive(material._bytes))
 
 
 def derive_link_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[LinkKey, ...]:
@@ -90,6 +90,6 @@ def derive_link_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[Link
     )
 
 
-def derive_heartbeat_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[Key, ...]:
+def derive_heartbeat_keys(secrets: Sequence[str | bytes], cluster: str) -> tuple[SecretKey, ...]:
     """The keys that sign heartbeats, one for each of the first four secrets."""
     return tuple(_derive(secret, f"clusterstate|channel|{cluster}") for secret in secrets[:MAX_SECRETS])

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ..exceptions import ProtocolError
-from .derived_keys import Key
+from .derived_keys import SecretKey
 from .framing import HEADER, Deframer, pack_size, size_at
 
 TAG = 16  # bytes that encryption adds
@@ -41,7 +41,7 @@ class _CipherState:
 
     __slots__ = ("_cipher", "_count", "_rekey_at")
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: SecretKey) -> None:
         self._cipher = key.cipher()
         self._count = 0
         self._rekey_at = REKEY_EVERY
@@ -59,7 +59,7 @@ class Sealer(_CipherState):
 
     __slots__ = ("_owner",)
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: SecretKey) -> None:
         super().__init__(key)
         self._owner = _pid()
 
@@ -96,7 +96,7 @@ class Opener(_CipherState):
 
     __slots__ = ("_records",)
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: SecretKey) -> None:
         super().__init__(key)
         self._records = Deframer(MAX_MESSAGE)
 
@@ -139,9 +139,9 @@ def record_size(header: bytes | memoryview) -> int:
 class _HandshakeState:
     """Noise's SymmetricState, and the tokens that both sides process."""
 
-    def __init__(self, psk: Key, prologue: bytes) -> None:
+    def __init__(self, psk: SecretKey, prologue: bytes) -> None:
         self.hash = _PROTOCOL  # not hashed, since the name has exactly HASHLEN bytes
-        self._chaining = Key(_PROTOCOL)
+        self._chaining = SecretKey(_PROTOCOL)
         self._private = X25519PrivateKey.generate()
         self._mix_hash(prologue)
         self._mix_key_and_hash(psk)
@@ -153,24 +153,24 @@ class _HandshakeState:
     def _mix_hash(self, data: bytes) -> None:
         self.hash = hashlib.sha256(self.hash + data).digest()
 
-    def _mix_key_and_hash(self, psk: Key) -> None:
+    def _mix_key_and_hash(self, psk: SecretKey) -> None:
         self._chaining, hashed, key = psk.expand(self._chaining, 3)
         self.hash = hashed.hash_after(self.hash)
         self._cipher = key.cipher()
 
-    def _mix_key(self, material: Key) -> None:
+    def _mix_key(self, material: SecretKey) -> None:
         self._chaining, key = material.expand(self._chaining, 2)
         self._cipher = key.cipher()
 
     def _mix_public(self, public: bytes) -> None:
         """The `e` token. In a handshake with a pre-shared key, it also calls MixKey."""
         self._mix_hash(public)
-        self._mix_key(Key(public))
+        self._mix_key(SecretKey(public))
 
     def _mix_shared(self, public: bytes) -> None:
         """The `ee` token. Raises `ProtocolError` for a point of low order, whose shared secret is known to anyone."""
         try:
-            shared = Key(self._private.exchange(X25519PublicKey.from_public_bytes(public)))
+            shared = SecretKey(self._private.exchange(X25519PublicKey.from_public_bytes(public)))
         except ValueError as error:
             raise ProtocolError("a public key in the handshake is invalid") from error
         self._mix_key(shared)
@@ -189,9 +189,9 @@ class _HandshakeState:
         self._mix_hash(sealed)
         return plain
 
-    def _split(self) -> list[Key]:
+    def _split(self) -> list[SecretKey]:
         """Noise's Split: the keys of the initiator's and of the responder's direction."""
-        return Key(b"").expand(self._chaining, 2)
+        return SecretKey(b"").expand(self._chaining, 2)
 
 
 class Initiator(_HandshakeState):

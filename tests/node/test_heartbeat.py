@@ -15,7 +15,7 @@ from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.channels.in_process_layer import SessionMessage
 from django_clusterstate.node.heartbeat import Heartbeats, decode_heartbeat, encode_heartbeat
-from django_clusterstate.wire.derived_keys import Key, derive_heartbeat_keys
+from django_clusterstate.wire.derived_keys import SecretKey, derive_heartbeat_keys
 from django_clusterstate.wire.handshake import VERSIONS
 from django_clusterstate.wire.messages import decode_reply
 from tests.node.logs import KeptLog
@@ -24,7 +24,7 @@ OLD, NEW, FOREIGN = derive_heartbeat_keys(["old", "new", "foreign"], "default")
 BEAT = Heartbeat(Identity("a", b"a" * 16, "10.0.0.1:4370"), 0, 1, MemberState.ALIVE, 7, channel="x")
 
 
-def versioned(oldest: int, newest: int, body: bytes, key: Key = NEW) -> dict[str, Any]:
+def versioned(oldest: int, newest: int, body: bytes, key: SecretKey = NEW) -> dict[str, Any]:
     whole = bytes((oldest, newest)) + body
     return {"body": whole, "macs": [key.mac(whole)]}
 
@@ -36,7 +36,9 @@ def test_heartbeat_is_what_was_sealed() -> None:
 @pytest.mark.parametrize(
     ("signs", "knows"), [([NEW, OLD], [OLD]), ([OLD], [NEW, OLD]), ([NEW, OLD], [NEW, OLD])], ids=str
 )
-def test_nodes_before_and_after_a_rotation_of_the_secret_hear_each_other(signs: list[Key], knows: list[Key]) -> None:
+def test_nodes_before_and_after_a_rotation_of_the_secret_hear_each_other(
+    signs: list[SecretKey], knows: list[SecretKey]
+) -> None:
     assert decode_heartbeat(encode_heartbeat(BEAT, signs), knows) == BEAT
 
 

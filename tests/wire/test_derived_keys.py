@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from django_clusterstate.wire.derived_keys import MAX_SECRETS, Key, derive_heartbeat_keys, derive_link_keys
+from django_clusterstate.wire.derived_keys import MAX_SECRETS, SecretKey, derive_heartbeat_keys, derive_link_keys
 
 
 def by_hand(secret: bytes, info: bytes) -> bytes:
@@ -18,15 +18,15 @@ def by_hand(secret: bytes, info: bytes) -> bytes:
 
 def test_keys_are_derived_as_in_rfc_5869() -> None:
     (link,) = derive_link_keys(["secret"], "blue")
-    assert link.psk == Key(by_hand(b"secret", b"clusterstate|seal2|blue"))
-    assert link.offers == Key(by_hand(b"secret", b"clusterstate|seal2-id|blue"))
-    assert derive_heartbeat_keys(["secret"], "blue") == (Key(by_hand(b"secret", b"clusterstate|channel|blue")),)
+    assert link.psk == SecretKey(by_hand(b"secret", b"clusterstate|seal2|blue"))
+    assert link.offers == SecretKey(by_hand(b"secret", b"clusterstate|seal2-id|blue"))
+    assert derive_heartbeat_keys(["secret"], "blue") == (SecretKey(by_hand(b"secret", b"clusterstate|channel|blue")),)
 
 
 def test_expansion_is_as_in_rfc_5869() -> None:
     # Its test case 3: zero-length salt and info.
-    (first,) = Key(b"\x0b" * 22).expand(Key(b""), 1)
-    assert first == Key(bytes.fromhex("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"))
+    (first,) = SecretKey(b"\x0b" * 22).expand(SecretKey(b""), 1)
+    assert first == SecretKey(bytes.fromhex("8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"))
 
 
 def test_keys_differ_by_secret_purpose_and_cluster() -> None:
@@ -49,20 +49,26 @@ def test_only_the_first_four_secrets_are_used() -> None:
 def test_repr_of_a_key_shows_nothing_of_it() -> None:
     material = b"what must never be seen 12345678"
     link = derive_link_keys(["secret"], "blue")[0]
-    for shown in (repr(Key(material)), str(Key(material)), f"{Key(material)!r:>20}", repr(link), repr([link])):
+    for shown in (
+        repr(SecretKey(material)),
+        str(SecretKey(material)),
+        f"{SecretKey(material)!r:>20}",
+        repr(link),
+        repr([link]),
+    ):
         assert "see" not in shown
-        assert "<Key>" in shown
+        assert "<SecretKey>" in shown
 
 
 @pytest.mark.parametrize("leak", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_key_cannot_be_pickled_or_copied(leak: Callable[[object], object]) -> None:
     with pytest.raises(TypeError, match="can't be pickled or copied"):
-        leak(Key(b"k"))
+        leak(SecretKey(b"k"))
 
 
 def test_traceback_with_variables_shows_no_key() -> None:
-    key = Key(b"what must never be seen 12345678")
-    salt = Key(b"nor must this never be seen")
+    key = SecretKey(b"what must never be seen 12345678")
+    salt = SecretKey(b"nor must this never be seen")
     try:
         key.expand(salt, 10**9)
     except Exception as error:

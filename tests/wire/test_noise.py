@@ -13,7 +13,7 @@ from noise.connection import Keypair, NoiseConnection
 
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.wire import noise
-from django_clusterstate.wire.derived_keys import Key
+from django_clusterstate.wire.derived_keys import SecretKey
 from django_clusterstate.wire.framing import HEADER, frame
 from django_clusterstate.wire.noise import (
     MAX_PLAIN,
@@ -27,7 +27,7 @@ from django_clusterstate.wire.noise import (
 )
 
 PSK = b"p" * 32
-KEY = Key(b"k" * 32)
+KEY = SecretKey(b"k" * 32)
 
 
 def pair() -> tuple[Sealer, Opener]:
@@ -36,7 +36,7 @@ def pair() -> tuple[Sealer, Opener]:
 
 def shaken() -> tuple[tuple[Sealer, Opener], tuple[Sealer, Opener]]:
     """The sessions of both sides."""
-    initiator, responder = Initiator(Key(PSK), b"prologue"), Responder(Key(PSK), b"prologue")
+    initiator, responder = Initiator(SecretKey(PSK), b"prologue"), Responder(SecretKey(PSK), b"prologue")
     responder.read(initiator.write(b"from the initiator"))
     initiator.read(responder.write(b"from the responder"))
     return initiator.session(), responder.session()
@@ -48,7 +48,7 @@ def shaken() -> tuple[tuple[Sealer, Opener], tuple[Sealer, Opener]]:
 def test_published_vector_is_reproduced_in_both_directions() -> None:
     """Cacophony's vectors, as in snow's tests/vectors/cacophony.txt: `Noise_NNpsk0_25519_AESGCM_SHA256`. Their
     `handshake_hash` is that after the first of the two messages."""
-    psk = Key(bytes.fromhex("54686973206973206d7920417573747269616e20706572737065637469766521"))
+    psk = SecretKey(bytes.fromhex("54686973206973206d7920417573747269616e20706572737065637469766521"))
     prologue = bytes.fromhex("4a6f686e2047616c74")
     initiator, responder = Initiator(psk, prologue), Responder(psk, prologue)
     initiator._private = X25519PrivateKey.from_private_bytes(
@@ -107,14 +107,14 @@ def test_handshake_and_records_interoperate_with_another_implementation(ours_dia
     other.set_prologue(b"prologue")
     other.set_psks(psk=PSK)
     if ours_dials:
-        initiator = Initiator(Key(PSK), b"prologue")
+        initiator = Initiator(SecretKey(PSK), b"prologue")
         other.set_as_responder()
         other.start_handshake()
         assert other.read_message(initiator.write(b"hello")) == b"hello"
         assert initiator.read(bytes(other.write_message(b"verdict"))) == b"verdict"
         sealer, opener = initiator.session()
     else:
-        responder = Responder(Key(PSK), b"prologue")
+        responder = Responder(SecretKey(PSK), b"prologue")
         other.set_as_initiator()
         other.start_handshake()
         assert responder.read(bytes(other.write_message(b"hello"))) == b"hello"
@@ -134,7 +134,7 @@ def test_rekey_agrees_with_another_implementation() -> None:
         other.set_psks(psk=PSK)
         other.set_as_initiator()
         other.start_handshake()
-        responder = Responder(Key(PSK), b"")
+        responder = Responder(SecretKey(PSK), b"")
         responder.read(bytes(other.write_message(b"")))
         other.read_message(responder.write(b""))
     sealer, opener = responder.session()
@@ -152,20 +152,20 @@ def test_rekey_agrees_with_another_implementation() -> None:
 )
 def test_another_key_or_prologue_fails_at_the_first_message(psk: bytes, prologue: bytes) -> None:
     with pytest.raises(ProtocolError, match="modified, or made with a different secret"):
-        Responder(Key(psk), prologue).read(Initiator(Key(PSK), b"prologue").write(b"hello"))
+        Responder(SecretKey(psk), prologue).read(Initiator(SecretKey(PSK), b"prologue").write(b"hello"))
 
 
 def test_each_altered_bit_of_both_handshake_messages_is_detected() -> None:
-    initiator = Initiator(Key(PSK), b"prologue")
+    initiator = Initiator(SecretKey(PSK), b"prologue")
     first = initiator.write(b"hello")
-    responder = Responder(Key(PSK), b"prologue")
+    responder = Responder(SecretKey(PSK), b"prologue")
     responder.read(first)
     second = responder.write(b"verdict")
     for bit in range(len(first) * 8):
         with pytest.raises(ProtocolError):
-            Responder(Key(PSK), b"prologue").read(flipped(first, bit))
+            Responder(SecretKey(PSK), b"prologue").read(flipped(first, bit))
     for bit in range(len(second) * 8):
-        reader = Initiator(Key(PSK), b"prologue")
+        reader = Initiator(SecretKey(PSK), b"prologue")
         reader.__dict__.update(initiator.__dict__)
         with pytest.raises(ProtocolError):
             reader.read(flipped(second, bit))
@@ -177,8 +177,8 @@ def test_point_of_low_order_is_refused() -> None:
         def public(self) -> bytes:
             return bytes(32)
 
-    responder = Responder(Key(PSK), b"")
-    assert responder.read(Zero(Key(PSK), b"").write(b"hello")) == b"hello"
+    responder = Responder(SecretKey(PSK), b"")
+    assert responder.read(Zero(SecretKey(PSK), b"").write(b"hello")) == b"hello"
     with pytest.raises(ProtocolError, match="is invalid"):
         responder.write(b"verdict")
 
@@ -186,8 +186,8 @@ def test_point_of_low_order_is_refused() -> None:
 @pytest.mark.parametrize("length", [0, 31, 32, 47])
 def test_handshake_message_that_is_too_short_is_refused(length: int) -> None:
     with pytest.raises(ProtocolError, match="too short"):
-        Responder(Key(PSK), b"").read(bytes(length))
-    initiator = Initiator(Key(PSK), b"")
+        Responder(SecretKey(PSK), b"").read(bytes(length))
+    initiator = Initiator(SecretKey(PSK), b"")
     initiator.write(b"")
     with pytest.raises(ProtocolError, match="too short"):
         initiator.read(bytes(length))
