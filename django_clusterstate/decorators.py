@@ -17,29 +17,29 @@ from django.utils.decorators import method_decorator
 from . import runtime
 from .client.operations import CallEither, Operation
 from .ratelimit.hits import ahit, apeek, hit, peek
-from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, Key, RequestFunction, load_user
-from .ratelimit.request_limit import Cost, DeductWhen, Rate, RequestLimit
+from .ratelimit.keys import ALL, UNSAFE, USER_KEYS, KeyOption, RequestFunction, load_user
+from .ratelimit.request_limit import CostOption, DeductWhen, Rate, RequestLimit
 from .runtime import asynchronous, blocking
 
 __all__ = ["ALL", "UNSAFE", "aget_usage", "ais_ratelimited", "cluster_ratelimit", "get_usage", "is_ratelimited"]
 
-View = TypeVar("View", bound=Callable[..., Any])
+ViewFunction = TypeVar("ViewFunction", bound=Callable[..., Any])
 
 
 def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
     group: str | None = None,
-    key: Key = "ip",
+    key: KeyOption = "ip",
     rate: Rate = None,
     method: str | Iterable[str] | None = ALL,
     block: bool = True,
     *,
     algorithm: str = "fixed_window",
-    cost: Cost = 1,
+    cost: CostOption = 1,
     on_unavailable: str | None = None,
     exempt: str | RequestFunction | None = None,
     dry_run: bool = False,
     deduct_when: str | DeductWhen | None = None,
-) -> Callable[[View], View]:
+) -> Callable[[ViewFunction], ViewFunction]:
     """Limits how often a view, synchronous or asynchronous, is called. Takes one round trip to the key's owner.
 
     `group`: views of one group count together; by default each view counts on its own.
@@ -74,9 +74,9 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
         deduct_when=deduct_when,
     )
 
-    def decorate(view: View) -> View:
+    def decorate(view: ViewFunction) -> ViewFunction:
         if isinstance(view, type):
-            return cast(View, method_decorator(decorate, name="dispatch")(view))
+            return cast(ViewFunction, method_decorator(decorate, name="dispatch")(view))
         name = group or _name_of(view)
         if iscoroutinefunction(view) or getattr(_instance_of(view), "view_is_async", False):
 
@@ -93,7 +93,7 @@ def cluster_ratelimit(  # noqa: PLR0913 - the vocabulary of its users
                 answer = limit.answer(name, request, lambda: view(request, *args, **kwargs))
                 return runtime.run(answer)
 
-        return cast(View, wrapper)
+        return cast(ViewFunction, wrapper)
 
     return decorate
 
@@ -116,7 +116,7 @@ def get_usage(
     request: HttpRequest,
     group: str | None = None,
     fn: Callable[..., Any] | None = None,
-    key: Key = "ip",
+    key: KeyOption = "ip",
     rate: Rate = None,
     method: str | Iterable[str] | None = ALL,
     increment: bool = False,

@@ -34,7 +34,7 @@ MAX_TIMES = 2**31
 
 _decoder = msgspec.msgpack.Decoder(dict[str, Field])
 
-Replies = list[wire.Reply | ClusterStateError]
+NodeReplies = list[wire.Reply | ClusterStateError]
 
 
 class Counts(NamedTuple):
@@ -237,14 +237,14 @@ async def _targets(client: AsyncClient, patience: float | None) -> list[Target]:
     return list(table.targets.values())
 
 
-def _require_reply(replies: Replies) -> None:
+def _require_reply(replies: NodeReplies) -> None:
     """Raises the first error if no node replied."""
     if all(isinstance(reply, ClusterStateError) for reply in replies):
         raise next((reply for reply in replies if isinstance(reply, ClusterStateError)), Unavailable("no node replied"))
 
 
 def _next_pages(
-    found: list[EventTotals], pages: list[tuple[Target, str]], replies: Replies
+    found: list[EventTotals], pages: list[tuple[Target, str]], replies: NodeReplies
 ) -> list[tuple[Target, str]]:
     """Adds the replies to `found`. Returns the nodes that have more names, each with the name to continue after."""
     if not found:

@@ -14,7 +14,7 @@ KEYS_AT_ONCE = 250  # keys in one request, which so occupies its node for well b
 _ITEM_OVERHEAD = 16  # bytes by which a key and its value grow in a message, at most
 _READS = (wire.Get, wire.GetWithTtl)
 
-Replies = list[tuple[list[bytes], wire.Reply]]
+OwnerReplies = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
 SizeOf = Callable[[bytes], int]
 
@@ -54,14 +54,14 @@ class CacheRequester:
             self._near.drop(*written)
         return reply
 
-    def call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Operation[Replies]:
+    def call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Operation[OwnerReplies]:
         """Requests for many keys, made by `make` for the keys of one owner: one round trip to all owners in parallel,
         and further ones for keys that had no room in the first. Replies that fail are missing.
 
         `size_of` is the bytes that a key and its value take in a request.
         """
         keys = list(keys)
-        replies: Replies = []
+        replies: OwnerReplies = []
         try:
             table = yield GetTable()
             left = dict(table.group(keys))

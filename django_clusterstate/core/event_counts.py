@@ -30,7 +30,7 @@ PAGE = 100  # names in one reply, which takes a node about a millisecond
 MINUTES, HOURS = 60, 48  # that are counted
 _STEPS = 6  # minutes and hours are counted in sixths, since those that are read end now
 
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+EventName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 EventKey = Annotated[str, Meta(max_length=MAX_KEY)]
 Fields = Annotated[bytes, Meta(max_length=MAX_FIELDS_BYTES)]
 Times = Annotated[int, Meta(ge=1, le=2**53)]
@@ -40,7 +40,7 @@ Ago = Annotated[float, Meta(ge=0, le=HOURS * 3600)]
 class EventEntry(msgspec.Struct, frozen=True, array_like=True):
     """Events of one name and key from one process, at most `ago` old. `samples`: age, and fields as msgpack."""
 
-    name: Name
+    name: EventName
     key: EventKey
     times: Times
     ago: Ago
@@ -121,7 +121,7 @@ class Series:
         self._newest = newest
 
 
-class Event:
+class EventHistory:
     """The events of one name."""
 
     __slots__ = ("_hour", "_hours", "_minutes", "_top", "_total", "bytes", "last", "number", "samples")
@@ -182,7 +182,7 @@ class EventCounts:
 
     def __init__(self) -> None:
         self.evictions = 0
-        self._known: OrderedDict[str, Event] = OrderedDict()  # the least recently tracked first
+        self._known: OrderedDict[str, EventHistory] = OrderedDict()  # the least recently tracked first
         self._bytes = 0
         self._batches: OrderedDict[bytes, None] = OrderedDict()  # the oldest first
 
@@ -200,7 +200,7 @@ class EventCounts:
     def _add(self, entry: EventEntry, now: float) -> None:
         event = self._known.get(entry.name)
         if event is None:
-            event = self._known[entry.name] = Event(now - entry.ago)
+            event = self._known[entry.name] = EventHistory(now - entry.ago)
         else:
             self._known.move_to_end(entry.name)
         before = event.bytes

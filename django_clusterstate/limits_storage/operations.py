@@ -57,14 +57,14 @@ class Counter(NamedTuple):
     scripted: bool
 
 
-class Count(NamedTuple):
+class StateReading(NamedTuple):
     """A state of `core.limits.algorithms`, and the time."""
 
     state: LimitState | None
     now: float
 
 
-class Buckets(NamedTuple):
+class BucketsReading(NamedTuple):
     """A sliding window of `limits`: the start of the current bucket, seconds from now, and the hits in both."""
 
     start: float
@@ -73,7 +73,7 @@ class Buckets(NamedTuple):
 
 
 Counters: TypeAlias = list[Counter]
-Reading: TypeAlias = Count | Buckets
+Reading: TypeAlias = StateReading | BucketsReading
 
 
 def hit(counters: Counters, cost: int) -> Operation[list[RuleDecision]]:
@@ -130,7 +130,7 @@ def seconds_of(rule: Rule) -> int:
 
 
 def _has_hits(reading: Reading) -> bool:
-    if isinstance(reading, Buckets):
+    if isinstance(reading, BucketsReading):
         return bool(reading.previous or reading.current)
     return reading.state is not None and bool(reading.state[4] or reading.state[5])
 
@@ -152,12 +152,12 @@ def _without_hit(counters: Counters, readings: list[Reading], decisions: list[Ru
 
 
 def _decide(rule: Rule, reading: Reading, cost: int) -> RuleDecision:
-    if isinstance(reading, Count):
+    if isinstance(reading, StateReading):
         return algorithms.decide(rule, reading.state, cost, reading.now)[0]
     return estimate(rule, reading, cost) if rule.limit else algorithms.decide(rule, None, cost, 0.0)[0]
 
 
-def estimate(rule: Rule, buckets: Buckets, cost: int) -> RuleDecision:
+def estimate(rule: Rule, buckets: BucketsReading, cost: int) -> RuleDecision:
     """The decision of the storages of `limits` on a sliding window: the previous bucket counts by the share of it that
     the window still covers, rounded down."""
     start, previous, current = buckets
@@ -203,7 +203,7 @@ def _read(counter: Counter) -> Operation[Reading]:
     if rule.algorithm is Algorithm.FIXED_WINDOW:
         used = yield _call("get", name)
         if not used:
-            return Count(None, 0.0)
+            return StateReading(None, 0.0)
         left = (yield _call("get_expiry", name)) - time.time() + ROUNDING
         return _window(min(max(left, ROUNDING), seconds), used)
     if scripted:
@@ -214,28 +214,28 @@ def _read(counter: Counter) -> Operation[Reading]:
         elapsed = 2 * seconds - current_left
     elif previous_left:
         elapsed = seconds - previous_left
-    return Buckets(-max(elapsed, 0.0), previous, current)
+    return BucketsReading(-max(elapsed, 0.0), previous, current)
 
 
-def _window(end: float, used: int) -> Count:
+def _window(end: float, used: int) -> StateReading:
     """A fixed window, on a clock that reads 0 now."""
-    return Count((end, 0.0, 0.0, 0.0, 0.0, used), 0.0)
+    return StateReading((end, 0.0, 0.0, 0.0, 0.0, used), 0.0)
 
 
-def _parse_count(reply: list[Any]) -> Count:
+def _parse_count(reply: list[Any]) -> StateReading:
     """Parses the reply of `scripts.SLIDING_WINDOW`."""
     now, state = float(reply[1]), [float(number) for number in reply[2:]]
     if not state:
-        return Count(None, now)
+        return StateReading(None, now)
     until, base, even, edge, previous, current = state
-    return Count((until, base, even, edge, previous, int(current)), now)
+    return StateReading((until, base, even, edge, previous, int(current)), now)
 
 
 def _count(counter: Counter, reading: Reading, cost: int) -> Operation[tuple[bool, Reading]]:
     """Counts a hit. Returns whether it was counted, and what the engine had counted before it: the whole limit, if hits
     of others came first and this one wasn't counted."""
     rule, name, scripted = counter
-    if isinstance(reading, Buckets):
+    if isinstance(reading, BucketsReading):
         counted = yield _call("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)
         return counted, reading if counted else reading._replace(current=rule.limit)
     if scripted and rule.algorithm is not Algorithm.FIXED_WINDOW:

@@ -54,7 +54,7 @@ class Isolated:
     """Most peers fell silent at once: it is probably this node that is cut off."""
 
 
-Event = Change | ViewChanged | Isolated
+Notification = Change | ViewChanged | Isolated
 
 
 def what_happened(change: Change) -> EventKind | None:
@@ -82,7 +82,7 @@ class MembershipEvents:
         membership: Membership,
         stats: Stats,
         history: History,
-        notify: Callable[[Event], None],
+        notify: Callable[[Notification], None],
         clock: Callable[[], float],
     ) -> None:
         self._membership = membership

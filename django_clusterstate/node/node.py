@@ -17,7 +17,7 @@ from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .links import Links, Peer
 from .log import RationedLog, logger
-from .membership_changes import Event, MembershipEvents, ViewChanged
+from .membership_changes import MembershipEvents, Notification, ViewChanged
 from .server import Server
 
 CLEAN_EVERY = 1.0  # seconds
@@ -42,7 +42,7 @@ class Node:
         boot: bytes,
         layer: ChannelLayer | None,
         discovery: Discovery | None,
-        notify: Callable[[Event], None],
+        notify: Callable[[Notification], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config

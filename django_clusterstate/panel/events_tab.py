@@ -37,7 +37,7 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
-class EventKey:
+class TopEventKey:
     """A key that was tracked at most `times` and at least `least` times, with its percentage among all kept keys."""
 
     key: str
@@ -116,10 +116,10 @@ def chart(counts: list[int]) -> Chart:
     return Chart(bars(counts[::-1], *CHART), counts, sum(counts), max(counts))
 
 
-def keys(top: Sequence[KeyCount[str]]) -> list[EventKey]:
+def keys(top: Sequence[KeyCount[str]]) -> list[TopEventKey]:
     whole = sum(times for _, times, _ in top)
     return [
-        EventKey(key, times, times - error, 100 * times / whole, length)
+        TopEventKey(key, times, times - error, 100 * times / whole, length)
         for (key, times, error), length in zip(top, lengths([times for _, times, _ in top], SHARE), strict=True)
     ]
 

@@ -112,7 +112,7 @@ class KeyForm(forms.Form):
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class RuleCount:
     """The count that a node holds for a limit key and one rule."""
 
     node: str
@@ -151,7 +151,7 @@ class LookUp:
 
     ranking: list[str]
     entry: wire.EntryReply | None = None
-    counts: list[Count] = field(default_factory=list)
+    counts: list[RuleCount] = field(default_factory=list)
     silent: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -189,7 +189,7 @@ async def alook_up(query: KeyQuery) -> LookUp:
         ranking,
         next((reply for reply in replies if isinstance(reply, wire.EntryReply)), None),
         [
-            Count(node.name, *held)
+            RuleCount(node.name, *held)
             for node, reply in zip(nodes, replies, strict=True)
             if isinstance(reply, wire.LimitsReply)
             for held in reply.limits

@@ -15,7 +15,7 @@ MAX_ENTRIES = 4096
 
 
 @dataclass(slots=True)
-class _Entry:
+class _CachedDenial:
     """`cost`: of the denied hit. `since`, `until`: when it was sent, and how long it holds. `count`: hits denied from
     this entry that the owner hasn't been sent yet."""
 
@@ -32,7 +32,7 @@ class DenialCache(PerProcess):
     parent reports what it has denied."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # oldest first
+        self._entries: OrderedDict[bytes, _CachedDenial] = OrderedDict()  # oldest first
         super().__init__()
 
     def _reset(self) -> None:
@@ -56,7 +56,7 @@ class DenialCache(PerProcess):
     def add(self, key: bytes, limit: Limit, cost: int, denial: Decision, since: float) -> None:
         """Caches the denial of a hit of `cost` that was sent at `since`, before the owner decided."""
         self._entries.pop(key, None)
-        self._entries[key] = _Entry(denial, limit, cost, since, since + min(denial.retry_after, MAX_AGE))
+        self._entries[key] = _CachedDenial(denial, limit, cost, since, since + min(denial.retry_after, MAX_AGE))
         if len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
 

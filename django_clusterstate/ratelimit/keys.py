@@ -17,7 +17,7 @@ ALL = None
 UNSAFE = ("DELETE", "PATCH", "POST", "PUT")
 
 RequestFunction = Callable[[str, HttpRequest], Any]
-Key = str | Callable[[str, HttpRequest], Any]
+KeyOption = str | Callable[[str, HttpRequest], Any]
 
 
 def read_methods(method: str | Iterable[str] | None) -> frozenset[str] | None:
@@ -60,7 +60,7 @@ def _check_blocking(option: str, function: Callable[..., Any]) -> Callable[..., 
     return function
 
 
-def read_key(key: Key) -> Callable[[str, HttpRequest], str]:
+def read_key(key: KeyOption) -> Callable[[str, HttpRequest], str]:
     """A function `(group, request)` that returns the key under which a request counts."""
     if isinstance(key, str):
         if key in _KEYS:

@@ -18,7 +18,7 @@ from .hits import ahit, hit
 from .keys import (
     ALL,
     USER_KEYS,
-    Key,
+    KeyOption,
     RequestFunction,
     group_of_methods,
     load_user,
@@ -31,7 +31,7 @@ from .refunds import CountedHit, LimitCheck, add_refusal, is_refusal, refund_hit
 from .responses import refuse, with_headers
 
 Rate = Rates | RequestFunction | None
-Cost = int | Callable[[str, HttpRequest], int]
+CostOption = int | Callable[[str, HttpRequest], int]
 DeductWhen = Callable[[HttpRequest, HttpResponseBase], Any]
 
 
@@ -39,12 +39,12 @@ DeductWhen = Callable[[HttpRequest, HttpResponseBase], Any]
 class RequestLimit:
     """The arguments of `cluster_ratelimit`. Raises `ImproperlyConfigured` for a wrong one."""
 
-    key: Key = "ip"
+    key: KeyOption = "ip"
     rate: Rate = None
     method: str | Iterable[str] | None = ALL
     block: bool = True
     algorithm: str = "fixed_window"
-    cost: Cost = 1
+    cost: CostOption = 1
     on_unavailable: str | None = None
     exempt: str | RequestFunction | None = None
     dry_run: bool = False

@@ -25,6 +25,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
+from ..core.membership.heartbeat import MAX_NAME, AddressText
 from ..exceptions import ProtocolError
 from .derived_keys import MAX_SECRETS, LinkKey
 from .messages import DECODE_ERRORS
@@ -40,9 +41,8 @@ _PROLOGUE = b"clusterstate\0seal"
 T = TypeVar("T")
 Session = tuple[Sealer, Opener]
 
-Name = Annotated[str, Meta(max_length=100)]
-Boot = Annotated[bytes, Meta(max_length=16)]
-AddressText = Annotated[str, Meta(max_length=300)]
+OptionalNodeName = Annotated[str, Meta(max_length=MAX_NAME)]
+OptionalBootId = Annotated[bytes, Meta(max_length=16)]
 
 
 class Role(enum.IntEnum):
@@ -79,11 +79,11 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """
 
     role: Role = Role.REQUESTER
-    expected_name: Name = ""
-    expected_boot: Boot = b""
+    expected_name: OptionalNodeName = ""
+    expected_boot: OptionalBootId = b""
     dialled: AddressText = ""
-    name: Name = ""
-    boot: Boot = b""
+    name: OptionalNodeName = ""
+    boot: OptionalBootId = b""
     address: AddressText = ""
 
 
@@ -92,8 +92,8 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
     and the address from which the dialler's connection comes."""
 
     accepted: bool
-    name: Name = ""
-    boot: Boot = b""
+    name: OptionalNodeName = ""
+    boot: OptionalBootId = b""
     source: AddressText = ""
 
 

@@ -396,8 +396,8 @@ class TestGathering:
 
     def test_keys_have_their_share_and_a_bar_by_the_most_frequent(self) -> None:
         assert panel.keys([KeyCount("a", 60, 20), KeyCount("b", 40, 0)]) == [
-            panel.EventKey("a", 60, 40, 60.0, "100"),
-            panel.EventKey("b", 40, 40, 40.0, "66.67"),
+            panel.TopEventKey("a", 60, 40, 60.0, "100"),
+            panel.TopEventKey("b", 40, 40, 40.0, "66.67"),
         ]
         assert panel.keys([]) == []
 

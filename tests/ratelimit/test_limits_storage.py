@@ -784,13 +784,13 @@ class Buckets:
         self.rule = Rule(Algorithm.SLIDING_WINDOW, limit, float(period))
         self.start = self.previous = self.current = 0
 
-    def counts(self, now: int) -> operations.Buckets:
+    def counts(self, now: int) -> operations.BucketsReading:
         period = int(self.rule.period * 1000)
         if now - self.start > 2 * period or not self.current + self.previous:
             self.start, self.previous, self.current = now, 0, 0
         elif now - self.start > period:
             self.start, self.previous, self.current = self.start + period, self.current, 0
-        return operations.Buckets((self.start - now) / 1000, self.previous, self.current)
+        return operations.BucketsReading((self.start - now) / 1000, self.previous, self.current)
 
     def hit(self, now: int, cost: int = 1) -> algorithms.RuleDecision:
         decision = operations.estimate(self.rule, self.counts(now), cost)
@@ -816,7 +816,9 @@ def test_at_most_twice_the_limit_passes_in_a_period_and_after_retry_after_the_sa
         elif cost <= limit:
             assert decision.retry_after <= (period if cost == 1 else 2 * period) + 2 * operations.CLOCK_RESOLUTION
             start, previous, current = buckets.counts(now)
-            later = operations.Buckets(start - decision.retry_after - operations.CLOCK_RESOLUTION, previous, current)
+            later = operations.BucketsReading(
+                start - decision.retry_after - operations.CLOCK_RESOLUTION, previous, current
+            )
             assert operations.estimate(buckets.rule, later, cost).allowed
     for at, _ in admitted:
         assert sum(cost for then, cost in admitted if at <= then < at + period * 1000) <= 2 * limit

@@ -24,9 +24,9 @@ _HOST = r"(?:\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?\]|[\w.-]{1,253})"
 _ADDRESS = re.compile(_HOST + r":([0-9]{1,5})")
 _CHANNEL = re.compile(r"[\w.-]*(?:![\w.-]*)?", re.ASCII)
 
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
-Boot = Annotated[bytes, Meta(min_length=16, max_length=16)]
-NodeAddress = Annotated[str, Meta(max_length=300)]
+NodeName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+BootId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+AddressText = Annotated[str, Meta(max_length=300)]
 Number = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
 
 
@@ -73,9 +73,9 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `address` is `host:port`, where peers and requesters reach it. `weight` is its share of the keys.
     """
 
-    name: Name
-    boot: Boot
-    address: NodeAddress
+    name: NodeName
+    boot: BootId
+    address: AddressText
     weight: Annotated[float, Meta(gt=0, le=MAX_WEIGHT)] = 1.0
 
     def __post_init__(self) -> None:
@@ -89,9 +89,9 @@ class Observation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The state of one member as the sender of a heartbeat sees it. `age`: seconds since the sender last received a
     heartbeat from the member."""
 
-    name: Name
-    boot: Boot
-    address: NodeAddress
+    name: NodeName
+    boot: BootId
+    address: AddressText
     state: MemberState
     incarnation: Number
     age: Annotated[float, Meta(ge=0, le=MAX_AGE)]

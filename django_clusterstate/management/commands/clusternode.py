@@ -28,7 +28,7 @@ from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
 from ...node.log import RationedLog, logger
-from ...node.membership_changes import Event, Isolated, ViewChanged, what_happened
+from ...node.membership_changes import Isolated, Notification, ViewChanged, what_happened
 from ...node.metrics_server import serve_metrics
 from ...node.node import Node
 from ...node.redis_pubsub import PubSubLayer
@@ -161,11 +161,11 @@ class SignalSender:
     """Sends the signals in order, from a thread: a receiver that blocks doesn't delay heartbeats."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUED_EVENTS)
+        self._queue: asyncio.Queue[Notification] = asyncio.Queue(_QUEUED_EVENTS)
         self._log = RationedLog(time.monotonic, again=60.0)
         self._task: asyncio.Task[None] | None = None
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Notification) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         if self._queue.full():
@@ -179,7 +179,7 @@ class SignalSender:
             await asyncio.to_thread(_send_signal, event)
 
 
-def _send_signal(event: Event) -> None:
+def _send_signal(event: Notification) -> None:
     try:
         results = _call_receivers(event)
     finally:
@@ -191,7 +191,7 @@ def _send_signal(event: Event) -> None:
             logger.error("receiver %r of a cluster signal failed; the others were called", receiver, exc_info=result)
 
 
-def _call_receivers(event: Event) -> list[tuple[Any, Any]]:
+def _call_receivers(event: Notification) -> list[tuple[Any, Any]]:
     """Each receiver, and the value that it returned or the exception that it raised."""
     match event:
         case ViewChanged(old, new):

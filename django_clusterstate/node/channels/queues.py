@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 
 from ...core.expiry import Expiry
 
-Deliver = Callable[[str, bytes | None], None]
+DeliverMessage = Callable[[str, bytes | None], None]
 
 MAX_BYTES = 64 * 1024 * 1024  # of queued messages, over all queues
 OVERHEAD = 256  # bytes that a message counts in addition, so that the number of empty ones is bounded
@@ -47,7 +47,7 @@ class ChannelQueues:
         self.unreceived = 0
         self._bytes = 0
         self._queues: dict[str, deque[tuple[float, str, bytes]]] = {}
-        self._waiters: dict[str, deque[tuple[Hashable, Deliver, float]]] = {}
+        self._waiters: dict[str, deque[tuple[Hashable, DeliverMessage, float]]] = {}
         self._waiting: dict[Hashable, dict[str, int]] = {}  # how many waiters each connection has, by queue
         self._groups: dict[str, dict[str, float]] = {}
         self._queues_expiry: Expiry[str] = Expiry()  # due at the first message of each
@@ -86,7 +86,7 @@ class ChannelQueues:
         self.taken += 1
         return True
 
-    def receive(self, owner: Hashable, queue: str, deliver: Deliver, wait: float, now: float) -> None:
+    def receive(self, owner: Hashable, queue: str, deliver: DeliverMessage, wait: float, now: float) -> None:
         """Calls `deliver` with the queue's next message, now or within `wait` seconds, and with None if there is none.
 
         `owner` is the connection of the requester; `forget()` ends its waiting.
@@ -197,7 +197,7 @@ class ChannelQueues:
             deliver(queue, None)
         return answered
 
-    def _pop_waiter(self, queue: str) -> tuple[Deliver, float]:
+    def _pop_waiter(self, queue: str) -> tuple[DeliverMessage, float]:
         waiters = self._waiters[queue]
         owner, deliver, until = waiters.popleft()
         if not waiters:

@@ -10,7 +10,7 @@ from ...core.membership.heartbeat import Identity, MemberState
 from ...core.membership.timeline import MemberEvent
 from ...core.top_keys import KeyCount
 from ..status import MemberStatus, Stats
-from .fields import Cursor, Message, Seconds, Value
+from .fields import Message, ScanCursor, Seconds, Value
 
 
 class ValuesReply(Message, frozen=True, tag=33):
@@ -111,7 +111,7 @@ class ScanReply(Message, frozen=True, tag=44):
 
     epoch: int
     keys: list[bytes]
-    cursor: Cursor | None = None
+    cursor: ScanCursor | None = None
 
 
 class EventNamesReply(Message, frozen=True, tag=46):

@@ -11,15 +11,15 @@ from .fields import (
     MAX_KEYS,
     ChannelName,
     Cost,
-    Cursor,
-    EventName,
     Integer,
     Key,
     Keys,
     Message,
     MoreKeys,
-    Namespace,
+    NamespaceName,
+    OptionalEventName,
     Rules,
+    ScanCursor,
     Seconds,
     Value,
 )
@@ -93,7 +93,7 @@ class Incr(Message, frozen=True, tag=5):
 class Clear(Message, frozen=True, tag=6):
     """Removes all keys of a namespace from this node's cache. Reply: `DoneReply`."""
 
-    namespace: Namespace
+    namespace: NamespaceName
 
 
 class GetEntry(Message, frozen=True, tag=23):
@@ -113,7 +113,7 @@ class Scan(Message, frozen=True, tag=24):
     """
 
     prefix: Key
-    cursor: Cursor | None = None
+    cursor: ScanCursor | None = None
 
 
 # -- limits -----------------------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ class GetEvents(Message, frozen=True, tag=27):
     Reply: `EventNamesReply`.
     """
 
-    name: EventName = ""
-    after: EventName = ""
+    name: OptionalEventName = ""
+    after: OptionalEventName = ""
 
 
 # -- the cluster ------------------------------------------------------------------------------------------------
