@@ -41,7 +41,9 @@ class ClusterStatus:
         by_name: dict[str, wire.StatusReply] = {}
         for status in nodes:
             name = status.identity.name
-            by_name[f"{name} at {status.identity.address}" if name in by_name else name] = status
+            if name in by_name:
+                name = f"{name} at {status.identity.address}"
+            by_name[name] = status
         asked = table.local_name if table.local_name in by_name else ""
         return cls(asked, dict(sorted(by_name.items())), dict(sorted(silent.items())))
 
@@ -54,7 +56,7 @@ class ClusterStatus:
     @property
     def serving(self) -> int:
         """How many of the nodes that replied own keys."""
-        return sum(status.state in SERVING for status in self.nodes.values())
+        return len([status for status in self.nodes.values() if status.state in SERVING])
 
     @property
     def unreachable(self) -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ def _membership(status: StatusReply) -> Iterator[Metric]:
     states = Counter((status.state, *(member.state for member in status.members)))
     counts = {str(state): states[state] for state in MemberState}
     yield _gauges("members", "Members by state as this node sees them, including itself.", "state", counts)
-    unreachable = sum(member.unreachable for member in status.members)
+    unreachable = len([member for member in status.members if member.unreachable])
     yield _gauge("members_unreachable", "Members whose heartbeats reach others, not this node.", unreachable)
     epochs = {member.epoch for member in status.members if member.state not in GONE}
     yield _gauge("views_agree", "1 if all members have the same view as this node.", epochs <= {status.epoch})

@@ -87,6 +87,6 @@ def _delete(requester: CacheRequester, target: Target, keys: list[bytes]) -> Ope
         reply = yield from requester.call_node(target, wire.Delete(keys))
         if not isinstance(reply, wire.FlagsReply) or not reply.flags:
             break
-        deleted += sum(reply.flags)
+        deleted += reply.flags.count(True)
         keys = keys[len(reply.flags) :]
     return deleted

@@ -218,7 +218,8 @@ def _in_order_of_replies(
             for fileno in [fileno for fileno, _ in ready] or list(waiting):
                 poll.unregister(fileno)
                 # A reply that arrived in time is read, even if reading others took until now.
-                yield *waiting.pop(fileno), max(until, time.monotonic() + GRACE) if ready else until
+                index, connection = waiting.pop(fileno)
+                yield index, connection, max(until, time.monotonic() + GRACE) if ready else until
     finally:
         for _, connection in waiting.values():  # not empty after a signal's exception or a greenlet's timeout
             connection.close()

@@ -114,7 +114,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         if receiver is None:
             return
         if receiver.pid != os.getpid():
-            receiver.disown()
+            receiver.abandon()
         await receiver.close()
 
     async def close_pools(self) -> None:
@@ -166,7 +166,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         loop = asyncio.get_running_loop()
         receiver = self._receivers.get(loop)
         if receiver is not None and receiver.pid != os.getpid():
-            receiver.disown()
+            receiver.abandon()
             receiver = None
         if receiver is None:
             for ended in ended_loops(self._receivers):

@@ -97,10 +97,10 @@ class Receiver:
             if self.layer.non_local_name(channel) == queue
         ]
 
-    def disown(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: leaves connections and messages to the parent."""
         for reader in self._readers.values():
-            reader.disown()
+            reader.abandon()
 
     async def close(self) -> None:
         if self._sweep is not None:
@@ -158,7 +158,7 @@ class QueueReader:
         self.task = asyncio.create_task(self._run(), name=f"receiving {queue}")
         suppress_destroyed_warning(self.task)
 
-    def disown(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: leaves the connection to the parent."""
         if self._connection is not None:
             replace_inherited(self._connection.fileno())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..wire.address import TcpAddress
 from ..wire.background_threads import BackgroundWork
 from ..wire.resolver import Hosts, Lookup, look_up, numeric
-from .log import RationedLog, logger
+from .log import RateLimitedLog, logger
 from .network_interfaces import family_of, has_address, is_reachable, own_address
 
 CHECK_EVERY = 60.0  # seconds
@@ -117,7 +117,7 @@ class AddressWatch:
         self._finder = finder
         self._advertised = advertised
         self._search = BackgroundWork(finder.find, "look-up of this node's address")
-        self._log = RationedLog(clock, WARN_AGAIN)
+        self._log = RateLimitedLog(clock, WARN_AGAIN)
         if advertised.problem:
             self._warn_of_problem(advertised.problem)
 

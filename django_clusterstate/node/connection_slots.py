@@ -58,8 +58,8 @@ C = TypeVar("C", bound=Connected)
 class ConnectionSlots(Generic[C]):
     """At most `most` connections, of them at most `for_nodes` of nodes.
 
-    Connections of nodes give way to those of nodes only. Those of this host's processes don't give way to other hosts'
-    as long as there are at most `for_local` of them.
+    Connections of nodes are evicted only for those of nodes. Those of this host's processes aren't evicted for those of
+    other hosts as long as there are at most `for_local` of them.
     """
 
     def __init__(self, most: int, for_nodes: int, for_local: int) -> None:
@@ -77,20 +77,20 @@ class ConnectionSlots(Generic[C]):
         return iter(list(self.sources))
 
     def enter(self, connection: C, source: Source) -> C | None:
-        """Gives a connection a slot. Returns the connection to close for it, if any: the newcomer itself when no other
-        gives way."""
+        """Gives a connection a slot. Returns the connection to close for it, if any: the new one itself if no other
+        may be evicted."""
         self.discard(connection)
-        victim = None
+        evicted = None
         too_many_nodes = source.kind is SourceKind.NODE and self._counts[SourceKind.NODE] >= self.for_nodes
         if too_many_nodes or len(self.sources) >= self.most:
-            victim = self._victim(source, nodes=too_many_nodes)
-            if victim is None:
+            evicted = self._to_evict(source, nodes=too_many_nodes)
+            if evicted is None:
                 return connection
-            self.discard(victim)
+            self.discard(evicted)
         self.sources[connection] = source
         self._connections.setdefault(source, OrderedDict())[connection] = None
         self._counts[source.kind] += 1
-        return victim
+        return evicted
 
     def discard(self, connection: C) -> None:
         source = self.sources.pop(connection, None)
@@ -101,8 +101,8 @@ class ConnectionSlots(Generic[C]):
             if not connections:
                 del self._connections[source]
 
-    def _victim(self, newcomer: Source, *, nodes: bool) -> C | None:
-        candidates = [source for source in self._connections if self._gives_way(source, newcomer, nodes=nodes)]
+    def _to_evict(self, newcomer: Source, *, nodes: bool) -> C | None:
+        candidates = [source for source in self._connections if self._may_be_evicted_for(source, newcomer, nodes=nodes)]
         if not candidates:
             return None
         largest = max(candidates, key=lambda source: len(self._connections[source]))
@@ -119,7 +119,7 @@ class ConnectionSlots(Generic[C]):
             return next(iter(connections))
         return None
 
-    def _gives_way(self, source: Source, newcomer: Source, *, nodes: bool) -> bool:
+    def _may_be_evicted_for(self, source: Source, newcomer: Source, *, nodes: bool) -> bool:
         if nodes or source.kind is SourceKind.NODE:
             return nodes and source.kind is SourceKind.NODE
         if source.kind is SourceKind.LOCAL and newcomer.kind is SourceKind.REMOTE:

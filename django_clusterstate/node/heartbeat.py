@@ -17,7 +17,7 @@ from ..exceptions import ProtocolError
 from ..wire.derived_keys import MAX_SECRETS, SecretKey
 from ..wire.handshake import VERSIONS, common_version, incompatible
 from ..wire.messages import DECODE_ERRORS
-from .log import RationedLog, logger
+from .log import RateLimitedLog, logger
 
 JITTER = 0.1
 RENEW_EVERY = 20.0  # seconds between two additions to the group, which a layer that restarted has forgotten
@@ -92,7 +92,7 @@ class Heartbeats:
         keys: Sequence[SecretKey],
         clock: Callable[[], float],
         on_heard: Callable[[Heartbeat, bool], None],
-        rejected_log: RationedLog,
+        rejected_log: RateLimitedLog,
     ) -> None:
         self.rejected = 0  # messages that weren't authentic heartbeats
         self._membership = membership

@@ -20,7 +20,7 @@ from ..wire.derived_keys import LinkKey
 from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
 from ..wire.messages import Deliver, Forward, channel_tag, request_frame
 from .channels.queues import NODE_GROUPS
-from .log import RationedLog
+from .log import RateLimitedLog
 from .problems import Misdirected
 
 DIAL_TIMEOUT = 1.0
@@ -60,7 +60,7 @@ class Links:
         clock: Callable[[], float],
         on_open: Callable[[Peer, str], None],
         on_refused: Callable[[Peer], None],
-        log: RationedLog,
+        log: RateLimitedLog,
     ) -> None:
         self.me = me
         self.keys = keys

@@ -10,11 +10,11 @@ from collections.abc import Callable
 logger = logging.getLogger("django_clusterstate.node")
 
 
-class RationedLog:
+class RateLimitedLog:
     """Warnings that may have any number of causes, and must not flood the log.
 
-    Lines about one subject are at least `again` seconds apart, any two at least `spacing` seconds. A line says how many
-    were left out before it.
+    Messages about one subject are at least `again` seconds apart, any two at least `spacing` seconds. A message
+    says how many were left out before it.
     """
 
     def __init__(self, clock: Callable[[], float], again: float, spacing: float = 0.0) -> None:

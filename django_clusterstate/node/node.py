@@ -16,7 +16,7 @@ from .discovery import Discovery
 from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .links import Links, Peer
-from .log import RationedLog, logger
+from .log import RateLimitedLog, logger
 from .membership_changes import MembershipEvents, Notification, ViewChanged
 from .server import Server
 
@@ -52,10 +52,10 @@ class Node:
         me = Identity(config.name, boot, str(config.advertise), config.weight)
         self.superseded = False  # this start ended, since another node has its name; the process may begin another
         self.membership = Membership(me, config.timings, clock(), must_be_reached=True)
-        rejected = RationedLog(clock, REJECTED_AGAIN, REJECTED_EVERY)
+        rejected = RateLimitedLog(clock, REJECTED_AGAIN, REJECTED_EVERY)
         self.links = Links(
             me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused,
-            log=RationedLog(clock, LINK_FAILED_AGAIN),
+            log=RateLimitedLog(clock, LINK_FAILED_AGAIN),
         )  # fmt: skip
         self.handler = Handler(config, self.membership, clock, self.links)
         self._events = MembershipEvents(self.membership, self.handler.stats, self.handler.history, notify, clock)

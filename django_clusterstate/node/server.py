@@ -21,7 +21,7 @@ from .coalescing import MAX_DELAY, Coalescer
 from .config import NodeError
 from .connection_slots import ConnectionSlots, Source, SourceKind, source_of
 from .handler import Handler
-from .log import RationedLog
+from .log import RateLimitedLog
 from .socket_file import SocketFile
 
 MAX_CONNECTIONS = 4096
@@ -59,7 +59,7 @@ class Server:
         self,
         handler: Handler,
         keys: Sequence[LinkKey],
-        log: RationedLog,
+        log: RateLimitedLog,
         on_dialled: Callable[[Hello], None],
     ) -> None:
         self.handler = handler
@@ -101,22 +101,22 @@ class Server:
     def admit(self, connection: "Connection", source: Source) -> None:
         """Gives an authenticated connection a slot; when none is free, closes another for it."""
         self.unauthenticated.discard(connection)
-        victim = self.connections.enter(connection, source)
+        evicted = self.connections.enter(connection, source)
         stats = self.handler.stats
         stats.connections = len(self.connections)
-        if victim is None:
+        if evicted is None:
             return
-        holder = source if victim is connection else victim.source
+        holder = source if evicted is connection else evicted.source
         self.log.write(
             f"all {self.connections.most:,} connections are in use, most of them by {holder}: each new connection "
             "closes one of these, preferably an idle one; check what runs there, and how many processes and threads "
             "connect to this node"
         )
-        if victim is connection:
-            victim._reject("")
+        if evicted is connection:
+            evicted._reject("")
         else:
             stats.connections_evicted += 1
-            victim.abort()
+            evicted.abort()
 
     def close(self) -> None:
         if self._socket_file is not None:
@@ -164,9 +164,9 @@ class Connection(asyncio.Protocol):
         # Until the handshake is complete: of the host that holds most, the oldest connection goes, so those that don't
         # authenticate can't keep others out.
         self.used = False
-        if (victim := server.unauthenticated.enter(self, self.source)) is not None:
-            victim._reject("")
-            if victim is self:
+        if (evicted := server.unauthenticated.enter(self, self.source)) is not None:
+            evicted._reject("")
+            if evicted is self:
                 return
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._reject, "")
         # From this size on `pause_writing` is called.

@@ -61,7 +61,7 @@ def throttle(request: Any, check: LimitCheck) -> Decision:
     """Counts a request, or only peeks if it is blocked already."""
     # Stored on the framework's own request, if there is one: a view may call others, whose throttles must count.
     blocked = getattr(request, "_clusterstate_blocked", False)
-    decision = (peek if blocked else hit)(*check)
+    decision = peek(*check) if blocked else hit(*check)
     if decision.allowed and not blocked:
         refunds.add_counted_hit(request, CountedHit(check, decision, time.monotonic()))
     _store_result(refunds.django_request(request), ThrottleResult(check.limit, decision))

@@ -40,7 +40,8 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
     except ValueError:
         return None
     # `::ffff:127.0.0.1` is IPv4 in IPv6 notation. Python before 3.13 doesn't recognize it as loopback.
-    return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
 
 
 def parse_tcp(text: str) -> TcpAddress:

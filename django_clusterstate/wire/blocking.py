@@ -49,7 +49,8 @@ def cannot_connect(error: OSError) -> Unreachable:
     refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
     late = isinstance(error, BlockingIOError | TimeoutError)
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-    return (Refused if refused else Unreachable)(f"can't connect: {_LATE if late else reason}")
+    kind = Refused if refused else Unreachable
+    return kind(f"can't connect: {_LATE if late else reason}")
 
 
 class BlockingConnection:

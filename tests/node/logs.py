@@ -1,9 +1,9 @@
 """A rationed log that keeps its lines, for tests."""
 
-from django_clusterstate.node.log import RationedLog
+from django_clusterstate.node.log import RateLimitedLog
 
 
-class KeptLog(RationedLog):
+class KeptLog(RateLimitedLog):
     """Leaves out no line, and writes none to the logger."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ def filled(places: ConnectionSlots[Link], source: Source, count: int, *, used: b
     return links
 
 
-def test_there_are_no_victims_before_the_table_is_full() -> None:
+def test_nothing_is_evicted_before_the_table_is_full() -> None:
     places = table()
     links = filled(places, HOG, 10)
     assert len(places) == 10
@@ -39,7 +39,7 @@ def test_there_are_no_victims_before_the_table_is_full() -> None:
 
 @pytest.mark.parametrize("newcomer", [HOST, WEB, PEER])
 @pytest.mark.parametrize("used", [False, True])
-def test_source_that_holds_most_gives_way_to_any_other(newcomer: Source, used: bool) -> None:
+def test_connection_of_the_source_that_holds_most_is_evicted_for_any_other(newcomer: Source, used: bool) -> None:
     places = table()
     filled(places, HOST, 2)
     hog = filled(places, HOG, 8, used=used)
@@ -132,10 +132,10 @@ def test_table_is_never_too_full_and_reserved_places_are_kept(steps: list[tuple[
                 places.discard(links[(number + 1) % len(links)])
             continue
         counts = {kind: sum(places.sources[link].kind is kind for link in links) for kind in SourceKind}
-        victim = places.enter(Link(used=number > 4), source)
+        evicted = places.enter(Link(used=number > 4), source)
         after = list(places)
         assert len(after) <= places.most
-        assert len(after) == len(links) + (victim is None)
+        assert len(after) == len(links) + (evicted is None)
         for kind in SourceKind:
             count = sum(places.sources[link].kind is kind for link in after)
             if kind is SourceKind.NODE:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_clusterstate.node.log import RationedLog
+from django_clusterstate.node.log import RateLimitedLog
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
 
 def test_line_about_one_subject_is_repeated_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    log = RationedLog(clock, again=60.0)
+    log = RateLimitedLog(clock, again=60.0)
     for _ in range(3):
         log.write("refused", "web-2")
         log.write("late", "web-2")
@@ -27,7 +27,7 @@ def test_line_about_one_subject_is_repeated_after_a_while(caplog: pytest.LogCapt
 
 def test_lines_about_any_subjects_keep_their_distance(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    log = RationedLog(clock, again=600.0, spacing=1.0)
+    log = RateLimitedLog(clock, again=600.0, spacing=1.0)
     for number in range(100):
         log.write(f"stranger {number}")
         clock.now += 0.25

@@ -273,7 +273,7 @@ def nodes(running: Running) -> int:
     return sum(connections.sources[connection].kind is SourceKind.NODE for connection in connections)
 
 
-async def test_connection_that_gives_way_leaves_nothing_behind(running: Running) -> None:
+async def test_evicted_connection_leaves_nothing_behind(running: Running) -> None:
     running.server.connections.most = 2
     waiting = [await from_host(running, "127.0.0.9") for _ in range(2)]
     for connection in waiting:

@@ -43,10 +43,10 @@ class Gossip:
         room = OBSERVATIONS - len(first)
         suspected = [m for m in members.values() if m.state in (MemberState.SUSPECT, MemberState.DOWN)]
         suspected.sort(key=lambda member: member.heard, reverse=True)
-        vouched = [members[name] for name in self.suspected_by_others if name in members]
-        vouched = [member for member in vouched if member.state is not MemberState.SUSPECT]
+        heard_here = [members[name] for name in self.suspected_by_others if name in members]
+        heard_here = [member for member in heard_here if member.state is not MemberState.SUSPECT]
         self.suspected_by_others.clear()
-        chosen = (suspected[: OBSERVATIONS // 2] + vouched[: OBSERVATIONS // 4])[:room]
+        chosen = (suspected[: OBSERVATIONS // 2] + heard_here[: OBSERVATIONS // 4])[:room]
         others = [m for m in members.values() if m.state not in GONE and m.state is not MemberState.SUSPECT]
         room = min(room - len(chosen), len(others))
         chosen += [others[(self._next + step) % len(others)] for step in range(room)]

@@ -82,7 +82,7 @@ class Membership:
         elif is_member:
             if not self._hear_member(member, beat, now, effects):
                 return effects
-        elif self._gives_way(member, beat, now):
+        elif self._is_replaced_by(member, beat, now):
             self._retire(member, now, effects)
             self._add(beat, now, effects)
         else:
@@ -154,7 +154,7 @@ class Membership:
         if self.state is MemberState.JOINING and self.wait_reason(now) is None:
             self.state = MemberState.ALIVE
             effects.changes.append(Change(self.me, MemberState.JOINING, MemberState.ALIVE))
-        self._judge(now, effects)
+        self._update_silent(now, effects)
         self._expire(now)
         self._settle(effects)
         return effects
@@ -168,7 +168,7 @@ class Membership:
                 member.heard = now if seconds >= limit else max(member.heard + seconds, now - limit)
         self._conflicts.discount(seconds, now)
 
-    def _judge(self, now: float, effects: Effects) -> None:
+    def _update_silent(self, now: float, effects: Effects) -> None:
         suspect_after, down_after = self.timings.suspect_after, self.timings.down_after
         self.isolated = self._is_isolated(now)
         if self.isolated:
@@ -293,7 +293,7 @@ class Membership:
         self._move(member, when_heard(member.state, beat.state, refuted=refuted), now, effects)
         return True
 
-    def _gives_way(self, member: Member, beat: Heartbeat, now: float) -> bool:
+    def _is_replaced_by(self, member: Member, beat: Heartbeat, now: float) -> bool:
         """Whether another running start of its name takes a member's place."""
         if member.state in GONE or member.state is MemberState.LEAVING:
             return True

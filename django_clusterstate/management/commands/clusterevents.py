@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from argparse import ArgumentParser
 from typing import Any
@@ -77,7 +78,7 @@ class Command(BaseCommand):
         first = max((minute for minute, times in enumerate(counts.minutes) if times), default=-1)
         for minute in range(first + 1):
             times = counts.minutes[minute]
-            self.stdout.write(f"{minute:>11} {times:>12,} {'#' * -(-times * LONGEST_BAR // most)}".rstrip())
+            self.stdout.write(f"{minute:>11} {times:>12,} {'#' * math.ceil(times * LONGEST_BAR / most)}".rstrip())
         self.stdout.write("\nmost frequent keys of the last hour or two")
         for key, times, error in details.top[:MAX_KEYS]:
             self.stdout.write(f"{times:>24,} {_printable(key)}" + (f" ({times - error:,} at least)" if error else ""))

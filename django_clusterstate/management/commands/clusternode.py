@@ -27,7 +27,7 @@ from ...core.membership.timeline import EventKind
 from ...database_discovery import make_discovery, table_problem
 from ...node.advertise import AddressWatch, Finder, wait_for_address
 from ...node.config import NodeConfig, NodeError
-from ...node.log import RationedLog, logger
+from ...node.log import RateLimitedLog, logger
 from ...node.membership_changes import Isolated, Notification, ViewChanged, what_happened
 from ...node.metrics_server import serve_metrics
 from ...node.node import Node
@@ -162,7 +162,7 @@ class SignalSender:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Notification] = asyncio.Queue(_QUEUED_EVENTS)
-        self._log = RationedLog(time.monotonic, again=60.0)
+        self._log = RateLimitedLog(time.monotonic, again=60.0)
         self._task: asyncio.Task[None] | None = None
 
     def __call__(self, event: Notification) -> None:

@@ -82,7 +82,7 @@ class Command(BaseCommand):
         if status.agree:
             verdict = f"{len(status.nodes)} agree, {len(down)} down" if down else "all agree"
         else:
-            joining = sum(node.state is MemberState.JOINING for node in status.nodes.values())
+            joining = len([node for node in status.nodes.values() if node.state is MemberState.JOINING])
             verdict = (
                 f"no agreement: {len(status.epochs)} different views, {len(status.silent)} silent, {joining} joining, "
                 f"{len(down)} down"

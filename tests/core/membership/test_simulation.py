@@ -330,7 +330,7 @@ class JudgesOnWaking(Membership):
 
 
 class Hasty(Membership):
-    def _judge(self, now: float, effects: Effects) -> None:
+    def _update_silent(self, now: float, effects: Effects) -> None:
         for member in self.members.values():
             if member.state is MemberState.ALIVE and now - member.heard > 0.45:
                 self._move(member, MemberState.DOWN, now, effects)
@@ -401,7 +401,7 @@ class BelievesRecordings(Membership):
 
 
 class TakesTheNewer(Membership):
-    def _gives_way(self, member: Member, beat: Heartbeat, now: float) -> bool:
+    def _is_replaced_by(self, member: Member, beat: Heartbeat, now: float) -> bool:
         return True
 
 
