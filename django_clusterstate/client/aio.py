@@ -10,7 +10,7 @@ from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavai
 from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
 from ..wire.busy_polling import make_is_idle
 from ..wire.derived_keys import LinkKey
-from ..wire.handshake import OtherStart
+from ..wire.handshake import OtherInstance
 from ..wire.messages import Reply
 from ..wire.resolver import Resolver
 from .forks import replace_inherited
@@ -76,7 +76,7 @@ class AsyncClient:
         """Asynchronous `Client.call()`."""
         try:
             return await self._call_owner(key, request)
-        except OtherStart:  # the owner was restarted, so the view is requested first
+        except OtherInstance:  # the owner was restarted, so the view is requested first
             return await self._call_owner(key, request)
 
     async def call_node(self, target: Target, request: bytes) -> Reply:

@@ -9,7 +9,7 @@ from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavai
 from ..wire.blocking import GRACE, BlockingConnection
 from ..wire.busy_polling import make_is_idle
 from ..wire.derived_keys import LinkKey
-from ..wire.handshake import OtherStart
+from ..wire.handshake import OtherInstance
 from ..wire.messages import Reply
 from ..wire.resolver import Resolver
 from .operations import refresh_view, run
@@ -55,7 +55,7 @@ class Client:
         """
         try:
             return self._call_owner(key, request)
-        except OtherStart:  # the owner was restarted, so the view is requested first
+        except OtherInstance:  # the owner was restarted, so the view is requested first
             return self._call_owner(key, request)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:

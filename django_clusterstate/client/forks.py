@@ -1,7 +1,7 @@
 """State that a forked child must not share with its parent: sockets, locks, threads, and counts not yet reported.
 
 Python runs its fork hooks only for forks that Python makes. uWSGI and other servers that embed Python fork in C. So the
-process id is compared before each use; `os.register_at_fork` only resets sooner.
+process ID is compared before each use; `os.register_at_fork` only resets sooner.
 """
 
 import os

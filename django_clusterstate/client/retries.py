@@ -2,7 +2,7 @@
 
 A request may be executed twice if that leaves the same state as one execution at the moment of the second one; its
 reply may then report less than the lost reply did (`Delete`: the key was already gone). Any other request is sent again
-only to a node that has been restarted since then: it has executed no request that was sent to the earlier start.
+only to a node that has been restarted since then: it has executed no request that was sent to the earlier instance.
 """
 
 from typing import NamedTuple, assert_never
@@ -24,10 +24,10 @@ class Lost(NamedTuple):
     """A connection that was lost while a request was sent or under way on it."""
 
     error: ClusterStateError
-    boot: bytes  #: boot id of the node at its other end; empty where it isn't known
+    boot: bytes  #: boot ID of the node at its other end; empty where it isn't known
 
     def may_send_again(self, request: bytes, boot: bytes) -> bool:
-        """Whether the framed request may be sent on a new connection, to the start of the node with this boot id."""
+        """Whether the framed request may be sent on a new connection, to the instance of the node with this boot ID."""
         if not may_be_executed(self.error):
             return True
         restarted = bool(self.boot) and bool(boot) and self.boot != boot
@@ -44,7 +44,7 @@ def may_execute_twice(request: wire.Request) -> bool:
             # The second execution changes nothing, or only what others did between the two.
             | wire.Touch() | wire.Delete() | wire.Clear() | wire.Reset() | wire.Flush()
             | wire.GroupAdd() | wire.GroupDiscard()
-            # The node recognises the batch by its id.
+            # The node recognizes the batch by its ID.
             | wire.Track()
         ):  # fmt: skip
             return True

@@ -13,7 +13,7 @@ from ..core.membership.heartbeat import NO_VIEW, Identity, View
 from ..core.rendezvous_hashing import Rendezvous
 from ..exceptions import ClusterStateError
 from ..wire.address import Address, parse_tcp
-from ..wire.handshake import Hello, OtherStart
+from ..wire.handshake import Hello, OtherInstance
 from ..wire.messages import GetView, Reply, ViewReply, request_frame
 from ..wire.status import RequesterStats
 from .circuit_breaker import HALF_OPEN_AFTER, CircuitBreaker
@@ -30,9 +30,9 @@ GET_VIEW = request_frame(GetView())
 
 
 class Target(CircuitBreaker):
-    """One start of a node that requests are sent to, its circuit breaker, and idle connections of the blocking client.
+    """An instance of a node that requests are sent to, its circuit breaker, and the blocking client's idle connections.
 
-    An empty name means whichever node answers at the address, an empty boot id whichever start of it.
+    An empty name means whichever node answers at the address, an empty boot ID whichever instance of it.
     """
 
     __slots__ = ("address", "hello", "name", "pool")
@@ -57,7 +57,7 @@ class RoutingTable:
     """The owners of all keys in one view. Never changed, only replaced, so a thread uses either the old or the new one.
 
     `local_serves`: this host's node is a member. While it isn't, a member with its name is another node, or another
-    start of it, and is reached at its own address.
+    instance of it, and is reached at its own address.
     """
 
     __slots__ = ("_rendezvous", "local_name", "local_serves", "targets", "view")
@@ -157,9 +157,9 @@ class Routing(PerProcess):
     def failed(self, target: Target, error: ClusterStateError, began: float, ended: float) -> ClusterStateError:
         """Takes note of a failure. Returns the same error with the name of the node, to be raised.
 
-        A node that was restarted since the view was made has not failed: the next view names its new start.
+        A node that was restarted since the view was made has not failed: the next view names its new instance.
         """
-        if isinstance(error, OtherStart):
+        if isinstance(error, OtherInstance):
             self._refresh_soon(began)
         else:
             self.latencies.append(ended - began)

@@ -187,7 +187,7 @@ class EventCounts:
         self._batches: OrderedDict[bytes, None] = OrderedDict()  # the oldest first
 
     def track(self, batch: bytes, entries: Sequence[EventEntry], now: float) -> int:
-        """Counts a batch, unless its id is known. Returns how many events were counted."""
+        """Counts a batch, unless its ID is known. Returns how many events were counted."""
         if batch in self._batches:
             return 0
         self._batches[batch] = None

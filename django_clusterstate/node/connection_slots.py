@@ -38,7 +38,7 @@ def network_of(host: str) -> str:
 
 
 def source_of(sock: socket.socket) -> Source:
-    """The other host by its network, or a process of this host by its id."""
+    """The other host by its network, or a process of this host by its ID."""
     if sock.family == socket.AF_UNIX:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return Source(SourceKind.LOCAL, str(struct.unpack("3i", credentials)[0]))

@@ -80,8 +80,8 @@ class Heartbeats:
     """Sends and receives heartbeats until cancelled.
 
     `on_heard(beat, fresh)` is called for each authentic heartbeat; any other message is reported to `rejected_log`. A
-    heartbeat is fresh, and so not a recording, if the layer says that it came over a link from the start of the node
-    that it names (`SessionMessage.session`).
+    heartbeat is fresh, and so not a recording, if the layer says that it came over a link from the instance of the
+    node that it names (`SessionMessage.session`).
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class Heartbeats:
         await self._attempt(self._layer.group_send(self._group, encode_heartbeat(beat, self._keys)))
 
     async def answer(self, channel: str, to: Identity) -> None:
-        """Sends one heartbeat to a single node, over the channel that its own heartbeat named. It lists that start of
-        the node first, which proves to it that this node runs now."""
+        """Sends one heartbeat to a single node, over the channel that its own heartbeat named. It lists that
+        instance of the node first, which proves to it that this node runs now."""
         beat = self._membership.heartbeat(self._clock(), self._channel, answer_to=to)
         await self._attempt(self._layer.send(channel, encode_heartbeat(beat, self._keys)))
 

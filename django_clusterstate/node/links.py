@@ -17,7 +17,7 @@ from ..exceptions import ProtocolError, Refused, Unavailable
 from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
 from ..wire.derived_keys import LinkKey
-from ..wire.handshake import DialledItself, Hello, OtherNode, OtherStart, Role
+from ..wire.handshake import DialledItself, Hello, OtherInstance, OtherNode, Role
 from ..wire.messages import Deliver, Forward, channel_tag, request_frame
 from .channels.queues import NODE_GROUPS
 from .log import RateLimitedLog
@@ -36,7 +36,7 @@ MAX_MISDIRECTED = 256
 
 
 class Peer(NamedTuple):
-    """One start of another node, as its sealed handshake or its heartbeat shows it."""
+    """An instance of another node, as its sealed handshake or its heartbeat shows it."""
 
     name: str
     boot: bytes
@@ -46,10 +46,10 @@ class Links:
     """Keeps a link to every known address but this node's own.
 
     A link means whichever node answers at an address, until a heartbeat says which one it is: from then on only that
-    start of that node is accepted there.
+    instance of that node is accepted there.
 
     `on_open(peer, address)` is called when a peer has completed the handshake; `on_refused(peer)` when its process is
-    gone: its link was closed and the next dial refused, or another start of it answers. `log` takes a line for each
+    gone: its link was closed and the next dial refused, or another instance of it answers. `log` takes a line for each
     address that can't be used. `misdirected` holds, by name, the peers whose advertised address leads to another node.
     """
 
@@ -94,7 +94,7 @@ class Links:
         return address in self._links or address in self._own
 
     def dial(self, identity: Identity) -> None:
-        """Dials this start of a node at once, since it sent a heartbeat, however often dials were refused before."""
+        """Dials this instance, which has just sent a heartbeat, at once, however often dials were refused before."""
         peer = Peer(identity.name, identity.boot)
         if identity.address in self._own:
             if self.reached or identity.address != self.me.address:
@@ -158,7 +158,7 @@ class Links:
             link.connection.close()
 
     def connected_boots(self) -> list[bytes]:
-        """The boot ids of the peers to which a link is open."""
+        """The boot IDs of the peers to which a link is open."""
         links = self._links.values()
         return [link.peer.boot for link in links if link.peer is not None and link.connection is not None]
 
@@ -209,7 +209,7 @@ class Link:
         return self.is_open, self._expected == self.peer
 
     def expect(self, peer: Peer, now: float) -> None:
-        """Lets the next dial accept only this start of this node.
+        """Lets the next dial accept only this instance of this node.
 
         A link that is open stays: its peer has proved that the address is its own, and a heartbeat only says so. Two
         nodes may advertise one address for any time.
@@ -259,10 +259,10 @@ class Link:
             verdict = self.heartbeats.verdict
             peer = Peer(verdict.name, verdict.boot)
             connection = await self._connect(lost, peer)
-        except OtherStart as other:
+        except OtherInstance as other:
             self._refused(Peer(other.name, expected.boot if expected is not None else b""))
             if self._expected == expected:
-                self._expected = None  # the start that answers now is as good as one that discovery names
+                self._expected = None  # the instance that answers now is accepted like any that discovery finds
         except OtherNode as other:
             if expected is not None:
                 links.note_misdirected(expected.name, str(self._address), other.name)
@@ -292,7 +292,7 @@ class Link:
         hello = Hello(Role.NODE, name, boot, name=me.name, boot=me.boot, address=me.address)
         connection = await connect(self._address, self._links.keys, DIAL_TIMEOUT, lost.set, hello)
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-        # The second connection may be idle for hours, and a firewall between the hosts forget it.
+        # A firewall between the hosts may drop the state of the second connection, which can be idle for hours.
         connection.set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_AFTER)
         return connection

@@ -154,7 +154,7 @@ class MembershipEvents:
             logger.info("problem resolved: %s", text)
 
     def _silence(self, identity: Identity) -> float:
-        """Seconds since this start of the node was last heard; 0 if another start has taken its place."""
+        """Seconds since this instance of the node was last heard; 0 if another instance has taken its place."""
         member = self._membership.members.get(identity.name)
         return self._clock() - member.heard if member is not None and member.identity == identity else 0.0
 

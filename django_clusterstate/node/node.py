@@ -1,4 +1,4 @@
-"""The daemon: one node of the cluster, from its start to its leave."""
+"""The daemon: one instance of a node, from its start to its leave."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ class Node:
         self._discovery = discovery
         self._notify = notify
         me = Identity(config.name, boot, str(config.advertise), config.weight)
-        self.superseded = False  # this start ended, since another node has its name; the process may begin another
+        self.superseded = False  # this instance ended: another node has its name; the process may begin another
         self.membership = Membership(me, config.timings, clock(), must_be_reached=True)
         rejected = RateLimitedLog(clock, REJECTED_AGAIN, REJECTED_EVERY)
         self.links = Links(
@@ -76,7 +76,7 @@ class Node:
         self._reclaiming = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serves until `stop` is set, then leaves. Sets it itself when this start is superseded.
+        """Serves until `stop` is set, then leaves. Sets it itself when this instance is superseded.
 
         Raises `NodeError` when it can't listen, or on a bug.
         """

@@ -139,7 +139,7 @@ class Connection(asyncio.Protocol):
         self._handshake: NodeHandshake | None = None
         self._sealer: Sealer | None = None
         self._opener: Opener | None = None
-        self.peer = b""  # the boot id of the node at the other end; empty: a requester
+        self.peer = b""  # the boot ID of the node at the other end; empty: a requester
         self._deframer = Deframer(HANDSHAKE_LIMIT)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -30,8 +30,8 @@ class Row:
 
     `report` is None if the member gave none; `silent` is the reason if it was queried. `state` is the one that the
     member reports, or else the observer; `seen_as` is the observer's if it differs. `heard_ago` is None for the
-    observer and for a member that it doesn't know. `restarted`: within the last hour, after an earlier start of the
-    same name. `odd_version`: most nodes run another version.
+    observer and for a member that it doesn't know. `restarted`: within the last hour, after an earlier instance of
+    the same name. `odd_version`: most nodes run another version.
     """
 
     name: str
@@ -134,7 +134,7 @@ def _usual_version(nodes: dict[str, StatusReply]) -> str:
 
 
 def _boots(reports: Reports) -> dict[str, set[bytes]]:
-    """The boot ids of each name in the timelines."""
+    """The boot IDs of each name in the timelines."""
     boots: dict[str, set[bytes]] = {}
     for report in reports.replies.values():
         for moment in report.timeline:

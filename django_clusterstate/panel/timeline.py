@@ -37,8 +37,8 @@ _STYLES: dict[str, str] = {
 
 @dataclass(slots=True)
 class TimelineEntry:
-    """A change of one start of a node, `ago` seconds before, when the first of `reporters` noticed it. `number` counts
-    the changes of this kind."""
+    """A change of an instance of a node, `ago` seconds before, when the first of `reporters` noticed it. `number`
+    counts the changes of this kind."""
 
     what: str
     name: str

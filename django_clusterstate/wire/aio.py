@@ -239,7 +239,7 @@ async def connect(
 
     `hello` describes this side and names the node that is meant. `is_idle` says whether a processor is idle: then the
     connection busy-polls for replies. `on_close` is called when the connection ends. Raises `Unreachable`, `Refused`,
-    `ProtocolError`, `DialledItself`, `OtherNode` or `OtherStart`.
+    `ProtocolError`, `DialledItself`, `OtherNode` or `OtherInstance`.
     """
     hello = structs.replace(hello, dialled=str(address))
     loop = asyncio.get_running_loop()

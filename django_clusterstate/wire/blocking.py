@@ -58,7 +58,7 @@ class BlockingConnection:
 
     `deadline`: seconds for each call. Connecting may take as long, or until `until` on the monotonic clock.
     `is_idle` says whether a processor is idle: then calls busy-poll for their replies before they sleep.
-    `hello` names the node that is meant. Raises `Unreachable`, `Refused`, `ProtocolError`, `OtherNode` or `OtherStart`.
+    `hello` names the expected node. Raises `Unreachable`, `Refused`, `ProtocolError`, `OtherNode` or `OtherInstance`.
     Any error closes the connection, so a late reply can't be taken for that to the next request.
     """
 
@@ -79,7 +79,7 @@ class BlockingConnection:
         self._deadline = deadline
         self._timeout = 0.0
         self.idle_since = 0.0  # set by the pool that keeps it
-        self.node_boot = b""  # boot id of the node; empty where it sends none
+        self.node_boot = b""  # boot ID of the node; empty where it sends none
         self._view = memoryview(bytearray(_RECEIVE))
         self._polling = BusyPoll(is_idle)
         self._sealer: Sealer | None = None  # None: a unix socket, or the handshake isn't over

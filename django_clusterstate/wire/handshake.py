@@ -1,13 +1,13 @@
 """The handshake: both ends of a connection agree on a protocol version, prove that they know the secret, and identify
 themselves. Pure.
 
-    node     -> dialler   Challenge(magic, versions, nonce, boot id)
+    node     -> dialler   Challenge(magic, versions, nonce, boot ID)
     dialler  -> node      Offers(version, one first Noise message for each secret that the dialler has)
     node     -> dialler   the index of the accepted offer, and the second Noise message
     both                  sealed records from then on
 
 The Noise handshake (see `noise`) is bound to the challenge: a changed version, a message replayed on another connection
-and one relayed from another node fail to decrypt. An offer begins with an id, an HMAC of the challenge under a key of
+and one relayed from another node fail to decrypt. An offer begins with an ID, an HMAC of the challenge under a key of
 the secret. By it the node finds the common secret before any key exchange, so nobody without the secret causes one.
 
 The Noise messages carry a `Hello` of the dialler, which names itself and the node that it expects, and the node's
@@ -53,7 +53,7 @@ class Role(enum.IntEnum):
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True):
-    """The node's first message: the protocol versions that it supports, a nonce of 32 bytes, and its boot id."""
+    """The node's first message: the protocol versions that it supports, a nonce of 32 bytes, and its boot ID."""
 
     magic: str
     oldest: int
@@ -74,7 +74,7 @@ class Offers(msgspec.Struct, frozen=True, array_like=True):
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """The payload of the first Noise message, from the dialler.
 
-    `expected_name` and `expected_boot` are the name and boot id of the expected node; empty: any. `dialled` is the
+    `expected_name` and `expected_boot` are the name and boot ID of the expected node; empty: any. `dialled` is the
     dialled address. If the dialler is a node, `name`, `boot` and `address` (advertised) are its own.
     """
 
@@ -88,7 +88,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True):
-    """The payload of the second Noise message, from the node: whether it is the expected node, its name and boot id,
+    """The payload of the second Noise message, from the node: whether it is the expected node, its name and boot ID,
     and the address from which the dialler's connection comes."""
 
     accepted: bool
@@ -106,8 +106,8 @@ class OtherNode(ProtocolError):
         self.boot = boot
 
 
-class OtherStart(OtherNode):
-    """The expected node was restarted: its boot id isn't the expected one."""
+class OtherInstance(OtherNode):
+    """The expected node was restarted: its boot ID isn't the expected one."""
 
 
 class DialledItself(ProtocolError):
@@ -149,7 +149,7 @@ class NodeHandshake:
     `name` and `boot` are the node's own, `source` is the dialler's address. `challenge` is the payload of the first
     message. After `receive()`, `hello` is the dialler's and `session` seals the connection (None on a unix socket). If
     `refused` is set, it is the reason to close the connection once the answer is sent. `outdated`: the dialler expects
-    an earlier start of this node, as requesters do for a moment after a restart.
+    an earlier instance of this node, as requesters do for a moment after a restart.
     """
 
     def __init__(self, keys: Sequence[LinkKey], name: str = "", boot: bytes = b"", source: str = "") -> None:
@@ -243,7 +243,7 @@ class DiallerHandshake:
         """Takes the payload with the node's answer.
 
         Raises `ProtocolError` if the answer doesn't prove that the node has one of the secrets, `DialledItself` if it
-        comes from the dialler itself, `OtherNode` or `OtherStart` if it isn't from the expected node.
+        comes from the dialler itself, `OtherNode` or `OtherInstance` if it isn't from the expected node.
         """
         if not self._keys:
             self.verdict = _decode(payload, Verdict)
@@ -261,11 +261,11 @@ class DiallerHandshake:
 
     def _check_identity(self, verdict: Verdict) -> None:
         hello, name, boot = self._hello, verdict.name, verdict.boot
-        if hello.boot and boot == hello.boot:  # the boot id in the challenge isn't authenticated
+        if hello.boot and boot == hello.boot:  # the boot ID in the challenge isn't authenticated
             raise DialledItself("the address leads to this node itself")
         if verdict.accepted and hello.expected_name in ("", name):
             return
         if hello.expected_boot and name == hello.expected_name:
-            raise OtherStart(f"{name} at {hello.dialled} has been restarted", name, boot)
+            raise OtherInstance(f"{name} at {hello.dialled} has been restarted", name, boot)
         expected = hello.expected_name or "a different node"
         raise OtherNode(f"expected {expected} at {hello.dialled}, but {name} answers there", name, boot)

@@ -73,7 +73,7 @@ class Changes(msgspec.Struct, array_like=True):
     down: int = 0  #: a member was declared down
     left: int = 0  #: a member left gracefully
     isolated: int = 0  #: this node was isolated: most peers fell silent at once
-    restarted: int = 0  #: a heartbeat arrived with a new boot id
+    restarted: int = 0  #: a heartbeat arrived with a new boot ID
 
 
 class MemberStatus(msgspec.Struct, frozen=True, array_like=True):

@@ -40,7 +40,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import Address, TcpAddress, UnixAddress
 from django_clusterstate.wire.derived_keys import LinkKey, derive_link_keys
 from django_clusterstate.wire.framing import HEADER, frame
-from django_clusterstate.wire.handshake import Hello, NodeHandshake, OtherNode, OtherStart
+from django_clusterstate.wire.handshake import Hello, NodeHandshake, OtherInstance, OtherNode
 from django_clusterstate.wire.noise import TAG
 from testproject import settings
 from testproject.processes import LocalCluster, free_port
@@ -521,7 +521,7 @@ def test_another_node_at_an_address_is_a_failure_and_gets_no_request(requester: 
 def test_restart_of_the_owner_refreshes_the_view_and_is_not_a_failure(requester: Requester) -> None:
     table = requester.table()
     beta = table.targets["beta"]
-    stale = Target("beta", beta.address, b"earlier start 16")
+    stale = Target("beta", beta.address, b"earlier instance")
     requester.routing.table = RoutingTable(table.view, table.local_name, {**table.targets, "beta": stale})
     key = next(key for key in (b"k%d" % number for number in range(200)) if table.owner(key) is beta)
     requester.routing.epoch = 0  # as if it was of an earlier view
@@ -529,7 +529,7 @@ def test_restart_of_the_owner_refreshes_the_view_and_is_not_a_failure(requester:
     assert isinstance(requester.call(key, get_request(key)), wire.ValuesReply)
     assert stale.failures == 0
     assert requester.routing.table.targets["beta"].hello.expected_boot == beta.hello.expected_boot
-    with pytest.raises(OtherStart):
+    with pytest.raises(OtherInstance):
         requester.call_node(stale, PING)
     assert stale.failures == 0
 
@@ -541,7 +541,7 @@ def test_restart_between_two_requests_to_several_nodes_is_not_a_failure(make: Ma
         if next(connections) == 0:
             answers_once(sock).read_frame()
             return
-        handshake = NodeHandshake(KEYS, "n1", b"the later start")
+        handshake = NodeHandshake(KEYS, "n1", b"later instance")
         sock.sendall(frame(handshake.challenge))
         sock.sendall(frame(handshake.receive(read_frame(sock))))
 
@@ -552,7 +552,7 @@ def test_restart_between_two_requests_to_several_nodes_is_not_a_failure(make: Ma
         requests = [(target, frame(wire.encode(wire.Get([b"k"])))) for target in targets]
         assert kinds(requester.call_each(requests)) == [wire.DoneReply] * 2
         requester.routing.refresh_at = math.inf
-        assert kinds(requester.call_each(requests)) == [wire.DoneReply, OtherStart]
+        assert kinds(requester.call_each(requests)) == [wire.DoneReply, OtherInstance]
         assert targets[1].failures == 0
         assert requester.routing.refresh_at < math.inf
         requester.close()

@@ -16,7 +16,7 @@ from django_clusterstate.exceptions import (
 )
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import OtherNode, OtherStart
+from django_clusterstate.wire.handshake import OtherInstance, OtherNode
 from django_clusterstate.wire.status import RequesterStats
 
 RULES = [Rule(Algorithm.FIXED_WINDOW, 5, 60.0)]
@@ -82,7 +82,7 @@ ERRORS = [
     (Unreachable(), False),
     (Refused(), False),
     (OtherNode(""), False),
-    (OtherStart(""), False),
+    (OtherInstance(""), False),
     (ConnectionLost(), True),
     (TimedOut(), True),
     (ProtocolError(), True),

@@ -19,7 +19,7 @@ from django_clusterstate.core.rendezvous_hashing import Rendezvous
 from django_clusterstate.exceptions import ProtocolError, TimedOut, Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import HEADER
-from django_clusterstate.wire.handshake import OtherNode, OtherStart
+from django_clusterstate.wire.handshake import OtherInstance, OtherNode
 from django_clusterstate.wire.messages import GetView, Request, ViewReply, decode_request
 from django_clusterstate.wire.status import RequesterStats
 
@@ -317,7 +317,7 @@ def test_without_members_there_are_no_groups() -> None:
 
 def test_error_gets_the_name_of_its_node_and_keeps_its_type() -> None:
     routing, target = Routing(LOCAL), Target("b", TcpAddress("10.0.0.2", 4370))
-    for kind in (Unavailable, TimedOut, ProtocolError, OtherNode, OtherStart):
+    for kind in (Unavailable, TimedOut, ProtocolError, OtherNode, OtherInstance):
         error = routing.failed(target, kind("why"), NOW, NOW)
         assert type(error) is kind
         assert str(error) == "node b at 10.0.0.2:4370: why"
@@ -326,7 +326,7 @@ def test_error_gets_the_name_of_its_node_and_keeps_its_type() -> None:
 def test_restart_of_a_node_is_not_a_failure_and_makes_the_view_old() -> None:
     routing = routing_of("a", "b")
     target = routing.table.targets["b"]
-    routing.failed(target, OtherStart("restarted"), NOW + 0.5, NOW + 0.6)
+    routing.failed(target, OtherInstance("restarted"), NOW + 0.5, NOW + 0.6)
     assert (target.failures, list(routing.latencies), routing.stats.failures) == (0, [], 0)
     assert routing.refresh_at == NOW + 0.5
 

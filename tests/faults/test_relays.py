@@ -20,7 +20,7 @@ from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.handshake import Hello, OtherNode, OtherStart
+from django_clusterstate.wire.handshake import Hello, OtherInstance, OtherNode
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, lines, moves, status_of, until_all_say
 from tests.faults.proxy import Proxy
@@ -175,7 +175,7 @@ def test_an_earlier_start_is_not_taken_for_the_present_one(folder: Path) -> None
         cluster.kill("a")
         cluster.start("a")
         cluster.wait_for()
-        with pytest.raises(OtherStart, match="has been restarted"):
+        with pytest.raises(OtherInstance, match="has been restarted"):
             BlockingConnection(address, keys, 2.0, hello=Hello(expected_name="a", expected_boot=boot))
 
 

@@ -94,7 +94,7 @@ def test_a_nodes_own_challenge_reflected_to_it_admits_nobody(folder: Path, figur
     """Who is dialled by a node dials it back, and lets it answer its own challenge, as it is and in disguise."""
     offers: list[bytes] = []
     answers: list[bytes] = []
-    disguises = iter((b"", b"another start", None))
+    disguises = iter((b"", b"another instance", None))
 
     def reflect(dialled: socket.socket) -> None:
         with socket.create_connection(("127.0.0.1", cluster.ports["a"])) as sock:

@@ -71,7 +71,7 @@ class Peers:
 class Requester:
     """One connection, as far as the handler sees it."""
 
-    peer = b"a node's boot id"
+    peer = b"a node's boot ID"
 
     def __init__(self) -> None:
         self.pushed: list[wire.Reply] = []

@@ -747,7 +747,7 @@ async def test_forwarded_message_goes_by_the_open_link_of_a_node_that_has_moved(
     with socket.create_server(("127.0.0.1", 0)) as mute:  # where that host was, nobody answers
         former = f"127.0.0.1:{mute.getsockname()[1]}"
         links.add([former, str(running.tcp)])
-        links._links[former].peer = Peer("alpha", b"former start")
+        links._links[former].peer = Peer("alpha", b"former instance")
         await until(lambda: bool(opened))
         links.forward(wire.channel_tag("alpha"), wire.Forward("specific.x!y", b"x", 60, 10_000))
         assert links.unreachable == 0

@@ -78,7 +78,7 @@ def test_most_common_view_is_first() -> None:
 
 
 def test_restart_is_marked() -> None:
-    before = MemberEvent(60.0, EventKind.DOWN, "two", b"an earlier start")
+    before = MemberEvent(60.0, EventKind.DOWN, "two", b"earlier instance")
     now = MemberEvent(50.0, EventKind.JOINED, "two", identity("two").boot)
 
     def restarted(timeline: list[MemberEvent], uptime: float) -> list[bool]:

@@ -20,8 +20,8 @@ from django_clusterstate.wire.handshake import (
     Hello,
     NodeHandshake,
     Offers,
+    OtherInstance,
     OtherNode,
-    OtherStart,
     Role,
     Verdict,
 )
@@ -211,7 +211,7 @@ def test_restarted_node_and_another_node_are_distinguished() -> None:
         node(NEW),
         DiallerHandshake([NEW], Hello(expected_name="web-2", expected_boot=EARLIER, dialled=ADDRESS)),
     )
-    with pytest.raises(OtherStart, match=f"web-2 at {ADDRESS} has been restarted") as raised:
+    with pytest.raises(OtherInstance, match=f"web-2 at {ADDRESS} has been restarted") as raised:
         connect(web, dialler)
     assert (raised.value.name, raised.value.boot) == ("web-2", BOOT)
     assert web.refused == "it expects an earlier instance of web-2"

@@ -12,13 +12,13 @@ NOTICES = 2  # in a heartbeat, and heartbeats in which each notice is sent
 class Gossip:
     """Chooses the observations of the next heartbeat.
 
-    A notice goes to a start that may not know how others see it. `suspected_by_others`: names of the members that a
+    A notice goes to an instance that may not know how others see it. `suspected_by_others`: names of the members that a
     sender suspects and this node has heard.
     """
 
     def __init__(self) -> None:
         self.suspected_by_others: dict[str, None] = {}
-        self._notices: dict[bytes, tuple[Observation, int]] = {}  # by boot id, and how often to send it
+        self._notices: dict[bytes, tuple[Observation, int]] = {}  # by boot ID, and how often to send it
         self._next = 0  # of the members that are named in turn
 
     def notify_replaced(self, who: Identity) -> None:
@@ -35,9 +35,9 @@ class Gossip:
             self._notices[notice.boot] = (notice, NOTICES)
 
     def choose(self, members: dict[str, Member], answer_to: Identity | None, now: float) -> Iterator[Observation]:
-        """At most OBSERVATIONS: first the start that is answered, and notices. Then suspected and down members, those
-        heard last before the others, since only they can refute; then members that others suspect and this node has
-        heard; then the remaining members in turn."""
+        """At most OBSERVATIONS: first the instance that is answered, and notices. Then suspected and down members,
+        those heard last before the others, since only they can refute; then members that others suspect and this node
+        has heard; then the remaining members in turn."""
         first = [*_answered(members, answer_to, now), *self._due_notices()]
         yield from first
         room = OBSERVATIONS - len(first)
@@ -63,7 +63,7 @@ class Gossip:
 
 
 def _answered(members: dict[str, Member], who: Identity | None, now: float) -> Iterator[Observation]:
-    """The start that is answered. One that isn't a member is named as joining, which it answers if it serves."""
+    """The instance that is answered. One that isn't a member is named as joining, which it answers if it serves."""
     if who is None:
         return
     member = members.get(who.name)
@@ -80,5 +80,5 @@ def _observation(member: Member, now: float) -> Observation:
 
 
 def says_replaced(beat: Heartbeat, boot: bytes) -> bool:
-    """Whether the sender has replaced this start."""
+    """Whether the sender has replaced this instance."""
     return any(seen.boot == boot and seen.state is MemberState.LEFT for seen in beat.observations)

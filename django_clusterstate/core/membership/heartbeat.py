@@ -67,10 +67,11 @@ def is_loopback(address: str) -> bool:
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One start of one node, as it presents itself.
+    """One instance of a node, as it presents itself.
 
-    `boot` is 128 random bits, new at every start: the same name with another boot is a restart.
-    `address` is `host:port`, where peers and requesters reach it. `weight` is its share of the keys.
+    `boot` is its boot ID, 128 random bits that are new each time a node starts: the same name with a different boot ID
+    is a restart, or a second node. `address` is `host:port`, where peers and requesters reach it. `weight` is its share
+    of the keys.
     """
 
     name: NodeName

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from .heartbeat import GONE, Identity, is_loopback
 from .members import Member, Timings
 from .name_conflicts import NameConflicts
-from .provisional_starts import ProvisionalStarts
+from .provisional_instances import ProvisionalInstances
 
 MAX_AWAITED = 256  # members that others know
 
@@ -37,7 +37,7 @@ class Joining:
         me: Identity,
         timings: Timings,
         now: float,
-        provisional: ProvisionalStarts,
+        provisional: ProvisionalInstances,
         conflicts: NameConflicts,
         *,
         must_be_reached: bool,
@@ -79,12 +79,12 @@ class Joining:
         return None
 
     def _other_addresses(self, members: Mapping[str, Member], now: float) -> Iterator[str]:
-        """The addresses of members that run, and of starts that a handshake has proven to run."""
+        """The addresses of members that run, and of instances that a handshake has proven to run."""
         yield from (member.identity.address for member in members.values() if member.state not in GONE)
         yield from self._provisional.proven_addresses(now, except_name=self._me.name)
 
     def _awaits_members(self, now: float) -> bool:
-        """Whether others have just reported an unheard member, or an unproven start has just been heard."""
+        """Whether others have just reported an unheard member, or an unproven instance has just been heard."""
         recently = now - 2 * self._timings.heartbeat
         return any(reported >= recently for reported in self._awaited.values()) or (
             self._provisional.any_heard_since(recently, except_name=self._me.name)

@@ -48,8 +48,9 @@ class Member:
 
 
 @dataclass(slots=True)
-class Start:
-    """A start of a node that isn't the member of its name, by its last heartbeat."""
+class Instance:
+    """An instance of a node that isn't the member with its name (it is provisional, or in a name conflict), and its
+    last heartbeat."""
 
     beat: Heartbeat
     first_heard: float
@@ -61,7 +62,7 @@ class Start:
         return self.beat.identity
 
     def hear(self, beat: Heartbeat, now: float) -> None:
-        """Keep a heartbeat of this start, unless a newer one has come before it."""
+        """Keep a heartbeat of this instance, unless a newer one has come before it."""
         if beat.sequence > self.beat.sequence:
             self.beat, self.heard = beat, now
 
@@ -81,7 +82,7 @@ class Effects:
 
     `answer`: send a heartbeat to the sender now. `dial`: the sender is proven to run, so its address is worth a dial.
     `declared_down`: others had declared this node down, and have served its keys. `stalled`: seconds that this node was
-    stopped. `superseded`: another start has this node's name; this one must end, and its process may begin another.
+    stopped. `superseded`: another instance has this node's name; this one must end, and its process may begin another.
     `unreachable`: members that others hear and this node no longer hears. `unknown_addresses`: addresses of members
     that others know and this node doesn't.
     """

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from .gossip import Gossip, says_replaced
 from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
 from .joining import Joining, WaitReason
-from .members import Change, Effects, Member, Start, Timings
+from .members import Change, Effects, Instance, Member, Timings
 from .name_conflicts import NameConflict, NameConflicts
-from .provisional_starts import Proof, ProvisionalStarts
+from .provisional_instances import Proof, ProvisionalInstances
 from .transitions import when_ended, when_heard, when_silent
 
 TICK = 0.1  # seconds between two ticks, unless the caller gives another interval
@@ -20,8 +20,8 @@ STALL = 0.2  # seconds: a tick that is later than this means that this node was 
 ISOLATION_WINDOW = 1.0  # seconds: peers that fell silent within it did so for one reason
 TOMBSTONES = 256  # members that are gone and still shown, at most
 TOMBSTONE_SECONDS = 3600.0
-RETIRED_BOOTS = 4096  # boot ids that were replaced or have left, so that their late messages are ignored; at most
-MAY_END = (MemberState.JOINING, MemberState.ALIVE)  # states in which this start ends when it is superseded
+RETIRED_BOOTS = 4096  # boot IDs that were replaced or have left, so that their late messages are ignored; at most
+MAY_END = (MemberState.JOINING, MemberState.ALIVE)  # states in which this instance ends when it is superseded
 
 
 class Membership:
@@ -29,7 +29,7 @@ class Membership:
 
     `view`: the members that own keys, which are the alive and the suspect ones, and this node if it serves.
     `layer_failing`: set by the caller while no heartbeat can arrive, so that silence counts for nobody. `dropped`:
-    heartbeats that were ignored: repeated, of a retired boot id, or of a member that is down. `restarts`: how many
+    heartbeats that were ignored: repeated, of a retired boot ID, or of a member that is down. `restarts`: how many
     members were replaced by a different instance.
     """
 
@@ -50,14 +50,14 @@ class Membership:
         self._ticked = now
         self._gossip = Gossip()
         self._retired: OrderedDict[bytes, None] = OrderedDict()
-        self._provisional = ProvisionalStarts(me.boot, timings.down_after)
+        self._provisional = ProvisionalInstances(me.boot, timings.down_after)
         self._conflicts = NameConflicts(me, timings.heartbeat, timings.suspect_after, timings.down_after)
         self._joining = Joining(me, timings, now, self._provisional, self._conflicts, must_be_reached=must_be_reached)
 
     # -- heartbeats and handshakes --------------------------------------------------------------------------
 
     def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
-        """Take in an authentic heartbeat. `fresh`: it came over a link to the very start that it speaks for."""
+        """Take in an authentic heartbeat. `fresh`: it came over a link to the very instance that sends it."""
         effects = Effects()
         sender = beat.identity
         if sender.boot == self.me.boot:
@@ -74,7 +74,7 @@ class Membership:
             beat = self._provisional.promote(beat)
         if sender.name == self.me.name:
             self._hear_conflicting(beat, now, effects)
-            effects.superseded = self.state in SERVING and self._conflicts.older_start_serves(self._sequence, now)
+            effects.superseded = self.state in SERVING and self._conflicts.older_instance_serves(self._sequence, now)
             effects.dial = beat.state is not MemberState.LEFT
             return effects
         if member is None:
@@ -104,31 +104,31 @@ class Membership:
         member = self.members.get(name)
         if member is not None and member.identity.boot != boot and boot not in self._retired:
             if address == member.identity.address and member.state not in GONE:
-                self._end(member, now, effects)  # no other start can listen there now
-            start = self._conflicts.get(name, boot)
-            if start is not None and member.state in GONE:
+                self._end(member, now, effects)  # no other instance can listen there now
+            instance = self._conflicts.get(name, boot)
+            if instance is not None and member.state in GONE:
                 self._retire(member, now, effects)
-                self._add(start.beat, now, effects)
+                self._add(instance.beat, now, effects)
             self._settle(effects)
-        start = self._provisional.provisional.pop(boot, None)
-        if start is not None:
+        instance = self._provisional.provisional.pop(boot, None)
+        if instance is not None:
             changes = effects.changes
-            effects = self.heard(start.beat, now, fresh=True)
+            effects = self.heard(instance.beat, now, fresh=True)
             effects.changes[:0] = changes
         return effects
 
     def still_linked(self, boot: bytes, now: float) -> None:
-        """The link whose handshake has identified this start is still open."""
+        """The link whose handshake has identified this instance is still open."""
         self._provisional.renew(boot, now)
 
     def reached_by(self, name: str, boot: bytes, now: float) -> Effects:
-        """A peer has dialled this very start at the address that it advertises, and completed the handshake."""
+        """A peer has dialled this very instance at the address that it advertises, and completed the handshake."""
         if boot != self.me.boot:
             self._joining.reached = True
         return self.identified(name, boot, now)
 
     def refused(self, name: str, boot: bytes, now: float) -> Effects:
-        """The link to this start of the node was closed and a fresh dial refused: its process has ended."""
+        """The link to this instance of the node was closed and a fresh dial refused: its process has ended."""
         effects = Effects()
         self._provisional.drop(boot)
         self._conflicts.drop(name, boot)
@@ -204,7 +204,7 @@ class Membership:
                 if member.state is MemberState.LEFT:
                     self._ignore(member.identity.boot)
                 del self.members[member.identity.name]
-                self._conflicts.starts.pop(member.identity.name, None)
+                self._conflicts.instances.pop(member.identity.name, None)
 
     # -- this node ------------------------------------------------------------------------------------------
 
@@ -294,21 +294,21 @@ class Membership:
         return True
 
     def _is_replaced_by(self, member: Member, beat: Heartbeat, now: float) -> bool:
-        """Whether another running start of its name takes a member's place."""
+        """Whether another running instance of its name takes a member's place."""
         if member.state in GONE or member.state is MemberState.LEAVING:
             return True
         heard = max(member.heard, member.heard_by_others)
         return beat.state in SERVING and now - heard >= self.timings.suspect_after
 
     def _replace_joining(self, member: Member, now: float, effects: Effects) -> None:
-        """A start in conflict that serves takes the place of a joining member, which is then the one in conflict."""
+        """Let an instance in conflict that serves take the place of a joining member, which is then in conflict."""
         who = member.identity
-        start = self._conflicts.settled(who.name)
-        if start is not None and member.state is MemberState.JOINING:
+        instance = self._conflicts.settled(who.name)
+        if instance is not None and member.state is MemberState.JOINING:
             beat = Heartbeat(who, member.incarnation, member.sequence, member.state, member.epoch)
             self._end(member, now, effects)
-            self._add(start.beat, now, effects)
-            self._conflicts.starts[who.name] = Start(beat, member.since, member.heard)
+            self._add(instance.beat, now, effects)
+            self._conflicts.instances[who.name] = Instance(beat, member.since, member.heard)
 
     def _take_in(self, observations: Iterable[Observation], now: float, effects: Effects) -> None:
         """Take in when the sender heard other members. A node hears thousands of observations a second."""
@@ -372,7 +372,7 @@ class Membership:
         self._move(member, when_ended(member.state), now, effects)
 
     def _retire(self, member: Member, now: float, effects: Effects) -> None:
-        """Remove a member whose place another start takes."""
+        """Remove a member whose place another instance takes."""
         self.restarts += 1
         self._ignore(member.identity.boot)
         self._end(member, now, effects)

@@ -1,16 +1,16 @@
-"""Running starts whose name a member has: two nodes of one name, or one that was restarted while nobody noticed.
+"""Running instances whose name a member has: two nodes of one name, or one that was restarted unnoticed.
 
 The instance that has a name keeps it as long as any node receives its heartbeats, and a second one waits. If both
-serve, as after a partition, the younger is superseded, and so is a start that others have replaced: its process begins
-another start with a new boot id, which waits for its name. Times are monotonic seconds.
+serve, as after a partition, the younger is superseded, and so is an instance that others have replaced: its process
+begins another instance with a new boot ID, which waits for its name. Times are monotonic seconds.
 """
 
 from dataclasses import dataclass
 
 from .heartbeat import SERVING, Heartbeat, Identity, MemberState, Observation
-from .members import Start
+from .members import Instance
 
-OLDER_BY = 20  # heartbeats: a start that has sent more than that many more is the older one, however late they arrive
+OLDER_BY = 20  # heartbeats: an instance that has sent more than that many more is older, however late they arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,90 +23,90 @@ class NameConflict:
 
 
 class NameConflicts:
-    """The starts in conflict with a member, or with this node: at most one for each name.
+    """The instances in conflict with a member, or with this node: at most one for each name.
 
-    Seconds: `heartbeat` between heartbeats, `settled` until another start may take the place of one in conflict, and
+    Seconds: `heartbeat` between heartbeats, `settled` until another instance may take the place of one in conflict, and
     `lifetime` until one that isn't heard is forgotten.
     """
 
     def __init__(self, me: Identity, heartbeat: float, settled: float, lifetime: float) -> None:
-        self.starts: dict[str, Start] = {}  # by name
+        self.instances: dict[str, Instance] = {}  # by name
         self._me = me
         self._heartbeat = heartbeat
         self._settled = settled
         self._lifetime = lifetime
-        self._reported: tuple[str, float] | None = None  # the start that has our name by others: address, last heard
+        self._reported: tuple[str, float] | None = None  # the instance that has our name by others: address, last heard
 
-    def get(self, name: str, boot: bytes) -> Start | None:
-        """This start, if it is in conflict."""
-        start = self.starts.get(name)
-        return start if start is not None and start.identity.boot == boot else None
+    def get(self, name: str, boot: bytes) -> Instance | None:
+        """This instance, if it is in conflict."""
+        instance = self.instances.get(name)
+        return instance if instance is not None and instance.identity.boot == boot else None
 
     def hear(self, beat: Heartbeat, now: float) -> bool:
         """Keep a heartbeat of an instance in conflict. Returns whether the instance is new and must be answered."""
         name, boot = beat.identity.name, beat.identity.boot
-        start = self.starts.get(name)
+        instance = self.instances.get(name)
         if beat.state is MemberState.LEFT:
             self.drop(name, boot)
-        elif start is not None and start.identity.boot == boot:
-            start.hear(beat, now)
-        elif start is None or now - start.heard >= self._settled:
-            self.starts[name] = Start(beat, now, now)
+        elif instance is not None and instance.identity.boot == boot:
+            instance.hear(beat, now)
+        elif instance is None or now - instance.heard >= self._settled:
+            self.instances[name] = Instance(beat, now, now)
             return True
         return False
 
     def hear_of(self, observation: Observation, now: float) -> None:
-        """A member reports that another start has this node's name."""
+        """A member reports that another instance has this node's name."""
         heard = now - observation.age
         if self._reported is None or heard > self._reported[1]:
             self._reported = (observation.address, heard)
 
     def drop(self, name: str, boot: bytes) -> None:
-        """Forget a start that has ended, or is a member now."""
+        """Forget an instance that has ended, or is a member now."""
         if self.get(name, boot) is not None:
-            del self.starts[name]
+            del self.instances[name]
 
     def holder(self, now: float) -> str:
-        """The address of another start that has this node's name and precedence over a joining one; empty if there is
-        none."""
-        start = self.starts.get(self._me.name)
-        if start is not None and now - start.heard < self._lifetime:
-            state = start.beat.state
-            if state in SERVING or (state is MemberState.JOINING and start.identity.boot < self._me.boot):
-                return start.identity.address
+        """The address of another instance that has this node's name and precedence over a joining one; empty if there
+        is none."""
+        instance = self.instances.get(self._me.name)
+        if instance is not None and now - instance.heard < self._lifetime:
+            state = instance.beat.state
+            if state in SERVING or (state is MemberState.JOINING and instance.identity.boot < self._me.boot):
+                return instance.identity.address
         if self._reported is not None and now - self._reported[1] < self._lifetime:
             return self._reported[0]
         return ""
 
-    def older_start_serves(self, sequence: int, now: float) -> bool:
-        """Whether the start of our name that was heard just now serves, and is older than this one, which has sent
+    def older_instance_serves(self, sequence: int, now: float) -> bool:
+        """Whether the instance of our name that was heard just now serves, and is older than this one, which has sent
         `sequence` heartbeats."""
-        start = self.starts.get(self._me.name)
-        if start is None or start.heard != now or start.beat.state not in SERVING:
+        instance = self.instances.get(self._me.name)
+        if instance is None or instance.heard != now or instance.beat.state not in SERVING:
             return False
-        if now - start.first_heard < self._heartbeat / 2:
-            return False  # perhaps a late message of our own former start
-        surplus = start.beat.sequence - sequence
+        if now - instance.first_heard < self._heartbeat / 2:
+            return False  # perhaps a late message of our own former instance
+        surplus = instance.beat.sequence - sequence
         if abs(surplus) <= OLDER_BY:
-            return start.identity.boot < self._me.boot
+            return instance.identity.boot < self._me.boot
         return surplus > 0
 
-    def settled(self, name: str) -> Start | None:
+    def settled(self, name: str) -> Instance | None:
         """The instance in conflict for this name, if it has served for `settled` seconds, so by more than one late
         message."""
-        start = self.starts.get(name)
-        if start is None or start.beat.state not in SERVING or start.heard - start.first_heard < self._settled:
+        instance = self.instances.get(name)
+        if instance is None or instance.beat.state not in SERVING:
             return None
-        return start
+        return instance if instance.heard - instance.first_heard >= self._settled else None
 
     def current(self, own_state: MemberState, addresses: dict[str, str], now: float) -> list[NameConflict]:
         """The names that two running nodes have, given the addresses of the members by name."""
         holder = self.holder(now) if own_state is MemberState.JOINING else ""
         found: list[NameConflict] = []
-        for name, start in self.starts.items():
-            if now - start.heard >= self._lifetime or start.heard - start.first_heard < self._heartbeat / 2:
+        for name, instance in self.instances.items():
+            if now - instance.heard >= self._lifetime or instance.heard - instance.first_heard < self._heartbeat / 2:
                 continue  # ended, or heard once only, perhaps by a late message
-            address = start.identity.address
+            address = instance.identity.address
             if name != self._me.name:
                 if name in addresses:
                     found.append(NameConflict(name, addresses[name], address))
@@ -120,12 +120,14 @@ class NameConflicts:
 
     def discount(self, seconds: float, now: float) -> None:
         """This node was stopped, and heartbeats that were sent meanwhile are still unread: no silence counts."""
-        for start in self.starts.values():
-            start.first_heard = min(now, start.first_heard + seconds)
-            start.heard = min(now, start.heard + seconds)
+        for instance in self.instances.values():
+            instance.first_heard = min(now, instance.first_heard + seconds)
+            instance.heard = min(now, instance.heard + seconds)
         if self._reported is not None:
             address, heard = self._reported
             self._reported = (address, min(now, heard + seconds))
 
     def expire(self, now: float) -> None:
-        self.starts = {name: start for name, start in self.starts.items() if now - start.heard < self._lifetime}
+        self.instances = {
+            name: instance for name, instance in self.instances.items() if now - instance.heard < self._lifetime
+        }

@@ -9,17 +9,17 @@
 | suspect     | heard                                                                   | alive                        |
 | alive       | reports that it is joining: its loopback address owns no keys           | joining                      |
 | joining, alive, suspect | silent for `down_after`, to us and to all who report it     | down                         |
-| joining, alive, suspect | refuses a fresh link, or another start answers in its place | down                         |
+| joining, alive, suspect | refuses a fresh link, or another instance answers in its place | down                      |
 | joining, alive, suspect | reports that it leaves                                      | leaving                      |
 | leaving     | reports that it has left, is silent for `down_after`, or refuses a link | left                         |
 | down        | heard with a higher incarnation: it has refuted                         | the state that it reports    |
-| down, left, leaving | its name is heard with a new boot id                            | replaced by the new start    |
-| any other   | its name is heard with a new boot id                                    | unchanged: a name conflict   |
-| suspect     | the start in conflict with it serves                                    | replaced by that start       |
-| joining     | the start in conflict with it serves, for `suspect_after`               | the one in conflict          |
+| down, left, leaving | its name is heard with a new boot ID                            | replaced by the new instance |
+| any other   | its name is heard with a new boot ID                                    | unchanged: a name conflict   |
+| suspect     | the instance in conflict with it serves                                 | replaced by that instance    |
+| joining     | the instance in conflict with it serves, for `suspect_after`            | the one in conflict          |
 | left        | any                                                                     | left                         |
 
-`provisional_starts` decides which instances are proven to run now, `joining` when this node serves, and
+`provisional_instances` decides which instances are proven to run now, `joining` when this node serves, and
 `name_conflicts` which of two instances keeps a name. While a member serves whose address isn't a loopback one, those
 with loopback addresses own no keys.
 

@@ -148,7 +148,7 @@ def _channel_layer(settings: Settings) -> Any:
     for problem in check_channel_layer(settings.channel_layer):
         raise NodeError(f"{problem.msg} {problem.hint}")
     try:
-        # A new one: one that an earlier start of this process has used may still belong to its event loop.
+        # A new one: that of an earlier instance of the node in this process may still belong to its event loop.
         layer: Any = channel_layers.make_backend(settings.channel_layer)
     except Exception as error:
         raise NodeError(f"The channel layer {settings.channel_layer!r} can't be created: {error}") from error

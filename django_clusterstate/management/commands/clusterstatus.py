@@ -133,7 +133,7 @@ def _heard(status: cluster.ClusterStatus, name: str) -> str:
 
 
 def as_json(status: cluster.ClusterStatus) -> dict[str, Any]:
-    """All that the nodes report, with the names of its fields. Boot ids are hexadecimal."""
+    """All that the nodes report, with the names of its fields. Boot IDs are hexadecimal."""
     nodes = {name: _named_fields(node) for name, node in status.nodes.items()}
     return {
         "agree": status.agree,

@@ -21,7 +21,7 @@ WAIT = 3600.0  # seconds until the node requests the next message again
 
 
 class SessionMessage(dict[str, Any]):
-    """A message with the connection that it came over: `session` is the boot id of that node, empty for a requester's,
+    """A message with the connection that it came over: `session` is the boot ID of that node, empty for a requester's,
     and None where the layer doesn't know."""
 
     def __init__(self, message: dict[str, Any], session: bytes | None) -> None:

@@ -10,12 +10,12 @@ from ...wire import messages as wire
 from ...wire.framing import MAX_REQUEST
 from .queues import ChannelQueues
 
-# Takes the payload of a message to a group, and the boot id of the node that sent it over its own connection.
+# Takes the payload of a message to a group, and the boot ID of the node that sent it over its own connection.
 Listener = Callable[[bytes, bytes], None]
 
 
 class Requester(Hashable, Protocol):
-    """A connection. `peer` is the boot id of the node that it belongs to; empty for any other requester."""
+    """A connection. `peer` is the boot ID of the node that it belongs to; empty for any other requester."""
 
     peer: bytes
 

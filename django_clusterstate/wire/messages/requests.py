@@ -168,7 +168,7 @@ class FindLimits(Message, frozen=True, tag=22):
 
 
 class Track(Message, frozen=True, tag=26):
-    """Counts events, unless the node has already counted this batch. `batch` is the id of the batch.
+    """Counts events, unless the node has already counted this batch. `batch` is the ID of the batch.
 
     Reply: `DoneReply`.
     """

@@ -97,8 +97,8 @@ def namesake(seed: int, sim: Simulation) -> None:
             for when, by, change in sim.changes
             if when >= begun and by in names and MemberState.SUSPECT not in (change.old, change.new)
         ]
-        if changed or sim.starts_anew:
-            raise Violation(f"a namesake brought {changed}, and {sim.starts_anew} started anew (seed {seed})")
+        if changed or sim.superseded:
+            raise Violation(f"a namesake brought {changed}, and {sim.superseded} were superseded (seed {seed})")
     sim.converge()
 
 

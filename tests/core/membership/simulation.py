@@ -56,7 +56,7 @@ class Bus:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One start of a node, and what the checks remember of what it has seen. `name` is that of its host, which is its
+    """An instance of a node, and what the checks remember of what it has seen. `name` is that of its host, which is its
     own as well, unless two hosts are given one."""
 
     name: str
@@ -74,7 +74,7 @@ class Node:
     evidence: dict[bytes, float] = field(default_factory=dict)
     sequences: dict[bytes, int] = field(default_factory=dict)
     incarnations: dict[bytes, int] = field(default_factory=dict)
-    replaced: set[bytes] = field(default_factory=set)  # starts of a name before one that was met
+    replaced: set[bytes] = field(default_factory=set)  # instances of a name before one that was met
     left: set[bytes] = field(default_factory=set)
     links: dict[bytes, "Node"] = field(default_factory=dict)  # by boot: who answers at the addresses that it dialled
     dialling: set[bytes] = field(default_factory=set)
@@ -90,18 +90,18 @@ class Simulation:
     def __init__(self, seed: int, bus: Bus | None = None, membership: type[Membership] = Membership) -> None:
         self.seed, self.random, self.now = seed, Random(seed), 1000.0
         self.bus, self.timings = bus or Bus(), Timings()
-        self.nodes: dict[str, Node] = {}  # the latest start of each name
+        self.nodes: dict[str, Node] = {}  # the latest instance of each name
         self.changes: list[tuple[float, str, Change]] = []
         self.recorded: deque[Heartbeat] = deque(maxlen=500)  # what was sent to everybody
-        self.starts_anew = 0  # of processes that had to, since their start was over
+        self.superseded = 0  # instances whose process has begun another
         self.false_downs: list[tuple[float, str, str]] = []  # when, who said it, of which running node
         self.detections: list[float] = []  # from a crash until a peer says down
         self.slow: dict[str, float] = {}  # by how much more everything that this node sends or hears is late
         self.sent = self.named = self.heard = 0  # messages, members named in them, messages heard from others
         self._membership = membership
-        self._starts: dict[bytes, Node] = {}  # by boot
+        self._instances: dict[bytes, Node] = {}  # by boot
         self._ended: dict[bytes, float] = {}
-        self._namesakes: defaultdict[str, list[Node]] = defaultdict(list)  # all starts of a name
+        self._namesakes: defaultdict[str, list[Node]] = defaultdict(list)  # all instances of a name
         self._epochs: dict[int, int] = {}  # by the hash of who serves: a thousand nodes have a million views
         self._answers: Counter[tuple[str, str]] = Counter()  # in this second
         self._second = 0
@@ -128,8 +128,8 @@ class Simulation:
         for host in hosts:
             me = Identity(name or host, self.random.randbytes(16), f"{host}:4370", weight)
             membership = self._membership(me, self.timings, self.now, must_be_reached=True)
-            node = Node(host, membership, len(self._starts), self.now, ticked=self.now)
-            self.nodes[host] = self._starts[me.boot] = node
+            node = Node(host, membership, len(self._instances), self.now, ticked=self.now)
+            self.nodes[host] = self._instances[me.boot] = node
             self._namesakes[me.name].append(node)
         for host in hosts:
             self._beats(self.nodes[host])
@@ -311,22 +311,22 @@ class Simulation:
             node.left.add(sender.boot)
         self._check(node, "heard", effects, sender)
         if effects.superseded:
-            self._start_anew(node)
+            self._supersede(node)
             return
         if effects.dial:
-            self._link(node, self._starts[sender.boot])
+            self._link(node, self._instances[sender.boot])
         if effects.answer:
             self._answer(node, sender)
 
-    def _start_anew(self, node: Node) -> None:
-        """Its process ends this start, and begins another."""
+    def _supersede(self, node: Node) -> None:
+        """Its process ends this instance, and begins another."""
         self._check(node, "over", node.membership.leave_done(), None)
         self._broadcast(node)
         self._end(node)
-        self.starts_anew += 1
-        self.at(self.random.uniform(0.05, 0.2), lambda: self._begin_anew(node))
+        self.superseded += 1
+        self.at(self.random.uniform(0.05, 0.2), lambda: self._begin_next(node))
 
-    def _begin_anew(self, node: Node) -> None:
+    def _begin_next(self, node: Node) -> None:
         if self.nodes[node.name] is node:
             self.start(node.name, name=node.membership.me.name)
 
@@ -337,7 +337,7 @@ class Simulation:
             self._post(self.now + self.random.uniform(*self.bus.delay), host, beat)
 
     def _answer(self, node: Node, sender: Identity) -> None:
-        to = self._starts[sender.boot].name
+        to = self._instances[sender.boot].name
         if self._second != (second := int(self.now)):
             self._second = second
             self._answers.clear()
@@ -368,7 +368,7 @@ class Simulation:
         who = change.identity
         story = f"{node.name} says {change.old} -> {change.new} of {who.name} after '{call}'"
         self._hold(change.old is not MemberState.LEFT, f"{story}: whoever left stays away")
-        node.replaced.update(start.boot for start in self._earlier(who))
+        node.replaced.update(instance.boot for instance in self._earlier(who))
         if who.boot == node.boot:
             return
         if change.new is MemberState.LEFT:
@@ -389,11 +389,11 @@ class Simulation:
                 self.detections.append(self.now - ended)
 
     def _earlier(self, who: Identity) -> Iterator[Node]:
-        """The starts of this name that had ended before this one began."""
-        begun = self._starts[who.boot].begun
-        for start in takewhile(lambda start: start.boot != who.boot, self._namesakes[who.name]):
-            if self._ended.get(start.boot, begun) < begun:
-                yield start
+        """The instances of this name that had ended before this one began."""
+        begun = self._instances[who.boot].begun
+        for instance in takewhile(lambda instance: instance.boot != who.boot, self._namesakes[who.name]):
+            if self._ended.get(instance.boot, begun) < begun:
+                yield instance
 
     def _check_view(self, node: Node) -> None:
         node.view, node.view_since = node.membership.view, self.now
@@ -401,14 +401,14 @@ class Simulation:
         epoch = self._epochs.setdefault(hash(serving), node.view.epoch)
         self._hold(epoch == node.view.epoch, f"{node.name} has another epoch for an equal view")
         for boot in serving & node.replaced:
-            self._hold(False, f"a replaced start of {self._starts[boot].name} serves again at {node.name}")
+            self._hold(False, f"a replaced instance of {self._instances[boot].name} serves again at {node.name}")
         for boot in serving & self._ended.keys():
             gone = self._ended[boot] < node.begun
-            self._hold(not gone, f"{self._starts[boot].name} serves at {node.name}, which has begun after its end")
+            self._hold(not gone, f"{self._instances[boot].name} serves at {node.name}, which has begun after its end")
         names = Counter(who.name for who in node.view.members)
         self._hold(len(names) == len(serving), f"{node.name} has two members of one name")
         for boot in serving & node.left:
-            self._hold(False, f"{self._starts[boot].name} has left, but serves again at {node.name}")
+            self._hold(False, f"{self._instances[boot].name} has left, but serves again at {node.name}")
 
     def _check_incarnations(self, node: Node, members: Iterable[Member]) -> None:
         """At the last look no incarnation was above the truth, which never falls: only a change is looked at."""
@@ -417,7 +417,7 @@ class Simulation:
         for who, incarnation in ((me.me, me.incarnation), *found):
             last, node.incarnations[who.boot] = node.incarnations.get(who.boot, 0), incarnation
             self._hold(incarnation >= last, f"the incarnation of {who.name} falls at {node.name}")
-            truth = self._starts[who.boot].membership.incarnation
+            truth = self._instances[who.boot].membership.incarnation
             self._hold(incarnation <= truth, f"{node.name} raises the incarnation of {who.name}")
 
     def _check_tables(self, node: Node) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from django_clusterstate.core.membership import gossip, provisional_starts
+from django_clusterstate.core.membership import gossip, provisional_instances
 from django_clusterstate.core.membership import membership as rules
 from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, Observation, View
 from django_clusterstate.core.membership.joining import WaitReason
@@ -36,7 +36,7 @@ class Clock:
         sequence: int | None = None,
         fresh: bool = True,
     ) -> Effects:
-        """A heartbeat of a start that runs; not `fresh`: it may be a recording."""
+        """A heartbeat of an instance that runs; not `fresh`: it may be a recording."""
         if sequence is None:
             sequence = self.sequences[who.boot] = self.sequences.get(who.boot, 0) + 1
         return self.node.heard(Heartbeat(who, incarnation, sequence, state, 0, observations), self.now, fresh=fresh)
@@ -174,7 +174,7 @@ def test_late_message_after_an_unknown_farewell_brings_nobody_in(clock: Clock) -
     assert clock.node.members == {}
 
 
-# -- starts -------------------------------------------------------------------------------------------------
+# -- instances ----------------------------------------------------------------------------------------------
 
 
 def test_new_boot_under_the_name_of_a_refused_one_is_a_restart(clock: Clock) -> None:
@@ -282,7 +282,7 @@ def test_node_that_was_down_is_notified_even_if_it_refuted_something_earlier() -
     assert sorted(pair.declared_down) == ["x", "y"]
 
 
-def test_replaced_start_never_returns_and_is_notified(clock: Clock) -> None:
+def test_replaced_instance_never_returns_and_is_notified(clock: Clock) -> None:
     clock.hear(A)
     clock.node.refused("a", A.boot, clock.now)
     clock.hear(A2)
@@ -294,7 +294,7 @@ def test_replaced_start_never_returns_and_is_notified(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("state", [MemberState.JOINING, MemberState.ALIVE])
-def test_start_that_others_have_replaced_is_superseded(state: MemberState) -> None:
+def test_instance_that_others_have_replaced_is_superseded(state: MemberState) -> None:
     clock = Clock()
     clock.wait(1.1 if state is MemberState.ALIVE else 0.1)
     clock.hear(B)
@@ -304,7 +304,9 @@ def test_start_that_others_have_replaced_is_superseded(state: MemberState) -> No
 
 
 @pytest.mark.parametrize(("theirs", "over"), [(b"a" * 16, True), (b"z" * 16, False)])
-def test_of_two_starts_that_have_replaced_each_other_one_is_superseded(clock: Clock, theirs: bytes, over: bool) -> None:
+def test_of_two_instances_that_have_replaced_each_other_one_is_superseded(
+    clock: Clock, theirs: bytes, over: bool
+) -> None:
     other = Identity("a", theirs, "a:4370")
     clock.hear(other)
     clock.node.refused("a", theirs, clock.now)
@@ -313,7 +315,7 @@ def test_of_two_starts_that_have_replaced_each_other_one_is_superseded(clock: Cl
     assert not clock.hear(other, observations=(observation(ME, MemberState.ALIVE),)).superseded
 
 
-def test_start_that_has_said_more_replaces_one_that_is_silent(clock: Clock) -> None:
+def test_instance_that_has_said_more_replaces_one_that_is_silent(clock: Clock) -> None:
     clock.hear(A)
     clock.wait(1.6)
     assert clock.hear(A2, sequence=500).changes == [
@@ -347,7 +349,7 @@ def test_newcomer_displaces_nobody_whom_others_still_hear(clock: Clock) -> None:
     assert clock.node.members["a"].identity == A
 
 
-def test_start_in_conflict_takes_the_place_of_a_member_that_leaves_or_goes_down(clock: Clock) -> None:
+def test_instance_in_conflict_takes_the_place_of_a_member_that_leaves_or_goes_down(clock: Clock) -> None:
     clock.hear(A)
     clock.hear(A2, MemberState.JOINING)
     clock.hear(A, MemberState.LEAVING)
@@ -357,15 +359,15 @@ def test_start_in_conflict_takes_the_place_of_a_member_that_leaves_or_goes_down(
     ]
 
 
-def test_silent_start_in_conflict_is_forgotten(clock: Clock) -> None:
+def test_silent_instance_in_conflict_is_forgotten(clock: Clock) -> None:
     clock.hear(A)
     clock.hear(A2, MemberState.JOINING)
     clock.wait(3.1, A)
     assert clock.node.name_conflicts(clock.now) == []
-    assert clock.node._conflicts.starts == {}
+    assert clock.node._conflicts.instances == {}
 
 
-def test_serving_start_takes_the_place_of_a_joining_member_unless_it_is_a_late_message(clock: Clock) -> None:
+def test_serving_instance_takes_the_place_of_a_joining_member_unless_it_is_a_late_message(clock: Clock) -> None:
     clock.hear(A2, MemberState.JOINING)
     clock.hear(A, sequence=500)
     assert clock.node.members["a"].identity == A2
@@ -426,7 +428,7 @@ def test_of_two_that_began_together_the_first_boot_id_goes_on(clock: Clock) -> N
         clock.hear(other, MemberState.LEFT)
 
 
-def test_late_message_of_our_former_start_ends_nobody(clock: Clock) -> None:
+def test_late_message_of_our_former_instance_ends_nobody(clock: Clock) -> None:
     assert not clock.hear(Identity("me", b"x" * 16, "me:4370"), sequence=500).superseded
 
 
@@ -439,20 +441,20 @@ def test_own_heartbeat_is_no_name_conflict_and_no_member(clock: Clock) -> None:
 # -- who runs now -------------------------------------------------------------------------------------------
 
 
-def test_unknown_start_is_answered_and_no_member_until_it_has_shown_that_it_runs(clock: Clock) -> None:
+def test_unknown_instance_is_answered_and_no_member_until_it_has_shown_that_it_runs(clock: Clock) -> None:
     assert clock.hear(A, fresh=False) == Effects(answer=True)
     assert clock.node.members == {}
     assert (
         clock.hear(A, fresh=False, observations=(observation(B, MemberState.ALIVE),)) == Effects()
     )  # just answered, no dials
-    clock.now += 2 * provisional_starts.ANSWER_EVERY
+    clock.now += 2 * provisional_instances.ANSWER_EVERY
     assert clock.hear(A, fresh=False) == Effects(answer=True)
     assert clock.hear(A, fresh=False, observations=(observation(ME, MemberState.JOINING),)).changes == [
         Change(A, None, MemberState.ALIVE)
     ]
 
 
-def test_answer_names_the_start_that_it_is_for_first(clock: Clock) -> None:
+def test_answer_names_the_instance_that_it_is_for_first(clock: Clock) -> None:
     crowd(clock, 20)
     clock.hear(A, fresh=False)
     for known in (False, True):
@@ -462,7 +464,7 @@ def test_answer_names_the_start_that_it_is_for_first(clock: Clock) -> None:
         clock.hear(A)
 
 
-def test_handshake_shows_that_a_start_runs_before_or_after_it_is_heard(clock: Clock) -> None:
+def test_handshake_shows_that_an_instance_runs_before_or_after_it_is_heard(clock: Clock) -> None:
     clock.hear(A, fresh=False)
     assert clock.node.identified("a", A.boot, clock.now).changes == [Change(A, None, MemberState.ALIVE)]
     assert clock.node.identified("b", B.boot, clock.now) == Effects()
@@ -507,19 +509,19 @@ def test_recording_of_a_member_that_runs_keeps_nobody_alive(clock: Clock) -> Non
     assert clock.state(B) is MemberState.DOWN
 
 
-def test_farewell_of_a_provisional_start_is_final(clock: Clock) -> None:
+def test_farewell_of_a_provisional_instance_is_final(clock: Clock) -> None:
     clock.hear(A, fresh=False)
     clock.hear(A, MemberState.LEFT, fresh=False)
     assert clock.node.identified("a", A.boot, clock.now) == Effects()
     assert clock.hear(A) == Effects()
 
 
-def test_provisional_starts_and_handshakes_are_bounded_and_forgotten(clock: Clock) -> None:
-    for number in range(provisional_starts.MAX_PROVEN + 5):
+def test_provisional_instances_and_handshakes_are_bounded_and_forgotten(clock: Clock) -> None:
+    for number in range(provisional_instances.MAX_PROVEN + 5):
         clock.hear(Identity(f"n{number}", b"%016d" % number, "n:1"), fresh=False)
         clock.node.identified(f"m{number}", b"m%015d" % number, clock.now)
-    assert len(clock.node._provisional.provisional) == provisional_starts.MAX_PROVISIONAL
-    assert len(clock.node._provisional.proven) == provisional_starts.MAX_PROVEN
+    assert len(clock.node._provisional.provisional) == provisional_instances.MAX_PROVISIONAL
+    assert len(clock.node._provisional.proven) == provisional_instances.MAX_PROVEN
     clock.wait(3.1)
     assert not clock.node._provisional.provisional
     assert not clock.node._provisional.proven
@@ -662,7 +664,7 @@ def test_suspected_node_raises_its_incarnation_once_and_answers(clock: Clock, st
     assert clock.node.heartbeat(clock.now).incarnation == 1
 
 
-def test_suspicion_of_another_or_a_former_start_is_not_refuted(clock: Clock) -> None:
+def test_suspicion_of_another_or_a_former_instance_is_not_refuted(clock: Clock) -> None:
     former = Identity("me", b"x" * 16, "me:4370")
     clock.hear(B)
     seen = (observation(A, MemberState.DOWN), observation(former, MemberState.DOWN), observation(ME, MemberState.ALIVE))
@@ -741,7 +743,7 @@ def test_refused_leaving_node_has_left(clock: Clock) -> None:
     assert clock.node.refused("a", A.boot, clock.now).changes == [Change(A, MemberState.LEAVING, MemberState.LEFT)]
 
 
-def test_refusal_of_an_unknown_another_or_a_gone_start_changes_nothing(clock: Clock) -> None:
+def test_refusal_of_an_unknown_another_or_a_gone_instance_changes_nothing(clock: Clock) -> None:
     clock.hear(A2)
     assert clock.node.refused("a", A.boot, clock.now) == Effects()
     assert clock.node.refused("b", B.boot, clock.now) == Effects()

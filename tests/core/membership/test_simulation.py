@@ -159,11 +159,11 @@ def test_rolling_restart_loses_no_name_and_says_no_down(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_late_messages_of_a_crashed_start_never_evict_the_next_one(seed: int) -> None:
+def test_late_messages_of_a_crashed_instance_never_evict_the_next_one(seed: int) -> None:
     sim = cluster(seed, 3, Bus(delay=ROUGH))
     sim.crash("n0")
     sim.crash("n1")
-    sim.start("n1", "newcomer")  # neither of them knows the former start of n0
+    sim.start("n1", "newcomer")  # neither of them knows the former instance of n0
     sim.run(sim.random.uniform(0, 0.1))
     sim.start("n0")
     sim.run(1.5)
@@ -434,7 +434,7 @@ def test_broken_node_is_caught_by_the_scenario_for_it(
 @pytest.mark.parametrize(
     ("broken", "caught"),
     [
-        (RemembersNoBoot, "replaced start"),
+        (RemembersNoBoot, "replaced instance"),
         (ForgetsWhoLeft, "whoever left stays away"),
         (JudgesOnWaking, "it has just woken itself"),
         (Hasty, "it was heard .* ago"),
