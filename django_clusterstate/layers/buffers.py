@@ -1,19 +1,11 @@
-"""Fetched messages that no consumer has received yet, and the group memberships of a process's channels. Pure.
+"""Fetched messages that no consumer has received yet. Pure; `now` is seconds of the caller's clock."""
 
-Both expire and are bounded. `now` is seconds of the caller's clock.
-"""
+from collections import deque
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator
-
+from ..core.channels import ABANDONED_AFTER, MAX_BYTES, OVERHEAD, QUEUE_OVERHEAD
 from ..core.expiry import Expiry
 
 MAX_BUFFERS = 10_000  # channels with messages
-MAX_BYTES = 64 * 1024 * 1024  # of those messages, with overhead
-OVERHEAD = 256  # bytes that a message takes in addition to its payload, at most
-CHANNEL_OVERHEAD = 900  # bytes that a channel takes in addition to its messages, about
-MAX_MEMBERSHIPS = 100_000  # as many as a node keeps
-ABANDONED_AFTER = 5.0  # seconds of waiting after which the oldest message shows that the channel has no consumer
 
 
 class Buffers:
@@ -46,11 +38,11 @@ class Buffers:
             if until - messages[0][0] < ABANDONED_AFTER:
                 self.dropped += 1
             self._bytes -= _size(messages.pop() if first else messages.popleft())
-        self._make_room(len(payload) + OVERHEAD + CHANNEL_OVERHEAD, 0 if channel in self._messages else 1)
+        self._make_room(len(payload) + OVERHEAD + QUEUE_OVERHEAD, 0 if channel in self._messages else 1)
         messages = self._messages.get(channel)
         if messages is None:
             messages = self._messages[channel] = deque()
-            self._bytes += CHANNEL_OVERHEAD
+            self._bytes += QUEUE_OVERHEAD
             self._expiry.set(channel, until, now)
         message = until, payload
         if first:
@@ -96,43 +88,9 @@ class Buffers:
             self._forget(oldest)
 
     def _forget(self, channel: str) -> None:
-        self._bytes -= CHANNEL_OVERHEAD + sum(map(_size, self._messages.pop(channel)))
+        self._bytes -= QUEUE_OVERHEAD + sum(map(_size, self._messages.pop(channel)))
         self._expiry.discard(channel)
 
 
 def _size(message: tuple[float, bytes]) -> int:
     return OVERHEAD + len(message[1])
-
-
-class Memberships:
-    """Group memberships of channels, to restore them at a node that has lost them.
-
-    All are kept for the same time, so the order in which they were set is that in which they expire.
-    """
-
-    def __init__(self) -> None:
-        self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._until)
-
-    def join(self, group: str, channel: str, expiry: float, now: float) -> None:
-        membership = group, channel
-        if membership in self._until or len(self._until) < MAX_MEMBERSHIPS:
-            self._until[membership] = now + expiry
-            self._until.move_to_end(membership)
-
-    def leave(self, group: str, channel: str) -> None:
-        self._until.pop((group, channel), None)
-
-    def remaining(self, now: float) -> Iterator[tuple[str, str, float]]:
-        """(group, channel, seconds until it expires) of each membership."""
-        return ((*membership, until - now) for membership, until in self._until.items() if until > now)
-
-    def expire(self, now: float, budget: int) -> int:
-        """Frees at most `budget` expired memberships, and returns how many it freed."""
-        freed = 0
-        while freed < budget and self._until and next(iter(self._until.values())) <= now:
-            self._until.popitem(last=False)
-            freed += 1
-        return freed

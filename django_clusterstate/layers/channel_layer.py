@@ -85,13 +85,13 @@ class ClusterChannelLayer(BaseChannelLayer):
     async def group_add(self, group: str, channel: str) -> None:
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        self._receiver().join(group, channel)
+        self._receiver().join(group, channel, self.group_expiry)
         await self._call(await self.node_of(channel), wire.GroupAdd(group, channel, self.group_expiry))
 
     async def group_discard(self, group: str, channel: str) -> None:
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        self._receiver().memberships.leave(group, channel)
+        self._receiver().memberships.discard(group, channel)
         await self._call(await self.node_of(channel), wire.GroupDiscard(group, channel))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         if receiver is None:
             for ended in ended_loops(self._receivers):
                 self._receivers.pop(ended, None)
-            receiver = self._receivers[loop] = Receiver(self)
+            receiver = self._receivers[loop] = Receiver(self, self.node_of)
         return receiver
 
 

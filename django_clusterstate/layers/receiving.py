@@ -5,20 +5,20 @@ import logging
 import os
 import secrets
 from collections import deque
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING
+
+from channels.layers import BaseChannelLayer
 
 from .. import runtime
 from ..client.forks import replace_inherited
 from ..client.loops import suppress_destroyed_warning
 from ..client.routing import Target
+from ..core.channels import ChannelGroups
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from ..wire.aio import AsyncConnection, connect
-from .buffers import Buffers, Memberships
-
-if TYPE_CHECKING:
-    from .channel_layer import ClusterChannelLayer
+from .buffers import Buffers
 
 POLL = 2.0  # seconds that the node holds a `Receive`; then the reader checks for consumers, and for the node
 MAX_MESSAGES = 50  # of one reply
@@ -31,17 +31,18 @@ logger = logging.getLogger("django_clusterstate.client")
 
 
 class Receiver:
-    """Receives for one event loop, with the options of `layer`.
+    """Receives for one event loop, with the options of `layer`. `node_of` finds the node on which a channel lives.
 
     Expired messages and memberships are freed once a second by a timer, which runs while there are any.
     """
 
-    def __init__(self, layer: "ClusterChannelLayer") -> None:
-        self.layer = layer
+    def __init__(self, layer: BaseChannelLayer, node_of: Callable[[str], Awaitable[Target]]) -> None:
+        self.node_of = node_of
         self.pid = os.getpid()
         self.id = secrets.token_hex(4)  # in channel names: another event loop can't have the messages fetched by this
         self.buffers = Buffers()
-        self.memberships = Memberships()
+        self.memberships = ChannelGroups()
+        self._layer = layer
         self._sweep: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, deque[asyncio.Future[bytes]]] = {}
@@ -54,7 +55,7 @@ class Receiver:
             return payload
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting.setdefault(channel, deque()).append(future)
-        self._reader(self.layer.non_local_name(channel)).wanted.set()
+        self._reader(self._layer.non_local_name(channel)).wanted.set()
         try:
             return await future
         except asyncio.CancelledError:
@@ -70,22 +71,23 @@ class Receiver:
             if not future.done():
                 future.set_result(payload)
                 return
-        expiry, capacity = self.layer.expiry, self.layer.get_capacity(channel)
+        expiry, capacity = self._layer.expiry, self._layer.get_capacity(channel)
         dropped = self.buffers.dropped
         self.buffers.put(channel, payload, expiry, capacity, self._loop.time(), first=first)
         if self.buffers.dropped != dropped:
             runtime.get_stats().channel_dropped += self.buffers.dropped - dropped
         self._schedule_sweep(SWEEP_EVERY)
 
-    def join(self, group: str, channel: str) -> None:
-        self.memberships.join(group, channel, self.layer.group_expiry, self._loop.time())
+    def join(self, group: str, channel: str, expiry: float) -> None:
+        """Remembers a membership, to restore it at a node that has lost it."""
+        self.memberships.add(group, channel, expiry, self._loop.time())
         self._schedule_sweep(SWEEP_EVERY)
 
     def has_consumer(self, queue: str) -> bool:
         """Whether a consumer waits for a message of this queue."""
         # The first one nearly always decides: the consumers of a process wait on one queue.
         return any(
-            self.layer.non_local_name(channel) == queue and any(not future.done() for future in waiting)
+            self._layer.non_local_name(channel) == queue and any(not future.done() for future in waiting)
             for channel, waiting in self._waiting.items()
         )
 
@@ -94,7 +96,7 @@ class Receiver:
         return [
             wire.GroupAdd(group, channel, remaining)
             for group, channel, remaining in self.memberships.remaining(self._loop.time())
-            if self.layer.non_local_name(channel) == queue
+            if self._layer.non_local_name(channel) == queue
         ]
 
     def abandon(self) -> None:
@@ -202,7 +204,7 @@ class QueueReader:
 
     async def _connect(self) -> AsyncConnection:
         """The connection to the queue's present node. A new one begins with the memberships of the queue's channels."""
-        node = await self._receiver.layer.node_of(self._queue)
+        node = await self._receiver.node_of(self._queue)
         if self._connection is None or self._connection.closed or node is not self._node:
             if self._connection is not None:
                 self._connection.close()

@@ -1,11 +1,12 @@
-"""Fetched messages and group memberships of a process; each test sets the clock."""
+"""Fetched messages of a process; each test sets the clock."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.channels import ABANDONED_AFTER, OVERHEAD, QUEUE_OVERHEAD
 from django_clusterstate.layers import buffers as module
-from django_clusterstate.layers.buffers import ABANDONED_AFTER, CHANNEL_OVERHEAD, OVERHEAD, Buffers, Memberships
+from django_clusterstate.layers.buffers import Buffers
 
 NOW = 1000.0
 
@@ -47,14 +48,12 @@ def test_expired_messages_are_not_taken_and_are_freed() -> None:
     assert len(buffers) == len(buffers._expiry) == 0
 
 
-def test_expired_entries_are_freed_in_batches() -> None:
-    buffers, memberships = Buffers(), Memberships()
+def test_expired_messages_are_freed_in_batches() -> None:
+    buffers = Buffers()
     for number in range(30):
         put(buffers, f"c{number % 7}", b"x", expiry=1)
-        memberships.join("group", f"c{number}", 1, NOW)
-    looked = [buffers.expire(NOW + 2, 7) + memberships.expire(NOW + 2, 7) for _ in range(10)]
-    assert max(looked) == 14
-    assert len(buffers) == len(memberships) == 0
+    assert max(buffers.expire(NOW + 2, 7) for _ in range(10)) == 7
+    assert len(buffers) == 0
 
 
 def test_full_channel_drops_its_oldest_message_and_counts_it_unless_abandoned() -> None:
@@ -91,30 +90,6 @@ def test_bytes_are_bounded_over_all_channels(monkeypatch: pytest.MonkeyPatch) ->
     assert buffers._bytes == 0
 
 
-def test_memberships_are_kept_until_they_expire() -> None:
-    memberships = Memberships()
-    memberships.join("g", "a", 10, NOW)
-    memberships.join("g", "b", 20, NOW)
-    memberships.join("g", "c", 20, NOW)
-    memberships.leave("g", "c")
-    memberships.leave("g", "unknown")
-    assert list(memberships.remaining(NOW + 5)) == [("g", "a", 5.0), ("g", "b", 15.0)]
-    assert list(memberships.remaining(NOW + 10)) == [("g", "b", 10.0)]
-    memberships.join("g", "a", 10, NOW + 10)
-    assert memberships.expire(NOW + 15, 9) == 0
-    memberships.expire(NOW + 22, 9)
-    assert len(memberships) == 0
-
-
-def test_memberships_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_MEMBERSHIPS", 2)
-    memberships = Memberships()
-    for number in range(4):
-        memberships.join("g", f"c{number}", 10, NOW)
-    memberships.join("g", "c0", 20, NOW)
-    assert sorted(memberships.remaining(NOW)) == [("g", "c0", 20.0), ("g", "c1", 10.0)]
-
-
 step = st.tuples(
     st.sampled_from(["put", "first", "take", "free"]), st.sampled_from("ab"), st.sampled_from([0.0, 0.7, 3.0])
 )
@@ -137,5 +112,5 @@ def test_no_message_is_taken_late_and_sizes_stay_consistent(steps: list[tuple[st
             until[b"%d" % number] = now + 2
         assert len(buffers._expiry) == len(buffers)
         held = [len(payload) + OVERHEAD for messages in buffers._messages.values() for _, payload in messages]
-        assert buffers._bytes == sum(held) + len(buffers) * CHANNEL_OVERHEAD
+        assert buffers._bytes == sum(held) + len(buffers) * QUEUE_OVERHEAD
         assert all(0 < len(messages) <= 3 for messages in buffers._messages.values())

@@ -22,6 +22,7 @@ from django.utils.safestring import mark_safe
 from django_clusterstate import runtime
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.routing import Routing
+from django_clusterstate.core import channels as bounds
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.layers import ClusterChannelLayer, buffers, receiving
 from django_clusterstate.layers.channel_layer import _encode
@@ -407,7 +408,7 @@ async def test_memberships_are_freed_once_they_expire(cluster: LocalCluster) -> 
 async def test_memberships_kept_by_a_process_are_bounded(
     layer: ClusterChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buffers, "MAX_MEMBERSHIPS", 3)
+    monkeypatch.setattr(bounds, "MAX_MEMBERSHIPS", 3)
     channel = await layer.new_channel()
     for number in range(5):
         await layer.group_add(f"chat-{number}", channel)

@@ -9,17 +9,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable
 
+from ...core.channels import ABANDONED_AFTER, MAX_BYTES, OVERHEAD, QUEUE_OVERHEAD, ChannelGroups
 from ...core.expiry import Expiry
 
 DeliverMessage = Callable[[str, bytes | None], None]
 
-MAX_BYTES = 64 * 1024 * 1024  # of queued messages, over all queues
-OVERHEAD = 256  # bytes that a message counts in addition, so that the number of empty ones is bounded
-QUEUE_OVERHEAD = 900  # bytes of a queue without its messages, about: measured on CPython 3.11
 NODE_GROUPS = "clusterstate."  # the prefix of the nodes' own groups, for heartbeats
-MAX_MEMBERSHIPS = 100_000  # of channels in groups
 MAX_WAITERS = 100_000
-ABANDONED_AFTER = 5.0  # seconds after the last receive from a queue
 NOTED_EVERY = 1.0  # seconds between two notes of the last receive from a queue
 MAX_TAKEN = 256 * 1024  # bytes of messages that are taken at once after the first
 HEADERS = 16  # bytes of a message in a reply without its payload and the name of its channel, at most
@@ -49,9 +45,8 @@ class ChannelQueues:
         self._queues: dict[str, deque[tuple[float, str, bytes]]] = {}
         self._waiters: dict[str, deque[tuple[Hashable, DeliverMessage, float]]] = {}
         self._waiting: dict[Hashable, dict[str, int]] = {}  # how many waiters each connection has, by queue
-        self._groups: dict[str, dict[str, float]] = {}
+        self.groups = ChannelGroups()
         self._queues_expiry: Expiry[str] = Expiry()  # due at the first message of each
-        self._memberships_expiry: Expiry[tuple[str, str]] = Expiry()
         # Due at the first waiter of each queue. An entry stays when its waiter is answered sooner.
         self._waiters_expiry: Expiry[str] = Expiry(1 / 8)
         self._received: dict[str, float] = {}  # when a message was last received from a queue
@@ -126,22 +121,8 @@ class ChannelQueues:
         return taken
 
     def group_add(self, group: str, channel: str, expiry: float, now: float) -> None:
-        if channel not in self._groups.get(group, ()) and len(self._memberships_expiry) >= MAX_MEMBERSHIPS:
+        if not self.groups.add(group, channel, expiry, now):
             self.dropped += 1
-            return
-        self._groups.setdefault(group, {})[channel] = now + expiry
-        self._memberships_expiry.set((group, channel), now + expiry, now)
-
-    def group_discard(self, group: str, channel: str) -> None:
-        members = self._groups.get(group)
-        if members is not None and members.pop(channel, None) is not None:
-            self._memberships_expiry.discard((group, channel))
-            if not members:
-                del self._groups[group]
-
-    def group(self, name: str, now: float) -> list[str]:
-        """The channels in a group."""
-        return [channel for channel, until in self._groups.get(name, {}).items() if until > now]
 
     def forget(self, owner: Hashable) -> None:
         """Delivers nothing more to a connection, which is closed."""
@@ -158,9 +139,8 @@ class ChannelQueues:
     def flush(self) -> None:
         self._queues.clear()
         self._bytes = 0
-        self._groups.clear()
+        self.groups = ChannelGroups()
         self._queues_expiry = Expiry()
-        self._memberships_expiry = Expiry()
 
     def expire(self, now: float, budget: int) -> int:
         """Drops expired messages and group memberships, and answers expired requests to receive: at most `budget`.
@@ -179,9 +159,7 @@ class ChannelQueues:
         while left > 0 and (queue := self._received_expiry.pop(now)) is not None:
             left -= 1
             del self._received[queue]
-        while left > 0 and (membership := self._memberships_expiry.pop(now)) is not None:
-            left -= 1
-            self.group_discard(*membership)
+        left -= self.groups.expire(now, left)
         return budget - left
 
     def _note_receiver(self, queue: str, now: float) -> None:

@@ -87,7 +87,7 @@ class ChannelRequests:
         return wire.DoneReply(self._membership.view.epoch)
 
     def _group_discard(self, request: wire.GroupDiscard) -> wire.Reply:
-        self._queues.group_discard(request.group, request.channel)
+        self._queues.groups.discard(request.group, request.channel)
         return wire.DoneReply(self._membership.view.epoch)
 
     def group_send(self, request: wire.GroupSend, requester: Requester) -> wire.Reply:
@@ -100,7 +100,7 @@ class ChannelRequests:
         if listener := self.listeners.get(request.group):
             listener(request.payload, requester.peer)
         now = self._clock()
-        for channel in self._queues.group(request.group, now):
+        for channel in self._queues.groups.channels(request.group, now):
             if self._lives_here(channel):  # otherwise it has moved, and has a place in the group at its new owner
                 self._queues.send(channel, request.payload, request.expiry, request.capacity, now)
 

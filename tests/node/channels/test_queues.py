@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core import channels as bounds
+from django_clusterstate.core.channels import OVERHEAD, QUEUE_OVERHEAD
 from django_clusterstate.node.channels import queues as module
-from django_clusterstate.node.channels.queues import OVERHEAD, QUEUE_OVERHEAD, ChannelQueues, queue_name
+from django_clusterstate.node.channels.queues import ChannelQueues, queue_name
 from django_clusterstate.wire.framing import MAX_REQUEST
 
 NOW = 1000.0
@@ -40,9 +42,9 @@ def drained(channels: ChannelQueues, queue: str, now: float = NOW) -> list[bytes
 
 
 def assert_empty(channels: ChannelQueues) -> None:
-    held = (channels._queues, channels._waiters, channels._waiting, channels._groups)
+    held = (channels._queues, channels._waiters, channels._waiting, channels.groups)
     assert not any(held)
-    assert len(channels._queues_expiry) == len(channels._memberships_expiry) == 0
+    assert len(channels._queues_expiry) == 0
     assert (channels._bytes, channels.waiters) == (0, 0)
 
 
@@ -109,9 +111,9 @@ def test_messages_for_a_process_that_has_ended_are_no_loss_for_want_of_room() ->
     assert (channels.dropped, channels.unreceived) == (0, 1)
     assert drained(channels, "specific.x!", NOW + 1) == [b"1"]
     assert send(channels, "specific.x!y", b"3", NOW + 1, capacity=1)
-    assert not send(channels, "specific.x!y", b"4", NOW + module.ABANDONED_AFTER, capacity=1)
+    assert not send(channels, "specific.x!y", b"4", NOW + bounds.ABANDONED_AFTER, capacity=1)
     assert (channels.dropped, channels.unreceived) == (1, 1)
-    assert not send(channels, "specific.x!y", b"5", NOW + 2 + module.ABANDONED_AFTER, capacity=1)
+    assert not send(channels, "specific.x!y", b"5", NOW + 2 + bounds.ABANDONED_AFTER, capacity=1)
     assert (channels.dropped, channels.unreceived) == (1, 2)
 
 
@@ -158,7 +160,7 @@ def test_what_has_expired_is_freed_a_second_later() -> None:
         channels.send(f"c{number}", b"x", 1, 9, NOW)
         channels.group_add(f"g{number}", "c", 1, NOW)
     assert channels.expire(NOW + 0.9, MANY) == 0
-    assert len(channels._queues) == len(channels._groups) == 20
+    assert len(channels._queues) == len(channels.groups) == 20
     assert channels.expire(NOW + 2, MANY) == 40
     assert_empty(channels)
     assert (channels.dropped, channels.unreceived) == (0, 20)
@@ -227,13 +229,13 @@ def test_channel_hears_a_group_from_its_joining_to_its_leaving() -> None:
     channels.group_add("chat", "a", 60, NOW)
     channels.group_add("chat", "b", 60, NOW)
     channels.group_add("chat", "a", 60, NOW)
-    assert channels.group("chat", NOW) == ["a", "b"]
-    channels.group_discard("chat", "a")
-    channels.group_discard("chat", "a")
-    channels.group_discard("none", "a")
-    assert channels.group("chat", NOW) == ["b"]
-    channels.group_discard("chat", "b")
-    assert channels.group("chat", NOW) == []
+    assert channels.groups.channels("chat", NOW) == ["a", "b"]
+    channels.groups.discard("chat", "a")
+    channels.groups.discard("chat", "a")
+    channels.groups.discard("none", "a")
+    assert channels.groups.channels("chat", NOW) == ["b"]
+    channels.groups.discard("chat", "b")
+    assert channels.groups.channels("chat", NOW) == []
     assert_empty(channels)
 
 
@@ -242,9 +244,9 @@ def test_place_in_a_group_expires_unless_it_is_taken_anew() -> None:
     channels.group_add("chat", "a", 10, NOW)
     channels.group_add("chat", "b", 10, NOW)
     channels.group_add("chat", "a", 10, NOW + 5)
-    assert channels.group("chat", NOW + 9.9) == ["a", "b"]
-    assert channels.group("chat", NOW + 10) == ["a"]
-    assert channels.group("chat", NOW + 15) == []
+    assert channels.groups.channels("chat", NOW + 9.9) == ["a", "b"]
+    assert channels.groups.channels("chat", NOW + 10) == ["a"]
+    assert channels.groups.channels("chat", NOW + 15) == []
 
 
 def test_flush_drops_messages_and_groups_but_not_those_who_wait() -> None:
@@ -255,7 +257,7 @@ def test_flush_drops_messages_and_groups_but_not_those_who_wait() -> None:
     ear.listen("b")
     channels.flush()
     assert drained(channels, "a") == []
-    assert channels.group("chat", NOW) == []
+    assert channels.groups.channels("chat", NOW) == []
     send(channels, "b", b"2")
     assert ear.heard == [("b", b"2")]
     assert_empty(channels)
@@ -271,7 +273,8 @@ def test_bytes_that_wait_are_bounded_over_all_queues(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("channel", ["channel-{:08}", "specific.x!{:08}"])
 def test_memory_is_bounded_whatever_the_number_of_queues(monkeypatch: pytest.MonkeyPatch, channel: str) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 1024 * 1024)
+    most = 1024 * 1024
+    monkeypatch.setattr(module, "MAX_BYTES", most)
     tracemalloc.start()
     try:
         channels = ChannelQueues()
@@ -282,7 +285,7 @@ def test_memory_is_bounded_whatever_the_number_of_queues(monkeypatch: pytest.Mon
     finally:
         tracemalloc.stop()
     assert number > 500
-    assert held < 1.05 * module.MAX_BYTES
+    assert held < 1.05 * most
 
 
 def test_empty_messages_are_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,17 +295,17 @@ def test_empty_messages_are_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_places_in_groups_are_bounded_and_a_refused_one_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_MEMBERSHIPS", 3)
+    monkeypatch.setattr(bounds, "MAX_MEMBERSHIPS", 3)
     channels = ChannelQueues()
     for number in range(5):
         channels.group_add(f"g{number}", "a", 60, NOW)
-    assert len(channels._groups) == 3
+    assert len(channels.groups) == 3
     assert channels.dropped == 2
     channels.group_add("g0", "a", 90, NOW)
-    assert channels.group("g0", NOW + 80) == ["a"]
-    channels.group_discard("g0", "a")
+    assert channels.groups.channels("g0", NOW + 80) == ["a"]
+    channels.groups.discard("g0", "a")
     channels.group_add("g4", "a", 60, NOW)
-    assert channels.group("g4", NOW) == ["a"]
+    assert channels.groups.channels("g4", NOW) == ["a"]
 
 
 def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +351,7 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         elif what == "join":
             channels.group_add("chat", channel, 2, now)
         elif what == "leave":
-            channels.group_discard("chat", channel)
+            channels.groups.discard("chat", channel)
         elif what == "tick":
             channels.expire(now, 5)
         else:
@@ -360,11 +363,11 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         assert channels.waiters == sum(sum(queues.values()) for queues in channels._waiting.values())
         assert len(channels._queues_expiry) == len(channels._queues)
         assert channels._waiters.keys() <= channels._waiters_expiry._due.keys()
-        assert len(channels._memberships_expiry) == sum(map(len, channels._groups.values()))
+        assert len(channels.groups) == sum(map(len, channels.groups._groups.values()))
         assert all(channels._waiting.values())
         assert len(channels._received_expiry) == len(channels._received)
         assert all(len(messages) <= 3 for messages in channels._queues.values())
-        assert all([*channels._queues.values(), *channels._waiters.values(), *channels._groups.values()])
+        assert all([*channels._queues.values(), *channels._waiters.values(), *channels.groups._groups.values()])
         assert not channels._queues.keys() & channels._waiters.keys()
     heard = [payload for ear in ears for _, payload in ear.heard if payload is not None]
     assert len(heard) == len(set(heard))
