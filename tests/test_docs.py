@@ -74,8 +74,8 @@ def test_settings_have_a_heading_each_and_no_others_do() -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_setting_is_described_with_type_default_and_variable(entry: str) -> None:
     text = sections("docs/settings.md", 3, "CLUSTERSTATE")[entry]
-    assert re.search(rf"^{ENTRIES[entry].kind.name}( or None)?, default: ", text, re.MULTILINE)
-    assert f"Environment: `CLUSTERSTATE_{entry}`" in text
+    kind = ENTRIES[entry].kind.name
+    assert re.search(rf"^`CLUSTERSTATE_{entry}`: {kind}( or None)?, default: ", text, re.MULTILINE)
     default = ENTRIES[entry].default
     if default is not None:
         shown = f'"{default}"' if isinstance(default, str) else str(default)
