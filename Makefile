@@ -4,12 +4,12 @@ VENV ?= .venv
 SEEDS ?= 1000
 RUNS ?= 20
 ROUNDS ?= 20
-WORKERS ?= $(shell expr $$(nproc) + 1)
+WORKERS ?= $(shell expr $$(nproc) \* 2)
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit timing thorough package faults slow-faults simulate restarts exactness compat lint bench docs \
+.PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate restarts exactness compat lint bench docs \
 	screenshot clean
 
 help:  ## what there is
@@ -35,8 +35,11 @@ demo: $(VENV)/demo  ## three nodes and three sites as one cluster, with a tour; 
 smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
 	@$(RUN) -m testproject.demo --check
 
-test: $(VENV)/dev  ## all tests but the real faults and the measured times, in WORKERS processes (by default CPUs + 1)
+test: $(VENV)/dev  ## all tests but those of the targets below, in WORKERS processes (by default twice the CPUs)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+browser: $(VENV)/dev  ## the panel in Chromium
+	$(BIN)/pytest -m browser tests/browser
 
 timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they need a machine that does nothing else
 	$(BIN)/pytest --timing

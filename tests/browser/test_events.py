@@ -12,6 +12,8 @@ from testproject.panel import NODES, PAGE, Panel
 from tests.browser.conftest import HASTE, SERVERS, Visit, assert_accessible, assert_fits, focused
 from tests.conftest import using
 
+pytestmark = pytest.mark.browser
+
 NARROW = {"width": 360, "height": 640}
 LONG = "k" * 200
 

@@ -11,6 +11,8 @@ from testproject.panel import NODES, PAGE, Panel
 from testproject.processes import wait_until
 from tests.browser.conftest import HASTE, SERVERS, Visit, Visited, assert_accessible, assert_fits, focused, is_refresh
 
+pytestmark = pytest.mark.browser
+
 VICTIM = NODES[-1]
 KEY = f"{PAGE}?kind=plain&key=k"
 NARROW = {"width": 360, "height": 640}

@@ -622,7 +622,7 @@ async def test_cancelled_request_leaves_the_others_their_replies() -> None:
 async def test_waiting_requests_fail_with_the_connection_and_on_close_is_called() -> None:
     told = asyncio.Event()
     with ScriptedNode(mute) as node:
-        connection = await connect(node.address, KEYS, AMPLE, on_close=told.set)
+        connection = await connect(node.address, KEYS, 2, on_close=told.set)
         replies = await asyncio.gather(*(connection.request(PING) for _ in range(5)), return_exceptions=True)
         assert all(isinstance(reply, Unavailable) for reply in replies)
         assert told.is_set()
