@@ -1,6 +1,7 @@
-"""The two faces of `ClusterCache` for tests that hold both to one contract: each test with these fixtures runs twice.
+"""The blocking and the asyncio API of `ClusterCache` for tests that hold both to one contract: each test with these
+fixtures runs twice.
 
-On the asynchronous face no method may leave the event loop's thread.
+In the asyncio variant no method may leave the event loop's thread.
 """
 
 import asyncio
@@ -70,8 +71,8 @@ async def _listed(iterator: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in iterator]
 
 
-class Face:
-    """One cache through one of its faces; the methods go by their blocking names."""
+class CacheVariant:
+    """One cache by its blocking or its asyncio API; the methods have their blocking names."""
 
     def __init__(self, alias: str, runner: asyncio.Runner | None) -> None:
         self.alias = alias
@@ -87,10 +88,10 @@ class Face:
         result = getattr(caches[self.alias], f"a{name}")(*args, **kwargs)
         return self._runner.run(_listed(result) if isinstance(result, AsyncIterator) else result)
 
-    def lock(self, *args: Any, **kwargs: Any) -> "FaceLock":
+    def lock(self, *args: Any, **kwargs: Any) -> "LockVariant":
         cache: Any = caches[self.alias]
         make = cache.lock if self._runner is None else cache.alock
-        return FaceLock(make(*args, **kwargs), self._runner)
+        return LockVariant(make(*args, **kwargs), self._runner)
 
     def at_once(self, name: str, calls: Sequence[tuple[Any, ...]], threads: int = 16, **kwargs: Any) -> list[Any]:
         """The calls from so many threads, or from as many tasks as there are calls."""
@@ -105,8 +106,8 @@ class Face:
         return self._runner.run(gather())
 
 
-class FaceLock:
-    """A lock through one face."""
+class LockVariant:
+    """A lock by its blocking or its asyncio API."""
 
     def __init__(self, lock: Any, runner: asyncio.Runner | None) -> None:
         self._lock = lock
@@ -141,15 +142,15 @@ class FaceLock:
             then()
 
 
-class Faces:
+class CacheVariants:
     def __init__(self, settings: Any, runner: asyncio.Runner | None) -> None:
         self._settings = settings
         self.runner = runner
 
-    def __getitem__(self, alias: str) -> Face:
-        return Face(alias, self.runner)
+    def __getitem__(self, alias: str) -> CacheVariant:
+        return CacheVariant(alias, self.runner)
 
-    def made_with(self, options: dict[str, Any], **entries: Any) -> Face:
+    def made_with(self, options: dict[str, Any], **entries: Any) -> CacheVariant:
         """The cache `default` with these OPTIONS and entries; an alias of its own."""
         alias = f"{entries}{options}"
         entry = {**self._settings.CACHES["default"], **entries, "OPTIONS": options}
@@ -162,29 +163,31 @@ def _no_thread(*args: Any, **kwargs: Any) -> Any:
 
 
 @pytest.fixture(params=["sync", "async"])
-def unconnected(request: pytest.FixtureRequest, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faces]:
-    """The caches by alias, through one face, wherever this process may find its node."""
+def unconnected(
+    request: pytest.FixtureRequest, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CacheVariants]:
+    """The caches by alias, by one API, wherever this process may find its node."""
     settings.CACHES = _caches()
     if request.param == "sync":
-        yield Faces(settings, None)
+        yield CacheVariants(settings, None)
         return
     monkeypatch.setattr(SyncToAsync, "__call__", _no_thread)
     with asyncio.Runner() as runner:
         monkeypatch.setattr(runner.get_loop(), "run_in_executor", _no_thread)
-        yield Faces(settings, runner)
+        yield CacheVariants(settings, runner)
         monkeypatch.undo()
 
 
 @pytest.fixture
-def faces(cluster: LocalCluster, unconnected: Faces) -> Iterator[Faces]:
+def variants(cluster: LocalCluster, unconnected: CacheVariants) -> Iterator[CacheVariants]:
     yield unconnected
     for alias in ("default", "other", "json"):
         unconnected[alias].clear()
 
 
 @pytest.fixture
-def cache(faces: Faces) -> Face:
-    return faces["default"]
+def cache(variants: CacheVariants) -> CacheVariant:
+    return variants["default"]
 
 
 @pytest.fixture
@@ -192,5 +195,5 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[wire.Message]:
     return watch_requests(monkeypatch)
 
 
-def wait_until_gone(cache: Face, *keys: str, seconds: float = 60.0) -> None:
+def wait_until_gone(cache: CacheVariant, *keys: str, seconds: float = 60.0) -> None:
     wait_until(lambda: not cache.get_many(keys), seconds, f"{keys} expired")

@@ -14,10 +14,10 @@ import pytest
 
 from django_clusterstate import runtime
 from testproject.processes import LocalCluster
-from tests.cache_variants import cache, faces, requests, unconnected  # noqa: F401 - fixtures
+from tests.cache_variants import cache, requests, unconnected, variants  # noqa: F401 - fixtures
 from tests.forks import FORKS, InChild, in_child_of
 from tests.layers import EMBEDDED, LAYERS, Layer, Redis, layer_env
-from tests.views import Face
+from tests.views import ViewVariant
 
 # The same examples in each run, and no limit of their time: a busy machine, too, gives the result that others had.
 hypothesis.settings.register_profile(
@@ -164,17 +164,17 @@ class using:  # noqa: N801 - reads as a word in `with using(cluster, "alpha"):`
 
 
 @pytest.fixture(params=["sync", "async"])
-def offline(request: pytest.FixtureRequest) -> Iterator[Face]:
+def offline(request: pytest.FixtureRequest) -> Iterator[ViewVariant]:
     """Views of one kind, wherever this process may find its node."""
     if request.param == "sync":
-        yield Face(None)
+        yield ViewVariant(None)
         return
     with asyncio.Runner() as runner:
-        yield Face(runner)
+        yield ViewVariant(runner)
 
 
 @pytest.fixture
-def face(cluster: object, offline: Face) -> Face:
+def variant(cluster: object, offline: ViewVariant) -> ViewVariant:
     return offline
 
 

@@ -13,14 +13,14 @@ from django_clusterstate.client.routing import RoutingTable, Target
 from django_clusterstate.exceptions import ConnectionLost
 from django_clusterstate.wire.address import UnixAddress
 from testproject.processes import LocalCluster
-from tests.cache_variants import Faces
+from tests.cache_variants import CacheVariants
 from tests.faults.proxy import Proxy
 
 Lose = Callable[[str], None]
 
 
 @pytest.fixture
-def key(cluster: LocalCluster, faces: Faces) -> str:
+def key(cluster: LocalCluster, variants: CacheVariants) -> str:
     """One whose entry, lock and lease belong to the same node."""
     backend = caches["default"]
     assert isinstance(backend, ClusterCache)
@@ -33,16 +33,16 @@ def key(cluster: LocalCluster, faces: Faces) -> str:
 
 
 @pytest.fixture
-def lose(cluster: LocalCluster, faces: Faces, key: str) -> Iterator[Lose]:
+def lose(cluster: LocalCluster, variants: CacheVariants, key: str) -> Iterator[Lose]:
     """Loses the answer to the next request of both clients that contains some text, and no other."""
     with Proxy(UnixAddress(str(cluster.socket("beta")))) as proxy:
-        faces["default"].get(key)
+        variants["default"].get(key)
         runtime.get_client().close()
         for client in (runtime.get_client(), runtime.get_async_client()):
             table, by_proxy = client.routing.table, Target("beta", proxy.address)
             if table.targets:
                 client.routing.table = RoutingTable(table.view, table.local_name, {**table.targets, "beta": by_proxy})
-        faces["default"].get(key)
+        variants["default"].get(key)
 
         def lose(text: str) -> None:
             assert not proxy.cut_on
@@ -53,28 +53,28 @@ def lose(cluster: LocalCluster, faces: Faces, key: str) -> Iterator[Lose]:
         assert not proxy.cut
 
 
-def test_incr_counts_once_and_says_that_it_does_not_know(faces: Faces, key: str, lose: Lose) -> None:
-    faces["default"].set(key, 1)
+def test_incr_counts_once_and_says_that_it_does_not_know(variants: CacheVariants, key: str, lose: Lose) -> None:
+    variants["default"].set(key, 1)
     lose(key)
     with pytest.raises(ConnectionLost, match="node beta"):
-        faces.made_with({"ON_UNAVAILABLE": "raise"}).incr(key)
-    assert faces["default"].get(key) == 2
+        variants.made_with({"ON_UNAVAILABLE": "raise"}).incr(key)
+    assert variants["default"].get(key) == 2
     lose(key)
     with pytest.raises(ValueError, match="not found"):
-        faces["default"].incr(key)
-    assert faces["default"].get(key) == 3
+        variants["default"].incr(key)
+    assert variants["default"].get(key) == 3
 
 
-def test_add_says_that_it_does_not_know(faces: Faces, key: str, lose: Lose) -> None:
+def test_add_says_that_it_does_not_know(variants: CacheVariants, key: str, lose: Lose) -> None:
     lose(key)
     with pytest.raises(ConnectionLost, match="node beta"):
-        faces.made_with({"ON_UNAVAILABLE": "raise"}).add(key, "first")
-    assert faces["default"].get(key) == "first"
+        variants.made_with({"ON_UNAVAILABLE": "raise"}).add(key, "first")
+    assert variants["default"].get(key) == "first"
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_what_may_be_done_twice_is_not_seen(faces: Faces, key: str, lose: Lose, many: bool) -> None:
-    cache = faces["default"]
+def test_what_may_be_done_twice_is_not_seen(variants: CacheVariants, key: str, lose: Lose, many: bool) -> None:
+    cache = variants["default"]
     lose(key)
     assert not cache.set_many({key: 1}) if many else cache.set(key, 1) is None
     lose(key)
@@ -86,8 +86,8 @@ def test_what_may_be_done_twice_is_not_seen(faces: Faces, key: str, lose: Lose, 
     assert cache.get(key) is None
 
 
-def test_lock_is_had_though_the_answer_was_lost(faces: Faces, key: str, lose: Lose) -> None:
-    cache = faces["default"]
+def test_lock_is_had_though_the_answer_was_lost(variants: CacheVariants, key: str, lose: Lose) -> None:
+    cache = variants["default"]
     lock, other = cache.lock(key, timeout=60, blocking_timeout=0.2), cache.lock(key, timeout=60, blocking_timeout=0)
     lose(f"lock:{key}")
     assert lock.acquire()
@@ -100,7 +100,7 @@ def test_lock_is_had_though_the_answer_was_lost(faces: Faces, key: str, lose: Lo
 
 
 def test_missing_value_is_computed_once_though_the_answer_about_its_lease_was_lost(
-    faces: Faces, key: str, lose: Lose
+    variants: CacheVariants, key: str, lose: Lose
 ) -> None:
     computed = []
 
@@ -109,6 +109,6 @@ def test_missing_value_is_computed_once_though_the_answer_about_its_lease_was_lo
         return "value"
 
     lose("lease")
-    assert faces["default"].get_or_set(key, compute, 60) == "value"
-    assert faces["default"].get(key) == "value"
+    assert variants["default"].get_or_set(key, compute, 60) == "value"
+    assert variants["default"].get(key) == "value"
     assert len(computed) == 1

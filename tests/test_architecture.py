@@ -27,7 +27,7 @@ FLOORS = {
 }
 FLOORS["panel"] = {*FLOORS["runtime"], "runtime", "cache", "cluster", "events", "models", "panel", "ratelimit"}
 CORE_ROOMS = {"cache", "limits", "membership"}
-FACES = {"cache", "ratelimit", "layers", "events", "cluster"}
+APIS = {"cache", "ratelimit", "layers", "events", "cluster"}
 SIDE_EFFECTS = {"time", "random", "asyncio", "socket", "threading", "logging", "os", "django", "channels"}
 
 
@@ -87,10 +87,10 @@ def test_node_and_wire_and_client_know_no_django() -> None:
             assert not {what for what, _ in imports(path) if what.split(".")[0] in ("django", "channels")}, path
 
 
-def test_faces_of_django_stand_side_by_side() -> None:
-    for face in FACES - {"cluster"}:
-        for path in (path for path in MODULES if floor(path) == face):
-            assert not {what for what, of in imports(path) if of in FACES - {face}}, path
+def test_apis_for_django_do_not_import_each_other() -> None:
+    for api in APIS - {"cluster"}:
+        for path in (path for path in MODULES if floor(path) == api):
+            assert not {what for what, of in imports(path) if of in APIS - {api}}, path
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -13,8 +13,8 @@ from django_clusterstate.decorators import cluster_ratelimit
 Ask = Callable[..., HttpResponse]
 
 
-class Face:
-    """Makes views of one kind, and calls them."""
+class ViewVariant:
+    """Makes synchronous or asynchronous views, and calls them."""
 
     def __init__(self, runner: asyncio.Runner | None) -> None:
         self.runner = runner

@@ -38,7 +38,7 @@ from django_clusterstate.wire.aio import AsyncConnection
 from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import HEADER, frame
 from testproject.processes import ROOT, LocalCluster, wait_until
-from tests.cache_variants import MIB, Face, Faces, JsonSerializer, custom_key, wait_until_gone
+from tests.cache_variants import MIB, CacheVariant, CacheVariants, JsonSerializer, custom_key, wait_until_gone
 from tests.conftest import using
 from tests.timing import check_seconds, takes
 
@@ -56,47 +56,47 @@ class Unpicklable:
 # -- one key ----------------------------------------------------------------------------------------------------
 
 
-def test_a_value_that_was_set_is_read(cache: Face) -> None:
+def test_a_value_that_was_set_is_read(cache: CacheVariant) -> None:
     assert cache.set("key", "value") is None
     assert cache.get("key") == "value"
 
 
-def test_a_value_that_was_set_is_read_at_every_node(cluster: LocalCluster, cache: Face) -> None:
+def test_a_value_that_was_set_is_read_at_every_node(cluster: LocalCluster, cache: CacheVariant) -> None:
     for number in range(20):
         cache.set(f"key{number}", number)
     assert {cluster_state.owner(caches["default"].routing_key(f"key{n}")) for n in range(20)} == set(cluster.names)  # type: ignore[attr-defined]
     assert [cache.get(f"key{number}") for number in range(20)] == list(range(20))
 
 
-def test_get_of_an_absent_key_returns_none_or_the_default(cache: Face) -> None:
+def test_get_of_an_absent_key_returns_none_or_the_default(cache: CacheVariant) -> None:
     assert cache.get("absent") is None
     assert cache.get("absent", "bang!") == "bang!"
     assert cache.get("absent", default="bang!") == "bang!"
 
 
-def test_a_cached_none_is_returned_instead_of_the_default(cache: Face) -> None:
+def test_a_cached_none_is_returned_instead_of_the_default(cache: CacheVariant) -> None:
     cache.set("none", None)
     assert cache.get("none", default="default") is None
 
 
-def test_set_replaces_a_value_of_another_type(cache: Face) -> None:
+def test_set_replaces_a_value_of_another_type(cache: CacheVariant) -> None:
     for value in (1, "text", None, 2, [3]):
         cache.set("key", value)
         assert cache.get("key", "default") == value
 
 
-def test_add_stores_only_where_there_is_nothing(cache: Face) -> None:
+def test_add_stores_only_where_there_is_nothing(cache: CacheVariant) -> None:
     assert cache.add("key", "value") is True
     assert cache.add("key", "newvalue") is False
     assert cache.get("key") == "value"
 
 
-def test_add_leaves_a_cached_none_alone(cache: Face) -> None:
+def test_add_leaves_a_cached_none_alone(cache: CacheVariant) -> None:
     cache.set("none", None)
     assert cache.add("none", 1) is False
 
 
-def test_delete_says_whether_there_was_something(cache: Face) -> None:
+def test_delete_says_whether_there_was_something(cache: CacheVariant) -> None:
     cache.set_many({"key1": "spam", "key2": "eggs"})
     assert cache.delete("key1") is True
     assert cache.get("key1") is None
@@ -104,7 +104,7 @@ def test_delete_says_whether_there_was_something(cache: Face) -> None:
     assert cache.delete("key1") is False
 
 
-def test_has_key_sees_values_that_are_falsy_or_never_expire(cache: Face) -> None:
+def test_has_key_sees_values_that_are_falsy_or_never_expire(cache: CacheVariant) -> None:
     cache.set("here", "value")
     cache.set("no_expiry", "here", None)
     cache.set("none", None)
@@ -112,14 +112,14 @@ def test_has_key_sees_values_that_are_falsy_or_never_expire(cache: Face) -> None
     assert [cache.has_key(key) for key in ("here", "no_expiry", "none", "zero", "absent")] == [True] * 4 + [False]
 
 
-@pytest.mark.usefixtures("faces")
+@pytest.mark.usefixtures("variants")
 def test_in_is_has_key() -> None:
     caches["default"].set("none", None)
     assert "none" in caches["default"]
     assert "absent" not in caches["default"]
 
 
-def test_close_leaves_the_cache_usable(cache: Face) -> None:
+def test_close_leaves_the_cache_usable(cache: CacheVariant) -> None:
     cache.set("key", 1)
     assert cache.close() is None
     assert cache.get("key") == 1
@@ -128,7 +128,7 @@ def test_close_leaves_the_cache_usable(cache: Face) -> None:
 # -- counting ---------------------------------------------------------------------------------------------------
 
 
-def test_incr_adds_and_returns_the_sum(cache: Face) -> None:
+def test_incr_adds_and_returns_the_sum(cache: CacheVariant) -> None:
     cache.set("answer", 41)
     assert cache.incr("answer") == 42
     assert cache.get("answer") == 42
@@ -137,7 +137,7 @@ def test_incr_adds_and_returns_the_sum(cache: Face) -> None:
     assert cache.incr("answer", 0) == 42
 
 
-def test_decr_subtracts_and_returns_the_difference(cache: Face) -> None:
+def test_decr_subtracts_and_returns_the_difference(cache: CacheVariant) -> None:
     cache.set("answer", 43)
     assert cache.decr("answer") == 42
     assert cache.decr("answer", 10) == 32
@@ -147,7 +147,7 @@ def test_decr_subtracts_and_returns_the_difference(cache: Face) -> None:
 
 
 @pytest.mark.parametrize("name", ["incr", "decr"])
-def test_counting_an_absent_key_raises_value_error_that_names_it(cache: Face, name: str) -> None:
+def test_counting_an_absent_key_raises_value_error_that_names_it(cache: CacheVariant, name: str) -> None:
     with pytest.raises(ValueError, match="'absent' not found"):
         cache.call(name, "absent")
     with pytest.raises(ValueError, match="'absent' not found"):
@@ -157,14 +157,16 @@ def test_counting_an_absent_key_raises_value_error_that_names_it(cache: Face, na
 
 @pytest.mark.parametrize("name", ["incr", "decr"])
 @pytest.mark.parametrize("value", [None, "1", 1.5, True, 2**63])
-def test_incr_of_a_value_that_isnt_a_64_bit_integer_raises_type_error(cache: Face, name: str, value: object) -> None:
+def test_incr_of_a_value_that_isnt_a_64_bit_integer_raises_type_error(
+    cache: CacheVariant, name: str, value: object
+) -> None:
     cache.set("key", value)
     with pytest.raises(TypeError, match="'key'"):
         cache.call(name, "key")
     assert cache.get("key") == value
 
 
-def test_counting_beyond_64_bits_raises_and_leaves_the_value(cache: Face) -> None:
+def test_counting_beyond_64_bits_raises_and_leaves_the_value(cache: CacheVariant) -> None:
     cache.set("most", 2**63 - 1)
     with pytest.raises(TypeError, match="64 bits"):
         cache.incr("most")
@@ -176,7 +178,7 @@ def test_counting_beyond_64_bits_raises_and_leaves_the_value(cache: Face) -> Non
 
 @pytest.mark.parametrize("delta", [1.5, "1", None, 2**63])
 def test_a_delta_that_isnt_a_64_bit_integer_is_refused_before_it_is_sent(
-    cache: Face, requests: list[wire.Message], delta: object
+    cache: CacheVariant, requests: list[wire.Message], delta: object
 ) -> None:
     cache.set("key", 1)
     requests.clear()
@@ -185,7 +187,7 @@ def test_a_delta_that_isnt_a_64_bit_integer_is_refused_before_it_is_sent(
     assert requests == []
 
 
-def test_incr_keeps_the_ttl(cache: Face) -> None:
+def test_incr_keeps_the_ttl(cache: CacheVariant) -> None:
     cache.set("short", 1, 0.4)
     cache.set("for_ever", 1, None)
     assert cache.incr("short") == 2
@@ -195,14 +197,14 @@ def test_incr_keeps_the_ttl(cache: Face) -> None:
     assert cache.get("for_ever") == 1
 
 
-def test_incr_counts_each_of_many_concurrent_calls_once(cache: Face) -> None:
+def test_incr_counts_each_of_many_concurrent_calls_once(cache: CacheVariant) -> None:
     cache.set("count", 0)
     sums = cache.at_once("incr", [("count", 3)] * 200)
     assert sorted(sums) == list(range(3, 603, 3))
     assert cache.get("count") == 600
 
 
-def test_add_lets_exactly_one_of_many_concurrent_calls_win(cache: Face) -> None:
+def test_add_lets_exactly_one_of_many_concurrent_calls_win(cache: CacheVariant) -> None:
     for attempt in range(10):
         won = cache.at_once("add", [(f"key{attempt}", number) for number in range(16)])
         assert won.count(True) == 1
@@ -212,7 +214,7 @@ def test_add_lets_exactly_one_of_many_concurrent_calls_win(cache: Face) -> None:
 # -- many keys --------------------------------------------------------------------------------------------------
 
 
-def test_get_many_returns_the_values_found(cache: Face) -> None:
+def test_get_many_returns_the_values_found(cache: CacheVariant) -> None:
     cache.set_many({"a": "a", "b": "b", "c": "c", "d": "d"})
     assert cache.get_many(["a", "c", "d"]) == {"a": "a", "c": "c", "d": "d"}
     assert cache.get_many(["a", "b", "e"]) == {"a": "a", "b": "b"}
@@ -222,32 +224,32 @@ def test_get_many_returns_the_values_found(cache: Face) -> None:
     assert cache.get_many(["x", "y"]) == {"x": None, "y": 1}
 
 
-def test_get_many_leaves_out_expired_keys(cache: Face) -> None:
+def test_get_many_leaves_out_expired_keys(cache: CacheVariant) -> None:
     cache.set("lasts", 1)
     cache.set("expires", 1, 0.05)
     wait_until_gone(cache, "expires")
     assert cache.get_many(["lasts", "expires"]) == {"lasts": 1}
 
 
-def test_get_many_returns_the_keys_that_its_caller_passed(cache: Face) -> None:
+def test_get_many_returns_the_keys_that_its_caller_passed(cache: CacheVariant) -> None:
     cache.set_many({1: "one", 2: "two"})
     assert cache.get_many([1, 2]) == {1: "one", 2: "two"}
 
 
-def test_set_many_returns_no_key_when_all_are_stored(cache: Face) -> None:
+def test_set_many_returns_no_key_when_all_are_stored(cache: CacheVariant) -> None:
     assert cache.set_many({"key1": "spam", "key2": "eggs"}) == []
     assert cache.get("key1") == "spam"
     assert cache.get("key2") == "eggs"
 
 
-def test_set_many_takes_a_timeout(cache: Face) -> None:
+def test_set_many_takes_a_timeout(cache: CacheVariant) -> None:
     cache.set_many({"key1": "spam", "key2": "eggs"}, 0.1)
     cache.set_many({"key3": "ham"}, timeout=100.5)
     wait_until_gone(cache, "key1", "key2")
     assert cache.get("key3") == "ham"
 
 
-def test_delete_many_deletes_those_and_no_others(cache: Face) -> None:
+def test_delete_many_deletes_those_and_no_others(cache: CacheVariant) -> None:
     cache.set_many({"key1": "spam", "key2": "eggs", "key3": "ham"})
     assert cache.delete_many(["key1", "key2", "absent"]) is None
     assert cache.get_many(["key1", "key2", "key3"]) == {"key3": "ham"}
@@ -255,7 +257,7 @@ def test_delete_many_deletes_those_and_no_others(cache: Face) -> None:
     assert cache.has_key("key3") is False
 
 
-def test_many_operations_without_keys_send_no_request(cache: Face, requests: list[wire.Message]) -> None:
+def test_many_operations_without_keys_send_no_request(cache: CacheVariant, requests: list[wire.Message]) -> None:
     cache.get("any")
     requests.clear()
     assert cache.set_many({}) == []
@@ -267,7 +269,7 @@ def test_many_operations_without_keys_send_no_request(cache: Face, requests: lis
 
 @pytest.mark.parametrize("name", ["set_many", "get_many", "delete_many"])
 def test_many_keys_take_one_request_for_each_owner(
-    cluster: LocalCluster, cache: Face, requests: list[wire.Message], name: str
+    cluster: LocalCluster, cache: CacheVariant, requests: list[wire.Message], name: str
 ) -> None:
     data = {f"key{number}": f"value{number}" for number in range(300)}
     if name == "set_many":
@@ -280,7 +282,7 @@ def test_many_keys_take_one_request_for_each_owner(
     assert len(requests) == len(cluster.names)
 
 
-def test_many_keys_that_are_too_much_for_one_request_are_stored_and_read_all_the_same(cache: Face) -> None:
+def test_many_keys_that_are_too_much_for_one_request_are_stored_and_read_all_the_same(cache: CacheVariant) -> None:
     data = {f"key{number}": bytes([number]) * 200_000 for number in range(40)}  # 8 MB, by three owners
     assert cache.set_many(data) == []
     assert cache.get_many(data) == data
@@ -288,14 +290,14 @@ def test_many_keys_that_are_too_much_for_one_request_are_stored_and_read_all_the
     assert cache.get_many(data) == {}
 
 
-def test_large_values_may_be_read_and_written_many_at_once(cache: Face) -> None:
+def test_large_values_may_be_read_and_written_many_at_once(cache: CacheVariant) -> None:
     value = b"x" * MIB
     cache.at_once("set", [(f"key{number}", value) for number in range(24)])
     assert cache.at_once("get", [(f"key{number}",) for number in range(24)]) == [value] * 24
 
 
 @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
-def test_a_multitude_of_long_keys_is_split_into_several_requests(cache: Face) -> None:
+def test_a_multitude_of_long_keys_is_split_into_several_requests(cache: CacheVariant) -> None:
     data = {f"{number:0950}": number for number in range(5000)}  # keys of 5 MB
     assert cache.set_many(data) == []
     assert cache.get_many(data) == data
@@ -306,7 +308,7 @@ def test_a_multitude_of_long_keys_is_split_into_several_requests(cache: Face) ->
 # -- timeouts ---------------------------------------------------------------------------------------------------
 
 
-def test_a_value_expires(cache: Face) -> None:
+def test_a_value_expires(cache: CacheVariant) -> None:
     cache.set("expire1", "very quickly", 0.1)
     cache.set("expire2", "very quickly", timeout=0.1)
     cache.add("expire3", "very quickly", 0.1)
@@ -316,18 +318,18 @@ def test_a_value_expires(cache: Face) -> None:
     assert cache.has_key("expire3") is False
 
 
-def test_the_default_timeout_is_the_settings(faces: Faces) -> None:
-    faces["short"].set("short", 1)
-    faces["for_ever"].set("for_ever", 1)
-    faces["short"].add("added", 1)
-    faces["short"].set_many({"many": 1})
-    faces["default"].set("touched", 1, None)
-    assert faces["short"].touch("touched") is True
-    wait_until_gone(faces["default"], "short", "added", "many", "touched")
-    assert faces["default"].get("for_ever") == 1
+def test_the_default_timeout_is_the_settings(variants: CacheVariants) -> None:
+    variants["short"].set("short", 1)
+    variants["for_ever"].set("for_ever", 1)
+    variants["short"].add("added", 1)
+    variants["short"].set_many({"many": 1})
+    variants["default"].set("touched", 1, None)
+    assert variants["short"].touch("touched") is True
+    wait_until_gone(variants["default"], "short", "added", "many", "touched")
+    assert variants["default"].get("for_ever") == 1
 
 
-def test_touch_replaces_the_timeout(cache: Face) -> None:
+def test_touch_replaces_the_timeout(cache: CacheVariant) -> None:
     cache.set_many({"longer": 1, "for_ever": 1, "default": 1}, 0.3)
     cache.set("shorter", 1, 100)
     assert cache.touch("longer", timeout=100) is True
@@ -341,7 +343,7 @@ def test_touch_replaces_the_timeout(cache: Face) -> None:
 
 
 @pytest.mark.parametrize("timeout", [60 * 60 * 24 * 30 + 1, 10**10, 1e300, 100.2, None])
-def test_a_long_timeout_is_kept(cache: Face, timeout: float | None) -> None:
+def test_a_long_timeout_is_kept(cache: CacheVariant, timeout: float | None) -> None:
     cache.set("key1", "eggs", timeout)
     assert cache.add("key2", "ham", timeout) is True
     assert cache.add("key1", "new eggs", timeout) is False
@@ -353,7 +355,7 @@ def test_a_long_timeout_is_kept(cache: Face, timeout: float | None) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 0.0, -100.5])
-def test_a_timeout_of_zero_or_less_stores_nothing(cache: Face, timeout: float) -> None:
+def test_a_timeout_of_zero_or_less_stores_nothing(cache: CacheVariant, timeout: float) -> None:
     cache.set("key1", "older")
     cache.set("key1", "eggs", timeout)
     assert cache.get("key1") is None
@@ -375,7 +377,7 @@ def test_a_timeout_of_zero_or_less_stores_nothing(cache: Face, timeout: float) -
      [1, 2, 3], (1, 2), {"A": 1, "B": [2]}, {1, 2}, None, custom_key, JsonSerializer, 2**63 - 1, -(2**63)],
     ids=lambda value: getattr(value, "__name__", repr(value)),
 )  # fmt: skip
-def test_a_value_comes_back_equal_and_of_its_type(cache: Face, value: object) -> None:
+def test_a_value_comes_back_equal_and_of_its_type(cache: CacheVariant, value: object) -> None:
     cache.set("set", value)
     cache.add("add", value)
     cache.set_many({"many": value})
@@ -386,26 +388,26 @@ def test_a_value_comes_back_equal_and_of_its_type(cache: Face, value: object) ->
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_a_bool_stays_a_bool(cache: Face, value: bool) -> None:
+def test_a_bool_stays_a_bool(cache: CacheVariant, value: bool) -> None:
     cache.set("key", value)
     assert cache.get("key") is value
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**100])
-def test_an_integer_of_any_size_is_kept(cache: Face, value: int) -> None:
+def test_an_integer_of_any_size_is_kept(cache: CacheVariant, value: int) -> None:
     cache.set("key", value)
     assert cache.get("key") == value
 
 
 @pytest.mark.parametrize("name", ["set", "add"])
-def test_a_value_that_cant_be_pickled_raises(cache: Face, name: str) -> None:
+def test_a_value_that_cant_be_pickled_raises(cache: CacheVariant, name: str) -> None:
     with pytest.raises(pickle.PickleError):
         cache.call(name, "key", Unpicklable())
     with pytest.raises(pickle.PickleError):
         cache.set_many({"key": Unpicklable()})
 
 
-def test_a_value_of_a_mebibyte_is_kept(cache: Face) -> None:
+def test_a_value_of_a_mebibyte_is_kept(cache: CacheVariant) -> None:
     value = "x" * MIB
     assert cache.set_many({"many1": value, "many2": value, "many3": value}) == []
     cache.set("set", value)
@@ -415,7 +417,7 @@ def test_a_value_of_a_mebibyte_is_kept(cache: Face) -> None:
 
 
 def test_a_request_is_for_a_few_hundred_keys_however_many_are_asked_for(
-    cache: Face, requests: list[wire.Message]
+    cache: CacheVariant, requests: list[wire.Message]
 ) -> None:
     data = {f"key{number}": number for number in range(30_000)}
     assert cache.set_many(data) == []
@@ -449,7 +451,7 @@ def taking_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("taking_turns")
-def test_an_owner_that_does_a_part_of_the_keys_is_asked_for_the_rest(cache: Face) -> None:
+def test_an_owner_that_does_a_part_of_the_keys_is_asked_for_the_rest(cache: CacheVariant) -> None:
     data = {f"key{number}": number for number in range(50)}
     assert cache.set_many(data) == []
     assert cache.get_many(data) == data
@@ -460,10 +462,10 @@ def test_an_owner_that_does_a_part_of_the_keys_is_asked_for_the_rest(cache: Face
 
 
 @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
-def test_the_largest_value_is_kept_under_the_longest_key(faces: Faces) -> None:
+def test_the_largest_value_is_kept_under_the_longest_key(variants: CacheVariants) -> None:
     overhead = len(pickle.dumps(b"x" * MIB, pickle.HIGHEST_PROTOCOL)) - MIB
     value = b"x" * (MAX_VALUE_BYTES - overhead)
-    cache = faces["bare_key"]
+    cache = variants["bare_key"]
     longest = "k" * (wire.MAX_KEY_BYTES - len("cache-tests") - 1)
     for key in (longest, longest + "k", "k"):
         cache.set(key, value)
@@ -477,9 +479,9 @@ def test_the_largest_value_is_kept_under_the_longest_key(faces: Faces) -> None:
 
 @pytest.mark.parametrize("name", ["set", "add", "set_many"])
 def test_a_value_that_is_too_large_raises_an_error_that_says_so(
-    faces: Faces, requests: list[wire.Message], name: str
+    variants: CacheVariants, requests: list[wire.Message], name: str
 ) -> None:
-    cache = faces.made_with({"VALUE_TOO_BIG": "raise"})
+    cache = variants.made_with({"VALUE_TOO_BIG": "raise"})
     value = b"x" * (MAX_VALUE_BYTES + 1)
     args: tuple[Any, ...] = ({"small": 1, "big": value},) if name == "set_many" else ("big", value)
     with pytest.raises(ValueError, match=rf"the value of 'big' takes 1,\d\d\d,\d\d\d bytes, .* {MAX_VALUE_BYTES:,}"):
@@ -488,8 +490,8 @@ def test_a_value_that_is_too_large_raises_an_error_that_says_so(
     assert sent == ([b"cache-tests\0:1:small"] if name == "set_many" else [])
 
 
-def test_another_serializer_may_be_named(faces: Faces) -> None:
-    cache = faces["json"]
+def test_another_serializer_may_be_named(variants: CacheVariants) -> None:
+    cache = variants["json"]
     for value in ({"a": [1, None, True]}, "text", True, None, 1, 2**70):
         cache.set("key", value)
         assert cache.get("key", "default") == value
@@ -503,7 +505,7 @@ def test_another_serializer_may_be_named(faces: Faces) -> None:
 # -- keys, versions, prefixes -----------------------------------------------------------------------------------
 
 
-def test_unicode_keys_are_kept_apart(cache: Face) -> None:
+def test_unicode_keys_are_kept_apart(cache: CacheVariant) -> None:
     stuff = {"ascii": 1, "Iñtërnâtiônàlizætiøn": "ø", "\U0001f40d": "snake", "\u00e9": "one", "e\u0301": "two"}
     assert cache.set_many(stuff) == []
     assert cache.get_many(stuff) == stuff
@@ -515,7 +517,7 @@ def test_unicode_keys_are_kept_apart(cache: Face) -> None:
 
 @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
 @pytest.mark.parametrize("length", [251, 1000, 1024, 1025, 5000, 100_000])
-def test_long_keys_are_kept_apart(cache: Face, length: int) -> None:
+def test_long_keys_are_kept_apart(cache: CacheVariant, length: int) -> None:
     key, other = "k" * length + "a", "k" * length + "b"
     cache.set_many({key: 1, other: 2})
     assert cache.get(key) == 1
@@ -539,7 +541,7 @@ def test_long_keys_are_kept_apart(cache: Face, length: int) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["key with spaces and 清", "control\x01", "l" * 251])
 def test_a_key_that_memcached_would_refuse_is_warned_of(
-    cache: Face, name: str, args: tuple[Any, ...] | None, key: str
+    cache: CacheVariant, name: str, args: tuple[Any, ...] | None, key: str
 ) -> None:
     if args is not None:
         given: tuple[Any, ...] = (key, *args)
@@ -552,24 +554,24 @@ def test_a_key_that_memcached_would_refuse_is_warned_of(
         cache.call(name, *given)
 
 
-def test_a_prefix_keeps_keys_apart(faces: Faces) -> None:
-    faces["default"].set("key", "value")
-    assert faces["prefix"].has_key("key") is False
-    faces["prefix"].set("key", "value2")
-    assert faces["default"].get("key") == "value"
-    assert faces["prefix"].get("key") == "value2"
+def test_a_prefix_keeps_keys_apart(variants: CacheVariants) -> None:
+    variants["default"].set("key", "value")
+    assert variants["prefix"].has_key("key") is False
+    variants["prefix"].set("key", "value2")
+    assert variants["default"].get("key") == "value"
+    assert variants["prefix"].get("key") == "value2"
 
 
-def test_a_key_function_keeps_keys_apart(faces: Faces) -> None:
-    faces["default"].set("answer1", 42)
-    assert faces["custom_key"].get("answer1") is None
-    faces["custom_key"].set_many({"answer2": 42})
-    assert faces["default"].get("answer2") is None
-    assert faces["custom_key_path"].get_many(["answer2"]) == {"answer2": 42}
+def test_a_key_function_keeps_keys_apart(variants: CacheVariants) -> None:
+    variants["default"].set("answer1", 42)
+    assert variants["custom_key"].get("answer1") is None
+    variants["custom_key"].set_many({"answer2": 42})
+    assert variants["default"].get("answer2") is None
+    assert variants["custom_key_path"].get_many(["answer2"]) == {"answer2": 42}
 
 
-def test_a_version_is_a_key_of_its_own_in_get_and_set(faces: Faces) -> None:
-    one, two = faces["default"], faces["v2"]
+def test_a_version_is_a_key_of_its_own_in_get_and_set(variants: CacheVariants) -> None:
+    one, two = variants["default"], variants["v2"]
     one.set("a", 1)
     two.set("b", 2)
     one.set("c", 3, version=2)
@@ -581,8 +583,8 @@ def test_a_version_is_a_key_of_its_own_in_get_and_set(faces: Faces) -> None:
             assert cache.get(key, "default") == (value if default == stored else "default")
 
 
-def test_a_version_is_a_key_of_its_own_in_add(faces: Faces) -> None:
-    one, two = faces["default"], faces["v2"]
+def test_a_version_is_a_key_of_its_own_in_add(variants: CacheVariants) -> None:
+    one, two = variants["default"], variants["v2"]
     assert one.add("a", 42, version=2) is True
     assert one.get("a", version=1) is None
     assert one.add("a", 37, version=2) is False
@@ -597,11 +599,11 @@ def test_a_version_is_a_key_of_its_own_in_add(faces: Faces) -> None:
     [("delete", (), None), ("incr", (), 38), ("decr", (), 36), ("touch", (0,), None), ("delete_many", (), None)],
 )
 def test_each_version_of_a_key_is_changed_by_itself(
-    faces: Faces, name: str, args: tuple[Any, ...], after: object
+    variants: CacheVariants, name: str, args: tuple[Any, ...], after: object
 ) -> None:
     for alias, version, changed in (("default", {}, 1), ("default", {"version": 2}, 2), ("v2", {}, 2),
                                     ("v2", {"version": 1}, 1)):  # fmt: skip
-        cache = faces[alias]
+        cache = variants[alias]
         cache.set("key", 37, version=1)
         cache.set("key", 37, version=2)
         cache.call(name, ["key"] if name == "delete_many" else "key", *args, **version)
@@ -609,17 +611,17 @@ def test_each_version_of_a_key_is_changed_by_itself(
         assert cache.get("key", version=3 - changed) == 37
 
 
-def test_a_version_is_a_key_of_its_own_in_has_key(faces: Faces) -> None:
-    faces["default"].set("key", 1)
-    assert faces["default"].has_key("key") is True
-    assert faces["default"].has_key("key", version=1) is True
-    assert faces["default"].has_key("key", version=2) is False
-    assert faces["v2"].has_key("key") is False
-    assert faces["v2"].has_key("key", version=1) is True
+def test_a_version_is_a_key_of_its_own_in_has_key(variants: CacheVariants) -> None:
+    variants["default"].set("key", 1)
+    assert variants["default"].has_key("key") is True
+    assert variants["default"].has_key("key", version=1) is True
+    assert variants["default"].has_key("key", version=2) is False
+    assert variants["v2"].has_key("key") is False
+    assert variants["v2"].has_key("key", version=1) is True
 
 
-def test_a_version_is_a_key_of_its_own_in_many(faces: Faces) -> None:
-    one, two = faces["default"], faces["v2"]
+def test_a_version_is_a_key_of_its_own_in_many(variants: CacheVariants) -> None:
+    one, two = variants["default"], variants["v2"]
     one.set_many({"a": 1, "b": 2})
     two.set_many({"c": 3, "d": 4})
     one.set_many({"e": 5}, version=2)
@@ -632,8 +634,8 @@ def test_a_version_is_a_key_of_its_own_in_many(faces: Faces) -> None:
     assert two.get_many(keys) == {}
 
 
-def test_incr_version_moves_a_value_to_the_next_version(faces: Faces) -> None:
-    one, two = faces["default"], faces["v2"]
+def test_incr_version_moves_a_value_to_the_next_version(variants: CacheVariants) -> None:
+    one, two = variants["default"], variants["v2"]
     one.set("answer", 42, version=2)
     assert one.incr_version("answer", version=2) == 3
     assert [one.get("answer", version=version) for version in (None, 1, 2, 3)] == [None, None, None, 42]
@@ -647,8 +649,8 @@ def test_incr_version_moves_a_value_to_the_next_version(faces: Faces) -> None:
         one.incr_version("absent")
 
 
-def test_decr_version_moves_a_value_to_the_version_before(faces: Faces) -> None:
-    one, two = faces["default"], faces["v2"]
+def test_decr_version_moves_a_value_to_the_version_before(variants: CacheVariants) -> None:
+    one, two = variants["default"], variants["v2"]
     one.set("answer", 42, version=2)
     assert one.decr_version("answer", version=2) == 1
     assert [one.get("answer", version=version) for version in (None, 1, 2)] == [42, 42, None]
@@ -672,7 +674,7 @@ def two_nodes(folder: Path) -> Iterator[LocalCluster]:
 
 @pytest.mark.parametrize("name", ["incr_version", "decr_version"])
 def test_a_value_whose_new_version_cannot_be_stored_stays_in_the_old_one(
-    two_nodes: LocalCluster, unconnected: Faces, name: str
+    two_nodes: LocalCluster, unconnected: CacheVariants, name: str
 ) -> None:
     cache, moved = unconnected["default"], {"incr_version": 6, "decr_version": 4}[name]
     cache.get("any")  # from now on the owners are known
@@ -693,7 +695,7 @@ def owner(key: str, version: int) -> str | None:
 # -- get_or_set -------------------------------------------------------------------------------------------------
 
 
-def test_get_or_set_stores_the_default_and_returns_the_stored_value(cache: Face) -> None:
+def test_get_or_set_stores_the_default_and_returns_the_stored_value(cache: CacheVariant) -> None:
     assert cache.get_or_set("key", 42) == 42
     assert cache.get("key") == 42
     assert cache.get_or_set("key", 43) == 42
@@ -702,7 +704,7 @@ def test_get_or_set_stores_the_default_and_returns_the_stored_value(cache: Face)
     assert cache.get_or_set("none", 1) is None
 
 
-def test_get_or_set_calls_a_default_only_when_it_is_needed(cache: Face) -> None:
+def test_get_or_set_calls_a_default_only_when_it_is_needed(cache: CacheVariant) -> None:
     default = mock.Mock(return_value="value")
     assert cache.get_or_set("key", default) == "value"
     assert cache.get_or_set("key", default) == "value"
@@ -711,7 +713,7 @@ def test_get_or_set_calls_a_default_only_when_it_is_needed(cache: Face) -> None:
     assert cache.get("none", "default") is None
 
 
-def test_get_or_set_takes_a_version_and_a_timeout(cache: Face) -> None:
+def test_get_or_set_takes_a_version_and_a_timeout(cache: CacheVariant) -> None:
     assert cache.get_or_set("brian", 1979, version=2) == 1979
     assert cache.get("brian", version=1) is None
     assert cache.get_or_set("brian", 42, version=1) == 42
@@ -722,7 +724,7 @@ def test_get_or_set_takes_a_version_and_a_timeout(cache: Face) -> None:
         cache.get_or_set("brian")
 
 
-def test_get_or_set_returns_the_value_that_another_caller_stored_first(cache: Face) -> None:
+def test_get_or_set_returns_the_value_that_another_caller_stored_first(cache: CacheVariant) -> None:
     def slow_default() -> str:
         # Another process, while this one makes its value.
         with ThreadPoolExecutor(1) as thread:
@@ -735,30 +737,30 @@ def test_get_or_set_returns_the_value_that_another_caller_stored_first(cache: Fa
 # -- aliases and clear ------------------------------------------------------------------------------------------
 
 
-def test_locations_dont_see_each_other_and_equal_ones_do(faces: Faces) -> None:
-    faces["default"].set("key", 1)
-    assert faces["other"].get("key") is None
-    assert faces["twin"].get("key") == 1
-    faces["other"].set("key", 2)
-    assert faces["default"].get("key") == 1
+def test_locations_dont_see_each_other_and_equal_ones_do(variants: CacheVariants) -> None:
+    variants["default"].set("key", 1)
+    assert variants["other"].get("key") is None
+    assert variants["twin"].get("key") == 1
+    variants["other"].set("key", 2)
+    assert variants["default"].get("key") == 1
 
 
-def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, faces: Faces) -> None:
+def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, variants: CacheVariants) -> None:
     data = {f"key{number}": number for number in range(100)}
     for alias in ("default", "other", "prefix", "v2"):
-        faces[alias].set_many(data)
-    assert faces["default"].clear() is None
-    assert [faces[alias].get_many(data) for alias in ("default", "prefix", "v2")] == [{}, {}, {}]
-    assert faces["other"].get_many(data) == data
-    faces["default"].set("key1", "new")
-    assert faces["default"].get("key1") == "new"
+        variants[alias].set_many(data)
+    assert variants["default"].clear() is None
+    assert [variants[alias].get_many(data) for alias in ("default", "prefix", "v2")] == [{}, {}, {}]
+    assert variants["other"].get_many(data) == data
+    variants["default"].set("key1", "new")
+    assert variants["default"].get("key1") == "new"
 
 
 # -- remaining timeouts -----------------------------------------------------------------------------------------
 
 
-def test_ttl_is_the_remaining_timeout(faces: Faces) -> None:
-    cache = faces["default"]
+def test_ttl_is_the_remaining_timeout(variants: CacheVariants) -> None:
+    cache = variants["default"]
     cache.set("key", 1, 100)
     assert 99 < cache.ttl("key") <= 100
     cache.set("for_ever", 1, None)
@@ -766,10 +768,10 @@ def test_ttl_is_the_remaining_timeout(faces: Faces) -> None:
     assert cache.ttl("absent") == 0
     cache.set("key", 1, 50, version=2)
     assert 49 < cache.ttl("key", version=2) <= 50
-    assert 49 < faces["v2"].ttl("key") <= 50
+    assert 49 < variants["v2"].ttl("key") <= 50
 
 
-def test_expire_is_touch_and_persist_ends_the_timeout(cache: Face) -> None:
+def test_expire_is_touch_and_persist_ends_the_timeout(cache: CacheVariant) -> None:
     cache.set("key", 1, 100)
     assert cache.expire("key", 50) is True
     assert 49 < cache.ttl("key") <= 50
@@ -784,7 +786,7 @@ def test_expire_is_touch_and_persist_ends_the_timeout(cache: Face) -> None:
 
 @pytest.mark.parametrize(("name", "args"), [("ttl", ()), ("persist", ()), ("expire", (5,))])
 def test_ttl_persist_and_expire_take_one_round_trip(
-    cache: Face, requests: list[wire.Message], name: str, args: tuple[Any, ...]
+    cache: CacheVariant, requests: list[wire.Message], name: str, args: tuple[Any, ...]
 ) -> None:
     cache.set("key", 1)
     requests.clear()
@@ -793,7 +795,7 @@ def test_ttl_persist_and_expire_take_one_round_trip(
 
 
 @pytest.mark.parametrize("name", ["incr_version", "decr_version"])
-def test_the_remaining_timeout_moves_with_a_value_to_another_version(cache: Face, name: str) -> None:
+def test_the_remaining_timeout_moves_with_a_value_to_another_version(cache: CacheVariant, name: str) -> None:
     cache.set("key", "value", 10_000, version=5)
     cache.set("for_ever", 7, None, version=5)
     moved = cache.call(name, "key", version=5)
@@ -848,7 +850,7 @@ def test_keys_of_a_subclass_are_its_own() -> None:
 # -- patterns ---------------------------------------------------------------------------------------------------
 
 
-def test_iter_keys_gives_the_keys_of_all_nodes_that_match_each_once(cluster: LocalCluster, cache: Face) -> None:
+def test_iter_keys_gives_the_keys_of_all_nodes_that_match_each_once(cluster: LocalCluster, cache: CacheVariant) -> None:
     data = {f"user:{number}": number for number in range(2000)}
     cache.set_many(data, 60)
     cache.set_many({"group:1": 1, "User:1": 1})
@@ -864,23 +866,23 @@ def test_iter_keys_gives_the_keys_of_all_nodes_that_match_each_once(cluster: Loc
      ("é[*]b", ["é*b"]), ("a[", ["a["]), ("", []), ("a", []), ("A?", [])],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
-def test_patterns_are_those_of_fnmatch(cache: Face, pattern: str, found: list[str]) -> None:
+def test_patterns_are_those_of_fnmatch(cache: CacheVariant, pattern: str, found: list[str]) -> None:
     cache.set_many(dict.fromkeys(["a1", "a[", "ab b", "é*b"], 1))
     assert sorted(cache.iter_keys(pattern)) == found
 
 
-def test_iter_keys_knows_namespaces_prefixes_and_versions(faces: Faces) -> None:
+def test_iter_keys_knows_namespaces_prefixes_and_versions(variants: CacheVariants) -> None:
     for alias in ("default", "other", "prefix", "v2", "custom_key"):
-        faces[alias].set(f"key-{alias}", 1)
-    faces["default"].set("key-three", 1, version=3)
+        variants[alias].set(f"key-{alias}", 1)
+    variants["default"].set("key-three", 1, version=3)
     for alias in ("default", "other", "prefix", "v2", "custom_key"):
-        assert faces[alias].iter_keys("key-*") == [f"key-{alias}"]
-    assert faces["default"].iter_keys("*", version=3) == ["key-three"]
-    assert faces["default"].iter_keys("*", version=2) == ["key-v2"]
-    assert faces["bare_key"].iter_keys("CUSTOM-*") == ["CUSTOM--1-key-custom_key"]
+        assert variants[alias].iter_keys("key-*") == [f"key-{alias}"]
+    assert variants["default"].iter_keys("*", version=3) == ["key-three"]
+    assert variants["default"].iter_keys("*", version=2) == ["key-v2"]
+    assert variants["bare_key"].iter_keys("CUSTOM-*") == ["CUSTOM--1-key-custom_key"]
 
 
-def test_iter_keys_leaves_out_deleted_and_expired_keys(cache: Face) -> None:
+def test_iter_keys_leaves_out_deleted_and_expired_keys(cache: CacheVariant) -> None:
     cache.set_many({"gone": 1, "stays": 1})
     cache.set("expires", 1, 0.05)
     cache.delete("gone")
@@ -891,20 +893,20 @@ def test_iter_keys_leaves_out_deleted_and_expired_keys(cache: Face) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::django.core.cache.CacheKeyWarning")
-def test_keys_too_long_to_be_stored_as_they_are_are_not_found(cache: Face) -> None:
+def test_keys_too_long_to_be_stored_as_they_are_are_not_found(cache: CacheVariant) -> None:
     cache.set_many({"k" * 500: 1, "k" * 2000: 1})
     assert cache.iter_keys("k*") == ["k" * 500]
     assert cache.iter_keys("k" * 2000 + "*") == []
 
 
 @pytest.mark.parametrize("name", ["iter_keys", "delete_pattern"])
-def test_a_key_function_that_hides_the_key_is_refused(faces: Faces, name: str) -> None:
+def test_a_key_function_that_hides_the_key_is_refused(variants: CacheVariants, name: str) -> None:
     with pytest.raises(ImproperlyConfigured, match="Patterns need a KEY_FUNCTION that only prepends to the key"):
-        faces["hashed_key"].call(name, "*")
+        variants["hashed_key"].call(name, "*")
 
 
 def test_iter_keys_sends_a_request_only_when_its_caller_needs_more_keys(
-    unconnected: Faces, cluster: LocalCluster, requests: list[wire.Message]
+    unconnected: CacheVariants, cluster: LocalCluster, requests: list[wire.Message]
 ) -> None:
     cache: Any = caches["default"]
     cache.set_many({f"key{number}": 1 for number in range(3000)}, 60)
@@ -920,7 +922,7 @@ def test_iter_keys_sends_a_request_only_when_its_caller_needs_more_keys(
 
 
 def test_a_key_whose_timeout_is_renewed_during_iteration_is_yielded_once(
-    unconnected: Faces, cluster: LocalCluster
+    unconnected: CacheVariants, cluster: LocalCluster
 ) -> None:
     cache: Any = caches["default"]
     data = {f"key{number}": 1 for number in range(2000)}
@@ -949,7 +951,7 @@ def test_a_key_whose_timeout_is_renewed_during_iteration_is_yielded_once(
 
 
 def test_iter_keys_yields_keys_at_their_owners_and_delete_pattern_deletes_all_copies(
-    cluster: LocalCluster, cache: Face
+    cluster: LocalCluster, cache: CacheVariant
 ) -> None:
     cache.set("key", 1)
     wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
@@ -963,24 +965,26 @@ def test_iter_keys_yields_keys_at_their_owners_and_delete_pattern_deletes_all_co
     assert cache.iter_keys("k*") == []
 
 
-def test_delete_pattern_deletes_matching_keys_and_returns_their_number(cluster: LocalCluster, faces: Faces) -> None:
-    cache = faces["default"]
+def test_delete_pattern_deletes_matching_keys_and_returns_their_number(
+    cluster: LocalCluster, variants: CacheVariants
+) -> None:
+    cache = variants["default"]
     data = {f"user:{number}": number for number in range(1500)}
     cache.set_many(data, 60)
     cache.set_many({"group:1": 1})
     cache.set("user:1", 1, version=2)
-    faces["other"].set("user:1", 1)
+    variants["other"].set("user:1", 1)
     assert cache.delete_pattern("user:*") == 1500
     assert cache.get_many(data) == {}
     assert cache.delete_pattern("user:*") == 0
-    assert [cache.get("group:1"), cache.get("user:1", version=2), faces["other"].get("user:1")] == [1, 1, 1]
+    assert [cache.get("group:1"), cache.get("user:1", version=2), variants["other"].get("user:1")] == [1, 1, 1]
     assert cache.delete_pattern("*", version=2) == 1
 
 
 # -- locks ------------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_has_one_holder(cache: Face) -> None:
+def test_a_lock_has_one_holder(cache: CacheVariant) -> None:
     first, second = (cache.lock("job", blocking_timeout=0) for _ in range(2))
     assert first.acquire() is True
     assert second.acquire() is False
@@ -991,7 +995,7 @@ def test_a_lock_has_one_holder(cache: Face) -> None:
     assert second.release() is True
 
 
-def test_a_lock_that_has_ended_is_released_by_its_new_holder_only(cache: Face) -> None:
+def test_a_lock_that_has_ended_is_released_by_its_new_holder_only(cache: CacheVariant) -> None:
     late, next_one, third = (cache.lock("job", timeout, blocking_timeout=0) for timeout in (0.05, 60, 60))
     assert late.acquire() is True
     wait_until(next_one.acquire, 60, "the lock ended")
@@ -1000,7 +1004,7 @@ def test_a_lock_that_has_ended_is_released_by_its_new_holder_only(cache: Face) -
     assert next_one.release() is True
 
 
-def test_a_lock_is_extended_by_its_holder_only(cache: Face) -> None:
+def test_a_lock_is_extended_by_its_holder_only(cache: CacheVariant) -> None:
     lock, other = (cache.lock("job", 0.5, blocking_timeout=0) for _ in range(2))
     assert lock.extend() is False
     assert lock.acquire() is True
@@ -1015,7 +1019,7 @@ def test_a_lock_is_extended_by_its_holder_only(cache: Face) -> None:
     assert other.release() is True
 
 
-def test_a_lock_is_held_in_a_with_block_and_released_after_it(cache: Face) -> None:
+def test_a_lock_is_held_in_a_with_block_and_released_after_it(cache: CacheVariant) -> None:
     other = cache.lock("job", blocking_timeout=0)
     held: list[bool] = []
     cache.lock("job").hold(lambda: held.append(caches["default"].has_key("lock:job")))
@@ -1028,7 +1032,7 @@ def test_a_lock_is_held_in_a_with_block_and_released_after_it(cache: Face) -> No
     assert other.release() is True
 
 
-def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: Face) -> None:
+def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: CacheVariant) -> None:
     """The example of docs/cache.md; a lock would let each host do the job in turn."""
     chapter = (ROOT / "docs" / "cache.md").read_text().partition("## Run a cron job on one host")[2]
     code = re.search(r"```python\n(.*?)```", chapter, re.DOTALL)
@@ -1055,7 +1059,7 @@ def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: Face) -> None:
 
 
 @pytest.mark.timing
-def test_a_lock_waits_for_blocking_timeout_and_no_longer(cache: Face) -> None:
+def test_a_lock_waits_for_blocking_timeout_and_no_longer(cache: CacheVariant) -> None:
     held = cache.lock("job", timeout=60)
     assert held.acquire() is True
     with takes(below=0.3, at_least=0.1):
@@ -1066,7 +1070,7 @@ def test_a_lock_waits_for_blocking_timeout_and_no_longer(cache: Face) -> None:
         assert cache.lock("job", sleep=0.01).acquire() is True
 
 
-def test_a_lock_lets_one_at_a_time_of_many_through(unconnected: Faces, cluster: LocalCluster) -> None:
+def test_a_lock_lets_one_at_a_time_of_many_through(unconnected: CacheVariants, cluster: LocalCluster) -> None:
     cache: Any = caches["default"]
     cache.set("count", 0)
 
@@ -1092,10 +1096,10 @@ def test_a_lock_lets_one_at_a_time_of_many_through(unconnected: Faces, cluster: 
     cache.clear()
 
 
-def test_a_lock_is_an_entry_of_its_own(faces: Faces, requests: list[wire.Message]) -> None:
-    cache = faces["default"]
+def test_a_lock_is_an_entry_of_its_own(variants: CacheVariants, requests: list[wire.Message]) -> None:
+    cache = variants["default"]
     cache.set("job", "value")
-    locks = [cache.lock("job"), cache.lock("job", version=2), faces["other"].lock("job")]
+    locks = [cache.lock("job"), cache.lock("job", version=2), variants["other"].lock("job")]
     requests.clear()
     assert [lock.acquire() for lock in locks] == [True] * 3
     assert len(requests) == 3
@@ -1107,14 +1111,16 @@ def test_a_lock_is_an_entry_of_its_own(faces: Faces, requests: list[wire.Message
 
 
 @pytest.mark.parametrize("wrong", [{"timeout": 0}, {"timeout": None}, {"timeout": -1}, {"sleep": 0}])
-def test_a_lock_that_would_never_end_or_never_rest_is_refused(unconnected: Faces, wrong: dict[str, Any]) -> None:
+def test_a_lock_that_would_never_end_or_never_rest_is_refused(
+    unconnected: CacheVariants, wrong: dict[str, Any]
+) -> None:
     with pytest.raises(ValueError, match=f"a lock's {next(iter(wrong))} must be seconds above 0"):
         unconnected["default"].lock("job", **wrong)
 
 
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.timing
-def test_without_a_node_no_lock_can_be_acquired(unconnected: Faces) -> None:
+def test_without_a_node_no_lock_can_be_acquired(unconnected: CacheVariants) -> None:
     lock = unconnected["default"].lock("job")
     start = time.perf_counter()
     assert [lock.acquire(), lock.extend(), lock.release()] == [False, False, False]
@@ -1129,7 +1135,7 @@ def test_without_a_node_no_lock_can_be_acquired(unconnected: Faces) -> None:
 # -- statistics -------------------------------------------------------------------------------------------------
 
 
-def test_stats_have_the_counters_of_each_node(cluster: LocalCluster, cache: Face) -> None:
+def test_stats_have_the_counters_of_each_node(cluster: LocalCluster, cache: CacheVariant) -> None:
     before = cache.stats()
     assert list(before) == sorted(cluster.names)
     cache.set_many({f"key{number}": b"x" * 1000 for number in range(100)})
@@ -1146,7 +1152,7 @@ def test_stats_have_the_counters_of_each_node(cluster: LocalCluster, cache: Face
 
 
 def test_stats_leave_out_a_node_that_does_not_answer(
-    cluster: LocalCluster, cache: Face, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster, cache: CacheVariant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.get("any")
     for client in (runtime.get_client(), runtime.get_async_client()):
@@ -1195,9 +1201,9 @@ def test_a_serializer_that_returns_text_is_refused() -> None:
         cache.set("key", "value")
 
 
-def test_a_method_that_leaves_the_thread_would_be_noticed(unconnected: Faces) -> None:
+def test_a_method_that_leaves_the_thread_would_be_noticed(unconnected: CacheVariants) -> None:
     if unconnected.runner is None:
-        pytest.skip("the blocking face has no loop to leave")
+        pytest.skip("the blocking API has no event loop")
     with pytest.raises(AssertionError, match="left the event loop's thread"):
         unconnected["djangos"].get("key")
 
@@ -1241,7 +1247,7 @@ QUICK = 0.05  # seconds: nothing is waited for
 @pytest.mark.parametrize(("name", "args", "miss"), CALLS)
 @pytest.mark.timing
 def test_without_a_node_every_call_is_a_quick_miss(
-    unconnected: Faces, name: str, args: tuple[Any, ...], miss: object
+    unconnected: CacheVariants, name: str, args: tuple[Any, ...], miss: object
 ) -> None:
     took = []
     for _ in range(5):
@@ -1254,7 +1260,7 @@ def test_without_a_node_every_call_is_a_quick_miss(
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.parametrize("name", CALLS_THAT_NEED_A_VALUE)
 @pytest.mark.timing
-def test_without_a_node_there_is_nothing_to_count(unconnected: Faces, name: str) -> None:
+def test_without_a_node_there_is_nothing_to_count(unconnected: CacheVariants, name: str) -> None:
     took = []
     for _ in range(5):
         start = time.perf_counter()
@@ -1270,7 +1276,7 @@ def test_without_a_node_there_is_nothing_to_count(unconnected: Faces, name: str)
     [call[:2] for call in CALLS if call[0] != "close"] + [(name, ("key",)) for name in CALLS_THAT_NEED_A_VALUE],
 )
 def test_without_a_node_every_call_raises_if_that_is_wanted(
-    unconnected: Faces, name: str, args: tuple[Any, ...]
+    unconnected: CacheVariants, name: str, args: tuple[Any, ...]
 ) -> None:
     for _ in range(5):
         with pytest.raises(Unavailable) as raised:
@@ -1279,13 +1285,13 @@ def test_without_a_node_every_call_raises_if_that_is_wanted(
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_many_of_nothing_needs_no_node(unconnected: Faces) -> None:
+def test_many_of_nothing_needs_no_node(unconnected: CacheVariants) -> None:
     assert unconnected["raise"].get_many([]) == {}
     assert unconnected["raise"].set_many({}) == []
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_an_outage_makes_one_line_in_the_log(unconnected: Faces, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_makes_one_line_in_the_log(unconnected: CacheVariants, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "django_clusterstate"):
         for _ in range(20):
             for name, args, _ in CALLS:
@@ -1296,7 +1302,7 @@ def test_an_outage_makes_one_line_in_the_log(unconnected: Faces, caplog: pytest.
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_programming_errors_are_raised_without_a_node_as_well(unconnected: Faces) -> None:
+def test_programming_errors_are_raised_without_a_node_as_well(unconnected: CacheVariants) -> None:
     with pytest.raises(pickle.PickleError):
         unconnected["default"].set("key", Unpicklable())
     with pytest.raises(TypeError):

@@ -29,7 +29,7 @@ from django_clusterstate.cache.codec import MAX_DECOMPRESSED, PickleSerializer, 
 from django_clusterstate.cache.single_flight import MISSING
 from django_clusterstate.wire import messages as wire
 from testproject.processes import LocalCluster, wait_until
-from tests.cache_variants import BACKEND, MIB, Face, Faces
+from tests.cache_variants import BACKEND, MIB, CacheVariant, CacheVariants
 from tests.conftest import using
 from tests.derived import DERIVED
 from tests.layers import SETTINGS
@@ -65,8 +65,8 @@ def stored(requests: list[wire.Message]) -> wire.Value:
 
 
 @pytest.mark.parametrize("name", ["pickle", "json", "msgpack"])
-def test_a_serializer_by_its_short_name_gives_values_back(faces: Faces, name: str) -> None:
-    cache = faces.made_with({"SERIALIZER": name})
+def test_a_serializer_by_its_short_name_gives_values_back(variants: CacheVariants, name: str) -> None:
+    cache = variants.made_with({"SERIALIZER": name})
     values: list[Any] = [DATA, [], "text", "", 1.5, None, True, False, 7]
     for value in values:
         cache.set("key", value)
@@ -77,29 +77,31 @@ def test_a_serializer_by_its_short_name_gives_values_back(faces: Faces, name: st
     assert cache.get_many(["many"]) == {"many": DATA}
 
 
-def test_pickle_is_the_serializer_where_none_is_named(faces: Faces, requests: list[wire.Message]) -> None:
-    faces.made_with({}).set("key", DATA)
+def test_pickle_is_the_serializer_where_none_is_named(variants: CacheVariants, requests: list[wire.Message]) -> None:
+    variants.made_with({}).set("key", DATA)
     assert stored(requests) == pickle.dumps(DATA, pickle.HIGHEST_PROTOCOL)
 
 
-def test_json_values_are_readable_by_other_programs(faces: Faces, requests: list[wire.Message]) -> None:
-    cache = faces.made_with({"SERIALIZER": "json"})
+def test_json_values_are_readable_by_other_programs(variants: CacheVariants, requests: list[wire.Message]) -> None:
+    cache = variants.made_with({"SERIALIZER": "json"})
     cache.set("key", {"when": datetime.date(2030, 1, 2), "é": [1]})
     data = stored(requests)
     assert isinstance(data, bytes)
     assert json.loads(data) == cache.get("key") == {"when": "2030-01-02", "é": [1]}
 
 
-def test_msgpack_keeps_bytes_and_points_in_time(faces: Faces) -> None:
-    cache = faces.made_with({"SERIALIZER": "msgpack"})
+def test_msgpack_keeps_bytes_and_points_in_time(variants: CacheVariants) -> None:
+    cache = variants.made_with({"SERIALIZER": "msgpack"})
     value = {"raw": b"\0\xff", "when": datetime.datetime(2030, 1, 2, 3, 4, tzinfo=datetime.UTC), 5: "five"}
     cache.set("key", value)
     assert cache.get("key") == value
 
 
 @pytest.mark.parametrize("name", DERIVED)
-def test_msgpack_keeps_text_and_numbers_of_derived_classes_without_their_class(faces: Faces, name: str) -> None:
-    cache = faces.made_with({"SERIALIZER": "msgpack"})
+def test_msgpack_keeps_text_and_numbers_of_derived_classes_without_their_class(
+    variants: CacheVariants, name: str
+) -> None:
+    cache = variants.made_with({"SERIALIZER": "msgpack"})
     value, plain = DERIVED[name]
     cache.set("key", value)
     assert cache.get("key") == plain
@@ -111,14 +113,16 @@ def test_msgpack_keeps_text_and_numbers_of_derived_classes_without_their_class(f
 
 
 @pytest.mark.parametrize("name", ["json", "msgpack"])
-def test_a_value_that_a_serializer_doesnt_know_raises_type_error(faces: Faces, name: str) -> None:
+def test_a_value_that_a_serializer_doesnt_know_raises_type_error(variants: CacheVariants, name: str) -> None:
     with pytest.raises(TypeError):
-        faces.made_with({"SERIALIZER": name}).set("key", object())
+        variants.made_with({"SERIALIZER": name}).set("key", object())
 
 
 @pytest.mark.parametrize("options", [{"SERIALIZER": "json"}, {"COMPRESSOR": "zlib", "COMPRESS_ABOVE": 0}], ids=str)
-def test_integers_stay_integers_under_every_serializer_and_compressor(faces: Faces, options: dict[str, Any]) -> None:
-    cache = faces.made_with(options)
+def test_integers_stay_integers_under_every_serializer_and_compressor(
+    variants: CacheVariants, options: dict[str, Any]
+) -> None:
+    cache = variants.made_with(options)
     cache.set("count", 41)
     assert cache.incr("count") == 42
     assert cache.get("count") == 42
@@ -129,8 +133,8 @@ def test_integers_stay_integers_under_every_serializer_and_compressor(faces: Fac
 
 @pytest.mark.parametrize("compressor", COMPRESSORS)
 @pytest.mark.parametrize("serializer", ["pickle", "json", "msgpack"])
-def test_a_compressed_value_comes_back(faces: Faces, compressor: str, serializer: str) -> None:
-    cache = faces.made_with({"COMPRESSOR": compressor, "SERIALIZER": serializer})
+def test_a_compressed_value_comes_back(variants: CacheVariants, compressor: str, serializer: str) -> None:
+    cache = variants.made_with({"COMPRESSOR": compressor, "SERIALIZER": serializer})
     for value in (TEXT, [TEXT, 1, None], "short", None, ""):
         cache.set("key", value)
         assert cache.get("key", "default") == value
@@ -139,9 +143,9 @@ def test_a_compressed_value_comes_back(faces: Faces, compressor: str, serializer
 
 @pytest.mark.parametrize("compressor", COMPRESSORS)
 def test_a_large_value_takes_less_and_a_small_one_a_byte_more(
-    faces: Faces, requests: list[wire.Message], compressor: str
+    variants: CacheVariants, requests: list[wire.Message], compressor: str
 ) -> None:
-    cache = faces.made_with({"COMPRESSOR": compressor})
+    cache = variants.made_with({"COMPRESSOR": compressor})
     cache.set("large", TEXT)
     data = stored(requests)
     assert isinstance(data, bytes)
@@ -154,20 +158,20 @@ def test_a_large_value_takes_less_and_a_small_one_a_byte_more(
 
 
 def test_compress_above_sets_the_size_from_which_values_are_compressed(
-    faces: Faces, requests: list[wire.Message]
+    variants: CacheVariants, requests: list[wire.Message]
 ) -> None:
-    faces.made_with({"COMPRESSOR": "zlib", "COMPRESS_ABOVE": 10**6}).set("key", TEXT)
+    variants.made_with({"COMPRESSOR": "zlib", "COMPRESS_ABOVE": 10**6}).set("key", TEXT)
     data = stored(requests)
     assert isinstance(data, bytes)
     assert len(data) > len(TEXT)
 
 
 def test_a_value_that_compression_doesnt_shorten_is_stored_uncompressed(
-    faces: Faces, requests: list[wire.Message]
+    variants: CacheVariants, requests: list[wire.Message]
 ) -> None:
     noise = bytes(range(256)) * 8
     packed = zlib.compress(noise * 20) + bytes(range(256)) * 4
-    cache = faces.made_with({"COMPRESSOR": "zlib", "COMPRESS_ABOVE": 0})
+    cache = variants.made_with({"COMPRESSOR": "zlib", "COMPRESS_ABOVE": 0})
     cache.set("key", packed[:64])
     data = stored(requests)
     assert isinstance(data, bytes)
@@ -175,27 +179,27 @@ def test_a_value_that_compression_doesnt_shorten_is_stored_uncompressed(
     assert cache.get("key") == packed[:64]
 
 
-def test_without_a_compressor_nothing_is_added(faces: Faces, requests: list[wire.Message]) -> None:
-    faces["default"].set("key", TEXT)
+def test_without_a_compressor_nothing_is_added(variants: CacheVariants, requests: list[wire.Message]) -> None:
+    variants["default"].set("key", TEXT)
     assert stored(requests) == pickle.dumps(TEXT, pickle.HIGHEST_PROTOCOL)
 
 
-def test_a_value_that_is_small_enough_once_compressed_is_stored(faces: Faces) -> None:
-    cache = faces.made_with({"COMPRESSOR": "zlib"})
+def test_a_value_that_is_small_enough_once_compressed_is_stored(variants: CacheVariants) -> None:
+    cache = variants.made_with({"COMPRESSOR": "zlib"})
     value = "x" * (5 * MIB)
     cache.set("key", value)
     assert cache.get("key") == value
 
 
-def test_a_compressor_may_be_introduced_while_values_are_there(faces: Faces) -> None:
-    faces["default"].set_many({"text": TEXT, "none": None})
+def test_a_compressor_may_be_introduced_while_values_are_there(variants: CacheVariants) -> None:
+    variants["default"].set_many({"text": TEXT, "none": None})
     for compressor in COMPRESSORS:
-        assert faces.made_with({"COMPRESSOR": compressor}).get_many(["text", "none"]) == {"text": TEXT, "none": None}
+        assert variants.made_with({"COMPRESSOR": compressor}).get_many(["text", "none"]) == {"text": TEXT, "none": None}
 
 
-def test_a_compressor_that_returns_text_is_refused(faces: Faces) -> None:
+def test_a_compressor_that_returns_text_is_refused(variants: CacheVariants) -> None:
     with pytest.raises(TypeError, match=r"Textual\.compress must return bytes, not str"):
-        faces.made_with({"COMPRESSOR": "tests.cache.test_codec.Textual"}).set("key", TEXT)
+        variants.made_with({"COMPRESSOR": "tests.cache.test_codec.Textual"}).set("key", TEXT)
 
 
 @pytest.mark.parametrize("make", [ZlibCompressor, ZstdCompressor])
@@ -238,10 +242,10 @@ def test_zstd_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
     ids=str,
 )
 def test_a_value_written_with_other_options_is_a_miss_until_it_is_written_again(
-    faces: Faces, written: dict[str, Any], read: dict[str, Any]
+    variants: CacheVariants, written: dict[str, Any], read: dict[str, Any]
 ) -> None:
-    faces.made_with(written).set_many({"key": TEXT, "another": TEXT})
-    cache = faces.made_with(read)
+    variants.made_with(written).set_many({"key": TEXT, "another": TEXT})
+    cache = variants.made_with(read)
     assert cache.get("key", "default") == "default"
     cache.set("number", 1)
     assert cache.get_many(["key", "another", "number"]) == {"number": 1}
@@ -249,12 +253,14 @@ def test_a_value_written_with_other_options_is_a_miss_until_it_is_written_again(
     assert cache.get("key") == "new"
 
 
-def test_values_that_cant_be_read_make_one_line_in_the_log(faces: Faces, caplog: pytest.LogCaptureFixture) -> None:
-    faces.made_with({"SERIALIZER": "json"}).set_many({"key": TEXT, "another": TEXT})
+def test_values_that_cant_be_read_make_one_line_in_the_log(
+    variants: CacheVariants, caplog: pytest.LogCaptureFixture
+) -> None:
+    variants.made_with({"SERIALIZER": "json"}).set_many({"key": TEXT, "another": TEXT})
     with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):
         for _ in range(3):
-            faces["default"].get("key")
-            faces["default"].get_many(["key", "another"])
+            variants["default"].get("key")
+            variants["default"].get_many(["key", "another"])
     (line,) = (record for record in caplog.records if record.name == "django_clusterstate.cache")
     assert line.levelname == "WARNING"
     assert "'cache-tests'" in line.getMessage()
@@ -342,21 +348,21 @@ def test_a_time_limit_that_ends_while_a_coroutine_reads_a_value_is_raised(near: 
         assert asyncio.run(all_limited()) == [True] * len(LIMITS)
 
 
-def test_any_error_of_deserialising_is_a_miss(faces: Faces) -> None:
-    cache = faces["default"]
+def test_any_error_of_deserialising_is_a_miss(variants: CacheVariants) -> None:
+    cache = variants["default"]
     cache.set("key", Odd())
     assert cache.get("key", "default") == "default"
     assert cache.get_many(["key"]) == {}
 
 
-def test_an_exception_that_another_thread_puts_into_the_reading_is_raised(faces: Faces) -> None:
+def test_an_exception_that_another_thread_puts_into_the_reading_is_raised(variants: CacheVariants) -> None:
     interrupt = ctypes.pythonapi.PyThreadState_SetAsyncExc
     thread, error = ctypes.c_ulong(threading.get_ident()), ctypes.py_object(SoftTimeLimit)
 
     class Loads(PickleSerializer):
         loads = staticmethod(partial(interrupt, thread, error))  # C code, so the traceback ends where ours called it
 
-    cache = faces.made_with({"SERIALIZER": Loads})
+    cache = variants.made_with({"SERIALIZER": Loads})
     cache.set("key", "value")
     with pytest.raises(SoftTimeLimit):
         cache.get("key")
@@ -374,8 +380,8 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def bounded(faces: Faces, policy: str) -> Face:
-    return faces.made_with({"VALUE_TOO_BIG": policy})
+def bounded(variants: CacheVariants, policy: str) -> CacheVariant:
+    return variants.made_with({"VALUE_TOO_BIG": policy})
 
 
 def refusal(policy: str) -> AbstractContextManager[Any]:
@@ -384,8 +390,8 @@ def refusal(policy: str) -> AbstractContextManager[Any]:
 
 
 @pytest.fixture
-def ignoring(faces: Faces) -> Face:
-    return faces.made_with({"VALUE_TOO_BIG": "ignore"})
+def ignoring(variants: CacheVariants) -> CacheVariant:
+    return variants.made_with({"VALUE_TOO_BIG": "ignore"})
 
 
 class Unpicklable:
@@ -397,7 +403,7 @@ class Refusal(Exception):
     """An error of a user's own code."""
 
 
-def test_a_value_that_is_too_big_leaves_no_older_one(bounded: Face, policy: str) -> None:
+def test_a_value_that_is_too_big_leaves_no_older_one(bounded: CacheVariant, policy: str) -> None:
     bounded.set("key", "older")
     with refusal(policy):
         assert bounded.set("key", BIG) is None
@@ -405,7 +411,7 @@ def test_a_value_that_is_too_big_leaves_no_older_one(bounded: Face, policy: str)
 
 
 def test_a_value_that_is_too_big_among_many_leaves_no_older_one_and_the_others_are_stored(
-    bounded: Face, policy: str
+    bounded: CacheVariant, policy: str
 ) -> None:
     bounded.set_many({f"key{number}": "older" for number in range(20)})
     with refusal(policy):
@@ -413,15 +419,15 @@ def test_a_value_that_is_too_big_among_many_leaves_no_older_one_and_the_others_a
     assert bounded.get_many(f"key{number}" for number in range(20)) == {f"key{n}": n for n in range(0, 20, 2)}
 
 
-def test_a_value_that_is_too_big_leaves_no_stale_one(bounded: Face, policy: str) -> None:
+def test_a_value_that_is_too_big_leaves_no_stale_one(bounded: CacheVariant, policy: str) -> None:
     bounded.set("key", "older")  # without a mark, so it is stale
     with refusal(policy):
         assert bounded.get_or_set("key", lambda: BIG, stale=60) == BIG
     assert bounded.get("key") is None
 
 
-def test_a_value_that_is_too_big_leaves_no_older_one_near(faces: Faces, policy: str) -> None:
-    cache = faces.made_with({"VALUE_TOO_BIG": policy, "NEAR_TTL": 600})
+def test_a_value_that_is_too_big_leaves_no_older_one_near(variants: CacheVariants, policy: str) -> None:
+    cache = variants.made_with({"VALUE_TOO_BIG": policy, "NEAR_TTL": 600})
     calls: list[tuple[Any, ...]] = [("set", "key", BIG), ("set_many", {"key": BIG})]
     for call in calls:
         cache.set("key", "older")
@@ -431,8 +437,8 @@ def test_a_value_that_is_too_big_leaves_no_older_one_near(faces: Faces, policy: 
         assert cache.get("key") is None
 
 
-def test_a_value_that_cant_be_serialised_leaves_no_older_one(faces: Faces) -> None:
-    cache = faces.made_with({"NEAR_TTL": 600})
+def test_a_value_that_cant_be_serialised_leaves_no_older_one(variants: CacheVariants) -> None:
+    cache = variants.made_with({"NEAR_TTL": 600})
     calls: list[tuple[Any, ...]] = [("set", "key", Unpicklable()), ("set_many", {"key": Unpicklable()})]
     for call in calls:
         cache.set("key", "older")
@@ -446,14 +452,14 @@ def test_a_value_that_cant_be_serialised_leaves_no_older_one(faces: Faces) -> No
     assert cache.get("key") is None
 
 
-def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: Face) -> None:
+def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: CacheVariant) -> None:
     cache.set_many({"a": "older", "b": "older", "c": "older"})
     with pytest.raises(Refusal):
         cache.set_many({"a": 1, "b": Unpicklable(), "c": 3})
     assert cache.get_many(["a", "b", "c"]) == {}
 
 
-def test_add_of_a_value_that_cant_be_stored_raises_and_keeps_the_stored_one(bounded: Face) -> None:
+def test_add_of_a_value_that_cant_be_stored_raises_and_keeps_the_stored_one(bounded: CacheVariant) -> None:
     with refusal("raise"):
         bounded.add("key", BIG)
     assert bounded.has_key("key") is False
@@ -465,28 +471,30 @@ def test_add_of_a_value_that_cant_be_stored_raises_and_keeps_the_stored_one(boun
     assert bounded.get("key") == "older"
 
 
-def test_a_value_that_is_too_big_is_ignored_where_nothing_else_is_said(faces: Faces) -> None:
-    cache = faces["default"]
+def test_a_value_that_is_too_big_is_ignored_where_nothing_else_is_said(variants: CacheVariants) -> None:
+    cache = variants["default"]
     cache.set("key", "older")
     cache.set("key", BIG)
     assert cache.get("key") is None
     assert cache.set_many({"key": BIG}) == ["key"]
 
 
-def test_set_many_returns_keys_of_values_that_are_too_big_and_stores_the_rest(ignoring: Face) -> None:
+def test_set_many_returns_keys_of_values_that_are_too_big_and_stores_the_rest(ignoring: CacheVariant) -> None:
     ignoring.set_many({f"key{number}": "older" for number in range(20)})
     data = {f"key{number}": BIG if number % 2 else number for number in range(20)}
     assert ignoring.set_many(data) == [key for key, value in data.items() if value is BIG]
     assert ignoring.get_many(data) == {key: value for key, value in data.items() if value is not BIG}
 
 
-def test_get_or_set_of_a_value_that_is_too_big_and_ignored_returns_it(ignoring: Face) -> None:
+def test_get_or_set_of_a_value_that_is_too_big_and_ignored_returns_it(ignoring: CacheVariant) -> None:
     assert ignoring.get_or_set("key", BIG) == BIG
     assert ignoring.get_or_set("key", lambda: BIG) == BIG
     assert ignoring.has_key("key") is False
 
 
-def test_values_that_are_too_big_make_one_line_in_the_log(ignoring: Face, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_are_too_big_make_one_line_in_the_log(
+    ignoring: CacheVariant, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):
         for _ in range(3):
             ignoring.set("first", BIG)
@@ -497,7 +505,7 @@ def test_values_that_are_too_big_make_one_line_in_the_log(ignoring: Face, caplog
 
 
 def test_values_that_are_still_too_big_later_make_another_line_in_the_log(
-    ignoring: Face, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ignoring: CacheVariant, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime.forget()
     with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):
@@ -530,7 +538,7 @@ def narrow(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def full(narrow: str, unconnected: Faces, policy: str) -> Iterator[Face]:
+def full(narrow: str, unconnected: CacheVariants, policy: str) -> Iterator[CacheVariant]:
     cache = unconnected.made_with({"VALUE_TOO_BIG": policy}, LOCATION=narrow)
     yield cache
     cache.clear()
@@ -538,7 +546,7 @@ def full(narrow: str, unconnected: Faces, policy: str) -> Iterator[Face]:
 
 @pytest.mark.parametrize("name", ["set", "get_or_set"])
 def test_a_value_its_owner_has_no_room_for_is_refused_or_ignored_as_one_that_is_too_big(
-    full: Face, policy: str, name: str
+    full: CacheVariant, policy: str, name: str
 ) -> None:
     if policy == "ignore":
         assert full.call(name, "key", NO_ROOM) == (None if name == "set" else NO_ROOM)
@@ -548,7 +556,7 @@ def test_a_value_its_owner_has_no_room_for_is_refused_or_ignored_as_one_that_is_
     assert full.has_key("key") is False
 
 
-def test_a_value_its_owner_has_no_room_for_leaves_no_older_one(full: Face, policy: str) -> None:
+def test_a_value_its_owner_has_no_room_for_leaves_no_older_one(full: CacheVariant, policy: str) -> None:
     full.set("key", "older")
     with nullcontext() if policy == "ignore" else pytest.raises(ValueError, match="has room for"):
         full.set("key", NO_ROOM)
@@ -556,12 +564,12 @@ def test_a_value_its_owner_has_no_room_for_leaves_no_older_one(full: Face, polic
 
 
 @pytest.mark.usefixtures("policy")
-def test_set_many_returns_keys_of_values_without_room_and_stores_the_rest(full: Face) -> None:
+def test_set_many_returns_keys_of_values_without_room_and_stores_the_rest(full: CacheVariant) -> None:
     assert full.set_many(MANY) == ["large"]
     assert full.get_many(MANY) == {"small1": 1, "small2": 2}
 
 
-def test_each_value_that_is_too_big_is_counted_and_reported_to_the_local_node(full: Face, policy: str) -> None:
+def test_each_value_that_is_too_big_is_counted_and_reported_to_the_local_node(full: CacheVariant, policy: str) -> None:
     def told() -> float:
         full.get("any")  # a process tells when it asks for the view, once a second
         return float(full.stats()["one"]["too_big"])
@@ -579,7 +587,7 @@ def test_each_value_that_is_too_big_is_counted_and_reported_to_the_local_node(fu
 
 
 def test_values_without_room_make_one_line_in_the_log(
-    full: Face, policy: str, caplog: pytest.LogCaptureFixture
+    full: CacheVariant, policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     runtime.forget()  # each process says it once
     with caplog.at_level(logging.DEBUG, "django_clusterstate.cache"):

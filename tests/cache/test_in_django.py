@@ -24,7 +24,7 @@ from django.views.decorators.cache import cache_page
 
 from django_clusterstate.cache.operations import CacheOperations
 from testproject.processes import wait_until
-from tests.cache_variants import Faces
+from tests.cache_variants import CacheVariants
 from tests.timing import check_seconds
 
 ENGINES = ["cache", "cached_db"]
@@ -49,7 +49,7 @@ urlpatterns = [path("visit/", visit), path("avisit/", avisit)]
 
 
 @pytest.fixture(params=ENGINES)
-def store(request: pytest.FixtureRequest, settings: Any, faces: Faces, db: None) -> type[SessionBase]:
+def store(request: pytest.FixtureRequest, settings: Any, variants: CacheVariants, db: None) -> type[SessionBase]:
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{request.param}"
     found: type[SessionBase] = import_module(settings.SESSION_ENGINE).SessionStore
     return found
@@ -65,18 +65,18 @@ def too_big(request: pytest.FixtureRequest, settings: Any, store: type[SessionBa
 
 
 @pytest.fixture
-def call(faces: Faces, store: type[SessionBase], monkeypatch: pytest.MonkeyPatch) -> Call:
+def call(variants: CacheVariants, store: type[SessionBase], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Calls a method of a session by its blocking name, or its asynchronous twin."""
-    if faces.runner is not None and "cached_db" in store.__module__:
+    if variants.runner is not None and "cached_db" in store.__module__:
         monkeypatch.undo()  # Django's database access is in threads, whatever the cache does
 
     def call(session: SessionBase, name: str, *args: Any) -> Any:
-        if faces.runner is None:
+        if variants.runner is None:
             method = session.__setitem__ if name == "set" else getattr(session, name)
             return method(*args)
         method = getattr(session, f"a{name}")
         # Its database work is done in this thread, on the test's connection.
-        return async_to_sync(method)(*args) if "cached_db" in store.__module__ else faces.runner.run(method(*args))
+        return async_to_sync(method)(*args) if "cached_db" in store.__module__ else variants.runner.run(method(*args))
 
     return call
 
@@ -125,17 +125,17 @@ def test_a_session_expires(store: type[SessionBase], call: Call) -> None:
 
 
 def test_sessions_are_read_from_the_cache_and_made_there_when_it_was_lost(
-    faces: Faces, store: type[SessionBase], call: Call
+    variants: CacheVariants, store: type[SessionBase], call: Call
 ) -> None:
     session = store()
     call(session, "set", "user", 7)
     call(session, "save")
-    faces_key = store.cache_key_prefix + str(session.session_key)  # type: ignore[attr-defined]
-    assert faces["default"].get(faces_key) is not None
-    faces["default"].clear()
+    session_key = store.cache_key_prefix + str(session.session_key)  # type: ignore[attr-defined]
+    assert variants["default"].get(session_key) is not None
+    variants["default"].clear()
     found = call(store(session.session_key), "get", "user")
     assert found == (7 if "cached_db" in store.__module__ else None)
-    assert (faces["default"].get(faces_key) is not None) is ("cached_db" in store.__module__)
+    assert (variants["default"].get(session_key) is not None) is ("cached_db" in store.__module__)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -190,7 +190,7 @@ BIG = "x" * 2_000_000  # more than a cache value may have
 
 
 def test_a_session_that_outgrows_the_cache_isnt_the_older_one_again(
-    faces: Faces, store: type[SessionBase], call: Call, too_big: str
+    variants: CacheVariants, store: type[SessionBase], call: Call, too_big: str
 ) -> None:
     session = store()
     call(session, "set", "step", 1)
@@ -201,7 +201,7 @@ def test_a_session_that_outgrows_the_cache_isnt_the_older_one_again(
     call(again, "set", "text", BIG)
     with pytest.raises(ValueError, match="takes") if too_big == "raise" and not in_database else nullcontext():
         call(again, "save")
-    assert faces["default"].get(store.cache_key_prefix + str(session.session_key)) is None  # type: ignore[attr-defined]
+    assert variants["default"].get(store.cache_key_prefix + str(session.session_key)) is None  # type: ignore[attr-defined]
     # Django puts what comes from the database into the cache, and there it catches nothing.
     with pytest.raises(ValueError, match="takes") if too_big == "raise" and in_database else nullcontext():
         assert call(store(session.session_key), "get", "step") == (2 if in_database else None)
@@ -229,7 +229,7 @@ def test_a_new_session_that_is_too_big_for_the_cache_is_refused_at_once(
 # -- pages and fragments ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("faces")
+@pytest.mark.usefixtures("variants")
 def test_cache_page_serves_a_page_from_the_cache() -> None:
     calls = []
 
@@ -247,7 +247,7 @@ def test_cache_page_serves_a_page_from_the_cache() -> None:
     assert view(RequestFactory().get("/other/")).content == b"page 2"
 
 
-@pytest.mark.usefixtures("faces")
+@pytest.mark.usefixtures("variants")
 def test_a_page_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> None:
     sizes = iter([10, 2_000_000, 2_000_000])
 
@@ -259,13 +259,13 @@ def test_a_page_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> None
     assert [len(view(RequestFactory().get("/page/")).content) for _ in range(2)] == [2_000_000] * 2
 
 
-@pytest.mark.usefixtures("faces")
+@pytest.mark.usefixtures("variants")
 def test_a_fragment_that_is_too_big_for_the_cache_is_made_for_each_visitor() -> None:
     template = Template("{% load cache %}{% cache 60 large %}{{ text }}{% endcache %}")
     assert [template.render(Context({"text": letter * 2_000_000}))[0] for letter in "ab"] == ["a", "b"]
 
 
-@pytest.mark.usefixtures("faces")
+@pytest.mark.usefixtures("variants")
 def test_cache_page_stores_a_page_for_each_value_of_its_vary_header() -> None:
     @cache_page(60)
     def view(request: HttpRequest) -> HttpResponse:
@@ -277,8 +277,8 @@ def test_cache_page_stores_a_page_for_each_value_of_its_vary_header() -> None:
             assert view(request).content == kind.encode()
 
 
-def test_cache_page_takes_a_compressed_alias(faces: Faces) -> None:
-    alias = faces.made_with({"COMPRESSOR": "zlib"}).alias
+def test_cache_page_takes_a_compressed_alias(variants: CacheVariants) -> None:
+    alias = variants.made_with({"COMPRESSOR": "zlib"}).alias
     calls = []
 
     @cache_page(60, cache=alias)
@@ -290,9 +290,9 @@ def test_cache_page_takes_a_compressed_alias(faces: Faces) -> None:
     assert len(calls) == 1
 
 
-def test_cache_page_works_around_an_asynchronous_view_in_its_thread(faces: Faces) -> None:
-    if faces.runner is None:
-        pytest.skip("the asynchronous face alone")
+def test_cache_page_works_around_an_asynchronous_view_in_its_thread(variants: CacheVariants) -> None:
+    if variants.runner is None:
+        pytest.skip("for the asyncio API only")
     calls = []
 
     @cache_page(60)
@@ -301,11 +301,11 @@ def test_cache_page_works_around_an_asynchronous_view_in_its_thread(faces: Faces
         return HttpResponse(f"page {len(calls)}")
 
     request = RequestFactory().get("/page/")
-    assert [faces.runner.run(view(request)).content for _ in range(2)] == [b"page 1"] * 2
+    assert [variants.runner.run(view(request)).content for _ in range(2)] == [b"page 1"] * 2
     assert calls == [threading.get_ident()]
 
 
-@pytest.mark.usefixtures("faces")
+@pytest.mark.usefixtures("variants")
 def test_a_template_fragment_is_cached() -> None:
     template = Template("{% load cache %}{% cache 60 fragment user %}{{ text }}{% endcache %}")
     assert template.render(Context({"user": 1, "text": "first"})) == "first"

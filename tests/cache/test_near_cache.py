@@ -15,7 +15,7 @@ from django_clusterstate.cache.near_cache import MAX_NEAR_VALUE, NearCache, Near
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import wait_until
-from tests.cache_variants import Face, Faces
+from tests.cache_variants import CacheVariant, CacheVariants
 from tests.timing import check_seconds
 
 KEY, OTHER = b"space\0key", b"space\0other"
@@ -83,8 +83,8 @@ def test_a_reply_without_values_is_a_miss(ttl: float) -> None:
 
 
 @pytest.fixture
-def near(faces: Faces) -> Face:
-    return faces.made_with({"NEAR_TTL": 600})
+def near(variants: CacheVariants) -> CacheVariant:
+    return variants.made_with({"NEAR_TTL": 600})
 
 
 def write_elsewhere(key: str, value: int, ttl: float | None = None) -> None:
@@ -95,7 +95,7 @@ def write_elsewhere(key: str, value: int, ttl: float | None = None) -> None:
     runtime.get_client().call(wire_key, frame(wire.encode(wire.Set([(wire_key, value)], ttl))))
 
 
-def test_a_second_read_sends_no_request(near: Face, requests: list[wire.Message]) -> None:
+def test_a_second_read_sends_no_request(near: CacheVariant, requests: list[wire.Message]) -> None:
     near.set("key", [1])
     assert near.get("key") == [1]
     requests.clear()
@@ -106,7 +106,7 @@ def test_a_second_read_sends_no_request(near: Face, requests: list[wire.Message]
     assert requests == []
 
 
-def test_get_many_requests_only_keys_that_arent_near(near: Face, requests: list[wire.Message]) -> None:
+def test_get_many_requests_only_keys_that_arent_near(near: CacheVariant, requests: list[wire.Message]) -> None:
     near.set_many({f"key{number}": number for number in range(10)})
     assert near.get_many(["key1", "key2"]) == {"key1": 1, "key2": 2}
     requests.clear()
@@ -117,14 +117,14 @@ def test_get_many_requests_only_keys_that_arent_near(near: Face, requests: list[
     assert requests == []
 
 
-def test_without_near_ttl_each_read_is_a_request(cache: Face, requests: list[wire.Message]) -> None:
+def test_without_near_ttl_each_read_is_a_request(cache: CacheVariant, requests: list[wire.Message]) -> None:
     cache.set("key", 1)
     requests.clear()
     assert [cache.get("key"), cache.get("key")] == [1, 1]
     assert len(requests) == 2
 
 
-def test_an_absent_key_is_requested_each_time(near: Face, requests: list[wire.Message]) -> None:
+def test_an_absent_key_is_requested_each_time(near: CacheVariant, requests: list[wire.Message]) -> None:
     assert near.get("absent") is None
     assert near.get("absent", "default") == "default"
     assert near.get_many(["absent"]) == {}
@@ -133,7 +133,7 @@ def test_an_absent_key_is_requested_each_time(near: Face, requests: list[wire.Me
     assert near.get("absent") == 1
 
 
-def test_callers_dont_share_objects(near: Face) -> None:
+def test_callers_dont_share_objects(near: CacheVariant) -> None:
     near.set("key", {"list": [1]})
     first = near.get("key")
     first["list"].append(2)
@@ -158,18 +158,20 @@ def test_callers_dont_share_objects(near: Face) -> None:
     ],
 )
 def test_a_process_reads_its_own_writes_at_once(
-    faces: Faces, near: Face, through: str, name: str, args: tuple[Any, ...], after: object
+    variants: CacheVariants, near: CacheVariant, through: str, name: str, args: tuple[Any, ...], after: object
 ) -> None:
     near.set("key", 1)
     assert near.get("key") == 1
-    (near if through == "the same" else faces["default"]).call(name, *args)
+    (near if through == "the same" else variants["default"]).call(name, *args)
     assert near.get("key") == after
 
 
 @pytest.mark.parametrize("name", ["get", "get_many", "has_key", "get_or_set"])
 @pytest.mark.parametrize("timeout", ["set", "touch", "incr", "another process"])
 @pytest.mark.timing
-def test_a_near_value_isnt_returned_after_its_entry_expired(faces: Faces, near: Face, name: str, timeout: str) -> None:
+def test_a_near_value_isnt_returned_after_its_entry_expired(
+    variants: CacheVariants, near: CacheVariant, name: str, timeout: str
+) -> None:
     near.set("key", 1, 600 if timeout == "touch" else 0.5)
     if timeout == "touch":
         assert near.get("key") == 1
@@ -190,8 +192,10 @@ def test_a_near_value_isnt_returned_after_its_entry_expired(faces: Faces, near: 
     check_seconds(time.monotonic() - start, below=2)
 
 
-def test_a_write_of_another_process_is_seen_after_near_ttl(faces: Faces, requests: list[wire.Message]) -> None:
-    near = faces.made_with({"NEAR_TTL": 0.3})
+def test_a_write_of_another_process_is_seen_after_near_ttl(
+    variants: CacheVariants, requests: list[wire.Message]
+) -> None:
+    near = variants.made_with({"NEAR_TTL": 0.3})
     near.set("key", 1)
     assert near.get("key") == 1
     write_elsewhere("key", 2)
@@ -199,17 +203,17 @@ def test_a_write_of_another_process_is_seen_after_near_ttl(faces: Faces, request
     wait_until(lambda: near.get("key") == 2, 60, "the other's value")
 
 
-def test_aliases_of_one_location_have_their_own_near_ttl(faces: Faces, near: Face) -> None:
+def test_aliases_of_one_location_have_their_own_near_ttl(variants: CacheVariants, near: CacheVariant) -> None:
     near.set("key", 1)
     assert near.get("key") == 1
     write_elsewhere("key", 2)
     assert near.get("key") == 1
-    assert faces.made_with({"NEAR_TTL": 1e-9}).get("key") == 2
-    assert faces["default"].get("key") == 2
+    assert variants.made_with({"NEAR_TTL": 1e-9}).get("key") == 2
+    assert variants["default"].get("key") == 2
 
 
-def test_near_entries_limits_the_number_of_near_values(faces: Faces, requests: list[wire.Message]) -> None:
-    near = faces.made_with({"NEAR_TTL": 600, "NEAR_ENTRIES": 10})
+def test_near_entries_limits_the_number_of_near_values(variants: CacheVariants, requests: list[wire.Message]) -> None:
+    near = variants.made_with({"NEAR_TTL": 600, "NEAR_ENTRIES": 10})
     data = {f"key{number}": number for number in range(100)}
     near.set_many(data)
     assert near.get_many(data) == data
@@ -219,7 +223,7 @@ def test_near_entries_limits_the_number_of_near_values(faces: Faces, requests: l
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_a_write_that_may_have_failed_drops_the_near_value(unconnected: Faces) -> None:
+def test_a_write_that_may_have_failed_drops_the_near_value(unconnected: CacheVariants) -> None:
     near = unconnected.made_with({"NEAR_TTL": 600})
     cache = caches[near.alias]
     assert isinstance(cache, ClusterCache)

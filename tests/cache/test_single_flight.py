@@ -26,7 +26,7 @@ from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
 from testproject.processes import LocalCluster, Process, wait_until
-from tests.cache_variants import Face, Faces
+from tests.cache_variants import CacheVariant, CacheVariants
 from tests.conftest import using
 from tests.timing import check_seconds
 
@@ -358,8 +358,8 @@ class SlowCoroutine(Slow):
         return self.value
 
 
-def make_slow(faces: Faces, seconds: float = 0.3, value: Any = "value") -> tuple[Slow, Callable[[], Any]]:
-    if faces.runner is None:
+def make_slow(variants: CacheVariants, seconds: float = 0.3, value: Any = "value") -> tuple[Slow, Callable[[], Any]]:
+    if variants.runner is None:
         slow = Slow(seconds, value)
         return slow, slow
     slow_coroutine = SlowCoroutine(seconds, value)
@@ -367,21 +367,21 @@ def make_slow(faces: Faces, seconds: float = 0.3, value: Any = "value") -> tuple
 
 
 @pytest.mark.parametrize("value", ["value", None, 7, [1, 2]])
-def test_64_callers_at_once_compute_once(faces: Faces, value: Any) -> None:
-    slow, default = make_slow(faces, value=value)
-    assert faces["default"].at_once("get_or_set", [("key", default, 60)] * 64, threads=64) == [value] * 64
+def test_64_callers_at_once_compute_once(variants: CacheVariants, value: Any) -> None:
+    slow, default = make_slow(variants, value=value)
+    assert variants["default"].at_once("get_or_set", [("key", default, 60)] * 64, threads=64) == [value] * 64
     assert slow.calls == 1
-    assert faces["default"].get("key", "default") == value
+    assert variants["default"].get("key", "default") == value
 
 
-def test_a_coroutine_function_is_awaited_and_a_function_called(faces: Faces) -> None:
-    _, default = make_slow(faces, 0.0)
-    assert faces["default"].get_or_set("key", default) == "value"
-    assert faces["default"].get_or_set("other", lambda: "plain") == "plain"
+def test_a_coroutine_function_is_awaited_and_a_function_called(variants: CacheVariants) -> None:
+    _, default = make_slow(variants, 0.0)
+    assert variants["default"].get_or_set("key", default) == "value"
+    assert variants["default"].get_or_set("other", lambda: "plain") == "plain"
 
 
 @pytest.mark.timing
-def test_an_exception_of_default_is_raised_and_the_next_caller_computes_at_once(cache: Face) -> None:
+def test_an_exception_of_default_is_raised_and_the_next_caller_computes_at_once(cache: CacheVariant) -> None:
     def fails() -> None:
         raise LookupError("no row")
 
@@ -394,7 +394,7 @@ def test_an_exception_of_default_is_raised_and_the_next_caller_computes_at_once(
 
 
 @pytest.mark.timing
-def test_a_value_that_cant_be_stored_raises_and_the_next_computes_at_once(cache: Face) -> None:
+def test_a_value_that_cant_be_stored_raises_and_the_next_computes_at_once(cache: CacheVariant) -> None:
     with pytest.raises(Exception, match="pickle"):
         cache.get_or_set("key", lambda: lambda: None)
     start = time.monotonic()
@@ -402,13 +402,13 @@ def test_a_value_that_cant_be_stored_raises_and_the_next_computes_at_once(cache:
     check_seconds(time.monotonic() - start, below=1)
 
 
-def test_the_first_gets_the_value_as_the_others_will(faces: Faces) -> None:
-    cache = faces.made_with({"SERIALIZER": "json"})
+def test_the_first_gets_the_value_as_the_others_will(variants: CacheVariants) -> None:
+    cache = variants.made_with({"SERIALIZER": "json"})
     assert cache.get_or_set("key", lambda: (1, 2)) == [1, 2] == cache.get("key")
     assert cache.get_or_set("plain", (1, 2)) == [1, 2]
 
 
-def test_a_hit_is_one_request(cache: Face, requests: list[wire.Message]) -> None:
+def test_a_hit_is_one_request(cache: CacheVariant, requests: list[wire.Message]) -> None:
     cache.set("key", 1)
     cache.get_or_set("stale", lambda: 1, stale=60)
     requests.clear()
@@ -419,24 +419,24 @@ def test_a_hit_is_one_request(cache: Face, requests: list[wire.Message]) -> None
 
 @pytest.mark.parametrize(("stale", "count"), [(0, 3), (60, 4)])
 def test_a_miss_is_three_requests_and_with_a_mark_four(
-    cache: Face, requests: list[wire.Message], stale: int, count: int
+    cache: CacheVariant, requests: list[wire.Message], stale: int, count: int
 ) -> None:
     assert cache.get_or_set("key", lambda: "value", stale=stale) == "value"
     assert len(requests) == count
 
 
-def test_a_timeout_of_zero_stores_nothing(cache: Face) -> None:
+def test_a_timeout_of_zero_stores_nothing(cache: CacheVariant) -> None:
     assert cache.get_or_set("key", lambda: "value", 0) == "value"
     assert cache.get_or_set("key", "other", 0) == "other"
     assert cache.has_key("key") is False
 
 
-def test_iter_keys_doesnt_yield_auxiliary_keys(cache: Face) -> None:
+def test_iter_keys_doesnt_yield_auxiliary_keys(cache: CacheVariant) -> None:
     cache.get_or_set("key", lambda: "value", stale=60)
     assert cache.iter_keys("*") == ["key"]
 
 
-def test_the_lease_is_deleted_once_the_value_is_stored(cache: Face) -> None:
+def test_the_lease_is_deleted_once_the_value_is_stored(cache: CacheVariant) -> None:
     cache.get_or_set("key", lambda: "value")
     wire_key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
     (reply,) = cluster_call(wire_key, wire.Get([auxiliary_key(wire_key, b"lease")])).values
@@ -448,14 +448,14 @@ def cluster_call(key: bytes, request: wire.Request) -> Any:
 
 
 @pytest.mark.timing
-def test_a_stale_value_is_served_while_one_computes(faces: Faces) -> None:
-    cache = faces["default"]
+def test_a_stale_value_is_served_while_one_computes(variants: CacheVariants) -> None:
+    cache = variants["default"]
     assert cache.get_or_set("key", lambda: "old", 0.2, stale=60) == "old"
     assert cache.get_or_set("key", lambda: "new", 0.2, stale=60) == "old"
     mark = auxiliary_key(caches["default"].routing_key("key"), b"fresh")  # type: ignore[attr-defined]
     key = caches["default"].routing_key("key")  # type: ignore[attr-defined]
     wait_until(lambda: cluster_call(key, wire.Get([mark])).values == [None], 60, "the value stale")
-    slow, default = make_slow(faces, 0.5, "new")
+    slow, default = make_slow(variants, 0.5, "new")
     start = time.monotonic()
     found = cache.at_once("get_or_set", [("key", default, 60, None)] * 16, threads=16, stale=60)
     assert sorted(found) == ["new"] + ["old"] * 15
@@ -464,7 +464,7 @@ def test_a_stale_value_is_served_while_one_computes(faces: Faces) -> None:
     assert cache.get_or_set("key", lambda: "newer", 60, stale=60) == "new"
 
 
-def test_stale_takes_a_plain_value_and_a_version(cache: Face) -> None:
+def test_stale_takes_a_plain_value_and_a_version(cache: CacheVariant) -> None:
     assert cache.get_or_set("key", "value", 60, 2, stale=60) == "value"
     assert cache.get_or_set("key", "other", 60, version=2, stale=60) == "value"
     assert cache.get("key", version=2) == "value"
@@ -486,7 +486,7 @@ def test_a_default_that_must_be_awaited_is_sent_to_aget_or_set() -> None:
 
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.timing
-def test_without_a_node_get_or_set_computes_at_once(unconnected: Faces) -> None:
+def test_without_a_node_get_or_set_computes_at_once(unconnected: CacheVariants) -> None:
     for stale in (0.0, 60.0):
         start = time.monotonic()
         assert unconnected["default"].get_or_set("key", lambda: "value", stale=stale) == "value"

@@ -26,7 +26,7 @@ from django_clusterstate.decorators import ALL, UNSAFE, cluster_ratelimit
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, reset
 from django_clusterstate.wire import messages as wire
 from tests.counting import watch_requests
-from tests.views import Face, by, from_ip, get, statuses
+from tests.views import ViewVariant, by, from_ip, get, statuses
 
 OK, DENIED = HTTPStatus.OK, HTTPStatus.TOO_MANY_REQUESTS
 
@@ -50,14 +50,14 @@ async def coroutine_key(group: str, request: HttpRequest) -> str:
 # -- the view ---------------------------------------------------------------------------------------------------
 
 
-def test_a_view_is_called_until_its_limit_is_reached(face: Face) -> None:
+def test_a_view_is_called_until_its_limit_is_reached(variant: ViewVariant) -> None:
     respond = mock.Mock(return_value=HttpResponse("answer"))
-    ask = face.limited(respond, rate="2/d")
+    ask = variant.limited(respond, rate="2/d")
     assert [ask().status_code for _ in range(4)] == [OK, OK, DENIED, DENIED]
     assert respond.call_count == 2
 
 
-def test_view_keeps_its_name_docstring_and_kind(offline: Face) -> None:
+def test_view_keeps_its_name_docstring_and_kind(offline: ViewVariant) -> None:
     view = offline.view()
     view.marked = True
     limited = cluster_ratelimit(rate="1/s")(view)
@@ -67,9 +67,9 @@ def test_view_keeps_its_name_docstring_and_kind(offline: Face) -> None:
     assert iscoroutinefunction(limited) == (offline.runner is not None)
 
 
-def test_arguments_of_the_url_reach_the_view(face: Face) -> None:
+def test_arguments_of_the_url_reach_the_view(variant: ViewVariant) -> None:
     respond = mock.Mock(return_value=HttpResponse())
-    if face.runner is None:
+    if variant.runner is None:
         cluster_ratelimit(rate="9/s", group=uuid4().hex)(lambda *args, **kwargs: respond(*args[1:], **kwargs))(
             get(), 1, name="x"
         )
@@ -79,14 +79,14 @@ def test_arguments_of_the_url_reach_the_view(face: Face) -> None:
         async def view(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
             return respond(*args, **kwargs)  # type: ignore[no-any-return]
 
-        face.runner.run(view(get(), 1, name="x"))
+        variant.runner.run(view(get(), 1, name="x"))
     respond.assert_called_once_with(1, name="x")
 
 
 @pytest.mark.parametrize("error", [Http404("gone"), ConnectionError("mine"), ValueError("mine")])
-def test_exception_of_the_view_passes_unchanged_and_it_is_called_once(face: Face, error: Exception) -> None:
+def test_exception_of_the_view_passes_unchanged_and_it_is_called_once(variant: ViewVariant, error: Exception) -> None:
     respond = mock.Mock(side_effect=error)
-    ask = face.limited(respond, rate="5/d")
+    ask = variant.limited(respond, rate="5/d")
     with pytest.raises(type(error)) as raised:
         ask()
     assert raised.value is error
@@ -95,27 +95,27 @@ def test_exception_of_the_view_passes_unchanged_and_it_is_called_once(face: Face
 
 
 @pytest.mark.parametrize("answer", [None, {"a": 1}, "text"])
-def test_value_that_is_not_yet_a_response_passes_unchanged(face: Face, answer: object) -> None:
-    assert face.limited(lambda request: answer, rate="5/d")() == answer
+def test_value_that_is_not_yet_a_response_passes_unchanged(variant: ViewVariant, answer: object) -> None:
+    assert variant.limited(lambda request: answer, rate="5/d")() == answer
 
 
-def test_a_streaming_response_gets_the_headers(face: Face) -> None:
-    response = face.limited(lambda request: StreamingHttpResponse([b"a"]), rate="5/d")()
+def test_a_streaming_response_gets_the_headers(variant: ViewVariant) -> None:
+    response = variant.limited(lambda request: StreamingHttpResponse([b"a"]), rate="5/d")()
     assert response["RateLimit"]
 
 
-def test_a_decision_is_one_request(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = face.limited(rate=["10/s", "20/m", "1000/d"])
+def test_a_decision_is_one_request(variant: ViewVariant, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = variant.limited(rate=["10/s", "20/m", "1000/d"])
     requests = watch_requests(monkeypatch)
     for _ in range(3):
         ask()
     assert [type(request) for request in requests] == [wire.Hit] * 3
 
 
-def test_request_without_a_limit_sends_no_request(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_without_a_limit_sends_no_request(variant: ViewVariant, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = watch_requests(monkeypatch)
     for options in ({}, {"rate": None}, {"rate": lambda group, request: None}, {"rate": "1/s", "method": "POST"}):
-        response = face.limited(**options)()
+        response = variant.limited(**options)()
         assert response.content == b"limited=False"
         assert not response.has_header("RateLimit")
     assert requests == []
@@ -129,21 +129,25 @@ def _named(view: Any, name: str) -> Any:
     return view
 
 
-def test_by_default_each_view_counts_by_itself(face: Face) -> None:
+def test_by_default_each_view_counts_by_itself(variant: ViewVariant) -> None:
     name = uuid4().hex
-    one, two = (cluster_ratelimit(rate="1/d")(_named(face.view(), f"{name}{n}")) for n in range(2))
-    assert [face.call(one).status_code, face.call(one).status_code, face.call(two).status_code] == [OK, DENIED, OK]
+    one, two = (cluster_ratelimit(rate="1/d")(_named(variant.view(), f"{name}{n}")) for n in range(2))
+    assert [variant.call(one).status_code, variant.call(one).status_code, variant.call(two).status_code] == [
+        OK,
+        DENIED,
+        OK,
+    ]
 
 
-def test_views_of_one_group_count_together(face: Face) -> None:
+def test_views_of_one_group_count_together(variant: ViewVariant) -> None:
     limit = cluster_ratelimit(uuid4().hex, rate="1/d")
-    one, two = limit(face.view()), limit(face.view())
-    assert [face.call(one).status_code, face.call(two).status_code] == [OK, DENIED]
+    one, two = limit(variant.view()), limit(variant.view())
+    assert [variant.call(one).status_code, variant.call(two).status_code] == [OK, DENIED]
 
 
-def test_class_based_views_count_by_class(face: Face) -> None:
+def test_class_based_views_count_by_class(variant: ViewVariant) -> None:
     def make(name: str) -> Any:
-        if face.runner is None:
+        if variant.runner is None:
 
             class Sync(View):
                 def get(self, request: HttpRequest) -> HttpResponse:
@@ -163,8 +167,8 @@ def test_class_based_views_count_by_class(face: Face) -> None:
     views += [method_decorator(limit, name="dispatch")(make(f"{name}dispatch{n}")).as_view() for n in range(2)]
     views += [method_decorator(limit, name="get")(make(f"{name}get{n}")).as_view() for n in range(2)]
     for view in views:
-        assert iscoroutinefunction(view) == (face.runner is not None)
-        assert [face.call(view).status_code for _ in range(3)] == [OK, DENIED, DENIED]
+        assert iscoroutinefunction(view) == (variant.runner is not None)
+        assert [variant.call(view).status_code for _ in range(3)] == [OK, DENIED, DENIED]
 
 
 def test_a_view_without_a_name_needs_a_group() -> None:
@@ -194,14 +198,16 @@ def test_a_view_without_a_name_needs_a_group() -> None:
         ("::1", "127.0.0.1", False),
     ],
 )
-def test_clients_count_by_ipv4_address_or_ipv6_network(face: Face, first: str, second: str, together: bool) -> None:
-    ask = face.limited(key="ip", rate="1/d")
+def test_clients_count_by_ipv4_address_or_ipv6_network(
+    variant: ViewVariant, first: str, second: str, together: bool
+) -> None:
+    ask = variant.limited(key="ip", rate="1/d")
     assert statuses(ask, from_ip(first), from_ip(second)) == [OK, DENIED if together else OK]
 
 
 @override_settings(CLUSTERSTATE={"TRUSTED_PROXIES": ["127.0.0.1", "10.0.0.0/8"]})
-def test_clients_behind_trusted_proxies_count_by_their_own_address(face: Face) -> None:
-    ask = face.limited(key="ip", rate="1/d")
+def test_clients_behind_trusted_proxies_count_by_their_own_address(variant: ViewVariant) -> None:
+    ask = variant.limited(key="ip", rate="1/d")
     through = [get(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR=said) for said in ("1.2.3.4", "9.9.9.9, 1.2.3.4")]
     forged = get(REMOTE_ADDR="5.6.7.8", HTTP_X_FORWARDED_FOR="1.2.3.4")
     other = get(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="1.2.3.4, 8.8.8.8, 10.1.1.1")
@@ -209,8 +215,8 @@ def test_clients_behind_trusted_proxies_count_by_their_own_address(face: Face) -
 
 
 @pytest.mark.parametrize("proxies", [1, ["127.0.0.1"]])
-def test_invalid_entry_of_a_proxy_counts_as_that_proxy(face: Face, proxies: Any) -> None:
-    ask = face.limited(key="ip", rate="1/d")
+def test_invalid_entry_of_a_proxy_counts_as_that_proxy(variant: ViewVariant, proxies: Any) -> None:
+    ask = variant.limited(key="ip", rate="1/d")
     with override_settings(CLUSTERSTATE={"TRUSTED_PROXIES": proxies}):
         junk = [get(HTTP_X_FORWARDED_FOR=said) for said in ("unknown", "1.2.3.4, _hidden", "5.6.7.8, unknown")]
         assert statuses(ask, *junk, get(HTTP_X_FORWARDED_FOR="1.2.3.4")) == [OK, DENIED, DENIED, OK]
@@ -218,16 +224,16 @@ def test_invalid_entry_of_a_proxy_counts_as_that_proxy(face: Face, proxies: Any)
 
 @pytest.mark.parametrize("address", ["", "junk", "1.2.3", "10.0.0.1, 10.0.0.2", "01.2.3.4"])
 @pytest.mark.parametrize("key", ["ip", "user_or_ip"])
-def test_error_names_an_invalid_address(face: Face, key: str, address: str) -> None:
+def test_error_names_an_invalid_address(variant: ViewVariant, key: str, address: str) -> None:
     respond = mock.Mock()
-    ask = face.limited(respond, key=key, rate="1/d")
+    ask = variant.limited(respond, key=key, rate="1/d")
     with pytest.raises(ImproperlyConfigured, match=r"address is .*TRUSTED_PROXIES"):
         ask(from_ip(address))
     respond.assert_not_called()
 
 
-def test_key_user_counts_by_user(face: Face) -> None:
-    ask = face.limited(key="user", rate="1/d")
+def test_key_user_counts_by_user(variant: ViewVariant) -> None:
+    ask = variant.limited(key="user", rate="1/d")
     one, two = SimpleNamespace(pk=1, is_authenticated=True), SimpleNamespace(pk=2, is_authenticated=True)
     assert statuses(ask, by(one), by(two), by(one), by(AnonymousUser()), by(AnonymousUser())) == [
         OK, OK, DENIED, OK, DENIED,
@@ -235,8 +241,8 @@ def test_key_user_counts_by_user(face: Face) -> None:
     assert ask(get()).status_code == DENIED  # without a user at all, as anonymous
 
 
-def test_key_user_or_ip_counts_by_user_if_there_is_one(face: Face) -> None:
-    ask = face.limited(key="user_or_ip", rate="1/d")
+def test_key_user_or_ip_counts_by_user_if_there_is_one(variant: ViewVariant) -> None:
+    ask = variant.limited(key="user_or_ip", rate="1/d")
     user = SimpleNamespace(pk=1, is_authenticated=True)
     assert statuses(ask, by(user), by(AnonymousUser()), get(), by(user), from_ip("10.9.9.9")) == [
         OK, OK, DENIED, DENIED, OK,
@@ -244,12 +250,12 @@ def test_key_user_or_ip_counts_by_user_if_there_is_one(face: Face) -> None:
 
 
 @pytest.mark.parametrize("key", ["user", "user_or_ip"])
-def test_a_user_that_is_yet_to_be_read_from_the_database_is_read(face: Face, key: str) -> None:
+def test_a_user_that_is_yet_to_be_read_from_the_database_is_read(variant: ViewVariant, key: str) -> None:
     @async_unsafe
     def load() -> User:
         return User(pk=77)
 
-    ask = face.limited(key=key, rate="1/d")
+    ask = variant.limited(key=key, rate="1/d")
     assert statuses(ask, by(SimpleLazyObject(load)), by(SimpleLazyObject(load)), by(User(pk=78))) == [OK, DENIED, OK]
 
 
@@ -268,14 +274,14 @@ def test_a_user_that_is_yet_to_be_read_from_the_database_is_read(face: Face, key
         (lambda group, request: len(request.GET), get, lambda: get(query_params={"q": "1"})),
     ],
 )  # fmt: skip
-def test_requests_count_by_their_key(face: Face, key: Any, one: Any, two: Any) -> None:
-    ask = face.limited(key=key, rate="1/d")
+def test_requests_count_by_their_key(variant: ViewVariant, key: Any, one: Any, two: Any) -> None:
+    ask = variant.limited(key=key, rate="1/d")
     assert statuses(ask, one(), two(), one(), two()) == [OK, OK, DENIED, DENIED]
 
 
-def test_a_callable_key_gets_the_group_and_the_request(face: Face) -> None:
+def test_a_callable_key_gets_the_group_and_the_request(variant: ViewVariant) -> None:
     key, request = mock.Mock(return_value="key"), get()
-    face.limited(group="the group", key=key, rate="1000/s")(request)
+    variant.limited(group="the group", key=key, rate="1000/s")(request)
     key.assert_called_once_with("the group", request)
 
 
@@ -285,24 +291,24 @@ def test_a_callable_key_gets_the_group_and_the_request(face: Face) -> None:
 @pytest.mark.parametrize(
     "rate", ["2/d", "2/2h", "2/D", ["2/d"], ["2/d", "100/d"], ("5/d", "2/h"), "2/86400", "2/day", (2, 86400)]
 )
-def test_a_rate_is_text_or_several(face: Face, rate: Any) -> None:
-    ask = face.limited(rate=rate)
+def test_a_rate_is_text_or_several(variant: ViewVariant, rate: Any) -> None:
+    ask = variant.limited(rate=rate)
     assert [ask().status_code for _ in range(3)] == [OK, OK, DENIED]
 
 
 @pytest.mark.parametrize("rate", [rate_of_header, "tests.ratelimit.test_decorators.rate_of_header"])
-def test_a_rate_may_come_with_the_request(face: Face, rate: Any) -> None:
-    ask = face.limited(rate=rate)
+def test_a_rate_may_come_with_the_request(variant: ViewVariant, rate: Any) -> None:
+    ask = variant.limited(rate=rate)
     one, none, blocked = get(headers={"X-Rate": "1/d"}), get(), get(headers={"X-Rate": "0/s"})
     assert statuses(ask, one, one, none, none, blocked) == [OK, DENIED, OK, OK, DENIED]
-    assert face.limited(rate=lambda group, request: ["1/d", "5/d"])()["RateLimit-Policy"].count("q=") == 2
-    assert statuses(face.limited(rate=lambda group, request: (2, 600)), get(), get(), get()) == [OK, OK, DENIED]
+    assert variant.limited(rate=lambda group, request: ["1/d", "5/d"])()["RateLimit-Policy"].count("q=") == 2
+    assert statuses(variant.limited(rate=lambda group, request: (2, 600)), get(), get(), get()) == [OK, OK, DENIED]
     with pytest.raises(ImproperlyConfigured, match="'junk' is not a rate"):
         ask(get(headers={"X-Rate": "junk"}))
 
 
-def test_a_rate_of_zero_blocks_all(face: Face) -> None:
-    response = face.limited(rate="0/s")()
+def test_a_rate_of_zero_blocks_all(variant: ViewVariant) -> None:
+    response = variant.limited(rate="0/s")()
     assert response.status_code == DENIED
     assert response["Retry-After"] == "1"
 
@@ -322,7 +328,9 @@ def test_a_rate_of_zero_blocks_all(face: Face) -> None:
         ({"put"}, {"PUT"}),
     ],
 )
-def test_only_requests_of_the_method_count(offline: Face, cluster: object, method: Any, counted: set[str]) -> None:
+def test_only_requests_of_the_method_count(
+    offline: ViewVariant, cluster: object, method: Any, counted: set[str]
+) -> None:
     ask = offline.limited(rate="0/s", method=method)
     denied = {
         name
@@ -336,49 +344,49 @@ def _sent(*methods: str) -> list[HttpRequest]:
     return [RequestFactory().generic(method, "/") for method in methods]
 
 
-def test_limits_of_one_view_with_different_methods_count_apart(face: Face) -> None:
-    limited = cluster_ratelimit(rate="2/d", method="GET")(_named(face.view(), uuid4().hex))
+def test_limits_of_one_view_with_different_methods_count_apart(variant: ViewVariant) -> None:
+    limited = cluster_ratelimit(rate="2/d", method="GET")(_named(variant.view(), uuid4().hex))
     view = cluster_ratelimit(rate="2/d", method="POST")(limited)
     sent = _sent("GET", "POST", "GET", "POST", "GET", "POST")
-    assert statuses(lambda request: face.call(view, request), *sent) == [OK, OK, OK, OK, DENIED, DENIED]
+    assert statuses(lambda request: variant.call(view, request), *sent) == [OK, OK, OK, OK, DENIED, DENIED]
 
 
-def test_a_limit_on_all_methods_and_one_on_some_count_a_request_once_each(face: Face) -> None:
-    limited = cluster_ratelimit(rate="2/d", method=UNSAFE)(_named(face.view(), uuid4().hex))
+def test_a_limit_on_all_methods_and_one_on_some_count_a_request_once_each(variant: ViewVariant) -> None:
+    limited = cluster_ratelimit(rate="2/d", method=UNSAFE)(_named(variant.view(), uuid4().hex))
     view = cluster_ratelimit(rate="2/d", method=ALL)(limited)
-    assert statuses(lambda request: face.call(view, request), *_sent("POST", "PUT", "POST")) == [OK, OK, DENIED]
+    assert statuses(lambda request: variant.call(view, request), *_sent("POST", "PUT", "POST")) == [OK, OK, DENIED]
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [("post", ["POST"]), (UNSAFE, ["put", "post", "patch", "delete"]), ({"PUT", "POST"}, ("POST", "PUT"))],
 )
-def test_same_methods_written_differently_count_together(face: Face, one: Any, other: Any) -> None:
+def test_same_methods_written_differently_count_together(variant: ViewVariant, one: Any, other: Any) -> None:
     group = uuid4().hex
-    views = [cluster_ratelimit(group, rate="1/d", method=method)(face.view()) for method in (one, other)]
-    assert [face.call(view, *_sent("POST")).status_code for view in views] == [OK, DENIED]
+    views = [cluster_ratelimit(group, rate="1/d", method=method)(variant.view()) for method in (one, other)]
+    assert [variant.call(view, *_sent("POST")).status_code for view in views] == [OK, DENIED]
 
 
 @pytest.mark.parametrize(("method", "suffix"), [(ALL, ""), ("post", " POST"), (UNSAFE, " DELETE,PATCH,POST,PUT")])
-def test_a_limit_is_reset_by_its_group_with_the_methods(face: Face, method: Any, suffix: str) -> None:
+def test_a_limit_is_reset_by_its_group_with_the_methods(variant: ViewVariant, method: Any, suffix: str) -> None:
     group = uuid4().hex
-    view = cluster_ratelimit(group, rate="1/d", method=method)(face.view())
-    assert [face.call(view, *_sent("POST")).status_code for _ in range(2)] == [OK, DENIED]
+    view = cluster_ratelimit(group, rate="1/d", method=method)(variant.view())
+    assert [variant.call(view, *_sent("POST")).status_code for _ in range(2)] == [OK, DENIED]
     assert reset(Limit.parse("1/d"), f"{group}{suffix}", "ip:127.0.0.1")
-    assert face.call(view, *_sent("POST")).status_code == OK
+    assert variant.call(view, *_sent("POST")).status_code == OK
 
 
 # -- block, cost, algorithm -------------------------------------------------------------------------------------
 
 
-def test_without_block_the_view_decides(face: Face) -> None:
+def test_without_block_the_view_decides(variant: ViewVariant) -> None:
     seen = []
 
     def respond(request: Any) -> HttpResponse:
         seen.append((request.limited, request.ratelimit.allowed, request.ratelimit.remaining))
         return HttpResponse()
 
-    ask = face.limited(respond, rate="2/d", block=False)
+    ask = variant.limited(respond, rate="2/d", block=False)
     responses = [ask() for _ in range(3)]
     assert seen == [(False, True, 1), (False, True, 0), (True, False, 0)]
     assert [response.status_code for response in responses] == [OK] * 3
@@ -386,31 +394,31 @@ def test_without_block_the_view_decides(face: Face) -> None:
     assert responses[2]["RateLimit"].startswith('"2/86400s";r=0;t=')
 
 
-def test_a_request_may_cost_more(face: Face) -> None:
-    ask = face.limited(rate="5/d", cost=2)
+def test_a_request_may_cost_more(variant: ViewVariant) -> None:
+    ask = variant.limited(rate="5/d", cost=2)
     assert [ask()["RateLimit"][:14] for _ in range(2)] == ['"5/86400s";r=3', '"5/86400s";r=1']
     assert ask().status_code == DENIED
 
 
 @pytest.mark.parametrize("cost", [cost_of_parameter, f"{__name__}.cost_of_parameter"])
-def test_cost_may_be_a_callable(face: Face, cost: Any) -> None:
-    ask = face.limited(rate="5/d", cost=cost)
+def test_cost_may_be_a_callable(variant: ViewVariant, cost: Any) -> None:
+    ask = variant.limited(rate="5/d", cost=cost)
     asked = [get(query_params={"n": n}) for n in ("5", "1", "0")]
     assert statuses(ask, *asked) == [OK, DENIED, OK]
 
 
 @pytest.mark.parametrize("cost", [-1, 0.5, None, "1"])
-def test_a_callable_that_returns_no_cost_raises(face: Face, cost: Any) -> None:
+def test_a_callable_that_returns_no_cost_raises(variant: ViewVariant, cost: Any) -> None:
     respond = mock.Mock()
     with pytest.raises(ValueError, match="the cost of a hit must be an integer"):
-        face.limited(respond, rate="5/d", cost=lambda group, request: cost)()
+        variant.limited(respond, rate="5/d", cost=lambda group, request: cost)()
     respond.assert_not_called()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_limits(face: Face, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_algorithm_limits(variant: ViewVariant, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = watch_requests(monkeypatch)
-    ask = face.limited(rate="2/d", algorithm=algorithm)
+    ask = variant.limited(rate="2/d", algorithm=algorithm)
     assert [ask().status_code for _ in range(3)] == [OK, OK, DENIED]
     assert {rule.algorithm for r in requests if isinstance(r, wire.Hit) for rule in r.rules} == {ALGORITHMS[algorithm]}
 
@@ -431,8 +439,8 @@ MEMBER = r'"[ -!#-\[\]-~]*"(;[a-z]+=\d{1,15})+'
         ("0/s", '"0/1s";q=0;w=1'),
     ],
 )
-def test_responses_have_the_policy_and_the_remaining_hits(face: Face, rate: Any, policy: str) -> None:
-    response = face.limited(rate=rate)()
+def test_responses_have_the_policy_and_the_remaining_hits(variant: ViewVariant, rate: Any, policy: str) -> None:
+    response = variant.limited(rate=rate)()
     assert response["RateLimit-Policy"] == policy
     for member in (*response["RateLimit-Policy"].split(", "), response["RateLimit"]):
         assert re.fullmatch(MEMBER, member)
@@ -441,8 +449,8 @@ def test_responses_have_the_policy_and_the_remaining_hits(face: Face, rate: Any,
     assert re.fullmatch(r"r=\d+;t=\d+", rest)
 
 
-def test_remaining_is_that_of_the_strictest_rate(face: Face) -> None:
-    ask = face.limited(rate=["2/h", "2/d"])
+def test_remaining_is_that_of_the_strictest_rate(variant: ViewVariant) -> None:
+    ask = variant.limited(rate=["2/h", "2/d"])
     ask()
     ask()
     denied = ask()
@@ -450,8 +458,8 @@ def test_remaining_is_that_of_the_strictest_rate(face: Face) -> None:
     assert 86390 <= int(denied["Retry-After"]) <= 86400
 
 
-def test_denied_request_gets_retry_after(face: Face) -> None:
-    ask = face.limited(rate="1/m")
+def test_denied_request_gets_retry_after(variant: ViewVariant) -> None:
+    ask = variant.limited(rate="1/m")
     assert not ask().has_header("Retry-After")
     denied = ask()
     assert 58 <= int(denied["Retry-After"]) <= 60
@@ -470,10 +478,12 @@ PAGE = {"429.html": "<h1>{{ text }}</h1> {{ decision.limit }} in {{ decision.per
     [("", "text/plain"), ("*/*", "text/plain"), ("image/png", "text/plain"), (BROWSER, "text/html"),
      ("application/json, */*;q=0.1", "application/json")],
 )  # fmt: skip
-def test_a_blocked_client_is_answered_in_the_form_that_it_prefers(face: Face, accepted: str, kind: str) -> None:
+def test_a_blocked_client_is_answered_in_the_form_that_it_prefers(
+    variant: ViewVariant, accepted: str, kind: str
+) -> None:
     pages = {"BACKEND": DJANGO_TEMPLATES, "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", PAGE)]}}
     with override_settings(TEMPLATES=[pages]):
-        denied = face.limited(key="ip", rate="0/m")(get(**{"HTTP_ACCEPT": accepted} if accepted else {}))
+        denied = variant.limited(key="ip", rate="0/m")(get(**{"HTTP_ACCEPT": accepted} if accepted else {}))
     assert denied.status_code == DENIED
     assert denied["Content-Type"].partition(";")[0] == kind
     text = "Too many requests. Try again in 60 s."
@@ -484,35 +494,35 @@ def test_a_blocked_client_is_answered_in_the_form_that_it_prefers(face: Face, ac
         assert denied.content.decode() == (page if kind == "text/html" else f"{text}\n")
 
 
-def test_browser_gets_text_if_there_is_no_template(face: Face) -> None:
-    denied = face.limited(key="ip", rate="0/m")(get(HTTP_ACCEPT=BROWSER))
+def test_browser_gets_text_if_there_is_no_template(variant: ViewVariant) -> None:
+    denied = variant.limited(key="ip", rate="0/m")(get(HTTP_ACCEPT=BROWSER))
     assert denied["Content-Type"] == "text/plain"
 
 
-def test_headers_that_the_view_has_set_stay(face: Face) -> None:
-    ask = face.limited(lambda request: HttpResponse(headers={"RateLimit": '"mine";r=1;t=1'}), rate="1/m")
+def test_headers_that_the_view_has_set_stay(variant: ViewVariant) -> None:
+    ask = variant.limited(lambda request: HttpResponse(headers={"RateLimit": '"mine";r=1;t=1'}), rate="1/m")
     assert ask()["RateLimit"] == '"mine";r=1;t=1'
 
 
 # -- several decorators -----------------------------------------------------------------------------------------
 
 
-def test_stacked_limits_all_hold_and_the_one_that_blocks_speaks(face: Face) -> None:
+def test_stacked_limits_all_hold_and_the_one_that_blocks_speaks(variant: ViewVariant) -> None:
     group = uuid4().hex
-    inner = cluster_ratelimit(group, key="get:q", rate="1/d")(face.view())
+    inner = cluster_ratelimit(group, key="get:q", rate="1/d")(variant.view())
     view = cluster_ratelimit(group, key="ip", rate="3/h")(inner)
     asked = [get(query_params={"q": q}) for q in "11234"]
-    responses = [face.call(view, request) for request in asked]
+    responses = [variant.call(view, request) for request in asked]
     assert [response.status_code for response in responses] == [OK, DENIED, OK, OK, DENIED]
     assert responses[1]["RateLimit"].startswith('"1/86400s"')
     assert responses[4]["RateLimit"].startswith('"3/3600s"')
     assert all(request.limited == (n in (1, 4)) for n, request in enumerate(asked))  # type: ignore[attr-defined]
 
 
-def test_limited_stays_true_when_an_inner_limit_isnt_reached(face: Face) -> None:
-    inner = cluster_ratelimit(uuid4().hex, rate="9/d", block=False)(face.view())
+def test_limited_stays_true_when_an_inner_limit_isnt_reached(variant: ViewVariant) -> None:
+    inner = cluster_ratelimit(uuid4().hex, rate="9/d", block=False)(variant.view())
     view = cluster_ratelimit(uuid4().hex, rate="0/s", block=False)(inner)
-    assert face.call(view).content == b"limited=True"
+    assert variant.call(view).content == b"limited=True"
 
 
 # -- when the owner doesn't answer ------------------------------------------------------------------------------
@@ -523,7 +533,12 @@ def test_limited_stays_true_when_an_inner_limit_isnt_reached(face: Face) -> None
 )
 @pytest.mark.parametrize("by_setting", [True, False])
 def test_without_a_node_the_policy_answers(
-    offline: Face, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, expected: list[int], by_setting: bool
+    offline: ViewVariant,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    expected: list[int],
+    by_setting: bool,
 ) -> None:
     # The view is decorated before the settings are what they will be, as with `override_settings` in tests.
     ask = offline.limited(rate="2/d") if by_setting else offline.limited(rate="2/d", on_unavailable=policy)
@@ -583,14 +598,14 @@ def test_a_wrong_argument_is_refused_when_the_view_is_decorated(options: Any, wo
     ("options", "words"),
     [({"key": "no.such.key"}, "no"), ({"key": "tests.ratelimit.test_decorators.nothing"}, "nothing")],
 )
-def test_a_dotted_path_that_leads_nowhere_is_named(face: Face, options: Any, words: str) -> None:
+def test_a_dotted_path_that_leads_nowhere_is_named(variant: ViewVariant, options: Any, words: str) -> None:
     with pytest.raises(ImportError, match=words):
-        face.limited(rate="1/s", **options)()
+        variant.limited(rate="1/s", **options)()
 
 
-def test_a_dotted_path_to_a_coroutine_function_is_refused(face: Face) -> None:
+def test_a_dotted_path_to_a_coroutine_function_is_refused(variant: ViewVariant) -> None:
     with pytest.raises(ImproperlyConfigured, match="a callable key must be an ordinary function"):
-        face.limited(rate="1/s", key="tests.ratelimit.test_decorators.coroutine_key")()
+        variant.limited(rate="1/s", key="tests.ratelimit.test_decorators.coroutine_key")()
 
 
 def test_decorating_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

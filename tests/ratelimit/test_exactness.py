@@ -26,7 +26,7 @@ RUNS = int(os.environ.get("EXACTNESS_RUNS", "1"))
 CLIENTS = 64
 EACH = 5  # requests of a client in one run: three times as many as the limit, all told
 SECONDS = 60.0
-FACES = {"sync": "gunicorn", "async": "uvicorn"}
+SERVERS = {"sync": "gunicorn", "async": "uvicorn"}
 
 Figure = Callable[[str, object], None]
 
@@ -152,11 +152,11 @@ def one_key(algorithm: str) -> str:
 # -- the owner lives ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=FACES)
+@pytest.fixture(scope="module", params=SERVERS)
 def sites(
     request: pytest.FixtureRequest, running_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Site]]:
-    with sites_of(running_cluster, tmp_path_factory.mktemp("sites"), FACES[request.param]) as sites:
+    with sites_of(running_cluster, tmp_path_factory.mktemp("sites"), SERVERS[request.param]) as sites:
         yield sites
 
 
@@ -178,13 +178,13 @@ def test_exactly_the_limit_passes_over_three_sites_whatever_the_algorithm(
 
 @pytest.mark.parametrize("run", range(RUNS))
 @pytest.mark.parametrize("algorithm", ALGORITHMS if RUNS > 1 else ["fixed_window"])
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("api", SERVERS)
 def test_killed_owner_causes_no_error_and_bounded_hits(
-    folder: Path, figure: Figure, face: str, algorithm: str, run: int
+    folder: Path, figure: Figure, api: str, algorithm: str, run: int
 ) -> None:
     with LocalCluster(folder, ("a", "b", "c")) as cluster, ExitStack() as stack:
         cluster.start()
-        sites = stack.enter_context(sites_of(cluster, folder, FACES[face]))
+        sites = stack.enter_context(sites_of(cluster, folder, SERVERS[api]))
         cluster.wait_for()
         for site in sites:
             # A process that hasn't reached its node once knows of no other, and counts by itself when that is killed.
@@ -197,7 +197,7 @@ def test_killed_owner_causes_no_error_and_bounded_hits(
             # Not at once: each process remembers for a second that the owner has denied.
             wait_until(lambda: answers.passed.total() - answers.passed[owner] >= LIMIT, SECONDS, "a heir's limit")
             answers.go_on(10)
-    figure(f"{algorithm}, {face}: passed", dict(answers.passed))
+    figure(f"{algorithm}, {api}: passed", dict(answers.passed))
     assert not answers.errors
     assert set(answers.statuses) == {200, 429}
     # docs/guarantees.md: the heir counts for all, before and after it is the owner.

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -39,49 +38,16 @@ from testproject.processes import ROOT, LocalCluster, free_port, wait_until
 from tests.counting import watch_requests
 from tests.faults.proxy import Proxy
 from tests.forks import InChild
+from tests.ratelimit.conftest import LimitFunctions
 from tests.timing import check_seconds
 
 Hit = Callable[..., Decision]
 DEAD = "dead"
 
 
-@pytest.fixture(params=["sync", "async"])
-def hit(request: pytest.FixtureRequest) -> Iterator[Hit]:
-    """`hit()` itself, or `ahit()` in an event loop."""
-    if request.param == "sync":
-        yield ratelimit.hit
-        return
-    with asyncio.Runner() as runner:
-        yield lambda *args, **kwargs: runner.run(ratelimit.ahit(*args, **kwargs))
-
-
-@dataclass(frozen=True)
-class Face:
-    """Both faces as one: the functions as they are, or their asynchronous twins in an event loop."""
-
-    hit: Hit
-    peek: Hit
-    refund: Callable[..., bool]
-    reset: Callable[..., bool | None]
-
-
-@pytest.fixture(params=["sync", "async"])
-def face(request: pytest.FixtureRequest) -> Iterator[Face]:
-    if request.param == "sync":
-        yield Face(ratelimit.hit, ratelimit.peek, ratelimit.refund, ratelimit.reset)
-        return
-    with asyncio.Runner() as runner:
-
-        def run(function: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *args, **kwargs: runner.run(function(*args, **kwargs))
-
-        yield Face(run(ratelimit.ahit), run(ratelimit.apeek), run(ratelimit.arefund), run(ratelimit.areset))
-
-
 @pytest.fixture
-def group() -> str:
-    """One that no other test counts in."""
-    return uuid4().hex
+def hit(functions: LimitFunctions) -> Hit:
+    return functions.hit
 
 
 @pytest.fixture(autouse=True)
@@ -201,137 +167,143 @@ def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> No
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_peek_returns_the_decision_of_a_hit_without_counting(face: Face, group: str, algorithm: str) -> None:
+def test_peek_returns_the_decision_of_a_hit_without_counting(
+    functions: LimitFunctions, group: str, algorithm: str
+) -> None:
     limit = Limit.parse(["2/h", "5/d"], algorithm)
-    looks = [(face.peek(limit, group, "key"), face.hit(limit, group, "key")) for _ in range(4)]
+    looks = [(functions.peek(limit, group, "key"), functions.hit(limit, group, "key")) for _ in range(4)]
     assert [(look.allowed, look.remaining) for look, _ in looks] == [(True, 2), (True, 1), (False, 0), (False, 0)]
     assert [hit.allowed for _, hit in looks] == [True, True, False, False]
     assert looks[3][0].retry_after == pytest.approx(looks[2][1].retry_after, abs=5)
-    assert not face.peek(limit, group, "key", 3).allowed
-    assert face.peek(limit, group, "other key", 2).remaining == 2
+    assert not functions.peek(limit, group, "key", 3).allowed
+    assert functions.peek(limit, group, "other key", 2).remaining == 2
     assert looks[0][0].owner == cluster_state.owner(routing_key(group, "key"))
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_reset_forgets_the_hits_of_a_key(face: Face, group: str) -> None:
+def test_a_reset_forgets_the_hits_of_a_key(functions: LimitFunctions, group: str) -> None:
     limit, other = Limit.parse("1/d"), Limit.parse("2/d")
     for key in map(str, range(9)):  # of all owners
-        assert [face.hit(limit, group, key).allowed for _ in range(2)] == [True, False]
-        face.hit(other, group, key)
-        assert face.reset(limit, group, key) is True
-        assert face.hit(limit, group, key).allowed
-        assert face.peek(other, group, key).remaining == 1
+        assert [functions.hit(limit, group, key).allowed for _ in range(2)] == [True, False]
+        functions.hit(other, group, key)
+        assert functions.reset(limit, group, key) is True
+        assert functions.hit(limit, group, key).allowed
+        assert functions.peek(other, group, key).remaining == 1
 
 
 @pytest.mark.usefixtures("cluster")
-def test_reset_without_a_count_returns_false(face: Face, group: str) -> None:
+def test_reset_without_a_count_returns_false(functions: LimitFunctions, group: str) -> None:
     limit = Limit.parse(["5/d", "2/h"])
     for key in map(str, range(9)):  # of all owners
-        face.hit(limit, group, key)
-        assert face.reset(limit, group, f"{key} misspelt") is False
-        assert face.reset(limit, f"{group} misspelt", key) is False
-        assert face.reset(Limit.parse("5/h"), group, key) is False
-        assert face.reset(Limit.parse(["3/d", "2/h"]), group, key) is True
-        assert face.reset(limit, group, key) is True
-        assert face.reset(limit, group, key) is False
+        functions.hit(limit, group, key)
+        assert functions.reset(limit, group, f"{key} misspelt") is False
+        assert functions.reset(limit, f"{group} misspelt", key) is False
+        assert functions.reset(Limit.parse("5/h"), group, key) is False
+        assert functions.reset(Limit.parse(["3/d", "2/h"]), group, key) is True
+        assert functions.reset(limit, group, key) is True
+        assert functions.reset(limit, group, key) is False
 
 
 def test_reset_returns_none_if_the_owner_is_unreachable_and_resets_the_substitute(
-    face: Face, group: str, dead_owner: str
+    functions: LimitFunctions, group: str, dead_owner: str
 ) -> None:
     limit = Limit.parse("1/d")
-    assert [face.hit(limit, group, dead_owner).allowed for _ in range(2)] == [True, False]
-    assert not face.peek(limit, group, dead_owner).allowed
-    assert face.reset(limit, group, dead_owner) is None
-    assert face.peek(limit, group, dead_owner).allowed
-    assert face.hit(limit, group, dead_owner).fallback == "node"
+    assert [functions.hit(limit, group, dead_owner).allowed for _ in range(2)] == [True, False]
+    assert not functions.peek(limit, group, dead_owner).allowed
+    assert functions.reset(limit, group, dead_owner) is None
+    assert functions.peek(limit, group, dead_owner).allowed
+    assert functions.hit(limit, group, dead_owner).fallback == "node"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.usefixtures("cluster")
-def test_a_refund_takes_a_hit_back(face: Face, group: str, algorithm: str) -> None:
+def test_a_refund_takes_a_hit_back(functions: LimitFunctions, group: str, algorithm: str) -> None:
     limit = Limit.parse(["2/m", "5/h"], algorithm)
-    decisions = [face.hit(limit, group, "key", 2), face.hit(limit, group, "key")]
+    decisions = [functions.hit(limit, group, "key", 2), functions.hit(limit, group, "key")]
     assert [decision.allowed for decision in decisions] == [True, False]
-    assert face.refund(decisions[0], limit, group, "key", 2)
-    assert face.hit(limit, group, "key").allowed
-    assert not face.refund(decisions[1], limit, group, "key")  # it wasn't counted
+    assert functions.refund(decisions[0], limit, group, "key", 2)
+    assert functions.hit(limit, group, "key").allowed
+    assert not functions.refund(decisions[1], limit, group, "key")  # it wasn't counted
 
 
-def test_a_refund_goes_where_the_hit_was_counted(face: Face, group: str, dead_owner: str) -> None:
+def test_a_refund_goes_where_the_hit_was_counted(functions: LimitFunctions, group: str, dead_owner: str) -> None:
     limit = Limit.parse("1/m")
-    decision = face.hit(limit, group, dead_owner)
+    decision = functions.hit(limit, group, dead_owner)
     assert decision.fallback == "node"
-    assert face.refund(decision, limit, group, dead_owner)
-    assert face.hit(limit, group, dead_owner).allowed
+    assert functions.refund(decision, limit, group, dead_owner)
+    assert functions.hit(limit, group, dead_owner).allowed
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_refund_of_a_hit_counted_by_this_process(face: Face, group: str) -> None:
+def test_refund_of_a_hit_counted_by_this_process(functions: LimitFunctions, group: str) -> None:
     limit = Limit.parse("1/m")
-    decision = face.hit(limit, group, "key")
+    decision = functions.hit(limit, group, "key")
     assert decision.fallback == "process"
-    assert face.refund(decision, limit, group, "key")
-    assert face.hit(limit, group, "key").allowed
-    uncounted = face.hit(Limit.parse("1/m", on_unavailable="allow"), group, "key")
-    assert not face.refund(uncounted, limit, group, "key")
+    assert functions.refund(decision, limit, group, "key")
+    assert functions.hit(limit, group, "key").allowed
+    uncounted = functions.hit(Limit.parse("1/m", on_unavailable="allow"), group, "key")
+    assert not functions.refund(uncounted, limit, group, "key")
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_flood_on_a_denied_key_makes_no_round_trips(face: Face, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_on_a_denied_key_makes_no_round_trips(
+    functions: LimitFunctions, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limit = Limit.parse("1/m")
-    denied = [face.hit(limit, group, "key") for _ in range(2)][1]
+    denied = [functions.hit(limit, group, "key") for _ in range(2)][1]
     requests = watch_requests(monkeypatch)
-    flood = [face.hit(limit, group, "key") for _ in range(20)]
+    flood = [functions.hit(limit, group, "key") for _ in range(20)]
     assert not requests
     assert all((one.limit, one.period, one.owner, one.fallback) == (1, 60.0, denied.owner, "") for one in flood)
     assert 59 > flood[0].retry_after - 1 >= flood[-1].retry_after - 1 > 50
     assert all(not one.allowed and one.remaining == 0 for one in flood)
-    face.hit(limit, group, "key", fresh=True)
-    face.hit(limit, group, "key", dry=True)
-    face.peek(limit, group, "key")
+    functions.hit(limit, group, "key", fresh=True)
+    functions.hit(limit, group, "key", dry=True)
+    functions.peek(limit, group, "key")
     assert len(requests) == 3
 
 
 @pytest.mark.usefixtures("cluster")
 def test_the_owner_learns_of_hits_that_were_denied_from_memory(
-    face: Face, group: str, monkeypatch: pytest.MonkeyPatch
+    functions: LimitFunctions, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = Limit.parse("1/m")
     for _ in range(6):
-        face.hit(limit, group, "key")
+        functions.hit(limit, group, "key")
     requests = watch_requests(monkeypatch)
     for _ in range(2):
-        face.hit(limit, group, "key", fresh=True)
+        functions.hit(limit, group, "key", fresh=True)
     assert [request.denied_locally for request in requests if isinstance(request, wire.Hit)] == [4, 0]
 
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.timing
-def test_cached_denial_ends_in_time(face: Face, group: str) -> None:
+def test_cached_denial_ends_in_time(functions: LimitFunctions, group: str) -> None:
     limit = Limit.parse("1/s")
-    face.hit(limit, group, "key")
+    functions.hit(limit, group, "key")
     start = time.monotonic()
-    wait_until(lambda: face.hit(limit, group, "key").allowed, MAX_AGE + 5, "allowed again")
+    wait_until(lambda: functions.hit(limit, group, "key").allowed, MAX_AGE + 5, "allowed again")
     check_seconds(time.monotonic() - start, below=1.5)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_cached_denial_does_not_cover_cheaper_hits_and_other_limits(face: Face, group: str) -> None:
+def test_cached_denial_does_not_cover_cheaper_hits_and_other_limits(functions: LimitFunctions, group: str) -> None:
     limit = Limit.parse("3/m")
-    assert not face.hit(limit, group, "key", 4).allowed
-    assert not face.hit(limit, group, "key", 4).allowed
-    assert face.hit(limit, group, "key", 3).allowed
-    assert face.hit(Limit.parse("4/m"), group, "key", 4).allowed
+    assert not functions.hit(limit, group, "key", 4).allowed
+    assert not functions.hit(limit, group, "key", 4).allowed
+    assert functions.hit(limit, group, "key", 3).allowed
+    assert functions.hit(Limit.parse("4/m"), group, "key", 4).allowed
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_denial_by_policy_is_not_cached(face: Face, group: str) -> None:
+def test_denial_by_policy_is_not_cached(functions: LimitFunctions, group: str) -> None:
     limit = Limit.parse("1/m", on_unavailable="deny")
-    assert [face.hit(limit, group, "key").fallback for _ in range(3)] == ["deny"] * 3
+    assert [functions.hit(limit, group, "key").fallback for _ in range(3)] == ["deny"] * 3
 
 
-def test_cached_denials_are_reported_to_this_hosts_node(cluster: LocalCluster, face: Face, group: str) -> None:
+def test_cached_denials_are_reported_to_this_hosts_node(
+    cluster: LocalCluster, functions: LimitFunctions, group: str
+) -> None:
     def told() -> Any:
         status = cluster.status("alpha")
         assert status is not None
@@ -339,27 +311,27 @@ def test_cached_denials_are_reported_to_this_hosts_node(cluster: LocalCluster, f
 
     before, limit = told(), Limit.parse("1/m")
     for _ in range(5):
-        face.hit(limit, group, "key")
+        functions.hit(limit, group, "key")
 
     def arrived() -> bool:
-        face.hit(limit, group, "another key")  # a process tells when it asks for the view, once a second
+        functions.hit(limit, group, "another key")  # a process tells when it asks for the view, once a second
         return bool(told().remembered >= before.remembered + 3)
 
     wait_until(arrived, 60, "alpha is told")
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_process_without_nodes_peeks_and_resets_its_own_counters(face: Face, group: str) -> None:
+def test_process_without_nodes_peeks_and_resets_its_own_counters(functions: LimitFunctions, group: str) -> None:
     limit = Limit.parse("1/d")
-    looks = [face.peek(limit, group, "key").allowed, face.hit(limit, group, "key").allowed]
-    assert [*looks, face.peek(limit, group, "key").allowed] == [True, True, False]
-    assert face.reset(limit, group, "key") is None
-    assert face.peek(limit, group, "key").fallback == "process"
-    assert face.peek(limit, group, "key").allowed
+    looks = [functions.peek(limit, group, "key").allowed, functions.hit(limit, group, "key").allowed]
+    assert [*looks, functions.peek(limit, group, "key").allowed] == [True, True, False]
+    assert functions.reset(limit, group, "key") is None
+    assert functions.peek(limit, group, "key").fallback == "process"
+    assert functions.peek(limit, group, "key").allowed
 
 
 @pytest.mark.usefixtures("cluster")
-def test_both_faces_count_in_the_same_place(group: str) -> None:
+def test_blocking_and_asyncio_functions_count_in_the_same_place(group: str) -> None:
     limit = Limit.parse("2/d")
     assert ratelimit.hit(limit, group, "key").remaining == 1
     assert asyncio.run(ratelimit.ahit(limit, group, "key")).remaining == 0

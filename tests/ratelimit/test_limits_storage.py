@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,6 +37,7 @@ from testproject.processes import Process, free_port, wait_until
 from tests.faults.proxy import Proxy
 from tests.forks import InChild
 from tests.layers import Redis
+from tests.ratelimit.conftest import LimitFunctions
 from tests.timelimits import SoftTimeLimit, handling, raises
 from tests.timing import check_seconds
 
@@ -127,35 +127,6 @@ def on_redis(servers: dict[str, str], use: Callable[..., None]) -> str:
     return servers["redis"]
 
 
-@dataclass(frozen=True)
-class Face:
-    """Both faces as one: the functions as they are, or their asynchronous twins in an event loop."""
-
-    hit: Callable[..., Decision]
-    peek: Callable[..., Decision]
-    reset: Callable[..., bool | None]
-    refund: Callable[..., bool]
-
-
-@pytest.fixture(params=["sync", "async"])
-def face(request: pytest.FixtureRequest) -> Iterator[Face]:
-    if request.param == "sync":
-        yield Face(ratelimit.hit, ratelimit.peek, ratelimit.reset, ratelimit.refund)
-        return
-    with asyncio.Runner() as runner:
-
-        def run(function: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *args, **kwargs: runner.run(function(*args, **kwargs))
-
-        yield Face(run(ratelimit.ahit), run(ratelimit.apeek), run(ratelimit.areset), run(ratelimit.arefund))
-
-
-@pytest.fixture
-def group() -> str:
-    """One that no other test counts in."""
-    return uuid4().hex
-
-
 @pytest.fixture
 def redis_of_its_own(folder: Path) -> Iterator[Redis]:
     """One that may be killed."""
@@ -174,9 +145,9 @@ def wait_for(server: Redis) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_limit_allows_its_number_of_hits(scheme: str, face: Face, group: str, algorithm: str) -> None:
+def test_limit_allows_its_number_of_hits(scheme: str, functions: LimitFunctions, group: str, algorithm: str) -> None:
     limit = Limit.parse("3/10d", algorithm)
-    decisions = [face.hit(limit, group, "key") for _ in range(5)]
+    decisions = [functions.hit(limit, group, "key") for _ in range(5)]
     assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
     assert [decision.remaining for decision in decisions] == [2, 1, 0, 0, 0]
     assert {(decision.limit, decision.period) for decision in decisions} == {(3, 864000.0)}
@@ -184,72 +155,74 @@ def test_limit_allows_its_number_of_hits(scheme: str, face: Face, group: str, al
     assert all(decision.retry_after == 0 for decision in decisions[:3])
     assert all(0 < decision.retry_after <= 2 * 864000 for decision in decisions[3:])
     assert all(0 < decision.reset_after <= 2 * 864000 for decision in decisions)
-    assert face.hit(limit, group, "other key").allowed
-    assert face.hit(limit, group + "other", "key").allowed
+    assert functions.hit(limit, group, "other key").allowed
+    assert functions.hit(limit, group + "other", "key").allowed
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_peek_returns_the_decision_of_a_hit_without_counting(
-    scheme: str, face: Face, group: str, algorithm: str
+    scheme: str, functions: LimitFunctions, group: str, algorithm: str
 ) -> None:
     limit = Limit.parse(["2/h", "5/d"], algorithm)
-    looks = [(face.peek(limit, group, "key"), face.hit(limit, group, "key")) for _ in range(4)]
+    looks = [(functions.peek(limit, group, "key"), functions.hit(limit, group, "key")) for _ in range(4)]
     assert [(look.allowed, look.remaining) for look, _ in looks] == [(True, 2), (True, 1), (False, 0), (False, 0)]
     assert [hit.allowed for _, hit in looks] == [True, True, False, False]
-    assert not face.peek(limit, group, "key", 3).allowed
-    assert face.peek(limit, group, "other key", 2).remaining == 2
-    assert face.peek(limit, group, "other key", 2).reset_after == 0
-    assert face.hit(Limit.parse("5/d", algorithm), group, "key", 0).remaining == 3
+    assert not functions.peek(limit, group, "key", 3).allowed
+    assert functions.peek(limit, group, "other key", 2).remaining == 2
+    assert functions.peek(limit, group, "other key", 2).reset_after == 0
+    assert functions.hit(Limit.parse("5/d", algorithm), group, "key", 0).remaining == 3
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_hit_may_cost_more_than_one_and_a_denied_one_costs_nothing(
-    scheme: str, face: Face, group: str, algorithm: str
+    scheme: str, functions: LimitFunctions, group: str, algorithm: str
 ) -> None:
     limit = Limit.parse("10/d", algorithm)
-    assert face.hit(limit, group, "key", 7).remaining == 3
-    denied = [face.hit(limit, group, "key", 4) for _ in range(3)]
+    assert functions.hit(limit, group, "key", 7).remaining == 3
+    denied = [functions.hit(limit, group, "key", 4) for _ in range(3)]
     assert {(decision.allowed, decision.remaining) for decision in denied} == {(False, 3)}
-    assert face.hit(limit, group, "key", 3).remaining == 0
-    assert not face.hit(limit, group, "fresh", 11).allowed
-    assert face.hit(limit, group, "fresh", 0).remaining == 10
+    assert functions.hit(limit, group, "key", 3).remaining == 0
+    assert not functions.hit(limit, group, "fresh", 11).allowed
+    assert functions.hit(limit, group, "fresh", 0).remaining == 10
 
 
-def test_a_limit_of_zero_blocks_all(scheme: str, face: Face, group: str) -> None:
-    decision = face.hit(Limit.parse("0/s"), group, "key")
+def test_a_limit_of_zero_blocks_all(scheme: str, functions: LimitFunctions, group: str) -> None:
+    decision = functions.hit(Limit.parse("0/s"), group, "key")
     assert (decision.allowed, decision.remaining, decision.retry_after) == (False, 0, 1.0)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_reset_forgets_the_hits_of_a_key(scheme: str, face: Face, group: str, algorithm: str) -> None:
+def test_a_reset_forgets_the_hits_of_a_key(scheme: str, functions: LimitFunctions, group: str, algorithm: str) -> None:
     limit, other = Limit.parse("1/d", algorithm), Limit.parse("2/d", algorithm)
-    assert [face.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
-    face.hit(other, group, "key")
-    assert face.reset(limit, group, "misspelt") is False
-    assert face.reset(Limit.parse("1/h", algorithm), group, "key") is False
-    assert face.reset(limit, group, "key") is True
-    assert face.reset(limit, group, "key") is False
-    assert face.hit(limit, group, "key").allowed
-    assert face.peek(other, group, "key").remaining == 1
+    assert [functions.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
+    functions.hit(other, group, "key")
+    assert functions.reset(limit, group, "misspelt") is False
+    assert functions.reset(Limit.parse("1/h", algorithm), group, "key") is False
+    assert functions.reset(limit, group, "key") is True
+    assert functions.reset(limit, group, "key") is False
+    assert functions.hit(limit, group, "key").allowed
+    assert functions.peek(other, group, "key").remaining == 1
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_refund_takes_back_no_more_than_was_counted(scheme: str, face: Face, group: str, algorithm: str) -> None:
+def test_refund_takes_back_no_more_than_was_counted(
+    scheme: str, functions: LimitFunctions, group: str, algorithm: str
+) -> None:
     limit = Limit.parse(["3/h", "5/d"], algorithm)
-    decisions = [face.hit(limit, group, "key") for _ in range(6)]
-    assert not face.refund(decisions[5], limit, group, "key")
-    assert face.peek(limit, group, "key").remaining == 0
-    assert face.refund(decisions[0], limit, group, "key")
-    assert face.peek(limit, group, "key").remaining == 1
-    assert [face.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
-    face.refund(decisions[0], limit, group, "key", 20)
-    assert face.peek(limit, group, "key").remaining == 3
-    assert face.peek(Limit.parse("5/d", algorithm), group, "key").remaining == 5
-    face.refund(decisions[0], limit, group, "never hit", 2)
-    assert face.peek(limit, group, "never hit").remaining == 3
+    decisions = [functions.hit(limit, group, "key") for _ in range(6)]
+    assert not functions.refund(decisions[5], limit, group, "key")
+    assert functions.peek(limit, group, "key").remaining == 0
+    assert functions.refund(decisions[0], limit, group, "key")
+    assert functions.peek(limit, group, "key").remaining == 1
+    assert [functions.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
+    functions.refund(decisions[0], limit, group, "key", 20)
+    assert functions.peek(limit, group, "key").remaining == 3
+    assert functions.peek(Limit.parse("5/d", algorithm), group, "key").remaining == 5
+    functions.refund(decisions[0], limit, group, "never hit", 2)
+    assert functions.peek(limit, group, "never hit").remaining == 3
 
 
-def test_both_faces_count_in_the_same_place(scheme: str, group: str) -> None:
+def test_blocking_and_asyncio_functions_count_in_the_same_place(scheme: str, group: str) -> None:
     for algorithm in ALGORITHMS:
         limit = Limit.parse("2/d", algorithm)
         assert ratelimit.hit(limit, group, "key").remaining == 1
@@ -258,11 +231,11 @@ def test_both_faces_count_in_the_same_place(scheme: str, group: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "\0 \n{}", "\ud800", "ø" * 5000, "k" * 100_000])
-def test_any_text_is_a_key(scheme: str, face: Face, group: str, key: str) -> None:
+def test_any_text_is_a_key(scheme: str, functions: LimitFunctions, group: str, key: str) -> None:
     limit = Limit.parse("1/d")
-    assert face.hit(limit, group, key).allowed
-    assert not face.hit(limit, group, key).allowed
-    assert face.hit(limit, group, key + "x").allowed
+    assert functions.hit(limit, group, key).allowed
+    assert not functions.hit(limit, group, key).allowed
+    assert functions.hit(limit, group, key + "x").allowed
 
 
 @pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window"])
@@ -346,23 +319,23 @@ def test_a_hit_that_others_were_faster_than_is_denied_and_leaves_no_trace(
     [("local", [True, False], "process"), ("allow", [True, True], "allow"), ("deny", [False, False], "deny")],
 )
 def test_a_storage_that_dies_is_replaced_by_the_policy_until_it_is_back(
-    redis_of_its_own: Redis, use: Callable[..., None], face: Face, group: str, policy: str, allowed: list[bool],
-    fallback: str, caplog: pytest.LogCaptureFixture,
+    redis_of_its_own: Redis, use: Callable[..., None], functions: LimitFunctions, group: str, policy: str,
+    allowed: list[bool], fallback: str, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     use(f"redis://{redis_of_its_own.address}")
     caplog.set_level(logging.INFO)
     limit = Limit.parse("1/d", "fixed_window", policy)
-    assert [face.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
+    assert [functions.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
     redis_of_its_own.process.kill()
-    decisions = [face.hit(limit, group, "key", fresh=True) for _ in range(20)]
+    decisions = [functions.hit(limit, group, "key", fresh=True) for _ in range(20)]
     assert [decision.allowed for decision in decisions[:2]] == allowed
     assert {decision.fallback for decision in decisions} == {fallback}
     assert {decision.owner for decision in decisions} == {""}
-    assert face.reset(limit, group, "key") is None
+    assert functions.reset(limit, group, "key") is None
     redis_of_its_own.start()
     wait_for(redis_of_its_own)
-    wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
-    assert not face.hit(limit, group, "key").allowed
+    wait_until(lambda: functions.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
+    assert not functions.hit(limit, group, "key").allowed
     place = f"limits storage redis://{redis_of_its_own.address}"
     assert caplog.messages == [
         f"circuit breaker for {place} opened after 3 failures in a row (ConnectionError); "
@@ -410,25 +383,25 @@ def test_hits_never_raise_while_the_storage_is_killed(
 
 @pytest.mark.timing
 def test_a_storage_that_hangs_costs_a_deadline_and_then_hardly_anything(
-    redis_of_its_own: Redis, use: Callable[..., None], face: Face, group: str
+    redis_of_its_own: Redis, use: Callable[..., None], functions: LimitFunctions, group: str
 ) -> None:
     use(f"redis://{redis_of_its_own.address}", deadline=0.2)
     limit = Limit.parse("1000/d")
-    wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "a first hit")
+    wait_until(lambda: functions.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "a first hit")
     redis_of_its_own.process.signal(signal.SIGSTOP)
     slow = []
     for _ in range(FAILURES_TO_OPEN):
         start = time.monotonic()
-        assert face.hit(limit, group, "key").fallback == "process"
+        assert functions.hit(limit, group, "key").fallback == "process"
         slow.append(time.monotonic() - start)
     assert min(slow) > 0.15
     # The half second counts from the beginning of the last failure.
     start = time.monotonic()
     for _ in range(100):
-        assert face.hit(limit, group, "key").fallback == "process"
+        assert functions.hit(limit, group, "key").fallback == "process"
     check_seconds(time.monotonic() - start, below=HALF_OPEN_AFTER)
     redis_of_its_own.process.signal(signal.SIGCONT)
-    wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
+    wait_until(lambda: functions.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there again")
 
 
 def test_a_time_limit_that_ends_while_a_storage_hangs_is_raised_and_no_failure_of_it() -> None:
@@ -468,18 +441,18 @@ def test_many_wait_together_for_a_storage_that_hangs(
 
 @pytest.mark.parametrize("kind", ["memcached", *CLUSTERS])
 def test_other_engines_are_replaced_and_found_again_as_well(
-    folder: Path, use: Callable[..., None], face: Face, group: str, kind: str
+    folder: Path, use: Callable[..., None], functions: LimitFunctions, group: str, kind: str
 ) -> None:
     port, limit = free_port(), Limit.parse("1000/d")
     start = start_memcached if kind == "memcached" else start_cluster
     use(f"{kind}://127.0.0.1:{port}")
-    assert {face.hit(limit, group, "key").fallback for _ in range(5)} == {"process"}
+    assert {functions.hit(limit, group, "key").fallback for _ in range(5)} == {"process"}
     for _ in range(2):
         process = start(folder, port)
         try:
-            wait_until(lambda: face.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there")
+            wait_until(lambda: functions.hit(limit, group, "key", fresh=True).fallback == "", SECONDS, "counted there")
             process.kill()
-            assert {face.hit(limit, group, "key").fallback for _ in range(5)} == {"process"}
+            assert {functions.hit(limit, group, "key").fallback for _ in range(5)} == {"process"}
         finally:
             process.kill()
         shutil.rmtree(folder)
@@ -488,17 +461,21 @@ def test_other_engines_are_replaced_and_found_again_as_well(
 
 @UNCLOSED_BY_REDIS_PY
 def test_password_is_used_and_never_logged(
-    servers: dict[str, str], use: Callable[..., None], face: Face, group: str, caplog: pytest.LogCaptureFixture
+    servers: dict[str, str],
+    use: Callable[..., None],
+    functions: LimitFunctions,
+    group: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     secret = "s3cret%20word"
     with redis.Redis.from_url(servers["redis"]) as client:
         client.acl_setuser("guest", enabled=True, passwords=["+s3cret word"], keys=["*"], commands=["+@all"])
     address = servers["redis"].removeprefix("redis://")
     use(f"redis://guest:{secret}@{address}")
-    decision = face.hit(Limit.parse("1/d"), group, "key")
+    decision = functions.hit(Limit.parse("1/d"), group, "key")
     assert (decision.owner, decision.fallback) == ("redis", "")
     use(f"redis://guest:{secret}x@{address}")
-    assert {face.hit(Limit.parse("1/d"), group, "key").fallback for _ in range(5)} == {"process"}
+    assert {functions.hit(Limit.parse("1/d"), group, "key").fallback for _ in range(5)} == {"process"}
     assert "AuthenticationError" in caplog.text
     assert "s3cret" not in caplog.text + repr(runtime.get_settings())
 
@@ -608,9 +585,9 @@ def test_clusters_that_share_an_engine_count_apart(on_redis: str, group: str) ->
 
 @pytest.mark.usefixtures("on_redis")
 @pytest.mark.parametrize("cost", [-1, 1.5, "1", None, True, MAX_COST + 1])
-def test_a_wrong_cost_is_refused(face: Face, group: str, cost: Any) -> None:
+def test_a_wrong_cost_is_refused(functions: LimitFunctions, group: str, cost: Any) -> None:
     with pytest.raises(ValueError, match=rf"an integer from 0 to {MAX_COST}, not"):
-        face.hit(Limit.parse("1/s"), group, "key", cost)
+        functions.hit(Limit.parse("1/s"), group, "key", cost)
 
 
 @pytest.mark.usefixtures("on_redis")
@@ -700,13 +677,18 @@ def test_error_names_the_missing_package_and_how_to_install_it(
 
 @pytest.mark.parametrize(("algorithm", "longest"), [("fixed_window", 30), ("sliding_window", 15), ("token_bucket", 15)])
 def test_memcached_gets_no_period_that_it_takes_for_a_date(
-    servers: dict[str, str], use: Callable[..., None], face: Face, group: str, algorithm: str, longest: int
+    servers: dict[str, str],
+    use: Callable[..., None],
+    functions: LimitFunctions,
+    group: str,
+    algorithm: str,
+    longest: int,
 ) -> None:
     use(servers["memcached"])
     limit = Limit.parse(f"1/{longest}d", algorithm)
-    assert [face.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
+    assert [functions.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
     with pytest.raises(ImproperlyConfigured, match="at most 30 days in a fixed window, and at most 15 days"):
-        face.hit(Limit.parse(f"1/{longest + 1}d", algorithm), group, "key")
+        functions.hit(Limit.parse(f"1/{longest + 1}d", algorithm), group, "key")
 
 
 def test_without_the_setting_the_nodes_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,12 +735,12 @@ def test_script_decides_as_a_node_does(
 
 @pytest.mark.parametrize("kind", ["redis", "valkey", *CLUSTERS])
 def test_scripts_that_an_engine_has_forgotten_are_sent_again(
-    servers: dict[str, str], use: Callable[..., None], face: Face, group: str, kind: str
+    servers: dict[str, str], use: Callable[..., None], functions: LimitFunctions, group: str, kind: str
 ) -> None:
     use(servers[kind])
     limit = Limit.parse("9/d", "sliding_window")
     for left in (8, 7):
-        assert face.hit(limit, group, "key").remaining == left
+        assert functions.hit(limit, group, "key").remaining == left
         port = int(servers[kind].partition("//")[2].partition("/")[0].rpartition(":")[2])
         client = redis.Redis(port=port)
         client.script_flush()

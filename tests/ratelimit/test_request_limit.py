@@ -32,7 +32,7 @@ from django_clusterstate.ratelimit import ALGORITHMS, Limit, Ratelimited, hit, p
 from django_clusterstate.ratelimit.keys import client_of
 from testproject.processes import LocalCluster
 from tests.counting import watch_requests
-from tests.views import Face, from_ip, get, statuses
+from tests.views import ViewVariant, from_ip, get, statuses
 
 OK, FORBIDDEN, DENIED, BUSY = HTTPStatus.OK, HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS, 503
 
@@ -70,15 +70,15 @@ def failed(request: HttpRequest, response: HttpResponseBase) -> bool:
 
 
 @pytest.mark.parametrize("exempt", [is_staff, f"{__name__}.is_staff"])
-def test_exempt_requests_neither_count_nor_are_limited(face: Face, exempt: Any) -> None:
-    ask = face.limited(rate="1/d", exempt=exempt)
+def test_exempt_requests_neither_count_nor_are_limited(variant: ViewVariant, exempt: Any) -> None:
+    ask = variant.limited(rate="1/d", exempt=exempt)
     staff = [get(HTTP_X_STAFF="yes") for _ in range(3)]
     assert statuses(ask, *staff, get(), get(), staff[0]) == [OK, OK, OK, OK, DENIED, OK]
     assert not ask(staff[0]).has_header("RateLimit")
 
 
-def test_limits_can_be_switched_off(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = face.limited(rate="0/s")
+def test_limits_can_be_switched_off(variant: ViewVariant, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = variant.limited(rate="0/s")
     requests = watch_requests(monkeypatch)
     with settings(LIMITS_ENABLED=False):
         assert ask().content == b"limited=False"
@@ -98,25 +98,25 @@ def test_limits_can_be_switched_off(face: Face, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_clients_count_by_network_of_the_given_size(
-    face: Face, masks: dict[str, int], one: str, other: str, together: bool
+    variant: ViewVariant, masks: dict[str, int], one: str, other: str, together: bool
 ) -> None:
-    ask = face.limited(rate="1/d")
+    ask = variant.limited(rate="1/d")
     with settings(**masks):
         assert statuses(ask, from_ip(one), from_ip(other)) == [OK, DENIED if together else OK]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("deduct_when", [failed, f"{__name__}.failed"])
-def test_only_some_responses_count(face: Face, algorithm: str, deduct_when: Any) -> None:
+def test_only_some_responses_count(variant: ViewVariant, algorithm: str, deduct_when: Any) -> None:
     def respond(request: HttpRequest) -> HttpResponse:
         return HttpResponse(status=int(request.GET["status"]))
 
-    ask = face.limited(respond, rate="2/d", algorithm=algorithm, deduct_when=deduct_when)
+    ask = variant.limited(respond, rate="2/d", algorithm=algorithm, deduct_when=deduct_when)
     asked = [get(query_params={"status": status}) for status in ["200", "200", "200", "401", "200", "403", "200"]]
     assert statuses(ask, *asked) == [200, 200, 200, 401, 200, 403, DENIED]
 
 
-def test_hit_that_may_be_deducted_counts_while_the_view_runs(face: Face) -> None:
+def test_hit_that_may_be_deducted_counts_while_the_view_runs(variant: ViewVariant) -> None:
     """So that no more logins are tried at once than are left."""
     seen = []
     group = uuid4().hex
@@ -125,16 +125,16 @@ def test_hit_that_may_be_deducted_counts_while_the_view_runs(face: Face) -> None
         seen.append(hit(Limit.parse("2/d"), group, "ip:127.0.0.1", 0).remaining)
         return HttpResponse()
 
-    ask = face.limited(respond, group=group, rate="2/d", deduct_when=failed)
+    ask = variant.limited(respond, group=group, rate="2/d", deduct_when=failed)
     assert statuses(ask, get(), get(), get()) == [OK] * 3
     assert seen == [1, 1, 1]
 
 
-def test_a_hit_counts_when_the_view_raises(face: Face) -> None:
+def test_a_hit_counts_when_the_view_raises(variant: ViewVariant) -> None:
     def respond(request: HttpRequest) -> HttpResponse:
         raise PermissionDenied
 
-    ask = face.limited(respond, rate="1/d", deduct_when=failed)
+    ask = variant.limited(respond, rate="1/d", deduct_when=failed)
     with pytest.raises(PermissionDenied):
         ask()
     assert ask().status_code == DENIED
@@ -152,12 +152,12 @@ def test_a_client_is_its_address_and_without_one_clients_are_not_taken_for_one()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_limits_around_one_that_blocks_get_their_hits_back(face: Face, algorithm: str) -> None:
-    view = face.view()
+def test_limits_around_one_that_blocks_get_their_hits_back(variant: ViewVariant, algorithm: str) -> None:
+    view = variant.view()
     outer, middle, inner = uuid4().hex, uuid4().hex, uuid4().hex
     for group, rate in ((inner, "1/d"), (middle, "3/d"), (outer, "5/d")):
         view = cluster_ratelimit(group, rate=rate, algorithm=algorithm)(view)
-    assert [face.call(view).status_code for _ in range(4)] == [OK, DENIED, DENIED, DENIED]
+    assert [variant.call(view).status_code for _ in range(4)] == [OK, DENIED, DENIED, DENIED]
     left = [
         hit(Limit.parse(rate, algorithm), group, "ip:127.0.0.1", 0).remaining
         for group, rate in ((outer, "5/d"), (middle, "3/d"), (inner, "1/d"))
@@ -165,29 +165,29 @@ def test_limits_around_one_that_blocks_get_their_hits_back(face: Face, algorithm
     assert left == [4, 2, 0]
 
 
-def test_inner_limit_that_does_not_block_refunds_nothing(face: Face) -> None:
+def test_inner_limit_that_does_not_block_refunds_nothing(variant: ViewVariant) -> None:
     outer = uuid4().hex
-    view = cluster_ratelimit(uuid4().hex, rate="0/s", block=False)(face.view())
+    view = cluster_ratelimit(uuid4().hex, rate="0/s", block=False)(variant.view())
     view = cluster_ratelimit(outer, rate="5/d")(view)
-    assert face.call(view).content == b"limited=True"
+    assert variant.call(view).content == b"limited=True"
     assert hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 0).remaining == 4
 
 
-def test_hit_is_refunded_once(face: Face) -> None:
+def test_hit_is_refunded_once(variant: ViewVariant) -> None:
     outer = uuid4().hex
-    view = cluster_ratelimit(uuid4().hex, rate="0/s")(face.view())
+    view = cluster_ratelimit(uuid4().hex, rate="0/s")(variant.view())
     view = cluster_ratelimit(outer, rate="5/d", deduct_when=lambda request, response: False)(view)
     hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 3)
-    assert face.call(view).status_code == DENIED
+    assert variant.call(view).status_code == DENIED
     assert hit(Limit.parse("5/d"), outer, "ip:127.0.0.1", 0).remaining == 2
 
 
 # -- views that call others -------------------------------------------------------------------------------------
 
 
-def calling(face: Face, views: list[Any], answer: Any) -> Any:
+def calling(variant: ViewVariant, views: list[Any], answer: Any) -> Any:
     """A view that calls others with its own request, one after the other, and answers by their responses."""
-    if face.runner is None:
+    if variant.runner is None:
         return lambda request: answer([view(request) for view in views])
 
     async def view(request: HttpRequest) -> Any:
@@ -208,56 +208,58 @@ def of(group: str, view: Any, **options: Any) -> Any:
     return cluster_ratelimit(group, rate="9/d", **options)(view)
 
 
-def blocked(face: Face) -> Any:
-    return cluster_ratelimit(uuid4().hex, rate="0/s")(face.view())
+def blocked(variant: ViewVariant) -> Any:
+    return cluster_ratelimit(uuid4().hex, rate="0/s")(variant.view())
 
 
-def test_a_call_that_has_ended_keeps_its_hit_when_a_later_one_is_blocked(face: Face) -> None:
+def test_a_call_that_has_ended_keeps_its_hit_when_a_later_one_is_blocked(variant: ViewVariant) -> None:
     one, other = uuid4().hex, uuid4().hex
-    stacked = of(one, of(other, face.view()))
-    view = calling(face, [stacked, blocked(face)], batched)
-    assert [face.call(view).content for _ in range(2)] == [b"200,429"] * 2
+    stacked = of(one, of(other, variant.view()))
+    view = calling(variant, [stacked, blocked(variant)], batched)
+    assert [variant.call(view).content for _ in range(2)] == [b"200,429"] * 2
     assert [left(one), left(other)] == [7, 7]
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["the blocked one last", "first"])
-def test_a_view_that_answers_for_itself_keeps_its_hit_whatever_it_calls_is_blocked(face: Face, order: int) -> None:
+def test_a_view_that_answers_for_itself_keeps_its_hit_whatever_it_calls_is_blocked(
+    variant: ViewVariant, order: int
+) -> None:
     outer, inner = uuid4().hex, uuid4().hex
-    called = [of(inner, face.view()), blocked(face)][::order]
-    view = of(outer, calling(face, called, batched))
-    assert [face.call(view).status_code for _ in range(2)] == [OK, OK]
+    called = [of(inner, variant.view()), blocked(variant)][::order]
+    view = of(outer, calling(variant, called, batched))
+    assert [variant.call(view).status_code for _ in range(2)] == [OK, OK]
     assert [left(outer), left(inner)] == [7, 7]
 
 
-def test_a_view_that_answers_with_a_refusal_gets_its_own_hit_back_and_no_other(face: Face) -> None:
+def test_a_view_that_answers_with_a_refusal_gets_its_own_hit_back_and_no_other(variant: ViewVariant) -> None:
     outer, inner = uuid4().hex, uuid4().hex
-    view = of(outer, calling(face, [of(inner, face.view()), blocked(face)], lambda responses: responses[-1]))
-    assert face.call(view).status_code == DENIED
+    view = of(outer, calling(variant, [of(inner, variant.view()), blocked(variant)], lambda responses: responses[-1]))
+    assert variant.call(view).status_code == DENIED
     assert [left(outer), left(inner)] == [9, 8]
 
 
-def test_a_view_that_refuses_by_itself_keeps_its_hit(face: Face) -> None:
+def test_a_view_that_refuses_by_itself_keeps_its_hit(variant: ViewVariant) -> None:
     group = uuid4().hex
-    view = of(group, calling(face, [blocked(face)], lambda responses: HttpResponse(status=DENIED)))
-    assert face.call(view).status_code == DENIED
+    view = of(group, calling(variant, [blocked(variant)], lambda responses: HttpResponse(status=DENIED)))
+    assert variant.call(view).status_code == DENIED
     assert left(group) == 8
 
 
-def test_a_view_that_raises_after_a_refusal_keeps_its_hit(face: Face) -> None:
+def test_a_view_that_raises_after_a_refusal_keeps_its_hit(variant: ViewVariant) -> None:
     def fail(responses: list[HttpResponse]) -> HttpResponse:
         raise PermissionDenied
 
     group = uuid4().hex
     with pytest.raises(PermissionDenied):
-        face.call(of(group, calling(face, [blocked(face)], fail)))
+        variant.call(of(group, calling(variant, [blocked(variant)], fail)))
     assert left(group) == 8
 
 
-def test_each_call_counts_by_its_own_response(face: Face) -> None:
+def test_each_call_counts_by_its_own_response(variant: ViewVariant) -> None:
     outer, inner, dry = uuid4().hex, uuid4().hex, uuid4().hex
-    called = [of(inner, face.view(), deduct_when=failed), of(dry, face.view(), dry_run=True), blocked(face)]
-    view = of(outer, calling(face, called, batched), deduct_when=lambda request, response: response.content)
-    assert face.call(view).content == b"200,200,429"
+    called = [of(inner, variant.view(), deduct_when=failed), of(dry, variant.view(), dry_run=True), blocked(variant)]
+    view = of(outer, calling(variant, called, batched), deduct_when=lambda request, response: response.content)
+    assert variant.call(view).content == b"200,200,429"
     assert [left(outer), left(inner), left(dry)] == [8, 9, 8]
 
 
@@ -283,48 +285,50 @@ def test_a_call_keeps_its_hit_when_one_beside_it_is_blocked_meanwhile(cluster: o
         return list(await asyncio.gather(of(group, slow)(request), quick(request)))
 
     with asyncio.Runner() as runner:
-        responses = runner.run(main(blocked(Face(runner))))
+        responses = runner.run(main(blocked(ViewVariant(runner))))
     assert [response.status_code for response in responses] == [OK, DENIED]
     assert left(group) == 8
 
 
-def test_deduct_when_is_not_called_for_a_refusal(face: Face) -> None:
+def test_deduct_when_is_not_called_for_a_refusal(variant: ViewVariant) -> None:
     asked = []
     options: dict[str, Any] = {"deduct_when": lambda request, response: asked.append(response)}
-    view = of(uuid4().hex, cluster_ratelimit(uuid4().hex, rate="0/s", **options)(face.view()), **options)
-    assert face.call(view).status_code == DENIED
+    view = of(uuid4().hex, cluster_ratelimit(uuid4().hex, rate="0/s", **options)(variant.view()), **options)
+    assert variant.call(view).status_code == DENIED
     assert not asked
 
 
-def test_limits_around_one_whose_refusal_is_raised_get_their_hits_back(face: Face) -> None:
+def test_limits_around_one_whose_refusal_is_raised_get_their_hits_back(variant: ViewVariant) -> None:
     outer, inner = uuid4().hex, uuid4().hex
-    view = of(outer, of(inner, blocked(face)))
+    view = of(outer, of(inner, blocked(variant)))
     with settings(LIMITS_VIEW=f"{__name__}.forbid"), pytest.raises(PermissionDenied):
-        face.call(view)
+        variant.call(view)
     assert [left(outer), left(inner)] == [9, 9]
 
 
 # -- dry runs ---------------------------------------------------------------------------------------------------
 
 
-def test_dry_run_counts_without_denying(face: Face, cluster: LocalCluster) -> None:
+def test_dry_run_counts_without_denying(variant: ViewVariant, cluster: LocalCluster) -> None:
     def told() -> tuple[int, int]:
         stats = [cluster.status(name) for name in ("alpha", "beta", "gamma")]
         assert all(stats)
         return sum(one.stats.denied for one in stats if one), sum(one.stats.dry_denied for one in stats if one)
 
     before = told()
-    ask = face.limited(rate="2/d", dry_run=True)
+    ask = variant.limited(rate="2/d", dry_run=True)
     responses = [ask() for _ in range(5)]
     assert {(response.status_code, response.content) for response in responses} == {(OK, b"limited=False")}
     assert not any(response.has_header(name) for response in responses for name in ("RateLimit", "Retry-After"))
     assert [now - then for now, then in zip(told(), before, strict=True)] == [3, 3]
 
 
-def test_a_dry_run_around_a_limit_that_blocks(face: Face) -> None:
+def test_a_dry_run_around_a_limit_that_blocks(variant: ViewVariant) -> None:
     group = uuid4().hex
-    view = cluster_ratelimit(group, rate="1/d", dry_run=True)(cluster_ratelimit(uuid4().hex, rate="0/s")(face.view()))
-    assert [face.call(view).status_code for _ in range(2)] == [DENIED, DENIED]
+    view = cluster_ratelimit(group, rate="1/d", dry_run=True)(
+        cluster_ratelimit(uuid4().hex, rate="0/s")(variant.view())
+    )
+    assert [variant.call(view).status_code for _ in range(2)] == [DENIED, DENIED]
     assert hit(Limit.parse("1/d"), group, "ip:127.0.0.1").allowed
 
 
@@ -346,8 +350,8 @@ def forbid(request: HttpRequest, denial: Ratelimited) -> HttpResponse:
 
 
 @pytest.mark.parametrize("view", ["slow_down", "aslow_down"])
-def test_a_view_of_the_project_answers(face: Face, view: str) -> None:
-    ask = face.limited(rate="1/m")
+def test_a_view_of_the_project_answers(variant: ViewVariant, view: str) -> None:
+    ask = variant.limited(rate="1/m")
     with settings(LIMITS_VIEW=f"{__name__}.{view}"):
         responses = [ask(), ask()]
     assert [response.status_code for response in responses] == [OK, BUSY]
@@ -356,8 +360,8 @@ def test_a_view_of_the_project_answers(face: Face, view: str) -> None:
     assert responses[1]["RateLimit"].startswith('"1/60s";r=0')
 
 
-def test_a_view_of_the_project_may_leave_it_to_django(face: Face) -> None:
-    ask = face.limited(rate="0/s")
+def test_a_view_of_the_project_may_leave_it_to_django(variant: ViewVariant) -> None:
+    ask = variant.limited(rate="0/s")
     with settings(LIMITS_VIEW=f"{__name__}.forbid"), pytest.raises(PermissionDenied):
         ask()
 
@@ -371,8 +375,8 @@ def test_a_view_of_the_project_may_leave_it_to_django(face: Face) -> None:
         ("off", set()),
     ],
 )
-def test_headers_are_those_that_the_setting_names(face: Face, wanted: str, expected: set[str]) -> None:
-    ask = face.limited(rate="1/d")
+def test_headers_are_those_that_the_setting_names(variant: ViewVariant, wanted: str, expected: set[str]) -> None:
+    ask = variant.limited(rate="1/d")
     with settings(LIMITS_HEADERS=wanted):
         responses = [ask(), ask()]
     for response in responses:
@@ -380,9 +384,11 @@ def test_headers_are_those_that_the_setting_names(face: Face, wanted: str, expec
     assert responses[1].has_header("Retry-After")
 
 
-def test_x_headers_have_the_remaining_hits_and_the_time_of_reset(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_x_headers_have_the_remaining_hits_and_the_time_of_reset(
+    variant: ViewVariant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("django_clusterstate.ratelimit.responses.time", SimpleNamespace(time=lambda: 1000.5))
-    ask = face.limited(rate="2/m")
+    ask = variant.limited(rate="2/m")
     with settings(LIMITS_HEADERS="x"):
         response = ask()
     assert [response[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining", "Reset")] == ["2", "1", "1061"]
@@ -400,41 +406,41 @@ def test_methods_are_attributes_of_the_functions_too(function: Any) -> None:
     assert (function.ALL, function.UNSAFE) == (ALL, UNSAFE)
 
 
-def test_a_class_may_be_decorated(face: Face) -> None:
+def test_a_class_may_be_decorated(variant: ViewVariant) -> None:
     class Hello(View):
-        get = staticmethod(face.view())
+        get = staticmethod(variant.view())
 
     limited = cluster_ratelimit(uuid4().hex, rate="2/d")(Hello)
     assert limited is Hello
     view = Hello.as_view()
-    assert [face.call(view).status_code for _ in range(3)] == [OK, OK, DENIED]
+    assert [variant.call(view).status_code for _ in range(3)] == [OK, OK, DENIED]
 
 
-def test_decorated_classes_without_a_group_count_by_themselves(face: Face) -> None:
+def test_decorated_classes_without_a_group_count_by_themselves(variant: ViewVariant) -> None:
     def make(name: str) -> Any:
-        made = type(name, (View,), {"get": staticmethod(face.view())})
+        made = type(name, (View,), {"get": staticmethod(variant.view())})
         return cluster_ratelimit(rate="1/d")(made)
 
     name = uuid4().hex
     one, other = make(f"{name}One"), make(f"{name}Other")
     heir: Any = type(f"{name}Inherits", (one,), {})
     for made in (one, other, heir):
-        assert [face.call(made.as_view()).status_code for _ in range(2)] == [OK, DENIED]
+        assert [variant.call(made.as_view()).status_code for _ in range(2)] == [OK, DENIED]
     assert not peek(Limit.parse("1/d"), f"{__name__}.{name}One.dispatch", "ip:127.0.0.1").allowed
 
 
-def test_usage_is_returned_without_a_decorator(face: Face) -> None:
+def test_usage_is_returned_without_a_decorator(variant: ViewVariant) -> None:
     group, request = uuid4().hex, get()
 
     def usage(**options: Any) -> Any:
-        if face.runner is None:
+        if variant.runner is None:
             return get_usage(request, group, key="ip", rate="2/m", **options)
-        return face.runner.run(aget_usage(request, group, key="ip", rate="2/m", **options))
+        return variant.runner.run(aget_usage(request, group, key="ip", rate="2/m", **options))
 
     def is_limited(**options: Any) -> Any:
-        if face.runner is None:
+        if variant.runner is None:
             return is_ratelimited(request, group, key="ip", rate="2/m", **options)
-        return face.runner.run(ais_ratelimited(request, group, key="ip", rate="2/m", **options))
+        return variant.runner.run(ais_ratelimited(request, group, key="ip", rate="2/m", **options))
 
     assert usage() == {"count": 0, "limit": 2, "should_limit": False, "time_left": 0}
     assert usage(increment=True) == {"count": 1, "limit": 2, "should_limit": False, "time_left": 60}
@@ -448,22 +454,22 @@ def test_usage_is_returned_without_a_decorator(face: Face) -> None:
     assert not is_limited(method="POST")
 
 
-def test_usage_is_that_of_the_methods(face: Face) -> None:
+def test_usage_is_that_of_the_methods(variant: ViewVariant) -> None:
     group, request = uuid4().hex, RequestFactory().post("/")
 
     def count(method: Any, *, increment: bool = False) -> int:
         asked = {"key": "ip", "rate": "2/m", "method": method, "increment": increment}
-        if face.runner is None:
+        if variant.runner is None:
             usage = get_usage(request, group, **asked)
         else:
-            usage = face.runner.run(aget_usage(request, group, **asked))
+            usage = variant.runner.run(aget_usage(request, group, **asked))
         assert usage is not None
         return usage["count"]
 
     assert count(ALL, increment=True) == 1
     assert [count(method, increment=True) for method in (UNSAFE, "post", "POST")] == [1, 1, 2]
-    view = cluster_ratelimit(group, rate="2/m", method="POST")(face.view())
-    assert face.call(view, request).status_code == DENIED
+    view = cluster_ratelimit(group, rate="2/m", method="POST")(variant.view())
+    assert variant.call(view, request).status_code == DENIED
     assert [count(method) for method in (ALL, UNSAFE, "POST")] == [1, 1, 2]
 
 
@@ -745,7 +751,7 @@ def clock(nowhere: None, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("rate", "distance"), [("1/s", 1.15), ("1/s", 1.0), ("5/m", 12.0), ("3/10s", 3.5)])
 def test_a_client_that_keeps_to_the_rate_gets_each_of_its_requests_answered(
-    offline: Face, clock: SimpleNamespace, algorithm: str, rate: str, distance: float
+    offline: ViewVariant, clock: SimpleNamespace, algorithm: str, rate: str, distance: float
 ) -> None:
     ask = offline.limited(rate=rate, algorithm=algorithm)
     for _ in range(30):
@@ -756,7 +762,7 @@ def test_a_client_that_keeps_to_the_rate_gets_each_of_its_requests_answered(
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("limit", "period"), [(1, 86400), (5, 60), (3, 10)])
 def test_a_client_that_waits_for_retry_after_gets_the_limit_in_each_period(
-    offline: Face, clock: SimpleNamespace, algorithm: str, limit: int, period: int
+    offline: ViewVariant, clock: SimpleNamespace, algorithm: str, limit: int, period: int
 ) -> None:
     ask = offline.limited(rate=f"{limit}/{period}", algorithm=algorithm)
     began, passed = clock.now, 0
