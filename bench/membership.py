@@ -1,6 +1,6 @@
 """`python -m bench.membership`: what membership costs a node, against the number of members.
 
-One real node, and a crowd of others played by this process with real messages: each listens, is dialled by the node and
+One real node, and a crowd of others played by this process with real messages: each listens, is dialed by the node and
 answers, dials it twice, and sends a signed heartbeat every half second. The node's CPU time is the kernel's.
 """
 

@@ -158,7 +158,7 @@ def _gauge(name: str, text: str, value: float, unit: str = "") -> Metric:
 
 
 def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    return _labelled(GaugeMetricFamily(f"clusterstate_{name}", text, labels=[label]), values)
+    return _labeled(GaugeMetricFamily(f"clusterstate_{name}", text, labels=[label]), values)
 
 
 def _counter(name: str, text: str, value: int) -> Metric:
@@ -166,10 +166,10 @@ def _counter(name: str, text: str, value: int) -> Metric:
 
 
 def _counters(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    return _labelled(CounterMetricFamily(f"clusterstate_{name}", text, labels=[label]), values)
+    return _labeled(CounterMetricFamily(f"clusterstate_{name}", text, labels=[label]), values)
 
 
-def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, int]) -> Metric:
+def _labeled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, int]) -> Metric:
     for label, value in values.items():
         family.add_metric([label], value)
     return family

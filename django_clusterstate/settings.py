@@ -29,7 +29,7 @@ PREFIX = "CLUSTERSTATE_"
 DEFAULT_PORT = 4370
 POLICIES = ("local", "allow", "deny")
 HEADERS = ("draft", "x", "both", "off")
-RUN_FOLDER = Path("/tmp")  # noqa: S108 - node and requesters check the folder made in it, see wire/unix_sockets.py
+RUN_DIRECTORY = Path("/tmp")  # noqa: S108 - node and requesters check the directory made in it, see wire/unix_sockets.py
 MAX_SOCKET_PATH = 107  # bytes, by Linux: 108 with the zero at the end
 MIN_SECRET = 32  # characters; Django's own check requires 50
 _MIB = 1024 * 1024
@@ -286,4 +286,4 @@ def default_socket_path(cluster: str, node_name: str) -> Path:
     deleted when the user logs out.
     """
     tag = hashlib.blake2b(f"{cluster}|{node_name}".encode(), digest_size=6).hexdigest()
-    return RUN_FOLDER / f"clusterstate-{os.geteuid()}" / f"{tag}.sock"
+    return RUN_DIRECTORY / f"clusterstate-{os.geteuid()}" / f"{tag}.sock"

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, FloatRect, StorageState, ViewportSize
 from testproject.panel import CHROMIUM, PAGE, Panel, chromium, logged_in, make_traffic
 from testproject.processes import ROOT
 
-FOLDER = ROOT / "docs" / "_static"
+DIRECTORY = ROOT / "docs" / "_static"
 SERVER = "gunicorn"
 WINDOW = ViewportSize(width=1280, height=900)
 
@@ -36,8 +36,8 @@ def main() -> None:
         with chromium() as browser:
             login = logged_in(browser, panel, SERVER)
             for name, (path, part) in PICTURES.items():
-                take(browser, login, panel.url(SERVER, path), part, FOLDER / f"{name}.png", dark=False)
-                take(browser, login, panel.url(SERVER, path), part, FOLDER / f"{name}-dark.png", dark=True)
+                take(browser, login, panel.url(SERVER, path), part, DIRECTORY / f"{name}.png", dark=False)
+                take(browser, login, panel.url(SERVER, path), part, DIRECTORY / f"{name}-dark.png", dark=True)
 
 
 def take(browser: Browser, login: StorageState, url: str, part: str, picture: Path, *, dark: bool) -> None:

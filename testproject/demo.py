@@ -105,7 +105,7 @@ def main() -> int:
         return 1
     run = ROOT / "run"
     run.mkdir(exist_ok=True)
-    run.chmod(0o700)  # nodes refuse a folder that a umask of 002 leaves writable for a group
+    run.chmod(0o700)  # nodes refuse a directory that a umask of 002 leaves writable for a group
     os.environ["DEMO_RUN_DIR"] = str(run)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")
     tour = Tour()

@@ -42,7 +42,7 @@ class Exact(Decimal):
     pass
 
 
-class Colour(TextChoices):
+class Color(TextChoices):
     RED = "red"
 
 
@@ -76,7 +76,7 @@ DERIVED: dict[str, tuple[Any, Any]] = {
     "bytes": (Raw(b"\0\xff"), b"\0\xff"),
     "datetime": (When(2030, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC), SOON),
     "Decimal": (Exact("1.50"), "1.50"),
-    "TextChoices": (Colour.RED, "red"),
+    "TextChoices": (Color.RED, "red"),
     "IntegerChoices": (Size.BIG, 3),
     "StrEnum": (Kind.ONE, "one"),
     "IntEnum": (Number.TWO, 2),

@@ -24,7 +24,7 @@ def in_child_of(fork: Callable[[], int]) -> InChild:
     """Starts work in a forked child, and returns a function that says whether all went well.
 
     A thread that was joined lives on for a moment, in which it may hold a mutex of the interpreter: a child that C
-    forks then would wait for it for ever. So it is waited for.
+    forks then would wait for it forever. So it is waited for.
     """
     before = _unknown_threads()
 

@@ -431,9 +431,9 @@ async def test_full_table_of_connections_keeps_out_neither_a_restarted_peer_nor_
 
         held: list[AsyncConnection] = []
         while len(held) < MAX_CONNECTIONS:  # fewer at a time than there may be strangers
-            dialled = await asyncio.gather(*(requester() for _ in range(100)), return_exceptions=True)
-            held += [connection for connection in dialled if isinstance(connection, AsyncConnection)]
-            if any(isinstance(connection, BaseException) for connection in dialled):
+            dialed = await asyncio.gather(*(requester() for _ in range(100)), return_exceptions=True)
+            held += [connection for connection in dialed if isinstance(connection, AsyncConnection)]
+            if any(isinstance(connection, BaseException) for connection in dialed):
                 break
         try:
             status = await asyncio.to_thread(cluster.status, "a")

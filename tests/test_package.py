@@ -49,7 +49,7 @@ def python(program: Path | str, *arguments: str, cwd: Path, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a source distribution, and the wheel that was built from it."""
+    """The directory with a source distribution, and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("dist")
     python(sys.executable, "-m", "build", "--outdir", str(folder), cwd=ROOT)
     return folder

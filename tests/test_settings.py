@@ -320,7 +320,7 @@ def test_the_default_socket_is_the_same_for_a_daemon_and_a_login_session(
     assert read().socket == daemons
 
 
-def test_settings_are_read_where_no_folder_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_where_no_directory_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     def unusable() -> str:
         raise FileNotFoundError("No usable temporary directory found")
 

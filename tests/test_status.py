@@ -63,7 +63,7 @@ class TestExitCodes:
         assert socket in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_socket_in_a_folder_that_others_can_write_to_is_1_and_says_so(self, tmp_path: Path) -> None:
+    def test_socket_in_a_directory_that_others_can_write_to_is_1_and_says_so(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o777)
         done = run({**os.environ, "CLUSTERSTATE_SOCKET": str(tmp_path / "node.sock")})
         assert done.returncode == 1

@@ -218,7 +218,7 @@ class CacheOperations:
 
 
 def _convert(function: Callable[..., T], *args: Any) -> Operation[T]:
-    """Calls a function that serialises or deserialises values.
+    """Calls a function that serializes or deserializes values.
 
     Some values query the database meanwhile, such as lazy querysets. Django refuses that in an event loop, and then the
     function is called again in a thread.

@@ -27,10 +27,10 @@ class LoopConnections:
 
     def __init__(self) -> None:
         self.open: dict[Target, AsyncConnection] = {}
-        self.dialling: dict[Target, asyncio.Task[AsyncConnection]] = {}
+        self.dialing: dict[Target, asyncio.Task[AsyncConnection]] = {}
 
     async def close(self) -> None:
-        for dial in self.dialling.values():
+        for dial in self.dialing.values():
             dial.cancel()
         for connection in list(self.open.values()):
             connection.close()
@@ -46,7 +46,7 @@ class LoopConnections:
         for connection in self.open.values():
             replace_inherited(connection.fileno())
         self.open.clear()
-        self.dialling.clear()
+        self.dialing.clear()
 
 
 class AsyncClient:
@@ -184,12 +184,12 @@ class AsyncClient:
         """Makes a connection. Tasks that need it at the same time share it."""
         loop = asyncio.get_running_loop()
         connections = self._loops.get(loop) or await self._loops.start()
-        dial = connections.dialling.get(target)
+        dial = connections.dialing.get(target)
         if dial is None:
             dial = loop.create_task(self._connect(target))
             suppress_destroyed_warning(dial)
-            connections.dialling[target] = dial
-            dial.add_done_callback(lambda dial: _dialled(connections, target, dial))
+            connections.dialing[target] = dial
+            dial.add_done_callback(lambda dial: _dialed(connections, target, dial))
         return await asyncio.shield(dial)
 
     async def _connect(self, target: Target) -> AsyncConnection:
@@ -217,9 +217,9 @@ def from_now(seconds: float | None) -> float | None:
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
-def _dialled(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
-    if connections.dialling.get(target) is not dial:
+def _dialed(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
+    if connections.dialing.get(target) is not dial:
         return  # it was begun by the process that this one is a fork of
-    del connections.dialling[target]
+    del connections.dialing[target]
     if not dial.cancelled() and dial.exception() is None:
         connections.open[target] = dial.result()

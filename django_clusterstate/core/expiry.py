@@ -29,7 +29,7 @@ class Expiry(Generic[K]):
     """Keys, each with a time, in the buckets of a timer wheel.
 
     A key is due at most `resolution` seconds after its time, or 1.6 % of the seconds until then if that is more. Each
-    operation costs O(1), amortised.
+    operation costs O(1), amortized.
     """
 
     def __init__(self, resolution: float = 1.0) -> None:

@@ -6,7 +6,7 @@ Schindelhauer & Schomaker, "Weighted Distributed Hash Tables", SPAA 2005; and Mo
 "Weighted Rendezvous Hashing".
 
 Every host computes the owner for itself, so every host must get the same answer: nothing here depends on
-the order of the input, on Python's own (randomised) hash, or on the machine's byte order.
+the order of the input, on Python's own (randomized) hash, or on the machine's byte order.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Space-Saving: Metwally, Agrawal and El Abbadi, "Efficient Computation of Frequent and Top-k Elements in Data Streams"
 (2005). A new key takes over the count of the one that is dropped for it. Here half of the keys are dropped at once,
-which costs O(log capacity) for each key, amortised.
+which costs O(log capacity) for each key, amortized.
 """
 
 from collections.abc import Iterable

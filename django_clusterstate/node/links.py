@@ -1,4 +1,4 @@
-"""The links of a node: two outgoing connections to each peer, dialled again for ever.
+"""The links of a node: two outgoing connections to each peer, dialed again forever.
 
 The first carries heartbeats only. They can wait, so a peer reads it together with those of others. The second carries
 what can't wait, and is read at once: users' messages, and the farewell of a node that leaves.
@@ -17,7 +17,7 @@ from ..exceptions import ProtocolError, Refused, Unavailable
 from ..wire.address import TcpAddress, parse_ip
 from ..wire.aio import AsyncConnection, connect
 from ..wire.derived_keys import LinkKey
-from ..wire.handshake import DialledItself, Hello, OtherInstance, OtherNode, Role
+from ..wire.handshake import DialedItself, Hello, OtherInstance, OtherNode, Role
 from ..wire.messages import Deliver, Forward, channel_tag, request_frame
 from .channels.queues import NODE_GROUPS
 from .log import RateLimitedLog
@@ -26,12 +26,12 @@ from .problems import Misdirected
 DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
-REDIAL_AFTER = 1.0  # seconds: a younger link isn't dialled again
+REDIAL_AFTER = 1.0  # seconds: a younger link isn't dialed again
 DROPPED_AFTER = 60.0  # seconds until an address that doesn't answer and wasn't named again is dropped
 KEEPALIVE_AFTER = 30  # seconds that a connection is idle
-USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for that time is dialled again
-OWN_FOR = 60.0  # seconds until an address at which this node itself answered is dialled again
-MISDIRECTED_FOR = 60.0  # seconds that a wrong address of a peer is shown after it was last dialled or heard
+USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for that time is dialed again
+OWN_FOR = 60.0  # seconds until an address at which this node itself answered is dialed again
+MISDIRECTED_FOR = 60.0  # seconds that a wrong address of a peer is shown after it was last dialed or heard
 MAX_MISDIRECTED = 256
 
 
@@ -74,7 +74,7 @@ class Links:
         self.clock = clock
         self.misdirected: dict[str, Misdirected] = {}
         self._links: dict[str, Link] = {}
-        # Addresses of this node, and until when they aren't dialled.
+        # Addresses of this node, and until when they aren't dialed.
         self._own: dict[str, float] = {me.address: math.inf}
 
     def add(self, addresses: Iterable[str]) -> None:
@@ -152,7 +152,7 @@ class Links:
                 self.reset(address)
 
     def reset(self, address: str) -> None:
-        """Closes the link, which is then dialled again: messages in a connection to a lost host may wait for long."""
+        """Closes the link, which is then dialed again: messages in a connection to a lost host may wait for long."""
         link = self._links.get(address)
         if link is not None and link.connection is not None:
             link.connection.close()
@@ -173,7 +173,7 @@ class Links:
             del self.misdirected[name]
 
     def note_own(self, address: TcpAddress) -> None:
-        """Suspends dialling an address at which this node itself, or a relay of its messages, answered."""
+        """Suspends dialing an address at which this node itself, or a relay of its messages, answered."""
         self._own.setdefault(str(address), self.clock() + OWN_FOR)
 
     async def close(self) -> None:
@@ -185,7 +185,7 @@ class Links:
 
 
 class Link:
-    """One address, dialled until it answers, and again when it is lost."""
+    """One address, dialed until it answers, and again when it is lost."""
 
     def __init__(self, links: Links, address: TcpAddress, now: float) -> None:
         self.named_at = now
@@ -237,7 +237,7 @@ class Link:
                     async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
                         await self.retry.wait()
                 pause = min(pause * 2, REDIAL[1])
-        except DialledItself:
+        except DialedItself:
             self._links.note_own(self._address)
             if self._expected is not None:
                 self._links.note_misdirected(self._expected.name, str(self._address), self._links.me.name)
@@ -252,7 +252,7 @@ class Link:
         self.connection = self.heartbeats = None
 
     async def _dial(self, lost: asyncio.Event) -> bool:
-        """Whether a peer answered. Raises `DialledItself` if it was this node itself."""
+        """Whether a peer answered. Raises `DialedItself` if it was this node itself."""
         links, expected = self._links, self._expected
         try:
             self.heartbeats = await self._connect(lost, expected)
@@ -266,7 +266,7 @@ class Link:
         except OtherNode as other:
             if expected is not None:
                 links.note_misdirected(expected.name, str(self._address), other.name)
-        except DialledItself:
+        except DialedItself:
             raise
         except ProtocolError as error:
             links.log.write(

@@ -59,7 +59,7 @@ class Node:
         )  # fmt: skip
         self.handler = Handler(config, self.membership, clock, self.links)
         self._events = MembershipEvents(self.membership, self.handler.stats, self.handler.history, notify, clock)
-        self.server = Server(self.handler, config.link_keys, rejected, on_dialled=self._handshake_completed)
+        self.server = Server(self.handler, config.link_keys, rejected, on_dialed=self._handshake_completed)
         self.heartbeats = Heartbeats(
             self.membership,
             layer or InProcessLayer(self.handler.channel_requests, self.handler.channels, me, clock),
@@ -152,10 +152,10 @@ class Node:
             self._spawn(self.heartbeats.answer(beat.channel, beat.identity))
 
     def _handshake_completed(self, hello: Hello) -> None:
-        """A peer has dialled this node."""
+        """A peer has dialed this node."""
         membership, now = self.membership, self._clock()
         me = membership.me
-        if (hello.expected_name, hello.expected_boot, hello.dialled) == (me.name, me.boot, me.address):
+        if (hello.expected_name, hello.expected_boot, hello.dialed) == (me.name, me.boot, me.address):
             self.links.reached = self.links.reached or hello.boot != me.boot
             self._apply(membership.reached_by(hello.name, hello.boot, now))
         else:

@@ -38,7 +38,7 @@ NOT_READ = f"it has not read its replies for {READ_TIMEOUT:g} s"
 NODES_ONLY = frozenset((Deliver, Forward))  # messages that no requester may send
 BACKLOG = 1024  # connections that the kernel keeps until they are accepted
 # Messages leave at once. A host that is gone without a word is probed after half a minute of silence, and its
-# connections are closed half a minute later; otherwise they would keep their slots for ever.
+# connections are closed half a minute later; otherwise they would keep their slots forever.
 TCP_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -51,7 +51,7 @@ TCP_OPTIONS = (
 class Server:
     """Listens, and passes requests of authenticated connections to `handler`.
 
-    `log` takes a line for each connection that was closed for a reason. `on_dialled(hello)` is called when another node
+    `log` takes a line for each connection that was closed for a reason. `on_dialed(hello)` is called when another node
     has completed a handshake with this one.
     """
 
@@ -60,13 +60,13 @@ class Server:
         handler: Handler,
         keys: Sequence[LinkKey],
         log: RateLimitedLog,
-        on_dialled: Callable[[Hello], None],
+        on_dialed: Callable[[Hello], None],
     ) -> None:
         self.handler = handler
         self.keys = keys
         self.me = handler.membership.me
         self.log = log
-        self.on_dialled = on_dialled
+        self.on_dialed = on_dialed
         self.connections: ConnectionSlots[Connection] = ConnectionSlots(MAX_CONNECTIONS, FOR_NODES, FOR_LOCAL)
         self.unauthenticated: ConnectionSlots[Connection] = ConnectionSlots(
             MAX_UNAUTHENTICATED, MAX_UNAUTHENTICATED, UNAUTHENTICATED_FOR_LOCAL
@@ -172,8 +172,8 @@ class Connection(asyncio.Protocol):
         # From this size on `pause_writing` is called.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
         peer = self._transport.get_extra_info("peername")
-        dialled_from = str(TcpAddress(peer[0], peer[1])) if isinstance(peer, tuple) else ""  # empty: the unix socket
-        self._handshake = NodeHandshake(self._keys, server.me.name, server.me.boot, dialled_from)
+        dialed_from = str(TcpAddress(peer[0], peer[1])) if isinstance(peer, tuple) else ""  # empty: the unix socket
+        self._handshake = NodeHandshake(self._keys, server.me.name, server.me.boot, dialed_from)
         self._transport.write(frame(self._handshake.challenge))
 
     def data_received(self, data: bytes) -> None:
@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
             self._sealer, self._opener = handshake.session
         self._deframer.limit = MAX_REQUEST  # so that any value or message that it sends fits in a reply
         if self.peer:
-            server.on_dialled(hello)
+            server.on_dialed(hello)
 
     def push(self, reply: Reply) -> None:
         """Sends a reply later than its request was handled."""

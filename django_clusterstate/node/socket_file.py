@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..wire.address import UnixAddress
-from ..wire.unix_sockets import UnsafeFolder, check_folder
+from ..wire.unix_sockets import UnsafeDirectory, check_directory
 from .config import NodeError
 
 
@@ -18,7 +18,7 @@ class SocketFile:
 
     def __init__(self, address: UnixAddress, backlog: int) -> None:
         self._path = Path(address.path)
-        _make_folder(self._path)
+        _make_directory(self._path)
         with _locked(self._path.parent):
             _remove_stale(self._path)
             self.socket = _bind(address)
@@ -31,7 +31,7 @@ class SocketFile:
                 raise
 
     def remove(self) -> None:
-        """Removes the file, unless it is another node's by now. To be called while the socket still listens.
+        """Removes the file, unless it is another node's by now. Call it while the socket still listens.
 
         While the socket is open its inode number isn't given out again, and no other node takes the path of a socket
         that answers.
@@ -46,12 +46,12 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _make_folder(path: Path) -> None:
+def _make_directory(path: Path) -> None:
     try:
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir(mode=0o700, parents=True)
-        check_folder(str(path))
-    except UnsafeFolder as error:
+        check_directory(str(path))
+    except UnsafeDirectory as error:
         raise NodeError(
             f"{error}, so the socket is not safe there. Choose another directory with --socket, or correct this one."
         ) from error
@@ -64,10 +64,10 @@ def _make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Locks the folder against other nodes: of two that start at the same moment, both would find the file of a killed
+def _locked(directory: Path) -> Iterator[None]:
+    """Locks the directory against other nodes: two that start at the same moment would both find the file of a killed
     node, and the second would remove the file of the first."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(number, fcntl.LOCK_EX)
         yield

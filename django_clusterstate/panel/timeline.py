@@ -54,7 +54,7 @@ class TimelineEntry:
 
     @property
     def style(self) -> str:
-        """The state whose colours the entry has."""
+        """The state whose colors the entry has."""
         return _STYLES.get(self.what, "other")
 
     @property

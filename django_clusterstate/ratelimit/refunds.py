@@ -52,7 +52,7 @@ def add_refusal(request: Any, outcome: Any) -> None:
 
 
 def is_refusal(request: Any, outcome: Any) -> bool:
-    """Whether a view's outcome is the refusal of a limit. A response made from an exception is recognised by its
+    """Whether a view's outcome is the refusal of a limit. A response made from an exception is recognized by its
     status."""
     refusals = _list_of(django_request(request), "_clusterstate_refusals")
     if any(one is outcome for one in refusals):

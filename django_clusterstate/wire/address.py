@@ -65,6 +65,6 @@ def parse_ip(text: str) -> TcpAddress:
 def parse_address(text: str) -> Address:
     """Parses the path of a unix socket, which contains a slash, or `host:port`. Raises `ValueError`."""
     if "\0" in text:
-        # Any user may take an abstract socket name first, since no folder protects it.
+        # Any user may take an abstract socket name first, since no directory protects it.
         raise ValueError(f"{text!r} has a zero byte: abstract socket names are not supported, write a path")
     return UnixAddress(text) if "/" in text else parse_tcp(text)

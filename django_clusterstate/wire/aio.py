@@ -16,10 +16,10 @@ from .blocking import ANY_NODE, GRACE, cannot_connect
 from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
 from .derived_keys import LinkKey
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
-from .handshake import DiallerHandshake, Hello, OtherNode, Verdict
+from .handshake import DialerHandshake, Hello, OtherNode, Verdict
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import Opener, Sealer
-from .unix_sockets import check_folder, check_unix_peer
+from .unix_sockets import check_directory, check_unix_peer
 
 MAX_OUTPUT = 8 * 1024 * 1024  # bytes that wait to be sent, above which messages without a reply are dropped
 TICKS, SHORTEST_TICK = 8, 0.005  # of a timeout: how many, and seconds of each at least
@@ -45,7 +45,7 @@ class AsyncConnection(asyncio.Protocol):
         self._deadline = deadline
         self._on_close = on_close
         self.verdict = Verdict(accepted=False)  # of the node, once the connection is ready
-        self._handshake: DiallerHandshake | None = DiallerHandshake(keys, hello)
+        self._handshake: DialerHandshake | None = DialerHandshake(keys, hello)
         self._sealer: Sealer | None = None
         self._opener: Opener | None = None
         self._challenged = False
@@ -145,7 +145,7 @@ class AsyncConnection(asyncio.Protocol):
                 error = ProtocolError(f"a reply that can't be read: {error}")
             self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
-    def _shake_hands(self, handshake: DiallerHandshake, data: bytes) -> None:
+    def _shake_hands(self, handshake: DialerHandshake, data: bytes) -> None:
         assert self._transport is not None
         payloads = self._deframer.feed(data)
         if not payloads:
@@ -239,15 +239,15 @@ async def connect(
 
     `hello` describes this side and names the node that is meant. `is_idle` says whether a processor is idle: then the
     connection busy-polls for replies. `on_close` is called when the connection ends. Raises `Unreachable`, `Refused`,
-    `ProtocolError`, `DialledItself`, `OtherNode` or `OtherInstance`.
+    `ProtocolError`, `DialedItself`, `OtherNode` or `OtherInstance`.
     """
-    hello = structs.replace(hello, dialled=str(address))
+    hello = structs.replace(hello, dialed=str(address))
     loop = asyncio.get_running_loop()
     connection: AsyncConnection | None = None
     try:
         async with timeout_in_ticks(deadline):
             if isinstance(address, UnixAddress):
-                check_folder(address.path)
+                check_directory(address.path)
                 transport, connection = await loop.create_unix_connection(
                     lambda: AsyncConnection((), deadline, on_close, is_idle=is_idle), address.path
                 )

@@ -22,11 +22,11 @@ from .address import Address, UnixAddress
 from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
 from .derived_keys import LinkKey
 from .framing import HANDSHAKE_LIMIT, HEADER, MAX_FRAME, frame, size_at
-from .handshake import DiallerHandshake, Hello
+from .handshake import DialerHandshake, Hello
 from .messages import DECODE_ERRORS, Reply, decode_reply
 from .noise import MAX_MESSAGE, TAG, Data, Opener, Sealer, record_size
 from .other_protocols import frame_too_long
-from .unix_sockets import check_folder, check_unix_peer
+from .unix_sockets import check_directory, check_unix_peer
 
 _RECEIVE = HEADER + MAX_MESSAGE  # bytes: so the longest record fits
 _CLOSED = "the node closed the connection"
@@ -90,7 +90,7 @@ class BlockingConnection:
         try:
             self._connect(address, _left(until) or GRACE)
             unix = isinstance(address, UnixAddress)
-            self._shake_hands(() if unix else keys, structs.replace(hello, dialled=str(address)), until)
+            self._shake_hands(() if unix else keys, structs.replace(hello, dialed=str(address)), until)
         except OSError as error:
             if raised_by_signal(error):
                 raise
@@ -103,7 +103,7 @@ class BlockingConnection:
             self._detect_green_threads()
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return
-        check_folder(address.path)
+        check_directory(address.path)
         self._socket = socket.socket(socket.AF_UNIX)
         self._detect_green_threads()
         self._set_timeout(seconds)  # connect() blocks while the node has a full accept queue
@@ -135,7 +135,7 @@ class BlockingConnection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
     def _shake_hands(self, keys: Sequence[LinkKey], hello: Hello, until: float) -> None:
-        handshake = DiallerHandshake(keys, hello)
+        handshake = DialerHandshake(keys, hello)
         try:
             offers = handshake.receive_challenge(self._receive_frame(until, limit=HANDSHAKE_LIMIT))
             self._socket.sendall(frame(offers, HANDSHAKE_LIMIT))

@@ -41,8 +41,8 @@ def has_cpu_quota(cgroup_of: Path = Path("/proc/self/cgroup"), mount: Path = Pat
         if controllers and "cpu" not in controllers.split(","):
             continue
         group = Path(path.lstrip("/"))
-        for folder in (group, *group.parents):
-            if _limits(mount / folder / "cpu.max") or _limits(mount / controllers / folder / "cpu.cfs_quota_us"):
+        for directory in (group, *group.parents):
+            if _limits(mount / directory / "cpu.max") or _limits(mount / controllers / directory / "cpu.cfs_quota_us"):
                 return True
     return False
 

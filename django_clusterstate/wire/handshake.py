@@ -1,16 +1,16 @@
 """The handshake: both ends of a connection agree on a protocol version, prove that they know the secret, and identify
 themselves. Pure.
 
-    node     -> dialler   Challenge(magic, versions, nonce, boot ID)
-    dialler  -> node      Offers(version, one first Noise message for each secret that the dialler has)
-    node     -> dialler   the index of the accepted offer, and the second Noise message
+    node     -> dialer   Challenge(magic, versions, nonce, boot ID)
+    dialer  -> node      Offers(version, one first Noise message for each secret that the dialer has)
+    node     -> dialer   the index of the accepted offer, and the second Noise message
     both                  sealed records from then on
 
 The Noise handshake (see `noise`) is bound to the challenge: a changed version, a message replayed on another connection
 and one relayed from another node fail to decrypt. An offer begins with an ID, an HMAC of the challenge under a key of
 the secret. By it the node finds the common secret before any key exchange, so nobody without the secret causes one.
 
-The Noise messages carry a `Hello` of the dialler, which names itself and the node that it expects, and the node's
+The Noise messages carry a `Hello` of the dialer, which names itself and the node that it expects, and the node's
 `Verdict`. A node that isn't the expected one says so in its verdict, and closes the connection.
 
 On a unix socket the kernel identifies the other end: there are no offers, and nothing is sealed.
@@ -46,7 +46,7 @@ OptionalBootId = Annotated[bytes, Meta(max_length=16)]
 
 
 class Role(enum.IntEnum):
-    """The kind of dialler. Only a node may send `Deliver` and `Forward`."""
+    """The kind of dialer. Only a node may send `Deliver` and `Forward`."""
 
     REQUESTER = 0
     NODE = 1
@@ -63,7 +63,7 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Offers(msgspec.Struct, frozen=True, array_like=True):
-    """The dialler's reply. With `version` 0 there is no common version, and `oldest` to `newest` are the dialler's."""
+    """The dialer's reply. With `version` 0 there is no common version, and `oldest` to `newest` are the dialer's."""
 
     version: int
     offers: Annotated[tuple[bytes, ...], Meta(max_length=MAX_SECRETS)] = ()
@@ -72,16 +72,16 @@ class Offers(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """The payload of the first Noise message, from the dialler.
+    """The payload of the first Noise message, from the dialer.
 
-    `expected_name` and `expected_boot` are the name and boot ID of the expected node; empty: any. `dialled` is the
-    dialled address. If the dialler is a node, `name`, `boot` and `address` (advertised) are its own.
+    `expected_name` and `expected_boot` are the name and boot ID of the expected node; empty: any. `dialed` is the
+    dialed address. If the dialer is a node, `name`, `boot` and `address` (advertised) are its own.
     """
 
     role: Role = Role.REQUESTER
     expected_name: OptionalNodeName = ""
     expected_boot: OptionalBootId = b""
-    dialled: AddressText = ""
+    dialed: AddressText = ""
     name: OptionalNodeName = ""
     boot: OptionalBootId = b""
     address: AddressText = ""
@@ -89,7 +89,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True):
     """The payload of the second Noise message, from the node: whether it is the expected node, its name and boot ID,
-    and the address from which the dialler's connection comes."""
+    and the address from which the dialer's connection comes."""
 
     accepted: bool
     name: OptionalNodeName = ""
@@ -110,8 +110,8 @@ class OtherInstance(OtherNode):
     """The expected node was restarted: its boot ID isn't the expected one."""
 
 
-class DialledItself(ProtocolError):
-    """A node has dialled an address that leads back to itself, directly or through a relay."""
+class DialedItself(ProtocolError):
+    """A node has dialed an address that leads back to itself, directly or through a relay."""
 
 
 def common_version(oldest: int, newest: int) -> int:
@@ -146,9 +146,9 @@ def _prologue(version: int, challenge: bytes) -> bytes:
 class NodeHandshake:
     """The node's side. `keys` are empty on a unix socket.
 
-    `name` and `boot` are the node's own, `source` is the dialler's address. `challenge` is the payload of the first
-    message. After `receive()`, `hello` is the dialler's and `session` seals the connection (None on a unix socket). If
-    `refused` is set, it is the reason to close the connection once the answer is sent. `outdated`: the dialler expects
+    `name` and `boot` are the node's own, `source` is the dialer's address. `challenge` is the payload of the first
+    message. After `receive()`, `hello` is the dialer's and `session` seals the connection (None on a unix socket). If
+    `refused` is set, it is the reason to close the connection once the answer is sent. `outdated`: the dialer expects
     an earlier instance of this node, as requesters do for a moment after a restart.
     """
 
@@ -195,15 +195,15 @@ class NodeHandshake:
     def _verdict(self) -> Verdict:
         hello = self.hello
         if hello.expected_name not in ("", self._name):
-            self.refused = f"expected node {hello.expected_name} at {hello.dialled}, but this is node {self._name}"
+            self.refused = f"expected node {hello.expected_name} at {hello.dialed}, but this is node {self._name}"
         elif hello.expected_boot not in (b"", self._boot):
             self.refused = f"it expects an earlier instance of {self._name}"
             self.outdated = True
         return Verdict(not self.refused, self._name, self._boot, self._source)
 
 
-class DiallerHandshake:
-    """The dialler's side. `keys` are empty on a unix socket. `hello` names the dialler and the expected node.
+class DialerHandshake:
+    """The dialer's side. `keys` are empty on a unix socket. `hello` names the dialer and the expected node.
 
     After `receive_answer()`, `verdict` is the node's and `session` seals the connection (None on a unix socket). After
     an error, `last_message` is sent before closing if it isn't empty, so that the node can log the reason.
@@ -242,8 +242,8 @@ class DiallerHandshake:
     def receive_answer(self, payload: bytes | memoryview) -> None:
         """Takes the payload with the node's answer.
 
-        Raises `ProtocolError` if the answer doesn't prove that the node has one of the secrets, `DialledItself` if it
-        comes from the dialler itself, `OtherNode` or `OtherInstance` if it isn't from the expected node.
+        Raises `ProtocolError` if the answer doesn't prove that the node has one of the secrets, `DialedItself` if it
+        comes from the dialer itself, `OtherNode` or `OtherInstance` if it isn't from the expected node.
         """
         if not self._keys:
             self.verdict = _decode(payload, Verdict)
@@ -262,10 +262,10 @@ class DiallerHandshake:
     def _check_identity(self, verdict: Verdict) -> None:
         hello, name, boot = self._hello, verdict.name, verdict.boot
         if hello.boot and boot == hello.boot:  # the boot ID in the challenge isn't authenticated
-            raise DialledItself("the address leads to this node itself")
+            raise DialedItself("the address leads to this node itself")
         if verdict.accepted and hello.expected_name in ("", name):
             return
         if hello.expected_boot and name == hello.expected_name:
-            raise OtherInstance(f"{name} at {hello.dialled} has been restarted", name, boot)
+            raise OtherInstance(f"{name} at {hello.dialed} has been restarted", name, boot)
         expected = hello.expected_name or "a different node"
-        raise OtherNode(f"expected {expected} at {hello.dialled}, but {name} answers there", name, boot)
+        raise OtherNode(f"expected {expected} at {hello.dialed}, but {name} answers there", name, boot)

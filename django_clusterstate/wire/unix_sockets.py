@@ -1,4 +1,4 @@
-"""Checks of a unix socket: the user at the other end, and the folder that contains the socket."""
+"""Checks of a unix socket: the user at the other end, and the directory that contains the socket."""
 
 import os
 import socket
@@ -12,24 +12,24 @@ _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 _ALL_IDS = 2**32 - 1
 
 
-class UnsafeFolder(PermissionError):
-    """Another user could have created the socket in this folder, or could replace it."""
+class UnsafeDirectory(PermissionError):
+    """Another user could have created the socket in this directory, or could replace it."""
 
 
-def check_folder(path: str) -> None:
-    """Raises `UnsafeFolder` if a user other than ours and root could create a socket at this path, and `OSError` if the
-    folder doesn't exist.
+def check_directory(path: str) -> None:
+    """Raises `UnsafeDirectory` if a user other than ours and root could create a socket at this path, and `OSError` if
+    the directory doesn't exist.
 
-    A symbolic link isn't followed, since another user can create one first in a folder such as /tmp.
+    A symbolic link isn't followed because another user can create one first in a directory such as /tmp.
     """
-    folder = os.path.dirname(path) or "."
-    found = os.lstat(folder)
+    directory = os.path.dirname(path) or "."
+    found = os.lstat(directory)
     if stat.S_ISLNK(found.st_mode):
-        raise UnsafeFolder(f"{folder} is a symbolic link, which its owner can point elsewhere")
+        raise UnsafeDirectory(f"{directory} is a symbolic link, which its owner can point elsewhere")
     if not is_trusted(found.st_uid):
-        raise UnsafeFolder(f"{folder} belongs to a different user (id {found.st_uid})")
+        raise UnsafeDirectory(f"{directory} belongs to a different user (user ID {found.st_uid})")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UnsafeFolder(f"others can write to {folder} (its mode is {stat.S_IMODE(found.st_mode):04o})")
+        raise UnsafeDirectory(f"others can write to {directory} (its mode is {stat.S_IMODE(found.st_mode):04o})")
 
 
 def check_unix_peer(sock: socket.socket) -> bool:

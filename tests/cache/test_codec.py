@@ -267,7 +267,7 @@ def test_values_that_cant_be_read_make_one_line_in_the_log(
     assert "can't be read" in line.getMessage()
 
 
-# -- interrupted deserialising ----------------------------------------------------------------------------------
+# -- interrupted deserializing ----------------------------------------------------------------------------------
 
 
 class Slow:
@@ -299,7 +299,7 @@ LIMITS = [0.001 + attempt / 50_000 for attempt in range(60)]  # seconds
 
 @pytest.fixture(params=READ_WITH, ids=str)
 def near(request: pytest.FixtureRequest, cluster: LocalCluster, settings: Any) -> Iterator[ClusterCache]:
-    """A cache with a near value that takes long to deserialise."""
+    """A cache with a near value that takes long to deserialize."""
     options = {**request.param, "NEAR_TTL": 600, "COMPRESS_ABOVE": 0}
     settings.CACHES = {"default": {"BACKEND": BACKEND, "LOCATION": "cache-tests", "OPTIONS": options}}
     cache = caches["default"]
@@ -348,7 +348,7 @@ def test_a_time_limit_that_ends_while_a_coroutine_reads_a_value_is_raised(near: 
         assert asyncio.run(all_limited()) == [True] * len(LIMITS)
 
 
-def test_any_error_of_deserialising_is_a_miss(variants: CacheVariants) -> None:
+def test_any_error_of_deserializing_is_a_miss(variants: CacheVariants) -> None:
     cache = variants["default"]
     cache.set("key", Odd())
     assert cache.get("key", "default") == "default"
@@ -437,7 +437,7 @@ def test_a_value_that_is_too_big_leaves_no_older_one_near(variants: CacheVariant
         assert cache.get("key") is None
 
 
-def test_a_value_that_cant_be_serialised_leaves_no_older_one(variants: CacheVariants) -> None:
+def test_a_value_that_cant_be_serialized_leaves_no_older_one(variants: CacheVariants) -> None:
     cache = variants.made_with({"NEAR_TTL": 600})
     calls: list[tuple[Any, ...]] = [("set", "key", Unpicklable()), ("set_many", {"key": Unpicklable()})]
     for call in calls:
@@ -452,7 +452,7 @@ def test_a_value_that_cant_be_serialised_leaves_no_older_one(variants: CacheVari
     assert cache.get("key") is None
 
 
-def test_many_of_which_one_cant_be_serialised_leave_no_older_ones(cache: CacheVariant) -> None:
+def test_many_of_which_one_cant_be_serialized_leave_no_older_ones(cache: CacheVariant) -> None:
     cache.set_many({"a": "older", "b": "older", "c": "older"})
     with pytest.raises(Refusal):
         cache.set_many({"a": 1, "b": Unpicklable(), "c": 3})

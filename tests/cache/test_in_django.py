@@ -177,7 +177,7 @@ def test_without_a_node_sessions_of_cached_db_live_in_the_database(settings: Any
 @pytest.mark.usefixtures("nowhere")
 @pytest.mark.timing
 def test_without_a_node_no_session_of_the_cache_can_be_begun_and_none_is_found() -> None:
-    """Django's behaviour, which the docs describe."""
+    """Django's behavior, which the docs describe."""
     store = import_module("django.contrib.sessions.backends.cache").SessionStore
     start = time.monotonic()
     with pytest.raises(RuntimeError, match="cache is unavailable"):
@@ -428,7 +428,7 @@ def test_asynchronous_code_reads_values_that_query_the_database(querying: Any, s
     assert async_to_sync(read)() == [2, 2, {"key": 2}, 2, "made"]
 
 
-def test_a_lazy_value_that_cant_be_serialised_leaves_no_older_one(querying: Any) -> None:
+def test_a_lazy_value_that_cant_be_serialized_leaves_no_older_one(querying: Any) -> None:
     class Broken:
         def __reduce__(self) -> Any:
             User.objects.count()

@@ -464,21 +464,21 @@ async def test_receive_cancelled_as_its_message_arrives_leaves_it_to_the_next(la
 async def test_channel_of_another_process_cannot_be_received_from(
     hosts: Layers, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    neighbour = LayerOf(cluster, "alpha")  # another process of the same host
-    here, there = await neighbour.new_channel(), await hosts["beta"].new_channel()
+    neighbor = LayerOf(cluster, "alpha")  # another process of the same host
+    here, there = await neighbor.new_channel(), await hosts["beta"].new_channel()
     for channel in (here, there, "specific.0123456789abcdef.0123456789abcdef!x"):
         with pytest.raises(ValueError, match=f"{channel} belongs to a different process"):
             await soon(hosts["alpha"].receive(channel))
     assert not hosts["alpha"]._receiver()._waiting
     await hosts["alpha"].send(here, {"type": "x"})
-    assert await soon(neighbour.receive(here)) == {"type": "x"}
+    assert await soon(neighbor.receive(here)) == {"type": "x"}
     monkeypatch.setattr(os, "getpid", lambda: -1)  # a fork of it, which no hook has told
     with pytest.raises(ValueError, match="belongs to a different process"):
-        await soon(neighbour.receive(here))
-    child = await neighbour.new_channel()
+        await soon(neighbor.receive(here))
+    child = await neighbor.new_channel()
     await hosts["alpha"].send(child, {"type": "y"})
-    assert await soon(neighbour.receive(child)) == {"type": "y"}
-    await neighbour.close()
+    assert await soon(neighbor.receive(child)) == {"type": "y"}
+    await neighbor.close()
 
 
 def test_channel_may_be_received_from_in_another_event_loop_of_its_process(cluster: LocalCluster) -> None:

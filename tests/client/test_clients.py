@@ -650,7 +650,7 @@ def test_concurrent_requests_for_the_view_report_counts_once_and_keep_them_if_no
 def test_open_breaker_fails_requests_at_once_and_lets_one_try_in_each_interval(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Else a try may be over before a busy machine has dialled.
+    # Else a try may be over before a busy machine has dialed.
     monkeypatch.setattr("django_clusterstate.client.circuit_breaker.FIRST_TRY", 1)
     with ScriptedNode(mute) as node:
         requester = make(node.address, deadline=0.05)

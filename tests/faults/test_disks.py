@@ -1,4 +1,4 @@
-"""A disk that is full, and a host where nothing but the folder of the socket is writable."""
+"""A disk that is full, and a host where nothing but the directory of the socket is writable."""
 
 import contextlib
 import os
@@ -67,9 +67,9 @@ exec "$@"
 WEB = """
 import tempfile
 try:
-    print("temporary folder:", tempfile.gettempdir())
+    print("temporary directory:", tempfile.gettempdir())
 except FileNotFoundError:
-    print("no temporary folder")
+    print("no temporary directory")
 import django
 django.setup()
 from django.core.cache import cache
@@ -84,7 +84,7 @@ def run_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_node_and_web_run_where_only_the_sockets_folder_can_be_written_to(run_folder: Path) -> None:
+def test_node_and_web_run_where_only_the_sockets_directory_can_be_written_to(run_folder: Path) -> None:
     read_only = ("unshare", "--mount", "sh", "-c", READ_ONLY, str(ROOT))
     with LocalCluster(run_folder, ("a",)) as cluster:
         env = {key: value for key, value in cluster.env("a").items() if key not in ("TMPDIR", "TEMP", "TMP")}
@@ -96,4 +96,4 @@ def test_node_and_web_run_where_only_the_sockets_folder_can_be_written_to(run_fo
             command, cwd=ROOT, env=env | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
             timeout=60,
         )  # fmt: skip
-        assert done.stdout.splitlines() == ["no temporary folder", "read: value"], done.stderr
+        assert done.stdout.splitlines() == ["no temporary directory", "read: value"], done.stderr

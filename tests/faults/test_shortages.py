@@ -23,7 +23,7 @@ SPARE = 20  # files that the node may open in addition to those that it has
 
 
 @contextlib.contextmanager
-def dialled(port: int, count: int) -> Iterator[list[socket.socket]]:
+def dialed(port: int, count: int) -> Iterator[list[socket.socket]]:
     """Connections of someone who says nothing."""
     sockets: list[socket.socket] = []
     try:
@@ -55,7 +55,7 @@ def test_a_node_without_free_file_descriptors_lives_and_stays_a_member(
             spent = processor_seconds(node.pid)
             most = 0
             while time.monotonic() < start + 12:  # again and again, since strangers are closed after a while
-                with dialled(cluster.ports["c"], 3 * SPARE):
+                with dialed(cluster.ports["c"], 3 * SPARE):
                     for _ in range(20):
                         most = max(most, open_files(node.pid))
                         time.sleep(0.1)

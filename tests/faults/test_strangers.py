@@ -91,20 +91,20 @@ def test_a_recorded_session_admits_nobody(folder: Path, figure: Figure) -> None:
 
 
 def test_a_nodes_own_challenge_reflected_to_it_admits_nobody(folder: Path, figure: Figure) -> None:
-    """Who is dialled by a node dials it back, and lets it answer its own challenge, as it is and in disguise."""
+    """Who is dialed by a node dials it back, and lets it answer its own challenge, as it is and in disguise."""
     offers: list[bytes] = []
     answers: list[bytes] = []
     disguises = iter((b"", b"another instance", None))
 
-    def reflect(dialled: socket.socket) -> None:
+    def reflect(dialed: socket.socket) -> None:
         with socket.create_connection(("127.0.0.1", cluster.ports["a"])) as sock:
             challenge = msgspec.msgpack.decode(read_frame(sock), type=Challenge)
             boot = next(disguises, None)
             shown = challenge if boot is None else msgspec.structs.replace(challenge, boot=boot)
-            dialled.sendall(frame(msgspec.msgpack.encode(shown)))
-            offers.append(read_frame(dialled))  # the node's, for its own challenge
+            dialed.sendall(frame(msgspec.msgpack.encode(shown)))
+            offers.append(read_frame(dialed))  # the node's, for its own challenge
             sock.sendall(frame(offers[-1]))
-            dialled.sendall(frame(read_frame(sock)))  # its answer to itself
+            dialed.sendall(frame(read_frame(sock)))  # its answer to itself
             sock.sendall(PING)
             answers.append(read_frame(sock))
 
@@ -245,7 +245,7 @@ def test_a_release_without_a_common_version_is_refused_in_clear_words_on_both_si
         assert status_of(cluster, "a").epoch == epoch
         assert cluster.agreed(("a", "b"))
         assert all("upgrade the older one" in found[0] for found in said.values())
-        # Of each node that it meets, once for each way to meet: it dials, and is dialled.
+        # Of each node that it meets, once for each way to meet: it dials, and is dialed.
         assert all(len(found) <= 4 for found in said.values())
 
 

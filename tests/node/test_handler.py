@@ -55,7 +55,7 @@ class Peers:
     def __init__(self) -> None:
         self.fanned_out: list[wire.Deliver] = []
         self.forwarded: list[tuple[str, wire.Forward]] = []
-        self.redialled: list[str] = []
+        self.redialed: list[str] = []
         self.misdirected: dict[str, Misdirected] = {}
 
     def fan_out(self, message: wire.Deliver) -> None:
@@ -65,7 +65,7 @@ class Peers:
         self.forwarded.append((tag, message))
 
     def redial(self, name: str) -> None:
-        self.redialled.append(name)
+        self.redialed.append(name)
 
 
 class Requester:
@@ -551,7 +551,7 @@ def test_view_names_who_serves_and_who_says_so() -> None:
 def test_doubts_of_a_requester_are_passed_to_the_links() -> None:
     bench = Bench(others=("beta",))
     bench.ask(wire.GetView(["beta"]))
-    assert bench.peers.redialled == ["beta"]
+    assert bench.peers.redialed == ["beta"]
 
 
 def test_what_requesters_counted_is_added_up() -> None:

@@ -190,7 +190,7 @@ class Layer:
 
     async def receive(self, channel: str) -> dict[str, Any]:
         if not self.messages:
-            await asyncio.Event().wait()  # for ever
+            await asyncio.Event().wait()  # forever
         return self.messages.pop(0)
 
     async def group_add(self, group: str, channel: str) -> None:

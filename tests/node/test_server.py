@@ -64,9 +64,9 @@ class Running:
         self.handler = Handler(config, membership, time.monotonic, NoPeers())
         log = KeptLog()
         self.reports = log.lines
-        self.dialled: list[asyncio.StreamWriter] = []
-        self.dialled_by: list[Hello] = []
-        self.server = Server(self.handler, KEYS, log, self.dialled_by.append)
+        self.dialed: list[asyncio.StreamWriter] = []
+        self.dialed_by: list[Hello] = []
+        self.server = Server(self.handler, KEYS, log, self.dialed_by.append)
 
     async def start(self) -> None:
         await self.server.listen(self.unix)
@@ -86,7 +86,7 @@ class Running:
     async def stranger(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connected, and challenged."""
         reader, writer = await asyncio.open_connection(*self.tcp)
-        self.dialled.append(writer)
+        self.dialed.append(writer)
         size = int.from_bytes(await reader.readexactly(HEADER), "big")
         await reader.readexactly(size)
         return reader, writer
@@ -112,7 +112,7 @@ async def running(folder: Path) -> AsyncIterator[Running]:
     running = Running(folder)
     await running.start()
     yield running
-    for writer in running.dialled:
+    for writer in running.dialed:
         writer.close()
     running.server.close()
     # The transports end in the loop's next turns.
@@ -720,7 +720,7 @@ def links_of(name: str, opened: list[Peer]) -> Links:
     return Links(me, KEYS, time.monotonic, lambda peer, _: opened.append(peer), lambda _: None, KeptLog())
 
 
-async def test_peer_that_is_dialled_at_two_addresses_gets_each_message_once(running: Running) -> None:
+async def test_peer_that_is_dialed_at_two_addresses_gets_each_message_once(running: Running) -> None:
     """At one that discovery knows and at the one that it advertises."""
     other = TcpAddress("127.0.0.2", running.tcp.port)
     await running.server.listen(other)
@@ -840,7 +840,7 @@ async def test_socket_can_be_used_by_our_user_only(running: Running) -> None:
     assert stat.S_IMODE(os.stat(running.unix.path).st_mode) == 0o600
 
 
-async def test_folder_is_made_for_our_user_only(folder: Path) -> None:
+async def test_directory_is_made_for_our_user_only(folder: Path) -> None:
     running = Running(folder / "made" / "here")
     await running.start()
     assert stat.S_IMODE((folder / "made" / "here").stat().st_mode) == 0o700
@@ -875,14 +875,14 @@ async def test_file_that_is_no_socket_is_left_alone(folder: Path) -> None:
     assert path.read_text() == "precious"
 
 
-async def test_folder_that_others_can_write_to_is_refused(folder: Path) -> None:
+async def test_directory_that_others_can_write_to_is_refused(folder: Path) -> None:
     for mode in (0o777, 0o1777, 0o770):
         folder.chmod(mode)
         with pytest.raises(NodeError, match="others can write to"):
             await listening(folder)(UnixAddress(str(folder / "node.sock")))
 
 
-async def test_folder_that_is_a_symbolic_link_is_refused(folder: Path) -> None:
+async def test_directory_that_is_a_symbolic_link_is_refused(folder: Path) -> None:
     (folder / "elsewhere").mkdir(mode=0o700)
     (folder / "link").symlink_to(folder / "elsewhere")
     with pytest.raises(NodeError, match="is a symbolic link"):
@@ -941,7 +941,7 @@ def _bind(address: UnixAddress) -> SocketFile | NodeError:
         return error
 
 
-async def test_folder_that_cannot_be_made_is_refused(folder: Path) -> None:
+async def test_directory_that_cannot_be_made_is_refused(folder: Path) -> None:
     (folder / "file").write_text("")
     with pytest.raises(NodeError, match="cannot be created"):
         await listening(folder)(UnixAddress(str(folder / "file" / "node.sock")))

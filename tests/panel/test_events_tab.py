@@ -171,7 +171,7 @@ class TestOneEvent:
         width, height = panel.CHART
         assert boxes == [f"0 0 {width} {height}"] * 2 + [f"0 0 {panel.SHARE} 10"]
 
-    def test_coordinates_of_charts_are_not_localised(self, client: Client, name: str) -> None:
+    def test_coordinates_of_charts_are_not_localized(self, client: Client, name: str) -> None:
         for times in (1, 3, 7):
             events.track(name, times, times=times)
         assert events.flush()

@@ -79,7 +79,7 @@ class TestReports:
         assert re.search(rf"{NODES[0]} - \d\.\d s \d\.\d s {NODES[1]} \d\.\d s - \d\.\d s", page.text)
 
     @override_settings(USE_THOUSAND_SEPARATOR=True, LANGUAGE_CODE="de")
-    def test_coordinates_of_charts_are_not_localised(self, client: Client) -> None:
+    def test_coordinates_of_charts_are_not_localized(self, client: Client) -> None:
         caches["default"].set(uuid4().hex, "x")
         for attrs in live(client).all("rect"):
             assert re.fullmatch(r"[\d.]+", str(attrs["width"]))

@@ -196,8 +196,8 @@ def test_reset_without_a_count_returns_false(functions: LimitFunctions, group: s
     limit = Limit.parse(["5/d", "2/h"])
     for key in map(str, range(9)):  # of all owners
         functions.hit(limit, group, key)
-        assert functions.reset(limit, group, f"{key} misspelt") is False
-        assert functions.reset(limit, f"{group} misspelt", key) is False
+        assert functions.reset(limit, group, f"{key} misspelled") is False
+        assert functions.reset(limit, f"{group} misspelled", key) is False
         assert functions.reset(Limit.parse("5/h"), group, key) is False
         assert functions.reset(Limit.parse(["3/d", "2/h"]), group, key) is True
         assert functions.reset(limit, group, key) is True

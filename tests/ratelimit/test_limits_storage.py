@@ -196,7 +196,7 @@ def test_a_reset_forgets_the_hits_of_a_key(scheme: str, functions: LimitFunction
     limit, other = Limit.parse("1/d", algorithm), Limit.parse("2/d", algorithm)
     assert [functions.hit(limit, group, "key").allowed for _ in range(2)] == [True, False]
     functions.hit(other, group, "key")
-    assert functions.reset(limit, group, "misspelt") is False
+    assert functions.reset(limit, group, "misspelled") is False
     assert functions.reset(Limit.parse("1/h", algorithm), group, "key") is False
     assert functions.reset(limit, group, "key") is True
     assert functions.reset(limit, group, "key") is False

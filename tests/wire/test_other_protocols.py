@@ -50,7 +50,7 @@ def test_no_valid_length_is_recognized_as_another_protocol() -> None:
 
 
 @pytest.mark.parametrize("said", KNOWN)
-async def test_dialler_reports_the_protocol_of_another_program(said: bytes) -> None:
+async def test_dialer_reports_the_protocol_of_another_program(said: bytes) -> None:
     def script(sock: socket.socket) -> None:
         sock.sendall(said)
         wait_for_the_end(sock)

@@ -1,4 +1,4 @@
-"""Checks of a unix socket: the user at the other end, and the folder."""
+"""Checks of a unix socket: the user at the other end, and the directory."""
 
 import asyncio
 import os
@@ -15,10 +15,10 @@ from django_clusterstate.wire import unix_sockets
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.aio import connect
 from django_clusterstate.wire.blocking import BlockingConnection
-from django_clusterstate.wire.unix_sockets import UnsafeFolder, check_folder, check_unix_peer, is_trusted
+from django_clusterstate.wire.unix_sockets import UnsafeDirectory, check_directory, check_unix_peer, is_trusted
 from testproject.processes import ROOT
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 
 
 def _open(folder: Path) -> Path:
@@ -61,19 +61,19 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize(("make", "why"), UNSAFE)
-def test_folder_in_which_another_user_could_create_the_socket_is_refused(
+def test_directory_in_which_another_user_could_create_the_socket_is_refused(
     folder: Path, make: Callable[[Path], Path], why: str
 ) -> None:
-    with pytest.raises(UnsafeFolder, match=why):
-        check_folder(str(make(folder / "sockets") / "node.sock"))
+    with pytest.raises(UnsafeDirectory, match=why):
+        check_directory(str(make(folder / "sockets") / "node.sock"))
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755, 0o500, 0o2700])
-def test_folder_of_our_user_is_accepted(folder: Path, mode: int) -> None:
+def test_directory_of_our_user_is_accepted(folder: Path, mode: int) -> None:
     own = folder / "sockets"
     own.mkdir()
     own.chmod(mode)
-    check_folder(str(own / "node.sock"))
+    check_directory(str(own / "node.sock"))
 
 
 @pytest.mark.parametrize(("make", "why"), UNSAFE)
@@ -93,7 +93,7 @@ def test_requester_connects_to_no_socket_in_an_unsafe_folder(
             listener.accept()
 
 
-def test_missing_folder_means_that_there_is_no_node(folder: Path) -> None:
+def test_missing_directory_means_that_there_is_no_node(folder: Path) -> None:
     with pytest.raises(Unavailable, match="No such file"):
         BlockingConnection(UnixAddress(str(folder / "none" / "node.sock")), (), 1.0)
 

@@ -1,7 +1,7 @@
 """Entries by key, of which the least recently used one, or nearly, can be found.
 
 Times of use are read from a coarse clock: an entry that is read again before the clock moves on stays in its place
-(Memcached does so for a minute, its ITEM_UPDATE_INTERVAL). To move an entry touches its neighbours, and where they
+(Memcached does so for a minute, its ITEM_UPDATE_INTERVAL). To move an entry touches its neighbors, and where they
 aren't in the processor's cache, that is most of what a read costs. Entries with one time of use also share that number,
 which saves each 32 bytes.
 

@@ -1,6 +1,6 @@
 """One node's cache: a bounded map with ttl and least-recently-used eviction.
 
-No operation sweeps: each costs O(1), amortised, however much the store holds. Times are seconds on the node's
+No operation sweeps: each costs O(1), amortized, however much the store holds. Times are seconds on the node's
 monotonic clock; `now` never goes backwards.
 """
 

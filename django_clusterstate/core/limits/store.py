@@ -3,7 +3,7 @@
 Python objects around the numbers would take five times the memory, and be visited by the garbage collector again and
 again; so a limit is a row of several arrays.
 
-No operation sweeps: each costs O(1), amortised, however much the store holds. Times are seconds on the node's monotonic
+No operation sweeps: each costs O(1), amortized, however much the store holds. Times are seconds on the node's monotonic
 clock; `now` never goes backwards.
 """
 

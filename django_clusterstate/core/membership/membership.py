@@ -89,7 +89,7 @@ class Membership:
             self._hear_conflicting(beat, now, effects)
             self._replace_joining(member, now, effects)
         effects.dial = beat.state is not MemberState.LEFT
-        if self._conflicts.get(sender.name, sender.boot) is None:  # two in conflict would answer each other for ever
+        if self._conflicts.get(sender.name, sender.boot) is None:  # two in conflict would answer each other forever
             self._take_in(beat.observations, now, effects)
         self._settle(effects)
         return effects
@@ -122,7 +122,7 @@ class Membership:
         self._provisional.renew(boot, now)
 
     def reached_by(self, name: str, boot: bytes, now: float) -> Effects:
-        """A peer has dialled this very instance at the address that it advertises, and completed the handshake."""
+        """A peer has dialed this very instance at the address that it advertises, and completed the handshake."""
         if boot != self.me.boot:
             self._joining.reached = True
         return self.identified(name, boot, now)

@@ -220,7 +220,7 @@ def _run(node: Node, watch: AddressWatch, metrics: AbstractAsyncContextManager[o
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each connection; the default is often 1,024
     factory = _loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_run_until_signalled(node, watch, metrics))
+        runner.run(_run_until_signaled(node, watch, metrics))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -231,7 +231,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _run_until_signalled(node: Node, watch: AddressWatch, metrics: AbstractAsyncContextManager[object]) -> None:
+async def _run_until_signaled(node: Node, watch: AddressWatch, metrics: AbstractAsyncContextManager[object]) -> None:
     stop = asyncio.Event()
 
     def on_signal() -> None:

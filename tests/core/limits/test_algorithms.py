@@ -208,7 +208,7 @@ def test_client_with_uneven_hits_that_are_never_closer_is_never_denied(
 @given(
     limits, st.integers(1, 86400), patterns, st.lists(st.integers(0, 3), min_size=1, max_size=10), st.booleans()
 )  # fmt: skip
-def test_client_that_honours_retry_after_gets_the_limit_per_period_in_the_long_run(
+def test_client_that_honors_retry_after_gets_the_limit_per_period_in_the_long_run(
     algorithm: Algorithm, limit: int, period: int, some: list[tuple[float, int]], pauses: list[int], rounds: bool
 ) -> None:
     """After any other hits. Retry-After is in whole seconds, rounded up, so each wait may cost up to a second."""
@@ -230,7 +230,7 @@ def test_client_that_honours_retry_after_gets_the_limit_per_period_in_the_long_r
 
 @every_algorithm
 @pytest.mark.parametrize(("limit", "period"), [(1, 86400), (1, 1), (5, 60), (5, 7), (3, 10), (100, 3600)])
-def test_client_that_honours_retry_after_from_the_beginning_loses_nothing(
+def test_client_that_honors_retry_after_from_the_beginning_loses_nothing(
     algorithm: Algorithm, limit: int, period: int
 ) -> None:
     """One hit a day under 1/d. Rounding up costs nothing here: the hits that left the window had come together."""

@@ -34,8 +34,8 @@ class Violation(AssertionError):
 
 @dataclass
 class Bus:
-    """What the network does to a message. `cut` holds the (sender, receiver) pairs whose messages vanish, `undialled`
-    the (dialler, host) pairs that can't make a link: an address that others don't reach.
+    """What the network does to a message. `cut` holds the (sender, receiver) pairs whose messages vanish, `undialed`
+    the (dialer, host) pairs that can't make a link: an address that others don't reach.
 
     A node reads once in `grain` seconds all that has come to it: that halves the cost of a large cluster, since what
     belongs to one node is then used together, and so is found in the processor's cache.
@@ -46,7 +46,7 @@ class Bus:
     duplicates: float = 0.0
     grain: float = 0.0
     cut: set[tuple[str, str]] = field(default_factory=set)
-    undialled: set[tuple[str, str]] = field(default_factory=set)
+    undialed: set[tuple[str, str]] = field(default_factory=set)
 
     def split(self, *sides: Iterable[str]) -> None:
         """Cuts every way from one side to another."""
@@ -76,8 +76,8 @@ class Node:
     incarnations: dict[bytes, int] = field(default_factory=dict)
     replaced: set[bytes] = field(default_factory=set)  # instances of a name before one that was met
     left: set[bytes] = field(default_factory=set)
-    links: dict[bytes, "Node"] = field(default_factory=dict)  # by boot: who answers at the addresses that it dialled
-    dialling: set[bytes] = field(default_factory=set)
+    links: dict[bytes, "Node"] = field(default_factory=dict)  # by boot: who answers at the addresses that it dialed
+    dialing: set[bytes] = field(default_factory=set)
 
     @property
     def boot(self) -> bytes:
@@ -240,13 +240,13 @@ class Simulation:
 
     def _link(self, node: Node, to: Node) -> None:
         """Dials whoever was heard, unless there is a link; what fails is tried again when it is heard again."""
-        if to.boot not in node.links and to.boot not in node.dialling:
-            node.dialling.add(to.boot)
-            self.at(self.random.uniform(*REFUSAL), partial(self._dialled, node, to))
+        if to.boot not in node.links and to.boot not in node.dialing:
+            node.dialing.add(to.boot)
+            self.at(self.random.uniform(*REFUSAL), partial(self._dialed, node, to))
 
-    def _dialled(self, node: Node, to: Node) -> None:
-        node.dialling.discard(to.boot)
-        cut = self._is_cut(node, to) or (node.name, to.name) in self.bus.undialled
+    def _dialed(self, node: Node, to: Node) -> None:
+        node.dialing.discard(to.boot)
+        cut = self._is_cut(node, to) or (node.name, to.name) in self.bus.undialed
         if all(one.running and not one.paused for one in (node, to)) and not cut:
             self._shake_hands(node, to)
 

@@ -211,14 +211,14 @@ def test_joiner_serves_if_one_of_ten_reaches_its_address_and_not_before(good: in
     sim = cluster(1, 10)
     names = list(sim.nodes)
     views = {name: sim.nodes[name].membership.view for name in names}
-    sim.bus.undialled.update((name, "joiner") for name in names[good:])
+    sim.bus.undialed.update((name, "joiner") for name in names[good:])
     sim.start("joiner")
     sim.run(30)
     joiner = sim.nodes["joiner"].membership
     if not good:
         assert joiner.wait_reason(sim.now) is WaitReason.UNREACHED
         assert {name: sim.nodes[name].membership.view for name in names} == views
-        sim.bus.undialled.clear()
+        sim.bus.undialed.clear()
         sim.run(1.7)
     assert joiner.state is MemberState.ALIVE
     assert {node.membership.view for node in sim.running} == {joiner.view}
