@@ -88,9 +88,9 @@ def run(operation: Operation[T]) -> T:
     return operations.run(operation, get_client())
 
 
-async def arun(operation: Operation[T]) -> T:
+def arun(operation: Operation[T]) -> Coroutine[Any, Any, T]:
     """Asynchronous `run()`."""
-    return await operations.arun(operation, get_async_client())
+    return operations.arun(operation, get_async_client())
 
 
 def blocking(function: Callable[P, Operation[T]]) -> Callable[P, T]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
+from ..exceptions import ClusterStateError, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
 from ..wire.busy_polling import make_is_idle
 from ..wire.derived_keys import LinkKey
@@ -75,9 +75,9 @@ class AsyncClient:
     async def call(self, key: bytes, request: bytes) -> Reply:
         """Asynchronous `Client.call()`."""
         try:
-            return await self._call_owner(key, request)
+            return await self.call_node((await self.table()).require_owner(key), request)
         except OtherInstance:  # the owner was restarted, so the view is requested first
-            return await self._call_owner(key, request)
+            return await self.call_node((await self.table()).require_owner(key), request)
 
     async def call_node(self, target: Target, request: bytes) -> Reply:
         """Asynchronous `Client.call_node()`."""
@@ -149,12 +149,6 @@ class AsyncClient:
             connections.abandon()
 
     # -- connections ----------------------------------------------------------------------------------------
-
-    async def _call_owner(self, key: bytes, request: bytes) -> Reply:
-        owner = (await self.table()).owner(key)
-        if owner is None:
-            raise NoCluster
-        return await self.call_node(owner, request)
 
     async def _refresh(self) -> None:
         await arun(refresh_view(self.routing, self._deadline, self._clock), self)

@@ -5,7 +5,7 @@ import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from ..exceptions import ClusterStateError, NoCluster, Refused, TimedOut, Unavailable, Unreachable
+from ..exceptions import ClusterStateError, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.blocking import GRACE, BlockingConnection
 from ..wire.busy_polling import make_is_idle
 from ..wire.derived_keys import LinkKey
@@ -54,9 +54,9 @@ class Client:
         `ProtocolError` if the reply can't be read.
         """
         try:
-            return self._call_owner(key, request)
+            return self.call_node(self.table().require_owner(key), request)
         except OtherInstance:  # the owner was restarted, so the view is requested first
-            return self._call_owner(key, request)
+            return self.call_node(self.table().require_owner(key), request)
 
     def call_node(self, target: Target, request: bytes, now: float | None = None) -> Reply:
         """Sends one request to one node, and returns its reply. Raises `Unavailable` or `ProtocolError`."""
@@ -117,12 +117,6 @@ class Client:
         self.routing.close_pools()
 
     # -- one exchange ---------------------------------------------------------------------------------------
-
-    def _call_owner(self, key: bytes, request: bytes) -> Reply:
-        owner = self.table().owner(key)
-        if owner is None:
-            raise NoCluster
-        return self.call_node(owner, request)
 
     def _call_on_new_connection(
         self, target: Target, request: bytes, now: float, until: float, lost: Lost | None = None

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..core.membership.heartbeat import NO_VIEW, Identity, View
 from ..core.rendezvous_hashing import Rendezvous
-from ..exceptions import ClusterStateError
+from ..exceptions import ClusterStateError, NoCluster
 from ..wire.address import Address, parse_tcp
 from ..wire.handshake import Hello, OtherInstance
 from ..wire.messages import GetView, Reply, ViewReply, request_frame
@@ -72,6 +72,13 @@ class RoutingTable:
     def owner(self, key: bytes) -> Target | None:
         name = self._rendezvous.owner(key)
         return None if name is None else self.targets[name]
+
+    def require_owner(self, key: bytes) -> Target:
+        """The owner of a key. Raises `NoCluster` if there is none."""
+        owner = self.owner(key)
+        if owner is None:
+            raise NoCluster
+        return owner
 
     def ranking(self, key: bytes) -> list[Target]:
         """All nodes in the order in which they would own the key."""

@@ -7,7 +7,7 @@ from typing import Any
 from .. import runtime
 from ..client.operations import CallEach, CallEither, CallNode, GetTable, Operation, arun, run
 from ..client.routing import RoutingTable, Target
-from ..exceptions import ClusterStateError, NoCluster, ProtocolError
+from ..exceptions import ClusterStateError, ProtocolError
 from ..limits_storage import LimitsStorage
 from ..limits_storage import operations as storage_operations
 from ..runtime import asynchronous, blocking
@@ -35,7 +35,7 @@ def hit(limit: Limit, group: str, key: str, cost: int = 1, *, dry: bool = False,
     else:
         table = client.table()
         try:  # by hand what `peek()` does: as an operation, it would make a hit take 6 % longer
-            owner = _owner(table, whole)
+            owner = table.require_owner(whole)
             decision = _decision(limit, client.call_node(owner, wire.request_frame(request)), owner)
         except ClusterStateError:
             decision = run(_decide_without_owner(limit, request, table), client)
@@ -57,7 +57,7 @@ async def ahit(
     else:
         table = await client.table()
         try:
-            owner = _owner(table, whole)
+            owner = table.require_owner(whole)
             decision = _decision(limit, await client.call_node(owner, wire.request_frame(request)), owner)
         except ClusterStateError:
             decision = await arun(_decide_without_owner(limit, request, table), client)
@@ -73,7 +73,7 @@ def peek(limit: Limit, group: str, key: str, cost: int = 1) -> Operation[Decisio
         return (yield from _decide_in_storage(limit, request, storage))
     table = yield GetTable()
     try:
-        owner = _owner(table, request.key)
+        owner = table.require_owner(request.key)
         return _decision(limit, (yield _call(owner, request)), owner)
     except ClusterStateError:
         return (yield from _decide_without_owner(limit, request, table))
@@ -160,13 +160,6 @@ def _decide_without_owner(limit: Limit, request: wire.Hit | wire.Peek, table: Ro
             except ClusterStateError:
                 continue
     return decide_by_policy(limit, request, _process_limiter())
-
-
-def _owner(table: RoutingTable, key: bytes) -> Target:
-    owner = table.owner(key)
-    if owner is None:
-        raise NoCluster
-    return owner
 
 
 def _call_storage(

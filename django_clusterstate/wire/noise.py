@@ -125,7 +125,10 @@ class Opener(_CipherState):
 
         Raises `ProtocolError` as `open()`, and as soon as a header announces an invalid length.
         """
-        return b"".join([self.open(record) for record in self._records.feed(data)])
+        records = self._records.feed(data)
+        if len(records) == 1:  # nearly always
+            return self.open(records[0])
+        return b"".join(map(self.open, records))
 
 
 def record_size(header: bytes | memoryview) -> int:
