@@ -8,7 +8,7 @@ from ..core.membership.membership import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats
-from .cache_quotas import QuotaStore
+from .cache_quotas import CacheStores
 
 MAX_DURATION = 0.002  # seconds of a request for many keys; then the node answers for those that are done
 _STEP = 16  # keys between two checks of the clock
@@ -20,16 +20,10 @@ _T = TypeVar("_T")
 
 
 class CacheRequests:
-    """Answers the requests for the cache from a node's store, and counts hits, misses and failures in `stats`."""
+    """Answers the requests for the cache from a node's stores, and counts hits, misses and failures in `stats`."""
 
-    def __init__(
-        self,
-        store: CacheStore[wire.Value] | QuotaStore,
-        membership: Membership,
-        stats: Stats,
-        clock: Callable[[], float],
-    ) -> None:
-        self._store = store
+    def __init__(self, stores: CacheStores, membership: Membership, stats: Stats, clock: Callable[[], float]) -> None:
+        self._stores = stores
         self._membership = membership
         self._stats = stats
         self._clock = clock
@@ -47,7 +41,7 @@ class CacheRequests:
 
     def _get(self, request: wire.Get) -> wire.Reply:
         if len(request.keys) == 1:  # nearly always
-            value = self._store.get(request.keys[0], self._clock())
+            value = self._stores.get(request.keys[0], self._clock())
             if value is None:
                 self._stats.misses += 1
             else:
@@ -56,15 +50,15 @@ class CacheRequests:
         return wire.ValuesReply(self._membership.view.epoch, self._read(request.keys, MAX_REQUEST))
 
     def _get_with_ttl(self, request: wire.GetWithTtl) -> wire.Reply:
-        now, peek = self._clock(), self._store.peek
+        now, of = self._clock(), self._stores.of
         values = self._read(request.keys, MAX_REQUEST, VALUE_HEADER + TTL_BYTES)
-        ttls = [held[1] if (held := peek(key, now)) else None for key in request.keys[: len(values)]]
+        ttls = [held[1] if (held := of(key).peek(key, now)) else None for key in request.keys[: len(values)]]
         return wire.TtlValuesReply(self._membership.view.epoch, values, ttls)
 
     def _read(self, keys: Sequence[bytes], room: int, header: int = VALUE_HEADER) -> list[wire.Value | None]:
         """The values of the first keys: those that fit in `room` bytes, each with a `header`, and take little time."""
         now = self._clock()
-        get = self._store.get
+        get = self._stores.get
         values: list[wire.Value | None] = []
         for key in keys:
             value = get(key, now)
@@ -81,32 +75,32 @@ class CacheRequests:
 
     def _set(self, request: wire.Set) -> wire.Reply:
         now, ttl = self._clock(), request.ttl
-        store = self._store.add if request.absent else self._store.set
+        of, store = self._stores.of, CacheStore.add if request.absent else CacheStore.set
         if len(request.items) <= _STEP:
-            flags = [store(key, value, ttl, now) for key, value in request.items]
+            flags = [store(of(key), key, value, ttl, now) for key, value in request.items]
         else:
-            flags = self._each(request.items, lambda item: store(*item, ttl, now), now)
+            flags = self._each(request.items, lambda item: store(of(item[0]), *item, ttl, now), now)
         if request.or_same and not all(flags):
             flags = [flag or self._matches(*item, now) for flag, item in zip(flags, request.items, strict=False)]
         if request.deletes and all(flags) and len(flags) == len(request.items):
             for key in request.deletes:
-                self._store.delete(key, now)
+                self._stores.of(key).delete(key, now)
         values = self._read(request.reads, MAX_REQUEST - len(flags)) if request.reads else ()
         return wire.FlagsReply(self._membership.view.epoch, flags, tuple(values))
 
     def _touch(self, request: wire.Touch) -> wire.Reply:
-        now, ttl, expected = self._clock(), request.ttl, request.expected
-        flags = self._each(
-            request.keys, lambda key: self._matches(key, expected, now) and self._store.touch(key, ttl, now), now
-        )
-        return wire.FlagsReply(self._membership.view.epoch, flags)
+        def touch(key: bytes) -> bool:
+            return self._matches(key, request.expected, now) and self._stores.of(key).touch(key, request.ttl, now)
+
+        now = self._clock()
+        return wire.FlagsReply(self._membership.view.epoch, self._each(request.keys, touch, now))
 
     def _delete(self, request: wire.Delete) -> wire.Reply:
-        now, expected = self._clock(), request.expected
-        flags = self._each(
-            request.keys, lambda key: self._matches(key, expected, now) and self._store.delete(key, now), now
-        )
-        return wire.FlagsReply(self._membership.view.epoch, flags)
+        def delete(key: bytes) -> bool:
+            return self._matches(key, request.expected, now) and self._stores.of(key).delete(key, now)
+
+        now = self._clock()
+        return wire.FlagsReply(self._membership.view.epoch, self._each(request.keys, delete, now))
 
     def _each(self, items: Sequence[_T], do: Callable[[_T], bool], now: float) -> list[bool]:
         """The results of `do` for each item, or for the first items if they take MAX_DURATION. `now`: when the request
@@ -118,25 +112,25 @@ class CacheRequests:
 
     def _matches(self, key: bytes, expected: wire.Value | None, now: float) -> bool:
         """Whether the key has that value; None stands for any value, or none."""
-        return expected is None or ((held := self._store.peek(key, now)) is not None and held[0] == expected)
+        return expected is None or ((held := self._stores.of(key).peek(key, now)) is not None and held[0] == expected)
 
     def _incr(self, request: wire.Incr) -> wire.Reply:
         now = self._clock()
-        value = self._store.get(request.key, now)
+        value = self._stores.get(request.key, now)
         if value is None:
             return wire.NumberReply(self._membership.view.epoch, None)
         if isinstance(value, bytes) or value + request.delta not in wire.INT64:
             self._stats.failures += 1
             return wire.FailedReply(self._membership.view.epoch, wire.NOT_AN_INTEGER)
-        self._store.replace(request.key, value + request.delta, now)
+        self._stores.of(request.key).replace(request.key, value + request.delta, now)
         return wire.NumberReply(self._membership.view.epoch, value + request.delta)
 
     def _clear(self, request: wire.Clear) -> wire.Reply:
-        self._store.clear(request.namespace, self._clock())
+        self._stores.of(request.namespace).clear(request.namespace, self._clock())
         return wire.DoneReply(self._membership.view.epoch)
 
     def _get_entry(self, request: wire.GetEntry) -> wire.Reply:
-        held = self._store.peek(request.key, self._clock())
+        held = self._stores.of(request.key).peek(request.key, self._clock())
         if held is None:
             return wire.EntryReply(self._membership.view.epoch, found=False)
         value, ttl = held
@@ -144,6 +138,5 @@ class CacheRequests:
         return wire.EntryReply(self._membership.view.epoch, True, ttl, value if request.value else None, size)
 
     def _scan(self, request: wire.Scan) -> wire.Reply:
-        return wire.ScanReply(
-            self._membership.view.epoch, *self._store.scan(request.prefix, request.cursor, self._clock())
-        )
+        found = self._stores.of(request.prefix).scan(request.prefix, request.cursor, self._clock())
+        return wire.ScanReply(self._membership.view.epoch, *found)

@@ -14,7 +14,7 @@ from ..core.rendezvous_hashing import OwnershipHistory
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats, fit_members
-from .cache_quotas import QuotaStore
+from .cache_quotas import CacheStores
 from .cache_requests import CacheRequests
 from .channels.queues import ChannelQueues
 from .channels.requests import ChannelLinks, ChannelRequests, Requester
@@ -123,7 +123,7 @@ class Handler:
         have written to these keys."""
         view = self.membership.view
         self.channel_requests.owners = self._ownership.change({member.name: member.weight for member in view.members})
-        self.cache.generation = self._ownership.generation
+        self.cache.change_generation(self._ownership.generation)
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -177,10 +177,10 @@ class Handler:
         )  # fmt: skip
 
 
-def _make_cache(config: NodeConfig, ownership: OwnershipHistory) -> CacheStore[wire.Value] | QuotaStore:
+def _make_cache(config: NodeConfig, ownership: OwnershipHistory) -> CacheStores:
     def store(max_bytes: int) -> CacheStore[wire.Value]:
         return CacheStore(max_bytes, size_of=sys.getsizeof, is_valid=ownership.owned_since)
 
     own = {namespace: store(size) for namespace, size in config.cache_own_bytes.items()}
     shared = store(config.cache_max_bytes - sum(config.cache_own_bytes.values()))
-    return QuotaStore(shared, own) if own else shared
+    return CacheStores(shared, own)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.core.counter_history import INTERVAL, INTERVALS
 from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, EventEntry, EventSample
 from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
@@ -357,8 +356,6 @@ def test_values_that_are_read_after_a_set_leave_room_for_its_flags(bench: Bench)
 
 def test_namespace_with_room_of_its_own_takes_none_from_the_others_and_gives_none() -> None:
     bench = Bench(config=PARTITIONED)
-    own = bench.handler.cache
-    assert not isinstance(own, CacheStore)
     for number in range(100):
         bench.ask(wire.Set([(b"own\0%d" % number, bytes(10_000)), (b"other\0%d" % number, bytes(10_000))], None))
     assert bench.ask(wire.Get([b"other\x000", b"own\x000", b"own\x0099"])).values == [

@@ -1,4 +1,4 @@
-"""Replies of a node. Each begins with the epoch of the answering node's view."""
+"""Replies of a node."""
 
 from typing import Annotated
 
@@ -13,55 +13,53 @@ from ..status import MemberStatus, Stats
 from .fields import Message, ScanCursor, Seconds, Value
 
 
-class ValuesReply(Message, frozen=True, tag=33):
-    """The values of keys, in the order of the request; None for an absent key."""
+class _Reply(Message, frozen=True):
+    """The base of all replies. `epoch` is that of the answering node's view."""
 
     epoch: int
+
+
+class ValuesReply(_Reply, frozen=True, tag=33):
+    """The values of keys, in the order of the request; None for an absent key."""
+
     values: list[Value | None]
 
 
-class TtlValuesReply(Message, frozen=True, tag=59):
+class TtlValuesReply(_Reply, frozen=True, tag=59):
     """The values of keys, and the seconds that each has left. Both are None for an absent key; a ttl of None also means
     that the key doesn't expire."""
 
-    epoch: int
     values: list[Value | None]
     ttls: list[Seconds | None]
 
 
-class FlagsReply(Message, frozen=True, tag=34):
+class FlagsReply(_Reply, frozen=True, tag=34):
     """Whether the request took effect on each key or rule, in the order of the request. `values` are those of the keys
     that a `Set` also reads, as far as they fit in the reply."""
 
-    epoch: int
     flags: list[bool]
     values: tuple[Value | None, ...] = ()
 
 
-class NumberReply(Message, frozen=True, tag=35):
+class NumberReply(_Reply, frozen=True, tag=35):
     """The new value of an integer; None for an absent key."""
 
-    epoch: int
     value: int | None
 
 
-class DecisionsReply(Message, frozen=True, tag=36):
+class DecisionsReply(_Reply, frozen=True, tag=36):
     """One decision for each rule, in the order of the request. The hit was counted if all rules allow it."""
 
-    epoch: int
     decisions: list[RuleDecision]
 
 
-class DoneReply(Message, frozen=True, tag=37):
+class DoneReply(_Reply, frozen=True, tag=37):
     """The request was executed."""
 
-    epoch: int
 
-
-class FailedReply(Message, frozen=True, tag=38):
+class FailedReply(_Reply, frozen=True, tag=38):
     """The request was not executed: `reason` is `NOT_AN_INTEGER`, `CHANNEL_FULL` or `REPLY_TOO_LONG`."""
 
-    epoch: int
     reason: str
 
 
@@ -70,79 +68,70 @@ CHANNEL_FULL = "channel full"
 REPLY_TOO_LONG = "reply too long"
 
 
-class ViewReply(Message, frozen=True, tag=39):
+class ViewReply(_Reply, frozen=True, tag=39):
     """The serving members, and the name of the answering node."""
 
-    epoch: int
     members: tuple[Identity, ...]
     name: str
 
 
-class PongReply(Message, frozen=True, tag=40):
+class PongReply(_Reply, frozen=True, tag=40):
     """The identity of the answering node."""
 
-    epoch: int
     identity: Identity
 
 
-class ReceiveReply(Message, frozen=True, tag=41):
+class ReceiveReply(_Reply, frozen=True, tag=41):
     """A message and its channel; `payload` is None if none came in time. `more`: channel and payload of each further
     message, as many as fit in the reply."""
 
-    epoch: int
     channel: str
     payload: bytes | None
     more: list[tuple[str, bytes]] = []
 
 
-class EntryReply(Message, frozen=True, tag=43):
+class EntryReply(_Reply, frozen=True, tag=43):
     """The seconds that a key has left (None: it doesn't expire), its value if that was requested, and the value's size
     in bytes, 8 for an integer."""
 
-    epoch: int
     found: bool
     ttl: Seconds | None = None
     value: Value | None = None
     size: int | None = None  #: None for an absent key
 
 
-class ScanReply(Message, frozen=True, tag=44):
+class ScanReply(_Reply, frozen=True, tag=44):
     """At most a few hundred keys, perhaps none. `cursor` goes into the next request; None: there are no more keys."""
 
-    epoch: int
     keys: list[bytes]
     cursor: ScanCursor | None = None
 
 
-class EventNamesReply(Message, frozen=True, tag=46):
+class EventNamesReply(_Reply, frozen=True, tag=46):
     """The totals of at most 100 events, sorted by name. Fewer than 100: there are no more."""
 
-    epoch: int
     events: list[EventTotals]
 
 
-class EventReply(Message, frozen=True, tag=47):
+class EventReply(_Reply, frozen=True, tag=47):
     """All that the node keeps of one event; None: it knows no event of that name."""
 
-    epoch: int
     account: EventAccount | None
 
 
-class LimitsReply(Message, frozen=True, tag=48):
+class LimitsReply(_Reply, frozen=True, tag=48):
     """Each rule under which the node has a count of the key, and the decision on a hit of cost 1 now. The count is
     `limit - remaining`."""
 
-    epoch: int
     limits: list[tuple[Rule, RuleDecision]]
 
 
-class StatusReply(Message, frozen=True, tag=42):
+class StatusReply(_Reply, frozen=True, tag=42):
     """A node's identity, state, members, counters and problems (sentences). `uptime` is seconds.
 
     `omitted`: how many members didn't fit in the reply; those that have been gone for longest are left out.
     """
 
-    epoch: int
     identity: Identity
     state: MemberState
     uptime: float
@@ -155,7 +144,7 @@ class StatusReply(Message, frozen=True, tag=42):
     problems: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=100)] = ()
 
 
-class ReportReply(Message, frozen=True, tag=45):
+class ReportReply(_Reply, frozen=True, tag=45):
     """A node's status, and its history of the last minutes, for the panel.
 
     `timeline`: changes of members, the latest first. `rates`: by how much each counter grew in steps of five seconds,
@@ -163,7 +152,6 @@ class ReportReply(Message, frozen=True, tag=45):
     hits in the last five to ten minutes.
     """
 
-    epoch: int
     status: StatusReply
     timeline: list[MemberEvent]
     rates: dict[str, list[int]]
