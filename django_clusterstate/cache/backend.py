@@ -135,28 +135,31 @@ class ClusterCache(BaseCache):
         return await runtime.arun(self._operations.add(self.routing_key(key, version), key, value, self._ttl(timeout)))
 
     def set(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        runtime.run(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
+        command = self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout))
+        command.run(runtime.get_client())
 
     async def aset(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> None:
-        await runtime.arun(self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout)))
+        command = self._operations.set(self.routing_key(key, version), key, value, self._ttl(timeout))
+        await command.arun(runtime.get_async_client())
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return runtime.run(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
+        return self._operations.touch(self.routing_key(key, version), self._ttl(timeout)).run(runtime.get_client())
 
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        return await runtime.arun(self._operations.touch(self.routing_key(key, version), self._ttl(timeout)))
+        command = self._operations.touch(self.routing_key(key, version), self._ttl(timeout))
+        return await command.arun(runtime.get_async_client())
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        return runtime.run(self._operations.delete(self.routing_key(key, version)))
+        return self._operations.delete(self.routing_key(key, version)).run(runtime.get_client())
 
     async def adelete(self, key: Any, version: int | None = None) -> bool:
-        return await runtime.arun(self._operations.delete(self.routing_key(key, version)))
+        return await self._operations.delete(self.routing_key(key, version)).arun(runtime.get_async_client())
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        return runtime.run(self._operations.incr(self.routing_key(key, version), key, delta))
+        return self._operations.incr(self.routing_key(key, version), key, delta).run(runtime.get_client())
 
     async def aincr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        return await runtime.arun(self._operations.incr(self.routing_key(key, version), key, delta))
+        return await self._operations.incr(self.routing_key(key, version), key, delta).arun(runtime.get_async_client())
 
     def get_or_set(
         self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None, *, stale: float = 0.0
@@ -339,7 +342,10 @@ class ClusterCache(BaseCache):
         """Seconds to live, at least 0; None: forever."""
         if timeout is DEFAULT_TIMEOUT:
             timeout = self.default_timeout
-        return None if timeout is None else max(0.0, float(timeout))
+        if timeout is None:
+            return None
+        ttl = float(timeout)
+        return ttl if ttl > 0 else 0.0  # max() takes longer
 
     def _pattern(self, pattern: str, version: int | None) -> KeyPattern:
         before = self.make_key("", version)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from .. import runtime
-from ..client.operations import Operation, Sleep
+from ..client.operations import ClientCommand, Operation, Sleep
 from ..exceptions import ClusterStateError, Unavailable
 from ..wire import messages as wire
 from .requester import succeeded
@@ -30,7 +30,7 @@ class LockOperations:
     timeout: float
     sleep: float
     blocking_timeout: float | None
-    call: Callable[[bytes, wire.Request], Operation[wire.Reply | None]]
+    call: Callable[[bytes, wire.Request], ClientCommand[Any]]
     dump: Callable[[Any], wire.Value]
     _token: wire.Value | None = field(default=None, init=False)  # set while the lock is ours, as far as we know
 
@@ -43,7 +43,7 @@ class LockOperations:
         the owner of its key doesn't reply."""
         token, since = self.dump(secrets.token_hex(16)), time.monotonic()
         request = wire.Set([(self.key, token)], self.timeout, absent=True, or_same=True)
-        while (reply := (yield from self.call(self.key, request))) is not None:
+        while (reply := (yield self.call(self.key, request))) is not None:
             if succeeded(reply):
                 self._token = token
                 return True
@@ -60,7 +60,7 @@ class LockOperations:
         token, self._token = self._token, None
         if token is None:
             return False
-        return succeeded((yield from self.call(self.key, wire.Delete([self.key], token))))
+        return succeeded((yield self.call(self.key, wire.Delete([self.key], token))))
 
     def extend(self, timeout: float | None) -> Operation[bool]:
         """False when it isn't ours any more, or its owner doesn't reply."""
@@ -68,7 +68,7 @@ class LockOperations:
         _check("timeout", ttl)
         if self._token is None:
             return False
-        return succeeded((yield from self.call(self.key, wire.Touch([self.key], ttl, self._token))))
+        return succeeded((yield self.call(self.key, wire.Touch([self.key], ttl, self._token))))
 
     def enter(self) -> Operation[None]:
         """Acquires the lock for a `with` block. Raises `TimeoutError` if another holder keeps it, `Unavailable` if the

@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 
 from .. import runtime
-from ..client.operations import CallEither, Operation
+from ..client.operations import CallEither, ClientCommand, Operation, Steps
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
@@ -42,52 +42,61 @@ class CacheOperations:
         if is_too_big(data):
             # False would mean that the key exists: for a new session Django would try ten thousand others.
             self._report_too_big(_size_problem(name, data), raises=True)
-        return succeeded((yield from self._call(key, wire.Set([(key, data)], ttl, absent=True))))
+        return succeeded((yield self._call(key, wire.Set([(key, data)], ttl, absent=True))))
 
-    def set(self, key: bytes, name: Any, value: Any, ttl: float | None) -> Operation[None]:
+    def set(self, key: bytes, name: Any, value: Any, ttl: float | None) -> ClientCommand[object]:
         """Stores a value. If the value is refused, an older one is deleted."""
         try:
-            data = yield from self._dump(name, value)
+            data = self._dump(name, value)
+        except Exception as error:
+            return Steps(self._set_or_delete(key, name, value, ttl, error))
+        return self._store(key, name, data, ttl)
+
+    def _set_or_delete(self, key: bytes, name: Any, value: Any, ttl: float | None, error: Exception) -> Operation[None]:
+        """Stores a value that `_dump()` raised an error for, if the error is only that it needs a thread."""
+        try:
+            if not isinstance(error, SynchronousOnlyOperation):
+                raise error
+            data = yield from _convert(self._dump, name, value)
         except Exception:
-            yield from self.delete(key)
+            yield self.delete(key)
             raise
+        yield self._store(key, name, data, ttl)
+
+    def _store(self, key: bytes, name: Any, data: wire.Value | None, ttl: float | None) -> ClientCommand[object]:
         if data is None:
-            yield from self.delete(key)
-            return
-        reply = yield from self._call(key, wire.Set([(key, data)], ttl))
+            return self.delete(key)
+        return self._call(key, wire.Set([(key, data)], ttl), partial(self._check_room, name))
+
+    def _check_room(self, name: Any, reply: wire.Reply | None) -> None:
         if isinstance(reply, wire.FlagsReply) and not reply.flags[0]:
             self._report_no_room(name)
 
-    def touch(self, key: bytes, ttl: float | None) -> Operation[bool]:
-        return succeeded((yield from self._call(key, wire.Touch([key], ttl))))
+    def touch(self, key: bytes, ttl: float | None) -> ClientCommand[bool]:
+        return self._call(key, wire.Touch([key], ttl), succeeded)
 
-    def delete(self, key: bytes) -> Operation[bool]:
-        return succeeded((yield from self._call(key, wire.Delete([key]))))
+    def delete(self, key: bytes) -> ClientCommand[bool]:
+        return self._call(key, wire.Delete([key]), succeeded)
 
     def ttl(self, key: bytes) -> Operation[float | None]:
-        reply = yield from self._call(key, wire.GetEntry(key))
+        reply = yield self._call(key, wire.GetEntry(key))
         return reply.ttl if isinstance(reply, wire.EntryReply) and reply.found else 0.0
 
-    def incr(self, key: bytes, name: Any, delta: int) -> Operation[int]:
+    def incr(self, key: bytes, name: Any, delta: int) -> ClientCommand[int]:
         if type(delta) is not int or delta not in wire.INT64:
             raise TypeError(f"only a 64-bit integer can be added to a value, not {delta!r}")
-        reply = yield from self._call(key, wire.Incr(key, delta))
-        if isinstance(reply, wire.FailedReply):
-            raise TypeError(f"the value of {name!r} is not a 64-bit integer, or the sum would overflow 64 bits")
-        if not isinstance(reply, wire.NumberReply) or reply.value is None:
-            raise _not_found(name)
-        return reply.value
+        return self._call(key, wire.Incr(key, delta), partial(_sum, name))
 
     def move(self, source: bytes, target: bytes, name: Any, version: int) -> Operation[None]:
         """Moves a value and its remaining ttl to a key's other version. Raises `ValueError` where the source is absent,
         or the target can't be stored; then the value stays at the source."""
-        entry = yield from self._call(source, wire.GetEntry(source, value=True))
+        entry = yield self._call(source, wire.GetEntry(source, value=True))
         if not isinstance(entry, wire.EntryReply) or entry.value is None:
             raise _not_found(name)
         request = wire.Set([(target, entry.value)], entry.ttl)
-        if not succeeded((yield from self._call(target, request))):
+        if not succeeded((yield self._call(target, request))):
             raise ValueError(f"Key {name!r} could not be stored in version {version} and stays where it was")
-        yield from self.delete(source)
+        yield self.delete(source)
 
     def get_or_set(self, key: bytes, name: Any, default: Any, ttl: float | None, stale: float) -> Operation[Any]:
         """The value of an entry that was absent, or with `stale` of one that may be fresh, stale or absent."""
@@ -100,7 +109,7 @@ class CacheOperations:
             stale=float(stale),
             lease=self._options.lease,
             call=self._call,
-            dump=partial(self._dump, name),
+            dump=partial(_convert, self._dump, name),
             load=self._codec.load_without_queries,
             no_room=partial(self._report_no_room, name),
         )
@@ -196,9 +205,9 @@ class CacheOperations:
 
     # -- values that are too big ----------------------------------------------------------------------------
 
-    def _dump(self, name: Any, value: Any) -> Operation[wire.Value | None]:
+    def _dump(self, name: Any, value: Any) -> wire.Value | None:
         """The encoded value; None for one that is too big, unless that raises `ValueError`."""
-        data: wire.Value = yield from _convert(self._codec.dump, value)
+        data = self._codec.dump(value)
         if not is_too_big(data):
             return data
         self._report_too_big(_size_problem(name, data), raises=self._options.raise_too_big)
@@ -237,6 +246,15 @@ def _size_problem(name: Any, data: wire.Value) -> str:
 
 def _not_found(name: Any) -> ValueError:
     return ValueError(f"Key {name!r} not found")
+
+
+def _sum(name: Any, reply: wire.Reply | None) -> int:
+    """The new value in the reply to an `Incr`."""
+    if isinstance(reply, wire.FailedReply):
+        raise TypeError(f"the value of {name!r} is not a 64-bit integer, or the sum would overflow 64 bits")
+    if not isinstance(reply, wire.NumberReply) or reply.value is None:
+        raise _not_found(name)
+    return reply.value
 
 
 def _figures(status: wire.StatusReply) -> dict[str, float]:

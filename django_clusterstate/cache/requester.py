@@ -1,8 +1,11 @@
 """Sends the requests of a cache to the nodes: batches for many keys, failures as misses, near values invalidated."""
 
 from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
 
-from ..client.operations import Call, CallEach, CallNode, ClientCommand, GetTable, Operation
+from msgspec import Struct
+
+from ..client.operations import CallEach, CallNode, GetTable, Operation
 from ..client.routing import RoutingTable, Target
 from ..exceptions import ClusterStateError, NoCluster
 from ..wire import messages as wire
@@ -14,20 +17,25 @@ KEYS_AT_ONCE = 250  # keys in one request, which so occupies its node for well b
 _ITEM_OVERHEAD = 16  # bytes by which a key and its value grow in a message, at most
 _READS = (wire.Get, wire.GetWithTtl)
 
+T = TypeVar("T")
 OwnerReplies = list[tuple[list[bytes], wire.Reply]]
 MakeRequest = Callable[[list[bytes]], wire.Request]
 SizeOf = Callable[[bytes], int]
 
 
+def _whole_reply(reply: Any) -> Any:
+    return reply
+
+
 class CacheRequester:
-    """The nodes as one cache uses them; its methods return operations.
+    """The nodes as one cache uses them; its methods return operations, or commands that are operations of one step.
 
     A failure of the cluster counts as no reply, or is raised as `ClusterStateError` with `raise_unavailable`. After a
     write, whatever its outcome, the near values of its keys are dropped.
     """
 
     def __init__(self, near: NearCache, *, raise_unavailable: bool) -> None:
-        self._near = near
+        self.near = near
         self._raise_unavailable = raise_unavailable
 
     def failed(self, error: ClusterStateError) -> None:
@@ -35,23 +43,20 @@ class CacheRequester:
         if self._raise_unavailable:
             raise error
 
-    def call(self, key: bytes, request: wire.Request) -> Operation[wire.Reply | None]:
-        """One request to the owner of a key. None where it fails."""
-        return self._call(Call(key, wire.request_frame(request)), () if type(request) in _READS else (key,))
+    def call(self, key: bytes, request: wire.Request, read: Callable[[Any], T] = _whole_reply) -> "CallOwner[T]":
+        """One request to the owner of a key. Results in `read(reply)`; the reply is None where the request fails."""
+        return CallOwner(self, key, wire.request_frame(request), type(request) not in _READS, read)
 
     def call_node(self, target: Target, request: wire.Request) -> Operation[wire.Reply | None]:
-        """One request to one node. None where it fails."""
-        written = request.keys if isinstance(request, wire.Delete) else ()
-        return self._call(CallNode(target, wire.request_frame(request)), written)
-
-    def _call(self, command: ClientCommand, written: Iterable[bytes]) -> Operation[wire.Reply | None]:
-        reply: wire.Reply | None = None
+        """One request to one node. The result is its reply, or None where it fails."""
         try:
-            reply = yield command
+            reply: wire.Reply = yield CallNode(target, wire.request_frame(request))
         except ClusterStateError as error:
             self.failed(error)
+            return None
         finally:
-            self._near.drop(*written)
+            if isinstance(request, wire.Delete):
+                self.near.drop(*request.keys)
         return reply
 
     def call_owners(self, keys: Iterable[bytes], make: MakeRequest, size_of: SizeOf = len) -> Operation[OwnerReplies]:
@@ -81,7 +86,7 @@ class CacheRequester:
                 left = {target: keys_left for target, keys_left in left.items() if keys_left}
         finally:
             if make not in _READS:
-                self._near.drop(*keys)
+                self.near.drop(*keys)
         return replies
 
     def table(self) -> Operation[RoutingTable]:
@@ -100,7 +105,39 @@ class CacheRequester:
             return dict(zip(targets, replies, strict=True))
         finally:
             if isinstance(request, wire.Clear):
-                self._near.clear()
+                self.near.clear()
+
+
+class CallOwner(Struct, Generic[T], frozen=True):
+    """The command that `CacheRequester.call()` returns."""
+
+    requester: CacheRequester
+    key: bytes
+    request: bytes
+    writes: bool
+    read: Callable[[Any], T]
+
+    def run(self, client: Any) -> T:
+        try:
+            reply = client.call(self.key, self.request)
+        except ClusterStateError as error:
+            self.requester.failed(error)
+            reply = None
+        finally:
+            if self.writes:
+                self.requester.near.drop(self.key)
+        return self.read(reply)
+
+    async def arun(self, client: Any) -> T:
+        try:
+            reply = await client.call(self.key, self.request)
+        except ClusterStateError as error:
+            self.requester.failed(error)
+            reply = None
+        finally:
+            if self.writes:
+                self.requester.near.drop(self.key)
+        return self.read(reply)
 
 
 def succeeded(reply: wire.Reply | None) -> bool:

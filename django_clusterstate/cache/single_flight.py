@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from ..client.operations import Operation, Sleep
+from ..client.operations import ClientCommand, Operation, Sleep
 from ..wire import messages as wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05  # seconds between two polls of a waiting caller, doubled each time
@@ -79,7 +79,7 @@ class SingleFlight:
     ttl: float | None
     stale: float
     lease: float
-    call: Callable[[bytes, wire.Request], Operation[wire.Reply | None]]
+    call: Callable[[bytes, wire.Request], ClientCommand[Any]]
     dump: Callable[[Any], Operation[wire.Value | None]]
     load: Callable[[wire.Value, Any], Any]
     no_room: Callable[[], None]
@@ -110,7 +110,7 @@ class SingleFlight:
 
     def serve_stale_or_compute(self) -> Operation[Any]:
         """The value if it is fresh; a stale one while another caller computes; else as `compute_or_wait()`."""
-        reply = yield from self.call(self.key, wire.Get([self.key, self._fresh_key, self._lease_key]))
+        reply = yield self.call(self.key, wire.Get([self.key, self._fresh_key, self._lease_key]))
         if not isinstance(reply, wire.ValuesReply):
             return (yield Compute(self.default))
         value, fresh, lease = reply.values
@@ -133,7 +133,7 @@ class SingleFlight:
         request = wire.Set(
             [(self._lease_key, self.token)], self.lease, absent=True, reads=self._fresh_keys, or_same=True
         )
-        reply = yield from self.call(self.key, request)
+        reply = yield self.call(self.key, request)
         return reply if isinstance(reply, wire.FlagsReply) else None
 
     def _compute_with_lease(self, until: float, entry: wire.FlagsReply | wire.ValuesReply) -> Operation[Any]:
@@ -149,7 +149,7 @@ class SingleFlight:
             raise
         finally:
             if at_end is not None and self.clock() < until:  # after that another caller may hold a lease
-                yield from self.call(self.key, at_end)
+                yield self.call(self.key, at_end)
         return value
 
     def _store(self, value: Any, until: float = -math.inf) -> Operation[tuple[Any, wire.Request | None]]:
@@ -162,15 +162,15 @@ class SingleFlight:
         try:
             data = yield from self.dump(value)
         except Exception:
-            yield from self.call(self.key, wire.Delete([self.key]))  # an older value must not outlive a refused one
+            yield self.call(self.key, wire.Delete([self.key]))  # an older value must not outlive a refused one
             raise
         if data is None:
-            yield from self.call(self.key, wire.Delete([self.key]))
+            yield self.call(self.key, wire.Delete([self.key]))
             return value, refuse
         releases = (self._lease_key,) if self.clock() < until else ()
         stored = yield from self._store_data(data, releases, absent=not self.stale)
         if stored is False:
-            theirs = self._load_fresh((yield from self.call(self.key, wire.Get(list(self._fresh_keys)))))
+            theirs = self._load_fresh((yield self.call(self.key, wire.Get(list(self._fresh_keys)))))
             if theirs is not MISSING:
                 return theirs, self._release_request()
             stored = yield from self._store_data(data, releases)  # the stored value can't be read
@@ -186,12 +186,12 @@ class SingleFlight:
     ) -> Operation[bool | None]:
         """Stores the entry and then its freshness marker; the last request also releases the lease. None: no reply."""
         if not self.stale:
-            return _stored((yield from self.call(self.key, wire.Set([(self.key, data)], self.ttl, absent, releases))))
+            return _stored((yield self.call(self.key, wire.Set([(self.key, data)], self.ttl, absent, releases))))
         kept = None if self.ttl is None else self.ttl + self.stale
-        stored = _stored((yield from self.call(self.key, wire.Set([(self.key, data)], kept, absent))))
+        stored = _stored((yield self.call(self.key, wire.Set([(self.key, data)], kept, absent))))
         if stored:
             marker = wire.Set([(self._fresh_key, b"")], self.ttl, deletes=releases)
-            stored = _stored((yield from self.call(self.key, marker)))
+            stored = _stored((yield self.call(self.key, marker)))
         return stored
 
     def _release_request(self) -> wire.Request:
@@ -204,7 +204,7 @@ class SingleFlight:
         that is ours after all."""
         while True:
             yield Sleep(wait.next_pause())
-            reply = yield from self.call(self.key, wire.Get([self.key, self._lease_key]))
+            reply = yield self.call(self.key, wire.Get([self.key, self._lease_key]))
             if not isinstance(reply, wire.ValuesReply):
                 return (yield Compute(self.default))
             value, lease = reply.values

@@ -15,7 +15,7 @@ synchronous and the asynchronous half of the public API:
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -25,17 +25,20 @@ from .retries import may_be_executed
 from .routing import GET_VIEW, Routing, Target
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class ClientCommand(Protocol):
-    """A step of an operation. `client` is the blocking client in `run`; in `arun` it is the asyncio client, whose
-    methods return awaitables."""
+class ClientCommand(Protocol[T_co]):
+    """A step of an operation, or all of an operation that has one step: generators take 0.4 us more.
 
-    def run(self, client: Any) -> Any: ...
-    def arun(self, client: Any) -> Awaitable[Any]: ...
+    `client` is the blocking client in `run`; in `arun` it is the asyncio client, whose methods return awaitables.
+    """
+
+    def run(self, client: Any) -> T_co: ...
+    def arun(self, client: Any) -> Awaitable[T_co]: ...
 
 
-Operation = Generator[ClientCommand, Any, T]
+Operation = Generator[ClientCommand[Any], Any, T]
 
 
 def run(operation: Operation[T], client: Any) -> T:
@@ -70,16 +73,16 @@ async def arun(operation: Operation[T], client: Any) -> T:
         return value
 
 
-class Call(Struct, frozen=True):
-    """Sends a framed request to the owner of a key. Results in its reply; raises `Unavailable` or `ProtocolError`."""
+class Steps(Struct, Generic[T], frozen=True):
+    """An operation of several steps as a command."""
 
-    key: bytes
-    request: bytes
+    operation: Operation[T]
 
-    def run(self, client: Any) -> Any:
-        return client.call(self.key, self.request)
+    def run(self, client: Any) -> T:
+        return run(self.operation, client)
 
-    arun = run
+    def arun(self, client: Any) -> Awaitable[T]:
+        return arun(self.operation, client)
 
 
 class CallNode(Struct, frozen=True):
