@@ -86,9 +86,6 @@ def members() -> Operation[list[Identity]]:
     return list(_joined(table).view.members)
 
 
-amembers = asynchronous(members)
-
-
 @blocking
 def local_node() -> Operation[str]:
     """The name of this host's node. Raises `Unavailable` if it doesn't answer."""
@@ -96,9 +93,6 @@ def local_node() -> Operation[str]:
     if not table.local_name:
         raise Unavailable(f"this host's node doesn't answer at {runtime.get_settings().socket}")
     return table.local_name
-
-
-alocal_node = asynchronous(local_node)
 
 
 @blocking
@@ -111,9 +105,6 @@ def owner(key: str | bytes) -> Operation[str]:
     return ranked[0]
 
 
-aowner = asynchronous(owner)
-
-
 @blocking
 def ranking(key: str | bytes) -> Operation[list[str]]:
     """The names of all members that serve, in the order in which they would own the key. Raises `Unavailable` if no
@@ -121,9 +112,6 @@ def ranking(key: str | bytes) -> Operation[list[str]]:
     table = yield GetTable()
     encoded = key.encode() if isinstance(key, str) else key
     return [target.name for target in _joined(table).ranking(encoded)]
-
-
-aranking = asynchronous(ranking)
 
 
 @blocking
@@ -139,9 +127,6 @@ def ping(node: str) -> Operation[float | None]:
     except ClusterStateError:
         return None
     return time.perf_counter() - start
-
-
-aping = asynchronous(ping)
 
 
 def status() -> ClusterStatus:
@@ -170,9 +155,6 @@ def local_status() -> Operation[wire.StatusReply | None]:
     return reply if isinstance(reply, wire.StatusReply) else None
 
 
-alocal_status = asynchronous(local_status)
-
-
 @blocking
 def problem() -> Operation[str]:
     """Why this host's node doesn't serve; empty if it does. Ignores the other nodes."""
@@ -184,6 +166,12 @@ def problem() -> Operation[str]:
     return ": ".join([f"this host's node is {status.state}", *status.problems[:1]])
 
 
+amembers = asynchronous(members)
+alocal_node = asynchronous(local_node)
+aowner = asynchronous(owner)
+aranking = asynchronous(ranking)
+aping = asynchronous(ping)
+alocal_status = asynchronous(local_status)
 aproblem = asynchronous(problem)
 
 

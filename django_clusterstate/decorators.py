@@ -137,9 +137,6 @@ def get_usage(
     }
 
 
-aget_usage = asynchronous(get_usage)
-
-
 @blocking
 def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> Operation[bool]:
     """Whether one more request is denied, or, with `increment`, this one. Takes the arguments of `get_usage()`."""
@@ -152,7 +149,7 @@ def is_ratelimited(request: HttpRequest, *args: Any, **kwargs: Any) -> Operation
     return limited
 
 
-ais_ratelimited = asynchronous(is_ratelimited)
+aget_usage, ais_ratelimited = asynchronous(get_usage), asynchronous(is_ratelimited)
 
 
 # As attributes, since django-ratelimit has them there.

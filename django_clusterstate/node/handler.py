@@ -47,13 +47,7 @@ class Peers(ChannelLinks, Protocol):
 class Handler:
     """Answers requests from this node's memory."""
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        membership: Membership,
-        clock: Callable[[], float],
-        peers: Peers,
-    ) -> None:
+    def __init__(self, config: NodeConfig, membership: Membership, clock: Callable[[], float], peers: Peers) -> None:
         self._clock = clock
         self._peers = peers
         self.membership = membership

@@ -56,11 +56,7 @@ class Server:
     """
 
     def __init__(
-        self,
-        handler: Handler,
-        keys: Sequence[LinkKey],
-        log: RateLimitedLog,
-        on_dialed: Callable[[Hello], None],
+        self, handler: Handler, keys: Sequence[LinkKey], log: RateLimitedLog, on_dialed: Callable[[Hello], None]
     ) -> None:
         self.handler = handler
         self.keys = keys

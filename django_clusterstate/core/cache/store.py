@@ -64,11 +64,7 @@ class CacheStore(Generic[V]):
     """
 
     def __init__(
-        self,
-        max_bytes: int,
-        *,
-        size_of: Callable[[V], int],
-        is_valid: Callable[[bytes, int], bool] = lambda *_: True,
+        self, max_bytes: int, *, size_of: Callable[[V], int], is_valid: Callable[[bytes, int], bool] = lambda *_: True
     ) -> None:
         self.generation = 0
         self.max_bytes = max_bytes
