@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -76,6 +77,7 @@ def _is_signed(body: bytes, macs: list[Any], keys: Sequence[SecretKey]) -> bool:
     return any(isinstance(mac, bytes) and hmac.compare_digest(mac, own) for own in expected for mac in macs)
 
 
+@dataclass(eq=False, repr=False)
 class Heartbeats:
     """Sends and receives heartbeats until cancelled.
 
@@ -84,28 +86,18 @@ class Heartbeats:
     node that it names (`SessionMessage.session`).
     """
 
-    def __init__(
-        self,
-        membership: Membership,
-        layer: ChannelLayer,
-        group: str,
-        keys: Sequence[SecretKey],
-        clock: Callable[[], float],
-        on_heard: Callable[[Heartbeat, bool], None],
-        rejected_log: RateLimitedLog,
-    ) -> None:
-        self.rejected = 0  # messages that weren't authentic heartbeats
-        self._membership = membership
-        self._layer = layer
-        self._group = group
-        self._keys = keys
-        self._clock = clock
-        self._on_heard = on_heard
-        self._rejected_log = rejected_log
-        self.failing = False  # whether the layer fails, so that silence says nothing
-        self._failed_at = 0.0
-        self._channel = ""
-        self._soon = asyncio.Event()
+    membership: Membership
+    layer: ChannelLayer
+    group: str
+    keys: Sequence[SecretKey]
+    clock: Callable[[], float]
+    on_heard: Callable[[Heartbeat, bool], None]
+    rejected_log: RateLimitedLog
+    rejected: int = 0  # messages that weren't authentic heartbeats
+    failing: bool = False  # whether the layer fails, so that silence says nothing
+    _failed_at: float = 0.0
+    _channel: str = ""
+    _soon: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -118,22 +110,22 @@ class Heartbeats:
 
     async def beat(self) -> None:
         """Sends one heartbeat to all peers now. A failing layer is logged, not raised."""
-        beat = self._membership.heartbeat(self._clock(), self._channel)
-        await self._attempt(self._layer.group_send(self._group, encode_heartbeat(beat, self._keys)))
+        beat = self.membership.heartbeat(self.clock(), self._channel)
+        await self._attempt(self.layer.group_send(self.group, encode_heartbeat(beat, self.keys)))
 
     async def answer(self, channel: str, to: Identity) -> None:
         """Sends one heartbeat to a single node, over the channel that its own heartbeat named. It lists that
         instance of the node first, which proves to it that this node runs now."""
-        beat = self._membership.heartbeat(self._clock(), self._channel, answer_to=to)
-        await self._attempt(self._layer.send(channel, encode_heartbeat(beat, self._keys)))
+        beat = self.membership.heartbeat(self.clock(), self._channel, answer_to=to)
+        await self._attempt(self.layer.send(channel, encode_heartbeat(beat, self.keys)))
 
     async def _send_forever(self) -> None:
-        interval = self._membership.timings.heartbeat
-        renewed = self._clock()
+        interval = self.membership.timings.heartbeat
+        renewed = self.clock()
         while not _is_cancelled():
-            if self._channel and self._clock() - renewed > RENEW_EVERY:
-                renewed = self._clock()
-                await self._attempt(self._layer.group_add(self._group, self._channel))
+            if self._channel and self.clock() - renewed > RENEW_EVERY:
+                renewed = self.clock()
+                await self._attempt(self.layer.group_add(self.group, self._channel))
             await self.beat()
             self._soon.clear()
             try:
@@ -149,10 +141,10 @@ class Heartbeats:
             try:
                 if not joined:
                     async with asyncio.timeout(LAYER_TIMEOUT):
-                        self._channel = self._channel or await self._layer.new_channel()
-                        await self._layer.group_add(self._group, self._channel)
+                        self._channel = self._channel or await self.layer.new_channel()
+                        await self.layer.group_add(self.group, self._channel)
                     joined = True
-                self._take(await self._layer.receive(self._channel))
+                self._take(await self.layer.receive(self._channel))
             except Exception as error:  # a layer may raise anything; none of it may end the node
                 self._note(error)
                 joined = False
@@ -163,14 +155,14 @@ class Heartbeats:
     def _take(self, message: dict[str, Any]) -> None:
         session = getattr(message, "session", None)
         try:
-            beat = decode_heartbeat(message, self._keys)
+            beat = decode_heartbeat(message, self.keys)
             if session is not None and session != beat.identity.boot:
                 raise ProtocolError(f"sender {beat.identity} does not match the peer on this connection")
         except ProtocolError as error:
             self.rejected += 1
-            self._rejected_log.write(f"heartbeat dropped: {error}")
+            self.rejected_log.write(f"heartbeat dropped: {error}")
         else:
-            self._on_heard(beat, session is not None)
+            self.on_heard(beat, session is not None)
 
     async def _attempt(self, call: Any) -> None:
         try:
@@ -184,7 +176,7 @@ class Heartbeats:
     def _note(self, error: Exception | None) -> None:
         """Logs that the layer fails, and that it works again after some time without a failure, since sending and
         receiving may fail in turn."""
-        now = self._clock()
+        now = self.clock()
         if error is not None:
             if not self.failing:
                 logger.warning(

@@ -10,6 +10,7 @@ import math
 import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..core.membership.heartbeat import Identity
@@ -42,6 +43,7 @@ class Peer(NamedTuple):
     boot: bytes
 
 
+@dataclass(eq=False, repr=False)
 class Links:
     """Keeps a link to every known address but this node's own.
 
@@ -53,29 +55,22 @@ class Links:
     address that can't be used. `misdirected` holds, by name, the peers whose advertised address leads to another node.
     """
 
-    def __init__(
-        self,
-        me: Identity,
-        keys: Sequence[LinkKey],
-        clock: Callable[[], float],
-        on_open: Callable[[Peer, str], None],
-        on_refused: Callable[[Peer], None],
-        log: RateLimitedLog,
-    ) -> None:
-        self.me = me
-        self.keys = keys
-        self.on_open = on_open
-        self.on_refused = on_refused
-        self.log = log
-        self.dropped = 0  # messages that found a link too slow
-        self.unreachable = 0  # messages of users for a peer whose link was down, as while it restarts
-        self.reached = False  # set when another node has reached this one at the address that it advertises
-        self.leaving = False  # set when this node leaves: heartbeats, which can't wait then, take both connections
-        self.clock = clock
-        self.misdirected: dict[str, Misdirected] = {}
-        self._links: dict[str, Link] = {}
-        # Addresses of this node, and until when they aren't dialed.
-        self._own: dict[str, float] = {me.address: math.inf}
+    me: Identity
+    keys: Sequence[LinkKey]
+    clock: Callable[[], float]
+    on_open: Callable[[Peer, str], None]
+    on_refused: Callable[[Peer], None]
+    log: RateLimitedLog
+    dropped: int = 0  # messages that found a link too slow
+    unreachable: int = 0  # messages of users for a peer whose link was down, as while it restarts
+    reached: bool = False  # set when another node has reached this one at the address that it advertises
+    leaving: bool = False  # set when this node leaves: heartbeats, which can't wait then, take both connections
+    misdirected: dict[str, Misdirected] = field(default_factory=dict)
+    _links: dict[str, "Link"] = field(default_factory=dict)
+    _own: dict[str, float] = field(default_factory=dict)  # this node's addresses, and until when they aren't dialed
+
+    def __post_init__(self) -> None:
+        self._own[self.me.address] = math.inf
 
     def add(self, addresses: Iterable[str]) -> None:
         """Makes links to these addresses; those that exist are kept for longer."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.membership.heartbeat import Identity, MemberState, View
 from ..core.membership.members import Change, Effects
@@ -71,49 +71,41 @@ def describe(change: Change, silence: float, suspect_after: float) -> str:
     return text.format(silence)
 
 
+@dataclass(eq=False, repr=False)
 class MembershipEvents:
     """Logs the effects of each call of `membership`, counts them in `stats`, and adds them to `history`'s timeline.
 
     `notify(event)` is called, in order, with each change of state of a member, this node included, and with isolation.
     """
 
-    def __init__(
-        self,
-        membership: Membership,
-        stats: Stats,
-        history: History,
-        notify: Callable[[Notification], None],
-        clock: Callable[[], float],
-    ) -> None:
-        self._membership = membership
-        self._me = membership.me
-        self._stats = stats
-        self._history = history
-        self._notify = notify
-        self._clock = clock
-        self._isolated = False
-        self._problems: dict[str, float] = {}  # when each was last logged
+    membership: Membership
+    stats: Stats
+    history: History
+    notify: Callable[[Notification], None]
+    clock: Callable[[], float]
+    _isolated: bool = False
+    _problems: dict[str, float] = field(default_factory=dict)  # when each was last logged
 
     def take_effects(self, effects: Effects) -> None:
         """Reports stalls, isolation and unreachable peers; `take_change` reports the changes of state."""
-        me, timings = self._me, self._membership.timings
+        me, timings = self.membership.me, self.membership.timings
         if effects.stalled > timings.suspect_after:
             logger.warning(
                 "node %s was paused for %.1f s, so heartbeats missed meanwhile do not count against peers; look for a "
                 "suspended machine, swapping or too little CPU", me, effects.stalled,
             )  # fmt: skip
             self._note(EventKind.STALLED, me)
-        if self._membership.isolated and not self._isolated:
+        if self.membership.isolated and not self._isolated:
             logger.warning(
                 "node %s isolated: most peers fell silent at once, so they are declared down %.1f s later; check this "
                 "host's network and the channel layer", me, timings.suspect_after,
             )  # fmt: skip
             self._note(EventKind.ISOLATED, me)
-            self._notify(Isolated())
-        elif self._isolated and not self._membership.isolated:
+            self.notify(Isolated())
+        elif self._isolated and not self.membership.isolated:
             logger.warning("node %s no longer isolated", me)
             self._note(EventKind.RECONNECTED, me)
-        self._isolated = self._membership.isolated
+        self._isolated = self.membership.isolated
         if effects.declared_down:
             logger.warning(
                 "node %s had been declared down by its peers, and others served its keys, so its cache starts empty", me
@@ -125,13 +117,13 @@ class MembershipEvents:
             )  # fmt: skip
 
     def take_change(self, change: Change) -> None:
-        identity, view = change.identity, self._membership.view
+        identity, view = change.identity, self.membership.view
         logger.log(
             logging.WARNING if change.new in (MemberState.SUSPECT, MemberState.DOWN) else logging.INFO,
             "%s %s %s; %s -> %s, %d nodes serving, epoch %016x",
-            "node" if identity is self._me else "peer",
+            "node" if identity is self.membership.me else "peer",
             identity,
-            describe(change, self._silence(identity), self._membership.timings.suspect_after),
+            describe(change, self._silence(identity), self.membership.timings.suspect_after),
             change.old or "unknown",
             change.new,
             len(view.members),
@@ -139,12 +131,12 @@ class MembershipEvents:
         )
         if (what := what_happened(change)) is not None:
             self._note(what, identity)
-        self._notify(change)
+        self.notify(change)
 
     def take_problems(self, misdirected: Mapping[str, Misdirected]) -> None:
         """Logs each problem when it begins, once a minute while it lasts, and when it is solved."""
-        now = self._clock()
-        found = problems(self._membership, misdirected, now)
+        now = self.clock()
+        found = problems(self.membership, misdirected, now)
         for text in found:
             if now - self._problems.get(text, -PROBLEM_AGAIN) >= PROBLEM_AGAIN:
                 self._problems[text] = now
@@ -155,11 +147,11 @@ class MembershipEvents:
 
     def _silence(self, identity: Identity) -> float:
         """Seconds since this instance of the node was last heard; 0 if another instance has taken its place."""
-        member = self._membership.members.get(identity.name)
-        return self._clock() - member.heard if member is not None and member.identity == identity else 0.0
+        member = self.membership.members.get(identity.name)
+        return self.clock() - member.heard if member is not None and member.identity == identity else 0.0
 
     def _note(self, what: EventKind, identity: Identity) -> None:
-        self._history.timeline.note(what, identity.name, identity.boot, self._clock())
-        changes = self._stats.changes
+        self.history.timeline.note(what, identity.name, identity.boot, self.clock())
+        changes = self.stats.changes
         if what in changes.__struct_fields__:
             setattr(changes, what, getattr(changes, what) + 1)

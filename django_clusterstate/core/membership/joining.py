@@ -9,6 +9,7 @@ serves.
 import enum
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from .heartbeat import GONE, Identity, is_loopback
 from .members import Member, Timings
@@ -28,28 +29,19 @@ class WaitReason(enum.Enum):
     UNKNOWN_MEMBERS = "it hasn't heard all members yet"
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Joining:
     """The conditions for which the joining node `me` waits. `must_be_reached`: if it knows other nodes, one of them
     must connect to its address."""
 
-    def __init__(
-        self,
-        me: Identity,
-        timings: Timings,
-        now: float,
-        provisional: ProvisionalInstances,
-        conflicts: NameConflicts,
-        *,
-        must_be_reached: bool,
-    ) -> None:
-        self.must_be_reached = must_be_reached
-        self.reached = False
-        self._me = me
-        self._timings = timings
-        self._started = now
-        self._provisional = provisional
-        self._conflicts = conflicts
-        self._awaited: OrderedDict[str, float] = OrderedDict()  # names, and when others last reported them
+    me: Identity
+    timings: Timings
+    started: float
+    provisional: ProvisionalInstances
+    conflicts: NameConflicts
+    must_be_reached: bool
+    reached: bool = False
+    _awaited: OrderedDict[str, float] = field(default_factory=OrderedDict)  # names, and when others last reported them
 
     def wait_for(self, name: str, now: float) -> None:
         """Others know this member, which hasn't been heard yet."""
@@ -62,13 +54,13 @@ class Joining:
 
     def wait_reason(self, members: Mapping[str, Member], now: float) -> WaitReason | None:
         """Why this node doesn't serve yet; None when it may."""
-        timings, age = self._timings, now - self._started
+        timings, age = self.timings, now - self.started
         if age < 2 * timings.heartbeat:
             return WaitReason.STARTING  # by then all nodes that discovery found have answered, and own their keys
-        if self._conflicts.holder(now):
+        if self.conflicts.holder(now):
             return WaitReason.NAME_TAKEN
         others = list(self._other_addresses(members, now))
-        loopback, others_loopback = is_loopback(self._me.address), all(map(is_loopback, others))
+        loopback, others_loopback = is_loopback(self.me.address), all(map(is_loopback, others))
         if loopback and not others_loopback:
             return WaitReason.LOOPBACK_ADDRESS
         expects_links = bool(others) if loopback else not others_loopback
@@ -81,11 +73,11 @@ class Joining:
     def _other_addresses(self, members: Mapping[str, Member], now: float) -> Iterator[str]:
         """The addresses of members that run, and of instances that a handshake has proven to run."""
         yield from (member.identity.address for member in members.values() if member.state not in GONE)
-        yield from self._provisional.proven_addresses(now, except_name=self._me.name)
+        yield from self.provisional.proven_addresses(now, except_name=self.me.name)
 
     def _awaits_members(self, now: float) -> bool:
         """Whether others have just reported an unheard member, or an unproven instance has just been heard."""
-        recently = now - 2 * self._timings.heartbeat
+        recently = now - 2 * self.timings.heartbeat
         return any(reported >= recently for reported in self._awaited.values()) or (
-            self._provisional.any_heard_since(recently, except_name=self._me.name)
+            self.provisional.any_heard_since(recently, except_name=self.me.name)
         )
