@@ -36,7 +36,7 @@ class DatabaseDiscovery:
     """Keeps a row with this node's address, and reads the rows of other nodes that were renewed within `FRESH`.
 
     The rows of killed nodes stay for a day, but their addresses are not used: they may belong to other hosts by now.
-    A row that was renewed between two reads is used whatever its time says, since on SQLite the times are those of the
+    A row that was renewed between two reads is used whatever its time says: on SQLite the times are those of the
     hosts' clocks. While this node's row cannot be written (a full disk, a lock, a read-only database), other nodes
     probably can't write theirs either: the ages are then relative to the newest row. Reading and writing don't depend
     on each other.

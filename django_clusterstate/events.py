@@ -104,7 +104,7 @@ def flush(timeout: float = 1.0) -> bool:
 
 
 def dropped() -> int:
-    """How many events this process has dropped, since no room was left or no owner replied in time.
+    """How many events this process has dropped because no room was left or no owner replied in time.
 
     Some of them may have been counted.
     """

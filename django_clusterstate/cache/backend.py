@@ -167,10 +167,11 @@ class ClusterCache(BaseCache):
         """The value; for an absent key that of `default`, a value or a callable, which is stored.
 
         Of all callers that miss an entry at once, on all hosts, one calls `default`; the others wait for its value, or
-        call it themselves when it takes longer than the option LEASE. What `default` raises is raised here.
+        call `default` themselves if it takes longer than the option LEASE. Raises the exceptions of `default`,
+        `TypeError` if it returns a coroutine, and `ValueError` if `stale` is negative.
 
-        With `stale` the value is kept that many seconds longer than `timeout`: once it is older than `timeout`, one
-        caller computes a new one and the others get the old one at once.
+        A value is kept `stale` seconds longer than `timeout`: once it is older than `timeout`, one caller computes a
+        new value and the others get the old one at once.
         """
         if not stale and (found := self.get(key, MISSING, version)) is not MISSING:
             return found

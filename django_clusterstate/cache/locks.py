@@ -56,14 +56,15 @@ class LockOperations:
         return None
 
     def release(self) -> Operation[bool]:
-        """False when it isn't ours any more, or its owner doesn't reply."""
+        """Releases the lock. Results in False if this holder has lost it, or the owner of its key doesn't reply."""
         token, self._token = self._token, None
         if token is None:
             return False
         return succeeded((yield self.call(self.key, wire.Delete([self.key], token))))
 
     def extend(self, timeout: float | None) -> Operation[bool]:
-        """False when it isn't ours any more, or its owner doesn't reply."""
+        """Makes the lock expire `timeout` seconds from now (None: the timeout that it was created with). Results in
+        False if this holder has lost it, or the owner of its key doesn't reply."""
         ttl = self.timeout if timeout is None else timeout
         _check("timeout", ttl)
         if self._token is None:
@@ -80,14 +81,14 @@ class LockOperations:
             raise TimeoutError(f"the lock {self.name!r} wasn't acquired within {self.blocking_timeout:g} s: it is held")
 
     def exit(self) -> Operation[None]:
-        """Releases it after a `with` block. One whose owner can't be reached ends by its timeout."""
+        """Releases the lock after a `with` block. If the owner of its key can't be reached, the lock expires."""
         with contextlib.suppress(ClusterStateError):
             yield from self.release()
 
 
 class Lock:
     """A lock for blocking code. As a context manager it holds the lock, or raises `TimeoutError` when another holder
-    keeps it for longer than `blocking_timeout`, `Unavailable` when the owner of its key can't be reached."""
+    keeps it for longer than `blocking_timeout`, `Unavailable` if the owner of its key can't be reached."""
 
     def __init__(self, operations: LockOperations) -> None:
         self.operations = operations

@@ -40,9 +40,9 @@ def auxiliary_key(key: bytes, kind: bytes) -> bytes:
 
 
 class Compute(Struct, frozen=True):
-    """Computes the default of `get_or_set()`, a value or a callable; in asyncio what it returns may be awaitable.
+    """Computes the default of `get_or_set()`: a value, or a callable, which may return an awaitable in asyncio.
 
-    The result is the value; raises what the callable raises.
+    The result is the value. Raises the exceptions of the callable.
     """
 
     default: Any
@@ -104,12 +104,13 @@ class SingleFlight:
                 return value
 
     def store_default(self) -> Operation[Any]:
-        """For a default that is a plain value, which needs no lease."""
+        """Stores the default, a plain value, without a lease."""
         value, _ = yield from self._store(self.default)
         return value
 
     def serve_stale_or_compute(self) -> Operation[Any]:
-        """The value if it is fresh; a stale one while another caller computes; else as `compute_or_wait()`."""
+        """Results in the value if it is fresh, or in a stale one while another caller computes; otherwise computes it
+        with the lease, or waits for the lease's holder."""
         reply = yield self.call(self.key, wire.Get([self.key, self._fresh_key, self._lease_key]))
         if not isinstance(reply, wire.ValuesReply):
             return (yield Compute(self.default))
@@ -128,8 +129,8 @@ class SingleFlight:
     # -- with the lease -------------------------------------------------------------------------------------
 
     def _acquire_lease(self) -> Operation[wire.FlagsReply | None]:
-        """The reply says whether the lease is ours, and has the values of `_fresh_keys`: another caller may have stored
-        the value before. The token is ours alone, so the request may be sent again."""
+        """Requests the lease. The reply says whether this caller holds it, and has the values of `_fresh_keys`: another
+        caller may have stored the value before. No other caller has the token, so the request may be sent again."""
         request = wire.Set(
             [(self._lease_key, self.token)], self.lease, absent=True, reads=self._fresh_keys, or_same=True
         )

@@ -1,7 +1,7 @@
 """The outbox of tracked events: which batch goes to which node, and when events are dropped.
 
 No event is counted twice. A batch that a node may have counted is sent again only to this node, which recognizes its
-id; when the node is gone, the batch is dropped. A batch that was certainly not counted goes to the next owner.
+ID; when the node is gone, the batch is dropped. A batch that was certainly not counted goes to the next owner.
 """
 
 import os

@@ -21,7 +21,7 @@ INTERVAL = 0.25  # seconds between two batches
 MAX_SUMS = 10_000  # sums in one interval
 SEND_AT = 2_000  # sums that are sent before the interval is over
 MAX_SAMPLES = 1_000  # events kept with their fields in one interval
-MAX_SUM_SAMPLES = 3  # of them in one sum
+MAX_SUM_SAMPLES = 3  # events kept with their fields in one sum
 EXIT_TIMEOUT = 0.5  # seconds that the end of a process waits for the last batches
 SEND_TIMEOUT = 1.0  # seconds that the thread sends, before it takes new sums into account
 RETRY_AFTER = 0.05  # seconds between two attempts of `flush()`
@@ -113,7 +113,7 @@ class EventSender(PerProcess):
                     return
             try:
                 self._send(self._clock() + SEND_TIMEOUT)
-            except Exception:  # a bug, after which the thread must go on, or nothing would be sent any more
+            except Exception:  # a bug: the thread must go on, or no more events would be sent
                 logger.exception("sending tracked events failed; retrying")
 
     def _send(self, until: float) -> bool:

@@ -20,7 +20,7 @@ from .circuit_breaker import HALF_OPEN_AFTER, CircuitBreaker
 from .forks import PerProcess
 
 VIEW_MAX_AGE = 1.0  # seconds after which the view is requested again before the next operation
-VIEW_MIN_AGE = 0.05  # between two requests for it, while the nodes' views differ
+VIEW_MIN_AGE = 0.05  # seconds between two requests for the view, while the nodes' views differ
 
 MAX_FAILING = 64  # members named in a request for the view
 MAX_SOURCES = 6  # nodes that are sent a request for one view: a caller waits meanwhile

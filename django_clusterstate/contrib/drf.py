@@ -18,13 +18,14 @@ GROUP = "rest_framework"
 
 
 class ClusterRateThrottle(throttling.SimpleRateThrottle):
-    """The base class of the others and of your own, which define `scope` and `get_cache_key(request, view)`.
+    """The base class of this module's throttles and of your own, which define `scope` and
+    `get_cache_key(request, view)`.
 
-    `algorithm` and `on_unavailable` are those of a `Limit`; a class with others raises `ImproperlyConfigured`. After a
-    request `decision` is the `Decision`, or None if the request wasn't limited. The methods that subclasses override in
-    the framework are called in the same way: `get_rate()`, `parse_rate()`, `get_cache_key()`, `get_ident()`,
-    `throttle_success()`, `throttle_failure()`, `wait()`. There is no `history`, unless your own `allow_request()` keeps
-    one.
+    `algorithm` and `on_unavailable` are those of a `Limit`; a class with other values raises `ImproperlyConfigured`.
+    After a request `decision` is the `Decision`, or None if the request wasn't limited. The methods that subclasses
+    override in the framework are called in the same way: `get_rate()`, `parse_rate()`, `get_cache_key()`,
+    `get_ident()`, `throttle_success()`, `throttle_failure()`, `wait()`. There is no `history`, unless your own
+    `allow_request()` keeps one.
     """
 
     # As in the framework: at most the limit in any period, and all of it again one period after a burst.
@@ -77,12 +78,12 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
 
 
 class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):
-    """Anonymous clients by address; scope `anon`."""
+    """Limits anonymous clients by address; scope `anon`."""
 
 
 class UserRateThrottle(throttling.UserRateThrottle, ClusterRateThrottle):
-    """Users, and anonymous clients by address; scope `user`."""
+    """Limits users, and anonymous clients by address; scope `user`."""
 
 
 class ScopedRateThrottle(throttling.ScopedRateThrottle, ClusterRateThrottle):
-    """By the `throttle_scope` of a view, for users and addresses."""
+    """Limits users and addresses by the `throttle_scope` of a view."""

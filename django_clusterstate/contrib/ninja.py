@@ -20,7 +20,7 @@ GROUP = "ninja"
 
 
 class ClusterRateThrottle(throttling.SimpleRateThrottle):
-    """The base class of the others and of your own, which define `scope` and `get_cache_key(request)`.
+    """The base class of this module's throttles and of your own, which define `scope` and `get_cache_key(request)`.
 
     `rate` is as in `ninja.throttling`, by default that of the scope in NINJA_DEFAULT_THROTTLE_RATES; `algorithm` and
     `on_unavailable` are those of a `Limit`. Raises `ImproperlyConfigured`, or the framework's `ValueError` for a rate.
@@ -104,7 +104,7 @@ class ClusterRateThrottle(throttling.SimpleRateThrottle):
 
 
 class AnonRateThrottle(throttling.AnonRateThrottle, ClusterRateThrottle):
-    """Anonymous clients by address; scope `anon`."""
+    """Limits anonymous clients by address; scope `anon`."""
 
 
 class AuthRateThrottle(throttling.AuthRateThrottle, ClusterRateThrottle):
@@ -112,4 +112,4 @@ class AuthRateThrottle(throttling.AuthRateThrottle, ClusterRateThrottle):
 
 
 class UserRateThrottle(throttling.UserRateThrottle, ClusterRateThrottle):
-    """Users, and anonymous clients by address; scope `user`."""
+    """Limits users, and anonymous clients by address; scope `user`."""

@@ -1,7 +1,7 @@
 """The events that a node has counted: by time, with the most frequent keys and the last events of each name. Pure.
 
 `now` is the caller's monotonic clock, ages are seconds. Everything is bounded: the number of names, keys and samples of
-a name, the bytes of all samples, and the batches whose ids are kept.
+a name, the bytes of all samples, and the batches whose IDs are kept.
 """
 
 from array import array
@@ -24,11 +24,11 @@ MAX_SAMPLES = 50  # of a name
 MAX_SAMPLES_BYTES = 32 * 1024 * 1024  # of all names
 SAMPLE_OVERHEAD = 300  # bytes that a sample takes in addition to its key and its fields, about
 MAX_TOP = 50  # among them is each key that makes up more than a fiftieth of a name's events
-MAX_BATCHES = 10_000  # whose ids are kept, so that none is counted twice
+MAX_BATCHES = 10_000  # whose IDs are kept, so that none is counted twice
 PAGE = 100  # names in one reply, which takes a node about a millisecond
 
 MINUTES, HOURS = 60, 48  # that are counted
-_STEPS = 6  # minutes and hours are counted in sixths, since those that are read end now
+_STEPS = 6  # minutes and hours are counted in sixths because those that are read end now
 
 EventName = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 EventKey = Annotated[str, Meta(max_length=MAX_KEY)]

@@ -8,8 +8,8 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 # A bucket of the timer wheel is a second wide, or 1/64 to 1/128 of the ttl if that is more. So there are never more
-# than about 130 due times per doubling of the ttl (2,500 for ttls from a second to a year), and a dead entry's memory
-# is held at most 1.6 % of its ttl longer. Readers never see it: they compare the exact time.
+# than about 130 due times per doubling of the ttl (2,500 for ttls from a second to a year), and the memory of an
+# expired entry is held at most 1.6 % of its ttl longer. Readers never see it: they compare the exact time.
 _BUCKET_BITS: Final = 7
 
 _NEVER: Final = 2.0**1000  # later times count as none, so that rounding one up always gives a float

@@ -103,15 +103,14 @@ class OwnershipHistory:
         self.generation = 0
 
     def change(self, weights: Mapping[str, float]) -> Rendezvous:
-        """Begin another view, of these nodes."""
+        """Begins another view, of these nodes."""
         rendezvous = Rendezvous(weights)
         self.generation += 1
         self._views.append((self.generation, rendezvous))
         return rendezvous
 
     def owned_since(self, key: bytes, generation: int) -> bool:
-        """Whether the node has owned the key in every view from this one on; False when that is too long ago to
-        know."""
+        """Whether the node has owned the key in every view from this one on; False if that is too long ago to know."""
         if not self._views or generation < self._views[0][0]:
             return False
         return all(view.owner(key) == self._name for number, view in self._views if number >= generation)

@@ -23,7 +23,7 @@ from .buffers import Buffers
 POLL = 2.0  # seconds that the node holds a `Receive`; then the reader checks for consumers, and for the node
 MAX_MESSAGES = 50  # of one reply
 RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach the node, from the first to the longest
-LOG_AFTER = 5.0  # seconds without success until it is logged, since the restart of a node is shorter
+LOG_AFTER = 5.0  # seconds without success until it is logged: a restart of a node takes less
 SWEEP_BATCH = 1000  # expired messages and memberships that are freed at once: half a millisecond
 SWEEP_EVERY, SWEEP_PAUSE = 1.0, 0.01  # seconds between sweeps, and between the batches of one sweep
 
@@ -189,7 +189,7 @@ class QueueReader:
                 self._connection.close()
 
     async def _is_wanted(self) -> bool:
-        """Waits until a consumer wants a message, for `POLL` seconds at most, since it often comes back for the next.
+        """Waits until a consumer wants a message, for `POLL` seconds at most: it often comes back for the next.
 
         False when none does: nothing is fetched in advance.
         """

@@ -70,7 +70,7 @@ class LimitsStorage(PerProcess):
         )
 
     def _reset(self) -> None:
-        self._inherited = self._client, self._loops  # kept, since a client that is freed may write to the engine
+        self._inherited = self._client, self._loops  # kept, because a client that is freed may write to the engine
         self._connect_later()
 
     def _guarded(self, operation: Operation[T]) -> Operation[T]:

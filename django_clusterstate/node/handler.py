@@ -90,7 +90,7 @@ class Handler:
         return self._methods[kind](request)
 
     def close(self, requester: Requester) -> None:
-        """The connection is closed: nothing waits for messages on its behalf any more."""
+        """Notes that a connection is closed: nothing waits for messages on its behalf any longer."""
         self.channels.forget(requester)
 
     def undelivered(self, reply: wire.Reply) -> None:
@@ -109,7 +109,7 @@ class Handler:
         self.history.tick(self.stats, self._clock())
 
     def clear_cache(self) -> None:
-        """Drops all entries, since other nodes have owned their keys meanwhile."""
+        """Drops all entries because other nodes have owned their keys meanwhile."""
         self.cache.clear_all(self._clock())
 
     def view_changed(self) -> None:

@@ -174,7 +174,7 @@ class Heartbeats:
             self._note(None)
 
     def _note(self, error: Exception | None) -> None:
-        """Logs that the layer fails, and that it works again after some time without a failure, since sending and
+        """Logs that the layer fails, and that it works again after some time without a failure, because sending and
         receiving may fail in turn."""
         now = self.clock()
         if error is not None:

@@ -1,7 +1,7 @@
-"""The links of a node: two outgoing connections to each peer, dialed again forever.
+"""The links of a node: two outgoing connections to each peer, dialed again whenever they are lost.
 
-The first carries heartbeats only. They can wait, so a peer reads it together with those of others. The second carries
-what can't wait, and is read at once: users' messages, and the farewell of a node that leaves.
+The first carries only heartbeats, which can wait, so the peer reads it together with those of other nodes. The second
+is read at once: it carries users' messages, and the last heartbeat of a leaving node.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from .problems import Misdirected
 DIAL_TIMEOUT = 1.0
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
-REDIAL_AFTER = 1.0  # seconds: a younger link isn't dialed again
+REDIAL_AFTER = 1.0  # seconds: a newer link isn't dialed again
 DROPPED_AFTER = 60.0  # seconds until an address that doesn't answer and wasn't named again is dropped
 KEEPALIVE_AFTER = 30  # seconds that a connection is idle
 USER_TIMEOUT_MS = 5000  # a peer that acknowledges nothing for that time is dialed again
@@ -140,7 +140,7 @@ class Links:
         self.unreachable += 1
 
     def redial(self, name: str) -> None:
-        """Dials a peer again, since requests to it fail: that shows whether its process is gone."""
+        """Dials a peer again because requests to it fail: that shows whether its process has ended."""
         now = self.clock()
         for address, link in self._links.items():
             if link.peer is not None and link.peer.name == name and now - link.opened > REDIAL_AFTER:

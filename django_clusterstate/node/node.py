@@ -110,7 +110,7 @@ class Node:
             self.server.close()
 
     async def _leave(self) -> None:
-        """Sends the farewell first, then goes on serving requesters that haven't received it yet."""
+        """Sends the last heartbeat first, then goes on serving requesters whose view hasn't changed yet."""
         self.links.leaving = True
         self._apply(self.membership.leave())
         await self.heartbeats.beat()

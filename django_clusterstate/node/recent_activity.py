@@ -7,7 +7,7 @@ from ..wire.status import Stats
 
 TOP_SPAN = 300.0  # seconds: the busiest keys are those of the last one to two spans
 TOP_KEYS = 100  # every key with more than a hundredth of a node's hits is among them
-REPORTED = 20  # of them
+REPORTED = 20  # busiest keys in one report
 
 
 class History:
@@ -21,7 +21,7 @@ class History:
         self._turn_at = now + TOP_SPAN
 
     def tick(self, stats: Stats, now: float) -> None:
-        """To be called about once a second."""
+        """Samples the counters, and rotates the busiest keys when due. The caller calls it about once a second."""
         self.rates.sample(counters(stats), now)
         if now >= self._turn_at:
             self._turn_at = now + TOP_SPAN

@@ -25,20 +25,20 @@ from .log import RateLimitedLog
 from .socket_file import SocketFile
 
 MAX_CONNECTIONS = 4096
-FOR_NODES = 2304  # of them: two for each of as many peers as a node keeps links to, and some more
-FOR_LOCAL = 512  # of them that processes of this host keep when other hosts need more
+FOR_NODES = 2304  # connections of nodes: two for each of as many peers as a node keeps links to, and some more
+FOR_LOCAL = 512  # connections that processes of this host keep when other hosts need more
 MAX_UNAUTHENTICATED = 256  # connections before the end of their handshake: as many as may dial at once after a restart
 UNAUTHENTICATED_FOR_LOCAL = 32
 HANDSHAKE_TIMEOUT = 5.0  # seconds
-MAX_OUTPUT = 8 * 1024 * 1024  # bytes of unread replies of a connection, from which it isn't served
-READ_TIMEOUT = 5.0  # seconds that it then has to read them
+MAX_OUTPUT = 8 * 1024 * 1024  # bytes of unread replies: a connection with more isn't served
+READ_TIMEOUT = 5.0  # seconds within which a connection that isn't served must read its replies
 READ_AT_ONCE = 256 * 1024  # bytes of a peer's link
 WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
 NOT_READ = f"it has not read its replies for {READ_TIMEOUT:g} s"
 NODES_ONLY = frozenset((Deliver, Forward))  # messages that no requester may send
 BACKLOG = 1024  # connections that the kernel keeps until they are accepted
-# Messages leave at once. A host that is gone without a word is probed after half a minute of silence, and its
-# connections are closed half a minute later; otherwise they would keep their slots forever.
+# Messages leave at once. A host that was lost without closing its connections is probed after half a minute of silence,
+# and its connections are closed half a minute later; otherwise they would keep their slots forever.
 TCP_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -165,7 +165,7 @@ class Connection(asyncio.Protocol):
             if evicted is self:
                 return
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT, self._reject, "")
-        # From this size on `pause_writing` is called.
+        # Backpressure: from this size on asyncio calls `pause_writing`.
         self._transport.set_write_buffer_limits(high=MAX_OUTPUT)
         peer = self._transport.get_extra_info("peername")
         dialed_from = str(TcpAddress(peer[0], peer[1])) if isinstance(peer, tuple) else ""  # empty: the unix socket

@@ -28,7 +28,7 @@ class _CachedDenial:
 
 
 class DenialCache(PerProcess):
-    """The last denial of each key. Times are monotonic seconds. A forked child starts with an empty cache, since the
+    """The last denial of each key. Times are monotonic seconds. A forked child starts with an empty cache because the
     parent reports what it has denied."""
 
     def __init__(self) -> None:

@@ -71,7 +71,7 @@ class SecretKey:
 
 @dataclass(frozen=True, slots=True)
 class LinkKey:
-    """The keys for connections from one secret: the pre-shared key of the Noise handshake, and the key of offer ids."""
+    """The keys for connections from one secret: the pre-shared key of the Noise handshake, and the key of offer IDs."""
 
     psk: SecretKey
     offers: SecretKey

@@ -14,7 +14,7 @@ from ..core.membership.heartbeat import GONE, Identity, MemberState
 
 _encode = msgspec.msgpack.Encoder().encode
 
-MAX_COUNT = 2**53  # where counters of requesters stop, since decoding refuses greater ones
+MAX_COUNT = 2**53  # where counters of requesters stop, because decoding refuses greater ones
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 # Upper bounds of the latency histogram, in seconds; its last bucket has none. Part of the protocol: requesters and

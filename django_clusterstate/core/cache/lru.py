@@ -39,10 +39,10 @@ E = TypeVar("E", bound=Used)
 
 
 class Lru(Generic[E]):
-    """A key is in `shards[hash(key) & mask]`, if it is present.
+    """A map from keys to entries, in the order of use. A present key is in `shards[hash(key) & mask]`.
 
-    `coarse_now`: what the coarse clock shows, in seconds of `now`, which never goes backwards; `resolution`: after how
-    many seconds it moves on.
+    `coarse_now`: the time of the coarse clock, in seconds of `now`, which never goes backwards. `resolution`: the
+    seconds after which the coarse clock advances.
     """
 
     def __init__(self) -> None:
@@ -63,14 +63,14 @@ class Lru(Generic[E]):
         return self.coarse_now
 
     def add(self, entry: E) -> None:
-        """Add a new entry as the most recently used one."""
+        """Adds a new entry as the most recently used one."""
         self._shard(entry.key)[entry.key] = entry
         self._count += 1
         if self._count >= SPLIT_FROM and not self.mask:
             self._move_to(self._many)
 
     def use(self, entry: E, now: float) -> None:
-        """Make an entry the most recently used one."""
+        """Makes an entry the most recently used one."""
         self._shard(entry.key).move_to_end(entry.key)
         entry.used = self.coarse(now)
 
@@ -85,9 +85,9 @@ class Lru(Generic[E]):
         return entry
 
     def pop_oldest(self, now: float) -> E:
-        """Remove the least recently used entry of COMPARED shards. There must be one.
+        """Removes and returns the least recently used entry of COMPARED shards. There must be one.
 
-        Refines the coarse clock where entries are evicted early, so that one that is read again and again isn't.
+        Refines the coarse clock if entries are evicted early, so that an entry that is read often isn't evicted.
         """
         oldest: E | None = None
         compared = 0
@@ -110,7 +110,7 @@ class Lru(Generic[E]):
         return self.shards[hash(key) & self.mask]
 
     def _move_to(self, shards: list[OrderedDict[bytes, E]]) -> None:
-        """Move all entries to one shard or to many."""
+        """Moves all entries to one shard or to many."""
         entries = [entry for shard in self.shards for entry in shard.values()]
         for shard in self.shards:
             shard.clear()

@@ -20,7 +20,7 @@ SCANNED_BUCKETS: Final = 1000  # by one scan: those of other namespaces and near
 class Namespace:
     """A namespace from its first entry to its last, or to `clear()`, which makes all its entries absent by one flag."""
 
-    __slots__ = ("buckets", "cleared", "name", "roomy", "serial")
+    __slots__ = ("buckets", "cleared", "name", "serial", "with_room")
 
     def __init__(self, name: bytes, serial: int) -> None:
         self.name = name
@@ -30,7 +30,7 @@ class Namespace:
         self.buckets: OrderedDict[int, Bucket] = OrderedDict()
         # The buckets with room for a key, by due time and serial. They are filled before another one is created, so
         # there are never more than the largest number of keys has needed.
-        self.roomy: dict[float, dict[int, Bucket]] = {}
+        self.with_room: dict[float, dict[int, Bucket]] = {}
 
 
 class Bucket:
@@ -72,12 +72,12 @@ class Namespaces:
         return namespace
 
     def add(self, namespace: Namespace, key: bytes, due: float) -> Bucket:
-        """Put a key into a bucket that is due then, and return the bucket."""
-        roomy = namespace.roomy.setdefault(due, {})
-        bucket = roomy.popitem()[1] if roomy else self._create(namespace, due)
+        """Puts a key into a bucket that is due at `due`, and returns the bucket."""
+        with_room = namespace.with_room.setdefault(due, {})
+        bucket = with_room.popitem()[1] if with_room else self._create(namespace, due)
         bucket.keys[key] = None
         if len(bucket.keys) < BUCKET_KEYS:
-            roomy[bucket.serial] = bucket
+            with_room[bucket.serial] = bucket
         return bucket
 
     def _create(self, namespace: Namespace, due: float) -> Bucket:
@@ -87,23 +87,23 @@ class Namespaces:
         return bucket
 
     def remove(self, bucket: Bucket, key: bytes) -> None:
-        """Take a key out of its bucket."""
+        """Removes a key from its bucket."""
         del bucket.keys[key]
         if not bucket.keys:
             self.drop(bucket)
         elif len(bucket.keys) == BUCKET_KEYS - 1:
-            bucket.namespace.roomy.setdefault(bucket.due, {})[bucket.serial] = bucket
+            bucket.namespace.with_room.setdefault(bucket.due, {})[bucket.serial] = bucket
 
     def drop(self, bucket: Bucket) -> None:
-        """Drop a bucket that is empty now, and its namespace if that was the last one."""
+        """Drops an empty bucket, and its namespace if that was its last one."""
         namespace, due = bucket.namespace, bucket.due
         # A pair sorts before the triple it begins, and no two triples begin alike.
         del self._schedule[bisect_left(self._schedule, (due, bucket.serial))]
         del namespace.buckets[bucket.serial]
-        roomy = namespace.roomy.get(due, {})
-        roomy.pop(bucket.serial, None)
-        if not roomy:
-            namespace.roomy.pop(due, None)
+        with_room = namespace.with_room.get(due, {})
+        with_room.pop(bucket.serial, None)
+        if not with_room:
+            namespace.with_room.pop(due, None)
         if not namespace.buckets:
             if namespace.cleared:
                 del self._cleared[namespace.serial]
@@ -111,19 +111,20 @@ class Namespaces:
                 del self._live[namespace.name]
 
     def clear(self, name: bytes) -> None:
-        """Mark every entry of a namespace as absent, in O(1). The next entry begins another namespace of that name."""
+        """Marks every entry of a namespace as absent, in O(1). The next entry begins another namespace of that name."""
         namespace = self._live.pop(name, None)
         if namespace is not None:
             namespace.cleared = True
             self._cleared[namespace.serial] = namespace
 
     def clear_all(self) -> None:
-        """Mark every entry of every namespace as absent."""
+        """Marks every entry of every namespace as absent."""
         for name in list(self._live):
             self.clear(name)
 
-    def first_dead(self, now: float) -> Bucket | None:
-        """A bucket of dead entries: of a cleared namespace, or the one that is due for longest; None if none is."""
+    def first_reclaimable(self, now: float) -> Bucket | None:
+        """A bucket of entries to reclaim: of a cleared namespace, or else the one that has been due the longest; None
+        if there is none."""
         if self._cleared:
             namespace = next(iter(self._cleared.values()))
             return next(iter(namespace.buckets.values()))

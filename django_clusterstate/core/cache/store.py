@@ -18,7 +18,7 @@ V = TypeVar("V")
 
 # Bytes that an entry costs in addition to key and value: its slot in the ordered dict and that dict's list node, the
 # _Entry with its numbers, its place in a bucket, the header of the key. Measured on CPython 3.11: 250 to 310 while
-# a store fills, since tables double; a test holds it to 30 %. In one that has long been full 325 to 400.
+# a store fills, because tables double; a test holds it to 30 %. In one that has long been full 325 to 400.
 ENTRY_OVERHEAD: Final = 320
 
 # One large value needs the room of thousands of small entries, which take milliseconds to evict. So a large store
@@ -49,9 +49,9 @@ class CacheStore(Generic[V]):
     is stored. Each entry counts as the length of its key, the size of its value, and ENTRY_OVERHEAD; so `max_bytes` is
     real memory, provided namespaces are few (a namespace itself isn't counted).
 
-    Over the bound, dead entries go first (cleared, then due ones), then the least recently used live ones, or nearly:
-    see `lru`. A store of _LARGE bytes or more keeps a reserve free: a write that needs it gets it at once, and `expire`
-    and the next writes, _AT_ONCE entries at a time, free it again.
+    Over the bound, absent entries are reclaimed first (cleared, then due ones), then the least recently used present
+    ones are evicted, or nearly: see `lru`. A store of _LARGE bytes or more keeps a reserve free: a write that needs it
+    gets it at once, and `expire` and the next writes, _AT_ONCE entries at a time, free it again.
 
     A cleared or expired entry is absent at once, but counts in `entries` and `bytes` until it is reclaimed: by
     `expire`, by the bound, or by the next operation on its key.
@@ -80,7 +80,7 @@ class CacheStore(Generic[V]):
 
     @property
     def entries(self) -> int:
-        """Entries in memory, dead ones that aren't reclaimed yet included."""
+        """The number of entries in memory, including absent ones that aren't reclaimed yet."""
         return len(self._entries)
 
     def get(self, key: bytes, now: float) -> V | None:
@@ -95,7 +95,7 @@ class CacheStore(Generic[V]):
             or entry.namespace.cleared
             or (entry.generation != self.generation and not self._revalidate(entry))
         ):
-            self._drop_dead(entry)
+            self._drop_absent(entry)
             return None
         used = entries.coarse_now
         if now - used >= entries.resolution:
@@ -114,15 +114,15 @@ class CacheStore(Generic[V]):
         return entry.value, None if entry.expires == math.inf else entry.expires - now
 
     def set(self, key: bytes, value: V, ttl: float | None, now: float) -> bool:
-        """Store `value` for `ttl` seconds (None: it doesn't expire; <= 0: delete the key).
+        """Stores `value` for `ttl` seconds (None: it doesn't expire; <= 0: deletes the key).
 
-        False when the value alone exceeds the bound, or would keep the reserve in use; an older value is dropped then,
-        so that nobody reads a stale one.
+        Returns False if the value alone exceeds the bound, or would keep the reserve in use: then an older value is
+        dropped, so that no stale value is read.
         """
         size = self._size(key, value)
         entry = self._entries.get(key)
         if entry is not None and (entry.expires <= now or entry.namespace.cleared):
-            self._drop_dead(entry)
+            self._drop_absent(entry)
             entry = None
         if size > self._target or (ttl is not None and ttl <= 0):
             if entry is not None:
@@ -139,12 +139,13 @@ class CacheStore(Generic[V]):
         return True
 
     def add(self, key: bytes, value: V, ttl: float | None, now: float) -> bool:
-        """Store `value` for `ttl` seconds (None: it doesn't expire) if the key is absent. False when it is present, or
-        the value alone exceeds the bound."""
+        """Stores `value` for `ttl` seconds (None: it doesn't expire) if the key is absent. Returns False if it is
+        present, or the value alone exceeds the bound."""
         return self._live(key, now) is None and self.set(key, value, ttl, now)
 
     def replace(self, key: bytes, value: V, now: float) -> bool:
-        """Give a present key another value for the rest of its ttl; False when absent, or when `set()` would be."""
+        """Gives a present key another value for the rest of its ttl. Returns False if the key is absent, or the value
+        alone exceeds the bound: then the key is deleted."""
         entry = self._live(key, now)
         if entry is None:
             return False
@@ -158,7 +159,8 @@ class CacheStore(Generic[V]):
         return True
 
     def touch(self, key: bytes, ttl: float | None, now: float) -> bool:
-        """Give a present key the ttl that `set()` would, and make it the most recently used; False when absent."""
+        """Gives a present key a new ttl in seconds (None: it doesn't expire; <= 0: deletes the key), and makes it the
+        most recently used one. Returns False if the key is absent."""
         entry = self._live(key, now)
         if entry is None:
             return False
@@ -170,7 +172,7 @@ class CacheStore(Generic[V]):
         return True
 
     def delete(self, key: bytes, now: float) -> bool:
-        """Drop a key; False when absent."""
+        """Drops a key. Returns False if it is absent."""
         entry = self._live(key, now)
         if entry is None:
             return False
@@ -178,11 +180,11 @@ class CacheStore(Generic[V]):
         return True
 
     def clear(self, namespace: bytes, now: float) -> None:
-        """Make every entry of `namespace` absent, in O(1); `expire` and the bound reclaim the memory."""
+        """Makes every entry of `namespace` absent, in O(1); `expire` and the bound reclaim the memory."""
         self._namespaces.clear(namespace)
 
     def clear_all(self, now: float) -> None:
-        """Make every entry absent, in O(namespaces); `expire` and the bound reclaim the memory."""
+        """Makes every entry absent, in O(namespaces); `expire` and the bound reclaim the memory."""
         self._namespaces.clear_all()
 
     def scan(self, prefix: bytes, cursor: Cursor | None, now: float) -> tuple[list[bytes], Cursor | None]:
@@ -200,10 +202,10 @@ class CacheStore(Generic[V]):
         return [key for key in keys if key.startswith(prefix) and self._is_live(self._entries[key], now)], cursor
 
     def expire(self, now: float, budget: int = 1000) -> int:
-        """Reclaim cleared entries and those whose bucket is due, then free the reserve; at most `budget` entries.
+        """Reclaims cleared entries and those whose bucket is due, then frees the reserve; at most `budget` entries.
         Returns the number reclaimed.
 
-        Costs O(that number), however long the last call was ago. A result equal to `budget` means: call again soon.
+        Costs O(that number), however long ago the last call was. A result equal to `budget` means: call again soon.
         """
         reclaimed = self._reclaim(now, budget)
         while reclaimed < budget and self.bytes > self._target:
@@ -215,10 +217,10 @@ class CacheStore(Generic[V]):
         return len(key) + self._size_of(value) + ENTRY_OVERHEAD
 
     def _live(self, key: bytes, now: float) -> _Entry[V] | None:
-        """The entry of a present key. A dead one is dropped."""
+        """The entry of a present key; None if it is absent. An expired, cleared or invalid entry is dropped."""
         entry = self._entries.get(key)
         if entry is not None and not self._is_live(entry, now):
-            self._drop_dead(entry)
+            self._drop_absent(entry)
             return None
         return entry
 
@@ -257,7 +259,7 @@ class CacheStore(Generic[V]):
             self._namespaces.remove(old, entry.key)
 
     def _make_room(self, now: float) -> None:
-        """Reclaim until the bound holds, and some more where the reserve is in use. Ends before the entry just stored,
+        """Reclaims until the bound holds, and some more if the reserve is in use. Ends before the entry just stored,
         which is the last used and fits alone: almost surely where only a few shards are compared."""
         left = _AT_ONCE
         while self.bytes > (self._target if left > 0 else self.max_bytes):
@@ -266,9 +268,9 @@ class CacheStore(Generic[V]):
                 self._evict(now)
 
     def _reclaim(self, now: float, budget: int) -> int:
-        """Drop dead entries, at most `budget`; the number dropped."""
+        """Drops absent entries, at most `budget`, and returns how many it dropped."""
         left = budget
-        while left > 0 and (bucket := self._namespaces.first_dead(now)) is not None:
+        while left > 0 and (bucket := self._namespaces.first_reclaimable(now)) is not None:
             count = min(left, len(bucket.keys))
             left -= count
             if not bucket.namespace.cleared:
@@ -287,7 +289,7 @@ class CacheStore(Generic[V]):
             self.evictions += 1
         self._forget(entry)
 
-    def _drop_dead(self, entry: _Entry[V]) -> None:
+    def _drop_absent(self, entry: _Entry[V]) -> None:
         if not entry.namespace.cleared:
             self.expirations += 1
         self._drop(entry)

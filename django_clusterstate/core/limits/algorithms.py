@@ -68,7 +68,7 @@ class RuleDecision(msgspec.Struct, frozen=True, array_like=True):
 
 
 def decide(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evaluation:
-    """Decide one hit of `cost` at `now`, given the key's state (None: never hit, or forgotten).
+    """Decides one hit of `cost` at `now`, given the key's state (None: never hit, or forgotten).
 
     Returns the decision, the state after it, and the seconds for which that state matters (its ttl; 0: forget
     it). Store the state only if the hit is to count. A denied hit consumes nothing: its state equals the one
@@ -86,7 +86,7 @@ def decide(rule: Rule, state: LimitState | None, cost: int, now: float) -> Evalu
 def decide_all(
     rules: Sequence[Rule], states: Sequence[LimitState | None], cost: int, now: float
 ) -> tuple[list[RuleDecision], list[tuple[LimitState | None, float]] | None]:
-    """Decide one hit under several rules, all or nothing: it counts in each only if each allows it.
+    """Decides one hit under several rules, all or nothing: it counts in each only if each allows it.
 
     `states` holds one state per rule, in the same order. Returns one decision per rule, and the (state, ttl)
     pairs to store; None instead when a rule denied. The other rules' decisions are then `allowed`, with what
@@ -111,8 +111,8 @@ class StateStore(Protocol):
 
 
 def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> tuple[list[RuleDecision], bool]:
-    """Decide a hit on a key whose states are in `store`, and count it if every rule allows it. Returns one decision
-    per rule, and whether all allow."""
+    """Decides a hit on a key whose states are in `store`, and counts it if every rule allows it. Returns one decision
+    per rule, and whether all rules allow it."""
     if len(rules) == 1:  # nearly always
         state_key = _state_key(key, rules[0])
         decision, state, _ = decide(rules[0], store.get(state_key, now), cost, now)
@@ -162,15 +162,15 @@ def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> li
 
 
 def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> list[bool]:
-    """Forget all hits of a key under these rules. Returns for each rule whether there were any."""
+    """Forgets all hits of a key under these rules. Returns for each rule whether there were any."""
     return [store.delete(_state_key(key, rule), now) for rule in rules]
 
 
 def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:
-    """Take back a hit of `cost` that was counted at `at` under these rules, as far as it still counts.
+    """Takes back a hit of `cost` that was counted at `at` under these rules, as far as it still counts.
 
-    Hits that have expired or been refilled since aren't credited again, so no rule admits more than it would without
-    that hit.
+    Hits that have expired or been refilled since then aren't credited again, so no rule admits more than it would
+    without that hit.
     """
     for rule in dict.fromkeys(rules):  # a rule that is given twice was counted once
         state_key = _state_key(key, rule)

@@ -32,7 +32,7 @@ def _checked(limit: int, period: float) -> tuple[int, float]:
 # The digits are bounded, as a pair's numbers, so that a limit fits the wire's 64-bit integers.
 _RATE: Final = re.compile(r"([0-9]{1,15})/([0-9]{0,9})([a-z]*)", re.IGNORECASE)
 _WORDS: Final = {
-    1: " s sec secs second seconds",  # the first is no word at all
+    1: " s sec secs second seconds",  # the first is empty: "10/30" is in seconds
     60: "m min mins minute minutes",
     3600: "h hr hrs hour hours",
     86400: "d day days",

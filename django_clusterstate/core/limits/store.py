@@ -15,7 +15,7 @@ from ..expiry import due_of
 from .algorithms import LimitState
 
 # Bytes that a limit costs in addition to its key: the header of the key, its place in the index and the number there,
-# and a row. Measured on CPython 3.11: 185 to 235, since tables double; a test holds it to 30 %.
+# and a row. Measured on CPython 3.11: 185 to 235, because tables double; a test holds it to 30 %.
 ROW_OVERHEAD: Final = 206
 
 # Of the index, since a dict that grows is copied in one go: one of a million keys in a tenth of a second.
@@ -43,7 +43,7 @@ class _LinkedLists:
         return self._after[head]
 
     def append(self, row: int, head: int) -> None:
-        """Append a row that is in no list."""
+        """Appends a row that is in no list."""
         before, after = self._before, self._after
         last = before[head]
         after[last] = before[head] = row
@@ -58,7 +58,7 @@ class _LinkedLists:
         before[row] = after[row] = row
 
     def move_to_end(self, row: int, head: int) -> None:
-        """Move a row to the end of the list that it is in."""
+        """Moves a row to the end of the list that it is in."""
         before, after = self._before, self._after
         last = before[head]
         if last != row:
@@ -110,7 +110,7 @@ class LimitStore:
         return expires, self._first[row], self._second[row], self._third[row], self._amount[row], self._count[row]
 
     def set(self, key: bytes, state: LimitState, now: float) -> None:
-        """Store `state` until it expires. Its count fits a signed 64-bit integer."""
+        """Stores `state` until it expires. Its count fits a signed 64-bit integer."""
         shard = self._index[hash(key) % _SHARDS]
         expires = state[0]
         row = shard.get(key)
@@ -134,7 +134,7 @@ class LimitStore:
             self._make_room(now)
 
     def delete(self, key: bytes, now: float) -> bool:
-        """Drop a key; False when absent."""
+        """Drops a key. Returns False if it is absent."""
         row = self._index[hash(key) % _SHARDS].get(key)
         if row is None:
             return False
@@ -145,7 +145,7 @@ class LimitStore:
         return live
 
     def expire(self, now: float, budget: int = 1000) -> int:
-        """Check rows that are due, at most `budget`, and reclaim the expired ones. Returns the number checked.
+        """Checks rows that are due, at most `budget`, and reclaims the expired ones. Returns the number checked.
 
         A result equal to `budget` means: call again soon.
         """

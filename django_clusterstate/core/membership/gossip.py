@@ -26,7 +26,7 @@ class Gossip:
         self._notify(Observation(who.name, who.boot, who.address, MemberState.LEFT, 0, 0.0))
 
     def notify_down(self, member: Member) -> None:
-        """Notify a member that is back that it was declared down in the incarnation that is known here."""
+        """Tells a member whose heartbeats arrive again: it was declared down in this incarnation."""
         who = member.identity
         self._notify(Observation(who.name, who.boot, who.address, MemberState.DOWN, member.incarnation, 0.0))
 

@@ -37,7 +37,7 @@ class MemberState(enum.StrEnum):
     ALIVE = "alive"
     SUSPECT = "suspect"  # silent for a while; keeps its keys
     DOWN = "down"
-    LEAVING = "leaving"  # owns no keys any more, still answers
+    LEAVING = "leaving"  # owns no keys, but still answers
     LEFT = "left"
 
 

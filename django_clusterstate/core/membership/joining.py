@@ -2,7 +2,7 @@
 
 It joins for two heartbeat intervals, and then for as long as another running node has its name, it advertises a
 loopback address while others don't, or it has heard others and none has connected to its address. For `down_after` it
-also waits for members that others know and that it hasn't heard, since requesters of its host use its view once it
+also waits for members that others know and that it hasn't heard, because requesters of its host use its view once it
 serves.
 """
 
@@ -44,7 +44,7 @@ class Joining:
     _awaited: OrderedDict[str, float] = field(default_factory=OrderedDict)  # names, and when others last reported them
 
     def wait_for(self, name: str, now: float) -> None:
-        """Others know this member, which hasn't been heard yet."""
+        """Notes that other nodes know this member, from which no heartbeat has arrived yet."""
         self._awaited[name] = now
         if len(self._awaited) > MAX_AWAITED:
             self._awaited.popitem(last=False)

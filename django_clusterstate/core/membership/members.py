@@ -62,7 +62,7 @@ class Instance:
         return self.beat.identity
 
     def hear(self, beat: Heartbeat, now: float) -> None:
-        """Keep a heartbeat of this instance, unless a newer one has come before it."""
+        """Keeps a heartbeat of this instance, unless a newer one has arrived before it."""
         if beat.sequence > self.beat.sequence:
             self.beat, self.heard = beat, now
 

@@ -28,7 +28,7 @@ class Membership:
     """The members known to the node `me`, and this node's own state.
 
     `view`: the members that own keys, which are the alive and the suspect ones, and this node if it serves.
-    `layer_failing`: set by the caller while no heartbeat can arrive, so that silence counts for nobody. `dropped`:
+    `layer_failing`: set by the caller while no heartbeat can arrive: missing ones count against no member. `dropped`:
     heartbeats that were ignored: repeated, of a retired boot ID, or of a member that is down. `restarts`: how many
     members were replaced by a different instance.
     """
@@ -57,7 +57,7 @@ class Membership:
     # -- heartbeats and handshakes --------------------------------------------------------------------------
 
     def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
-        """Take in an authentic heartbeat. `fresh`: it came over a link to the very instance that sends it."""
+        """Processes an authentic heartbeat. `fresh`: it came over a link to the very instance that sends it."""
         effects = Effects()
         sender = beat.identity
         if sender.boot == self.me.boot:
@@ -89,14 +89,15 @@ class Membership:
             self._hear_conflicting(beat, now, effects)
             self._replace_joining(member, now, effects)
         effects.dial = beat.state is not MemberState.LEFT
-        if self._conflicts.get(sender.name, sender.boot) is None:  # two in conflict would answer each other forever
+        if (
+            self._conflicts.get(sender.name, sender.boot) is None
+        ):  # two instances in conflict would answer each other forever
             self._take_in(beat.observations, now, effects)
         self._settle(effects)
         return effects
 
     def identified(self, name: str, boot: bytes, now: float, address: str = "") -> Effects:
-        """Notes that a handshake has just proven that this instance runs, at `address` if given. `still_linked` renews
-        the proof."""
+        """Notes that a handshake has proven that an instance runs, at `address` if given; `still_linked` renews it."""
         effects = Effects()
         if boot == self.me.boot:
             return effects
@@ -118,17 +119,17 @@ class Membership:
         return effects
 
     def still_linked(self, boot: bytes, now: float) -> None:
-        """The link whose handshake has identified this instance is still open."""
+        """Notes that the link whose handshake has identified this instance is still open."""
         self._provisional.renew(boot, now)
 
     def reached_by(self, name: str, boot: bytes, now: float) -> Effects:
-        """A peer has dialed this very instance at the address that it advertises, and completed the handshake."""
+        """Notes that a peer has completed a handshake with this instance at the address that this one advertises."""
         if boot != self.me.boot:
             self._joining.reached = True
         return self.identified(name, boot, now)
 
     def refused(self, name: str, boot: bytes, now: float) -> Effects:
-        """The link to this instance of the node was closed and a fresh dial refused: its process has ended."""
+        """Notes that the process of an instance has ended: the link to it was closed and a new dial refused."""
         effects = Effects()
         self._provisional.drop(boot)
         self._conflicts.drop(name, boot)
@@ -160,8 +161,8 @@ class Membership:
         return effects
 
     def _discount(self, seconds: float, now: float) -> None:
-        """Subtract a stop of this node from the silence of others. After `suspect_after` all silence starts from zero;
-        after less some remains, or a node that stalls again and again would never declare a peer down."""
+        """Subtracts a pause of this node from the silence of others. After `suspect_after` all silence starts from
+        zero; after less some remains, or a node that pauses again and again would never declare a peer down."""
         limit = self.timings.suspect_after
         for member in self.members.values():
             if member.state not in GONE:
@@ -218,7 +219,7 @@ class Membership:
         return self._conflicts.current(self.state, {who.name: who.address for who in running}, now)
 
     def refused_loopbacks(self) -> list[Identity]:
-        """The running nodes, this one included, that own no keys since only their addresses are loopback ones."""
+        """The running nodes, this one included, that own no keys because only their addresses are loopback ones."""
         running = [member.identity for member in self.members.values() if member.state not in GONE]
         if self.state not in GONE:
             running.append(self.me)
@@ -229,18 +230,17 @@ class Membership:
         return []
 
     def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
-        """The next heartbeat to send. `answer_to` is the instance that it answers: it is listed first, which proves to
-        it that this instance runs."""
+        """The next heartbeat to send. It lists the instance `answer_to` first: that proves to it that this one runs."""
         self._sequence += 1
         observations = tuple(self._gossip.choose(self.members, answer_to, now))
         return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self.view.epoch, observations, channel)
 
     def leave(self) -> Effects:
-        """From now on this node owns no keys; it still answers."""
+        """Marks this node as leaving: it owns no keys, but still answers."""
         return self._become(MemberState.LEAVING)
 
     def leave_done(self) -> Effects:
-        """This node stops."""
+        """Marks this node as left."""
         return self._become(MemberState.LEFT)
 
     def _become(self, state: MemberState) -> Effects:
@@ -301,7 +301,7 @@ class Membership:
         return beat.state in SERVING and now - heard >= self.timings.suspect_after
 
     def _replace_joining(self, member: Member, now: float, effects: Effects) -> None:
-        """Let an instance in conflict that serves take the place of a joining member, which is then in conflict."""
+        """Lets an instance in conflict that serves take the place of a joining member, which is then in conflict."""
         who = member.identity
         instance = self._conflicts.settled(who.name)
         if instance is not None and member.state is MemberState.JOINING:
@@ -311,7 +311,7 @@ class Membership:
             self._conflicts.instances[who.name] = Instance(beat, member.since, member.heard)
 
     def _take_in(self, observations: Iterable[Observation], now: float, effects: Effects) -> None:
-        """Take in when the sender heard other members. A node hears thousands of observations a second."""
+        """Processes a sender's observations of other members. A node receives thousands of observations a second."""
         members, own_boot, suspect = self.members, self.me.boot, MemberState.SUSPECT
         for seen in observations:
             member, state = members.get(seen.name), seen.state
@@ -332,10 +332,10 @@ class Membership:
                     self._gossip.suspected_by_others[seen.name] = None
 
     def _refute(self, seen: Observation, effects: Effects) -> None:
-        """Answer a peer that suspects this node, with a higher incarnation if it doesn't know the present one."""
+        """Answers a peer that suspects this node, with a higher incarnation if it doesn't know the present one."""
         match seen.state:
             case MemberState.SUSPECT:
-                effects.answer = True  # each time, since answers are lost too; any that arrives refutes
+                effects.answer = True  # each time, because answers are lost too; any that arrives refutes
             case MemberState.JOINING if self.state in SERVING:
                 effects.answer = True  # it hasn't taken this node in yet, or missed that it serves
             case MemberState.LEFT if self.state in MAY_END:
@@ -351,7 +351,7 @@ class Membership:
 
     def _add(self, beat: Heartbeat, now: float, effects: Effects) -> None:
         if beat.state is MemberState.LEFT:
-            self._ignore(beat.identity.boot)  # the farewell of an unknown node, which earlier messages may follow
+            self._ignore(beat.identity.boot)  # the last heartbeat of an unknown node, which earlier ones may follow
             return
         identity = beat.identity
         self._conflicts.drop(identity.name, identity.boot)
@@ -372,7 +372,7 @@ class Membership:
         self._move(member, when_ended(member.state), now, effects)
 
     def _retire(self, member: Member, now: float, effects: Effects) -> None:
-        """Remove a member whose place another instance takes."""
+        """Removes a member whose place another instance takes."""
         self.restarts += 1
         self._ignore(member.identity.boot)
         self._end(member, now, effects)
@@ -385,7 +385,7 @@ class Membership:
             self._retired.popitem(last=False)
 
     def _settle(self, effects: Effects) -> None:
-        """Renew the view if the members that serve may have changed."""
+        """Renews the view if the members that serve may have changed."""
         if not effects.changes:
             return
         serving = [member.identity for member in self.members.values() if member.state in SERVING]

@@ -43,7 +43,7 @@ class NameConflicts:
         return instance if instance is not None and instance.identity.boot == boot else None
 
     def hear(self, beat: Heartbeat, now: float) -> bool:
-        """Keep a heartbeat of an instance in conflict. Returns whether the instance is new and must be answered."""
+        """Keeps a heartbeat of an instance in conflict. Returns whether the instance is new and must be answered."""
         name, boot = beat.identity.name, beat.identity.boot
         instance = self.instances.get(name)
         if beat.state is MemberState.LEFT:
@@ -56,13 +56,13 @@ class NameConflicts:
         return False
 
     def hear_of(self, observation: Observation, now: float) -> None:
-        """A member reports that another instance has this node's name."""
+        """Notes that a member reports another instance with this node's name."""
         heard = now - observation.age
         if self._reported is None or heard > self._reported[1]:
             self._reported = (observation.address, heard)
 
     def drop(self, name: str, boot: bytes) -> None:
-        """Forget an instance that has ended, or is a member now."""
+        """Forgets an instance that has ended, or is a member now."""
         if self.get(name, boot) is not None:
             del self.instances[name]
 
@@ -119,7 +119,7 @@ class NameConflicts:
         return found
 
     def discount(self, seconds: float, now: float) -> None:
-        """This node was stopped, and heartbeats that were sent meanwhile are still unread: no silence counts."""
+        """Discounts a pause of this node: heartbeats that were sent meanwhile are still unread."""
         for instance in self.instances.values():
             instance.first_heard = min(now, instance.first_heard + seconds)
             instance.heard = min(now, instance.heard + seconds)

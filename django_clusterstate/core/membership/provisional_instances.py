@@ -43,7 +43,7 @@ class ProvisionalInstances:
         return proof is not None and now - proof.when < self._lifetime
 
     def hear(self, beat: Heartbeat, now: float) -> bool | None:
-        """Keep a heartbeat of an unproven instance. Whether to answer it; None if it was repeated or overtaken."""
+        """Keeps a heartbeat of an unproven instance. Returns whether to answer it; None if it was repeated or late."""
         boot = beat.identity.boot
         instance = self.provisional.get(boot)
         if instance is None:
@@ -60,7 +60,7 @@ class ProvisionalInstances:
         return True
 
     def promote(self, beat: Heartbeat) -> Heartbeat:
-        """The newest heartbeat of an instance that has just been proven to run: this one or one that came before it."""
+        """The newest heartbeat of an instance that has just been proven to run: `beat`, or an earlier arrival."""
         instance = self.provisional.pop(beat.identity.boot, None)
         return instance.beat if instance is not None and instance.beat.sequence > beat.sequence else beat
 
@@ -71,13 +71,13 @@ class ProvisionalInstances:
             self.proven.popitem(last=False)
 
     def renew(self, boot: bytes, now: float) -> None:
-        """The link whose handshake has proven this instance is still open."""
+        """Notes that the link whose handshake has proven this instance is still open."""
         proof = self.proven.get(boot)
         if proof is not None:
             self.prove(boot, proof._replace(when=now))
 
     def drop(self, boot: bytes) -> None:
-        """Forget an instance that has ended, or was replaced."""
+        """Forgets an instance that has ended, or was replaced."""
         self.provisional.pop(boot, None)
         self.proven.pop(boot, None)
 

@@ -14,11 +14,11 @@ class EventKind(enum.StrEnum):
     JOINED = "joined"  # owns keys from then on: a new member, or one that was down
     SUSPECTED = "suspected"  # fell silent
     HEARD_AGAIN = "heard again"  # a suspect that wasn't down
-    DOWN = "down"  # ended without a farewell
-    LEFT = "left"  # said that it leaves
+    DOWN = "down"  # ended without leaving
+    LEFT = "left"  # announced that it leaves
     ISOLATED = "isolated"  # of the node itself: most of its peers fell silent at once
     RECONNECTED = "reconnected"  # of the node itself: no longer isolated
-    STALLED = "stalled"  # of the node itself: it was stopped for a while
+    STALLED = "stalled"  # of the node itself: it was paused
 
 
 class MemberEvent(msgspec.Struct, frozen=True, array_like=True):

@@ -29,10 +29,10 @@ def queue_name(channel: str) -> str:
 
 
 class ChannelQueues:
-    """Times are monotonic seconds given by the caller.
+    """The queues and groups of the channels on one node. Times are monotonic seconds given by the caller.
 
-    `taken`: messages accepted. `dropped`: messages and group memberships that were refused since a queue that is
-    received from, or this node, was full. `unreceived`: messages that expired, or were refused by a full queue from
+    `taken`: messages accepted. `dropped`: messages and group memberships that were refused because this node, or a
+    queue that is received from, was full. `unreceived`: messages that expired, or were refused by a full queue from
     which nothing was received for ABANDONED_AFTER seconds, such as that of a process that ended without leaving its
     groups, or of a node that has just started.
     """

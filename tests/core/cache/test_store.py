@@ -46,11 +46,11 @@ def check_structure(store: CacheStore[bytes], now: float = NOW) -> None:
     assert sorted(buckets) == index._schedule
     assert all(space.buckets for space in spaces)
     for space in spaces:
-        roomy = {bucket for same_due in space.roomy.values() for bucket in same_due.values()}
-        assert {bucket.due for bucket in space.buckets.values()} >= {*space.roomy}
-        assert roomy <= {*space.buckets.values()}
-        assert all(len(bucket.keys) < namespaces.BUCKET_KEYS for bucket in roomy)
-        others = {*space.buckets.values()} - roomy
+        with_room = {bucket for same_due in space.with_room.values() for bucket in same_due.values()}
+        assert {bucket.due for bucket in space.buckets.values()} >= {*space.with_room}
+        assert with_room <= {*space.buckets.values()}
+        assert all(len(bucket.keys) < namespaces.BUCKET_KEYS for bucket in with_room)
+        others = {*space.buckets.values()} - with_room
         live = [bucket for bucket in others if not space.cleared and bucket.due > now]
         assert all(len(bucket.keys) == namespaces.BUCKET_KEYS for bucket in live)
     filed = [key for _, _, bucket in buckets for key in bucket.keys]
