@@ -117,6 +117,19 @@ class NearReads:
         value = self._cache.get(key, now - self._ttl, now)
         return value, (self._cache.mark(key, now) if value is None else None)
 
+    def find_many(self, keys: Iterable[bytes]) -> tuple[dict[bytes, wire.Value | None], dict[bytes, ReadMark]]:
+        """The near values, and the marks of the reads that are needed; without a near cache both are empty."""
+        values: dict[bytes, wire.Value | None] = {}
+        marks: dict[bytes, ReadMark] = {}
+        if self._ttl:
+            for key in keys:
+                value, mark = self.find(key)
+                if value is not None:
+                    values[key] = value
+                elif mark is not None:
+                    marks[key] = mark
+        return values, marks
+
     def request(self, key: bytes, mark: ReadMark | None) -> bytes:
         """The framed request for the value of one key."""
         return wire.get_frame(key) if mark is None else wire.request_frame(wire.GetWithTtl([key]))

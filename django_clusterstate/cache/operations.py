@@ -17,7 +17,7 @@ from ..exceptions import ClusterStateError
 from ..wire import messages as wire
 from .codec import MAX_VALUE_BYTES, ValueCodec, is_too_big
 from .log import is_due, logger
-from .near_cache import NearReads, ReadMark
+from .near_cache import NearReads
 from .options import CacheOptions
 from .requester import CacheRequester, succeeded
 from .single_flight import MISSING, SingleFlight
@@ -123,14 +123,7 @@ class CacheOperations:
 
     def get_many(self, names: Mapping[bytes, Any]) -> Operation[dict[Any, Any]]:
         """The values found, by the name of their key. `names` are the keys' names by their stored form."""
-        values: dict[bytes, wire.Value | None] = {}
-        marks: dict[bytes, ReadMark] = {}
-        for key in names:
-            value, mark = self._near.find(key)
-            if value is not None:
-                values[key] = value
-            elif mark is not None:
-                marks[key] = mark
+        values, marks = self._near.find_many(names)
         absent = [key for key in names if key not in values]
         for keys, reply in (yield from self._requester.call_owners(absent, self._near.request_type)):
             values.update(zip(keys, self._near.take_many(keys, reply, marks), strict=False))

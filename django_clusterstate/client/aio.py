@@ -198,6 +198,8 @@ class AsyncClient:
 
     async def _call_or_error(self, target: Target, request: bytes, until: float | None) -> Reply | ClusterStateError:
         try:
+            if until is None:
+                return await self.call_node(target, request)
             async with asyncio.timeout_at(until):
                 return await self.call_node(target, request)
         except TimeoutError:
