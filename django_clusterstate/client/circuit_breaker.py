@@ -53,8 +53,8 @@ class CircuitBreaker:
             logger.warning(
                 "circuit breaker for %s opened after %d failures in a row (%s); "
                 "requests to it fail at once and one is tried every %s s",
-                *(self, self.failures, reason, HALF_OPEN_AFTER),
-            )
+                self, self.failures, reason, HALF_OPEN_AFTER,
+            )  # fmt: skip
             return True
         return False
 

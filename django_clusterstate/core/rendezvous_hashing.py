@@ -53,7 +53,7 @@ class Rendezvous:
         """The name of the node that owns `key`; None when there are no nodes."""
         slot = mmh3.hash(key) & _MASK
         owner = self._owners[slot]
-        return self._contest(slot) if owner is None else owner
+        return self._compute_owner(slot) if owner is None else owner
 
     def ranking(self, key: bytes) -> list[str]:
         """All names, best first: the owner, then the node that would own `key` if those before it were gone.
@@ -65,7 +65,7 @@ class Rendezvous:
         # A reversed sort is still stable, so equal scores stay in name order.
         return [names[i] for i in sorted(range(len(names)), key=scores.__getitem__, reverse=True)]
 
-    def _contest(self, slot: int) -> str | None:
+    def _compute_owner(self, slot: int) -> str | None:
         if not self.names:
             return None
         scores = self._scores(slot)

@@ -101,8 +101,8 @@ class ConnectionSlots(Generic[C]):
             if not connections:
                 del self._connections[source]
 
-    def _to_evict(self, newcomer: Source, *, nodes: bool) -> C | None:
-        candidates = [source for source in self._connections if self._may_be_evicted_for(source, newcomer, nodes=nodes)]
+    def _to_evict(self, incoming: Source, *, nodes: bool) -> C | None:
+        candidates = [source for source in self._connections if self._may_be_evicted_for(source, incoming, nodes=nodes)]
         if not candidates:
             return None
         largest = max(candidates, key=lambda source: len(self._connections[source]))
@@ -114,14 +114,14 @@ class ConnectionSlots(Generic[C]):
             first.used = False
             connections.move_to_end(first)
         # All are in use. One goes nevertheless for a kind that has its places reserved, or to make shares more equal.
-        own = len(self._connections.get(newcomer, ()))
-        if newcomer.kind is not largest.kind or len(connections) > own + 1:
+        own = len(self._connections.get(incoming, ()))
+        if incoming.kind is not largest.kind or len(connections) > own + 1:
             return next(iter(connections))
         return None
 
-    def _may_be_evicted_for(self, source: Source, newcomer: Source, *, nodes: bool) -> bool:
+    def _may_be_evicted_for(self, source: Source, incoming: Source, *, nodes: bool) -> bool:
         if nodes or source.kind is SourceKind.NODE:
             return nodes and source.kind is SourceKind.NODE
-        if source.kind is SourceKind.LOCAL and newcomer.kind is SourceKind.REMOTE:
+        if source.kind is SourceKind.LOCAL and incoming.kind is SourceKind.REMOTE:
             return self._counts[SourceKind.LOCAL] > self.for_local
         return True

@@ -6,13 +6,12 @@ source address of a route nor which IPv6 addresses are temporary.
 
 import contextlib
 import fcntl
-import ipaddress
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..wire.address import TcpAddress
+from ..wire.address import TcpAddress, ip_address
 from ..wire.resolver import numeric
 
 # Addresses that a default route leads to, from the ranges for documentation (RFC 5737, RFC 3849), which no host has.
@@ -65,13 +64,10 @@ def has_address(host: str) -> bool:
 
 def is_reachable(host: str) -> bool:
     """Whether other hosts may reach this IP address: not a loopback, unspecified or link-local one."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+    address = ip_address(host)
+    if address is None or address.is_loopback or address.is_unspecified:
         return False
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return not (address.is_loopback or address.is_unspecified or (address.version == 6 and address.is_link_local))
+    return address.version == 4 or not address.is_link_local
 
 
 def _source(family: int, host: str) -> str | None:

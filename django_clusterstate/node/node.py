@@ -88,8 +88,8 @@ class Node:
             me, config = self.membership.me, self.config
             logger.info(
                 "node %s started, listening on %s (advertised as %s) and %s",
-                *(me.name, config.bind, me.address, config.socket),
-            )
+                me.name, config.bind, me.address, config.socket,
+            )  # fmt: skip
             self._spawn(self.heartbeats.run())
             self._spawn(self._tick_forever())
             if self._discovery is not None:

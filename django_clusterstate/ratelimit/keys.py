@@ -109,7 +109,8 @@ async def _aload_user(request: HttpRequest) -> None:
 
 
 def _user(group: str, request: HttpRequest) -> str:
-    return f"user:{getattr(request, 'user', None) and request.user.pk}"
+    user = getattr(request, "user", None)
+    return f"user:{user.pk if user else None}"
 
 
 def _user_or_ip(group: str, request: HttpRequest) -> str:

@@ -14,13 +14,13 @@ class TcpAddress(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether only this host can reach it. False for a host name other than `localhost`."""
-        address = _ip_address(self.host)
+        address = ip_address(self.host)
         return self.host == "localhost" if address is None else address.is_loopback
 
     @property
     def is_wildcard(self) -> bool:
         """Whether it means all addresses of this host: `0.0.0.0`, `::`, or an empty host for both."""
-        address = _ip_address(self.host)
+        address = ip_address(self.host)
         return not self.host if address is None else address.is_unspecified
 
 
@@ -34,12 +34,13 @@ class UnixAddress(NamedTuple):
 Address = TcpAddress | UnixAddress
 
 
-def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that the text is, an IPv4 one in IPv6 notation as IPv4; None for any other text."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    # `::ffff:127.0.0.1` is IPv4 in IPv6 notation. Python before 3.13 doesn't recognize it as loopback.
+    # Python before 3.13 doesn't recognize `::ffff:127.0.0.1` as loopback.
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return address if mapped is None else mapped
 
@@ -57,7 +58,7 @@ def parse_ip(text: str) -> TcpAddress:
     """Parses an IP address and a port, as nodes advertise them. Raises `ValueError`, also for a host name, since
     resolving it would block."""
     address = parse_tcp(text)
-    if _ip_address(address.host) is None:
+    if ip_address(address.host) is None:
         raise ValueError(f"{text!r} is not an address: {address.host!r} is not an IP address")
     return address
 

@@ -20,9 +20,9 @@ Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 # Upper bounds of the latency histogram, in seconds; its last bucket has none. Part of the protocol: requesters and
 # nodes must use the same bounds.
 LATENCY_BOUNDS = (
-    *(0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
-    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
-)
+    0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+)  # fmt: skip
 _BUCKETS = len(LATENCY_BOUNDS) + 1
 Latencies = Annotated[list[Count], Meta(min_length=_BUCKETS, max_length=_BUCKETS)]
 
@@ -35,12 +35,10 @@ class RequesterStats(msgspec.Struct, array_like=True):
     fallback_process: Count = 0  #: hits counted in a process because no node was available
     fallback_allow: Count = 0  #: hits allowed by policy, and not counted
     fallback_deny: Count = 0  #: hits denied by policy, and not counted
-    events_dropped: Count = (
-        0  #: events dropped for lack of room, or perhaps counted by an owner that did not reply in time
-    )
-    latencies: Latencies = msgspec.field(
-        default_factory=lambda: [0] * _BUCKETS
-    )  #: requests to nodes, by latency bucket
+    #: events dropped for lack of room, or perhaps counted by an owner that did not reply in time
+    events_dropped: Count = 0
+    #: requests to nodes, by latency bucket
+    latencies: Latencies = msgspec.field(default_factory=lambda: [0] * _BUCKETS)
     latency_sum: Annotated[float, Meta(ge=0, le=MAX_COUNT)] = 0.0  #: the sum of their latencies in seconds
     failures: Count = 0  #: requests that timed out or got an invalid reply
     too_big: Count = 0  #: cache values not stored because they were too big
@@ -128,9 +126,8 @@ class Stats(msgspec.Struct, array_like=True):
     changes: Changes = msgspec.field(default_factory=Changes)  #: state changes of members
     cache_max_bytes: int = 0  #: the limit of cache_bytes
     limit_max_bytes: int = 0  #: the limit of limit_bytes
-    heartbeats_ignored: int = (
-        0  #: heartbeats that were repeated, late or from an earlier instance; normal during a restart
-    )
+    #: heartbeats that were repeated, late or from an earlier instance; normal during a restart
+    heartbeats_ignored: int = 0
     channel_unreceived: int = 0  #: channel messages that expired unreceived; normal when a process has ended
     connections_evicted: int = 0  #: connections closed for new ones because all were in use
     channel_unreachable: int = 0  #: channel messages for a peer whose link was down; normal while it restarts

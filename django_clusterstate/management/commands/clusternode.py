@@ -35,13 +35,14 @@ from ...node.redis_pubsub import PubSubLayer
 from ...settings import Settings
 from ...wire.address import TcpAddress, parse_tcp
 
-OPTIONS = {  # option -> the entry of CLUSTERSTATE that it overrides
-    "name": "NODE_NAME",
-    "bind": "BIND",
-    "advertise": "ADVERTISE",
-    "socket": "SOCKET",
-    "discovery": "DISCOVERY",
-}
+# (option, the entry of CLUSTERSTATE that it overrides, placeholder, help)
+OPTIONS = (
+    ("name", "NODE_NAME", "NAME", "the node's name, unique in the cluster (default: the host name)"),
+    ("bind", "BIND", "HOST:PORT", "the address to listen at for other hosts"),
+    ("advertise", "ADVERTISE", "HOST:PORT", "the address that other hosts connect to"),
+    ("socket", "SOCKET", "PATH", "the unix socket for processes on this host"),
+    ("discovery", "DISCOVERY", "WHERE", "'database', 'dns://NAME:PORT' or 'HOST:PORT,HOST:PORT'"),
+)
 _SIGNALS: dict[EventKind, Signal] = {
     EventKind.JOINED: signals.member_up,
     EventKind.SUSPECTED: signals.member_suspect,
@@ -58,13 +59,8 @@ class Command(BaseCommand):
     requires_system_checks = ()  # the node must start where a web process's check would fail
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--name", help="the node's name, unique in the cluster (default: the host name)")
-        parser.add_argument("--bind", metavar="HOST:PORT", help="the address to listen at for other hosts")
-        parser.add_argument("--advertise", metavar="HOST:PORT", help="the address that other hosts connect to")
-        parser.add_argument("--socket", metavar="PATH", help="the unix socket for processes on this host")
-        parser.add_argument(
-            "--discovery", metavar="WHERE", help="'database', 'dns://NAME:PORT' or 'HOST:PORT,HOST:PORT'"
-        )
+        for option, _, placeholder, text in OPTIONS:
+            parser.add_argument(f"--{option}", metavar=placeholder, help=text)
         parser.add_argument(
             "--metrics-port", type=int, metavar="PORT", help="serve metrics for Prometheus at this port"
         )
@@ -75,9 +71,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         _set_up_logging()
         try:
-            settings = runtime.use_options(
-                {entry: options[option] for option, entry in OPTIONS.items() if options[option]}
-            )
+            settings = runtime.use_options({entry: options[option] for option, entry, *_ in OPTIONS if options[option]})
             _refuse_weak_secret(settings)
             while True:
                 watch = _find_address(settings)
