@@ -14,7 +14,7 @@ from .. import runtime
 from ..client.aio import AsyncClient
 from ..client.loops import ended_loops
 from ..client.routing import Target
-from ..exceptions import NoCluster, Unavailable
+from ..exceptions import Unavailable
 from ..msgpack_encoding import to_msgpack
 from ..wire import messages as wire
 from .receiving import Receiver
@@ -134,10 +134,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         client = self.client()
         table = await client.table()
         if "!" not in channel:
-            owner = table.owner(channel.encode())
-            if owner is None:
-                raise NoCluster()
-            return owner
+            return table.require_owner(channel.encode())
         tag = wire.tag_of(channel)
         local = client.routing.local
         if not tag or tag == wire.channel_tag(local.name):

@@ -209,13 +209,5 @@ def _finish_hit(decision: Decision, limit: Limit, key: bytes, cost: int, since: 
 
 
 # Both are made again when the settings change, since they may then name another cluster.
-
-
-@runtime.once
-def _process_limiter() -> ProcessLimiter:
-    return ProcessLimiter()
-
-
-@runtime.once
-def _denials() -> DenialCache:
-    return DenialCache()
+_process_limiter = runtime.once(ProcessLimiter)
+_denials = runtime.once(DenialCache)
