@@ -45,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it works; no good figures")
     parser.add_argument("--only", default="", metavar="TEXT", help="the rows with this in their group or name")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a claim isn't held")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a claim is not held")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="PATH", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=60, help="at each place; default: %(default)s")
     parser.add_argument("--batch", type=int, default=30, help="operations of each case a round; default: %(default)s")

@@ -44,7 +44,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         found.append(Error(str(error), hint=hint, id="clusterstate.E007"))
     if settings.secret_problem and not settings.bind.is_loopback:
         problem = f"The secret is too weak for {settings.bind}, which other hosts can reach: {settings.secret_problem}."
-        hint = "Set CLUSTERSTATE['SECRET'] to a long random string; until then clusternode won't start."
+        hint = "Set CLUSTERSTATE['SECRET'] to a long random string; until then clusternode will not start."
         found.append(Warning(problem, hint=hint, id="clusterstate.W001"))
     if settings.deadline > SLOW_DEADLINE:
         problem = f"CLUSTERSTATE['DEADLINE'] is {settings.deadline:g} s: a node that is down delays requests that long."
@@ -98,7 +98,9 @@ def check_channel_layer(alias: str | None) -> list[CheckMessage]:
         problem = f"CLUSTERSTATE['CHANNEL_LAYER'] is {alias!r}, which is not an alias in CHANNEL_LAYERS."
         return [Error(problem, hint="Remove it to use the embedded layer.", id="clusterstate.E002")]
     if layers[alias].get("BACKEND") == IN_MEMORY_LAYER:
-        problem = f"The channel layer {alias!r} works within one process only: it can't carry heartbeats between nodes."
+        problem = (
+            f"The channel layer {alias!r} works within one process only: it cannot carry heartbeats between nodes."
+        )
         hint = "Remove CHANNEL_LAYER to use the embedded layer, or use channels_redis."
         return [Error(problem, hint=hint, id="clusterstate.E003")]
     return []

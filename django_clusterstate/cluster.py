@@ -91,7 +91,7 @@ def local_node() -> Operation[str]:
     """The name of this host's node. Raises `Unavailable` if it doesn't answer."""
     table: RoutingTable = yield GetTable()
     if not table.local_name:
-        raise Unavailable(f"this host's node doesn't answer at {runtime.get_settings().socket}")
+        raise Unavailable(f"this host's node does not answer at {runtime.get_settings().socket}")
     return table.local_name
 
 
@@ -160,7 +160,7 @@ def problem() -> Operation[str]:
     """Why this host's node doesn't serve; empty if it does. Ignores the other nodes."""
     status: wire.StatusReply | None = yield CallEither(local_status, alocal_status)
     if status is None:
-        return "this host's node doesn't answer"
+        return "this host's node does not answer"
     if status.state in SERVING:
         return ""
     return ": ".join([f"this host's node is {status.state}", *status.problems[:1]])

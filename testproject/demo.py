@@ -121,7 +121,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nAll processes are stopped.")
     if tour.failed:
-        print(f"\n{len(tour.failed)} claims don't hold. The processes' logs are in {run}.", file=sys.stderr)
+        print(f"\n{len(tour.failed)} claims do not hold. The processes' logs are in {run}.", file=sys.stderr)
     return 1 if tour.failed else 0
 
 

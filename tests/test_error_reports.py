@@ -31,7 +31,7 @@ def report_of(call: Callable[[], object]) -> str:
     except Exception:
         reporter = ExceptionReporter(RequestFactory().get("/"), *sys.exc_info())
         return html.unescape(reporter.get_traceback_html()) + reporter.get_traceback_text()
-    raise AssertionError("it didn't fail")
+    raise AssertionError("it did not fail")
 
 
 def forms(material: bytes) -> list[str]:

@@ -65,7 +65,7 @@ def test_node_that_serves_is_healthy(ask: Ask) -> None:
 def test_no_node_is_unhealthy(ask: Ask) -> None:
     code, why = ask()
     assert code == 503
-    assert "doesn't answer" in why
+    assert "does not answer" in why
 
 
 def test_joining_and_leaving_are_unhealthy_and_a_dead_peer_is_not(folder: Path, ask: Ask) -> None:

@@ -153,7 +153,7 @@ def test_members_are_counted_by_state_this_node_among_them() -> None:
         ((member("b", MemberState.ALIVE, 7), member("c", MemberState.ALIVE, 8)), 0),
         ((member("b", MemberState.ALIVE, 7), member("c", MemberState.DOWN, 8), member("d", MemberState.LEFT, 9)), 1),
     ],
-    ids=["alone", "agree", "one has another view", "those gone don't matter"],
+    ids=["alone", "agree", "one has another view", "those gone do not matter"],
 )
 def test_views_agree_if_all_members_announce_ours(members: tuple[MemberStatus, ...], agree: int) -> None:
     assert rendered(status(*members)).of("views_agree") == agree
@@ -465,7 +465,7 @@ def test_port_that_is_taken_is_named(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, LocalCluster(folder, ("a",)) as cluster:
         port = str(taken.getsockname()[1])
         command = [sys.executable, "manage.py", "clusternode", "--metrics-port"]
-        for value, words in ((port, "metrics can't be served at 127.0.0.1"), ("99999", "is not an address")):
+        for value, words in ((port, "metrics cannot be served at 127.0.0.1"), ("99999", "is not an address")):
             process = Process([*command, value], folder / f"{value}.log", cluster.env("a"))
             try:
                 assert process.wait(SECONDS) == 1

@@ -352,7 +352,7 @@ class ClusterCache(BaseCache):
         before = self.make_key("", version)
         if self.make_key(_PROBE, version) != before + _PROBE:
             raise ImproperlyConfigured(
-                "Patterns need a KEY_FUNCTION that only prepends to the key: with any other, keys can't be recovered "
+                "Patterns need a KEY_FUNCTION that only prepends to the key: with any other, keys cannot be recovered "
                 "from their stored form."
             )
         return KeyPattern(pattern, self._prefix + before.encode())

@@ -170,7 +170,7 @@ class ValueCodec:
                 raise
             if is_due("unreadable", self._namespace):
                 logger.warning(
-                    "cache %r: a stored value can't be read (%s: %s) and counts as a miss; it was written with a "
+                    "cache %r: a stored value cannot be read (%s: %s) and counts as a miss; it was written with a "
                     "different SERIALIZER, COMPRESSOR or version of the code",
                     self._namespace.decode(), type(error).__name__, error,
                 )  # fmt: skip
@@ -216,7 +216,7 @@ def _make(option: str, given: Any, known: Mapping[str, type]) -> Any:
         return cls()
     except TypeError as error:  # such as django-redis's serializers, which take the options
         raise ImproperlyConfigured(
-            f"ClusterCache's {option} {given!r} can't be made without arguments: {error}"
+            f"ClusterCache's {option} {given!r} cannot be made without arguments: {error}"
         ) from error
 
 

@@ -76,9 +76,11 @@ class LockOperations:
         owner of its key can't be reached."""
         acquired = yield from self.acquire()
         if acquired is None:
-            raise Unavailable(f"the lock {self.name!r} can't be acquired: the owner of its key can't be reached")
+            raise Unavailable(f"the lock {self.name!r} cannot be acquired: the owner of its key cannot be reached")
         if not acquired:
-            raise TimeoutError(f"the lock {self.name!r} wasn't acquired within {self.blocking_timeout:g} s: it is held")
+            raise TimeoutError(
+                f"the lock {self.name!r} was not acquired within {self.blocking_timeout:g} s: it is held"
+            )
 
     def exit(self) -> Operation[None]:
         """Releases the lock after a `with` block. If the owner of its key can't be reached, the lock expires."""

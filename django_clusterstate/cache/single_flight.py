@@ -51,7 +51,7 @@ class Compute(Struct, frozen=True):
         value = self._value()
         if inspect.iscoroutine(value):
             value.close()
-            raise TypeError("get_or_set() can't await the coroutine that its default returned: use aget_or_set()")
+            raise TypeError("get_or_set() cannot await the coroutine that its default returned: use aget_or_set()")
         return value
 
     async def arun(self, client: object) -> Any:

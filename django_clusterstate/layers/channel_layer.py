@@ -76,7 +76,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         client = self.client()
         node = (await client.table()).local_name
         if not node:
-            raise Unavailable(f"this host's node at {client.routing.local.address} doesn't answer")
+            raise Unavailable(f"this host's node at {client.routing.local.address} does not answer")
         if not prefix.endswith("."):
             prefix += "."  # separates the node's tag from the prefix
         process = f"{self.process_id()}{self._receiver().id}"

@@ -103,7 +103,7 @@ class LimitsStorage(PerProcess):
             ttl = seconds if rule.algorithm is Algorithm.FIXED_WINDOW else 2 * seconds
             if self.name == "memcached" and ttl > MEMCACHED_MAX_TTL:
                 raise ImproperlyConfigured(
-                    f"Memcached can't keep a limit of {rule.limit} in {seconds} s; its period can be at most 30 days "
+                    f"Memcached cannot keep a limit of {rule.limit} in {seconds} s; its period can be at most 30 days "
                     "in a fixed window, and at most 15 days with any other algorithm."
                 )
             name = f"clusterstate/{self._cluster}/{hashed}/{given.algorithm}/{rule.limit}/{seconds}"

@@ -118,15 +118,17 @@ class MembershipEvents:
 
     def take_change(self, change: Change) -> None:
         identity, view = change.identity, self.membership.view
+        serving = len(view.members)
         logger.log(
             logging.WARNING if change.new in (MemberState.SUSPECT, MemberState.DOWN) else logging.INFO,
-            "%s %s %s; %s -> %s, %d nodes serving, epoch %016x",
+            "%s %s %s; %s -> %s, %d %s serving, epoch %016x",
             "node" if identity is self.membership.me else "peer",
             identity,
             describe(change, self._silence(identity), self.membership.timings.suspect_after),
             change.old or "unknown",
             change.new,
-            len(view.members),
+            serving,
+            "node" if serving == 1 else "nodes",
             view.epoch,
         )
         if (what := what_happened(change)) is not None:

@@ -32,7 +32,7 @@ async def serve_metrics(address: TcpAddress, render: Render) -> AsyncIterator[Tc
         )
     except OSError as error:
         raise NodeError(
-            f"metrics can't be served at {address}: {error}. Choose another with --metrics-port or --metrics-address."
+            f"metrics cannot be served at {address}: {error}. Choose another with --metrics-port or --metrics-address."
         ) from error
     try:
         yield TcpAddress(*server.sockets[0].getsockname()[:2])

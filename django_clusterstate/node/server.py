@@ -90,7 +90,7 @@ class Server:
                 )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            what = "is taken: another node or program listens there" if taken else f"can't be used: {error}"
+            what = "is taken: another node or program listens there" if taken else f"cannot be used: {error}"
             raise NodeError(f"{address} {what}. Choose another with --bind or --socket.") from error
         self._servers.append(server)
 

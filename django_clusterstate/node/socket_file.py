@@ -102,6 +102,6 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         except OSError as error:
-            raise NodeError(f"{path} can't be taken over: {error}. Choose another with --socket.") from error
+            raise NodeError(f"{path} cannot be taken over: {error}. Choose another with --socket.") from error
         else:
             raise NodeError(f"{path} is taken: a node serves it already. Stop it, or choose another with --socket.")

@@ -38,7 +38,7 @@ class ClearForm(forms.Form):
 
     alias = forms.ChoiceField(label=_("Cache"))
     confirmed = forms.BooleanField(
-        label=_("Yes, empty it"), error_messages={"required": _("Nothing was emptied: you didn't confirm it.")}
+        label=_("Yes, empty it"), error_messages={"required": _("Nothing was emptied: you did not confirm it.")}
     )
 
     def __init__(self, data: QueryDict | None = None) -> None:
@@ -145,7 +145,7 @@ def _invalid(form: forms.Form) -> ActionResult:
     """The errors of a form. Except for the missing confirmation, the page's own forms have none."""
     problems = [str(problem) for problems in form.errors.values() for problem in problems]
     return ActionResult(
-        messages.ERROR, " ".join(problems) or gettext("This action isn't available for a key of this kind.")
+        messages.ERROR, " ".join(problems) or gettext("This action is not available for a key of this kind.")
     )
 
 

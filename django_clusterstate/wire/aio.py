@@ -142,7 +142,7 @@ class AsyncConnection(asyncio.Protocol):
                     future.set_result(reply)
         except (ProtocolError, IndexError, *DECODE_ERRORS) as error:
             if self.ready.done() and not isinstance(error, OtherNode):
-                error = ProtocolError(f"a reply that can't be read: {error}")
+                error = ProtocolError(f"a reply that cannot be read: {error}")
             self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
     def _shake_hands(self, handshake: DialerHandshake, data: bytes) -> None:
@@ -260,7 +260,7 @@ async def connect(
                 connection.set_option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await connection.ready
     except Unavailable as error:
-        raise Unreachable(f"can't connect: {error}") from error
+        raise Unreachable(f"cannot connect: {error}") from error
     except OSError as error:
         if connection is not None:
             connection.close()

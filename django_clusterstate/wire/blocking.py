@@ -50,7 +50,7 @@ def cannot_connect(error: OSError) -> Unreachable:
     late = isinstance(error, BlockingIOError | TimeoutError)
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
     kind = Refused if refused else Unreachable
-    return kind(f"can't connect: {_LATE if late else reason}")
+    return kind(f"cannot connect: {_LATE if late else reason}")
 
 
 class BlockingConnection:
@@ -222,7 +222,7 @@ class BlockingConnection:
             return TimedOut(_LATE)
         if isinstance(error, OSError):
             return ConnectionLost(str(error)) if sent else Unreachable(str(error))
-        return ProtocolError(f"a reply that can't be read: {error}")
+        return ProtocolError(f"a reply that cannot be read: {error}")
 
     def _busy_poll(self) -> int:
         """Receives, and polls for a moment before it sleeps: see `busy_polling`."""

@@ -49,7 +49,7 @@ class SecretKey:
         return hash(self._bytes)
 
     def __reduce__(self) -> Any:
-        raise TypeError("a key can't be pickled or copied")
+        raise TypeError("a key cannot be pickled or copied")
 
     def mac(self, message: bytes) -> bytes:
         """HMAC-SHA-256 of the message: 32 bytes."""

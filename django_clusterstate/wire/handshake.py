@@ -132,7 +132,7 @@ def _decode(payload: bytes | memoryview, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
     except DECODE_ERRORS as error:
-        raise ProtocolError("it doesn't speak the cluster's protocol") from error
+        raise ProtocolError("it does not speak the cluster's protocol") from error
 
 
 def _offer_id(key: LinkKey, challenge: bytes) -> bytes:
@@ -252,7 +252,7 @@ class DialerHandshake:
             raise ProtocolError("it uses a different SECRET or SECRET_KEY, or belongs to a different cluster")
         index = payload[0]
         if index >= len(self._initiators):
-            raise ProtocolError("it doesn't speak the cluster's protocol")
+            raise ProtocolError("it does not speak the cluster's protocol")
         initiator = self._initiators[index]
         verdict = _decode(initiator.read(bytes(payload[1:])), Verdict)
         self.verdict = verdict

@@ -127,4 +127,4 @@ def _unreachable(host: str) -> Iterator[None]:
     except TimeoutError as error:
         raise Unreachable(f"the name {host} was not resolved in time: the DNS server does not answer") from error
     except OSError as error:
-        raise Unreachable(f"the name {host} can't be resolved: {error.strerror or error}") from error
+        raise Unreachable(f"the name {host} cannot be resolved: {error.strerror or error}") from error

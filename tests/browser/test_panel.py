@@ -211,7 +211,7 @@ class TestRefresh:
 class TestTrouble:
     def test_note_is_shown_while_the_site_does_not_answer(self, visit: Visit, panel: Panel) -> None:
         visited = visit(before=HASTE)
-        note = visited.page.get_by_role("status").filter(has_text="The site doesn't answer.")
+        note = visited.page.get_by_role("status").filter(has_text="The site does not answer.")
         panel.stop(SERVERS[0])
         try:
             expect(note).to_contain_text(re.compile(r"out of date since \d+:\d\d:\d\d"))
@@ -247,7 +247,7 @@ class TestTrouble:
     def test_response_that_is_not_a_page_of_the_panel_is_not_shown(self, visit: Visit) -> None:
         visited = visit(before=HASTE)
         visited.page.route(is_refresh, lambda route: route.fulfill(body="<h1>Back soon</h1>"))
-        expect(visited.page.get_by_role("status")).to_contain_text("The site doesn't answer.")
+        expect(visited.page.get_by_role("status")).to_contain_text("The site does not answer.")
         assert visited.page.locator("#clusterstate-members tr[data-key]").count() == 3
 
     def test_request_without_a_response_times_out(self, visit: Visit) -> None:
@@ -256,7 +256,7 @@ class TestTrouble:
         with page.expect_request(lambda request: is_refresh(request.url)):
             page.clock.run_for(2_000)
         page.clock.run_for(10_000)
-        expect(page.get_by_role("status")).to_contain_text("The site doesn't answer.")
+        expect(page.get_by_role("status")).to_contain_text("The site does not answer.")
 
     def test_note_is_shown_when_the_permission_is_gone(self, visit: Visit) -> None:
         visited = visit(before=HASTE)

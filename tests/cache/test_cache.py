@@ -1027,7 +1027,7 @@ def test_a_lock_is_held_in_a_with_block_and_released_after_it(cache: CacheVarian
     with pytest.raises(ZeroDivisionError):
         cache.lock("job").hold(lambda: 1 / 0)
     assert other.acquire() is True
-    with pytest.raises(TimeoutError, match=r"the lock 'job' wasn't acquired within 0.1 s"):
+    with pytest.raises(TimeoutError, match=r"the lock 'job' was not acquired within 0.1 s"):
         cache.lock("job", blocking_timeout=0.1).hold(lambda: pytest.fail("not ours"))
     assert other.release() is True
 

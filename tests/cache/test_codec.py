@@ -264,7 +264,7 @@ def test_values_that_cant_be_read_make_one_line_in_the_log(
     (line,) = (record for record in caplog.records if record.name == "django_clusterstate.cache")
     assert line.levelname == "WARNING"
     assert "'cache-tests'" in line.getMessage()
-    assert "can't be read" in line.getMessage()
+    assert "cannot be read" in line.getMessage()
 
 
 # -- interrupted deserializing ----------------------------------------------------------------------------------
@@ -618,9 +618,9 @@ class MadeOfOptions:
         ({"COMPRESSOR": "lz77"}, "COMPRESSOR must be one of zlib, zstd, or the dotted path of a class"),
         (
             {"SERIALIZER": f"{__name__}.MadeOfOptions"},
-            f"SERIALIZER '{__name__}.MadeOfOptions' can't be made without arguments: ",
+            f"SERIALIZER '{__name__}.MadeOfOptions' cannot be made without arguments: ",
         ),
-        ({"COMPRESSOR": 9}, "COMPRESSOR 9 can't be made without arguments: "),
+        ({"COMPRESSOR": 9}, "COMPRESSOR 9 cannot be made without arguments: "),
     ],
     ids=str,
 )

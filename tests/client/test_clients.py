@@ -240,7 +240,7 @@ def test_error_says_that_there_is_no_cluster_and_names_the_local_node(make: Make
 
 def test_error_is_a_connection_error_and_names_the_node(make: Make) -> None:
     address = TcpAddress("127.0.0.1", free_port())
-    with pytest.raises(ConnectionError, match=f"^node x at {address}: can't connect: Connection refused$"):
+    with pytest.raises(ConnectionError, match=f"^node x at {address}: cannot connect: Connection refused$"):
         make(address).call_node(Target("x", address), PING)
 
 
@@ -587,7 +587,7 @@ def test_invalid_reply_is_a_failure_of_the_node(make: Make) -> None:
     with ScriptedNode(answering(lambda number: frame(b"nonsense"))) as node:
         requester = make(node.address)
         target = Target("n", node.address)
-        with pytest.raises(ProtocolError, match="node n at .* a reply that can't be read"):
+        with pytest.raises(ProtocolError, match="node n at .* a reply that cannot be read"):
             requester.call_node(target, PING)
         assert target.failures == 1
         requester.close()

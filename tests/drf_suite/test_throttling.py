@@ -19,14 +19,14 @@ from tests.django_suite.fetch import DRF_TESTS
 # What the suite expects of the framework's own throttles, and ours do otherwise.
 OTHERWISE = {
     "ThrottlingTests.test_request_throttling_multiple_throttles": (
-        "a request that one throttle blocks isn't counted by the others, so one more of them passes"
+        "a request that one throttle blocks is not counted by the others, so one more of them passes"
     ),
     "ThrottlingTests.test_throttle_rate_change_negative": (
         "the same: the throttle of 6/min has counted none of the blocked requests, so that of 3/sec says 1 second"
     ),
     "ScopedRateThrottleTests.test_scoped_rate_throttle": (
         "of hits at 0, 1 and 2 s under 3/min one comes free at 60 s, and the others at 62 s together, not one at 61 s: "
-        "the times of single hits aren't kept"
+        "the times of single hits are not kept"
     ),
     "AnonRateThrottleTests.test_get_cache_key_returns_correct_value": (
         "a request without an address raises ImproperlyConfigured: all such clients would be taken for one"

@@ -17,7 +17,7 @@ _CHANGE = re.compile(r"(\S+ \S+) \w+ (?:node|peer) (\S+) \(\S+\) .*; (\w+) -> (\
 def status_of(cluster: LocalCluster, name: str) -> StatusReply:
     """Raises `AssertionError` when it doesn't answer."""
     status = cluster.status(name)
-    assert status is not None, f"{name} doesn't answer"
+    assert status is not None, f"{name} does not answer"
     return status
 
 

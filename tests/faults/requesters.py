@@ -56,7 +56,7 @@ def enter(namespace: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     with open(f"/run/netns/{namespace}", "rb") as file:
         if libc.setns(file.fileno(), _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"can't enter {namespace}")
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
 
 
 def hits() -> Work:

@@ -953,5 +953,5 @@ async def test_path_too_long_for_a_socket_is_refused(folder: Path) -> None:
 
 
 async def test_address_that_is_not_ours_is_refused(folder: Path) -> None:
-    with pytest.raises(NodeError, match=r"192\.0\.2\.1:4370 can't be used"):
+    with pytest.raises(NodeError, match=r"192\.0\.2\.1:4370 cannot be used"):
         await listening(folder)(TcpAddress("192.0.2.1", 4370))

@@ -186,7 +186,7 @@ class TestLive:
         for nodes, silent, said in [
             ({"one": one, "two": two}, {}, "2 nodes answer. The views agree."),
             ({"one": one}, {}, "1 node answers. The views agree."),
-            ({"one": one}, {"two": "too late"}, "1 node answers. Others don't."),
+            ({"one": one}, {"two": "too late"}, "1 node answers. Others do not."),
             ({"one": one, "two": node("two", 2)}, {}, "2 nodes answer. The views differ."),
             ({}, {"/a.sock": "gone"}, "No node answers."),
         ]:
@@ -295,15 +295,15 @@ class TestTrouble:
     ) -> None:
         nodes = {"one": node("one", members=(member("two", MemberState.SUSPECT, 2.0),))}
         page = shown(client, monkeypatch, ClusterStatus("one", nodes, {"two": "node two at a: too late"}))
-        assert "1 node doesn't answer." in page.text
+        assert "1 node does not answer." in page.text
         assert "node two at a: too late" in page.text
-        assert "suspect doesn't answer two.example:4370 - 2.0 s ago" in page.text
+        assert "suspect does not answer two.example:4370 - 2.0 s ago" in page.text
 
     def test_other_nodes_are_shown_when_the_node_of_this_host_is_gone(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         page = shown(client, monkeypatch, ClusterStatus("", {"two": node("two")}, {"/a.sock": "the local node: gone"}))
-        assert "This host's node doesn't answer." in page.text
+        assert "This host's node does not answer." in page.text
         assert "manage.py clusternode" in page.text
         assert "This page shows the cluster as two sees it." in page.text
 

@@ -91,7 +91,7 @@ class TestNames:
         page = Page(client.get(PAGE))
         assert len(links(page)) == panel.MAX_NAMES == 200
         assert links(page)[0] == "?name=e1202"
-        assert "1,003 more aren't shown." in page.text
+        assert "1,003 more are not shown." in page.text
         assert "more" not in Page(client.get(PAGE, {"q": "e00"})).text
         assert len(links(Page(client.get(PAGE, {"q": "e00"})))) == 100
 
@@ -340,7 +340,7 @@ class TestTrouble:
 
         monkeypatch.setattr(requester.AsyncClient, "call_each", without_beta)
         text = Page(client.get(PAGE, query)).text
-        assert "1 node doesn't answer. Their counts are missing here." in text
+        assert "1 node does not answer. Their counts are missing here." in text
         assert re.search(r"node beta at \S+ answered with Failed", text)
 
     @pytest.mark.parametrize("visits", [1, 2], ids=["without connections", "with connections"])
@@ -382,7 +382,7 @@ class TestTrouble:
                 response = async_to_sync(last_visit)(lambda: cluster.processes["beta"].signal(signal.SIGSTOP))
                 assert response.context["total"] == expected
                 text = Page(response).text
-                assert "1 node doesn't answer. Their counts are missing here." in text
+                assert "1 node does not answer. Their counts are missing here." in text
                 assert "node beta" in text
                 assert len(took) == visits
                 check_seconds(took[-1], below=1.0)  # half a second, and as much for a slow machine

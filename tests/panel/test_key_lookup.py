@@ -338,7 +338,7 @@ class TestPlainKey:
     def test_action_for_another_kind_of_key_is_refused(self, client: Client, action: str, kind: str) -> None:
         assert act(client, action, kind=kind, key="k") == (
             "error",
-            "This action isn't available for a key of this kind.",
+            "This action is not available for a key of this kind.",
         )
         assert log() == []
 
@@ -373,7 +373,7 @@ class TestClear:
     ) -> None:
         caches["mine"].set(key, "value")
         told = act(client, "clear_cache", alias="mine", **fields)
-        assert told == ("error", "Nothing was emptied: you didn't confirm it.")
+        assert told == ("error", "Nothing was emptied: you did not confirm it.")
         assert caches["mine"].get(key) == "value"
         assert log() == []
 

@@ -137,7 +137,7 @@ class TestTrouble:
         nodes["n01"] = node("n01", members=(member("n00", MemberState.SUSPECT, 2.5), *heard["n01"][1:-1]))
         page = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("n00", nodes)))
         assert "n01 received the last heartbeat of n00 2.5 s ago." in page.text
-        assert "n01 doesn't know n29." in page.text
+        assert "n01 does not know n29." in page.text
         assert "more are late or lost" not in page.text
         for name in names:
             nodes[name] = node(

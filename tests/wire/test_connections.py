@@ -525,14 +525,14 @@ def test_node_that_ends_in_the_middle_of_a_reply_is_unavailable(dial: Dial, leng
 def test_invalid_reply_is_a_protocol_error_and_closes(dial: Dial, reply: bytes) -> None:
     with ScriptedNode(answering(lambda number: reply)) as node:
         caller = dial(node.address, deadline=AMPLE)
-        refused_in_time(lambda: caller.call(PING), ProtocolError, "a reply that can't be read")
+        refused_in_time(lambda: caller.call(PING), ProtocolError, "a reply that cannot be read")
         assert caller.closed
 
 
 def test_record_that_ends_within_the_length_of_a_frame_is_a_protocol_error() -> None:
     with ScriptedNode(answering(lambda number: b"\xff")) as node:
         connection = BlockingConnection(node.address, KEYS, AMPLE)
-        refused_in_time(lambda: connection.call(PING), ProtocolError, "a reply that can't be read")
+        refused_in_time(lambda: connection.call(PING), ProtocolError, "a reply that cannot be read")
         assert connection.fileno() == -1
 
 

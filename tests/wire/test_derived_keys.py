@@ -62,7 +62,7 @@ def test_repr_of_a_key_shows_nothing_of_it() -> None:
 
 @pytest.mark.parametrize("leak", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_key_cannot_be_pickled_or_copied(leak: Callable[[object], object]) -> None:
-    with pytest.raises(TypeError, match="can't be pickled or copied"):
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
         leak(SecretKey(b"k"))
 
 

@@ -145,12 +145,12 @@ def test_resolve_now_uses_no_stale_result(ask: Ask, server: Server) -> None:
 
 def test_name_that_does_not_exist_is_reported(ask: Ask, server: Server) -> None:
     server.answer = OSError(-2, "Name or service not known")
-    with pytest.raises(Unavailable, match=r"the name web\.example can't be resolved: Name or service not known"):
+    with pytest.raises(Unavailable, match=r"the name web\.example cannot be resolved: Name or service not known"):
         ask(WEB)
 
 
 def test_invalid_host_name_is_reported() -> None:
-    with pytest.raises(Unavailable, match="can't be resolved"):
+    with pytest.raises(Unavailable, match="cannot be resolved"):
         Resolver().resolve(TcpAddress("a" * 300, 1), LATER)
 
 

@@ -49,10 +49,10 @@ GONE = frozenset({MemberState.DOWN, MemberState.LEFT})
 def _check(name: str, address: str) -> None:
     """Raises `ValueError`, with nothing in its text that a terminal would interpret."""
     if not name.isprintable():
-        raise ValueError(f"a node's name must be printable, which {name[:MAX_NAME]!a} isn't")
+        raise ValueError(f"a node's name must be printable, which {name[:MAX_NAME]!a} is not")
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match[1]) < 65536:
-        raise ValueError(f"a node's address must be HOST:PORT, which {address[:MAX_NAME]!a} isn't")
+        raise ValueError(f"a node's address must be HOST:PORT, which {address[:MAX_NAME]!a} is not")
 
 
 @functools.lru_cache(4096)

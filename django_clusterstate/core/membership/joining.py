@@ -24,9 +24,9 @@ class WaitReason(enum.Enum):
 
     STARTING = "it has just started"
     NAME_TAKEN = "another running node has its name"
-    LOOPBACK_ADDRESS = "its address is a loopback one, and those of others aren't"
+    LOOPBACK_ADDRESS = "its address is a loopback one, and those of others are not"
     UNREACHED = "no member has connected to its address"
-    UNKNOWN_MEMBERS = "it hasn't heard all members yet"
+    UNKNOWN_MEMBERS = "it has not heard all members yet"
 
 
 @dataclass(eq=False, repr=False, slots=True)

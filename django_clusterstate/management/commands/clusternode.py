@@ -145,7 +145,7 @@ def _channel_layer(settings: Settings) -> Any:
         # A new one: that of an earlier instance of the node in this process may still belong to its event loop.
         layer: Any = channel_layers.make_backend(settings.channel_layer)
     except Exception as error:
-        raise NodeError(f"The channel layer {settings.channel_layer!r} can't be created: {error}") from error
+        raise NodeError(f"The channel layer {settings.channel_layer!r} cannot be created: {error}") from error
     if f"{type(layer).__module__}.{type(layer).__qualname__}" == PUBSUB_LAYER:
         return PubSubLayer(layer, MISSED_BEATS * settings.timings.heartbeat)
     return layer

@@ -23,7 +23,7 @@ _COLUMNS = "{:<20} {:<9} {:<22} {:>9} {:>9} {:>10} {:>10} {:>12}  {}"
 
 class Command(BaseCommand):
     help = (
-        "Shows the state of the cluster. The exit code is 1 if a node is down or doesn't answer, if views differ, or "
+        "Shows the state of the cluster. The exit code is 1 if a node is down or does not answer, if views differ, or "
         "if a node reports a problem."
     )
     requires_system_checks = ()
@@ -34,7 +34,7 @@ class Command(BaseCommand):
             "--wait-for",
             type=int,
             metavar="N",
-            help="wait until exactly N nodes serve and agree; nodes that are down don't matter",
+            help="wait until exactly N nodes serve and agree; nodes that are down do not matter",
         )
         parser.add_argument(
             "--timeout", type=float, default=30.0, metavar="SECONDS", help="for --wait-for (default: %(default)g)"

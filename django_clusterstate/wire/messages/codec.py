@@ -38,7 +38,7 @@ def without_subclass(value: Any) -> Any:
         if isinstance(value, base):
             return base(*base.__reduce__(value)[1])
     kind = type(value)
-    raise TypeError(f"{kind.__module__}.{kind.__qualname__} can't be encoded as msgpack")
+    raise TypeError(f"{kind.__module__}.{kind.__qualname__} cannot be encoded as msgpack")
 
 
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder(enc_hook=without_subclass).encode

@@ -55,7 +55,7 @@ def host_crash(seed: int, sim: Simulation) -> None:
     sim.run(4)
     unseen = [node.name for node in sim.running if node.membership.members["n0"].state is not MemberState.DOWN]
     if unseen:
-        raise Violation(f"{unseen} don't hold n0 for down after 4 s (seed {seed})")
+        raise Violation(f"{unseen} do not hold n0 for down after 4 s (seed {seed})")
     if sim.false_downs:
         raise Violation(f"false down {sim.false_downs[0]} (seed {seed})")
 
@@ -124,7 +124,7 @@ def displaced(seed: int, sim: Simulation) -> None:
     sim.run(5)
     sim.converge(within=5.0)
     if [node.membership.state for node in sim.running] != [MemberState.ALIVE] * len(sim.running):
-        raise Violation(f"{name} doesn't serve, though nobody else has its name any more (seed {seed})")
+        raise Violation(f"{name} does not serve, though nobody else has its name any more (seed {seed})")
 
 
 def recordings(seed: int, sim: Simulation) -> None:
@@ -356,7 +356,7 @@ def _detections(sim: Simulation) -> list[float]:
         while len(sim.detections) < enough:
             sim.run(0.1)
             if sim.now > until:
-                raise Violation("a lost host isn't down everywhere after 4 s")
+                raise Violation("a lost host is not down everywhere after 4 s")
         sim.start("n0")
         if enough >= DETECTIONS:
             return sim.detections
