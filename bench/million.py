@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.wire import messages as wire
@@ -65,7 +66,7 @@ FULL = "full"
 
 def probe(socket: str, talk: Connection) -> None:
     """Hits one limit from now on; whenever asked, hands over the seconds that each hit took since it was asked last."""
-    client = Client(Routing(UnixAddress(socket)), (), 60.0)
+    client = Client(Routing(UnixAddress(socket)), Dialer((), 60.0))
     request = wire.request_frame(wire.Hit(b"\0005:probe", [Rule(Algorithm.FIXED_WINDOW, 10**9, 86400.0)]))
     times: list[float] = []
     due = time.perf_counter()

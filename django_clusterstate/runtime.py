@@ -16,6 +16,7 @@ from django.core.signals import setting_changed
 from .client import operations
 from .client.aio import AsyncClient
 from .client.blocking import Client
+from .client.dialing import Dialer
 from .client.event_sender import EventSender
 from .client.operations import Operation
 from .client.routing import Routing
@@ -70,17 +71,22 @@ def get_routing() -> Routing:
 
 
 @once
+def get_dialer() -> Dialer:
+    """Makes the connections of both clients of this process."""
+    settings = get_settings()
+    return Dialer(settings.link_keys, settings.deadline, busy_poll=settings.busy_poll)
+
+
+@once
 def get_client() -> Client:
     """The blocking client of this process."""
-    settings = get_settings()
-    return Client(get_routing(), settings.link_keys, settings.deadline, busy_poll=settings.busy_poll)
+    return Client(get_routing(), get_dialer())
 
 
 @once
 def get_async_client() -> AsyncClient:
     """The asyncio client of this process."""
-    settings = get_settings()
-    return AsyncClient(get_routing(), settings.link_keys, settings.deadline, busy_poll=settings.busy_poll)
+    return AsyncClient(get_routing(), get_dialer())
 
 
 def run(operation: Operation[T]) -> T:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.exceptions import ClusterStateError
 from django_clusterstate.wire.address import UnixAddress
@@ -160,7 +161,7 @@ class LocalCluster:
 
     def status(self, name: str) -> StatusReply | None:
         """What the node says of itself and the others; None when it doesn't answer."""
-        client = self._clients.setdefault(name, Client(Routing(UnixAddress(str(self.socket(name)))), (), 1.0))
+        client = self._clients.setdefault(name, Client(Routing(UnixAddress(str(self.socket(name)))), Dialer((), 1.0)))
         client.routing.local.failures = 0  # we look again and again, and want no breaker to stop us
         try:
             reply = client.call_node(client.routing.local, _GET_STATUS)

@@ -26,6 +26,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from django_clusterstate import metrics, ratelimit, runtime
 from django_clusterstate.client.blocking import Client as Requester
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.membership.heartbeat import Identity, MemberState
 from django_clusterstate.node import metrics_server
@@ -432,7 +433,7 @@ def _scrapable(port: int) -> bool:
 def test_scrapers_do_not_hold_up_requests(scraped: Scraped) -> None:
     """Sixteen scrapers without a pause: what requesters wait for stays far below the sum of the answers."""
     port, asked = scraped.metrics["a"], 0
-    requester = Requester(Routing(UnixAddress(str(scraped.socket("a")))), (), 1.0)
+    requester = Requester(Routing(UnixAddress(str(scraped.socket("a")))), Dialer((), 1.0))
     target = requester.routing.local
     requester.call_node(target, frame(encode(Set([(b"x\0key", b"value")], None))))
     request = frame(encode(Get([b"x\0key"])))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
@@ -44,7 +45,7 @@ def sees(cluster: LocalCluster, observer: str, name: str, *states: str) -> bool:
 
 
 def client_of(cluster: LocalCluster, name: str) -> Client:
-    return Client(Routing(UnixAddress(str(cluster.socket(name)))), KEYS, 1.0)
+    return Client(Routing(UnixAddress(str(cluster.socket(name)))), Dialer(KEYS, 1.0))
 
 
 # -- becoming a cluster -------------------------------------------------------------------------------------------

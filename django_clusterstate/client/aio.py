@@ -2,24 +2,19 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 
 from ..exceptions import ClusterStateError, Refused, TimedOut, Unavailable, Unreachable
-from ..wire.aio import AsyncConnection, connect, timeout_in_ticks
-from ..wire.busy_polling import make_is_idle
-from ..wire.derived_keys import LinkKey
+from ..wire.aio import AsyncConnection, timeout_in_ticks
 from ..wire.handshake import OtherInstance
 from ..wire.messages import Reply
-from ..wire.resolver import Resolver
+from .dialing import Dialer
 from .forks import replace_inherited
 from .loops import PerLoop, suppress_destroyed_warning
 from .operations import arun, refresh_view
 from .retries import Lost
 from .routing import Routing, RoutingTable, Target
-
-logger = logging.getLogger("django_clusterstate.client")
 
 
 class LoopConnections:
@@ -52,21 +47,11 @@ class LoopConnections:
 class AsyncClient:
     """Asynchronous `Client`. One serves all event loops of a process."""
 
-    def __init__(
-        self,
-        routing: Routing,
-        keys: Sequence[LinkKey],
-        deadline: float,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        busy_poll: bool = True,
-    ) -> None:
+    def __init__(self, routing: Routing, dialer: Dialer, clock: Callable[[], float] = time.monotonic) -> None:
         self.routing = routing
-        self._keys = keys
-        self._deadline = deadline
+        self._dialer = dialer
+        self._deadline = dialer.deadline
         self._clock = clock
-        self._is_idle = make_is_idle(busy_poll=busy_poll)
-        self._resolver = Resolver()
         self._loops = PerLoop(LoopConnections, LoopConnections.close)
         routing.attach(self)
 
@@ -180,21 +165,11 @@ class AsyncClient:
         connections = self._loops.get(loop) or await self._loops.start()
         dial = connections.dialing.get(target)
         if dial is None:
-            dial = loop.create_task(self._connect(target))
+            dial = loop.create_task(self._dialer.dial_async(target))
             suppress_destroyed_warning(dial)
             connections.dialing[target] = dial
             dial.add_done_callback(lambda dial: _dialed(connections, target, dial))
         return await asyncio.shield(dial)
-
-    async def _connect(self, target: Target) -> AsyncConnection:
-        *others, last = await self._resolver.resolve_async(target.address, self._deadline)
-        for address in others:  # of a host name with several: each gets its part of the time
-            try:
-                async with timeout_in_ticks(self._deadline / (len(others) + 1)):
-                    return await connect(address, self._keys, self._deadline, hello=target.hello, is_idle=self._is_idle)
-            except (Unavailable, TimeoutError) as error:
-                logger.debug("%s; trying next address", error)
-        return await connect(last, self._keys, self._deadline, hello=target.hello, is_idle=self._is_idle)
 
     async def _call_or_error(self, target: Target, request: bytes, until: float | None) -> Reply | ClusterStateError:
         try:

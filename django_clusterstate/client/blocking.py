@@ -1,17 +1,14 @@
 """The blocking client: pooled connections, one for each thread that waits for a reply at the same moment."""
 
-import logging
 import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from ..exceptions import ClusterStateError, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.blocking import GRACE, BlockingConnection
-from ..wire.busy_polling import make_is_idle
-from ..wire.derived_keys import LinkKey
 from ..wire.handshake import OtherInstance
 from ..wire.messages import Reply
-from ..wire.resolver import Resolver
+from .dialing import Dialer
 from .operations import refresh_view, run
 from .retries import Lost
 from .routing import Routing, RoutingTable, Target
@@ -19,31 +16,15 @@ from .routing import Routing, RoutingTable, Target
 MAX_IDLE = 64  # connections kept for each node
 LONG_IDLE = 0.05  # seconds after which a connection is checked before it is used: the node may have closed it
 
-logger = logging.getLogger("django_clusterstate.client")
-
 
 class Client:
-    """Sends framed requests to the owners of their keys. Safe to share between threads, and to use after a fork.
+    """Sends framed requests to the owners of their keys. Safe to share between threads, and to use after a fork."""
 
-    `keys` prove this process to the nodes. `deadline`: seconds for each operation. `busy_poll`: whether to poll for
-    replies before sleeping, see `wire.busy_polling`.
-    """
-
-    def __init__(
-        self,
-        routing: Routing,
-        keys: Sequence[LinkKey],
-        deadline: float,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        busy_poll: bool = True,
-    ) -> None:
+    def __init__(self, routing: Routing, dialer: Dialer, clock: Callable[[], float] = time.monotonic) -> None:
         self.routing = routing
-        self._keys = keys
-        self._deadline = deadline
+        self._dialer = dialer
+        self._deadline = dialer.deadline
         self._clock = clock
-        self._is_idle = make_is_idle(busy_poll=busy_poll)
-        self._resolver = Resolver()
 
     # -- operations -----------------------------------------------------------------------------------------
 
@@ -124,7 +105,7 @@ class Client:
         """Sends a request on a new connection; after a `lost` one only if it may be sent again."""
         until += time.monotonic() - self._clock()
         try:
-            connection = self._connect(target, until)
+            connection = self._dialer.dial(target, until)
         except Refused:
             raise
         except Unavailable as error:
@@ -138,18 +119,6 @@ class Client:
         reply = connection.receive(until)
         self._answered(target, connection, reply, now)
         return reply
-
-    def _connect(self, target: Target, until: float) -> BlockingConnection:
-        *others, last = self._resolver.resolve(target.address, until - time.monotonic())
-        keys, is_idle, hello = self._keys, self._is_idle, target.hello
-        for index, address in enumerate(others):  # of a host name with several: each gets its part of the time
-            now = time.monotonic()
-            try:
-                part = now + (until - now) / (len(others) + 1 - index)
-                return BlockingConnection(address, keys, self._deadline, part, is_idle, hello)
-            except Unavailable as error:
-                logger.debug("%s; trying next address", error)
-        return BlockingConnection(last, keys, self._deadline, until, is_idle, hello)
 
     def _send(self, target: Target, request: bytes, now: float) -> BlockingConnection | None:
         """Sends a request on an idle connection, and returns this connection, or None if there is none."""

@@ -40,10 +40,7 @@ class LayerOf(ClusterChannelLayer):
 
     def __init__(self, cluster: LocalCluster, node: str, **options: Any) -> None:
         super().__init__(**options)
-        settings = runtime.get_settings()
-        self._client = AsyncClient(
-            Routing(UnixAddress(str(cluster.socket(node)))), settings.link_keys, settings.deadline
-        )
+        self._client = AsyncClient(Routing(UnixAddress(str(cluster.socket(node)))), runtime.get_dialer())
 
     def client(self) -> AsyncClient:
         return self._client

@@ -23,6 +23,7 @@ from django_clusterstate import runtime
 from django_clusterstate.client.aio import AsyncClient, from_now
 from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OPEN_AFTER
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.loops import MAX_LOOPS
 from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
@@ -92,7 +93,7 @@ class Requester(Protocol):
 class Sync(Client):
     def __init__(self, local: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self.clock = Clock()
-        super().__init__(Routing(local), keys, deadline, self.clock)
+        super().__init__(Routing(local), Dialer(keys, deadline), self.clock)
 
 
 class Async:
@@ -100,7 +101,7 @@ class Async:
 
     def __init__(self, local: Address, keys: Sequence[LinkKey], deadline: float) -> None:
         self.clock = Clock()
-        self._client = AsyncClient(Routing(local), keys, deadline, self.clock)
+        self._client = AsyncClient(Routing(local), Dialer(keys, deadline), self.clock)
         self._runner = asyncio.Runner()
 
     @property
@@ -631,7 +632,8 @@ def test_concurrent_requests_for_the_view_report_counts_once_and_keep_them_if_no
 
     nowhere = UnixAddress(str(tmp_path / "none"))
     with ScriptedNode(script) as node:
-        client, async_client = Client(Routing(nowhere), KEYS, 1.0), AsyncClient(Routing(nowhere), KEYS, 1.0)
+        dialer = Dialer(KEYS, 1.0)
+        client, async_client = Client(Routing(nowhere), dialer), AsyncClient(Routing(nowhere), dialer)
         for routing in (client.routing, async_client.routing):
             routing.stats.too_big += 1
         client.table()
@@ -794,14 +796,14 @@ def test_counts_are_reported_to_one_node_though_several_get_requests(make: Make)
 
 @pytest.fixture
 def client(cluster: LocalCluster) -> Iterator[Client]:
-    client = Client(Routing(local_socket(cluster)), runtime.get_settings().link_keys, 5.0)
+    client = Client(Routing(local_socket(cluster)), Dialer(runtime.get_settings().link_keys, 5.0))
     yield client
     client.close()
 
 
 @pytest.fixture
 def async_client(cluster: LocalCluster) -> AsyncClient:
-    return AsyncClient(Routing(local_socket(cluster)), runtime.get_settings().link_keys, 5.0)
+    return AsyncClient(Routing(local_socket(cluster)), Dialer(runtime.get_settings().link_keys, 5.0))
 
 
 def exchange(client: Client, who: int, times: int) -> bool:
@@ -993,7 +995,7 @@ async def test_calls_that_start_together_share_one_connection(async_client: Asyn
 
 
 async def test_busy_loop_is_served(cluster: LocalCluster) -> None:
-    client = AsyncClient(Routing(local_socket(cluster)), runtime.get_settings().link_keys, DEADLINE)
+    client = AsyncClient(Routing(local_socket(cluster)), Dialer(runtime.get_settings().link_keys, DEADLINE))
     busy = asyncio.create_task(keep_busy(DEADLINE / 2))  # a dial takes several turns
     targets = (await client.table()).targets
     assert set(targets) == set(NODES)
@@ -1016,7 +1018,7 @@ async def test_restart_of_a_node_while_the_loop_is_busy_is_not_a_failure() -> No
         take_time(DEADLINE / 2)
 
     with ScriptedNode(script) as node:
-        client, target = AsyncClient(Routing(node.address), KEYS, DEADLINE), Target("n", node.address)
+        client, target = AsyncClient(Routing(node.address), Dialer(KEYS, DEADLINE)), Target("n", node.address)
         await client.call_node(target, PING)
         call = asyncio.create_task(client.call_node(target, PING))
         assert await asyncio.to_thread(asked.wait, SECONDS)
@@ -1042,7 +1044,7 @@ async def test_cancelled_call_leaves_others_their_replies(async_client: AsyncCli
 @pytest.mark.timing
 async def test_reply_that_misses_the_callers_own_deadline_is_not_a_failure() -> None:
     with Nodes(answering(), mute) as requests:
-        client = AsyncClient(Routing(requests[0][0].address), KEYS, 60.0)
+        client = AsyncClient(Routing(requests[0][0].address), Dialer(KEYS, 60.0))
         start = time.monotonic()
         replies = await client.call_each(requests, from_now(0.2))
         assert kinds(replies) == [wire.DoneReply, Unavailable]
@@ -1055,7 +1057,7 @@ async def test_reply_that_misses_the_callers_own_deadline_is_not_a_failure() -> 
 @pytest.mark.timing
 async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
     with ScriptedNode(mute) as node:
-        client = AsyncClient(Routing(node.address), KEYS, 60.0)
+        client = AsyncClient(Routing(node.address), Dialer(KEYS, 60.0))
         last = client.routing.table = RoutingTable(NO_VIEW, "", {"n": Target("n", node.address)})
         start = time.monotonic()
         assert await client.table(from_now(0.2)) is last
@@ -1064,7 +1066,7 @@ async def test_view_that_does_not_come_in_time_is_the_last_one() -> None:
 
 
 async def test_process_without_a_view_requests_it_twice_within_the_callers_deadline(tmp_path: Path) -> None:
-    client = AsyncClient(Routing(UnixAddress(str(tmp_path / "none"))), KEYS, 60.0)
+    client = AsyncClient(Routing(UnixAddress(str(tmp_path / "none"))), Dialer(KEYS, 60.0))
     assert (await client.table(from_now(5.0))).targets == {}
     assert client.routing.local.failures == 2
 
@@ -1075,7 +1077,7 @@ def test_both_clients_of_a_process_share_the_view_and_the_circuit_breakers() -> 
     with ScriptedNode(viewing("a", members, requests)) as node:
         members.append(identity("a", node.address))
         routing = Routing(node.address)
-        client, async_client = Client(routing, KEYS, 2.0), AsyncClient(routing, KEYS, 2.0)
+        client, async_client = Client(routing, Dialer(KEYS, 2.0)), AsyncClient(routing, Dialer(KEYS, 2.0))
         assert client.table().view == View.of(members)
         routing.refresh_at = math.inf
         assert asyncio.run(async_client.table()) is client.table()
@@ -1102,7 +1104,7 @@ async def test_connection_of_an_event_loop_is_closed_when_another_thread_learns_
     with ScriptedNode(viewing("a", members)) as node, ScriptedNode(script) as other:
         members += [identity("a", node.address), identity("b", other.address)]
         routing = Routing(node.address)
-        client, async_client = Client(routing, KEYS, 2.0), AsyncClient(routing, KEYS, 0.1)
+        client, async_client = Client(routing, Dialer(KEYS, 2.0)), AsyncClient(routing, Dialer(KEYS, 0.1))
         target = (await async_client.table()).targets["b"]
         await async_client.call_node(target, PING)
         connection = async_client._loops[asyncio.get_running_loop()].open[target]

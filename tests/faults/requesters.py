@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ClusterStateError
@@ -48,7 +49,7 @@ def link_keys(cluster: LocalCluster, host: str) -> tuple[LinkKey, ...]:
 
 
 def client_on(cluster: LocalCluster, host: str, deadline: float = DEADLINE) -> Client:
-    return Client(Routing(UnixAddress(str(cluster.socket(host)))), link_keys(cluster, host), deadline)
+    return Client(Routing(UnixAddress(str(cluster.socket(host)))), Dialer(link_keys(cluster, host), deadline))
 
 
 def enter(namespace: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.rendezvous_hashing import Rendezvous
@@ -111,7 +112,9 @@ def _asked(client: Client, key: bytes, message: wire.Message) -> wire.Reply | No
 
 def work_async(round_: Round, cluster: LocalCluster) -> None:
     async def run() -> None:
-        client = AsyncClient(Routing(UnixAddress(str(cluster.socket(VICTIM)))), link_keys(cluster, VICTIM), DEADLINE)
+        client = AsyncClient(
+            Routing(UnixAddress(str(cluster.socket(VICTIM)))), Dialer(link_keys(cluster, VICTIM), DEADLINE)
+        )
         await asyncio.gather(*(one(client) for _ in range(2)))
         await client.close()
 

@@ -25,6 +25,7 @@ from django_clusterstate import cluster as cluster_state
 from django_clusterstate import ratelimit, runtime
 from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.client.blocking import Client
+from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.heartbeat import Identity, View
@@ -426,8 +427,8 @@ def test_any_text_is_a_key(hit: Hit, group: str, key: str) -> None:
 def test_exactly_the_limit_passes_for_64_concurrent_clients_of_three_nodes(
     cluster: LocalCluster, group: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = runtime.get_settings().link_keys
-    clients = [Client(Routing(UnixAddress(str(cluster.socket(cluster.names[n % 3])))), keys, 5.0) for n in range(64)]
+    dialer = Dialer(runtime.get_settings().link_keys, 5.0)
+    clients = [Client(Routing(UnixAddress(str(cluster.socket(cluster.names[n % 3])))), dialer) for n in range(64)]
     mine = threading.local()
     limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64, timeout=20)
 
