@@ -44,7 +44,7 @@ PEERS = {
 FIXED, SLIDING, DECORATED = "limit, fixed window", "limit, sliding window", "limit, decorated view"
 SEVERAL, DENIED = "limit, two rates at once", "limit, a key that was just denied"
 AFIXED, ADENIED = "ahit, fixed window", "ahit, a key that was just denied"
-OWNER = "owner look-up"
+OWNER = "owner lookup"
 LOOKUPS = 1000  # in one measured call: a single one is too short for the clock
 
 

@@ -1,4 +1,4 @@
-"""The admin's pages of the cluster: the panel with the look-up of a key and its actions, and the events."""
+"""The admin's pages of the cluster: the panel with the lookup of a key and its actions, and the events."""
 
 from collections.abc import Callable
 from functools import partial
@@ -76,7 +76,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
         return TemplateResponse(request, template, context)
 
     def act_view(self, request: HttpRequest) -> HttpResponse:
-        """Takes an action and redirects to the look-up. A GET request is only redirected: the login leads here if the
+        """Takes an action and redirects to the lookup. A GET request is only redirected: the login leads here if the
         session has ended before the POST."""
         if not self.has_view_permission(request):
             raise PermissionDenied
@@ -87,7 +87,7 @@ class ClusterAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # not generic wh
 
 
 def _whole_page(request: HttpRequest) -> dict[str, Any]:
-    """The context of the page with the look-up and the actions of this user. Raises `ImproperlyConfigured`."""
+    """The context of the page with the lookup and the actions of this user. Raises `ImproperlyConfigured`."""
     form = key_lookup.KeyForm(request.GET if "key" in request.GET else None)
     return {
         **overview(form),

@@ -36,7 +36,7 @@ GROUPS = {
     "ahit, token bucket",
     "ahit, two rates at once",
     "ahit, a key that was just denied",
-    "owner look-up",
+    "owner lookup",
 }
 
 

@@ -41,7 +41,7 @@ def may_execute_twice(request: wire.Request) -> bool:
             # Nothing changes.
             wire.Get() | wire.GetWithTtl() | wire.GetEntry() | wire.Scan() | wire.Peek() | wire.FindLimits()
             | wire.GetEvents() | wire.Ping() | wire.GetStatus() | wire.GetReport()
-            # The second execution changes nothing, or only what others did between the two.
+            # The second execution changes nothing, or only changes made by others between the two.
             | wire.Touch() | wire.Delete() | wire.Clear() | wire.Reset() | wire.Flush()
             | wire.GroupAdd() | wire.GroupDiscard()
             # The node recognizes the batch by its ID.

@@ -196,7 +196,7 @@ class Routing(PerProcess):
         return request_frame(GetView(failing[:MAX_FAILING], stats if counted else None)), stats
 
     def put_back(self, stats: RequesterStats) -> None:
-        """Adds counts that no node has received to those that are to be reported."""
+        """Adds counts that no node has received to those of the next report."""
         self.stats = self.stats.plus(stats)
 
     def sources(self, now: float) -> list[Target]:

@@ -17,8 +17,8 @@ from typing import Final
 import mmh3
 
 # To compare n nodes takes n hashes, too much for each key. So keys fall into slots, whose owners are computed once and
-# cached: a look-up costs one hash and one list access (0.14 us; without the cache 0.6 us at 3 nodes, 7 at 100). The
-# owner depends on the slot alone, never on earlier look-ups. The price is balance: a node's number of slots is
+# cached: a lookup costs one hash and one list access (0.14 us; without the cache 0.6 us at 3 nodes, 7 at 100). The
+# owner depends on the slot alone, never on earlier lookups. The price is balance: a node's number of slots is
 # binomial, with a relative deviation of about sqrt(n / SLOTS): 0.7 % at 3 nodes, 4 % at 100, 12 % at 1,000. The cache
 # takes 512 KiB. SLOTS is part of the protocol: hosts that disagree on it disagree on owners.
 SLOTS: Final = 1 << 16

@@ -232,8 +232,8 @@ def _parse_count(reply: list[Any]) -> StateReading:
 
 
 def _count(counter: Counter, reading: Reading, cost: int) -> Operation[tuple[bool, Reading]]:
-    """Counts a hit. Returns whether it was counted, and what the engine had counted before it: the whole limit, if hits
-    of others came first and this one wasn't counted."""
+    """Counts a hit. Returns whether it was counted, and the engine's count before it: the whole limit, if hits of
+    others came first and this one wasn't counted."""
     rule, name, scripted = counter
     if isinstance(reading, BucketsReading):
         counted = yield _call("acquire_sliding_window_entry", name, rule.limit, seconds_of(rule), cost)

@@ -14,7 +14,7 @@ from .network_interfaces import family_of, has_address, is_reachable, own_addres
 
 CHECK_EVERY = 60.0  # seconds
 WARN_AGAIN = 600.0  # seconds until a warning that still holds is repeated
-SLOW_LOOKUP = 2.0  # seconds after which a name look-up is logged
+SLOW_LOOKUP = 2.0  # seconds after which a name lookup is logged
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def is_local_name(host: str) -> bool:
 
 def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep) -> Advertised:
     """The address to advertise. Tries again until its name can be resolved, and logs once why it can't."""
-    search = BackgroundWork(finder.find, "look-up of this node's address")
+    search = BackgroundWork(finder.find, "lookup of this node's address")
     logged = False
     while True:
         try:
@@ -104,7 +104,7 @@ def wait_for_address(finder: Finder, pause: Callable[[float], None] = time.sleep
             logged = True
             logger.warning(
                 "cannot resolve advertised address %s: %s; the node starts once it is resolved. Set "
-                "CLUSTERSTATE_ADVERTISE to an IP address to avoid the look-up",
+                "CLUSTERSTATE_ADVERTISE to an IP address to avoid the lookup",
                 finder.advertise or finder.bind,
                 why,
             )
@@ -116,7 +116,7 @@ class AddressWatch:
     def __init__(self, finder: Finder, advertised: Advertised, clock: Callable[[], float] = time.monotonic) -> None:
         self._finder = finder
         self._advertised = advertised
-        self._search = BackgroundWork(finder.find, "look-up of this node's address")
+        self._search = BackgroundWork(finder.find, "lookup of this node's address")
         self._log = RateLimitedLog(clock, WARN_AGAIN)
         if advertised.problem:
             self._warn_of_problem(advertised.problem)

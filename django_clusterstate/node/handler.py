@@ -37,7 +37,7 @@ def resident_bytes() -> int:
 
 
 class Peers(ChannelLinks, Protocol):
-    """What a handler needs of the links to other nodes."""
+    """The methods of `Links` that a `Handler` uses."""
 
     def redial(self, name: str) -> None: ...
     @property
@@ -105,7 +105,7 @@ class Handler:
         return RECLAIM in freed
 
     def tick(self) -> None:
-        """To be called about once a second."""
+        """Notes the counters and the busiest keys of the last minutes. The caller calls it about once a second."""
         self.history.tick(self.stats, self._clock())
 
     def clear_cache(self) -> None:
@@ -113,7 +113,7 @@ class Handler:
         self.cache.clear_all(self._clock())
 
     def view_changed(self) -> None:
-        """Takes in which keys this node owns now. Entries of keys that it has lost aren't served again: other nodes may
+        """Updates the keys that this node owns. Entries of keys that it has lost aren't served again: other nodes may
         have written to these keys."""
         view = self.membership.view
         self.channel_requests.owners = self._ownership.change({member.name: member.weight for member in view.members})

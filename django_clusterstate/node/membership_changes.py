@@ -1,4 +1,4 @@
-"""Logs and counts what happens to the members of the cluster, and reports it to the process of the node."""
+"""Logs and counts the changes of the members of the cluster, and reports them to the process of the node."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ class ViewChanged:
 
 @dataclass(frozen=True, slots=True)
 class Isolated:
-    """Most peers fell silent at once: it is probably this node that is cut off."""
+    """This node is isolated: most peers fell silent at once, so it is probably this node that is cut off."""
 
 
 Notification = Change | ViewChanged | Isolated
@@ -63,7 +63,7 @@ def what_happened(change: Change) -> EventKind | None:
 
 
 def describe(change: Change, silence: float, suspect_after: float) -> str:
-    """What happened to a member that was last heard `silence` seconds ago, and what that means."""
+    """Describes a change of a member that was last heard `silence` seconds ago, and its consequence, for the log."""
     if change.new is MemberState.DOWN:
         text = _SILENT if silence >= suspect_after else _ENDED
     else:

@@ -68,7 +68,7 @@ class _Server:
             writer.transport.abort()
 
     def _admit(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether there is room. A connection that hasn't sent its request gives way to a new one."""
+        """Returns whether there is room for a connection. One that hasn't sent its request is closed for a new one."""
         if len(self._connections) >= MAX_CONNECTIONS:
             silent = next((other for other, complete in self._connections.items() if not complete), None)
             if silent is None:

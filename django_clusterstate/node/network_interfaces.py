@@ -1,4 +1,4 @@
-"""The addresses of this host's interfaces, found without name look-ups and without sending a packet.
+"""The addresses of this host's interfaces, found without name lookups and without sending a packet.
 
 Linux only, as the package is. A library such as `ifaddr` would replace thirty lines, but reports neither the
 source address of a route nor which IPv6 addresses are temporary.

@@ -116,7 +116,7 @@ class Server:
 
     def close(self) -> None:
         if self._socket_file is not None:
-            self._socket_file.remove()  # first: a node that starts takes the path as soon as nobody answers there
+            self._socket_file.remove()  # first: a node that starts takes the path as soon as no node answers there
         for server in self._servers:
             server.close()
         for connection in [*self.connections, *self.unauthenticated]:
@@ -306,7 +306,7 @@ class Connection(asyncio.Protocol):
             return frame(encode(FailedReply(self._handler.epoch, REPLY_TOO_LONG)))
 
     def pause_writing(self) -> None:
-        """Backpressure: more than `MAX_OUTPUT` is unread. Nothing is read until the other side has read some of it."""
+        """Backpressure: stops reading while more than `MAX_OUTPUT` of replies is unread by the other side."""
         self._paused = True
         self._read_directly()
         if self._transport is not None:

@@ -56,7 +56,7 @@ def permitted(user: User | AnonymousUser) -> set[str]:
 def act(request: HttpRequest) -> None:
     """Takes the action of a POST request, adds a message and an entry of the admin's log. Raises `PermissionDenied`.
 
-    The key comes from the query string, as in the look-up: a browser changes line ends in the fields that it posts.
+    The key comes from the query string, as in the lookup: a browser changes line ends in the fields that it posts.
     """
     action = request.POST.get("action", "")
     if action not in permitted(request.user):

@@ -40,7 +40,7 @@ def set_choices(field: forms.Field, choices: list[tuple[str, str]]) -> None:
 
 
 class KeyQuery(NamedTuple):
-    """The routing key, and the request for what the nodes hold of it, None if there is none to send."""
+    """The routing key, and the request for its state on the nodes; None if no request is needed."""
 
     key: bytes
     request: wire.Request | None
@@ -91,7 +91,8 @@ class KeyForm(forms.Form):
         return "" if storage is None else storage.name
 
     def query(self) -> KeyQuery:
-        """Must not be called in an event loop: a KEY_FUNCTION may use this thread's database connection."""
+        """The query for the key of a valid form. Don't call it in an event loop: a KEY_FUNCTION may use this thread's
+        database connection."""
         cache, key = self.cache, self.cleaned_data["key"]
         if cache is not None:
             whole = cache.routing_key(key, self.cleaned_data["version"])
@@ -142,7 +143,7 @@ class RuleCount:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """What the nodes hold of a key.
+    """The state of a key on the nodes.
 
     `ranking`: the owner, and the nodes that take over after it; empty if no node is known. `entry`: the owner's reply
     about a cache key. `counts`: of a limit key, at the owner first, then at the nodes that have counted in its place.

@@ -77,7 +77,7 @@ class Row:
 
     @property
     def requests_per_second(self) -> float:
-        """During the last five seconds that were counted."""
+        """The average rate of requests in the last five seconds that were counted."""
         counts = [] if self.report is None else self.report.rates.get("requests", [])
         return counts[0] / INTERVAL if counts else 0.0
 

@@ -16,7 +16,7 @@ from .timeline import merge
 
 
 def overview(form: KeyForm | None = None) -> dict[str, Any]:
-    """The state of the cluster as the nodes that answer report it, and what they hold of the form's key if it is valid.
+    """The state of the cluster as the nodes that answer report it, and their state of the form's key if it is valid.
 
     Raises `ImproperlyConfigured`.
     """

@@ -1,4 +1,4 @@
-"""Blocking work without a deadline, such as a name look-up, in a daemon thread.
+"""Blocking work without a deadline, such as a name lookup, in a daemon thread.
 
 An executor isn't used: a few hanging threads fill its pool, and a process or event loop that ends waits for its pool.
 """

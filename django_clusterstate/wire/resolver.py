@@ -1,7 +1,7 @@
 """Resolves host names to IP addresses without blocking a request.
 
-The system's resolver has no deadline: it blocks for 5 to 30 s when the DNS server doesn't answer. So look-ups run in
-threads, a caller waits for one until its own deadline, and the last result is used while a new look-up runs.
+The system's resolver has no deadline: it blocks for 5 to 30 s when the DNS server doesn't answer. So lookups run in
+threads, a caller waits for one until its own deadline, and the last result is used while a new lookup runs.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Resolver:
         self._names: dict[str, _CachedName] = {}
 
     def resolve(self, address: Address, seconds: float) -> Sequence[Address]:
-        """Addresses to connect to, best first: the cached ones, or those of a look-up within `seconds`.
+        """Addresses to connect to, best first: the cached ones, or those of a lookup within `seconds`.
 
         Raises `Unreachable` when the name isn't resolved in time.
         """
@@ -87,7 +87,7 @@ class Resolver:
                 return _addresses(address, await asyncio.wrap_future(name.lookup.start()))
 
     def _cached(self, address: TcpAddress) -> list[TcpAddress] | None:
-        """The addresses without a look-up, or None. A stale result is refreshed in the background."""
+        """The addresses without a lookup, or None. A stale result is refreshed in the background."""
         if (found := numeric(address)) is not None:
             return [found]
         name = self._name(address.host)
@@ -104,7 +104,7 @@ class Resolver:
                 raise Unreachable(
                     f"the name {host} was not resolved: {MAX_NAMES} other host names are in use, the most allowed"
                 )
-            work = BackgroundWork(lambda: self._refresh(host), f"look-up of {host}")
+            work = BackgroundWork(lambda: self._refresh(host), f"lookup of {host}")
             found = self._names.setdefault(host, _CachedName(work))
         return found
 
@@ -121,7 +121,7 @@ def _addresses(address: TcpAddress, hosts: Hosts) -> list[TcpAddress]:
 
 @contextlib.contextmanager
 def _unreachable(host: str) -> Iterator[None]:
-    """Raises `Unreachable` for a look-up that fails or isn't done in time."""
+    """Raises `Unreachable` for a lookup that fails or isn't done in time."""
     try:
         yield
     except TimeoutError as error:

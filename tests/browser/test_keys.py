@@ -1,4 +1,4 @@
-"""The look-up of a key and its actions in a browser."""
+"""The lookup of a key and its actions in a browser."""
 
 from typing import Any
 from urllib.parse import urlencode

@@ -1,4 +1,4 @@
-"""The look-up of a key in the admin, and its actions."""
+"""The lookup of a key in the admin, and its actions."""
 
 import itertools
 import json
@@ -67,7 +67,7 @@ def browser(*permissions: str, view: bool = True, enforce_csrf_checks: bool = Fa
 
 
 def look_up(client: Client, kind: str, key: str, **fields: str) -> tuple[Any, Page]:
-    """The look-up's result, and its page."""
+    """The lookup's result, and its page."""
     response = client.get(PAGE, {"kind": kind, "key": key, **fields})
     return response.context["found"], Page(response)
 

@@ -166,7 +166,7 @@ def test_system_resolver_knows_localhost() -> None:
 
 
 def test_forked_child_can_look_up_a_name_that_its_parent_was_looking_up(server: Server) -> None:
-    """The child has no look-up thread, also after a fork in C, for which no hooks run."""
+    """The child has no lookup thread, also after a fork in C, for which no hooks run."""
     work: BackgroundWork[tuple[str, ...]] = BackgroundWork(lambda: server("web"), "test")
     server.stall()
     parents = work.start()

@@ -1,4 +1,4 @@
-"""What a node knows of the other nodes, and what changes by a call of its `Membership`.
+"""A node's knowledge of the other nodes, and the effects of a call of its `Membership`.
 
 Times are monotonic seconds of this node.
 """

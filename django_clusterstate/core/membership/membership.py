@@ -1,6 +1,6 @@
-"""The members of the cluster as one node sees them: what each heartbeat, handshake and silence changes.
+"""The members of the cluster as one node sees them: the effects of each heartbeat, handshake and silence.
 
-The states and their transitions stand in `transitions`. Times are monotonic seconds of this node, given by the caller.
+`transitions` lists the states and their transitions. Times are monotonic seconds of this node, given by the caller.
 Methods return what changed; the caller logs, notifies and sends.
 """
 

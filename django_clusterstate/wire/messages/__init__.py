@@ -8,7 +8,7 @@ A key is the namespace, a zero byte, and the rest. A value is bytes, which no no
 node can add to. Durations are seconds. No timestamp crosses the wire, since the clocks of hosts differ.
 """
 
-from .codec import *  # noqa: F403 - so that no list of names stands here again
-from .fields import *  # noqa: F403 - so that no list of names stands here again
-from .replies import *  # noqa: F403 - so that no list of names stands here again
-from .requests import *  # noqa: F403 - so that no list of names stands here again
+from .codec import *  # noqa: F403 - so that the names are not listed twice
+from .fields import *  # noqa: F403 - so that the names are not listed twice
+from .replies import *  # noqa: F403 - so that the names are not listed twice
+from .requests import *  # noqa: F403 - so that the names are not listed twice
