@@ -75,10 +75,10 @@ class RoutingTable:
 
     def require_owner(self, key: bytes) -> Target:
         """The owner of a key. Raises `NoCluster` if there is none."""
-        owner = self.owner(key)
-        if owner is None:
+        name = self._rendezvous.owner(key)
+        if name is None:
             raise NoCluster
-        return owner
+        return self.targets[name]
 
     def ranking(self, key: bytes) -> list[Target]:
         """All nodes in the order in which they would own the key."""

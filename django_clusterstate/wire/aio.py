@@ -78,7 +78,7 @@ class AsyncConnection(asyncio.Protocol):
         except OSError as error:
             future.set_exception(Unreachable(str(error)))
             return future
-        self._waiting.append((future, self._loop.time() + self._deadline))
+        self._waiting.append((future, now + self._deadline))
         if self._timer is None:
             self._timer = self._loop.call_later(self._deadline, self._check_deadlines)
         return future
@@ -119,7 +119,7 @@ class AsyncConnection(asyncio.Protocol):
         self._timer = None
         if not self._waiting:
             return
-        remaining = self._waiting[0][1] - self._loop.time()
+        remaining = self._waiting[0][1] - time.monotonic()
         if remaining <= 0:
             self._fail(TimedOut("no answer within the deadline"))
         else:
