@@ -192,7 +192,7 @@ def show_members(tour: Tour, nodes: LocalCluster, sites: list[Site]) -> None:
     done = subprocess.run(command, env=nodes.env(NODES[0]), cwd=ROOT, capture_output=True, text=True, check=False)
     for line in (done.stdout + done.stderr).splitlines():
         tour.say(line)
-    tour.claim("`manage.py clusterstatus` says that all agree, with exit code 0", done.returncode == 0)
+    tour.claim("`manage.py clusterstatus` says that all nodes agree, with exit code 0", done.returncode == 0)
     for site in sites:
         tour.say(f"{site.name} at {site.url} runs under {site.server}, on the host of node {site.node}")
 

@@ -48,7 +48,7 @@ class TestExitCodes:
     def test_nodes_that_agree_are_0(self, cluster: LocalCluster) -> None:
         done = run(cluster.env("alpha"))
         assert done.returncode == 0, done.stderr
-        assert "all agree" in done.stdout
+        assert "all nodes agree" in done.stdout
 
     def test_json_of_nodes_that_agree_is_0(self, cluster: LocalCluster) -> None:
         done = run(cluster.env("beta"), "--json")
@@ -94,10 +94,10 @@ class TestRealNodes:
         lines = called().splitlines()
         assert [line.split()[0] for line in lines[1:4]] == list(NODES)
         assert all("alive" in line for line in lines[1:4])
-        assert lines[-1] == "this host's node: alpha; all agree"
+        assert lines[-1] == "this host's node: alpha; all nodes agree"
 
     def test_waiting_for_as_many_as_there_are_returns_at_once(self) -> None:
-        assert called("--wait-for", "3").splitlines()[-1] == "this host's node: alpha; all agree"
+        assert called("--wait-for", "3").splitlines()[-1] == "this host's node: alpha; all nodes agree"
 
     @pytest.mark.parametrize("number", ["2", "4"])
     def test_waiting_for_another_number_ends_with_the_time_and_1(self, number: str) -> None:

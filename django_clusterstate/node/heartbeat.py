@@ -60,11 +60,11 @@ def decode_heartbeat(message: dict[str, Any], keys: Sequence[SecretKey]) -> Hear
         raise ProtocolError("not a heartbeat")
     if not _is_signed(body, macs, keys):
         raise ProtocolError(
-            "not signed with a secret of this node; its sender uses a different SECRET, "
+            "not signed with any of this node's secrets; its sender uses a different SECRET, "
             "or belongs to a different cluster"
         )
     if not common_version(body[0], body[1]):
-        raise ProtocolError(f"no common protocol version with its sender: {incompatible(body[0], body[1])}")
+        raise ProtocolError(f"no protocol version in common with its sender: {incompatible(body[0], body[1])}")
     try:
         return _decode(body[2:])
     except DECODE_ERRORS as error:

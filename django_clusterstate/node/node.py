@@ -178,7 +178,7 @@ class Node:
         if effects.superseded and not self.superseded and self.membership.state in MAY_END:
             self.superseded = True
             logger.warning(
-                "node %s restarts empty: another running node has its name, or had it in the meantime, "
+                "node %s is restarting empty: another running node has its name, or had it in the meantime, "
                 "and has served its keys; give each node its own CLUSTERSTATE_NODE_NAME", self.membership.me,
             )  # fmt: skip
             self._stop.set()

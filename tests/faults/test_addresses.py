@@ -80,7 +80,7 @@ class NamedHosts(HostCluster):
         self.wait_for()
         for name in self.names:
             listed = self.listed_on(name)
-            assert "all agree" in listed, listed
+            assert "all nodes agree" in listed, listed
             assert all(address in listed for address in self.advertised().values()), listed
 
 

@@ -115,7 +115,7 @@ def test_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
             wait_until(lambda: all_name_it(cluster) and all_name_it(other), SECONDS, "all name it")
             other.processes["b"].kill()
             figure("one view after its end", f"{cluster.wait_for(seconds=5):.2f} s")
-        assert len(lines(cluster, "b", "restarts empty")) == 1
+        assert len(lines(cluster, "b", "is restarting empty")) == 1
 
 
 def test_a_killed_node_that_comes_back_at_once_has_its_name_at_once(folder: Path, layer: Layer, figure: Figure) -> None:

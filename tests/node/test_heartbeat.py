@@ -44,7 +44,7 @@ def test_nodes_before_and_after_a_rotation_of_the_secret_hear_each_other(
 
 def test_heartbeat_of_another_secret_is_refused_before_it_is_decoded() -> None:
     message = versioned(*VERSIONS, b"\xc1 not even msgpack", FOREIGN)
-    with pytest.raises(ProtocolError, match="not signed with a secret of this node"):
+    with pytest.raises(ProtocolError, match="not signed with any of this node's secrets"):
         decode_heartbeat(message, [NEW, OLD])
 
 

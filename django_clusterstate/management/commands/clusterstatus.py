@@ -80,7 +80,7 @@ class Command(BaseCommand):
         for sender, receiver in status.unreachable:
             self.stdout.write(self.style.WARNING(f"{sender} cannot reach {receiver}"))
         if status.agree:
-            verdict = f"{len(status.nodes)} agree, {len(down)} down" if down else "all agree"
+            verdict = f"{len(status.nodes)} agree, {len(down)} down" if down else "all nodes agree"
         else:
             joining = len([node for node in status.nodes.values() if node.state is MemberState.JOINING])
             verdict = (
