@@ -17,7 +17,7 @@ from .wire.background_threads import BackgroundWork, T
 
 ANNOUNCE_EVERY = 30.0
 RETRY_AFTER = 5.0  # seconds, while the database fails
-ANNOUNCE_WITHIN = 3.0  # seconds; then the rows of others are read although ours isn't written yet
+ANNOUNCE_WITHIN = 3.0  # seconds; then the rows of others are read although this node's isn't written yet
 FIRST_INTERVALS = (0.2, 1.0, 3.0)  # seconds: nodes that start at the same moment soon find each other
 FRESH = datetime.timedelta(seconds=3 * ANNOUNCE_EVERY)
 FORGET_AFTER = datetime.timedelta(days=1)

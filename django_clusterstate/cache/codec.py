@@ -26,7 +26,7 @@ MAX_VALUE_BYTES = MAX_REQUEST - MESSAGE_OVERHEAD - 2 * wire.MAX_KEY_BYTES
 MAX_DECOMPRESSED = 64 * 1024 * 1024  # bytes that one value may decompress to
 _ZLIB_LEVEL = 1  # a quarter of the time of 6, for a fifth more bytes of a page of HTML
 
-# The first byte of each value of a cache with a compressor. No pickle, JSON or msgpack that we write begins with one,
+# The first byte of each value of a cache with a compressor. No pickle, JSON or msgpack of this module begins with one,
 # so values that were stored before there was a compressor are recognized.
 _PLAIN, _COMPRESSED = b"\0", b"\1"
 

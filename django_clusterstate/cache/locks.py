@@ -32,7 +32,9 @@ class LockOperations:
     blocking_timeout: float | None
     call: Callable[[bytes, wire.Request], ClientCommand[Any]]
     dump: Callable[[Any], wire.Value]
-    _token: wire.Value | None = field(default=None, init=False)  # set while the lock is ours, as far as we know
+    _token: wire.Value | None = field(
+        default=None, init=False
+    )  # set while this holder has the lock, as far as it knows
 
     def __post_init__(self) -> None:
         _check("timeout", self.timeout)

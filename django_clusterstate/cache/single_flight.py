@@ -84,7 +84,7 @@ class SingleFlight:
     load: Callable[[wire.Value, Any], Any]
     no_room: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
-    token: bytes = field(default_factory=lambda: os.urandom(8))  # distinguishes our lease from others'
+    token: bytes = field(default_factory=lambda: os.urandom(8))  # distinguishes this caller's lease from others
 
     def compute_or_wait(self) -> Operation[Any]:
         """Results in the value of an entry that is absent: computes it if this caller gets the lease, otherwise waits
@@ -154,7 +154,7 @@ class SingleFlight:
         return value
 
     def _store(self, value: Any, until: float = -math.inf) -> Operation[tuple[Any, wire.Request | None]]:
-        """Stores a value, and releases the lease in the same request if it is ours until then.
+        """Stores a value, and releases the lease in the same request if this caller holds it, until `until`.
 
         Results in the value as others will read it, or the one that another caller stored before; and in the request
         that the lease still needs.
@@ -201,8 +201,8 @@ class SingleFlight:
     # -- without the lease ----------------------------------------------------------------------------------
 
     def _wait(self, wait: "_Wait", until: float) -> Operation[Any]:
-        """The value that the lease's holder computes; `_LEASE_ENDED` if it stored none. `until`: when a lease would end
-        that is ours after all."""
+        """The value that the lease's holder computes; `_LEASE_ENDED` if it stored none. `until`: when the lease ends if
+        this caller holds it after all."""
         while True:
             yield Sleep(wait.next_pause())
             reply = yield self.call(self.key, wire.Get([self.key, self._lease_key]))

@@ -79,7 +79,7 @@ def _finish(closer: AsyncGenerator[None, None]) -> None:
 
 
 def suppress_destroyed_warning(task: "asyncio.Task[Any]") -> None:
-    """Keeps asyncio from logging "Task was destroyed but it is pending!" for a task of ours.
+    """Keeps asyncio from logging "Task was destroyed but it is pending!" for a task of this package.
 
     A program that closes its event loop without cancelling all tasks would get that line for tasks that it never
     started. asyncio does the same for its own (in `gather()`, for example).

@@ -85,8 +85,7 @@ class Rendezvous:
             # -w / ln(h) grows with h, so with equal weights the integers themselves give the same order.
             return draws
         # log() may differ in its last bit between C libraries. Hosts disagree on a slot only where two scores
-        # are that close, about 1 in 10**13, and then a key has two owners: an inaccuracy of the kind we
-        # accept.
+        # are that close, about 1 in 10**13, and then a key has two owners, which is accepted.
         return [weight / -math.log((draw + 0.5) / _DRAWS) for weight, draw in zip(self._weights, draws, strict=True)]
 
 

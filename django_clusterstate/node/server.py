@@ -199,7 +199,7 @@ class Connection(asyncio.Protocol):
                 out.append(answer)
                 size += len(answer)
             if size > WRITE_AT_ONCE:
-                self._write(b"".join(out))  # may pause us
+                self._write(b"".join(out))  # may pause this connection
                 out, size = [], 0
         if out:
             self._write(out[0] if len(out) == 1 else b"".join(out))

@@ -35,7 +35,7 @@ class ThrottleResult(NamedTuple):
 
 
 def warn_of_unused_attributes(throttle: type, base: type) -> None:
-    """Warns if a throttle class sets or inherits an attribute that has no effect here. `base` is the class of ours."""
+    """Warns if a throttle class sets or inherits an attribute that has no effect here. `base` is this package's."""
     for name, reason in UNUSED_ATTRIBUTES.items():
         value = inspect.getattr_static(throttle, name)
         known = (inspect.getattr_static(one, name) for one in throttle.__bases__ if issubclass(one, base))

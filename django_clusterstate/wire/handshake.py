@@ -115,7 +115,7 @@ class DialedItself(ProtocolError):
 
 
 def common_version(oldest: int, newest: int) -> int:
-    """The newest protocol version that we share with a peer that supports `oldest` to `newest`; 0 if there is none."""
+    """The newest protocol version shared with a peer that supports `oldest` to `newest`; 0 if there is none."""
     version = min(newest, VERSIONS[1])
     return version if version >= max(oldest, VERSIONS[0]) else 0
 
@@ -184,7 +184,7 @@ class NodeHandshake:
         return answer
 
     def _matching(self, offers: Sequence[bytes]) -> tuple[int, LinkKey] | None:
-        """The index of the first offer made with one of our secrets, and the keys of that secret."""
+        """The index of the first offer made with one of this node's secrets, and the keys of that secret."""
         for key in self._keys:
             expected = _offer_id(key, self.challenge)
             for index, offer in enumerate(offers):

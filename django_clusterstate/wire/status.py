@@ -116,7 +116,7 @@ class Stats(msgspec.Struct, array_like=True):
     channel_messages: int = 0  #: channel messages received
     channel_dropped: int = 0  #: channel messages dropped for lack of room: channel full, link too slow
     heartbeats_heard: int = 0  #: heartbeats received from peers
-    heartbeats_dropped: int = 0  #: heartbeats not signed with our secret, or invalid
+    heartbeats_dropped: int = 0  #: heartbeats that were invalid, or not signed with a secret of the node
     dry_denied: int = 0  #: denials that were dry runs, so the request passed
     refunds: int = 0  #: hits taken back
     #: the counters of requesters, sent with GetView

@@ -17,8 +17,8 @@ class UnsafeDirectory(PermissionError):
 
 
 def check_directory(path: str) -> None:
-    """Raises `UnsafeDirectory` if a user other than ours and root could create a socket at this path, and `OSError` if
-    the directory doesn't exist.
+    """Raises `UnsafeDirectory` if a user other than that of this process and root could create a socket at this path,
+    and `OSError` if the directory doesn't exist.
 
     A symbolic link isn't followed because another user can create one first in a directory such as /tmp.
     """
@@ -33,15 +33,15 @@ def check_directory(path: str) -> None:
 
 
 def check_unix_peer(sock: socket.socket) -> bool:
-    """Whether the other end of a unix socket runs as our user or as root."""
+    """Whether the other end of a unix socket runs as the user of this process or as root."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, uid, _ = struct.unpack("3i", credentials)
     return is_trusted(uid)
 
 
 def is_trusted(uid: int) -> bool:
-    """Whether the uid is root or our user. In a user namespace that doesn't map all users, the overflow uid is neither,
-    since every unmapped user appears with it."""
+    """Whether the UID is that of root or of this process. In a user namespace that doesn't map all users, the overflow
+    UID is neither because every unmapped user appears with it."""
     if uid == ROOT:
         return True
     return uid == os.geteuid() and (uid != _overflow_uid() or _all_users_are_mapped())

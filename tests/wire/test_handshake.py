@@ -176,7 +176,7 @@ def test_node_that_dials_itself_notices(wanted: str) -> None:
 
 
 def test_peer_without_the_secret_cannot_feign_that_a_node_dialed_itself() -> None:
-    """The attacker knows the node's boot id from its challenge."""
+    """The attacker knows the node's boot ID from its challenge."""
     hello = Hello(Role.NODE, "web-9", boot=BOOT, name="web-2", dialed=ADDRESS)
     for key in (NEW, OTHER):
         with pytest.raises(ProtocolError, match=REFUSED) as refusal:

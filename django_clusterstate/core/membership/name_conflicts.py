@@ -35,7 +35,9 @@ class NameConflicts:
         self._heartbeat = heartbeat
         self._settled = settled
         self._lifetime = lifetime
-        self._reported: tuple[str, float] | None = None  # the instance that has our name by others: address, last heard
+        self._reported: tuple[str, float] | None = (
+            None  # another instance of this node's name, by others: address, last heard
+        )
 
     def get(self, name: str, boot: bytes) -> Instance | None:
         """This instance, if it is in conflict."""
@@ -79,13 +81,13 @@ class NameConflicts:
         return ""
 
     def older_instance_serves(self, sequence: int, now: float) -> bool:
-        """Whether the instance of our name that was heard just now serves, and is older than this one, which has sent
-        `sequence` heartbeats."""
+        """Whether the other instance of this node's name, if it was heard at `now`, serves and is older than this one,
+        which has sent `sequence` heartbeats."""
         instance = self.instances.get(self._me.name)
         if instance is None or instance.heard != now or instance.beat.state not in SERVING:
             return False
         if now - instance.first_heard < self._heartbeat / 2:
-            return False  # perhaps a late message of our own former instance
+            return False  # perhaps a late message of this node's earlier instance
         surplus = instance.beat.sequence - sequence
         if abs(surplus) <= OLDER_BY:
             return instance.identity.boot < self._me.boot

@@ -1,9 +1,9 @@
 """Which unknown instances are proven to run now, and which may be recordings.
 
-A heartbeat of an unknown instance may be a recording. Its sender is proven to run when one of its heartbeats names our
-boot ID, or when a handshake has shown its own boot ID. Until then it is provisional: not a member, not dialed, and not
-in a name conflict. But it is answered, with a heartbeat that names it first, so an instance that runs is proven after
-one and a half round trips. Times are monotonic seconds.
+A heartbeat of an unknown instance may be a recording. Its sender is proven to run when one of its heartbeats names the
+boot ID of this node, or when a handshake has shown its own boot ID. Until then it is provisional: not a member, not
+dialed, and not in a name conflict. But it is answered, with a heartbeat that names it first, so an instance that runs
+is proven after one and a half round trips. Times are monotonic seconds.
 """
 
 from collections import OrderedDict

@@ -8,7 +8,7 @@
 | alive       | silent for `suspect_after`                                              | suspect                      |
 | suspect     | heard                                                                   | alive                        |
 | alive       | reports that it is joining: its loopback address owns no keys           | joining                      |
-| joining, alive, suspect | silent for `down_after`, to us and to all who report it     | down                         |
+| joining, alive, suspect | silent for `down_after`, to this node and all that report it | down                        |
 | joining, alive, suspect | refuses a fresh link, or another instance answers in its place | down                      |
 | joining, alive, suspect | reports that it leaves                                      | leaving                      |
 | leaving     | reports that it has left, is silent for `down_after`, or refuses a link | left                         |
@@ -25,8 +25,8 @@ with loopback addresses own no keys.
 
 The terms are those of SWIM (Das, Gupta, Motivala 2002) and memberlist. Unlike there, no node adopts a verdict of
 others: each judges by silence. But heartbeats report how long ago their sender heard other members, and a member that
-any of our peers hears isn't declared down: it is suspect, and unreachable if we alone would declare it down. So nodes
-that can't hear a member have the same view as nodes that can.
+any peer of this node hears isn't declared down: it is suspect, and unreachable if only this node would declare it down.
+So nodes that can't hear a member have the same view as nodes that can.
 """
 
 from typing import assert_never
