@@ -159,7 +159,7 @@ def measure(kind: str, count: int, ttl: float) -> Iterator[str]:
         each, own = (full.memory - before) / held, payload / count
         account = (full.stats.limit_bytes + full.stats.cache_bytes) / held
         yield f"{count:,} {kind}: written in {seconds:.0f} s; {held:,} were held at the end of that"
-        yield f"  bytes an entry: {each - own:.0f} besides its key and value, which are {own:.0f}"
+        yield f"  bytes an entry: {each - own:.0f} in addition to its key and value, which are {own:.0f}"
         yield f"  {each:.0f} in all; the node itself says {account:.0f}"
         yield f"  {'ms of a hit':18}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'hits':>11}"
         yield latencies("at rest", idle)

@@ -114,8 +114,8 @@ def main() -> int:
         with started(run, node_port, site_port) as (nodes, sites):
             show(tour, nodes, sites)
             if not arguments.check:
-                _farewell(sites, password, run)
-                _wait_for_ever()
+                _print_addresses(sites, password, run)
+                _wait_forever()
     except TimeoutError as error:
         tour.claim(str(error), holds=False)
     except KeyboardInterrupt:
@@ -129,7 +129,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _wait_for_ever() -> None:
+def _wait_forever() -> None:
     while True:
         time.sleep(3600)
 
@@ -241,10 +241,10 @@ def show_kill(tour: Tour, nodes: LocalCluster, sites: list[Site], client: str) -
         seconds = time.monotonic() - start
         nodes.wait_for(*others)
         time.sleep(LOAD_SECONDS / 4)
-        heir = _owner(nodes, client, asked=others[0])
-        tour.say(f"after {seconds:.2f} s both others say: {owner} is down. The key now belongs to {heir}.")
+        next_owner = _owner(nodes, client, asked=others[0])
+        tour.say(f"after {seconds:.2f} s both others say: {owner} is down. The key now belongs to {next_owner}.")
         tour.claim("the peers saw it within half a second", seconds < 0.5)
-        tour.claim("the key has a new owner", heir in others)
+        tour.claim("the key has a new owner", next_owner in others)
         nodes.start(owner)
         nodes.wait_for()
         time.sleep(LOAD_SECONDS / 4)
@@ -297,7 +297,7 @@ def _sees_down(nodes: LocalCluster, name: str, other: str) -> bool:
     return status is not None and any(m.identity.name == other and m.state == "down" for m in status.members)
 
 
-def _farewell(sites: list[Site], password: str, run: Path) -> None:
+def _print_addresses(sites: list[Site], password: str, run: Path) -> None:
     print("\nIt runs until Ctrl-C. Look around:")
     for site in sites:
         print(f"  {site.name}   {site.url}limited/   {site.url}value/?key=greeting")

@@ -92,7 +92,7 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[[str, obj
 
 @pytest.fixture(params=FORKS)
 def in_child(request: pytest.FixtureRequest) -> InChild:
-    """Starts work in a forked child, whoever forks, and returns how to ask whether all went well."""
+    """Starts work in a forked child, by any kind of fork, and returns how to ask whether all went well."""
     return in_child_of(FORKS[request.param])
 
 

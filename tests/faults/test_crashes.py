@@ -1,4 +1,4 @@
-"""Processes and hosts that end, with and without a farewell, under load. Figures are printed (-s)."""
+"""Processes and hosts that end, with and without leaving, under load. Figures are printed (-s)."""
 
 import random
 import signal

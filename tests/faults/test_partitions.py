@@ -95,7 +95,7 @@ def test_a_partition_in_two_admits_at_most_twice_a_limit_once_it_is_known(folder
             figure(f"hits that passed a limit of {LIMIT}, {when}", f"{passed.total()}: {dict(passed)}")
         assert not requesters.errors
         assert allowed[0].total() == LIMIT
-        # Until then those who can't reach the owner count at its heir, but for what a busy machine delays.
+        # Until then those who can't reach the owner count at the next owner, but for what a busy machine delays.
         assert allowed[1].total() <= 2.5 * LIMIT
         assert allowed[2].total() <= 2 * LIMIT
 

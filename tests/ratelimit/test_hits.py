@@ -533,7 +533,7 @@ def test_this_hosts_node_counts_for_an_owner_that_doesnt_answer(hit: Hit, group:
 def test_this_hosts_node_counts_also_when_it_becomes_the_owner_meanwhile(
     hit: Hit, group: str, dead_owner: str, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another thread, or another task, learns of the heir while this one waits for the dead owner."""
+    """Another thread, or another task, learns of the next owner while this one waits for the dead owner."""
     status = cluster.status("alpha")
     assert status is not None
     alone = View.of([status.identity])

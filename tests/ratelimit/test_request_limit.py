@@ -423,8 +423,8 @@ def test_decorated_classes_without_a_group_count_by_themselves(variant: ViewVari
 
     name = uuid4().hex
     one, other = make(f"{name}One"), make(f"{name}Other")
-    heir: Any = type(f"{name}Inherits", (one,), {})
-    for made in (one, other, heir):
+    subclass: Any = type(f"{name}Inherits", (one,), {})
+    for made in (one, other, subclass):
         assert [variant.call(made.as_view()).status_code for _ in range(2)] == [OK, DENIED]
     assert not peek(Limit.parse("1/d"), f"{__name__}.{name}One.dispatch", "ip:127.0.0.1").allowed
 
@@ -648,7 +648,7 @@ def test_a_limit_of_a_view_gives_the_sites_back_however_it_is_answered(ask: Any,
 
 
 def test_limit_of_the_site_counts_a_view_that_handles_a_refusal(ask: Any) -> None:
-    """Or else whoever has used up one resolver's limit had no other."""
+    """Otherwise no limit would apply to a client that has used up the limit of one resolver."""
     group = uuid4().hex
     with settings(LIMITS=[{"path": "/api/", "rate": "9/d", "group": group}]):
         assert ask("/api/resolving/").content == b"resolved=429"

@@ -239,7 +239,7 @@ class Simulation:
             self._shake_hands(peer, new)
 
     def _link(self, node: Node, to: Node) -> None:
-        """Dials whoever was heard, unless there is a link; what fails is tried again when it is heard again."""
+        """Dials a node that was heard, unless there is a link; what fails is tried again when it is heard again."""
         if to.boot not in node.links and to.boot not in node.dialing:
             node.dialing.add(to.boot)
             self.at(self.random.uniform(*REFUSAL), partial(self._dialed, node, to))
@@ -367,7 +367,7 @@ class Simulation:
     def _check_change(self, node: Node, call: str, change: Change, about: Identity | None) -> None:
         who = change.identity
         story = f"{node.name} says {change.old} -> {change.new} of {who.name} after '{call}'"
-        self._hold(change.old is not MemberState.LEFT, f"{story}: whoever left stays away")
+        self._hold(change.old is not MemberState.LEFT, f"{story}: a node that left stays away")
         node.replaced.update(instance.boot for instance in self._earlier(who))
         if who.boot == node.boot:
             return

@@ -163,12 +163,12 @@ def test_down_node_that_refutes_is_what_it_says(clock: Clock) -> None:
     ]
 
 
-def test_farewell_of_an_unknown_node_is_no_member(clock: Clock) -> None:
+def test_last_heartbeat_of_an_unknown_node_makes_no_member(clock: Clock) -> None:
     assert clock.hear(A, MemberState.LEFT) == Effects()
     assert clock.node.members == {}
 
 
-def test_late_message_after_an_unknown_farewell_brings_nobody_in(clock: Clock) -> None:
+def test_late_message_after_the_last_of_an_unknown_node_makes_no_member(clock: Clock) -> None:
     clock.hear(A, MemberState.LEFT, sequence=9)
     assert clock.hear(A, MemberState.ALIVE, sequence=8) == Effects()
     assert clock.node.members == {}
@@ -509,7 +509,7 @@ def test_recording_of_a_member_that_runs_keeps_nobody_alive(clock: Clock) -> Non
     assert clock.state(B) is MemberState.DOWN
 
 
-def test_farewell_of_a_provisional_instance_is_final(clock: Clock) -> None:
+def test_last_heartbeat_of_a_provisional_instance_is_final(clock: Clock) -> None:
     clock.hear(A, fresh=False)
     clock.hear(A, MemberState.LEFT, fresh=False)
     assert clock.node.identified("a", A.boot, clock.now) == Effects()

@@ -435,7 +435,7 @@ def test_broken_node_is_caught_by_the_scenario_for_it(
     ("broken", "caught"),
     [
         (RemembersNoBoot, "replaced instance"),
-        (ForgetsWhoLeft, "whoever left stays away"),
+        (ForgetsWhoLeft, "a node that left stays away"),
         (JudgesOnWaking, "it has just woken itself"),
         (Hasty, "it was heard .* ago"),
         (BlamesAnother, "that was about another"),

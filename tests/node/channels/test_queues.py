@@ -80,11 +80,11 @@ def test_who_waits_gets_the_next_message_at_once() -> None:
 
 def test_who_has_waited_in_vain_is_told_and_misses_nothing() -> None:
     channels = ChannelQueues()
-    late, patient = Ear(channels), Ear(channels)
+    late, waiting = Ear(channels), Ear(channels)
     late.listen("a", wait=1)
-    patient.listen("a", wait=9)
+    waiting.listen("a", wait=9)
     send(channels, "a", b"1", NOW + 2)
-    assert (late.heard, patient.heard) == ([("a", None)], [("a", b"1")])
+    assert (late.heard, waiting.heard) == ([("a", None)], [("a", b"1")])
     late.listen("a", wait=1, now=NOW + 2)
     channels.expire(NOW + 2.9, MANY)
     assert len(late.heard) == 1
