@@ -1,4 +1,4 @@
-"""System checks. `docs/settings.md` describes each id and its remedy."""
+"""System checks. `docs/settings.md` describes each ID and its remedy."""
 
 from typing import Any
 
@@ -54,10 +54,8 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_addresses(settings: Settings) -> list[CheckMessage]:
-    """Whether the other nodes of a `DISCOVERY` list could reach this host's node. Raises `ValueError` if it is invalid.
-
-    Resolves no name: a check must not wait for DNS.
-    """
+    """Warns if the other nodes of a `DISCOVERY` list can't reach this host's node. Raises `ValueError` if the setting
+    is invalid. Doesn't resolve names: a check must not wait for DNS."""
     advertised = settings.advertise or settings.bind
     discovery = make_discovery(settings.discovery, settings.node_name, settings.cluster, str(advertised))
     elsewhere = [str(address) for address in discovery.configured if not address.is_loopback]

@@ -28,7 +28,7 @@ class DatabaseNow(Now):
     """The time of the database's clock, so that the hosts' clocks may differ. SQLite has only the host's clock."""
 
     def as_mysql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        """Django stores UTC; CURRENT_TIMESTAMP would be in the time zone of the session."""
+        """The time in UTC, as Django stores it: CURRENT_TIMESTAMP would be in the time zone of the session."""
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **extra)
 
 

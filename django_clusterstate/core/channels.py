@@ -19,7 +19,7 @@ class ChannelGroups:
         self._expiry: Expiry[tuple[str, str]] = Expiry()
 
     def __len__(self) -> int:
-        """Memberships."""
+        """The number of memberships."""
         return len(self._expiry)
 
     def add(self, group: str, channel: str, expiry: float, now: float) -> bool:

@@ -22,7 +22,7 @@ class Buffers:
         self._bytes = 0
 
     def __len__(self) -> int:
-        """Channels."""
+        """The number of channels with messages."""
         return len(self._messages)
 
     def count(self, channel: str) -> int:

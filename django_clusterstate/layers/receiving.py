@@ -189,9 +189,9 @@ class QueueReader:
                 self._connection.close()
 
     async def _is_wanted(self) -> bool:
-        """Waits until a consumer wants a message, for `POLL` seconds at most: it often comes back for the next.
+        """Waits for a consumer that wants a message, for `POLL` seconds at most: it often returns for the next one.
 
-        False when none does: nothing is fetched in advance.
+        Returns False if none does: nothing is fetched in advance.
         """
         self.wanted.clear()
         if not self._receiver.has_consumer(self._queue):

@@ -126,7 +126,7 @@ class AddressWatch:
         return self._advertised.address
 
     async def run(self) -> None:
-        """Checks until cancelled."""
+        """Checks once a minute until cancelled."""
         while True:
             await asyncio.sleep(CHECK_EVERY)
             try:

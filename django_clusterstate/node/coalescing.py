@@ -24,7 +24,7 @@ class Coalescer:
         self._polled = asyncio.Event()
 
     async def sleep(self, seconds: float) -> float:
-        """Sleeps that long, or until the next read of many sockets, which saves a wake-up. Returns the planned time."""
+        """Sleeps for `seconds`, or until the next read of many sockets to save a wake-up. Returns the planned time."""
         if self._timer is None:
             await asyncio.sleep(seconds)
             return seconds

@@ -247,7 +247,7 @@ class Link:
         self.connection = self.heartbeats = None
 
     async def _dial(self, lost: asyncio.Event) -> bool:
-        """Whether a peer answered. Raises `DialedItself` if it was this node itself."""
+        """Dials the address. Returns whether a peer answered. Raises `DialedItself` if this node itself did."""
         links, expected = self._links, self._expected
         try:
             self.heartbeats = await self._connect(lost, expected)

@@ -129,7 +129,7 @@ class Node:
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A node that only seems to live is worse than one that is started again.
+            # A node that lacks one of its tasks does more harm than one that is restarted.
             logger.critical(
                 "node %s failed and is leaving the cluster; please report this error",
                 self.membership.me,
@@ -152,7 +152,7 @@ class Node:
             self._spawn(self.heartbeats.answer(beat.channel, beat.identity))
 
     def _handshake_completed(self, hello: Hello) -> None:
-        """A peer has dialed this node."""
+        """Notes that a peer has dialed this node."""
         membership, now = self.membership, self._clock()
         me = membership.me
         if (hello.expected_name, hello.expected_boot, hello.dialed) == (me.name, me.boot, me.address):
@@ -211,7 +211,7 @@ class Node:
                 self._clean(now)
 
     def _clean(self, now: float) -> None:
-        """The work of about once a second."""
+        """Does the work that is due about once a second."""
         self.handler.tick()
         self.links.tick()
         for boot in self.links.connected_boots():

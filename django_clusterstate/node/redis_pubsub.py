@@ -20,7 +20,7 @@ class Flushable(ChannelLayer, Protocol):
 
 
 class PubSubLayer:
-    """Wraps a layer, and takes its channel for lost after `silence` seconds without a message."""
+    """Wraps a layer, and treats its channel as lost after `silence` seconds without a message."""
 
     def __init__(self, layer: Flushable, silence: float) -> None:
         self._layer = layer

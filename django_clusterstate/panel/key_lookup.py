@@ -171,7 +171,7 @@ class LookUp:
 
 
 def look_up(query: KeyQuery) -> LookUp:
-    """Blocking `alook_up()`."""
+    """`alook_up()` for blocking code."""
     return async_to_sync(alook_up)(query)
 
 

@@ -113,10 +113,10 @@ class BusyPoll:
         return False
 
     def succeeded(self) -> None:
-        """The reply came while polling."""
+        """Notes that the reply came while polling."""
         self._next_rest = MIN_REST
 
     def failed(self) -> None:
-        """The reply didn't come within POLL_FOR."""
+        """Notes that the reply didn't come within POLL_FOR."""
         self._rest = self._next_rest
         self._next_rest = min(MAX_REST, 4 * self._rest)

@@ -8,7 +8,7 @@ from .other_protocols import frame_too_long
 HEADER = 4
 MAX_FRAME = 1024 * 1024 + 4096  # a value of 1 MiB, with its key and the message around it
 MAX_REQUEST = MAX_FRAME - 512  # room for the fields that a node adds: a name, an epoch
-HANDSHAKE_LIMIT = 8192  # bytes of four offers with the longest names; an unauthenticated peer can't make us buffer more
+HANDSHAKE_LIMIT = 8192  # bytes of four offers with the longest names: all that is buffered of an unauthenticated peer
 
 _LENGTH = struct.Struct(">I")
 pack_size = _LENGTH.pack  # (size of a payload) -> its header

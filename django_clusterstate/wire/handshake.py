@@ -144,7 +144,7 @@ def _prologue(version: int, challenge: bytes) -> bytes:
 
 
 class NodeHandshake:
-    """The node's side. `keys` are empty on a unix socket.
+    """The node's side of the handshake. `keys` are empty on a unix socket.
 
     `name` and `boot` are the node's own, `source` is the dialer's address. `challenge` is the payload of the first
     message. After `receive()`, `hello` is the dialer's and `session` seals the connection (None on a unix socket). If
@@ -203,10 +203,11 @@ class NodeHandshake:
 
 
 class DialerHandshake:
-    """The dialer's side. `keys` are empty on a unix socket. `hello` names the dialer and the expected node.
+    """The dialer's side of the handshake. `keys` are empty on a unix socket.
 
-    After `receive_answer()`, `verdict` is the node's and `session` seals the connection (None on a unix socket). After
-    an error, `last_message` is sent before closing if it isn't empty, so that the node can log the reason.
+    `hello` names the dialer and the expected node. After `receive_answer()`, `verdict` is the node's and `session`
+    seals the connection (None on a unix socket). After an error, `last_message` is sent before closing if it isn't
+    empty, so that the node can log the reason.
     """
 
     def __init__(self, keys: Sequence[LinkKey], hello: Hello) -> None:

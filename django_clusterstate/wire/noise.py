@@ -123,7 +123,8 @@ class Opener(_CipherState):
     def feed(self, data: bytes) -> bytes:
         """The plaintext of all records that these bytes complete. An incomplete record is buffered.
 
-        Raises `ProtocolError` as `open()`, and as soon as a header announces an invalid length.
+        Raises `ProtocolError` if a record was altered or isn't the next one, and as soon as a header announces an
+        invalid length.
         """
         records = self._records.feed(data)
         if len(records) == 1:  # nearly always
