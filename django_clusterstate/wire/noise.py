@@ -6,6 +6,7 @@ key leaks later, recorded traffic stays unreadable (forward secrecy). The primit
 """
 
 import hashlib
+import math
 import os
 
 from cryptography.exceptions import InvalidTag
@@ -77,7 +78,7 @@ class Sealer(_CipherState):
 
     def _seal_long(self, data: memoryview) -> bytearray:
         """Encrypts into one buffer, since joining long records would copy them once more."""
-        records = -(-len(data) // MAX_PLAIN)
+        records = math.ceil(len(data) / MAX_PLAIN)
         sealed = bytearray(len(data) + records * (HEADER + TAG))
         view = memoryview(sealed)
         start = 0

@@ -7,6 +7,7 @@ an empty one is dropped at once. Times are seconds on the node's monotonic clock
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import Final
 
 Cursor = tuple[float, int]  # of a bucket: its due time and serial
@@ -17,34 +18,30 @@ BUCKET_KEYS: Final = 340
 SCANNED_BUCKETS: Final = 1000  # by one scan: those of other namespaces and nearly empty ones are cheap, not free
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Namespace:
     """A namespace from its first entry to its last, or to `clear()`, which makes all its entries absent by one flag."""
 
-    __slots__ = ("buckets", "cleared", "name", "serial", "with_room")
-
-    def __init__(self, name: bytes, serial: int) -> None:
-        self.name = name
-        self.serial = serial
-        self.cleared = False
-        # By serial. Ordered, since a plain dict can't give its first item in O(1) once others before it are deleted.
-        self.buckets: OrderedDict[int, Bucket] = OrderedDict()
-        # The buckets with room for a key, by due time and serial. They are filled before another one is created, so
-        # there are never more than the largest number of keys has needed.
-        self.with_room: dict[float, dict[int, Bucket]] = {}
+    name: bytes
+    serial: int
+    cleared: bool = False
+    # By serial. Ordered, since a plain dict can't give its first item in O(1) once others before it are deleted.
+    buckets: OrderedDict[int, "Bucket"] = field(default_factory=OrderedDict)
+    # The buckets with room for a key, by due time and serial. They are filled before another one is created, so there
+    # are never more than the largest number of keys has needed.
+    with_room: dict[float, dict[int, "Bucket"]] = field(default_factory=dict)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Bucket:
     """Keys of one namespace that have all expired at `due`: a whole second, or infinity."""
 
-    __slots__ = ("due", "keys", "namespace", "serial")
-
-    def __init__(self, namespace: Namespace, due: float, serial: int) -> None:
-        self.namespace = namespace
-        self.due = due
-        self.serial = serial
-        # A dict where a set would do: the garbage collector skips dicts of plain values, and visits sets, which takes
-        # 40 ms for a million keys.
-        self.keys: dict[bytes, None] = {}
+    namespace: Namespace
+    due: float
+    serial: int
+    # A dict where a set would do: the garbage collector skips dicts of plain values, and visits sets, which takes 40 ms
+    # for a million keys.
+    keys: dict[bytes, None] = field(default_factory=dict)
 
 
 class Namespaces:
