@@ -142,7 +142,7 @@ class RuleCount:
 
 
 @dataclass(frozen=True, slots=True)
-class LookUp:
+class KeyState:
     """The state of a key on the nodes.
 
     `ranking`: the owner, and the nodes that take over after it; empty if no node is known. `entry`: the owner's reply
@@ -170,23 +170,23 @@ class LookUp:
         return "" if self.entry is None or self.entry.ttl is None else formatting.duration(self.entry.ttl)
 
 
-def look_up(query: KeyQuery) -> LookUp:
+def look_up(query: KeyQuery) -> KeyState:
     """`alook_up()` for blocking code."""
     return async_to_sync(alook_up)(query)
 
 
-async def alook_up(query: KeyQuery) -> LookUp:
+async def alook_up(query: KeyQuery) -> KeyState:
     """The replies within PAGE_TIMEOUT of a cache key's owner, or of all nodes about a limit key."""
     client, until = runtime.get_async_client(), from_now(PAGE_TIMEOUT)
     nodes = (await client.table(from_now(PAGE_TIMEOUT / 2))).ranking(query.key)
     ranking = [node.name for node in nodes]
     if query.request is None:
-        return LookUp(ranking)
+        return KeyState(ranking)
     if isinstance(query.request, wire.GetEntry):
         nodes = nodes[:1]
     request = wire.request_frame(query.request)
     replies = await client.call_each([(node, request) for node in nodes], until)
-    return LookUp(
+    return KeyState(
         ranking,
         next((reply for reply in replies if isinstance(reply, wire.EntryReply)), None),
         [

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from .. import runtime
 from . import members, traffic
-from .key_lookup import KeyForm, KeyQuery, LookUp, alook_up
+from .key_lookup import KeyForm, KeyQuery, KeyState, alook_up
 from .node_reports import Reports, gather
 from .reachability import heartbeat_table
 from .timeline import merge
@@ -25,7 +25,7 @@ def overview(form: KeyForm | None = None) -> dict[str, Any]:
     return {**_context(reports), "found": found}
 
 
-async def _gather(query: KeyQuery | None) -> tuple[Reports, LookUp | None]:
+async def _gather(query: KeyQuery | None) -> tuple[Reports, KeyState | None]:
     if query is None:
         return await gather(), None
     return await asyncio.gather(gather(), alook_up(query))

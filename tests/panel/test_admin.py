@@ -22,7 +22,7 @@ from django_clusterstate.cache import ClusterCache
 from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.panel import overview
-from django_clusterstate.panel.key_lookup import KeyQuery, LookUp
+from django_clusterstate.panel.key_lookup import KeyQuery, KeyState
 from django_clusterstate.panel.node_reports import Reports
 from testproject.processes import wait_until
 from tests.conftest import NODES
@@ -163,9 +163,9 @@ class TestLive:
     def test_key_is_not_looked_up_again(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[KeyQuery] = []
 
-        async def look_up(query: KeyQuery) -> LookUp:
+        async def look_up(query: KeyQuery) -> KeyState:
             asked.append(query)
-            return LookUp([])
+            return KeyState([])
 
         monkeypatch.setattr(overview, "alook_up", look_up)
         client.get(PAGE, {"kind": "plain", "key": "k", "live": ""})
