@@ -254,6 +254,10 @@ def test_log_lines_are_found() -> None:
     assert len(LOG_ROWS) > 50
 
 
+def test_log_lines_have_no_contractions() -> None:
+    assert not [line for line in LINES if "n't" in line]
+
+
 @pytest.mark.parametrize("line", sorted(LINES))
 def test_log_line_is_described(line: str) -> None:
     assert any(matches(row, line) or matches(line, row) for row in LOG_ROWS)
