@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 
 from .. import runtime
-from ..client.operations import CallEither, ClientCommand, Operation, Steps
+from ..client.operations import CallEither, ClientCommand, Operation, RunOperation
 from ..client.routing import Target
 from ..exceptions import ClusterStateError
 from ..wire import messages as wire
@@ -49,7 +49,7 @@ class CacheOperations:
         try:
             data = self._dump(name, value)
         except Exception as error:
-            return Steps(self._set_or_delete(key, name, value, ttl, error))
+            return RunOperation(self._set_or_delete(key, name, value, ttl, error))
         return self._store(key, name, data, ttl)
 
     def _set_or_delete(self, key: bytes, name: Any, value: Any, ttl: float | None, error: Exception) -> Operation[None]:

@@ -216,7 +216,7 @@ class SingleFlight:
                 return _LEASE_ENDED
             if lease == self.token:  # the reply that granted it was lost with its connection
                 return (yield from self._compute_with_lease(until, reply))
-            if lease == UNCACHEABLE or not wait.goes_on(lease, self.clock()):
+            if lease == UNCACHEABLE or not wait.continues(lease, self.clock()):
                 value, _ = yield from self._store((yield Compute(self.default)))
                 return value
 
@@ -265,7 +265,7 @@ class _Wait:
         self._pause = min(2 * pause, LONGEST_PAUSE)
         return pause
 
-    def goes_on(self, lease: wire.Value, now: float) -> bool:
+    def continues(self, lease: wire.Value, now: float) -> bool:
         """Whether to wait for the holder of that lease any longer."""
         if lease not in self._seen and len(self._seen) < MAX_LEASES_AWAITED:
             self._seen.add(lease)

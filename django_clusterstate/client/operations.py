@@ -29,7 +29,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class ClientCommand(Protocol[T_co]):
-    """A step of an operation, or all of an operation that has one step: generators take 0.4 us more.
+    """One command of an operation, or all of an operation that has only one: generators take 0.4 us more.
 
     `client` is the blocking client in `run`; in `arun` it is the asyncio client, whose methods return awaitables.
     """
@@ -73,8 +73,8 @@ async def arun(operation: Operation[T], client: Any) -> T:
         return value
 
 
-class Steps(Struct, Generic[T], frozen=True):
-    """An operation of several steps as a command."""
+class RunOperation(Struct, Generic[T], frozen=True):
+    """Runs an operation of several commands as one command."""
 
     operation: Operation[T]
 

@@ -121,8 +121,6 @@ class ClusterChannelLayer(BaseChannelLayer):
         """`close()` by the name that Channels' tests and `channels_redis` use."""
         await self.close()
 
-    # -- for `Receiver` -------------------------------------------------------------------------------------
-
     def client(self) -> AsyncClient:
         return runtime.get_async_client()
 

@@ -79,7 +79,7 @@ class EngineClient:
 
     def __init__(self, engine: Engine, deadline: float, *, asynchronous: bool = False) -> None:
         self.deadline = deadline
-        self.turns = asyncio.Semaphore(MAX_AT_ONCE)  # for operations of the event loop
+        self.slots = asyncio.Semaphore(MAX_AT_ONCE)  # for operations of the event loop
         self._engine = engine
         self._asynchronous = asynchronous
         self._storage: Any = None

@@ -55,7 +55,7 @@ class LimitsStorage(PerProcess):
         self.reset_if_forked()
         counters = self._counters(key, rules)
         client = self._loops.get(asyncio.get_running_loop()) or await self._loops.start()
-        async with client.turns:
+        async with client.slots:
             return await arun(self._guarded(operation(counters, *args)), client)
 
     def close(self) -> None:

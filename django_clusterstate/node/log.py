@@ -28,7 +28,7 @@ class RateLimitedLog:
     def write(self, text: str, subject: str = "") -> None:
         """Logs the text, unless a line about its subject (by default the text itself) was logged a short time ago."""
         now, subject = self._clock(), subject or text
-        self._written = {said: when for said, when in self._written.items() if now - when < self._again}
+        self._written = {one: when for one, when in self._written.items() if now - when < self._again}
         if subject in self._written or now - self._last < self._spacing:
             self._omitted += 1
             return

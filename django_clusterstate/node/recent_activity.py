@@ -18,13 +18,13 @@ class History:
         self.rates = CounterHistory(now)
         self.busiest: TopKeys[bytes] = TopKeys(TOP_KEYS)
         self.denied: TopKeys[bytes] = TopKeys(TOP_KEYS)
-        self._turn_at = now + TOP_SPAN
+        self._rotate_at = now + TOP_SPAN
 
     def tick(self, stats: Stats, now: float) -> None:
         """Samples the counters, and rotates the busiest keys when due. The caller calls it about once a second."""
         self.rates.sample(counters(stats), now)
-        if now >= self._turn_at:
-            self._turn_at = now + TOP_SPAN
+        if now >= self._rotate_at:
+            self._rotate_at = now + TOP_SPAN
             self.busiest.rotate()
             self.denied.rotate()
 

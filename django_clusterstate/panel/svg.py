@@ -24,8 +24,8 @@ def bars(values: Sequence[float], width: float, height: float) -> list[Bar]:
     """A bar for each value, from left to right. A zero has a bar of no height."""
     step = width / max(1, len(values))
     return [
-        Bar(_text(index * step), _text(height - tall), _text(step * FILLED), _text(tall))
-        for index, tall in enumerate(_scaled(values, height, min(LEAST, height)))
+        Bar(_text(index * step), _text(height - length), _text(step * FILLED), _text(length))
+        for index, length in enumerate(_scaled(values, height, min(LEAST, height)))
     ]
 
 
@@ -36,11 +36,11 @@ def lengths(values: Sequence[float], longest: float) -> list[str]:
 
 def line(values: Sequence[float], width: float, height: float) -> str:
     """The `points` of a `polyline` from the left edge to the right one. A single value makes a horizontal line."""
-    tall = _scaled(values, height)
-    if len(tall) == 1:
-        tall *= 2
-    step = width / max(1, len(tall) - 1)
-    return " ".join(f"{_text(index * step)},{_text(height - y)}" for index, y in enumerate(tall))
+    heights = _scaled(values, height)
+    if len(heights) == 1:
+        heights *= 2
+    step = width / max(1, len(heights) - 1)
+    return " ".join(f"{_text(index * step)},{_text(height - y)}" for index, y in enumerate(heights))
 
 
 def _scaled(values: Sequence[float], longest: float, least: float = 0.0) -> list[float]:

@@ -133,7 +133,7 @@ class AsyncConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             if self._handshake is not None:
-                self._shake_hands(self._handshake, data)
+                self._complete_handshake(self._handshake, data)
                 return
             for payload in self._deframer.feed(data if self._opener is None else self._opener.feed(data)):
                 reply = decode_reply(payload)  # first: if it can't be read, all waiting requests fail
@@ -145,7 +145,7 @@ class AsyncConnection(asyncio.Protocol):
                 error = ProtocolError(f"a reply that cannot be read: {error}")
             self._fail(error if isinstance(error, ProtocolError) else ProtocolError(str(error)))
 
-    def _shake_hands(self, handshake: DialerHandshake, data: bytes) -> None:
+    def _complete_handshake(self, handshake: DialerHandshake, data: bytes) -> None:
         assert self._transport is not None
         payloads = self._deframer.feed(data)
         if not payloads:

@@ -90,7 +90,7 @@ class BlockingConnection:
         try:
             self._connect(address, _left(until) or GRACE)
             unix = isinstance(address, UnixAddress)
-            self._shake_hands(() if unix else keys, structs.replace(hello, dialed=str(address)), until)
+            self._complete_handshake(() if unix else keys, structs.replace(hello, dialed=str(address)), until)
         except OSError as error:
             if raised_by_signal(error):
                 raise
@@ -134,7 +134,7 @@ class BlockingConnection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
-    def _shake_hands(self, keys: Sequence[LinkKey], hello: Hello, until: float) -> None:
+    def _complete_handshake(self, keys: Sequence[LinkKey], hello: Hello, until: float) -> None:
         handshake = DialerHandshake(keys, hello)
         try:
             offers = handshake.receive_challenge(self._receive_frame(until, limit=HANDSHAKE_LIMIT))

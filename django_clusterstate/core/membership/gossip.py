@@ -79,6 +79,6 @@ def _observation(member: Member, now: float) -> Observation:
     return Observation(who.name, who.boot, who.address, member.state, member.incarnation, age)
 
 
-def says_replaced(beat: Heartbeat, boot: bytes) -> bool:
+def reports_replaced(beat: Heartbeat, boot: bytes) -> bool:
     """Whether the sender has replaced this instance."""
     return any(seen.boot == boot and seen.state is MemberState.LEFT for seen in beat.observations)

@@ -7,7 +7,7 @@ Methods return what changed; the caller logs, notifies and sends.
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from .gossip import Gossip, says_replaced
+from .gossip import Gossip, reports_replaced
 from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
 from .joining import Joining, WaitReason
 from .members import Change, Effects, Instance, Member, Timings
@@ -258,7 +258,7 @@ class Membership:
         self._gossip.notify_replaced(beat.identity)
         # Two that have replaced each other take in no heartbeat of each other, so one of them has to end.
         if beat.identity.boot < self.me.boot and self.state in MAY_END:
-            effects.superseded = says_replaced(beat, self.me.boot)
+            effects.superseded = reports_replaced(beat, self.me.boot)
 
     def _hear_provisional(self, beat: Heartbeat, now: float, effects: Effects) -> None:
         if beat.state is MemberState.LEFT:

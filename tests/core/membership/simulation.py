@@ -236,7 +236,7 @@ class Simulation:
         if not new.running:
             self._check(peer, "refused", peer.membership.refused(me.name, me.boot, self.now), me)
         elif not new.paused:
-            self._shake_hands(peer, new)
+            self._complete_handshake(peer, new)
 
     def _link(self, node: Node, to: Node) -> None:
         """Dials a node that was heard, unless there is a link; what fails is tried again when it is heard again."""
@@ -248,9 +248,9 @@ class Simulation:
         node.dialing.discard(to.boot)
         cut = self._is_cut(node, to) or (node.name, to.name) in self.bus.undialed
         if all(one.running and not one.paused for one in (node, to)) and not cut:
-            self._shake_hands(node, to)
+            self._complete_handshake(node, to)
 
-    def _shake_hands(self, node: Node, to: Node) -> None:
+    def _complete_handshake(self, node: Node, to: Node) -> None:
         node.links[to.boot] = to
         me, you, now = node.membership.me, to.membership.me, self.now
         self._check(node, "met", node.membership.identified(you.name, you.boot, now, you.address), you)
