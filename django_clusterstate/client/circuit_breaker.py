@@ -1,14 +1,11 @@
 """Circuit breakers: after failures in a row requests fail at once, except for one at a time that tries again."""
 
-import logging
-
 from ..exceptions import CircuitOpen
+from .log import logger
 
 FAILURES_TO_OPEN = 3
 HALF_OPEN_AFTER = 0.5  # seconds in which requests fail at once; then one may try
 FIRST_TRY = 32  # the first try may take this part of a deadline, each further one twice as long
-
-logger = logging.getLogger("django_clusterstate.client")
 
 
 class CircuitBreaker:

@@ -1,6 +1,5 @@
 """Connecting to nodes, for both clients: to each address of a host name in turn, within a deadline."""
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -10,9 +9,8 @@ from ..wire.blocking import BlockingConnection
 from ..wire.busy_polling import make_is_idle
 from ..wire.derived_keys import LinkKey
 from ..wire.resolver import Resolver
+from .log import logger
 from .routing import Target
-
-logger = logging.getLogger("django_clusterstate.client")
 
 
 class Dialer:

@@ -6,7 +6,6 @@ seconds.
 
 import atexit
 import contextlib
-import logging
 import queue
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Mapping
 from .blocking import Client
 from .event_batches import EventSum, Outbox
 from .forks import PerProcess
+from .log import logger
 
 INTERVAL = 0.25  # seconds between two batches
 MAX_SUMS = 10_000  # sums in one interval
@@ -27,8 +27,6 @@ SEND_TIMEOUT = 1.0  # seconds that the thread sends, before it takes new sums in
 RETRY_AFTER = 0.05  # seconds between two attempts of `flush()`
 
 Field = str | int | float | bool
-
-logger = logging.getLogger("django_clusterstate.client")
 
 
 class EventSender(PerProcess):

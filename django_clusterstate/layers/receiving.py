@@ -1,7 +1,6 @@
 """Receiving: one `Receiver` for each event loop, with a `QueueReader` for each queue that a consumer waits on."""
 
 import asyncio
-import logging
 import os
 import secrets
 from collections import deque
@@ -12,6 +11,7 @@ from channels.layers import BaseChannelLayer
 
 from .. import runtime
 from ..client.forks import replace_inherited
+from ..client.log import logger
 from ..client.loops import suppress_destroyed_warning
 from ..client.routing import Target
 from ..core.channels import ChannelGroups
@@ -26,8 +26,6 @@ RETRY_AFTER = (0.05, 1.0)  # seconds between attempts to reach the node, from th
 LOG_AFTER = 5.0  # seconds without success until it is logged: a restart of a node takes less
 SWEEP_BATCH = 1000  # expired messages and memberships that are freed at once: half a millisecond
 SWEEP_EVERY, SWEEP_PAUSE = 1.0, 0.01  # seconds between sweeps, and between the batches of one sweep
-
-logger = logging.getLogger("django_clusterstate.client")
 
 
 class Receiver:
