@@ -200,7 +200,7 @@ class Layer:
         self.sent.append(message)
 
 
-class Ears:
+class RecordedHeartbeats:
     """Heartbeats over a layer, and what became of what it gave out."""
 
     def __init__(self, layer: Layer) -> None:
@@ -224,22 +224,23 @@ class Ears:
 async def test_heartbeat_by_a_link_speaks_for_the_start_at_its_other_end_only() -> None:
     message = encode_heartbeat(BEAT, [NEW])
     sessions = (b"a" * 16, None, b"b" * 16, b"")
-    ears = Ears(Layer(message, *(SessionMessage(message, session) for session in sessions)))
-    await ears.listen(5)
-    assert ears.heard == [("a", False), ("a", True), ("a", False)]
+    recorded = RecordedHeartbeats(Layer(message, *(SessionMessage(message, session) for session in sessions)))
+    await recorded.listen(5)
+    assert recorded.heard == [("a", False), ("a", True), ("a", False)]
     assert (
-        ears.rejected == ["heartbeat dropped: sender a (10.0.0.1:4370) does not match the peer on this connection"] * 2
+        recorded.rejected
+        == ["heartbeat dropped: sender a (10.0.0.1:4370) does not match the peer on this connection"] * 2
     )
-    assert ears.beats.rejected == 2
+    assert recorded.beats.rejected == 2
 
 
 async def test_who_owns_the_channel_layer_cannot_say_that_a_recording_is_fresh() -> None:
-    ears = Ears(Layer(encode_heartbeat(BEAT, [NEW]) | {"session": b"a" * 16}))
-    await ears.listen(1)
-    assert ears.heard == [("a", False)]
+    recorded = RecordedHeartbeats(Layer(encode_heartbeat(BEAT, [NEW]) | {"session": b"a" * 16}))
+    await recorded.listen(1)
+    assert recorded.heard == [("a", False)]
 
 
 async def test_answer_names_first_whom_it_answers() -> None:
     layer = Layer()
-    await Ears(layer).beats.answer("channel", BEAT.identity)
+    await RecordedHeartbeats(layer).beats.answer("channel", BEAT.identity)
     assert decode_heartbeat(layer.sent[0], [NEW]).observations[0].boot == BEAT.identity.boot

@@ -316,7 +316,7 @@ class RemembersNoBoot(Membership):
         return super().heard(beat, now, fresh=fresh)
 
 
-class ForgetsWhoLeft(Membership):
+class RevivesLeftMembers(Membership):
     def _hear_member(self, member: Member, beat: Heartbeat, now: float, effects: Effects) -> bool:
         if member.state is MemberState.LEFT:
             self._move(member, beat.state, now, effects)
@@ -324,19 +324,19 @@ class ForgetsWhoLeft(Membership):
         return super()._hear_member(member, beat, now, effects)
 
 
-class JudgesOnWaking(Membership):
+class CountsItsOwnPause(Membership):
     def _discount(self, late: float, now: float) -> None:
         pass
 
 
-class Hasty(Membership):
+class DeclaresDownTooSoon(Membership):
     def _update_silent(self, now: float, effects: Effects) -> None:
         for member in self.members.values():
             if member.state is MemberState.ALIVE and now - member.heard > 0.45:
                 self._move(member, MemberState.DOWN, now, effects)
 
 
-class BlamesAnother(Membership):
+class SuspectsAnother(Membership):
     def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
         effects = super().heard(beat, now, fresh=fresh)
         for member in self.members.values():
@@ -351,7 +351,7 @@ class RaisesOthers(Membership):
         return super()._hear_member(member, beat, now, effects)
 
 
-class FallsBack(Membership):
+class LowersIncarnation(Membership):
     def tick(self, now: float, due: float = TICK) -> Effects:
         self.incarnation = max(0, self.incarnation - 1)
         return super().tick(now, due)
@@ -388,7 +388,7 @@ class KeepsEveryBoot(Membership):
         return super().tick(now, due)
 
 
-class BearsAGrudge(Membership):
+class IgnoresDownMembers(Membership):
     def _hear_member(self, member: Member, beat: Heartbeat, now: float, effects: Effects) -> bool:
         if member.state is not MemberState.DOWN or now - member.since > 10:
             return super()._hear_member(member, beat, now, effects)
@@ -435,15 +435,15 @@ def test_broken_node_is_caught_by_the_scenario_for_it(
     ("broken", "caught"),
     [
         (RemembersNoBoot, "replaced instance"),
-        (ForgetsWhoLeft, "a node that left stays away"),
-        (JudgesOnWaking, "it has just woken itself"),
-        (Hasty, "it was heard .* ago"),
-        (BlamesAnother, "that was about another"),
+        (RevivesLeftMembers, "a node that left stays away"),
+        (CountsItsOwnPause, "it has just woken itself"),
+        (DeclaresDownTooSoon, "it was heard .* ago"),
+        (SuspectsAnother, "that was about another"),
         (RaisesOthers, "raises the incarnation"),
-        (FallsBack, "incarnation of .* falls"),
+        (LowersIncarnation, "incarnation of .* falls"),
         (OwnEpoch, "another epoch for an equal view"),
         (NeverRefutes, "floods|has another view"),
-        (BearsAGrudge, "one view only|has another view"),
+        (IgnoresDownMembers, "one view only|has another view"),
         (AnswersAll, "floods"),
         (NamesAll, "names .* members"),
         (KeepsEveryBoot, "grows without bound"),

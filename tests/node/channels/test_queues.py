@@ -17,8 +17,8 @@ NOW = 1000.0
 MANY = 10_000
 
 
-class Ear:
-    """A connection that receives, and what it has heard."""
+class Consumer:
+    """A connection that receives, and the messages that it got."""
 
     def __init__(self, channels: ChannelQueues) -> None:
         self.heard: list[tuple[str, bytes | None]] = []
@@ -34,11 +34,11 @@ def send(channels: ChannelQueues, channel: str, payload: bytes, now: float = NOW
 
 def drained(channels: ChannelQueues, queue: str, now: float = NOW) -> list[bytes]:
     """What waits in a queue."""
-    ear = Ear(channels)
-    while not ear.heard or ear.heard[-1][1] is not None:
+    consumer = Consumer(channels)
+    while not consumer.heard or consumer.heard[-1][1] is not None:
         channels.expire(now, MANY)
-        ear.listen(queue, 0, now)
-    return [payload for _, payload in ear.heard if payload is not None]
+        consumer.listen(queue, 0, now)
+    return [payload for _, payload in consumer.heard if payload is not None]
 
 
 def assert_empty(channels: ChannelQueues) -> None:
@@ -57,18 +57,18 @@ def test_channels_of_a_process_share_a_queue(channel: str, queue: str) -> None:
 
 def test_messages_come_in_the_order_in_which_they_were_sent() -> None:
     channels = ChannelQueues()
-    ear = Ear(channels)
+    consumer = Consumer(channels)
     for number in range(3):
         assert send(channels, f"specific.x!{number % 2}", b"%d" % number)
     for _ in range(3):
-        ear.listen("specific.x!")
-    assert ear.heard == [("specific.x!0", b"0"), ("specific.x!1", b"1"), ("specific.x!0", b"2")]
+        consumer.listen("specific.x!")
+    assert consumer.heard == [("specific.x!0", b"0"), ("specific.x!1", b"1"), ("specific.x!0", b"2")]
     assert_empty(channels)
 
 
 def test_who_waits_gets_the_next_message_at_once() -> None:
     channels = ChannelQueues()
-    first, second = Ear(channels), Ear(channels)
+    first, second = Consumer(channels), Consumer(channels)
     first.listen("a")
     second.listen("a")
     send(channels, "a", b"1", NOW + 1)
@@ -80,7 +80,7 @@ def test_who_waits_gets_the_next_message_at_once() -> None:
 
 def test_who_has_waited_in_vain_is_told_and_misses_nothing() -> None:
     channels = ChannelQueues()
-    late, waiting = Ear(channels), Ear(channels)
+    late, waiting = Consumer(channels), Consumer(channels)
     late.listen("a", wait=1)
     waiting.listen("a", wait=9)
     send(channels, "a", b"1", NOW + 2)
@@ -119,9 +119,9 @@ def test_messages_for_a_process_that_has_ended_are_no_loss_for_want_of_room() ->
 
 def test_messages_for_a_process_whose_connection_is_closed_are_no_loss_for_want_of_room() -> None:
     channels = ChannelQueues()
-    ear = Ear(channels)
-    ear.listen("specific.x!")
-    channels.forget(ear)
+    consumer = Consumer(channels)
+    consumer.listen("specific.x!")
+    channels.forget(consumer)
     assert send(channels, "specific.x!y", b"1", capacity=1)
     assert not send(channels, "specific.x!y", b"2", capacity=1)
     assert (channels.dropped, channels.unreceived) == (0, 1)
@@ -129,11 +129,11 @@ def test_messages_for_a_process_whose_connection_is_closed_are_no_loss_for_want_
 
 def test_burst_that_a_receiver_has_no_time_for_is_a_loss() -> None:
     channels = ChannelQueues()
-    ear = Ear(channels)
-    ear.listen("specific.x!", wait=3600)
+    consumer = Consumer(channels)
+    consumer.listen("specific.x!", wait=3600)
     for number in range(4):
         send(channels, "specific.x!y", b"%d" % number, NOW + 3000, capacity=2)
-    assert ear.heard == [("specific.x!y", b"0")]
+    assert consumer.heard == [("specific.x!y", b"0")]
     assert (channels.dropped, channels.unreceived) == (1, 0)
 
 
@@ -171,15 +171,15 @@ def test_what_has_expired_is_freed_in_portions() -> None:
     for number in range(30):
         channels.send(f"c{number % 3}", b"x", 1, 99, NOW)
         channels.group_add(f"g{number}", "c", 1, NOW)
-    ear = Ear(channels)
+    consumer = Consumer(channels)
     for _ in range(30):
-        ear.listen("a", 1)
+        consumer.listen("a", 1)
     portions = []
     while looked := channels.expire(NOW + 2, 7):
         portions.append(looked)
     assert max(portions) == 7
     assert sum(portions) >= 90
-    assert len(ear.heard) == 30
+    assert len(consumer.heard) == 30
     assert_empty(channels)
 
 
@@ -203,15 +203,15 @@ def test_message_that_expires_behind_others_is_not_taken_with_them() -> None:
 
 def test_who_does_not_wait_is_answered_at_once() -> None:
     channels = ChannelQueues()
-    ear = Ear(channels)
-    ear.listen("a", 0)
-    assert ear.heard == [("a", None)]
+    consumer = Consumer(channels)
+    consumer.listen("a", 0)
+    assert consumer.heard == [("a", None)]
     assert_empty(channels)
 
 
 def test_closed_connection_is_forgotten_and_no_message_goes_to_it() -> None:
     channels = ChannelQueues()
-    gone, other = Ear(channels), Ear(channels)
+    gone, other = Consumer(channels), Consumer(channels)
     gone.listen("a")
     other.listen("a")
     gone.listen("b")
@@ -251,15 +251,15 @@ def test_place_in_a_group_expires_unless_it_is_taken_anew() -> None:
 
 def test_flush_drops_messages_and_groups_but_not_those_who_wait() -> None:
     channels = ChannelQueues()
-    ear = Ear(channels)
+    consumer = Consumer(channels)
     send(channels, "a", b"1")
     channels.group_add("chat", "a", 60, NOW)
-    ear.listen("b")
+    consumer.listen("b")
     channels.flush()
     assert drained(channels, "a") == []
     assert channels.groups.channels("chat", NOW) == []
     send(channels, "b", b"2")
-    assert ear.heard == [("b", b"2")]
+    assert consumer.heard == [("b", b"2")]
     assert_empty(channels)
 
 
@@ -311,10 +311,10 @@ def test_places_in_groups_are_bounded_and_a_refused_one_leaves_nothing(monkeypat
 def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAITERS", 2)
     channels = ChannelQueues()
-    ear = Ear(channels)
+    consumer = Consumer(channels)
     for queue in "abc":
-        ear.listen(queue)
-    assert ear.heard == [("c", None)]
+        consumer.listen(queue)
+    assert consumer.heard == [("c", None)]
 
 
 operation = st.tuples(
@@ -329,11 +329,11 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
     operations: list[tuple[str, str, float]],
 ) -> None:
     channels, now, number = ChannelQueues(), NOW, 0
-    ears = deque([Ear(channels), Ear(channels)])
+    consumers = deque([Consumer(channels), Consumer(channels)])
     sent: dict[bytes, tuple[str, float]] = {}
     for what, channel, step in operations:
         now += step
-        ears.rotate()
+        consumers.rotate()
         queue = queue_name(channel)
         if what == "send":
             number += 1
@@ -341,9 +341,9 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
             if channels.send(channel, payload, 2, 3, now):
                 sent[payload] = (channel, now + 2)
         elif what == "receive":
-            before = len(ears[0].heard)
-            ears[0].listen(queue, 1, now)
-            for where, message in ears[0].heard[before:]:
+            before = len(consumers[0].heard)
+            consumers[0].listen(queue, 1, now)
+            for where, message in consumers[0].heard[before:]:
                 if message is not None:
                     on, until = sent[message]
                     assert on == where
@@ -355,7 +355,7 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         elif what == "tick":
             channels.expire(now, 5)
         else:
-            channels.forget(ears[0])
+            channels.forget(consumers[0])
         kept = [entry for messages in channels._queues.values() for entry in messages]
         sizes = [len(payload) + OVERHEAD for _, _, payload in kept]
         assert channels._bytes == sum(sizes) + QUEUE_OVERHEAD * len(channels._queues)
@@ -369,7 +369,7 @@ def test_nothing_is_heard_twice_or_late_and_the_books_balance(
         assert all(len(messages) <= 3 for messages in channels._queues.values())
         assert all([*channels._queues.values(), *channels._waiters.values(), *channels.groups._groups.values()])
         assert not channels._queues.keys() & channels._waiters.keys()
-    heard = [payload for ear in ears for _, payload in ear.heard if payload is not None]
+    heard = [payload for consumer in consumers for _, payload in consumer.heard if payload is not None]
     assert len(heard) == len(set(heard))
 
 
