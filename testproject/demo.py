@@ -170,7 +170,7 @@ def started(run: Path, node_port: int, site_port: int) -> Iterator[tuple[LocalCl
             stack.callback(process.stop)
         nodes.wait_for()
         for site in sites:
-            wait_until(site.answers, 20, f"an answer of {site.name} at {site.url} (its log is in {run})")
+            wait_until(site.answers, 60, f"an answer of {site.name} at {site.url} (its log is in {run})")
         yield nodes, sites
 
 
@@ -237,7 +237,7 @@ def show_kill(tour: Tour, nodes: LocalCluster, sites: list[Site], client: str) -
         time.sleep(LOAD_SECONDS / 4)
         start = time.monotonic()
         nodes.kill(owner)
-        wait_until(lambda: all(_sees_down(nodes, name, owner) for name in others), 5, f"{owner} seen down")
+        wait_until(lambda: all(_sees_down(nodes, name, owner) for name in others), 60, f"{owner} seen down")
         seconds = time.monotonic() - start
         nodes.wait_for(*others)
         time.sleep(LOAD_SECONDS / 4)

@@ -53,7 +53,7 @@ class Panel:
     def start(self, server: str) -> None:
         site = self._sites[server]
         self._processes[server] = Process(site.command(), self._folder / f"{server}.log", self.env)
-        wait_until(site.answers, 20, f"the site under {server}")
+        wait_until(site.answers, 60, f"the site under {server}")
 
     def stop(self, server: str) -> None:
         """At once, but so that gunicorn's workers go too, and leave the port."""

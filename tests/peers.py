@@ -17,7 +17,7 @@ from django_clusterstate.wire.noise import Opener, Sealer, record_size
 Script = Callable[[socket.socket], object]
 
 KEYS = derive_link_keys(["the secret of all false nodes"], "tests")
-SECONDS = 20.0  # a script that runs on for longer never ends
+SECONDS = 60.0  # a script that runs on for longer never ends
 
 
 class ScriptedNode:

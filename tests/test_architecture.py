@@ -160,6 +160,28 @@ def test_tests_wait_for_conditions_and_never_for_a_time() -> None:
     assert found <= SLEEPS, found - SLEEPS
 
 
+PATIENCE = 60  # seconds: a busy machine may hold up a process for half of that
+
+
+def deadlines(call: ast.Call) -> Iterator[float]:
+    """The seconds of a wait for a condition, an answer, a thread or a process, where they stand in the call."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    arguments = call.args[1:2] if name == "wait_until" else []
+    if name in {"urlopen", "run", "communicate", "Barrier"}:
+        arguments = [word.value for word in call.keywords if word.arg == "timeout"]
+    for argument in arguments:
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, int | float):
+            yield argument.value
+
+
+def test_waits_of_tests_end_late_enough_for_a_busy_machine() -> None:
+    """But those of faults, which have the machine to themselves."""
+    for path in TESTS.rglob("*.py"):
+        if "faults" not in path.parts:
+            calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+            assert all(seconds >= PATIENCE for call in calls for seconds in deadlines(call)), path
+
+
 def measures(test: ast.AST) -> bool:
     """Whether it asserts on seconds that it measured by itself."""
     return any(

@@ -199,7 +199,7 @@ class TestThreeNodes:
 
     def test_remaining_events_are_sent_at_the_end_of_a_process(self, cluster: LocalCluster, name: str) -> None:
         code = f"import django; django.setup(); from django_clusterstate import events; events.track({name!r}, times=7)"
-        subprocess.run([sys.executable, "-c", code], env=cluster.env("beta"), cwd=ROOT, check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", code], env=cluster.env("beta"), cwd=ROOT, check=True, timeout=60)
         assert events.counts(name).total == 7
 
     def test_signal_handler_may_track_while_it_interrupts_track(self, name: str) -> None:
@@ -236,7 +236,7 @@ def test_processes_keep_tracking_while_a_node_is_killed(folder: Path, name: str)
         cluster.wait_for()
         processes = [start_tracking(cluster, number, name, keys=100, seconds=4) for number in range(4)]
         with using(cluster, "alpha"):
-            wait_until(lambda: events.counts(name).total > 10_000, 30, "events")
+            wait_until(lambda: events.counts(name).total > 10_000, 60, "events")
             before = {node: cluster.status(node) for node in NODES}
             cluster.kill("gamma")
             results = [said(process) for process in processes]
@@ -406,7 +406,7 @@ class TestCommand:
         process = Process(command, cluster.folder / "follow.log", cluster.env("beta"))
         signal.signal(signal.SIGINT, before)
         try:
-            wait_until(lambda: "before" in process.output(), 30, "the event before")
+            wait_until(lambda: "before" in process.output(), 60, "the event before")
             for number in range(3):
                 events.track(name, f"after {number}")
             wait_until(lambda: process.output().count("after ") == 3, SECONDS, "the events after")

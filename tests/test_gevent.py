@@ -90,7 +90,7 @@ def gunicorn(nodes: LocalCluster, folder: Path) -> Iterator[str]:
     options = ["-k", "gevent", "-w", "1", "--bind", address, "--timeout", "10", "tests.gevent_site"]
     process = Process([sys.executable, "-m", "gunicorn", *options], folder / "gunicorn.log", nodes.env("alpha"))
     try:
-        wait_until(lambda: answers(address), 20, "gunicorn answers")
+        wait_until(lambda: answers(address), 60, "gunicorn answers")
         yield address
     finally:
         process.stop()
@@ -107,7 +107,7 @@ def answers(address: str) -> bool:
 
 def ask(address: str, query: str = "") -> tuple[float, dict[str, Any]]:
     start = time.monotonic()
-    with urlopen(f"http://{address}/?{query}", timeout=20) as answer:
+    with urlopen(f"http://{address}/?{query}", timeout=60) as answer:
         said: dict[str, Any] = json.load(answer)
     return time.monotonic() - start, said
 

@@ -416,6 +416,6 @@ limit = ratelimit.Limit.parse("10/s")
 """
     command = [sys.executable, "-X", "dev", "-c", code]
     ended = subprocess.run(
-        command, check=False, env=cluster.env("alpha"), cwd=ROOT, text=True, capture_output=True, timeout=30
+        command, check=False, env=cluster.env("alpha"), cwd=ROOT, text=True, capture_output=True, timeout=60
     )
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -26,7 +26,7 @@ from tests.conftest import NODES
 
 def run(env: Mapping[str, str], *options: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "manage.py"), "clusterstatus", *options]
-    return subprocess.run(command, capture_output=True, text=True, env=dict(env), timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=dict(env), timeout=60, check=False)
 
 
 def called(*options: str) -> str:

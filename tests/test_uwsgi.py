@@ -46,7 +46,7 @@ def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[str]:
     ]
     process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "1"})
     try:
-        wait_until(lambda: bool(ask(address)), 20, "uWSGI answers")
+        wait_until(lambda: bool(ask(address)), 60, "uWSGI answers")
         yield address
     finally:
         process.stop()
@@ -56,7 +56,7 @@ def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[str]:
 def ask(address: str, *keys: str) -> dict[str, Any]:
     query = "&".join(f"key={key}" for key in keys)
     try:
-        with urlopen(f"http://{address}/?{query}", timeout=20) as answer:
+        with urlopen(f"http://{address}/?{query}", timeout=60) as answer:
             said: dict[str, Any] = json.load(answer)
             return said
     except OSError:

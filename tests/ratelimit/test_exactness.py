@@ -99,7 +99,7 @@ class Clients:
         self._path = path
         self._most = most
         self._over = threading.Event()
-        self._together = threading.Barrier(CLIENTS, timeout=20)
+        self._together = threading.Barrier(CLIENTS, timeout=60)
         self._threads = [threading.Thread(target=self._run, args=[number]) for number in range(CLIENTS)]
 
     def wait(self) -> None:

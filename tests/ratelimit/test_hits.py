@@ -430,11 +430,11 @@ def test_exactly_the_limit_passes_for_64_concurrent_clients_of_three_nodes(
     dialer = Dialer(runtime.get_settings().link_keys, 5.0)
     clients = [Client(Routing(UnixAddress(str(cluster.socket(cluster.names[n % 3])))), dialer) for n in range(64)]
     mine = threading.local()
-    limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64, timeout=20)
+    limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64, timeout=60)
 
     def ask(client: Client) -> int:
         mine.client = client
-        start.wait(10)
+        start.wait(60)
         return sum(ratelimit.hit(limit, group, "key").allowed for _ in range(5))
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(64) as threads:
@@ -479,7 +479,7 @@ def test_exactly_the_limit_passes_for_three_processes_of_16_threads_and_40_tasks
         )
         for name in cluster.names
     ]
-    said = [json.loads(process.communicate(timeout=30)[0]) for process in processes]
+    said = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
     for name in ALGORITHMS:
         allowed, fallbacks = (sum(process[name][place] for process in said) for place in (0, 1))
         assert (allowed, fallbacks) == (100, 0)
@@ -717,11 +717,11 @@ def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_ch
     def hold() -> None:
         with limits._lock:
             held.set()
-            done.wait(10)
+            done.wait(60)
 
     with ThreadPoolExecutor(1) as threads:
         threads.submit(hold)
-        assert held.wait(10)
+        assert held.wait(60)
         child = in_child(lambda: [limits.decide(request)[0].allowed for _ in range(3)] == [True, True, False])
         try:
             assert child()

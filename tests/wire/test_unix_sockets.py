@@ -110,7 +110,7 @@ print(os.geteuid(), check_unix_peer(one))
 
 def _in_namespace(*options: str) -> list[str]:
     command = ["unshare", "--user", *options, sys.executable, "-c", PAIR]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
     if done.returncode and "unshare" in done.stderr:
         pytest.skip(f"user namespaces cannot be made here: {done.stderr.strip()}")
     assert not done.returncode, done.stderr
