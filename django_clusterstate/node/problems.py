@@ -33,7 +33,7 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
         f"node {peer.name} advertises {peer.address}, which is reachable only from its own host, while other "
         "nodes advertise addresses that every host can reach; it owns no keys until its CLUSTERSTATE_BIND or "
         "CLUSTERSTATE_ADVERTISE is set"
-        for peer in membership.refused_loopbacks()
+        for peer in membership.joining.refused_loopbacks(membership.members, membership.state)
     ]
     found += [
         f"node {name} advertises {wrong.address}, but {wrong.found} answers there, so {name} is unreachable: set its "

@@ -13,8 +13,8 @@ from django_clusterstate.core.counter_history import INTERVAL, INTERVALS
 from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, EventEntry, EventSample
 from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
 from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState
-from django_clusterstate.core.membership.members import Timings
-from django_clusterstate.core.membership.membership import TOMBSTONES, Membership
+from django_clusterstate.core.membership.members import TOMBSTONES, Timings
+from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import MAX_DURATION

@@ -105,7 +105,8 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     """The periodic message of a running node to all others. `sequence` grows by one with each heartbeat, so a receiver
     ignores repeated ones.
 
-    `channel` is where an answer to this one node goes; `epoch` is that of the sender's view.
+    `channel` is where an answer to this one node goes; `epoch`, `members` and `first` are the epoch, the size and the
+    least name of the sender's view.
     """
 
     identity: Identity
@@ -115,6 +116,8 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
     epoch: Annotated[int, Meta(ge=0)]
     observations: Annotated[tuple[Observation, ...], Meta(max_length=MAX_OBSERVATIONS)] = ()
     channel: Annotated[str, Meta(max_length=100)] = ""
+    members: Annotated[int, Meta(ge=0)] = 0
+    first: Annotated[str, Meta(max_length=MAX_NAME)] = ""
 
     def __post_init__(self) -> None:
         if _CHANNEL.fullmatch(self.channel) is None:
@@ -126,6 +129,16 @@ class View(msgspec.Struct, frozen=True, array_like=True):
 
     members: tuple[Identity, ...]
     epoch: int
+
+    @property
+    def first(self) -> str:
+        """The least name; empty if there is none."""
+        return self.members[0].name if self.members else ""
+
+    def outlasts(self, members: int, first: str) -> bool:
+        """Whether this view stays when a partition heals, where the other side has a view of this size and least name:
+        it has more members, or as many and the least name of all."""
+        return bool(self.members) and (-len(self.members), self.first) < (-members, first)
 
     @classmethod
     def of(cls, members: Iterable[Identity]) -> "View":

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .heartbeat import GONE, Identity, is_loopback
+from .heartbeat import GONE, Identity, MemberState, is_loopback
 from .members import Member, Timings
 from .name_conflicts import NameConflicts
 from .provisional_instances import ProvisionalInstances
@@ -27,6 +27,7 @@ class WaitReason(enum.Enum):
     LOOPBACK_ADDRESS = "its address is a loopback one, and those of others are not"
     UNREACHED = "no member has connected to its address"
     UNKNOWN_MEMBERS = "it has not heard all members yet"
+    FILLING = "it receives the entries that it will own"
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -41,6 +42,7 @@ class Joining:
     conflicts: NameConflicts
     must_be_reached: bool
     reached: bool = False
+    filled: bool = True
     _awaited: OrderedDict[str, float] = field(default_factory=OrderedDict)  # names, and when others last reported them
 
     def wait_for(self, name: str, now: float) -> None:
@@ -68,7 +70,19 @@ class Joining:
             return WaitReason.UNREACHED
         if age < 2 * timings.heartbeat + timings.down_after and self._awaits_members(now):
             return WaitReason.UNKNOWN_MEMBERS
-        return None
+        return None if self.filled else WaitReason.FILLING
+
+    def refused_loopbacks(self, members: Mapping[str, Member], state: MemberState) -> list[Identity]:
+        """The running nodes that own no keys because only their addresses are loopback ones: members, and this node, by
+        its `state`."""
+        running = [member.identity for member in members.values() if member.state not in GONE]
+        if state not in GONE:
+            running.append(self.me)
+        loopbacks = [who for who in running if is_loopback(who.address)]
+        proven = (proof.address for proof in self.provisional.proven.values())
+        if len(loopbacks) < len(running) or any(address and not is_loopback(address) for address in proven):
+            return loopbacks
+        return []
 
     def _other_addresses(self, members: Mapping[str, Member], now: float) -> Iterator[str]:
         """The addresses of members that run, and of instances that a handshake has proven to run."""

@@ -4,9 +4,14 @@ Times are monotonic seconds of this node.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .heartbeat import Heartbeat, Identity, MemberState
+from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState
+
+TOMBSTONES = 256  # members that are gone and still shown, at most
+TOMBSTONE_SECONDS = 3600.0
+ISOLATION_WINDOW = 1.0  # seconds: peers that fell silent within it did so for one reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +86,10 @@ class Effects:
     """The changes made by one call, and the actions that its caller must take.
 
     `answer`: send a heartbeat to the sender now. `dial`: the sender is proven to run, so its address is worth a dial.
-    `declared_down`: others had declared this node down, and have served its keys. `stalled`: seconds that this node was
-    stopped. `superseded`: another instance has this node's name; this one must end, and its process may begin another.
-    `unreachable`: members that others hear and this node no longer hears. `unknown_addresses`: addresses of members
-    that others know and this node doesn't.
+    `declared_down`: others, the `winners`, had declared this node down, and have served its keys. `stalled`: seconds
+    that this node was stopped. `superseded`: another instance has this node's name; this one must end, and its process
+    may begin another. `unreachable`: members that others hear and this node no longer hears. `unknown_addresses`:
+    addresses of members that others know and this node doesn't.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -95,3 +100,18 @@ class Effects:
     superseded: bool = False
     unreachable: list[Identity] = field(default_factory=list)
     unknown_addresses: list[str] = field(default_factory=list)
+    winners: frozenset[str] = frozenset()
+
+
+def fell_silent_together(members: Iterable[Member], suspect_after: float, now: float) -> bool:
+    """Whether most peers fell silent at once, by a failure of this node or of the channel layer."""
+    peers = [member for member in members if member.state in SERVING]
+    silent = [member.heard for member in peers if now - member.heard >= suspect_after]
+    return len(silent) >= 2 and 2 * len(silent) > len(peers) and max(silent) - min(silent) <= ISOLATION_WINDOW
+
+
+def expired_tombstones(members: Iterable[Member], now: float) -> list[Member]:
+    """The members that have been gone for so long, or before so many others, that they are no longer shown."""
+    gone = sorted((member for member in members if member.state in GONE), key=lambda member: member.since)
+    surplus = max(len(gone) - TOMBSTONES, 0)
+    return gone[:surplus] + [member for member in gone[surplus:] if now - member.since > TOMBSTONE_SECONDS]

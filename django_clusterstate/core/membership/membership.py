@@ -10,16 +10,13 @@ from collections.abc import Iterable
 from .gossip import Gossip, reports_replaced
 from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
 from .joining import Joining, WaitReason
-from .members import Change, Effects, Instance, Member, Timings
+from .members import Change, Effects, Instance, Member, Timings, expired_tombstones, fell_silent_together
 from .name_conflicts import NameConflict, NameConflicts
 from .provisional_instances import Proof, ProvisionalInstances
 from .transitions import when_ended, when_heard, when_silent
 
 TICK = 0.1  # seconds between two ticks, unless the caller gives another interval
 STALL = 0.2  # seconds: a tick that is later than this means that this node was stopped
-ISOLATION_WINDOW = 1.0  # seconds: peers that fell silent within it did so for one reason
-TOMBSTONES = 256  # members that are gone and still shown, at most
-TOMBSTONE_SECONDS = 3600.0
 RETIRED_BOOTS = 4096  # boot IDs that were replaced or have left, so that their late messages are ignored; at most
 MAY_END = (MemberState.JOINING, MemberState.ALIVE)  # states in which this instance ends when it is superseded
 
@@ -30,12 +27,15 @@ class Membership:
     `view`: the members that own keys, which are the alive and the suspect ones, and this node if it serves.
     `layer_failing`: set by the caller while no heartbeat can arrive: missing ones count against no member. `dropped`:
     heartbeats that were ignored: repeated, of a retired boot ID, or of a member that is down. `restarts`: how many
-    members were replaced by a different instance.
+    members were replaced by a different instance. `rejoins`: this node joins again when it was declared down.
     """
 
-    def __init__(self, me: Identity, timings: Timings, now: float, *, must_be_reached: bool = False) -> None:
+    def __init__(
+        self, me: Identity, timings: Timings, now: float, *, must_be_reached: bool = False, rejoins: bool = False
+    ) -> None:
         self.me = me
         self.timings = timings
+        self.rejoins = rejoins
         self.state = MemberState.JOINING
         self.incarnation = 0
         self.isolated = False
@@ -52,7 +52,7 @@ class Membership:
         self._retired: OrderedDict[bytes, None] = OrderedDict()
         self._provisional = ProvisionalInstances(me.boot, timings.down_after)
         self._conflicts = NameConflicts(me, timings.heartbeat, timings.suspect_after, timings.down_after)
-        self._joining = Joining(me, timings, now, self._provisional, self._conflicts, must_be_reached=must_be_reached)
+        self.joining = Joining(me, timings, now, self._provisional, self._conflicts, must_be_reached=must_be_reached)
 
     # -- heartbeats and handshakes --------------------------------------------------------------------------
 
@@ -66,6 +66,7 @@ class Membership:
             self._hear_retired(beat, effects)
             return effects
         member = self.members.get(sender.name)
+        was_down = member is not None and member.state is MemberState.DOWN
         is_member = member is not None and member.identity.boot == sender.boot
         if not is_member and self._conflicts.get(sender.name, sender.boot) is None:
             if not fresh and not self._provisional.is_proven(beat, now):
@@ -93,8 +94,22 @@ class Membership:
             self._conflicts.get(sender.name, sender.boot) is None
         ):  # two instances in conflict would answer each other forever
             self._take_in(beat.observations, now, effects)
+        if effects.declared_down and self.rejoins:
+            self._give_way(beat, now, effects, mutual=was_down)
         self._settle(effects)
         return effects
+
+    def _give_way(self, beat: Heartbeat, now: float, effects: Effects, *, mutual: bool) -> None:
+        """Joins again, because others have declared this node down; but not on the side of a partition that stays."""
+        if mutual and self.view.outlasts(beat.members, beat.first):
+            effects.declared_down = False
+            return
+        down = [name for name, member in self.members.items() if member.state is MemberState.DOWN]
+        effects.winners = frozenset(down if mutual else self.members)
+        if self.state in SERVING:
+            effects.changes.append(Change(self.me, self.state, MemberState.JOINING))
+            self.state = MemberState.JOINING
+            self.joining.started = now
 
     def identified(self, name: str, boot: bytes, now: float, address: str = "") -> Effects:
         """Notes that a handshake has proven that an instance runs, at `address` if given; `still_linked` renews it."""
@@ -125,7 +140,7 @@ class Membership:
     def reached_by(self, name: str, boot: bytes, now: float) -> Effects:
         """Notes that a peer has completed a handshake with this instance at the address that this one advertises."""
         if boot != self.me.boot:
-            self._joining.reached = True
+            self.joining.reached = True
         return self.identified(name, boot, now)
 
     def refused(self, name: str, boot: bytes, now: float) -> Effects:
@@ -171,7 +186,7 @@ class Membership:
 
     def _update_silent(self, now: float, effects: Effects) -> None:
         suspect_after, down_after = self.timings.suspect_after, self.timings.down_after
-        self.isolated = self._is_isolated(now)
+        self.isolated = fell_silent_together(self.members.values(), suspect_after, now)
         if self.isolated:
             down_after += suspect_after
         for member in self.members.values():
@@ -188,52 +203,35 @@ class Membership:
                 member.unreachable = True
                 effects.unreachable.append(member.identity)
 
-    def _is_isolated(self, now: float) -> bool:
-        """Whether most peers fell silent at once, by a failure of this node or of the channel layer."""
-        peers = [member for member in self.members.values() if member.state in SERVING]
-        silent = [member.heard for member in peers if now - member.heard >= self.timings.suspect_after]
-        return len(silent) >= 2 and 2 * len(silent) > len(peers) and max(silent) - min(silent) <= ISOLATION_WINDOW
-
     def _expire(self, now: float) -> None:
         self._conflicts.expire(now)
         self._provisional.expire(now)
-        gone = [member for member in self.members.values() if member.state in GONE]
-        gone.sort(key=lambda member: member.since)
-        surplus = len(gone) - TOMBSTONES
-        for index, member in enumerate(gone):
-            if index < surplus or now - member.since > TOMBSTONE_SECONDS:
-                if member.state is MemberState.LEFT:
-                    self._ignore(member.identity.boot)
-                del self.members[member.identity.name]
-                self._conflicts.instances.pop(member.identity.name, None)
+        for member in expired_tombstones(self.members.values(), now):
+            if member.state is MemberState.LEFT:
+                self._ignore(member.identity.boot)
+            del self.members[member.identity.name]
+            self._conflicts.instances.pop(member.identity.name, None)
 
     # -- this node ------------------------------------------------------------------------------------------
 
     def wait_reason(self, now: float) -> WaitReason | None:
         """Why this node doesn't serve yet; None when it may."""
-        return self._joining.wait_reason(self.members, now)
+        return self.joining.wait_reason(self.members, now)
 
     def name_conflicts(self, now: float) -> list[NameConflict]:
         """The names that two running nodes have."""
         running = (member.identity for member in self.members.values() if member.state not in GONE)
         return self._conflicts.current(self.state, {who.name: who.address for who in running}, now)
 
-    def refused_loopbacks(self) -> list[Identity]:
-        """The running nodes, this one included, that own no keys because only their addresses are loopback ones."""
-        running = [member.identity for member in self.members.values() if member.state not in GONE]
-        if self.state not in GONE:
-            running.append(self.me)
-        loopbacks = [who for who in running if is_loopback(who.address)]
-        proven = (proof.address for proof in self._provisional.proven.values())
-        if len(loopbacks) < len(running) or any(address and not is_loopback(address) for address in proven):
-            return loopbacks
-        return []
-
     def heartbeat(self, now: float, channel: str = "", answer_to: Identity | None = None) -> Heartbeat:
         """The next heartbeat to send. It lists the instance `answer_to` first: that proves to it that this one runs."""
         self._sequence += 1
         observations = tuple(self._gossip.choose(self.members, answer_to, now))
-        return Heartbeat(self.me, self.incarnation, self._sequence, self.state, self.view.epoch, observations, channel)
+        members = self.view.members
+        return Heartbeat(
+            self.me, self.incarnation, self._sequence, self.state, self.view.epoch, observations, channel,
+            len(members), self.view.first,
+        )  # fmt: skip
 
     def leave(self) -> Effects:
         """Marks this node as leaving: it owns no keys, but still answers."""
@@ -325,7 +323,7 @@ class Membership:
             elif member is None or member.state in GONE:
                 effects.unknown_addresses.append(seen.address)
                 if member is None and state in SERVING and seen.boot not in self._retired:
-                    self._joining.wait_for(seen.name, now)
+                    self.joining.wait_for(seen.name, now)
             elif member.identity.boot == seen.boot:
                 member.heard_by_others = max(member.heard_by_others, now - seen.age)
                 if state is suspect and now - member.heard < self.timings.suspect_after:
@@ -358,7 +356,7 @@ class Membership:
         self.members[identity.name] = Member(
             identity, beat.state, beat.incarnation, beat.sequence, heard=now, since=now, epoch=beat.epoch
         )
-        self._joining.heard(identity.name)
+        self.joining.heard(identity.name)
         effects.changes.append(Change(identity, None, beat.state))
         effects.answer = True
 

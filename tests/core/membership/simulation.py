@@ -18,7 +18,7 @@ from django_clusterstate.core.membership import gossip
 from django_clusterstate.core.membership import membership as rules
 from django_clusterstate.core.membership.heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, View
 from django_clusterstate.core.membership.joining import WaitReason
-from django_clusterstate.core.membership.members import Change, Effects, Member, Timings
+from django_clusterstate.core.membership.members import TOMBSTONES, Change, Effects, Member, Timings
 from django_clusterstate.core.membership.membership import TICK, Membership
 
 JITTER = 0.1
@@ -423,7 +423,7 @@ class Simulation:
     def _check_tables(self, node: Node) -> None:
         members, retired = node.membership.members, node.membership._retired
         bounded = len(members) < len(self.nodes) and len(retired) <= rules.RETIRED_BOOTS
-        if len(members) > rules.TOMBSTONES:
+        if len(members) > TOMBSTONES:
             gone = sum(member.state in GONE for member in members.values())
-            bounded = bounded and gone <= rules.TOMBSTONES
+            bounded = bounded and gone <= TOMBSTONES
         self._hold(bounded, f"a table of {node.name} grows without bound")

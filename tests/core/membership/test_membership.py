@@ -8,7 +8,7 @@ from django_clusterstate.core.membership import gossip, provisional_instances
 from django_clusterstate.core.membership import membership as rules
 from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, Observation, View
 from django_clusterstate.core.membership.joining import WaitReason
-from django_clusterstate.core.membership.members import Change, Effects, Timings
+from django_clusterstate.core.membership.members import TOMBSTONE_SECONDS, TOMBSTONES, Change, Effects, Timings
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.name_conflicts import NameConflict
 
@@ -61,6 +61,10 @@ def clock() -> Clock:
     clock = Clock()
     clock.wait(1.1)
     return clock
+
+
+def refused_loopbacks(clock: Clock) -> list[Identity]:
+    return clock.node.joining.refused_loopbacks(clock.node.members, clock.node.state)
 
 
 def observation(of: Identity, state: MemberState, incarnation: int = 0) -> Observation:
@@ -575,7 +579,7 @@ def test_joiner_does_not_count_on_nodes_that_only_their_own_host_reaches() -> No
 
 
 def test_node_that_serves_is_not_demoted_for_a_missing_link(clock: Clock) -> None:
-    clock.node._joining.must_be_reached = True
+    clock.node.joining.must_be_reached = True
     assert [change.identity for change in clock.wait(20, A)] == [A]
 
 
@@ -611,13 +615,13 @@ def test_nodes_that_all_have_loopback_addresses_are_a_cluster() -> None:
     clock.node.reached_by("a", A.boot, clock.now)
     clock.wait(1.1, LOCAL_A, LOCAL_B)
     assert {who.name for who in clock.node.view.members} == {"me", "a", "b"}
-    assert clock.node.refused_loopbacks() == []
+    assert refused_loopbacks(clock) == []
 
 
 def test_node_with_a_loopback_address_owns_nothing_once_another_serves(clock: Clock) -> None:
     clock.hear(LOCAL_A)
     assert clock.node.view.members == (ME,)
-    assert clock.node.refused_loopbacks() == [LOCAL_A]
+    assert refused_loopbacks(clock) == [LOCAL_A]
     clock.hear(C)
     assert clock.node.view == View.of([ME, C])
 
@@ -635,7 +639,7 @@ def test_node_with_a_loopback_address_steps_back_while_another_serves() -> None:
     assert clock.node.view == View.of([C])
     clock.wait(5, C, LOCAL_A)
     assert clock.node.wait_reason(clock.now) is WaitReason.LOOPBACK_ADDRESS
-    assert {who.name for who in clock.node.refused_loopbacks()} == {"me", "a"}
+    assert {who.name for who in refused_loopbacks(clock)} == {"me", "a"}
     clock.hear(C, MemberState.LEAVING)
     clock.hear(C, MemberState.LEFT)
     assert clock.wait(0.1, LOCAL_A) == [Change(clock.node.me, MemberState.JOINING, MemberState.ALIVE)]
@@ -810,11 +814,11 @@ def crowd(clock: Clock, size: int, state: MemberState = MemberState.ALIVE) -> li
 
 
 def test_gone_members_are_bounded_and_the_newest_stay(clock: Clock) -> None:
-    for who in crowd(clock, rules.TOMBSTONES + 5):
+    for who in crowd(clock, TOMBSTONES + 5):
         clock.now += 0.001
         clock.node.refused(who.name, who.boot, clock.now)
     clock.wait(0.1)
-    assert len(clock.node.members) == rules.TOMBSTONES
+    assert len(clock.node.members) == TOMBSTONES
     assert "n4" not in clock.node.members
     assert "n5" in clock.node.members
 
@@ -822,7 +826,7 @@ def test_gone_members_are_bounded_and_the_newest_stay(clock: Clock) -> None:
 def test_gone_member_is_forgotten_after_an_hour(clock: Clock) -> None:
     clock.hear(A)
     clock.wait(3.1)
-    clock.now += rules.TOMBSTONE_SECONDS + 1
+    clock.now += TOMBSTONE_SECONDS + 1
     clock.node.tick(clock.now)
     assert clock.node.members == {}
 
@@ -830,7 +834,7 @@ def test_gone_member_is_forgotten_after_an_hour(clock: Clock) -> None:
 def test_left_boot_stays_away_after_it_is_forgotten(clock: Clock) -> None:
     clock.hear(A, MemberState.LEAVING)
     clock.hear(A, MemberState.LEFT)
-    clock.now += rules.TOMBSTONE_SECONDS + 1
+    clock.now += TOMBSTONE_SECONDS + 1
     clock.node.tick(clock.now)
     assert clock.hear(A) == Effects()
     assert clock.node.members == {}
@@ -839,7 +843,7 @@ def test_left_boot_stays_away_after_it_is_forgotten(clock: Clock) -> None:
 def test_down_boot_may_return_after_it_is_forgotten(clock: Clock) -> None:
     clock.hear(A)
     clock.wait(3.1)
-    clock.now += rules.TOMBSTONE_SECONDS + 1
+    clock.now += TOMBSTONE_SECONDS + 1
     clock.node.tick(clock.now)
     assert clock.hear(A).changes == [Change(A, None, MemberState.ALIVE)]
 
