@@ -59,8 +59,9 @@ faults: $(VENV)/dev  ## real faults: processes killed and stopped, hosts and net
 slow-faults: $(VENV)/dev  ## those of them that take over a minute each: half an hour
 	$(BIN)/pytest -m 'fault and slow' -s tests/faults
 
-simulate: $(VENV)/dev  ## membership over SEEDS=1000 simulated clusters of each kind, every invariant checked
+simulate: $(VENV)/dev  ## membership and copies over SEEDS=1000 simulated clusters of each kind, every invariant checked
 	$(RUN) -m tests.core.membership.judge --seeds $(SEEDS)
+	$(RUN) -m tests.core.replication.scenarios --seeds $(SEEDS)
 
 restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit exceeded, no own write read stale, no lock twice on its host
 	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py

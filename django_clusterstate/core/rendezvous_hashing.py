@@ -37,7 +37,7 @@ class Rendezvous:
     its own keys move.
     """
 
-    __slots__ = ("_owners", "_seeds", "_weighted", "_weights", "names")
+    __slots__ = ("_holders", "_owners", "_seeds", "_weighted", "_weights", "names")
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         for name, weight in weights.items():
@@ -48,6 +48,7 @@ class Rendezvous:
         self._weighted = len(set(self._weights)) > 1
         self._seeds: list[int] = [mmh3.hash(name.encode(), 0, False) for name in self.names]
         self._owners: list[str | None] = [None] * SLOTS
+        self._holders: dict[int, tuple[str | None, str | None]] = {}
 
     def owner(self, key: bytes) -> str | None:
         """The name of the node that owns `key`; None when there are no nodes."""
@@ -60,7 +61,19 @@ class Rendezvous:
 
         Costs O(n log n): for hand-off and for routing around a failure, not for every key.
         """
-        scores = self._scores(mmh3.hash(key) & _MASK)
+        return self.ranking_of(slot_of(key))
+
+    def holders(self, slot: int) -> tuple[str | None, str | None]:
+        """The names of the owner of a slot and of its backup, the second in the ranking; None where there is none."""
+        found = self._holders.get(slot)
+        if found is None:
+            first, second, *_ = [*self.ranking_of(slot), None, None]
+            found = self._holders[slot] = first, second
+        return found
+
+    def ranking_of(self, slot: int) -> list[str]:
+        """All names in the order in which they would own a slot."""
+        scores = self._scores(slot)
         names = self.names
         # A reversed sort is still stable, so equal scores stay in name order.
         return [names[i] for i in sorted(range(len(names)), key=scores.__getitem__, reverse=True)]
@@ -87,6 +100,11 @@ class Rendezvous:
         # log() may differ in its last bit between C libraries. Hosts disagree on a slot only where two scores
         # are that close, about 1 in 10**13, and then a key has two owners, which is accepted.
         return [weight / -math.log((draw + 0.5) / _DRAWS) for weight, draw in zip(self._weights, draws, strict=True)]
+
+
+def slot_of(key: bytes) -> int:
+    """The slot that a key falls into."""
+    return mmh3.hash(key) & _MASK
 
 
 class OwnershipHistory:

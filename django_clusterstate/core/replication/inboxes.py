@@ -1,0 +1,100 @@
+"""Takes in the copies that other nodes send."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .messages import Batch, FillStart, Record, RecordKey
+from .placement import Placement
+from .slots import SlotSet
+from .stores import Store
+from .versions import HybridClock
+
+
+@dataclass(slots=True)
+class _Filling:
+    """A fill that is under way. `confirmed`: the records that its sender has sent since it began."""
+
+    start: FillStart
+    confirmed: set[RecordKey] = field(default_factory=set)
+
+
+class Inboxes:
+    """Merges records into the stores, and drops what a fill by their owner doesn't confirm.
+
+    `changed(keys)` is called with records that others have to get in turn.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        stores: Sequence[Store],
+        clock: HybridClock,
+        changed: Callable[[Iterable[RecordKey]], None],
+    ) -> None:
+        self.generation = 1
+        self._placement = placement
+        self._stores = stores
+        self._clock = clock
+        self._changed = changed
+        self._filling: dict[bytes, _Filling] = {}
+
+    def closed(self, boot: bytes) -> None:
+        """The connection from an instance is lost."""
+        self._filling.pop(boot, None)
+
+    def batch(self, boot: bytes, batch: Batch, now: float) -> bool:
+        """Takes in records. False, and none is taken in, if they are older than this node's memory of deletes."""
+        self._clock.receive(batch.clock, now)
+        if batch.clock < max(store.floor for store in self._stores):
+            return False
+        filling = self._filling.get(boot)
+        for record in batch.records:
+            self._merge(boot, record, now)
+            if filling is not None:
+                filling.confirmed.add((record.kind, record.key))
+        return True
+
+    def _merge(self, boot: bytes, record: Record, now: float) -> None:
+        self._clock.receive(record.version, now)
+        store = self._stores[record.kind]
+        held = store.version(record.key)
+        if record.version == held:
+            store.confirm(record.key, self.generation)
+            return
+        owns = self._placement.is_owner(self._placement.me.boot, store.slot(record.key))
+        if owns and store.merges and record.value is not None:
+            merged = store.merged(record, now)
+            if merged is not None:
+                version = self._clock.next(now)
+                store.put(Record(record.kind, record.key, version, merged.value, merged.ttl), self.generation, now)
+                self._changed([(record.kind, record.key)])
+                return
+        if record.version < held:
+            store.confirm(record.key, self.generation)
+            if self._placement.is_owner(boot, store.slot(record.key)):
+                self._changed([(record.kind, record.key)])  # since its owner lacks what is newer here
+            return
+        store.put(record, self.generation, now)
+        if owns:
+            self._changed([(record.kind, record.key)])
+
+    def start_fill(self, boot: bytes, start: FillStart) -> None:
+        """The records of some slots follow."""
+        self._filling[boot] = _Filling(start)
+
+    def end_fill(self, boot: bytes, lacking: SlotSet) -> SlotSet | None:
+        """All records of the slots have come: drops the entries that none confirmed. Returns the slots that are now
+        complete; None if this node doesn't see the sender as their owner, or holds entries that it is `lacking`."""
+        filling = self._filling.pop(boot, None)
+        if filling is None:
+            return None
+        if not filling.start.owned:
+            return SlotSet()
+        slots = filling.start.slots
+        if slots & lacking or not all(self._placement.is_owner(boot, slot) for slot in slots):
+            return None
+        for kind, store in enumerate(self._stores):
+            for key in list(store.keys(slots)):
+                if (kind, key) not in filling.confirmed and store.version(key) < filling.start.clock:
+                    store.drop(key)
+        return slots

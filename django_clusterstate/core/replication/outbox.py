@@ -1,0 +1,204 @@
+"""What one node sends another to keep its copies complete: changed records, and slots that it lacks.
+
+Nothing waits for it, and it is bounded: a peer that takes in less than what changes is behind. Then its changed records
+are dropped, and its slots are filled again once it has caught up.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from .messages import Batch, FillEnd, FillStart, Message, Record, RecordKey
+from .slots import SlotSet
+
+WINDOW: Final = 8  # messages that aren't acknowledged
+BATCH: Final = 500  # records
+FILL_SLOTS: Final = 256  # slots of one fill
+MAX_PENDING: Final = 50_000  # records that wait for a peer; more, and it is behind
+RETRY: Final = 0.2  # seconds until a refused fill is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message that isn't acknowledged: of some records, or the end of a fill of some slots, or another."""
+
+    keys: tuple[RecordKey, ...] = ()
+    slots: SlotSet | None = None
+    filling: bool = False
+
+
+@dataclass(slots=True)
+class _Fill:
+    slots: SlotSet
+    owned: bool
+    keys: Iterator[RecordKey]
+
+
+class Outbox:
+    """The copies on one peer. `wanted`: the slots that it has to get from this node; `owned`: those of them that this
+    node owns, so that the peer may drop what it doesn't get; `filled`: those of which it holds all entries.
+
+    `send(message)` sends a message, `encode(keys)` gives the present records of keys, `keys_in(slots)` all keys of
+    slots, `clock()` the last version. `behind`: how often changes were dropped.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Message], None],
+        encode: Callable[[Iterable[RecordKey]], tuple[Record, ...]],
+        keys_in: Callable[[SlotSet], Iterable[RecordKey]],
+        clock: Callable[[], int],
+    ) -> None:
+        self.wanted = SlotSet()
+        self.owned = SlotSet()
+        self.filled = SlotSet()
+        self.open = False
+        self.behind = 0
+        self.told_filled = self.told_settled = -1  # the epochs for which the peer was sent `Filled` and `Settled`
+        self._send = send
+        self._encode = encode
+        self._keys_in = keys_in
+        self._clock = clock
+        self._pending: dict[RecordKey, None] = {}
+        self._in_flight: deque[_Sent] = deque()
+        self._fill: _Fill | None = None
+        self._retry_at = 0.0
+
+    @property
+    def lag(self) -> int:
+        """Records that the peer hasn't acknowledged."""
+        return len(self._pending) + sum(len(sent.keys) for sent in self._in_flight if not sent.filling)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the peer hasn't acknowledged all messages."""
+        return bool(self._in_flight)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the peer holds all that it has to hold, but for changes on their way."""
+        return not (self.wanted - self.filled)
+
+    def want(self, wanted: SlotSet, owned: SlotSet) -> None:
+        """Sets the slots that the peer has to hold."""
+        self.wanted, self.owned = wanted, owned
+        self.filled = self.filled & wanted
+        self._cut_fills(wanted)
+        fill = self._fill
+        if fill is not None and (fill.slots - wanted or (fill.owned and fill.slots - owned)):
+            self._fill = None  # its slots that are still wanted are filled again
+
+    def add(self, keys: Iterable[RecordKey]) -> None:
+        """Notes records that have changed."""
+        self._pending.update(dict.fromkeys(keys))
+        if len(self._pending) > MAX_PENDING:
+            self.behind += 1
+            self._pending.clear()
+            self._fill = None
+            self.filled = SlotSet()
+            self._cut_fills(self.filled)
+
+    def _cut_fills(self, slots: SlotSet) -> None:
+        """Fills that are under way count for these slots only."""
+        self._in_flight = deque(
+            sent if sent.slots is None else _Sent(slots=sent.slots & slots) for sent in self._in_flight
+        )
+
+    def take_pending(self) -> list[RecordKey]:
+        """The records that haven't been acknowledged; those that wait do so no longer."""
+        keys = [key for sent in self._in_flight if not sent.filling for key in sent.keys]
+        keys += self._pending
+        self._pending.clear()
+        return keys
+
+    def pump(self, now: float) -> None:
+        """Sends what the window has room for."""
+        while self.open and len(self._in_flight) < WINDOW:
+            sent = self._send_changes()
+            if len(self._in_flight) < WINDOW:
+                sent = self._send_fill(now) or sent
+            if not sent:
+                return
+
+    def flush(self) -> None:
+        """Sends all changes, however many messages aren't acknowledged: a hand-over follows."""
+        while self.open and self._send_changes():
+            pass
+
+    def post(self, message: Message) -> None:
+        """Sends a message that has an `Ack`, in order with the others."""
+        self._in_flight.append(_Sent())
+        self._send(message)
+
+    def _send_changes(self) -> bool:
+        if not self._pending:
+            return False
+        keys = tuple(islice(self._pending, BATCH))
+        for key in keys:
+            del self._pending[key]
+        self._in_flight.append(_Sent(keys))
+        self._send(Batch(self._clock(), self._encode(keys)))
+        return True
+
+    def _send_fill(self, now: float) -> bool:
+        fill = self._fill
+        if fill is None:
+            return self._start_fill(now)
+        keys = tuple(islice(fill.keys, BATCH))
+        records = tuple(record for record in self._encode(keys) if record.value is not None)
+        if records:
+            self._in_flight.append(_Sent(keys, filling=True))
+            self._send(Batch(self._clock(), records, filling=True))
+        if len(keys) < BATCH:
+            self._fill = None
+            self._in_flight.append(_Sent(slots=fill.slots))
+            self._send(FillEnd())
+        return True
+
+    def _start_fill(self, now: float) -> bool:
+        if now < self._retry_at:
+            return False
+        missing = self.wanted - self.filled
+        for sent in self._in_flight:
+            if sent.slots is not None:
+                missing = missing - sent.slots
+        owned = missing & self.owned
+        first = owned or missing
+        if not first:
+            return False
+        slots = SlotSet(islice(first, FILL_SLOTS))
+        self._fill = _Fill(slots, bool(owned), iter(list(self._keys_in(slots))))
+        self.post(FillStart(slots, self._clock(), self._fill.owned))
+        return True
+
+    def acknowledged(self, refused: bool, now: float) -> None:
+        """The peer has taken in the oldest message that it hadn't acknowledged, or refuses it."""
+        if not self._in_flight:
+            return
+        sent = self._in_flight.popleft()
+        if refused:
+            self.add(sent.keys)
+            self._retry_at = now + RETRY
+        elif sent.slots is not None:
+            self.filled = self.filled | (sent.slots & self.wanted)
+
+    def refill(self, slots: SlotSet) -> None:
+        """The peer lacks these slots."""
+        self.filled = self.filled - slots
+        self._cut_fills(self.wanted - slots)
+        self.told_filled = self.told_settled = -1
+
+    def take_as_filled(self, slots: SlotSet) -> None:
+        """The peer had these slots until now."""
+        self.filled = self.filled | (slots & self.wanted)
+
+    def closed(self) -> Iterable[RecordKey]:
+        """The connection is lost. Returns the records that may not have arrived."""
+        self.open = False
+        self._fill = None
+        self.told_filled = self.told_settled = -1
+        lost = self.take_pending()
+        self._in_flight.clear()
+        return lost

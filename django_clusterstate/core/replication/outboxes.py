@@ -1,0 +1,116 @@
+"""The copies that one node keeps on others: an `Outbox` for each, and the changes that none has got yet."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from .messages import Message, Record, RecordKey
+from .outbox import Outbox
+from .placement import Placement, Wanted
+from .slots import SlotSet
+from .stores import Store
+from .versions import NONE, HybridClock
+
+
+class Outboxes:
+    """Sends changes to the nodes that hold them. `send(boot, message)` sends over the connection to an instance."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        stores: Sequence[Store],
+        clock: HybridClock,
+        send: Callable[[bytes, Message], None],
+    ) -> None:
+        self.by_boot: dict[bytes, Outbox] = {}
+        self.send = send
+        self.now = 0.0
+        self._placement = placement
+        self._stores = stores
+        self._clock = clock
+        self._changed: dict[RecordKey, None] = {}
+
+    def changed(self, keys: Iterable[RecordKey]) -> None:
+        """Notes records that have changed, or whose change may not have arrived."""
+        self._changed.update(dict.fromkeys(keys))
+
+    def get(self, boot: bytes) -> Outbox:
+        outbox = self.by_boot.get(boot)
+        if outbox is None:
+            outbox = self.by_boot[boot] = Outbox(
+                lambda message: self.send(boot, message), self._encode, self._keys_in, self._clock.last
+            )
+        return outbox
+
+    @property
+    def open(self) -> dict[bytes, Outbox]:
+        """Those of instances to which there is a connection."""
+        return {boot: outbox for boot, outbox in self.by_boot.items() if outbox.open}
+
+    def post(self, message: Message) -> None:
+        """Sends a message that has an `Ack` to all."""
+        for outbox in self.open.values():
+            outbox.post(message)
+
+    def closed(self, boot: bytes) -> None:
+        """The connection to an instance is lost."""
+        if boot in self.by_boot:
+            self.changed(self.by_boot[boot].closed())
+
+    def drop_unknown(self, known: set[bytes]) -> None:
+        """Drops the outboxes of instances that are gone."""
+        for boot in [boot for boot in self.by_boot if boot not in known]:
+            self.closed(boot)
+            del self.by_boot[boot]
+
+    def begin_epoch(self) -> None:
+        """Other nodes own keys than before, so what isn't acknowledged may have to go elsewhere."""
+        for outbox in self.by_boot.values():
+            self.changed(outbox.take_pending())
+            outbox.told_filled = outbox.told_settled = -1
+
+    def want(self, wanted: dict[bytes, Wanted]) -> None:
+        """Sets what each instance has to hold."""
+        for boot in dict.fromkeys([*wanted, *self.by_boot]):
+            what = wanted.get(boot, Wanted())
+            self.get(boot).want(what.owned | what.ceded, what.owned)
+
+    def distribute(self) -> None:
+        """Gives each change to the nodes that have to hold it."""
+        changed, self._changed = self._changed, {}
+        for kind, key in changed:
+            slot = self._stores[kind].slot(key)
+            owner = self._placement.owner(slot)
+            if owner is None:
+                continue
+            if owner.boot != self._placement.me.boot:
+                self.get(owner.boot).add([(kind, key)])
+                continue
+            for outbox in self.by_boot.values():
+                if slot in outbox.wanted:
+                    outbox.add([(kind, key)])
+
+    def flush(self, boot: bytes) -> None:
+        """Sends an instance all changes that it has to get: a hand-over or a forwarded request follows."""
+        self.distribute()
+        self.get(boot).flush()
+
+    def pump(self) -> None:
+        """Sends what there is to send, as far as it is acknowledged."""
+        self.distribute()
+        for outbox in self.by_boot.values():
+            outbox.pump(self.now)
+
+    def _encode(self, keys: Iterable[RecordKey]) -> tuple[Record, ...]:
+        return tuple(record for kind, key in keys if (record := self._record(kind, key)) is not None)
+
+    def _record(self, kind: int, key: bytes) -> Record | None:
+        """The present state of a key. One that was evicted or has expired travels as a delete, if this node owns it."""
+        store = self._stores[kind]
+        record = store.record(key, self.now)
+        if record.version != NONE:
+            return record
+        if not self._placement.is_owner(self._placement.me.boot, store.slot(key)):
+            return None
+        return Record(kind, key, self._clock.next(self.now))
+
+    def _keys_in(self, slots: SlotSet) -> Iterable[RecordKey]:
+        return [(kind, key) for kind, store in enumerate(self._stores) for key in store.keys(slots)]

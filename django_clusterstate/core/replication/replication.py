@@ -1,0 +1,328 @@
+"""Copies of entries on other nodes, so that a deploy loses nothing and a crash next to nothing.
+
+The second in a key's ranking holds a copy of what its owner holds: if the owner goes, that node is the owner by
+definition.
+
+- Each change has a version (`versions`), and the greater version wins, wherever it comes from.
+- The owner answers first, and sends the key's present state afterwards, in order (`outbox`).
+- A joining node is filled by all owners, then takes over from each: an owner sends it what has changed since, and from
+  then on executes nothing for these slots. Only then does it serve (`hand_over`).
+- A leaving node sees to it that the next owners are filled, hands over, and only then says that it leaves.
+- A node that is asked for a key of another owner forwards the request.
+- What a node neither owns nor backs up is dropped once all others have what they have to hold.
+
+A simulation breaks simpler rules by the histories that have led to these. Times are monotonic seconds of this node.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from .. import rendezvous_hashing
+from ..membership.heartbeat import Identity, View
+from .hand_over import Joiner, Leaver, Statements
+from .inboxes import Inboxes
+from .messages import (
+    Ack,
+    Batch,
+    Busy,
+    Clear,
+    Filled,
+    FillEnd,
+    FillStart,
+    GiveBack,
+    Leaving,
+    Left,
+    Message,
+    Missing,
+    Settled,
+    TakeOver,
+    Yours,
+)  # fmt: skip
+from .outboxes import Outboxes
+from .placement import Placement
+from .slots import SlotSet
+from .stores import Store
+from .versions import NONE, HybridClock
+
+MAX_CLEARS: Final = 1000  # namespaces
+
+
+class Replication:
+    """The copies of the node `me`, whose entries are in `stores`, by kind. `send(boot, message)` sends a message over
+    the connection to an instance, in order; an `Ack` over the one from it.
+
+    `lost`: for each slot, the generation from which on its entries here are good; older ones are absent. `complete`:
+    the slots of which this node holds all entries.
+    """
+
+    def __init__(
+        self, me: Identity, stores: Sequence[Store], send: Callable[[bytes, Message], None], now: float
+    ) -> None:
+        self.clock = HybridClock(me.boot)
+        self.placement = Placement(me)
+        self.outboxes = Outboxes(self.placement, stores, self.clock, send)
+        self.inboxes = Inboxes(self.placement, stores, self.clock, self.outboxes.changed)
+        self.joiner = Joiner(self.placement, self.outboxes, now)
+        self.leaver: Leaver | None = None
+        self.lost = array("L", [0]) * rendezvous_hashing.SLOTS
+        self.complete = SlotSet()
+        self._stores = stores
+        self._send = send
+        self._settled_by = Statements()
+        self._clears: dict[bytes, int] = {}
+        self._dropped_in = -1  # the epoch in which what isn't held was dropped
+
+    # -- what this node executes ----------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """To be stored with an entry that is written."""
+        return self.inboxes.generation
+
+    def changed(self, kind: int, key: bytes) -> None:
+        """A request has changed a key."""
+        self.outboxes.changed([(kind, key)])
+
+    def clear(self, namespace: bytes, version: int, now: float) -> int:
+        """Makes entries of a namespace up to a version absent, here and at all peers; 0: up to now. Returns the
+        version."""
+        version = version or self.clock.next(now)
+        self.clock.receive(version, now)
+        known = self._clears.pop(namespace, NONE)
+        self._clears[namespace] = max(known, version)
+        if known < version:
+            for store in self._stores:
+                store.clear(namespace, version, now)
+            self.outboxes.post(Clear(namespace, version))
+        if len(self._clears) > MAX_CLEARS:
+            del self._clears[next(iter(self._clears))]
+        return version
+
+    def flush_to(self, boot: bytes, now: float) -> None:
+        """Sends an instance all changes that it has to get, before a request is forwarded to it."""
+        self.outboxes.now = now
+        self.outboxes.flush(boot)
+
+    # -- connections and members ----------------------------------------------------------------------------
+
+    def opened(self, boot: bytes, now: float) -> None:
+        """There is a connection to an instance."""
+        self.outboxes.now = now
+        outbox = self.outboxes.get(boot)
+        outbox.open = True
+        for namespace, version in self._clears.items():
+            outbox.post(Clear(namespace, version))
+        if self.leaver is not None:
+            self.leaver.opened(boot)
+        self._plan(now)
+
+    def closed(self, boot: bytes) -> None:
+        """The connection to an instance is lost."""
+        self.outboxes.closed(boot)
+
+    def disconnected(self, boot: bytes) -> None:
+        """The connection from an instance is lost."""
+        self.inboxes.closed(boot)
+
+    def update(self, view: View, joining: Iterable[Identity], now: float) -> None:
+        """Takes in the view, and the members that join."""
+        before = self.placement.boots
+        known = self.placement.update(view, joining)
+        # A connection may be opened before its node's first heartbeat comes.
+        self.outboxes.drop_unknown(known | (self.outboxes.open.keys() - before))
+        self._plan(now)
+
+    def given_up(self, winners: frozenset[str], now: float) -> None:
+        """Others, the `winners`, have declared this node down and have served its keys: it joins again."""
+        stale = self.placement.lose(winners)
+        self.inboxes.generation += 1
+        for slot in stale:
+            self.lost[slot] = self.inboxes.generation
+        for store in self._stores:
+            store.forget(stale)
+        self.complete = SlotSet()
+        self.joiner = Joiner(self.placement, self.outboxes, now)
+
+    def leave(self, seconds: float, now: float) -> None:
+        """This node hands over what it owns, and leaves within `seconds`."""
+        self.leaver = Leaver(self.placement, self.outboxes, now, seconds)
+        self._plan(now)
+
+    def _plan(self, now: float) -> None:
+        """Finds out what this node has to hold, and what others have to get from it."""
+        self.outboxes.now = now
+        placement = self.placement
+        had, epoch = self.complete | placement.owned, placement.epoch
+        wanted = placement.plan()
+        if placement.epoch != epoch:
+            self.outboxes.begin_epoch()
+            self.joiner.begin_epoch(now)
+        self.complete = (had & placement.held) | placement.owned
+        self.inboxes.generation += 1
+        for slot in had - self.complete:
+            self.lost[slot] = self.inboxes.generation
+        self.outboxes.want(wanted)
+
+    # -- messages -------------------------------------------------------------------------------------------
+
+    def receive(self, boot: bytes, message: Message, now: float) -> None:
+        """Takes in a message of an instance."""
+        self.outboxes.now = now
+        match message:
+            case Ack():
+                self._acknowledged(boot, message, now)
+                return
+            case Filled() | Missing() | Settled() | TakeOver() | Yours() | Busy() | GiveBack():
+                self._notice(boot, message, now)
+                return
+            case Batch():
+                self.joiner.progress = now
+                taken_in = self.inboxes.batch(boot, message, now)
+            case FillStart():
+                self.joiner.progress = now
+                taken_in = self._start_fill(boot, message, now)
+            case FillEnd():
+                taken_in = self._end_fill(boot)
+            case Clear():
+                self.clear(message.namespace, message.version, now)
+                taken_in = True
+            case Leaving() | Left():
+                self.placement.leaving.add(boot)
+                if isinstance(message, Left):
+                    self.placement.depart(boot)
+                self._plan(now)
+                taken_in = True
+        self._send(boot, Ack(self.clock.last(), refused=not taken_in))
+
+    def _acknowledged(self, boot: bytes, ack: Ack, now: float) -> None:
+        self.clock.receive(ack.clock, now)
+        if self.leaver is not None:
+            self.leaver.acknowledged.add(boot)
+        if boot in self.outboxes.by_boot:
+            self.outboxes.by_boot[boot].acknowledged(ack.refused, now)
+
+    def _notice(self, boot: bytes, message: Message, now: float) -> None:
+        """Takes in a message that has no `Ack`."""
+        match message:
+            case Filled():
+                self.joiner.progress = now
+                self.joiner.filled(boot, message.epoch)
+            case Missing():
+                self.outboxes.get(boot).refill(message.slots)
+            case Settled():
+                self._settled_by.note(boot, message.epoch)
+            case TakeOver():
+                self._hand_over(boot, message, now)
+            case Yours() if not self.placement.serving:
+                self.joiner.progress = now
+                self.joiner.take(boot, message)
+                self._plan(now)
+                self.outboxes.get(boot).take_as_filled(message.slots)
+            case Busy() if not self.placement.serving:
+                if self.joiner.wait_for(message):
+                    self._plan(now)
+            case GiveBack():
+                self.placement.handed.pop(boot, None)
+                self._plan(now)
+
+    def _start_fill(self, boot: bytes, start: FillStart, now: float) -> bool:
+        self.clock.receive(start.clock, now)
+        self.inboxes.start_fill(boot, start)
+        taken = self.placement.taken.get(boot)
+        if start.owned and taken is not None and taken & start.slots:
+            # A node doesn't fill slots that it has handed over, so it has taken these back.
+            self.placement.taken[boot] = taken - start.slots
+            self._plan(now)
+        return True
+
+    def _end_fill(self, boot: bytes) -> bool:
+        outbox = self.outboxes.by_boot.get(boot)
+        lacking = self.placement.all_ceded - (SlotSet() if outbox is None else outbox.filled)
+        slots = self.inboxes.end_fill(boot, lacking)
+        if slots is None:
+            return False
+        self.complete = self.complete | (slots & self.placement.held)
+        return True
+
+    def _hand_over(self, boot: bytes, request: TakeOver, now: float) -> None:
+        """A joining node asks for its slots. It asks again if it gets no answer."""
+        placement, outbox = self.placement, self.outboxes.by_boot.get(boot)
+        joiner = placement.joining.get(boot)
+        if joiner is None or outbox is None or not placement.serving or request.epoch != placement.epoch:
+            return
+        if not outbox.is_filled or (self.leaver is not None and boot not in placement.handed):
+            return  # a node that leaves waits only for one that has taken over a part
+        others = [placement.joining[other].name for other in placement.handed if other != boot]
+        if others:
+            self._send(boot, Busy(min(others)))
+            return
+        self.outboxes.flush(boot)
+        self._send(boot, Yours(request.epoch, placement.hand_over(joiner)))
+        self._plan(now)
+
+    # -- the passing of time --------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Sends what has changed, and goes on with joining or leaving. The caller calls it about every 10 ms."""
+        self.outboxes.now = now
+        self.outboxes.pump()
+        self._report_missing()
+        if self.leaver is not None:
+            if self.leaver.depart(self.synced, now):
+                self._plan(now)
+            self.leaver.tick(self._all_settled, now)
+        elif not self.placement.serving:
+            self.joiner.tick(now)
+        if self.placement.serving and (self.leaver is None or not self.leaver.departed):
+            self._report_filled()
+        if self.synced and not self.placement.ceded and self._dropped_in != self.placement.epoch:
+            self._drop_unheld()
+
+    def _report_filled(self) -> None:
+        """Says which instances hold all that they have to hold, and when all backups do."""
+        epoch = self.placement.epoch
+        settled = True
+        for boot, outbox in self.outboxes.by_boot.items():
+            filled = outbox.open and outbox.is_filled
+            if filled and outbox.told_filled != epoch:
+                outbox.told_filled = epoch
+                self._send(boot, Filled(epoch))
+            settled = settled and (filled or boot in self.placement.joining or not outbox.wanted)
+        if not settled:
+            return
+        self.placement.ceded.clear()
+        self._settled_by.note(self.placement.me.boot, epoch)
+        for boot, outbox in self.outboxes.open.items():
+            if outbox.told_settled != epoch:
+                outbox.told_settled = epoch
+                self._send(boot, Settled(epoch))
+
+    def _report_missing(self) -> None:
+        """Asks owners that take this node for filled for slots that it lacks."""
+        missing: dict[bytes, SlotSet] = {}
+        for slot in self.placement.held - self.complete:
+            owner = self.placement.owner(slot)
+            if owner is not None and self.joiner.is_filled_by(owner.boot):
+                missing.setdefault(owner.boot, SlotSet()).add(slot)
+        for boot, slots in missing.items():
+            if boot in self.outboxes.open:
+                self.joiner.lacks(boot)
+                self._send(boot, Missing(slots))
+
+    @property
+    def synced(self) -> bool:
+        """Whether this node serves, and all that serve have said that their slots have complete backups."""
+        return self.placement.serving and self._all_settled
+
+    @property
+    def _all_settled(self) -> bool:
+        epoch = self.placement.epoch
+        return all(self._settled_by.holds(boot, epoch) for boot in self.placement.boots)
+
+    def _drop_unheld(self) -> None:
+        self._dropped_in = self.placement.epoch
+        unheld = SlotSet.all() - self.placement.held
+        for store in self._stores:
+            for key in list(store.keys(unheld)):
+                store.drop(key)

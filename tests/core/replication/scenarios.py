@@ -1,0 +1,336 @@
+"""Scenarios of nodes that come and go while requesters write, each with what has to hold in the end.
+
+`python -m tests.core.replication.scenarios --seeds 1000`: exit code 1 if any is broken; `--seed 17`: one run of each.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_clusterstate.core.membership.heartbeat import MemberState
+from django_clusterstate.core.rendezvous_hashing import Rendezvous, slot_of
+from django_clusterstate.core.replication import outbox
+from django_clusterstate.core.replication.replication import Replication
+from tests.core.membership.simulation import Bus, Violation
+from tests.core.replication.simulation import DataSimulation, Request, few_slots
+from tests.core.replication.workload import Workload
+
+WAN = (0.02, 0.06)  # seconds one way
+LAN = (0.0002, 0.001)
+
+
+@dataclass
+class Verdict:
+    """What one run brought. `lost`: what `Workload.check` counts; `figures`: seconds, requests and messages."""
+
+    scenario: str
+    seed: int
+    broken: str = ""
+    lost: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def begin(sim: DataSimulation, size: int) -> list[str]:
+    """So many nodes that are synced."""
+    names = [f"n{number}" for number in range(size)]
+    sim.start(*names)
+    sim.run(3)
+    sim.settle()
+    return names
+
+
+def wait_for(sim: DataSimulation, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    start = sim.now
+    while not condition():
+        sim._hold(sim.now - start < seconds, f"{what}: not within {seconds:g} s: {sim.unsynced()}")
+        sim.run(0.02)
+
+
+def stop(sim: DataSimulation, name: str) -> None:
+    sim.leave(name)
+    wait_for(sim, lambda: not sim.nodes[name].running, 14, f"{name} leaves")
+
+
+def join(sim: DataSimulation, name: str) -> None:
+    sim.start(name)
+    wait_for(sim, lambda: sim.nodes[name].membership.state is MemberState.ALIVE, 14, f"{name} serves")
+
+
+def call(sim: DataSimulation, host: str, name: str, key: bytes, value: Any = None) -> Any:
+    """The reply to a request of a process on a host."""
+    found: list[Any] = []
+    sim.request(host, Request(name, key, value), found.append)
+    while not found:
+        sim.run(0.0005)
+    return found[0]
+
+
+def holders(sim: DataSimulation, key: bytes) -> tuple[str | None, str | None]:
+    return Rendezvous(dict.fromkeys(sim.nodes, 1.0)).holders(slot_of(key))
+
+
+def end(sim: DataSimulation, load: Workload) -> dict[str, int]:
+    load.stop()
+    sim.run(1.5)
+    sim.settle()
+    lost = load.check()
+    sim.check_copies()
+    return lost
+
+
+def exact(sim: DataSimulation, load: Workload) -> dict[str, int]:
+    """Nothing is lost, doubled or brought back, and no request fails."""
+    lost = end(sim, load)
+    sim._hold(not any(lost.values()), f"lost {lost}: {load.missing}")
+    sim._hold(load.unavailable * 10_000 <= load.requests, f"{load.unavailable} of {load.requests} failed")
+    return lost
+
+
+def rolling_restart(sim: DataSimulation) -> dict[str, int]:
+    """Each node in turn is stopped, and started again under its name or another; the next one when it is synced."""
+    names = begin(sim, sim.random.choice([2, 3, 6]))
+    load = Workload(sim, list(names))
+    load.start()
+    rename = sim.random.random() < 0.5
+    for name in names:
+        stop(sim, name)
+        sim.run(sim.random.uniform(0, 0.5))
+        join(sim, name + "x" if rename else name)
+        sim.settle()
+    return exact(sim, load)
+
+
+def rolling_replacement(sim: DataSimulation) -> dict[str, int]:
+    """A node with a new name is added and synced before an old one is stopped, for each."""
+    names = begin(sim, sim.random.choice([1, 2, 3, 6]))
+    load = Workload(sim, list(names))
+    load.start()
+    for name in names:
+        join(sim, name + "x")
+        sim.settle()
+        stop(sim, name)
+        sim.settle()
+    return exact(sim, load)
+
+
+def many_at_once(sim: DataSimulation) -> dict[str, int]:
+    """Several nodes join and leave at the same time, and as soon as the ones before serve."""
+    names = begin(sim, sim.random.randint(3, 5))
+    load = Workload(sim, list(names))
+    load.start()
+    for round_ in range(3):
+        serving = [node.name for node in sim.running]
+        new = [f"r{round_}-{number}" for number in range(sim.random.randint(1, 3))]
+        sim.start(*new)
+        if sim.random.random() < 0.5:
+            sim.run(sim.random.uniform(0, 2))
+        leaving = sim.random.sample(serving, min(sim.random.randint(1, 2), len(serving) - 1))
+        for name in leaving:
+            sim.leave(name)
+            sim.run(sim.random.choice([0, 0.001, 0.01, 0.3]))
+        for name in leaving:
+            wait_for(sim, lambda name=name: not sim.nodes[name].running, 14, f"{name} leaves")  # type: ignore[misc]
+        for name in new:
+            state = sim.nodes[name].membership
+            wait_for(sim, lambda state=state: state.state is MemberState.ALIVE, 14, f"{name} serves")  # type: ignore[misc]
+    return exact(sim, load)
+
+
+def scale_down(sim: DataSimulation) -> dict[str, int]:
+    """All but one leave, some at the same moment."""
+    names = begin(sim, sim.random.choice([3, 5]))
+    load = Workload(sim, list(names))
+    load.start()
+    sim.run(1)
+    while len(names) > 1:
+        leaving = [names.pop() for _ in range(min(sim.random.randint(1, 2), len(names) - 1))]
+        for name in leaving:
+            sim.leave(name)
+        for name in leaving:
+            wait_for(sim, lambda name=name: not sim.nodes[name].running, 14, f"{name} leaves")  # type: ignore[misc]
+    return exact(sim, load)
+
+
+def crash(sim: DataSimulation) -> dict[str, int]:
+    """A node is killed: only what changed in the last moment is lost."""
+    names = begin(sim, sim.random.choice([3, 6]))
+    load = Workload(sim, names[1:], exact=False)
+    load.start()
+    sim.run(2)
+    sim.crash("n0", refused=sim.random.random() < 0.7)
+    sim.run(5)
+    if sim.random.random() < 0.5:
+        join(sim, "n0")
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    sim._hold(lost["entries"] + lost["counts"] <= 3, f"lost {lost}")
+    sim._hold(lost["resurrected"] <= 2, f"lost {lost}")
+    return lost
+
+
+def partition(sim: DataSimulation) -> dict[str, int]:
+    """The network is cut for longer than silence is borne, and healed: what nobody wrote meanwhile is all there."""
+    names = begin(sim, sim.random.choice([2, 3, 5]))
+    load = Workload(sim, list(names), exact=False)
+    load.start()
+    sim.run(1)
+    shuffled = sim.random.sample(names, len(names))
+    cut = sim.random.randint(1, len(names) - 1)
+    sim.bus.split(shuffled[:cut], shuffled[cut:])
+    sim.run(sim.random.uniform(4, 9))
+    sim.heal()
+    sim.run(8)
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    return lost
+
+
+def long_stop(sim: DataSimulation) -> dict[str, int]:
+    """A node is stopped until the others have declared it down, and woken."""
+    names = begin(sim, sim.random.choice([2, 3, 5]))
+    load = Workload(sim, list(names), exact=False)
+    load.start()
+    sim.run(1)
+    sim.pause("n1", sim.random.uniform(1, 9))
+    sim.run(12)
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    return lost
+
+
+def kill_while_filling(sim: DataSimulation) -> dict[str, int]:
+    """A node is killed while another one is being filled."""
+    names = begin(sim, sim.random.choice([3, 5]))
+    load = Workload(sim, names[1:], exact=False)
+    load.start()
+    sim.run(1)
+    sim.start("new")
+    sim.run(sim.random.uniform(0, 1.5))
+    sim.crash(sim.random.choice(["n0", "new"]))
+    sim.run(6)
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    return lost
+
+
+def behind(sim: DataSimulation) -> dict[str, int]:
+    """A backup is stopped until it is behind, and later its owner is killed: nothing deleted comes back."""
+    begin(sim, 3)
+    keys = [key for key in (b"own:%d" % number for number in range(300)) if holders(sim, key) == ("n0", "n1")]
+    for key in keys:
+        call(sim, "n2", "set", key, b"before")
+    sim.run(0.1)
+    most, outbox.MAX_PENDING = outbox.MAX_PENDING, 3  # type: ignore[misc]
+    try:
+        sim.pause("n1", 1.0)
+        for key in keys[::2]:
+            call(sim, "n2", "delete", key)
+        for key in keys[1::4]:
+            call(sim, "n2", "set", key, b"after")
+        sim.run(1)
+    finally:
+        outbox.MAX_PENDING = most  # type: ignore[misc]
+    boxes = [box for data in sim.data.values() for box in data.replication.outboxes.by_boot.values()]
+    sim._hold(any(box.behind for box in boxes), "no backup was behind")
+    sim.run(0.5)
+    sim.settle()
+    sim.crash("n0")
+    sim.run(4)
+    lost = {"resurrected": 0, "entries": 0}
+    for key in keys:
+        value = call(sim, "n2", "get", key)
+        lost["resurrected"] += key in keys[::2] and value is not None
+        lost["entries"] += value != (b"after" if key in keys[1::4] else b"before") and key not in keys[::2]
+    sim._hold(not any(lost.values()), f"lost {lost}")
+    return lost
+
+
+def cut_off_requesters(sim: DataSimulation) -> dict[str, int]:
+    """The processes of a host can't reach a node, while others can: they are served as exactly as others."""
+    names = begin(sim, 3)
+    sim.unreachable.add(("n0", "n1"))
+    load = Workload(sim, list(names))
+    load.start()
+    sim.run(4)
+    return exact(sim, load)
+
+
+def crash_and_back(sim: DataSimulation) -> dict[str, int]:
+    """A node is killed and started again at once, before others have noticed."""
+    names = begin(sim, sim.random.choice([3, 5]))
+    load = Workload(sim, names[1:], exact=False)
+    load.start()
+    sim.run(1)
+    sim.crash("n0")
+    sim.run(sim.random.uniform(0, 0.3))
+    join(sim, "n0")
+    lost = end(sim, load)
+    sim._hold(not lost["static"] and not lost["doubled"], f"lost {lost}")
+    sim._hold(lost["entries"] + lost["counts"] + lost["resurrected"] <= 4, f"lost {lost}")
+    return lost
+
+
+SCENARIOS: dict[str, Callable[[DataSimulation], dict[str, int]]] = {
+    "rolling restart": rolling_restart,
+    "rolling replacement": rolling_replacement,
+    "many at once": many_at_once,
+    "scale down": scale_down,
+    "crash": crash,
+    "partition": partition,
+    "long stop": long_stop,
+    "kill while filling": kill_while_filling,
+    "behind": behind,
+    "cut off requesters": cut_off_requesters,
+    "crash and back": crash_and_back,
+}
+
+
+def judge(
+    scenario: str,
+    seed: int,
+    make: type[Replication] = Replication,
+    simulation: type[DataSimulation] = DataSimulation,
+) -> Verdict:
+    """Runs a scenario."""
+    verdict = Verdict(scenario, seed)
+    with few_slots():
+        sim = simulation(seed, make=make)
+        sim.bus = Bus(delay=sim.random.choice([LAN, LAN, (0.001, 0.005), WAN]))
+        try:
+            verdict.lost = SCENARIOS[scenario](sim)
+        except Violation as violation:
+            verdict.broken = str(violation)
+        verdict.figures = {"seconds": sim.now - 1000, **sim.messages}
+    return verdict
+
+
+def _judge(job: tuple[str, int]) -> Verdict:
+    return judge(*job)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    options = parser.parse_args()
+    seeds = range(options.seeds) if options.seed is None else [options.seed]
+    scenarios = [name for name in SCENARIOS if options.only in name]
+    begun, broken = time.monotonic(), 0
+    with multiprocessing.Pool(options.processes) as pool:
+        for verdict in pool.imap_unordered(_judge, itertools.product(scenarios, seeds)):
+            if verdict.broken:
+                broken += 1
+                print(f"{verdict.scenario}, seed {verdict.seed}: {verdict.broken}")
+    print(f"{len(scenarios) * len(seeds)} runs, {broken} broken, in {time.monotonic() - begun:.0f} s")
+    return min(broken, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Simpler rules, each of which some history breaks: a simulation that can't break them proves nothing."""
+
+from typing import Any
+
+from django_clusterstate.core.membership.heartbeat import Heartbeat
+from django_clusterstate.core.membership.members import Effects
+from django_clusterstate.core.membership.membership import Membership
+from django_clusterstate.core.replication.hand_over import Joiner
+from django_clusterstate.core.replication.inboxes import Inboxes
+from django_clusterstate.core.replication.replication import Replication
+from django_clusterstate.core.replication.slots import SlotSet
+from tests.core.replication.simulation import DataSimulation
+
+
+class AddsOnly(Replication):
+    """A fill drops nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.inboxes.__class__ = _AddsOnly
+
+
+class _AddsOnly(Inboxes):
+    def end_fill(self, boot: bytes, lacking: SlotSet) -> SlotSet | None:
+        filling = self._filling.pop(boot, None)
+        return None if filling is None else filling.start.slots
+
+
+class ServesUnfilled(Replication):
+    """A joining node serves as soon as the membership lets it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.joiner.__class__ = _ServesUnfilled
+
+
+class _ServesUnfilled(Joiner):
+    def tick(self, now: float) -> None:
+        self.may_serve = True
+
+
+class ForgetsCopies(Replication):
+    """An entry is good only if this node has owned its slot since it was written."""
+
+    def _plan(self, now: float) -> None:
+        super()._plan(now)
+        for slot in SlotSet.all() - self.placement.owned:
+            self.lost[slot] = self.inboxes.generation + 1
+
+
+class LeavesAtOnce(Replication):
+    """A leaving node hands over without a look at whether the next owners have its entries."""
+
+    @property
+    def synced(self) -> bool:
+        return True
+
+    def leave(self, seconds: float, now: float) -> None:
+        super().leave(0.0, now)
+
+
+class NoForward(DataSimulation):
+    """A node executes what it is asked."""
+
+    forwards = False
+
+
+class BothSidesGiveWay(DataSimulation):
+    """After a partition, both sides empty themselves."""
+
+
+class _BothSidesGiveWay(Membership):
+    def _give_way(self, beat: Heartbeat, now: float, effects: Effects, *, mutual: bool) -> None:
+        super()._give_way(beat, now, effects, mutual=False)
+
+
+BothSidesGiveWay.membership = _BothSidesGiveWay
+
+
+class OwnsWhileItEmpties(DataSimulation):
+    """A node that was declared down refutes as alive, and owns at once what it is about to drop."""
+
+
+class _OwnsWhileItEmpties(Membership):
+    def _give_way(self, beat: Heartbeat, now: float, effects: Effects, *, mutual: bool) -> None:
+        pass
+
+
+OwnsWhileItEmpties.membership = _OwnsWhileItEmpties

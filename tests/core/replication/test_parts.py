@@ -1,0 +1,267 @@
+"""The parts of replication, each alone."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clusterstate.core import rendezvous_hashing
+from django_clusterstate.core.membership.heartbeat import Identity, View
+from django_clusterstate.core.rendezvous_hashing import slot_of
+from django_clusterstate.core.replication import tombstones
+from django_clusterstate.core.replication.hand_over import NO_PROGRESS, Joiner
+from django_clusterstate.core.replication.inboxes import Inboxes
+from django_clusterstate.core.replication.messages import Batch, FillStart, Message, Record, TakeOver, Yours
+from django_clusterstate.core.replication.outbox import WINDOW, Outbox
+from django_clusterstate.core.replication.outboxes import Outboxes
+from django_clusterstate.core.replication.placement import Placement
+from django_clusterstate.core.replication.slots import SlotSet
+from django_clusterstate.core.replication.tombstones import Tombstones
+from django_clusterstate.core.replication.versions import HybridClock
+from tests.core.replication.simulation import Cells
+
+A, B, C = (Identity(name, name.encode() * 16, f"{name}:4370") for name in "abc")
+SLOTS = st.sets(st.integers(0, rendezvous_hashing.SLOTS - 1), max_size=50)
+
+
+# -- versions -----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2))
+def test_versions_of_one_node_grow_whatever_its_clock_does(times: list[float]) -> None:
+    clock = HybridClock(b"a" * 16)
+    versions = [clock.next(now) for now in times]
+    assert versions == sorted(set(versions))
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_a_version_that_follows_a_received_one_is_greater(here: float, there: float) -> None:
+    one, other = HybridClock(b"a" * 16), HybridClock(b"b" * 16)
+    received = one.next(here)
+    other.receive(received, there)
+    assert other.next(there) > received
+
+
+def test_two_nodes_give_different_versions_at_the_same_time() -> None:
+    assert HybridClock(b"a" * 16).next(5.0) != HybridClock(b"b" * 16).next(5.0)
+
+
+# -- sets of slots ------------------------------------------------------------------------------------------------
+
+
+@given(SLOTS, SLOTS)
+def test_sets_of_slots_are_sets(one: set[int], other: set[int]) -> None:
+    first, second = SlotSet(one), SlotSet(other)
+    assert set(first | second) == one | other
+    assert set(first & second) == one & other
+    assert set(first - second) == one - other
+    assert (len(first), bool(first)) == (len(one), bool(one))
+    assert (first == second) == (one == other)
+
+
+# -- deletes ------------------------------------------------------------------------------------------------------
+
+
+def test_deletes_are_remembered_for_a_time_and_the_floor_says_since_when() -> None:
+    deletes = Tombstones()
+    deletes.add(b"one", 10, 0.0)
+    deletes.add(b"two", 20, 20.0)
+    deletes.expire(tombstones.SECONDS + 1)
+    assert (deletes.version(b"one"), deletes.version(b"two"), deletes.floor) == (0, 20, 10)
+
+
+def test_a_bounded_number_of_deletes_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tombstones, "MAX_KEYS", 3)
+    deletes = Tombstones()
+    for number in range(1, 6):
+        deletes.add(b"%d" % number, number, 0.0)
+    assert (len(deletes), deletes.floor) == (3, 2)
+
+
+# -- what is received ---------------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """The node `a`, which sees `b` as the owner of all slots."""
+
+    def __init__(self) -> None:
+        self.cells = Cells(0)
+        placement = Placement(A)
+        placement.update(View.of([B]), [])
+        placement.plan()
+        self.changed: list[Any] = []
+        self.inboxes = Inboxes(placement, [self.cells], HybridClock(A.boot), self.changed.extend)
+
+    def receive(self, key: bytes, version: int, value: bytes | None, sender: Identity = B) -> bool:
+        return self.inboxes.batch(sender.boot, Batch(version, (Record(0, key, version, value),)), 1.0)
+
+    def value(self, key: bytes) -> Any:
+        cell = self.cells.cells.get(key)
+        return None if cell is None else cell.value
+
+
+def test_of_two_batches_that_come_late_together_the_newer_state_stays() -> None:
+    receiver = Receiver()  # history 1
+    receiver.receive(b"key", 10, b"v1")
+    receiver.receive(b"key", 11, b"v2")
+    assert receiver.value(b"key") == b"v2"
+
+
+@pytest.mark.parametrize("later", [b"v2", None])
+def test_a_delayed_write_of_a_leaver_replaces_nothing_newer(later: bytes | None) -> None:
+    receiver = Receiver()  # history 2
+    receiver.receive(b"key", 20, later, sender=B)
+    receiver.receive(b"key", 10, b"v1", sender=C)
+    assert receiver.value(b"key") == later
+
+
+def test_a_batch_older_than_the_memory_of_deletes_is_refused() -> None:
+    receiver = Receiver()
+    receiver.cells.tombstones.floor = 100
+    assert not receiver.receive(b"key", 99, b"value")
+    assert receiver.value(b"key") is None
+    assert receiver.receive(b"key", 101, b"value")
+
+
+def test_a_fill_drops_only_what_is_older_and_in_its_slots_and_not_confirmed() -> None:
+    receiver = Receiver()
+    keys = [b"key-%d" % number for number in range(20)]
+    slots = SlotSet(slot_of(key) for key in keys[:10])
+    for key in keys:
+        receiver.receive(key, 5, b"old")
+    receiver.inboxes.start_fill(B.boot, FillStart(slots, 100, owned=True))
+    receiver.receive(keys[0], 5, b"old")  # confirmed
+    receiver.receive(keys[1], 200, b"new", sender=C)  # written since
+    assert receiver.inboxes.end_fill(B.boot, SlotSet()) == slots
+    left = {key for key in keys if receiver.value(key) is not None}
+    assert left == {keys[0], keys[1], *(key for key in keys[10:] if slot_of(key) not in slots)}
+
+
+def test_a_fill_by_another_than_the_owner_drops_nothing() -> None:
+    receiver = Receiver()
+    receiver.receive(b"key", 5, b"old")
+    slots = SlotSet([slot_of(b"key")])
+    for owned in (True, False):
+        receiver.inboxes.start_fill(C.boot, FillStart(slots, 100, owned=owned))
+        assert not receiver.inboxes.end_fill(C.boot, SlotSet())
+    assert receiver.value(b"key") == b"old"
+
+
+# -- what is sent -------------------------------------------------------------------------------------------------
+
+
+class Peer:
+    """An outbox, and what it has sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.keys: dict[bytes, bytes] = {}
+        self.outbox = Outbox(
+            self.sent.append,
+            lambda keys: tuple(Record(kind, key, 1, self.keys.get(key)) for kind, key in keys),
+            lambda slots: [(0, key) for key in self.keys if slot_of(key) in slots],
+            lambda: 1,
+        )
+        self.outbox.open = True
+
+    def acknowledge(self, *, refused: bool = False) -> None:
+        self.outbox.acknowledged(refused, 0.0)
+
+    def records(self) -> list[Record]:
+        return [record for message in self.sent if isinstance(message, Batch) for record in message.records]
+
+
+def test_changes_are_sent_as_they_are_by_then() -> None:
+    peer = Peer()
+    peer.outbox.add([(0, b"key")])
+    peer.keys[b"key"] = b"latest"
+    peer.outbox.pump(0.0)
+    assert [record.value for record in peer.records()] == [b"latest"]
+
+
+def test_what_a_lost_connection_had_not_acknowledged_has_changed_again() -> None:
+    peer = Peer()
+    peer.outbox.add([(0, b"one")])
+    peer.outbox.pump(0.0)
+    peer.outbox.add([(0, b"two")])
+    assert set(peer.outbox.closed()) == {(0, b"one"), (0, b"two")}
+    assert not peer.outbox.lag
+
+
+def test_what_a_peer_refuses_is_sent_anew() -> None:
+    peer = Peer()
+    peer.outbox.add([(0, b"key")])
+    peer.outbox.pump(0.0)
+    peer.acknowledge(refused=True)
+    peer.outbox.pump(0.0)
+    assert [record.key for record in peer.records()] == [b"key", b"key"]
+
+
+def test_a_window_of_messages_is_sent_and_no_more_before_they_are_acknowledged() -> None:
+    peer = Peer()
+    for number in range(WINDOW + 5):
+        peer.outbox.add([(0, b"%d" % number)])
+        peer.outbox.pump(0.0)
+    assert len(peer.sent) == WINDOW
+
+
+def test_a_peer_is_filled_once_all_ends_are_acknowledged() -> None:
+    peer = Peer()
+    slots = SlotSet(range(600))
+    peer.keys = {b"%d" % number: b"value" for number in range(300_000) if slot_of(b"%d" % number) in slots}
+    peer.outbox.want(slots, slots)
+    acknowledged = 0
+    while not peer.outbox.is_filled:
+        peer.outbox.pump(0.0)
+        assert acknowledged < len(peer.sent)
+        peer.acknowledge()
+        acknowledged += 1
+    assert acknowledged == len(peer.sent)
+    assert {record.key for record in peer.records()} == peer.keys.keys()
+
+
+def test_slots_that_are_not_wanted_meanwhile_count_as_lacking() -> None:
+    peer = Peer()
+    slots = SlotSet([1, 2])
+    peer.outbox.want(slots, slots)
+    peer.outbox.pump(0.0)
+    peer.outbox.want(SlotSet([1]), SlotSet([1]))
+    peer.outbox.want(slots, slots)
+    while peer.outbox.busy:
+        peer.acknowledge()
+    assert list(peer.outbox.filled) == [1]
+
+
+# -- joining ------------------------------------------------------------------------------------------------------
+
+
+def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view() -> None:
+    placement = Placement(A)  # history 17
+    placement.update(View.of([B]), [])
+    placement.plan()
+    sent: list[tuple[bytes, Message]] = []
+    outboxes = Outboxes(placement, [], HybridClock(A.boot), lambda boot, message: sent.append((boot, message)))
+    outboxes.get(B.boot).open = True
+    joiner = Joiner(placement, outboxes, 0.0)
+    joiner.filled(B.boot, View.of([B, C]).epoch)
+    joiner.tick(1.0)
+    assert not sent
+    assert not joiner.may_serve
+    joiner.filled(B.boot, placement.epoch)
+    joiner.tick(1.0)
+    assert sent == [(B.boot, TakeOver(placement.epoch))]
+    joiner.take(B.boot, Yours(placement.epoch, SlotSet([1])))
+    joiner.tick(1.0)
+    assert joiner.may_serve
+
+
+def test_a_joining_node_that_nobody_fills_serves_all_the_same() -> None:
+    placement = Placement(A)
+    placement.update(View.of([B]), [])
+    placement.plan()
+    joiner = Joiner(placement, Outboxes(placement, [], HybridClock(A.boot), lambda *_: None), 0.0)
+    joiner.tick(NO_PROGRESS)
+    assert not joiner.may_serve
+    joiner.tick(NO_PROGRESS + 0.1)
+    assert joiner.may_serve
