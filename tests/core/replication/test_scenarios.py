@@ -42,7 +42,7 @@ def test_simpler_rules_lose_entries(rule: type[Replication], scenario: str) -> N
         (simpler.NoForward, "cut off requesters"),  # history 9
         (simpler.NoForward, "crash and back"),  # history 13
         (simpler.BothSidesGiveWay, "partition"),  # history 3
-        (simpler.OwnsWhileItEmpties, "long stop"),  # history 4
+        (simpler.OwnsWhileItEmpties, "partition"),  # history 4
     ],
 )
 def test_simpler_clusters_lose_entries(simulation: type[DataSimulation], scenario: str) -> None:
