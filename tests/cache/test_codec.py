@@ -294,7 +294,7 @@ def fail() -> None:
 
 
 READ_WITH = [{}, {"SERIALIZER": "json"}, {"SERIALIZER": "msgpack"}, {"COMPRESSOR": "zlib"}, {"COMPRESSOR": "zstd"}]
-LIMITS = [0.001 + attempt / 50_000 for attempt in range(60)]  # seconds
+LIMITS = [0.001 + attempt / 25_000 for attempt in range(30)]  # seconds
 
 
 @pytest.fixture(params=READ_WITH, ids=str)

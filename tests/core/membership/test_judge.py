@@ -5,7 +5,7 @@ import pytest
 from tests.core.membership.judge import SCENARIOS, judge
 
 
-@pytest.mark.parametrize("seed", range(1000, 1020))
+@pytest.mark.parametrize("seed", range(1000, 1006))
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_membership_keeps_every_invariant(scenario: str, seed: int) -> None:
     assert judge(scenario, seed).broken == ""

@@ -57,7 +57,7 @@ def test_joiner_knows_everybody_within_a_round_trip(size: int) -> None:
     assert sim.converge() < 1.7
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_crash_is_seen_within_four_seconds(seed: int, size: int) -> None:
     sim = cluster(seed, size)
@@ -75,7 +75,7 @@ def test_crash_with_refusal_is_seen_at_once(size: int) -> None:
     assert len(said(sim, MemberState.DOWN, "n0")) == size - 1
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_loss_delay_and_duplicates_make_no_false_down(seed: int, size: int) -> None:
     sim = cluster(seed, size, Bus(loss=0.05, delay=(0.1, 0.5), duplicates=0.2))
@@ -85,7 +85,7 @@ def test_loss_delay_and_duplicates_make_no_false_down(seed: int, size: int) -> N
 
 
 @pytest.mark.parametrize("delay", [(0.001, 0.005), (0.1, 0.5)])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_pauses_up_to_two_seconds_make_no_false_down(seed: int, delay: tuple[float, float]) -> None:
     sim = cluster(seed, 5, Bus(delay=delay))
     for _ in range(40):
@@ -95,7 +95,7 @@ def test_pauses_up_to_two_seconds_make_no_false_down(seed: int, delay: tuple[flo
     sim.converge()
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_false_down_under_loss_delay_and_pauses_is_rare_and_taken_back(seed: int) -> None:
     """Two seconds of pause and a lost heartbeat before it are three of silence: here it can happen."""
     sim = cluster(seed, 5, Bus(loss=0.2, delay=(0.1, 0.5), duplicates=0.1))
@@ -145,7 +145,7 @@ def test_one_way_drop_is_seen_as_such_and_changes_no_view() -> None:
     assert not deaf.members["n0"].unreachable
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_rolling_restart_loses_no_name_and_says_no_down(seed: int) -> None:
     sim = cluster(seed, 5)
     for name in list(sim.nodes):
@@ -158,7 +158,7 @@ def test_rolling_restart_loses_no_name_and_says_no_down(seed: int) -> None:
     assert sim.converge() == 0
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_late_messages_of_a_crashed_instance_never_evict_the_next_one(seed: int) -> None:
     sim = cluster(seed, 3, Bus(delay=ROUGH))
     sim.crash("n0")
@@ -170,7 +170,7 @@ def test_late_messages_of_a_crashed_instance_never_evict_the_next_one(seed: int)
     sim.converge()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_leave_is_known_at_once_and_is_never_a_down(seed: int) -> None:
     sim = cluster(seed, 5, Bus(delay=(0.001, 0.05), loss=0.1 * (seed % 2), duplicates=0.2))
     left = sim.now
@@ -193,7 +193,7 @@ def test_long_stop_convicts_nobody_on_waking_and_rejoins(seed: int) -> None:
     assert set(said(sim, MemberState.DOWN, "n1")) == {"n0", "n2", "n3", "n4"}
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("size", [2, 3, 5, 8])
 def test_everything_at_once_breaks_no_invariant_and_ends_in_one_view(seed: int, size: int) -> None:
     swarm(seed, size).converge()

@@ -11,7 +11,7 @@ from tests.core.replication.scenarios import SCENARIOS, begin, call, holders, ju
 from tests.core.replication.simulation import LIMIT, DataSimulation, Request, few_slots
 
 
-@pytest.mark.parametrize("seed", range(1000, 1003))
+@pytest.mark.parametrize("seed", [1000])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_copies_keep_every_invariant(scenario: str, seed: int) -> None:
     assert judge(scenario, seed).broken == ""
