@@ -4,7 +4,7 @@ VENV ?= .venv
 SEEDS ?= 1000
 RUNS ?= 20
 ROUNDS ?= 20
-WORKERS ?= $(shell expr $$(nproc) \* 2)
+WORKERS ?= $(shell expr $$(nproc) \* 3)
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
@@ -35,7 +35,7 @@ demo: $(VENV)/demo  ## three nodes and three sites as one cluster, with a tour; 
 smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
 	@$(RUN) -m testproject.demo --check
 
-test: $(VENV)/dev  ## all tests but those of the targets below, in WORKERS processes (by default twice the CPUs)
+test: $(VENV)/dev  ## all tests but those of the targets below, in WORKERS processes (by default three times the CPUs)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 browser: $(VENV)/dev  ## the panel in Chromium
