@@ -166,7 +166,7 @@ class KeyState:
 
     @property
     def expires(self) -> str:
-        """The time until the entry expires; empty if it never does, or if there is no entry."""
+        """The time until the entry expires; empty if it does not expire or does not exist."""
         return "" if self.entry is None or self.entry.ttl is None else formatting.duration(self.entry.ttl)
 
 

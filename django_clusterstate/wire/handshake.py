@@ -63,7 +63,7 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Offers(msgspec.Struct, frozen=True, array_like=True):
-    """The dialer's reply. With `version` 0 there is no common version, and `oldest` to `newest` are the dialer's."""
+    """The dialer's reply. `version` 0: none in common; `oldest` and `newest` are the versions of the dialer."""
 
     version: int
     offers: Annotated[tuple[bytes, ...], Meta(max_length=MAX_SECRETS)] = ()

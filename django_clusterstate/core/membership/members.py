@@ -111,7 +111,7 @@ def fell_silent_together(members: Iterable[Member], suspect_after: float, now: f
 
 
 def expired_tombstones(members: Iterable[Member], now: float) -> list[Member]:
-    """The members that have been gone for so long, or before so many others, that they are no longer shown."""
+    """The members that are no longer shown: gone for more than an hour, or the oldest ones above `TOMBSTONES`."""
     gone = sorted((member for member in members if member.state in GONE), key=lambda member: member.since)
     surplus = max(len(gone) - TOMBSTONES, 0)
     return gone[:surplus] + [member for member in gone[surplus:] if now - member.since > TOMBSTONE_SECONDS]

@@ -142,7 +142,7 @@ class Placement:
     # -- the plan -------------------------------------------------------------------------------------------
 
     def plan(self) -> dict[bytes, Wanted]:
-        """Finds out anew what this node owns and holds, and what other instances have to get from it."""
+        """Recomputes which slots this node owns and holds. Returns those that other instances have to get from it."""
         self._members = {member.name: member for member in self.view.members if member.boot not in self.departed}
         self.epoch = View.of(self._members.values()).epoch
         weights = {member.name: member.weight for member in self._members.values()}

@@ -42,11 +42,6 @@ class SlotSet:
     def __bool__(self) -> bool:
         return any(self._bits)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SlotSet) and self._bits == other._bits
-
-    __hash__ = None  # type: ignore[assignment]
-
     def __or__(self, other: "SlotSet") -> "SlotSet":
         return self._of(self._number | other._number)
 

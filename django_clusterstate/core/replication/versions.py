@@ -24,7 +24,7 @@ class HybridClock:
         return (self._last << TIE_BITS) | self._tie
 
     def last(self) -> int:
-        """A version that is no less than each that this node has given or received."""
+        """An upper bound of the versions that this node has given or received."""
         return ((self._last + 1) << TIE_BITS) - 1
 
     def receive(self, version: int, now: float) -> None:

@@ -1,7 +1,7 @@
 """States of limits that two nodes have counted."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from django_clusterstate.core.limits.algorithms import Algorithm, LimitState, Rule, decide
@@ -25,29 +25,31 @@ def counted(rule: Rule, sequence: list[tuple[float, int]], state: LimitState | N
     return state
 
 
-@given(rules, hits, hits, st.floats(0, PERIOD * 2), st.integers(1, 5))
-def test_what_either_denies_is_denied(
-    rule: Rule, first: list[tuple[float, int]], second: list[tuple[float, int]], later: float, cost: int
-) -> None:
-    one, other = counted(rule, first), counted(rule, second)
-    if one is None or other is None:
-        return
-    end = PERIOD * 10
-    both = merged(rule, one, other, end)
-    now = end + later
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Rule, LimitState, LimitState]:
+    """A rule, and two states of a key under it."""
+    rule = draw(rules)
+    one, other = counted(rule, draw(hits)), counted(rule, draw(hits))
+    assume(one is not None and other is not None)
+    assert one is not None
+    assert other is not None
+    return rule, one, other
+
+
+@given(pairs(), st.floats(0, PERIOD * 2), st.integers(1, 5))
+def test_what_either_denies_is_denied(pair: tuple[Rule, LimitState, LimitState], later: float, cost: int) -> None:
+    rule, one, other = pair
+    both = merged(rule, one, other, PERIOD * 10)
+    now = PERIOD * 10 + later
     least = min(decide(rule, state, 0, now)[0].remaining for state in (one, other))
     assert decide(rule, both, 0, now)[0].remaining <= least
     if decide(rule, both, cost, now)[0].allowed:
         assert all(decide(rule, state, cost, now)[0].allowed for state in (one, other))
 
 
-@given(rules, hits, hits)
-def test_merging_knows_no_order_and_changes_nothing_twice(
-    rule: Rule, first: list[tuple[float, int]], second: list[tuple[float, int]]
-) -> None:
-    one, other = counted(rule, first), counted(rule, second)
-    if one is None or other is None:
-        return
+@given(pairs())
+def test_merging_knows_no_order_and_changes_nothing_twice(pair: tuple[Rule, LimitState, LimitState]) -> None:
+    rule, one, other = pair
     now = PERIOD * 10
     both = merged(rule, one, other, now)
     assert merged(rule, one, one, now) == one

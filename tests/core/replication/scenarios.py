@@ -8,9 +8,10 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.rendezvous_hashing import Rendezvous, slot_of
@@ -22,6 +23,7 @@ from tests.core.replication.workload import Workload
 
 WAN = (0.02, 0.06)  # seconds one way
 LAN = (0.0002, 0.001)
+LIMIT_SECONDS = 14.0  # for a node to leave, or to serve
 
 
 @dataclass
@@ -53,12 +55,33 @@ def wait_for(sim: DataSimulation, condition: Callable[[], bool], seconds: float,
 
 def stop(sim: DataSimulation, name: str) -> None:
     sim.leave(name)
-    wait_for(sim, lambda: not sim.nodes[name].running, 14, f"{name} leaves")
+    until_gone(sim, [name])
+
+
+def until_gone(sim: DataSimulation, names: Sequence[str]) -> None:
+    wait_for(sim, lambda: not any(sim.nodes[name].running for name in names), LIMIT_SECONDS, f"{names} have left")
 
 
 def join(sim: DataSimulation, name: str) -> None:
     sim.start(name)
-    wait_for(sim, lambda: sim.nodes[name].membership.state is MemberState.ALIVE, 14, f"{name} serves")
+    until_serving(sim, [name])
+
+
+def until_serving(sim: DataSimulation, names: Sequence[str]) -> None:
+    def serve() -> bool:
+        return all(sim.nodes[name].membership.state is MemberState.ALIVE for name in names)
+
+    wait_for(sim, serve, LIMIT_SECONDS, f"{names} serve")
+
+
+def begin_load(
+    sim: DataSimulation, sizes: Sequence[int], *, exact: bool = True, but: int = 0
+) -> tuple[list[str], Workload]:
+    """Nodes that are synced, as many as one of `sizes`, and requesters on their hosts, but on the first few."""
+    names = begin(sim, sim.random.choice(sizes))
+    load = Workload(sim, names[but:], exact=exact)
+    load.start()
+    return names, load
 
 
 def call(sim: DataSimulation, host: str, name: str, key: bytes, value: Any = None) -> Any:
@@ -93,9 +116,7 @@ def exact(sim: DataSimulation, load: Workload) -> dict[str, int]:
 
 def rolling_restart(sim: DataSimulation) -> dict[str, int]:
     """Each node in turn is stopped, and started again under its name or another; the next one when it is synced."""
-    names = begin(sim, sim.random.choice([2, 3, 6]))
-    load = Workload(sim, list(names))
-    load.start()
+    names, load = begin_load(sim, [2, 3, 6])
     rename = sim.random.random() < 0.5
     for name in names:
         stop(sim, name)
@@ -107,9 +128,7 @@ def rolling_restart(sim: DataSimulation) -> dict[str, int]:
 
 def rolling_replacement(sim: DataSimulation) -> dict[str, int]:
     """A node with a new name is added and synced before an old one is stopped, for each."""
-    names = begin(sim, sim.random.choice([1, 2, 3, 6]))
-    load = Workload(sim, list(names))
-    load.start()
+    names, load = begin_load(sim, [1, 2, 3, 6])
     for name in names:
         join(sim, name + "x")
         sim.settle()
@@ -133,34 +152,26 @@ def many_at_once(sim: DataSimulation) -> dict[str, int]:
         for name in leaving:
             sim.leave(name)
             sim.run(sim.random.choice([0, 0.001, 0.01, 0.3]))
-        for name in leaving:
-            wait_for(sim, lambda name=name: not sim.nodes[name].running, 14, f"{name} leaves")  # type: ignore[misc]
-        for name in new:
-            state = sim.nodes[name].membership
-            wait_for(sim, lambda state=state: state.state is MemberState.ALIVE, 14, f"{name} serves")  # type: ignore[misc]
+        until_gone(sim, leaving)
+        until_serving(sim, new)
     return exact(sim, load)
 
 
 def scale_down(sim: DataSimulation) -> dict[str, int]:
     """All but one leave, some at the same moment."""
-    names = begin(sim, sim.random.choice([3, 5]))
-    load = Workload(sim, list(names))
-    load.start()
+    names, load = begin_load(sim, [3, 5])
     sim.run(1)
     while len(names) > 1:
         leaving = [names.pop() for _ in range(min(sim.random.randint(1, 2), len(names) - 1))]
         for name in leaving:
             sim.leave(name)
-        for name in leaving:
-            wait_for(sim, lambda name=name: not sim.nodes[name].running, 14, f"{name} leaves")  # type: ignore[misc]
+        until_gone(sim, leaving)
     return exact(sim, load)
 
 
 def crash(sim: DataSimulation) -> dict[str, int]:
     """A node is killed: only what changed in the last moment is lost."""
-    names = begin(sim, sim.random.choice([3, 6]))
-    load = Workload(sim, names[1:], exact=False)
-    load.start()
+    _, load = begin_load(sim, [3, 6], exact=False, but=1)
     sim.run(2)
     sim.crash("n0", refused=sim.random.random() < 0.7)
     sim.run(5)
@@ -175,9 +186,7 @@ def crash(sim: DataSimulation) -> dict[str, int]:
 
 def partition(sim: DataSimulation) -> dict[str, int]:
     """The network is cut for longer than silence is borne, and healed: what nobody wrote meanwhile is all there."""
-    names = begin(sim, sim.random.choice([2, 3, 5]))
-    load = Workload(sim, list(names), exact=False)
-    load.start()
+    names, load = begin_load(sim, [2, 3, 5], exact=False)
     sim.run(1)
     shuffled = sim.random.sample(names, len(names))
     cut = sim.random.randint(1, len(names) - 1)
@@ -192,9 +201,7 @@ def partition(sim: DataSimulation) -> dict[str, int]:
 
 def long_stop(sim: DataSimulation) -> dict[str, int]:
     """A node is stopped until the others have declared it down, and woken."""
-    names = begin(sim, sim.random.choice([2, 3, 5]))
-    load = Workload(sim, list(names), exact=False)
-    load.start()
+    _, load = begin_load(sim, [2, 3, 5], exact=False)
     sim.run(1)
     sim.pause("n1", sim.random.uniform(1, 9))
     sim.run(12)
@@ -205,9 +212,7 @@ def long_stop(sim: DataSimulation) -> dict[str, int]:
 
 def kill_while_filling(sim: DataSimulation) -> dict[str, int]:
     """A node is killed while another one is being filled."""
-    names = begin(sim, sim.random.choice([3, 5]))
-    load = Workload(sim, names[1:], exact=False)
-    load.start()
+    _, load = begin_load(sim, [3, 5], exact=False, but=1)
     sim.run(1)
     sim.start("new")
     sim.run(sim.random.uniform(0, 1.5))
@@ -225,16 +230,13 @@ def behind(sim: DataSimulation) -> dict[str, int]:
     for key in keys:
         call(sim, "n2", "set", key, b"before")
     sim.run(0.1)
-    most, outbox.MAX_PENDING = outbox.MAX_PENDING, 3  # type: ignore[misc]
-    try:
+    with mock.patch.object(outbox, "MAX_PENDING", 3):
         sim.pause("n1", 1.0)
         for key in keys[::2]:
             call(sim, "n2", "delete", key)
         for key in keys[1::4]:
             call(sim, "n2", "set", key, b"after")
         sim.run(1)
-    finally:
-        outbox.MAX_PENDING = most  # type: ignore[misc]
     boxes = [box for data in sim.data.values() for box in data.replication.outboxes.by_boot.values()]
     sim._hold(any(box.behind for box in boxes), "no backup was behind")
     sim.run(0.5)
@@ -262,9 +264,7 @@ def cut_off_requesters(sim: DataSimulation) -> dict[str, int]:
 
 def crash_and_back(sim: DataSimulation) -> dict[str, int]:
     """A node is killed and started again at once, before others have noticed."""
-    names = begin(sim, sim.random.choice([3, 5]))
-    load = Workload(sim, names[1:], exact=False)
-    load.start()
+    _, load = begin_load(sim, [3, 5], exact=False, but=1)
     sim.run(1)
     sim.crash("n0")
     sim.run(sim.random.uniform(0, 0.3))

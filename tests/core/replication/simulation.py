@@ -5,11 +5,12 @@ answered is compared with what a single memory would have answered.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from django_clusterstate.core import rendezvous_hashing
 from django_clusterstate.core.limits.algorithms import Algorithm, LimitState, Rule, decide
@@ -39,15 +40,9 @@ def rule_of(key: bytes) -> Rule:
     return Rule(Algorithm(key[-1] % len(Algorithm)), LIMIT, 36_000.0)
 
 
-@contextmanager
-def few_slots() -> Iterator[None]:
+def few_slots() -> AbstractContextManager[Any]:
     """A plan looks at each slot; 64 are enough for some hundred keys."""
-    before = rendezvous_hashing.SLOTS, rendezvous_hashing._MASK
-    rendezvous_hashing.SLOTS, rendezvous_hashing._MASK = SLOTS, SLOTS - 1  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        rendezvous_hashing.SLOTS, rendezvous_hashing._MASK = before  # type: ignore[misc]
+    return mock.patch.multiple(rendezvous_hashing, SLOTS=SLOTS, _MASK=SLOTS - 1)
 
 
 @dataclass(slots=True)
