@@ -46,6 +46,8 @@ from .stores import Store
 from .versions import NONE, HybridClock
 
 MAX_CLEARS: Final = 1000  # namespaces
+MAX_HOPS: Final = 4  # times that a request is forwarded
+REPORT_AGAIN: Final = 0.2  # seconds between two reports of missing slots
 
 
 class Replication:
@@ -71,6 +73,7 @@ class Replication:
         self._send = send
         self._settled_by = Statements()
         self._clears: dict[bytes, int] = {}
+        self._reports_at = now
         self._dropped_in = -1  # the epoch in which what isn't held was dropped
 
     # -- what this node executes ----------------------------------------------------------------------------
@@ -79,6 +82,20 @@ class Replication:
     def generation(self) -> int:
         """To be stored with an entry that is written."""
         return self.inboxes.generation
+
+    def destination(self, slot: int, hops: int) -> bytes | None:
+        """The instance that executes a request for a slot, which has been forwarded `hops` times: this one, or one to
+        which it has to be forwarded; None if the request fails.
+
+        A node that serves executes what it can't forward. One that joins doesn't: it would start from nothing, and the
+        result would be newer than what the owner has.
+        """
+        owner, me = self.placement.owner(slot), self.placement.me.boot
+        if owner is None or owner.boot == me:
+            return None if owner is None else me
+        if hops < MAX_HOPS and owner.boot in self.outboxes.open:
+            return owner.boot
+        return me if self.placement.serving else None
 
     def changed(self, kind: int, key: bytes) -> None:
         """A request has changed a key."""
@@ -267,7 +284,7 @@ class Replication:
         """Sends what has changed, and goes on with joining or leaving. The caller calls it about every 10 ms."""
         self.outboxes.now = now
         self.outboxes.pump()
-        self._report_missing()
+        self._report_missing(now)
         if self.leaver is not None:
             if self.leaver.depart(self.synced, now):
                 self._plan(now)
@@ -298,8 +315,12 @@ class Replication:
                 outbox.told_settled = epoch
                 self._send(boot, Settled(epoch))
 
-    def _report_missing(self) -> None:
-        """Asks owners that take this node for filled for slots that it lacks."""
+    def _report_missing(self, now: float) -> None:
+        """Asks owners that take this node for filled for slots that it lacks: now and then, since they answer at once
+        where they don't see this node as a holder."""
+        if now < self._reports_at:
+            return
+        self._reports_at = now + REPORT_AGAIN
         missing: dict[bytes, SlotSet] = {}
         for slot in self.placement.held - self.complete:
             owner = self.placement.owner(slot)

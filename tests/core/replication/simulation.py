@@ -30,7 +30,6 @@ FLUSH = 0.01  # seconds between two ticks of the copies
 DRAIN = 10.0
 DEADLINE = 1.0  # seconds that a requester waits
 STALL = 5.0  # seconds for which nothing is acknowledged until a connection is lost
-MAX_HOPS = 4
 LIMIT = 20
 VALUES, LIMITS = 0, 1
 
@@ -395,19 +394,18 @@ class DataSimulation(Simulation):
         """What a node does with a request."""
         data = self.data[node.boot]
         replication = data.replication
-        owner = replication.placement.owner(slot_of(request.key))
-        if owner is None:
+        boot = replication.destination(slot_of(request.key), hops) if self.forwards else node.boot
+        if boot is None:
             reply(UNAVAILABLE)
-            return
-        if self.forwards and owner.boot != node.boot and hops < MAX_HOPS and owner.boot in replication.outboxes.open:
-            self._forward(node, owner, request, hops, reply)
-            return
-        reply(data.execute(request, self.now))
+        elif boot == node.boot:
+            reply(data.execute(request, self.now))
+        else:
+            self._forward(node, boot, request, hops, reply)
 
-    def _forward(self, node: Node, owner: Identity, request: Request, hops: int, reply: Callable[[Any], None]) -> None:
+    def _forward(self, node: Node, to: bytes, request: Request, hops: int, reply: Callable[[Any], None]) -> None:
         self.messages["forwarded"] += 1
-        self.data[node.boot].replication.flush_to(owner.boot, self.now)
-        pipe = self.pipes[node.boot, owner.boot]
+        self.data[node.boot].replication.flush_to(to, self.now)
+        pipe = self.pipes[node.boot, to]
         number = next(self._ids)
 
         def answer(value: Any) -> None:

@@ -17,6 +17,11 @@ def test_copies_keep_every_invariant(scenario: str, seed: int) -> None:
     assert judge(scenario, seed).broken == ""
 
 
+@pytest.mark.parametrize("seed", [56, 66])
+def test_a_node_that_joins_executes_nothing_for_an_owner_that_it_cannot_reach_yet(seed: int) -> None:
+    assert judge("crash and back", seed).broken == ""
+
+
 @pytest.mark.parametrize("scenario", ["many at once", "partition"])
 def test_same_seed_gives_the_same_trace(scenario: str) -> None:
     assert judge(scenario, 7).figures == judge(scenario, 7).figures != judge(scenario, 8).figures
