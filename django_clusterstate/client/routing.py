@@ -4,6 +4,7 @@ No I/O except to close connections. Times are seconds of the monotonic clock, gi
 """
 
 import contextlib
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -124,7 +125,6 @@ class Routing(PerProcess):
     def __init__(self, local: Address) -> None:
         self.local = Target("", local)
         self.table = RoutingTable(NO_VIEW, "", {})
-        self.epoch = NO_VIEW.epoch
         self.refresh_at = 0.0  # from then on the next operation requests the view first
         self.stats = RequesterStats()  # counted, and not yet reported to a node
         # Seconds that each exchange took since the last report. They are sorted into a histogram once a second: doing
@@ -133,6 +133,7 @@ class Routing(PerProcess):
         self._requested_at = 0.0
         self._contacts: dict[str, Target] = {}
         self._loop_clients: weakref.WeakSet[LoopClient] = weakref.WeakSet()
+        self._lock = threading.RLock()  # reentrant for signal handlers
         super().__init__()
 
     def attach(self, client: LoopClient) -> None:
@@ -145,6 +146,7 @@ class Routing(PerProcess):
             target.close_pool()
 
     def _reset(self) -> None:
+        self._lock = threading.RLock()  # a thread of the parent may hold the other one
         self.close_pools()
         for client in self._loop_clients:
             client.abandon()
@@ -158,7 +160,7 @@ class Routing(PerProcess):
         self.latencies.append(ended - began)
         if target.failures:
             target.answered()
-        if epoch != self.epoch:
+        if epoch != self.table.view.epoch:
             self._refresh_soon(began)
 
     def failed(self, target: Target, error: ClusterStateError, began: float, ended: float) -> ClusterStateError:
@@ -186,8 +188,9 @@ class Routing(PerProcess):
 
         Concurrent requests report different counts. Pass counts that no node can have received to `put_back()`.
         """
-        stats, self.stats = self.stats, RequesterStats()
-        latencies, self.latencies = self.latencies, deque(maxlen=MAX_LATENCIES)
+        with self._lock:
+            stats, self.stats = self.stats, RequesterStats()
+            latencies, self.latencies = self.latencies, deque(maxlen=MAX_LATENCIES)
         stats.add_latencies(list(latencies))
         counted = stats != RequesterStats()
         failing = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]
@@ -197,7 +200,8 @@ class Routing(PerProcess):
 
     def put_back(self, stats: RequesterStats) -> None:
         """Adds counts that no node has received to those of the next report."""
-        self.stats = self.stats.plus(stats)
+        with self._lock:
+            self.stats = self.stats.plus(stats)
 
     def sources(self, now: float) -> list[Target]:
         """The nodes to request the view from, in this order: the local node, then two others of the last view."""
@@ -218,23 +222,26 @@ class Routing(PerProcess):
         A view without the node that sends it comes from a node that joins or leaves, and may lack members: it never
         replaces the view that there is, and its members are only further nodes to request the view from.
         """
-        old = self.table
         serves = any(member.name == reply.name for member in reply.members)
+        with self._lock:  # what one thread learns is built on what another one did, never on what it replaced
+            self._learn(reply, source, now, serves)
+        return serves
+
+    def _learn(self, reply: ViewReply, source: Target, now: float, serves: bool) -> None:
+        old = self.table
         local = (reply.name, serves) if source is self.local else (old.local_name, old.local_serves)
         known = {**self._contacts, **old.targets}
         if serves:
             self.refresh_at = now + VIEW_MAX_AGE
             self._contacts = {}
-            view = old.view if reply.epoch == self.epoch else View(reply.members, reply.epoch)
+            view = old.view if reply.epoch == old.view.epoch else View(reply.members, reply.epoch)
             self._tabulate(view, *local, known)
-            self.epoch = reply.epoch
         else:
             self.refresh_at = now + (HALF_OPEN_AFTER if old.targets else VIEW_MIN_AGE)
             members = [member for member in reply.members if member.name != local[0]][:MAX_CONTACTS]
             self._contacts = {member.name: _target(member, known) for member in members}
             self._tabulate(old.view, *local, known)
         self._close_unused(known)
-        return serves
 
     def _tabulate(self, view: View, local_name: str, local_serves: bool, known: dict[str, Target]) -> None:
         old = self.table

@@ -22,6 +22,7 @@ from django_clusterstate.wire.framing import HEADER
 from django_clusterstate.wire.handshake import OtherInstance, OtherNode
 from django_clusterstate.wire.messages import GetView, Request, ViewReply, decode_request
 from django_clusterstate.wire.status import RequesterStats
+from tests.threads import at_once
 
 NOW = 1000.0
 LOCAL = UnixAddress("/run/node.sock")
@@ -163,7 +164,6 @@ def test_view_without_its_sender_never_replaces_the_view_that_there_is(half: str
     assert not routing.learn(viewed(*map(member, half), by="a"), routing.local, NOW + 1)
     assert retired == []
     assert routing.table.view is table.view
-    assert routing.epoch == table.view.epoch
     assert routing.more_sources([]) == [table.targets[name] for name in half]
 
 
@@ -246,9 +246,9 @@ def test_view_is_requested_again_soon_while_there_are_no_members() -> None:
 
 def test_other_epoch_in_a_reply_makes_the_view_old() -> None:
     routing = routing_of("a", "b")
-    routing.answered(routing.local, routing.epoch, NOW + 0.5, NOW + 0.5)
+    routing.answered(routing.local, routing.table.view.epoch, NOW + 0.5, NOW + 0.5)
     assert routing.refresh_at == NOW + VIEW_MAX_AGE
-    routing.answered(routing.local, routing.epoch + 1, NOW + 0.5, NOW + 0.5)
+    routing.answered(routing.local, routing.table.view.epoch + 1, NOW + 0.5, NOW + 0.5)
     assert routing.refresh_at == NOW + 0.5
 
 
@@ -256,14 +256,14 @@ def test_requests_for_the_view_are_rationed_while_views_differ() -> None:
     routing = routing_of("a", "b")
     routing.sources(NOW + 0.5)
     routing.learn(viewed(member("a"), member("b")), routing.local, NOW + 0.5)
-    routing.answered(routing.local, routing.epoch + 1, NOW + 0.51, NOW + 0.51)
+    routing.answered(routing.local, routing.table.view.epoch + 1, NOW + 0.51, NOW + 0.51)
     assert routing.refresh_at == NOW + 0.5 + VIEW_MIN_AGE
 
 
 def test_other_epoch_never_delays_the_refresh() -> None:
     routing = routing_of("a", "b")
     began = NOW + VIEW_MAX_AGE + 5
-    routing.answered(routing.local, routing.epoch + 1, began, began)
+    routing.answered(routing.local, routing.table.view.epoch + 1, began, began)
     assert routing.refresh_at == NOW + VIEW_MAX_AGE
 
 
@@ -285,6 +285,45 @@ def test_without_a_view_all_threads_request_it() -> None:
     routing = Routing(LOCAL)
     routing.sources(NOW)
     assert routing.refresh_at <= NOW
+
+
+def test_each_of_several_threads_that_learn_the_same_view_at_once_has_its_owners() -> None:
+    reply = viewed(*map(member, "abcdefgh"))
+    for _ in range(1000):
+        routing = Routing(LOCAL)
+
+        def learn(routing: Routing = routing) -> int:
+            routing.learn(reply, routing.local, NOW)
+            return len(routing.table.targets)
+
+        assert at_once(learn) == [8] * 8
+        assert len(routing.table.targets) == 8
+
+
+def test_targets_that_several_threads_learn_at_once_are_closed_when_they_are_not_used() -> None:
+    for _ in range(200):
+        routing, used = Routing(LOCAL), set[Target]()
+        retired = Retired(routing)
+
+        def learn(routing: Routing = routing, used: set[Target] = used) -> None:
+            routing.learn(viewed(*map(member, "abcd")), routing.local, NOW)
+            used.update(routing.table.targets.values())
+
+        at_once(learn)
+        assert used - set(routing.table.targets.values()) <= set(retired)
+
+
+def test_each_count_is_reported_once_by_threads_that_request_the_view_at_once() -> None:
+    routing = Routing(LOCAL)
+
+    def report() -> int:
+        reported = 0
+        for _ in range(500):
+            routing.put_back(RequesterStats(failures=1))
+            reported += routing.view_request()[1].failures
+        return reported
+
+    assert sum(at_once(report)) + routing.stats.failures == 8 * 500
 
 
 # -- owners ---------------------------------------------------------------------------------------------------
