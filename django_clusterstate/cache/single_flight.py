@@ -5,7 +5,6 @@ one caller can add. The holder of the lease computes. A lease expires, so the ot
 ended.
 """
 
-import hashlib
 import inspect
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ..client.operations import ClientCommand, Operation, Sleep
+from ..core.cache.entry_keys import auxiliary_key
 from ..wire import messages as wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.05  # seconds between two polls of a waiting caller, doubled each time
@@ -25,18 +25,6 @@ UNCACHEABLE = b""  # in the place of a lease: the value can't be stored, so each
 
 MISSING: Final = object()
 _LEASE_ENDED: Final = object()
-
-
-def auxiliary_key(key: bytes, kind: bytes) -> bytes:
-    """The key of a lease or a freshness marker: in the entry's namespace, with a zero byte where no user's key begins.
-
-    Auxiliary entries are always requested from the owner of the entry.
-    """
-    namespace, _, rest = key.partition(b"\0")
-    made = b"%b\0\0%b\0%b" % (namespace, kind, rest)
-    if len(made) > wire.MAX_KEY_BYTES:
-        made = b"%b\0\0%b\0%b" % (namespace, kind, hashlib.blake2b(rest, digest_size=32).digest())
-    return made
 
 
 class Compute(Struct, frozen=True):
@@ -228,6 +216,7 @@ class SingleFlight:
 
     @property
     def _fresh_key(self) -> bytes:
+        """The key of the freshness marker."""
         return auxiliary_key(self.key, b"fresh")
 
     @property

@@ -20,8 +20,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django_clusterstate import cluster as cluster_state
 from django_clusterstate import runtime
 from django_clusterstate.cache import ClusterCache
-from django_clusterstate.cache.single_flight import Compute, SingleFlight, auxiliary_key
+from django_clusterstate.cache.single_flight import Compute, SingleFlight
 from django_clusterstate.client.operations import Operation, Sleep
+from django_clusterstate.core.cache.entry_keys import auxiliary_key
 from django_clusterstate.core.cache.store import CacheStore
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import frame
@@ -320,14 +321,6 @@ def test_a_renewal_that_fails_leaves_the_stale_value_and_the_next_tries_again() 
     assert str(world.results[failed][1]) == "no"
     assert world.results[meanwhile][1] == "old"
     assert world.results[again][1] == "new"
-
-
-@pytest.mark.parametrize("length", [1, 500, 1000, 1018])
-def test_auxiliary_keys_are_unique_and_in_the_namespace_of_their_entry(length: int) -> None:
-    keys = [b"space\0" + b"k" * length, b"space\0" + b"k" * (length - 1) + b"l"]
-    made = {auxiliary_key(key, kind) for key in keys for kind in (b"lease", b"fresh")}
-    assert len(made) == 4
-    assert all(key.startswith(b"space\0\0") and len(key) <= wire.MAX_KEY_BYTES for key in made)
 
 
 # -- with nodes, blocking and async------------------------------------------------------------------------------
