@@ -188,6 +188,7 @@ class Routing(PerProcess):
 
         Concurrent requests report different counts. Pass counts that no node can have received to `put_back()`.
         """
+        self.reset_if_forked()  # before the lock, which a thread of the parent may hold
         with self._lock:
             stats, self.stats = self.stats, RequesterStats()
             latencies, self.latencies = self.latencies, deque(maxlen=MAX_LATENCIES)
@@ -232,15 +233,15 @@ class Routing(PerProcess):
         local = (reply.name, serves) if source is self.local else (old.local_name, old.local_serves)
         known = {**self._contacts, **old.targets}
         if serves:
-            self.refresh_at = now + VIEW_MAX_AGE
             self._contacts = {}
             view = old.view if reply.epoch == old.view.epoch else View(reply.members, reply.epoch)
-            self._tabulate(view, *local, known)
+            max_age = VIEW_MAX_AGE
         else:
-            self.refresh_at = now + (HALF_OPEN_AFTER if old.targets else VIEW_MIN_AGE)
             members = [member for member in reply.members if member.name != local[0]][:MAX_CONTACTS]
             self._contacts = {member.name: _target(member, known) for member in members}
-            self._tabulate(old.view, *local, known)
+            view, max_age = old.view, HALF_OPEN_AFTER if old.targets else VIEW_MIN_AGE
+        self._tabulate(view, *local, known)
+        self.refresh_at = now + max_age  # last: from now on other threads use the table without a request
         self._close_unused(known)
 
     def _tabulate(self, view: View, local_name: str, local_serves: bool, known: dict[str, Target]) -> None:

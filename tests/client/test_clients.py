@@ -893,6 +893,27 @@ def test_child_reports_nothing_that_its_parent_has_counted(
 
 
 @forking
+def test_child_requests_the_view_first_whatever_its_parent_has_counted_and_locked(
+    client: Client, in_child: InChild
+) -> None:
+    routing, held, forked = client.routing, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with routing._lock:
+            held.set()
+            forked.wait(SECONDS)
+
+    routing.stats.remembered += 1
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        assert held.wait(SECONDS)
+        child = in_child(lambda: routing.view_request()[1].remembered == 0)
+        forked.set()
+    assert child()
+    assert routing.stats.remembered == 1
+
+
+@forking
 def test_child_of_an_event_loop_has_connections_of_its_own(async_client: AsyncClient, in_child: InChild) -> None:
     def child_work() -> bool:
         # From Python 3.12 on only Python's own fork ends the parent's loop in the child, as far as asyncio knows.

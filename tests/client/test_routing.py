@@ -300,6 +300,20 @@ def test_each_of_several_threads_that_learn_the_same_view_at_once_has_its_owners
         assert len(routing.table.targets) == 8
 
 
+def test_no_thread_takes_the_table_for_current_before_it_has_owners() -> None:
+    reply = viewed(*map(member, "abcdefgh"))
+    for _ in range(200):
+        routing = Routing(LOCAL)
+
+        def table(routing: Routing = routing) -> int:
+            """As `Client.table()`, without the request."""
+            if routing.refresh_at <= NOW:
+                routing.learn(reply, routing.local, NOW)
+            return len(routing.table.targets)
+
+        assert at_once(table) == [8] * 8
+
+
 def test_targets_that_several_threads_learn_at_once_are_closed_when_they_are_not_used() -> None:
     for _ in range(200):
         routing, used = Routing(LOCAL), set[Target]()
