@@ -74,7 +74,7 @@ class Replication:
         self._settled_by = Statements()
         self._clears: dict[bytes, int] = {}
         self._reports_at = now
-        self._dropped_in = -1  # the epoch in which what isn't held was dropped
+        self._has_dropped = False  # what isn't held, since the view changed
 
     # -- what this node executes ----------------------------------------------------------------------------
 
@@ -175,6 +175,7 @@ class Replication:
         if placement.epoch != epoch:
             self.outboxes.begin_epoch()
             self.joiner.begin_epoch(now)
+            self._has_dropped = False
         self.complete = (had & placement.held) | placement.owned
         self.inboxes.generation += 1
         for slot in had - self.complete:
@@ -293,7 +294,7 @@ class Replication:
             self.joiner.tick(now)
         if self.placement.serving and (self.leaver is None or not self.leaver.departed):
             self._report_filled()
-        if self.synced and not self.placement.ceded and self._dropped_in != self.placement.epoch:
+        if not self._has_dropped and not self.placement.ceded and self.synced:
             self._drop_unheld()
 
     def _report_filled(self) -> None:
@@ -342,7 +343,7 @@ class Replication:
         return all(self._settled_by.holds(boot, epoch) for boot in self.placement.boots)
 
     def _drop_unheld(self) -> None:
-        self._dropped_in = self.placement.epoch
+        self._has_dropped = True
         unheld = SlotSet.all() - self.placement.held
         for store in self._stores:
             for key in list(store.keys(unheld)):

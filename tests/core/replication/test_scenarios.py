@@ -22,6 +22,10 @@ def test_a_node_that_joins_executes_nothing_for_an_owner_that_it_cannot_reach_ye
     assert judge("crash and back", seed).broken == ""
 
 
+def test_a_node_drops_what_it_no_longer_holds_in_a_view_that_it_has_had_before() -> None:
+    assert judge("partition", 40).broken == ""
+
+
 @pytest.mark.parametrize("scenario", ["many at once", "partition"])
 def test_same_seed_gives_the_same_trace(scenario: str) -> None:
     assert judge(scenario, 7).figures == judge(scenario, 7).figures != judge(scenario, 8).figures
