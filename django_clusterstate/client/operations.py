@@ -150,21 +150,24 @@ def refresh_view(routing: Routing, deadline: float, clock: Callable[[], float]) 
     """
     began = clock()
     request, stats = routing.view_request()
-    sources, reported = routing.sources(began), False
+    sources, reported, replied = routing.sources(began), False, False
     try:
         for source in sources:  # grows meanwhile
+            before, reported = reported, True  # counts are never reported twice, also if this call is cancelled
             try:
-                reply = yield CallNode(source, GET_VIEW if reported else request)
+                reply = yield CallNode(source, GET_VIEW if before else request)
             except ClusterStateError as error:
-                reported = reported or may_be_executed(error)  # counts are never reported twice
+                reported = before or may_be_executed(error)
             else:
-                reported = True
                 if isinstance(reply, ViewReply):
                     if routing.learn(reply, source, began):
                         return
+                    replied = True
                     sources += routing.more_sources(sources)
             if clock() - began >= deadline:
-                return
+                break
+        if replied:
+            routing.found_no_member(began)
     finally:
         if not reported:
             routing.put_back(stats)

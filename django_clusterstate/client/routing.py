@@ -228,6 +228,12 @@ class Routing(PerProcess):
             self._learn(reply, source, now, serves)
         return serves
 
+    def found_no_member(self, now: float) -> None:
+        """Called after a request for the view that only nodes that join or leave have replied to."""
+        with self._lock:
+            if not self.table.targets:
+                self.refresh_at = now + VIEW_MIN_AGE
+
     def _learn(self, reply: ViewReply, source: Target, now: float, serves: bool) -> None:
         old = self.table
         local = (reply.name, serves) if source is self.local else (old.local_name, old.local_serves)
@@ -235,13 +241,13 @@ class Routing(PerProcess):
         if serves:
             self._contacts = {}
             view = old.view if reply.epoch == old.view.epoch else View(reply.members, reply.epoch)
-            max_age = VIEW_MAX_AGE
         else:
             members = [member for member in reply.members if member.name != local[0]][:MAX_CONTACTS]
             self._contacts = {member.name: _target(member, known) for member in members}
-            view, max_age = old.view, HALF_OPEN_AFTER if old.targets else VIEW_MIN_AGE
+            view = old.view
         self._tabulate(view, *local, known)
-        self.refresh_at = now + max_age  # last: from now on other threads use the table without a request
+        if self.table.targets:  # from now on other threads use the table
+            self.refresh_at = now + (VIEW_MAX_AGE if serves else HALF_OPEN_AFTER)
         self._close_unused(known)
 
     def _tabulate(self, view: View, local_name: str, local_serves: bool, known: dict[str, Target]) -> None:

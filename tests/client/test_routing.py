@@ -1,10 +1,14 @@
 """What a requester decides, with the clock in the test's hand and nobody to talk to."""
 
+import asyncio
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OPEN_AFTER
+from django_clusterstate.client.operations import refresh_view
 from django_clusterstate.client.routing import (
     MAX_CONTACTS,
     MAX_SOURCES,
@@ -106,10 +110,37 @@ def test_view_grows_old() -> None:
     assert routing.refresh_at == NOW + VIEW_MAX_AGE
 
 
-def test_empty_view_is_requested_again_soon() -> None:
+@pytest.mark.parametrize("names", ["", "b"])
+def test_other_threads_request_the_view_too_until_it_is_known_that_no_member_replies(names: str) -> None:
     routing = Routing(LOCAL)
-    routing.learn(viewed(), routing.local, NOW)
+    refresh = refresh_view(routing, 1.0, lambda: NOW)
+    next(refresh)
+    with contextlib.suppress(StopIteration):
+        refresh.send(viewed(*map(member, names)))
+        assert routing.refresh_at <= NOW
+        refresh.throw(TimedOut("why"))
     assert routing.refresh_at == NOW + VIEW_MIN_AGE
+
+
+def test_first_view_stays_when_a_thread_that_began_before_finds_no_member() -> None:
+    routing = Routing(LOCAL)
+    refresh = refresh_view(routing, 1.0, lambda: NOW)
+    next(refresh)
+    refresh.send(viewed(member("b")))
+    routing.learn(viewed(member("a"), member("b")), routing.local, NOW)
+    with pytest.raises(StopIteration):
+        refresh.throw(TimedOut("why"))
+    assert routing.refresh_at == NOW + VIEW_MAX_AGE
+
+
+def test_counts_are_never_reported_twice_though_the_request_is_cancelled() -> None:
+    routing = Routing(LOCAL)
+    routing.stats.too_big = 1
+    refresh = refresh_view(routing, 1.0, lambda: NOW)
+    next(refresh)
+    with pytest.raises(asyncio.CancelledError):
+        refresh.throw(asyncio.CancelledError())
+    assert routing.stats == RequesterStats()
 
 
 def test_same_view_keeps_the_table() -> None:
@@ -179,7 +210,6 @@ def test_process_without_a_view_requests_it_from_the_members_that_a_joining_node
     sources = routing.sources(NOW)
     assert not routing.learn(viewed(member("b"), member("c")), routing.local, NOW)
     assert routing.table.owner(b"k") is None
-    assert routing.refresh_at == NOW + VIEW_MIN_AGE
     sources += routing.more_sources(sources)
     assert [source.name for source in sources] == ["a", "b", "c"]
     assert routing.learn(viewed(member("b"), member("c"), member("d"), by="b"), sources[1], NOW)
