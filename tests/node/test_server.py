@@ -43,6 +43,7 @@ from tests.timing import check_seconds
 KEYS = derive_link_keys(["the secret"], "default")
 PING = frame(wire.encode(wire.Ping()))
 MIB = 1024 * 1024
+SECONDS = 60.0
 
 
 class NoPeers:
@@ -78,10 +79,10 @@ class Running:
 
     async def friend(self) -> AsyncConnection:
         """A peer, which may send what only nodes send."""
-        return await connect(self.tcp, KEYS, 2, hello=Hello(Role.NODE, name="beta", boot=os.urandom(16)))
+        return await connect(self.tcp, KEYS, SECONDS, hello=Hello(Role.NODE, name="beta", boot=os.urandom(16)))
 
     async def requester(self) -> AsyncConnection:
-        return await connect(self.tcp, KEYS, 2)
+        return await connect(self.tcp, KEYS, SECONDS)
 
     async def stranger(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connected, and challenged."""
@@ -94,7 +95,7 @@ class Running:
     async def serves(self) -> bool:
         """Whether somebody new is served on both sockets."""
         for address in (self.tcp, self.unix):
-            connection = await connect(address, KEYS, 2)
+            connection = await connect(address, KEYS, SECONDS)
             reply = await connection.request(PING)
             connection.close()
             assert isinstance(reply, wire.PongReply)
@@ -183,7 +184,8 @@ async def test_strangers_that_begin_to_say_something_keep_nobody_out_either(runn
     assert not strangers[-1][0].at_eof()
 
 
-async def test_herd_that_dials_at_once_is_served(running: Running) -> None:
+async def test_herd_that_dials_at_once_is_served(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANDSHAKE_TIMEOUT", SECONDS)  # both sides of 200 handshakes are in this process
     connections = await asyncio.gather(*(running.friend() for _ in range(200)))
     replies = await asyncio.gather(*(connection.request(PING) for connection in connections))
     assert all(isinstance(reply, wire.PongReply) for reply in replies)
@@ -231,7 +233,7 @@ async def test_host_that_takes_all_connections_keeps_nobody_else_out(running: Ru
     assert [await is_served(connection) for connection in hog] == [True] * 40
     other = await from_host(running, "127.0.0.2")
     assert await is_served(other)  # another host
-    local = await connect(running.unix, (), 2)
+    local = await connect(running.unix, (), SECONDS)
     assert await is_served(local)  # this host's own processes
     opened: list[Peer] = []
     links = Links(
@@ -363,7 +365,7 @@ async def test_random_bytes_from_strangers_do_no_harm(running: Running, caplog: 
 
 async def test_wrong_secret_is_refused_counted_and_reported(running: Running) -> None:
     with pytest.raises(ProtocolError, match="it uses a different SECRET or SECRET_KEY"):
-        await connect(running.tcp, derive_link_keys(["another secret"], "default"), 2)
+        await connect(running.tcp, derive_link_keys(["another secret"], "default"), SECONDS)
     assert running.refused == 1
     assert running.reports[0].endswith(": it uses a different secret, or belongs to a different cluster")
     assert await running.serves()
@@ -384,7 +386,7 @@ async def test_recorded_session_admits_nobody(running: Running) -> None:
         await asyncio.gather(pump(reader, node_writer, record), pump(node_reader, writer, bytearray()))
 
     proxy = await asyncio.start_server(tap, "127.0.0.1", 0)
-    connection = await connect(TcpAddress(*proxy.sockets[0].getsockname()), KEYS, 2)
+    connection = await connect(TcpAddress(*proxy.sockets[0].getsockname()), KEYS, SECONDS)
     await connection.request(frame(wire.encode(wire.Get([b"ns\0key"]))))
     connection.close()
     await until(lambda: not running.server.connections)
@@ -449,7 +451,7 @@ async def give_value(running: Running, size: int) -> bytes:
 
 async def test_many_long_replies_reach_who_reads_them(running: Running) -> None:
     get = await give_value(running, MIB)
-    friend = await connect(running.tcp, KEYS, 10)
+    friend = await connect(running.tcp, KEYS, SECONDS)
     replies = await asyncio.gather(*(friend.request(get) for _ in range(64)))
     assert all(isinstance(reply, wire.ValuesReply) and reply.values == [b"x" * MIB] for reply in replies)
     assert running.refused == 0

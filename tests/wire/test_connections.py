@@ -603,7 +603,7 @@ def test_busy_loop_can_connect(runner: asyncio.Runner) -> None:
 
 async def test_requests_under_way_at_once_get_their_own_replies() -> None:
     with ScriptedNode(answering()) as node:
-        connection = await connect(node.address, KEYS, 2)
+        connection = await connect(node.address, KEYS, 60)
         first, second = connection.request(PING), connection.request(PING)
         assert (await second, await first) == (wire.DoneReply(2), wire.DoneReply(1))
         connection.close()
@@ -611,7 +611,7 @@ async def test_requests_under_way_at_once_get_their_own_replies() -> None:
 
 async def test_cancelled_request_leaves_the_others_their_replies() -> None:
     with ScriptedNode(answering()) as node:
-        connection = await connect(node.address, KEYS, 2)
+        connection = await connect(node.address, KEYS, 60)
         cancelled, other = connection.request(PING), connection.request(PING)
         cancelled.cancel()
         assert await other == wire.DoneReply(2)
@@ -636,7 +636,7 @@ async def test_cast_is_refused_when_the_output_buffer_is_full() -> None:
         end.wait(5)
 
     with ScriptedNode(script) as node:
-        connection = await connect(node.address, KEYS, 2)
+        connection = await connect(node.address, KEYS, 60)
         message = frame(b"x" * 1024 * 1024)
         sent = [connection.cast(message) for _ in range(64)]
         assert sent.count(True) < 16
