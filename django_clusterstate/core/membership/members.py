@@ -50,6 +50,7 @@ class Member:
     epoch: int = 0
     heard_by_others: float = -math.inf  # the latest time that they have reported
     unreachable: bool = False  # this node alone would have declared it down
+    verdict: int = -1  # the last incarnation of this node that it has declared down
 
 
 @dataclass(slots=True)
@@ -86,10 +87,11 @@ class Effects:
     """The changes made by one call, and the actions that its caller must take.
 
     `answer`: send a heartbeat to the sender now. `dial`: the sender is proven to run, so its address is worth a dial.
-    `declared_down`: others, the `winners`, had declared this node down, and have served its keys. `stalled`: seconds
-    that this node was stopped. `superseded`: another instance has this node's name; this one must end, and its process
-    may begin another. `unreachable`: members that others hear and this node no longer hears. `unknown_addresses`:
-    addresses of members that others know and this node doesn't.
+    `declared_down`: others had declared this node down, and have served its keys. `winners`: the boot IDs of these, as
+    soon as all are known, in this call or a later one. `stalled`: seconds that this node was stopped. `superseded`:
+    another instance has this node's name; this one must end, and its process may begin another. `unreachable`: members
+    that others hear and this node no longer hears. `unknown_addresses`: addresses of members that others know and this
+    node doesn't.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -100,7 +102,7 @@ class Effects:
     superseded: bool = False
     unreachable: list[Identity] = field(default_factory=list)
     unknown_addresses: list[str] = field(default_factory=list)
-    winners: frozenset[str] = frozenset()
+    winners: frozenset[bytes] = frozenset()
 
 
 def fell_silent_together(members: Iterable[Member], suspect_after: float, now: float) -> bool:

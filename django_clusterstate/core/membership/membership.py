@@ -5,7 +5,6 @@ Methods return what changed; the caller logs, notifies and sends.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
 
 from .gossip import Gossip, reports_replaced
 from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
@@ -14,6 +13,7 @@ from .members import Change, Effects, Instance, Member, Timings, expired_tombsto
 from .name_conflicts import NameConflict, NameConflicts
 from .provisional_instances import Proof, ProvisionalInstances
 from .transitions import when_ended, when_heard, when_silent
+from .verdicts import Verdicts
 
 TICK = 0.1  # seconds between two ticks, unless the caller gives another interval
 STALL = 0.2  # seconds: a tick that is later than this means that this node was stopped
@@ -46,9 +46,9 @@ class Membership:
         self.dropped = 0
         self.restarts = 0
         self._sequence = 0
-        self._declared_down = -1  # the last incarnation in which others had declared this node down
         self._ticked = now
         self._gossip = Gossip()
+        self._verdicts = Verdicts()
         self._retired: OrderedDict[bytes, None] = OrderedDict()
         self._provisional = ProvisionalInstances(me.boot, timings.down_after)
         self._conflicts = NameConflicts(me, timings.heartbeat, timings.suspect_after, timings.down_after)
@@ -90,26 +90,27 @@ class Membership:
             self._hear_conflicting(beat, now, effects)
             self._replace_joining(member, now, effects)
         effects.dial = beat.state is not MemberState.LEFT
-        if (
-            self._conflicts.get(sender.name, sender.boot) is None
-        ):  # two instances in conflict would answer each other forever
-            self._take_in(beat.observations, now, effects)
-        if effects.declared_down and self.rejoins:
+        if self._conflicts.get(sender.name, sender.boot) is None:  # two in conflict would answer each other forever
+            self._take_in(beat, now, effects)
+        if effects.declared_down:
             self._give_way(beat, now, effects, mutual=was_down)
         self._settle(effects)
+        effects.winners = self._verdicts.winners(beat, self.members)
         return effects
 
     def _give_way(self, beat: Heartbeat, now: float, effects: Effects, *, mutual: bool) -> None:
         """Joins again, because others have declared this node down; but not on the side of a partition that stays."""
-        if mutual and self.view.outlasts(beat.members, beat.first):
+        if self.rejoins and self._verdicts.prevails(beat, self.view, mutual=mutual):
             effects.declared_down = False
             return
-        down = [name for name, member in self.members.items() if member.state is MemberState.DOWN]
-        effects.winners = frozenset(down if mutual else self.members)
-        if self.state in SERVING:
-            effects.changes.append(Change(self.me, self.state, MemberState.JOINING))
-            self.state = MemberState.JOINING
+        self._verdicts.give_way(self.members[beat.identity.name], self.incarnation)
+        if self.rejoins and self.state in SERVING:
+            self._join_again(effects)
             self.joining.started = now
+
+    def _join_again(self, effects: Effects) -> None:
+        effects.changes.append(Change(self.me, self.state, MemberState.JOINING))
+        self.state = MemberState.JOINING
 
     def identified(self, name: str, boot: bytes, now: float, address: str = "") -> Effects:
         """Notes that a handshake has proven that an instance runs, at `address` if given; `still_linked` renews it."""
@@ -308,13 +309,13 @@ class Membership:
             self._add(instance.beat, now, effects)
             self._conflicts.instances[who.name] = Instance(beat, member.since, member.heard)
 
-    def _take_in(self, observations: Iterable[Observation], now: float, effects: Effects) -> None:
+    def _take_in(self, beat: Heartbeat, now: float, effects: Effects) -> None:
         """Processes a sender's observations of other members. A node receives thousands of observations a second."""
         members, own_boot, suspect = self.members, self.me.boot, MemberState.SUSPECT
-        for seen in observations:
+        for seen in beat.observations:
             member, state = members.get(seen.name), seen.state
             if seen.boot == own_boot:
-                self._refute(seen, effects)
+                self._refute(seen, members.get(beat.identity.name), effects)
             elif state in GONE:
                 continue
             elif seen.name == self.me.name:
@@ -329,7 +330,7 @@ class Membership:
                 if state is suspect and now - member.heard < self.timings.suspect_after:
                     self._gossip.suspected_by_others[seen.name] = None
 
-    def _refute(self, seen: Observation, effects: Effects) -> None:
+    def _refute(self, seen: Observation, sender: Member | None, effects: Effects) -> None:
         """Answers a peer that suspects this node, with a higher incarnation if it doesn't know the present one."""
         match seen.state:
             case MemberState.SUSPECT:
@@ -341,9 +342,8 @@ class Membership:
         if seen.state in (MemberState.SUSPECT, MemberState.DOWN) and seen.incarnation >= self.incarnation:
             self.incarnation += 1
             effects.answer = True
-        if seen.state is MemberState.DOWN and seen.incarnation > self._declared_down:
-            self._declared_down = seen.incarnation
-            effects.declared_down = True
+        if seen.state is MemberState.DOWN:
+            effects.declared_down = self._verdicts.hear(seen, sender) or effects.declared_down
 
     # -- changes of the members -----------------------------------------------------------------------------
 
@@ -393,6 +393,5 @@ class Membership:
         if others and len(others) < len(serving):
             serving = others
             if self.state in SERVING and is_loopback(self.me.address):
-                effects.changes.append(Change(self.me, self.state, MemberState.JOINING))
-                self.state = MemberState.JOINING
+                self._join_again(effects)
         self.view = View.of(serving)

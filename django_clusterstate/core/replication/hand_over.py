@@ -79,10 +79,14 @@ class Joiner:
         self._yours.clear()
         return True
 
+    def is_stuck(self, now: float) -> bool:
+        """Whether nobody fills this node."""
+        return now - self.progress > NO_PROGRESS
+
     def tick(self, now: float) -> None:
         """Takes over once all that serve have filled this node."""
         boots = self._placement.boots
-        self.may_serve = boots <= self._yours or now - self.progress > NO_PROGRESS
+        self.may_serve = boots <= self._yours or self.is_stuck(now)
         if now >= self._asked_at and all(self.is_filled_by(boot) for boot in boots):
             self._asked_at = now + ASK_AGAIN
             for boot in sorted(boots - self._yours):

@@ -17,7 +17,7 @@ WINDOW: Final = 8  # messages that aren't acknowledged
 BATCH: Final = 500  # records
 FILL_SLOTS: Final = 256  # slots of one fill
 MAX_PENDING: Final = 50_000  # records that wait for a peer; more, and it is behind
-RETRY: Final = 0.2  # seconds until a refused fill is tried again
+RETRY: Final = 0.2  # seconds until what was refused is sent again
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Outbox:
     def pump(self, now: float) -> None:
         """Sends what the window has room for."""
         while self.open and len(self._in_flight) < WINDOW:
-            sent = self._send_changes()
+            sent = now >= self._retry_at and self._send_changes()
             if len(self._in_flight) < WINDOW:
                 sent = self._send_fill(now) or sent
             if not sent:

@@ -23,6 +23,7 @@ class Outboxes:
         self.by_boot: dict[bytes, Outbox] = {}
         self.send = send
         self.now = 0.0
+        self.paused = False  # whether no copies are sent
         self._placement = placement
         self._stores = stores
         self._clock = clock
@@ -90,11 +91,14 @@ class Outboxes:
 
     def flush(self, boot: bytes) -> None:
         """Sends an instance all changes that it has to get: a hand-over or a forwarded request follows."""
-        self.distribute()
-        self.get(boot).flush()
+        if not self.paused:
+            self.distribute()
+            self.get(boot).flush()
 
     def pump(self) -> None:
         """Sends what there is to send, as far as it is acknowledged."""
+        if self.paused:
+            return
         self.distribute()
         for outbox in self.by_boot.values():
             outbox.pump(self.now)

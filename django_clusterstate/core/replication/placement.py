@@ -10,7 +10,7 @@ from ..rendezvous_hashing import Rendezvous
 from .slots import SlotSet
 
 MAX_DEPARTED = 1000  # instances
-REMEMBERED_VIEWS = 8  # before a partition was noticed as a whole, its members may have gone from view one by one
+REMEMBERED_VIEWS = 8  # a side of a partition may have come to others, and have lost them, before it gives way
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class Placement:
         self._members: dict[str, Identity] = {}
         self._hashing = Rendezvous({})
         self._hashing_with: dict[bytes, Rendezvous] = {}  # a joining node
-        self._past: list[tuple[frozenset[str], Rendezvous]] = []
+        self._past: list[tuple[dict[bytes, str], Rendezvous]] = []  # views in which all held what they had to
 
     @property
     def serving(self) -> bool:
@@ -115,15 +115,27 @@ class Placement:
         self.taken.clear()
         self.owned = SlotSet()  # so that nothing counts as ceded: it was all sent before
 
-    def lose(self, winners: frozenset[str]) -> SlotSet:
-        """Others have served this node's slots. Returns the slots whose entries here don't count: all but those that
-        this node owned and none of the winners held when it last saw them, which they have to get."""
-        hashing = next((hashing for names, hashing in reversed(self._past) if names & winners), None)
-        if hashing is not None:
-            self._cede(slot for slot in self.owned if not winners & set(hashing.holders(slot)))
+    def remember(self) -> None:
+        """All nodes hold what they have to by the present view."""
+        self._past.append(({member.boot: name for name, member in self._members.items()}, self._hashing))
+        del self._past[:-REMEMBERED_VIEWS]
+
+    def renounce(self) -> None:
+        """Others have served the slots of this node."""
         self.owned = SlotSet()
         self.handed.clear()
         self.taken.clear()
+
+    def lose(self, had: SlotSet, winners: frozenset[bytes]) -> SlotSet:
+        """The winners, by boot ID, have served the slots of this node, which `had` all entries of them. Returns those
+        whose entries here don't count: all but the ones that no winner held in the last settled view with most of them,
+        and that the winners have to get."""
+        kept: Iterable[int] = had
+        if self._past:
+            members, hashing = max(reversed(self._past), key=lambda past: len(past[0].keys() & winners))
+            names = {members[boot] for boot in members.keys() & winners}
+            kept = [slot for slot in had if names.isdisjoint(hashing.holders(slot))]
+        self._cede(kept)
         return SlotSet.all() - self.all_ceded
 
     @property
@@ -148,8 +160,6 @@ class Placement:
         weights = {member.name: member.weight for member in self._members.values()}
         if set(self._hashing.names) != weights.keys():
             self._hashing = Rendezvous(weights)
-            self._past.append((frozenset(weights), self._hashing))
-            del self._past[:-REMEMBERED_VIEWS]
         joiners = dict(self.joining)
         if not self.serving and self.me.boot not in self.departed:
             joiners[self.me.boot] = self.me

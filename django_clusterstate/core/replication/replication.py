@@ -75,6 +75,7 @@ class Replication:
         self._clears: dict[bytes, int] = {}
         self._reports_at = now
         self._has_dropped = False  # what isn't held, since the view changed
+        self._had: SlotSet | None = None  # what was complete when this node was given up, until the winners are known
 
     # -- what this node executes ----------------------------------------------------------------------------
 
@@ -150,16 +151,30 @@ class Replication:
         self.outboxes.drop_unknown(known | (self.outboxes.open.keys() - before))
         self._plan(now)
 
-    def given_up(self, winners: frozenset[str], now: float) -> None:
-        """Others, the `winners`, have declared this node down and have served its keys: it joins again."""
-        stale = self.placement.lose(winners)
+    def given_up(self, now: float) -> None:
+        """Others have declared this node down and have served its keys: it joins again. Until it can `lose` to them, it
+        sends no copies and takes in none, since it doesn't know which of its own count."""
+        self._had = self.complete | self.placement.owned | (self._had or SlotSet())
+        self.complete = SlotSet()
+        self.placement.renounce()
+        self.outboxes.paused = True
+        self.joiner = Joiner(self.placement, self.outboxes, now)
+
+    def lose(self, winners: frozenset[bytes], now: float) -> None:
+        """The winners, by boot ID, have served the keys of this node, which was given up: drops its entries, but for
+        those that no winner had. If there are no winners, all entries count."""
+        if self._had is None:
+            return
+        stale = self.placement.lose(self._had, winners) if winners else SlotSet()
+        self._had = None
         self.inboxes.generation += 1
         for slot in stale:
             self.lost[slot] = self.inboxes.generation
         for store in self._stores:
             store.forget(stale)
-        self.complete = SlotSet()
-        self.joiner = Joiner(self.placement, self.outboxes, now)
+        self.outboxes.paused = False
+        self.joiner.progress = now
+        self._plan(now)
 
     def leave(self, seconds: float, now: float) -> None:
         """This node hands over what it owns, and leaves within `seconds`."""
@@ -194,6 +209,8 @@ class Replication:
             case Filled() | Missing() | Settled() | TakeOver() | Yours() | Busy() | GiveBack():
                 self._notice(boot, message, now)
                 return
+            case Batch() | FillStart() | FillEnd() if self._had is not None:
+                taken_in = False
             case Batch():
                 self.joiner.progress = now
                 taken_in = self.inboxes.batch(boot, message, now)
@@ -284,6 +301,9 @@ class Replication:
     def tick(self, now: float) -> None:
         """Sends what has changed, and goes on with joining or leaving. The caller calls it about every 10 ms."""
         self.outboxes.now = now
+        others = self.placement.boots - {self.placement.me.boot}
+        if self._had is not None and (self.placement.serving or (others and self.joiner.is_stuck(now))):
+            self.lose(frozenset(others), now)
         self.outboxes.pump()
         self._report_missing(now)
         if self.leaver is not None:
@@ -295,6 +315,7 @@ class Replication:
         if self.placement.serving and (self.leaver is None or not self.leaver.departed):
             self._report_filled()
         if not self._has_dropped and not self.placement.ceded and self.synced:
+            self.placement.remember()
             self._drop_unheld()
 
     def _report_filled(self) -> None:

@@ -365,7 +365,7 @@ class OwnEpoch(Membership):
 
 
 class NeverRefutes(Membership):
-    def _refute(self, observation: Observation, effects: Effects) -> None:
+    def _refute(self, observation: Observation, sender: Member | None, effects: Effects) -> None:
         return
 
 

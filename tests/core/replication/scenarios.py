@@ -199,6 +199,39 @@ def partition(sim: DataSimulation) -> dict[str, int]:
     return lost
 
 
+def short_partition(sim: DataSimulation) -> dict[str, int]:
+    """The network is cut until only the larger side has declared the other down, as the smaller waits longer."""
+    names, load = begin_load(sim, [5, 6], exact=False)
+    sim.run(1)
+    lesser = sim.random.sample(names, 2)
+    sim.bus.split(lesser, [name for name in names if name not in lesser])
+    sim.run(sim.random.uniform(3.2, 4.4))
+    sim.heal()
+    sim.run(8)
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    return lost
+
+
+def three_sides(sim: DataSimulation) -> dict[str, int]:
+    """The network falls into three parts, and is healed at once or one part after the other."""
+    names, load = begin_load(sim, [3, 6], exact=False)
+    sim.run(1)
+    sides = [names[0::3], names[1::3], names[2::3]]
+    sim.bus.split(*sides)
+    sim.run(sim.random.uniform(3.2, 9))
+    if sim.random.random() < 0.5:
+        sim.bus.cut.clear()
+        last = sim.random.choice(sides)
+        sim.bus.split(last, [name for name in names if name not in last])
+        sim.run(sim.random.uniform(0, 6))
+    sim.heal()
+    sim.run(8)
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    return lost
+
+
 def long_stop(sim: DataSimulation) -> dict[str, int]:
     """A node is stopped until the others have declared it down, and woken."""
     _, load = begin_load(sim, [2, 3, 5], exact=False)
@@ -282,6 +315,8 @@ SCENARIOS: dict[str, Callable[[DataSimulation], dict[str, int]]] = {
     "scale down": scale_down,
     "crash": crash,
     "partition": partition,
+    "short partition": short_partition,
+    "three sides": three_sides,
     "long stop": long_stop,
     "kill while filling": kill_while_filling,
     "behind": behind,

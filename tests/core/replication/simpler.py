@@ -65,11 +65,26 @@ class NoForward(DataSimulation):
     forwards = False
 
 
+class TakesAllForWinners(DataSimulation):
+    """A node that was declared down takes all others for winners, also those that were declared down with it."""
+
+
+class _TakesAllForWinners(Membership):
+    def heard(self, beat: Heartbeat, now: float, *, fresh: bool = False) -> Effects:
+        effects = super().heard(beat, now, fresh=fresh)
+        all_others = frozenset(member.identity.boot for member in self.members.values())
+        effects.winners = all_others if effects.declared_down else frozenset()
+        return effects
+
+
+TakesAllForWinners.membership = _TakesAllForWinners
+
+
 class BothSidesGiveWay(DataSimulation):
-    """After a partition, both sides empty themselves."""
+    """After a partition, both sides empty themselves at once."""
 
 
-class _BothSidesGiveWay(Membership):
+class _BothSidesGiveWay(_TakesAllForWinners):
     def _give_way(self, beat: Heartbeat, now: float, effects: Effects, *, mutual: bool) -> None:
         super()._give_way(beat, now, effects, mutual=False)
 

@@ -301,13 +301,15 @@ class DataSimulation(Simulation):
         super()._check(node, call, effects, about)
         data, membership = self.data[node.boot], node.membership
         if effects.declared_down:
-            data.replication.given_up(effects.winners, self.now)
+            data.replication.given_up(self.now)
         joining = [m.identity for m in membership.members.values() if m.state is MemberState.JOINING]
         seen = membership.view.epoch, frozenset(identity.boot for identity in joining)
         if seen != data.seen:
             data.seen = seen
             data.replication.update(membership.view, joining, self.now)
             membership.joining.filled = data.replication.joiner.may_serve
+        if effects.winners:
+            data.replication.lose(effects.winners, self.now)
         for change in effects.changes:
             if change.new is MemberState.DOWN:
                 pipe = self.pipes.get((node.boot, change.identity.boot))

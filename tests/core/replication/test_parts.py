@@ -13,7 +13,7 @@ from django_clusterstate.core.replication import tombstones
 from django_clusterstate.core.replication.hand_over import NO_PROGRESS, Joiner
 from django_clusterstate.core.replication.inboxes import Inboxes
 from django_clusterstate.core.replication.messages import Batch, FillStart, Message, Record, TakeOver, Yours
-from django_clusterstate.core.replication.outbox import WINDOW, Outbox
+from django_clusterstate.core.replication.outbox import RETRY, WINDOW, Outbox
 from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
 from django_clusterstate.core.replication.slots import SlotSet
@@ -195,7 +195,7 @@ def test_what_a_peer_refuses_is_sent_again() -> None:
     peer.outbox.add([(0, b"key")])
     peer.outbox.pump(0.0)
     peer.acknowledge(refused=True)
-    peer.outbox.pump(0.0)
+    peer.outbox.pump(RETRY)
     assert [record.key for record in peer.records()] == [b"key", b"key"]
 
 

@@ -26,6 +26,10 @@ def test_a_node_drops_what_it_no_longer_holds_in_a_view_that_it_has_had_before()
     assert judge("partition", 40).broken == ""
 
 
+def test_nodes_that_give_way_together_dont_take_each_other_for_winners() -> None:
+    assert judge("partition", 72).broken == ""
+
+
 @pytest.mark.parametrize("scenario", ["many at once", "partition"])
 def test_same_seed_gives_the_same_trace(scenario: str) -> None:
     assert judge(scenario, 7).figures == judge(scenario, 7).figures != judge(scenario, 8).figures
@@ -42,6 +46,7 @@ def test_same_seed_gives_the_same_trace(scenario: str) -> None:
         ({"simulation": simpler.NoForward}, "cut off requesters"),  # history 9
         ({"simulation": simpler.NoForward}, "crash and back"),  # history 13
         ({"simulation": simpler.BothSidesGiveWay}, "partition"),  # history 3
+        ({"simulation": simpler.TakesAllForWinners}, "short partition"),
         ({"simulation": simpler.OwnsWhileItEmpties}, "partition"),  # history 4
     ],
 )
