@@ -4,6 +4,7 @@ A denial holds for its `retry_after` whatever others do, since their hits only a
 it for each algorithm. Only a reset or a refund by another process ends it sooner, so it is cached for MAX_AGE at most.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from .limits import Decision, Limit
 
 MAX_AGE = 1.0  # seconds
 MAX_ENTRIES = 4096
+_SLOTS = 4096  # keys share a time by hash: one reset or refund ends a 4096th of the cached denials
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class DenialCache(PerProcess):
 
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, _CachedDenial] = OrderedDict()  # oldest first
+        self._dropped_at = [-math.inf] * _SLOTS
         super().__init__()
 
     def _reset(self) -> None:
@@ -54,9 +57,13 @@ class DenialCache(PerProcess):
         )  # fmt: skip
 
     def add(self, key: bytes, limit: Limit, cost: int, denial: Decision, since: float) -> None:
-        """Caches the denial of a hit of `cost` that was sent at `since`, before the owner decided."""
+        """Caches the denial of a hit of `cost` that was sent at `since`, before the owner decided. Without effect if
+        the key was dropped since then."""
         self._entries.pop(key, None)
-        self._entries[key] = _CachedDenial(denial, limit, cost, since, since + min(denial.retry_after, MAX_AGE))
+        entry = self._entries[key] = _CachedDenial(denial, limit, cost, since, -math.inf)
+        # In this order: a drop in another thread finds the entry, or is found here.
+        if since >= self._dropped_at[hash(key) % _SLOTS]:
+            entry.until = since + min(denial.retry_after, MAX_AGE)
         if len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
 
@@ -69,7 +76,12 @@ class DenialCache(PerProcess):
         count, entry.count = entry.count, 0
         return count
 
-    def drop(self, key: bytes) -> None:
+    def drop(self, key: bytes, now: float) -> None:
+        """Ends the denials of hits on the key that were sent before `now`, also of those that are added later. Call it
+        after a reset or refund, so that it covers all hits that the owner has denied before."""
+        slot = hash(key) % _SLOTS
+        if self._dropped_at[slot] < now:  # noqa: PLR1730 - during a call of max() another thread could set a later time
+            self._dropped_at[slot] = now
         self._entries.pop(key, None)
 
     def __len__(self) -> int:

@@ -88,14 +88,13 @@ def refund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1
     """
     whole, ago = routing_key(group, key), max(ago, 0.0)
     request = wire.Refund(whole, list(limit.rules), _checked(cost), ago)
-    _denials().drop(whole)
     if not decision.allowed or decision.fallback in ("allow", "deny"):
         return False
-    if decision.fallback == "process":
-        _process_limiter().refund(whole, limit.rules, cost, ago)
-        return True
-    storage = runtime.get_limits_storage()
     try:
+        if decision.fallback == "process":
+            _process_limiter().refund(whole, limit.rules, cost, ago)
+            return True
+        storage = runtime.get_limits_storage()
         if storage is not None:
             yield _call_storage(storage, storage_operations.refund, whole, limit, cost, ago)
             return True
@@ -103,6 +102,8 @@ def refund(decision: Decision, limit: Limit, group: str, key: str, cost: int = 1
         return node is not None and isinstance((yield _call(node, request)), wire.DoneReply)
     except ClusterStateError:
         return False
+    finally:
+        _denials().drop(whole, time.monotonic())
 
 
 @blocking
@@ -128,7 +129,7 @@ def reset(limit: Limit, group: str, key: str) -> Operation[bool | None]:
     except ClusterStateError:
         return None
     finally:
-        _denials().drop(whole)
+        _denials().drop(whole, time.monotonic())
     if not isinstance(replies[0], wire.FlagsReply):
         return None
     return here or any(isinstance(reply, wire.FlagsReply) and any(reply.flags) for reply in replies)

@@ -48,9 +48,19 @@ def test_denial_is_dropped_and_replaced_by_a_later_one() -> None:
     denied = denials.get(b"k", LIMIT, 2, 101.5)
     assert denied is not None
     assert denied.retry_after == pytest.approx(58.5)
-    denials.drop(b"k")
-    denials.drop(b"k")
+    denials.drop(b"k", 101.5)
+    denials.drop(b"k", 101.5)
     assert denials.get(b"k", LIMIT, 2, 101.5) is None
+
+
+def test_denial_of_a_hit_that_was_sent_before_a_reset_is_not_used_though_it_is_added_after() -> None:
+    denials = DenialCache()
+    denials.drop(b"k", 101.5)
+    denials.drop(b"k", 101.0)  # by a thread that was slower
+    denials.add(b"k", LIMIT, 2, denial(), since=101.25)
+    assert denials.get(b"k", LIMIT, 2, 101.75) is None
+    denials.add(b"k", LIMIT, 2, denial(), since=101.5)
+    assert denials.get(b"k", LIMIT, 2, 101.75) is not None
 
 
 def test_hits_denied_from_the_cache_are_reported_once() -> None:
@@ -67,7 +77,7 @@ def test_count_of_hits_is_dropped_with_the_denial() -> None:
     for number in range(MAX_ENTRIES + 10):
         denials.add(b"%d" % number, LIMIT, 1, denial(), 100.0)
         denials.get(b"%d" % number, LIMIT, 1, 100.0)
-    denials.drop(b"11")
+    denials.drop(b"11", 100.0)
     assert [denials.take_count(b"%d" % number) for number in (9, 10, 11)] == [0, 1, 0]
 
 

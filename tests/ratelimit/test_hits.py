@@ -1,6 +1,7 @@
 """Limits that hold across nodes, processes, threads and tasks, and what answers when no node does."""
 
 import asyncio
+import inspect
 import json
 import logging
 import socket
@@ -233,6 +234,20 @@ def test_a_refund_goes_where_the_hit_was_counted(functions: LimitFunctions, grou
     assert decision.fallback == "node"
     assert functions.refund(decision, limit, group, dead_owner)
     assert functions.hit(limit, group, dead_owner).allowed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_denial_that_another_thread_gets_during_a_refund_is_not_used_after_it(
+    functions: LimitFunctions, group: str
+) -> None:
+    limit, client = Limit.parse("1/m"), runtime.get_client()
+    decision = functions.hit(limit, group, "key")
+    refunding = inspect.unwrap(ratelimit.refund)(decision, limit, group, "key")
+    command = refunding.send(next(refunding).run(client))
+    assert not functions.hit(limit, group, "key").allowed
+    with pytest.raises(StopIteration):
+        refunding.send(command.run(client))
+    assert functions.hit(limit, group, "key").allowed
 
 
 @pytest.mark.usefixtures("nowhere")
