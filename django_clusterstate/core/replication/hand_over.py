@@ -10,7 +10,7 @@ from .placement import Placement
 NO_PROGRESS: Final = 5.0  # seconds after which a joining node that nobody fills serves all the same
 ASK_AGAIN: Final = 0.05  # seconds between two requests of a joining node to take over
 MAX_INSTANCES: Final = 4096
-NO_EPOCH: Final = -1
+NO_EPOCH: Final = 0
 INTENT: Final = 0.2  # seconds within which all should know that a node leaves
 
 
@@ -25,6 +25,10 @@ class Statements:
         self._epochs.move_to_end(boot)
         if len(self._epochs) > MAX_INSTANCES:
             self._epochs.popitem(last=False)
+
+    def forget(self, boot: bytes) -> None:
+        """An instance may have changed its mind before it says something again."""
+        self._epochs.pop(boot, None)
 
     def holds(self, boot: bytes, epoch: int) -> bool:
         """Whether an instance has said so for this epoch."""
@@ -83,11 +87,11 @@ class Joiner:
         """Whether nobody fills this node."""
         return now - self.progress > NO_PROGRESS
 
-    def tick(self, now: float) -> None:
-        """Takes over once all that serve have filled this node."""
+    def tick(self, now: float, *, lacking: bool) -> None:
+        """Takes over once all that serve have filled this node. `lacking`: whether it holds less than it has to."""
         boots = self._placement.boots
         self.may_serve = boots <= self._yours or self.is_stuck(now)
-        if now >= self._asked_at and all(self.is_filled_by(boot) for boot in boots):
+        if now >= self._asked_at and not lacking and all(self.is_filled_by(boot) for boot in boots):
             self._asked_at = now + ASK_AGAIN
             for boot in sorted(boots - self._yours):
                 if boot in self._outboxes.open:

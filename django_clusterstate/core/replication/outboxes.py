@@ -66,7 +66,7 @@ class Outboxes:
         """Other nodes own keys than before, so what isn't acknowledged may have to go elsewhere."""
         for outbox in self.by_boot.values():
             self.changed(outbox.take_pending())
-            outbox.told_filled = outbox.told_settled = -1
+            outbox.told_filled = -1
 
     def want(self, wanted: dict[bytes, Wanted]) -> None:
         """Sets what each instance has to hold."""

@@ -20,7 +20,7 @@ from typing import Final
 
 from .. import rendezvous_hashing
 from ..membership.heartbeat import Identity, View
-from .hand_over import Joiner, Leaver, Statements
+from .hand_over import NO_EPOCH, Joiner, Leaver, Statements
 from .inboxes import Inboxes
 from .messages import (
     Ack,
@@ -150,6 +150,8 @@ class Replication:
         # A connection may be opened before its node's first heartbeat comes.
         self.outboxes.drop_unknown(known | (self.outboxes.open.keys() - before))
         self._plan(now)
+        for boot in before - self.placement.boots:
+            self._settled_by.forget(boot)  # it says so again when it is back, perhaps in a view of the same epoch
 
     def given_up(self, now: float) -> None:
         """Others have declared this node down and have served its keys: it joins again. Until it can `lose` to them, it
@@ -311,31 +313,31 @@ class Replication:
                 self._plan(now)
             self.leaver.tick(self._all_settled, now)
         elif not self.placement.serving:
-            self.joiner.tick(now)
-        if self.placement.serving and (self.leaver is None or not self.leaver.departed):
-            self._report_filled()
+            self.joiner.tick(now, lacking=self._lacking)
+        self._report_filled()
         if not self._has_dropped and not self.placement.ceded and self.synced:
             self.placement.remember()
             self._drop_unheld()
 
     def _report_filled(self) -> None:
-        """Says which instances hold all that they have to hold, and when all backups do."""
+        """Says which instances hold all that they have to hold, and whether all backups do."""
         epoch = self.placement.epoch
-        settled = True
+        owns = self.placement.serving and (self.leaver is None or not self.leaver.departed)
+        settled = owns and not self._lacking
         for boot, outbox in self.outboxes.by_boot.items():
             filled = outbox.open and outbox.is_filled
-            if filled and outbox.told_filled != epoch:
+            if owns and filled and outbox.told_filled != epoch:
                 outbox.told_filled = epoch
                 self._send(boot, Filled(epoch))
             settled = settled and (filled or boot in self.placement.joining or not outbox.wanted)
-        if not settled:
-            return
-        self.placement.ceded.clear()
-        self._settled_by.note(self.placement.me.boot, epoch)
+        if settled:
+            self.placement.ceded.clear()
+        said = epoch if settled else NO_EPOCH
+        self._settled_by.note(self.placement.me.boot, said)
         for boot, outbox in self.outboxes.open.items():
-            if outbox.told_settled != epoch:
-                outbox.told_settled = epoch
-                self._send(boot, Settled(epoch))
+            if outbox.told_settled != said:
+                outbox.told_settled = said
+                self._send(boot, Settled(said))
 
     def _report_missing(self, now: float) -> None:
         """Asks owners that take this node for filled for slots that it lacks: now and then, since they answer at once
@@ -352,6 +354,11 @@ class Replication:
             if boot in self.outboxes.open:
                 self.joiner.lacks(boot)
                 self._send(boot, Missing(slots))
+
+    @property
+    def _lacking(self) -> bool:
+        """Whether this node holds less than it has to."""
+        return bool(self.placement.held - self.complete)
 
     @property
     def synced(self) -> bool:

@@ -8,18 +8,19 @@ from hypothesis import strategies as st
 
 from django_clusterstate.core import rendezvous_hashing
 from django_clusterstate.core.membership.heartbeat import Identity, View
-from django_clusterstate.core.rendezvous_hashing import slot_of
+from django_clusterstate.core.rendezvous_hashing import Rendezvous, slot_of
 from django_clusterstate.core.replication import tombstones
-from django_clusterstate.core.replication.hand_over import NO_PROGRESS, Joiner
+from django_clusterstate.core.replication.hand_over import NO_EPOCH, NO_PROGRESS, Joiner
 from django_clusterstate.core.replication.inboxes import Inboxes
-from django_clusterstate.core.replication.messages import Batch, FillStart, Message, Record, TakeOver, Yours
+from django_clusterstate.core.replication.messages import Batch, FillStart, Message, Record, Settled, TakeOver, Yours
 from django_clusterstate.core.replication.outbox import RETRY, WINDOW, Outbox
 from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
+from django_clusterstate.core.replication.replication import Replication
 from django_clusterstate.core.replication.slots import SlotSet
 from django_clusterstate.core.replication.tombstones import Tombstones
 from django_clusterstate.core.replication.versions import HybridClock
-from tests.core.replication.simulation import Cells
+from tests.core.replication.simulation import Cells, few_slots
 
 A, B, C = (Identity(name, name.encode() * 16, f"{name}:4370") for name in "abc")
 SLOTS = st.sets(st.integers(0, rendezvous_hashing.SLOTS - 1), max_size=50)
@@ -237,7 +238,7 @@ def test_slots_that_are_not_wanted_meanwhile_count_as_lacking() -> None:
 # -- joining ------------------------------------------------------------------------------------------------------
 
 
-def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view() -> None:
+def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view_and_lacks_nothing() -> None:
     placement = Placement(A)  # history 17
     placement.update(View.of([B]), [])
     placement.plan()
@@ -246,14 +247,16 @@ def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view() ->
     outboxes.get(B.boot).open = True
     joiner = Joiner(placement, outboxes, 0.0)
     joiner.filled(B.boot, View.of([B, C]).epoch)
-    joiner.tick(1.0)
+    joiner.tick(1.0, lacking=False)
     assert not sent
     assert not joiner.may_serve
     joiner.filled(B.boot, placement.epoch)
-    joiner.tick(1.0)
+    joiner.tick(1.0, lacking=True)
+    assert not sent
+    joiner.tick(1.0, lacking=False)
     assert sent == [(B.boot, TakeOver(placement.epoch))]
     joiner.take(B.boot, Yours(placement.epoch, SlotSet([1])))
-    joiner.tick(1.0)
+    joiner.tick(1.0, lacking=False)
     assert joiner.may_serve
 
 
@@ -262,7 +265,110 @@ def test_a_joining_node_that_nobody_fills_serves_all_the_same() -> None:
     placement.update(View.of([B]), [])
     placement.plan()
     joiner = Joiner(placement, Outboxes(placement, [], HybridClock(A.boot), lambda *_: None), 0.0)
-    joiner.tick(NO_PROGRESS)
+    joiner.tick(NO_PROGRESS, lacking=True)
     assert not joiner.may_serve
-    joiner.tick(NO_PROGRESS + 0.1)
+    joiner.tick(NO_PROGRESS + 0.1, lacking=True)
     assert joiner.may_serve
+
+
+# -- what is settled ----------------------------------------------------------------------------------------------
+
+
+class Settling:
+    """The node `a`, which has given `b` all that it has to hold, in a view of both."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.replication = Replication(A, [], lambda boot, message: self.sent.append(message), 0.0)
+        self.see(A, B)
+
+    @property
+    def told(self) -> list[int]:
+        """The epochs for which it has said that it is settled."""
+        return [message.epoch for message in self.sent if isinstance(message, Settled)]
+
+    def see(self, *members: Identity) -> None:
+        self.replication.update(View.of(members), [], 0.0)
+        if B in members:
+            self.replication.opened(B.boot, 0.0)
+            self.replication.outboxes.get(B.boot).take_as_filled(SlotSet.all())
+        self.replication.complete = self.replication.placement.held
+        self.replication.tick(0.0)
+
+    def synced(self) -> bool:
+        return self.replication.synced
+
+    def hear(self, epoch: int) -> None:
+        self.replication.receive(B.boot, Settled(epoch), 0.0)
+
+
+def test_what_a_node_said_before_it_was_gone_does_not_count_in_a_view_of_the_same_epoch() -> None:
+    with few_slots():
+        node, epoch = Settling(), View.of([A, B]).epoch
+        node.hear(epoch)
+        assert node.synced()
+        node.see(A)
+        node.see(A, B)
+        assert not node.synced()
+        node.hear(epoch)
+        assert node.synced()
+
+
+def test_a_node_whose_backup_lacks_slots_again_takes_back_that_it_is_settled() -> None:
+    with few_slots():
+        node, epoch = Settling(), View.of([A, B]).epoch
+        node.hear(epoch)
+        node.replication.outboxes.get(B.boot).filled = SlotSet()
+        node.replication.tick(0.0)
+        assert node.told == [epoch, NO_EPOCH]
+        assert not node.synced()
+        node.replication.outboxes.get(B.boot).take_as_filled(SlotSet.all())
+        node.replication.tick(0.0)
+        assert node.told == [epoch, NO_EPOCH, epoch]
+
+
+# -- giving way ---------------------------------------------------------------------------------------------------
+
+
+def in_place(placement: Placement, *members: Identity) -> None:
+    """All nodes hold what they have to hold in a view of these members."""
+    placement.update(View.of(members), [])
+    placement.plan()
+    placement.remember()
+
+
+def test_a_node_that_gives_way_keeps_what_no_winner_held() -> None:
+    with few_slots():
+        placement, hashing = Placement(A), Rendezvous({"a": 1.0, "b": 1.0, "c": 1.0})
+        in_place(placement, A, B, C)
+        lost = placement.lose(SlotSet.all(), frozenset([C.boot]))
+        assert set(lost) == {slot for slot in SlotSet.all() if "c" in hashing.holders(slot)}
+
+
+def test_a_winner_that_a_node_has_lost_sight_of_before_the_others_still_counts() -> None:
+    with few_slots():
+        placement = Placement(A)
+        in_place(placement, A, B, C)
+        placement.update(View.of([A, B]), [])
+        placement.plan()
+        in_place(placement, A)
+        lost = placement.lose(SlotSet.all(), frozenset([B.boot, C.boot]))
+        assert set(lost) == set(SlotSet.all())
+
+
+def test_an_instance_of_an_earlier_view_is_not_taken_for_a_winner_of_its_name() -> None:
+    with few_slots():
+        placement = Placement(A)
+        earlier = Identity("c", b"e" * 16, "c:4370")
+        in_place(placement, A, B, earlier)
+        in_place(placement, A, B)
+        lost = placement.lose(SlotSet.all(), frozenset([C.boot]))
+        assert not lost
+
+
+def test_a_node_that_knows_of_no_settled_view_keeps_all_that_it_had() -> None:
+    with few_slots():
+        placement = Placement(A)
+        placement.update(View.of([A, B]), [])
+        placement.plan()
+        assert set(placement.lose(SlotSet([1, 2]), frozenset([B.boot]))) == set(SlotSet.all()) - {1, 2}
