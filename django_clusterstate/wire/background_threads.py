@@ -18,24 +18,32 @@ class BackgroundWork(Generic[T]):
     def __init__(self, work: Callable[[], T], name: str) -> None:
         self._work = work
         self._name = name
-        self._running: tuple[int, Future[T]] | None = None
+        self._running: dict[int, Future[T]] = {}  # by process ID: no thread survives a fork
 
     def start(self) -> "Future[T]":
         """The future of the current run, or of a new one. Cancelling it doesn't stop the work."""
-        pid, running = os.getpid(), self._running
-        # No thread survives a fork: in a forked child the future of the parent's run would never be done.
-        if running is not None and running[0] == pid and not running[1].done():
-            return running[1]
+        pid = os.getpid()
+        running = self._running.get(pid)
+        if running is not None:
+            return running
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
-        self._running = (pid, future)
-        threading.Thread(target=self._run, args=[future], name=self._name, daemon=True).start()
-        return future
+        running = self._running.setdefault(pid, future)
+        if running is future:  # otherwise another thread was faster
+            thread = threading.Thread(target=self._run, args=[pid, future], name=self._name, daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                self._running.pop(pid, None)
+                raise
+        return running
 
-    def _run(self, future: "Future[T]") -> None:
+    def _run(self, pid: int, future: "Future[T]") -> None:
         try:
             result = self._work()
         except BaseException as error:
+            self._running.pop(pid, None)
             future.set_exception(error)
         else:
+            self._running.pop(pid, None)
             future.set_result(result)

@@ -11,6 +11,7 @@ from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.background_threads import BackgroundWork
 from django_clusterstate.wire.resolver import MAX_NAMES, REFRESH_AFTER, Resolver, look_up, numeric
+from tests.threads import at_once
 
 WEB = TcpAddress("web.example", 4370)
 SOON, LATER = 0.02, 5.0  # seconds
@@ -170,7 +171,30 @@ def test_forked_child_can_look_up_a_name_that_its_parent_was_looking_up(server: 
     work: BackgroundWork[tuple[str, ...]] = BackgroundWork(lambda: server("web"), "test")
     server.stall()
     parents = work.start()
-    work._running = (os.getpid() + 1, parents)  # as after a fork
+    work._running = {os.getpid() + 1: parents}  # as after a fork
     server.answers_again()
     assert work.start() is not parents
     assert parents.result(LATER) == work.start().result(LATER)
+
+
+def test_threads_that_need_a_name_at_once_share_one_look_up() -> None:
+    for _ in range(200):
+        free = threading.Event()
+        work = BackgroundWork(free.wait, "test")
+        assert len(set(at_once(work.start))) == 1
+        free.set()
+
+
+def test_name_can_be_looked_up_once_a_thread_can_be_started_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work: BackgroundWork[tuple[str, ...]] = BackgroundWork(lambda: server("web"), "test")
+
+    def cannot(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot)
+        with pytest.raises(RuntimeError):
+            work.start()
+    assert work.start().result(LATER)
