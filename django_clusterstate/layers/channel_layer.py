@@ -41,7 +41,7 @@ class ClusterChannelLayer(BaseChannelLayer):
         self.channel_capacity: Any = self.compile_capacities(channel_capacity or {})  # a list, despite its stub
         self.group_expiry = group_expiry
         self._receivers: dict[asyncio.AbstractEventLoop, Receiver] = {}
-        self._process = 0, ""
+        self._process_ids: dict[int, str] = {}  # by the system's number of the process
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """Puts a message on a channel. Raises `ChannelFull` if the channel holds as many messages as its capacity,
@@ -145,10 +145,10 @@ class ClusterChannelLayer(BaseChannelLayer):
     def process_id(self) -> str:
         """Identifies this process in the names of its channels. A forked child has its own, since it must not receive
         its parent's messages."""
-        pid = os.getpid()
-        if self._process[0] != pid:
-            self._process = pid, secrets.token_hex(4)
-        return self._process[1]
+        found = self._process_ids.get(os.getpid())
+        if found is None:  # event loops in several threads get the one that is stored first
+            found = self._process_ids.setdefault(os.getpid(), secrets.token_hex(4))
+        return found
 
     def _is_of_this_process(self, channel: str) -> bool:
         return channel.partition("!")[0].rpartition(".")[2].startswith(self.process_id())

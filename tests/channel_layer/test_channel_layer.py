@@ -31,6 +31,7 @@ from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
 from tests.derived import DERIVED, Text, rendered
 from tests.forks import InChild
+from tests.threads import at_once
 
 Layers = dict[str, ClusterChannelLayer]
 
@@ -476,6 +477,11 @@ async def test_channel_of_another_process_cannot_be_received_from(
     await hosts["alpha"].send(child, {"type": "y"})
     assert await soon(neighbor.receive(child)) == {"type": "y"}
     await neighbor.close()
+
+
+def test_channels_made_at_once_by_several_event_loops_are_of_the_same_process() -> None:
+    for _ in range(100):
+        assert len(set(at_once(ClusterChannelLayer().process_id))) == 1
 
 
 def test_channel_may_be_received_from_in_another_event_loop_of_its_process(cluster: LocalCluster) -> None:
