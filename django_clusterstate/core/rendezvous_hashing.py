@@ -11,7 +11,7 @@ the order of the input, on Python's own (randomized) hash, or on the machine's b
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import mmh3
@@ -46,7 +46,7 @@ class Rendezvous:
         self.names: tuple[str, ...] = tuple(sorted(weights))
         self._weights: list[float] = [weights[name] for name in self.names]
         self._weighted = len(set(self._weights)) > 1
-        self._seeds: list[int] = [mmh3.hash(name.encode(), 0, False) for name in self.names]
+        self._seeds: list[int] = [_seed(name) for name in self.names]
         self._owners: list[str | None] = [None] * SLOTS
         self._holders: dict[int, tuple[str | None, str | None]] = {}
 
@@ -97,9 +97,24 @@ class Rendezvous:
         if not self._weighted:
             # -w / ln(h) grows with h, so with equal weights the integers themselves give the same order.
             return draws
-        # log() may differ in its last bit between C libraries. Hosts disagree on a slot only where two scores
-        # are that close, about 1 in 10**13, and then a key has two owners, which is accepted.
-        return [weight / -math.log((draw + 0.5) / _DRAWS) for weight, draw in zip(self._weights, draws, strict=True)]
+        return scores(self._weights, draws)
+
+
+def draws(name: str, slots: Iterable[int]) -> list[int]:
+    """The draws of a node for slots. Among nodes of equal weight, the greatest draw owns a slot."""
+    seed = _seed(name)
+    return [mmh3.hash(slot.to_bytes(4, "little"), seed, False) for slot in slots]
+
+
+def scores(weights: Iterable[float], draws: Iterable[float]) -> list[float]:
+    """The score of each draw of a node with a weight. Among nodes of any weights, the greatest score owns a slot."""
+    # log() may differ in its last bit between C libraries. Hosts disagree on a slot only where two scores
+    # are that close, about 1 in 10**13, and then a key has two owners, which is accepted.
+    return [weight / -math.log((draw + 0.5) / _DRAWS) for weight, draw in zip(weights, draws, strict=False)]
+
+
+def _seed(name: str) -> int:
+    return mmh3.hash(name.encode(), 0, False)
 
 
 def slot_of(key: bytes) -> int:

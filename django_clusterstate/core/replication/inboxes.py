@@ -91,7 +91,7 @@ class Inboxes:
         if not filling.start.owned:
             return SlotSet()
         slots = filling.start.slots
-        if slots & lacking or not all(self._placement.is_owner(boot, slot) for slot in slots):
+        if slots & lacking or self._placement.by_owner(slots).keys() - {boot}:
             return None
         for kind, store in enumerate(self._stores):
             for key in list(store.keys(slots)):

@@ -79,7 +79,7 @@ class Outbox:
     @property
     def is_filled(self) -> bool:
         """Whether the peer holds all that it has to hold, but for changes on their way."""
-        return not (self.wanted - self.filled)
+        return self.filled == self.wanted
 
     def want(self, wanted: SlotSet, owned: SlotSet) -> None:
         """Sets the slots that the peer has to hold."""
@@ -158,7 +158,7 @@ class Outbox:
         return True
 
     def _start_fill(self, now: float) -> bool:
-        if now < self._retry_at:
+        if self.is_filled or now < self._retry_at:
             return False
         missing = self.wanted - self.filled
         for sent in self._in_flight:

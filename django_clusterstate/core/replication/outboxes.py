@@ -28,6 +28,7 @@ class Outboxes:
         self._stores = stores
         self._clock = clock
         self._changed: dict[RecordKey, None] = {}
+        self._receivers: dict[int, tuple[Outbox, ...]] = {}  # of the changes in a slot, as `_receivers_of` gives them
 
     def changed(self, keys: Iterable[RecordKey]) -> None:
         """Notes records that have changed, or whose change may not have arrived."""
@@ -46,6 +47,11 @@ class Outboxes:
         """Those of instances to which there is a connection."""
         return {boot: outbox for boot, outbox in self.by_boot.items() if outbox.open}
 
+    def is_open(self, boot: bytes) -> bool:
+        """Whether there is a connection to an instance."""
+        outbox = self.by_boot.get(boot)
+        return outbox is not None and outbox.open
+
     def post(self, message: Message) -> None:
         """Sends a message that has an `Ack` to all."""
         for outbox in self.open.values():
@@ -61,6 +67,7 @@ class Outboxes:
         for boot in [boot for boot in self.by_boot if boot not in known]:
             self.closed(boot)
             del self.by_boot[boot]
+        self._receivers.clear()
 
     def begin_epoch(self) -> None:
         """Other nodes own keys than before, so what isn't acknowledged may have to go elsewhere."""
@@ -73,21 +80,30 @@ class Outboxes:
         for boot in dict.fromkeys([*wanted, *self.by_boot]):
             what = wanted.get(boot, Wanted())
             self.get(boot).want(what.owned | what.ceded, what.owned)
+        self._receivers.clear()
 
     def distribute(self) -> None:
         """Gives each change to the nodes that have to hold it."""
         changed, self._changed = self._changed, {}
-        for kind, key in changed:
-            slot = self._stores[kind].slot(key)
-            owner = self._placement.owner(slot)
-            if owner is None:
-                continue
-            if owner.boot != self._placement.me.boot:
-                self.get(owner.boot).add([(kind, key)])
-                continue
-            for outbox in self.by_boot.values():
-                if slot in outbox.wanted:
-                    outbox.add([(kind, key)])
+        shares: dict[tuple[Outbox, ...], list[RecordKey]] = {}
+        for record_key in changed:
+            slot = self._stores[record_key[0]].slot(record_key[1])
+            receivers = self._receivers.get(slot)
+            if receivers is None:
+                receivers = self._receivers[slot] = self._receivers_of(slot)
+            shares.setdefault(receivers, []).append(record_key)
+        for receivers, keys in shares.items():
+            for outbox in receivers:
+                outbox.add(keys)
+
+    def _receivers_of(self, slot: int) -> tuple[Outbox, ...]:
+        """The owner; the nodes that have to hold the slot, if this node is the owner."""
+        owner = self._placement.owner(slot)
+        if owner is None:
+            return ()
+        if owner.boot != self._placement.me.boot:
+            return (self.get(owner.boot),)
+        return tuple(outbox for outbox in self.by_boot.values() if slot in outbox.wanted)
 
     def flush(self, boot: bytes) -> None:
         """Sends an instance all changes that it has to get: a hand-over or a forwarded request follows."""

@@ -1,46 +1,81 @@
-"""Sets of slots, in the 8 KiB that they also take in a message."""
+"""Sets of slots, which take 8 KiB in memory and in a message."""
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
+from itertools import compress
+from operator import or_
+from typing import Final
 
 from .. import rendezvous_hashing
 
+_DIGITS: Final = b"0" + b"1" * 255  # of a binary number, by flag
+_FLAGS: Final = bytes(byte == ord("1") for byte in range(256))
+
 
 class SlotSet:
-    """A set of slots of `rendezvous_hashing`. Immutable but for `add()`, which builds it."""
+    """An immutable set of slots of `rendezvous_hashing`. An operation on two sets takes about a microsecond."""
 
-    __slots__ = ("_bits",)
+    __slots__ = ("_bytes", "_number")
 
     def __init__(self, slots: Iterable[int] = ()) -> None:
-        self._bits = bytearray((rendezvous_hashing.SLOTS + 7) // 8)
-        for slot in slots:
-            self.add(slot)
+        self._number = 0
+        self._bytes: bytes | None = None
+        if slots:
+            flags = bytearray(rendezvous_hashing.SLOTS)
+            for slot in slots:
+                flags[slot] = 1
+            self._number = _number_of(flags)
 
     @classmethod
     def all(cls) -> "SlotSet":
         return cls._of((1 << rendezvous_hashing.SLOTS) - 1)
 
     @classmethod
+    def of_flags(cls, flags: bytes | bytearray) -> "SlotSet":
+        """The slots whose byte is not 0; there is one for each slot."""
+        return cls._of(_number_of(flags))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "SlotSet":
+        """Raises `ValueError` if the length is wrong."""
+        if len(data) != _size():
+            raise ValueError(f"a set of slots takes {_size()} bytes, not {len(data)}")
+        return cls._of(int.from_bytes(data, "little"))
+
+    @classmethod
     def _of(cls, number: int) -> "SlotSet":
-        found = cls()
-        found._bits[:] = number.to_bytes(len(found._bits), "little")
+        found = cls.__new__(cls)
+        found._number, found._bytes = number, None
         return found
 
-    def add(self, slot: int) -> None:
-        self._bits[slot >> 3] |= 1 << (slot & 7)
+    def to_bytes(self) -> bytes:
+        """A bit for each slot, the least one first."""
+        if self._bytes is None:
+            self._bytes = self._number.to_bytes(_size(), "little")
+        return self._bytes
+
+    def flags(self) -> bytes:
+        """A byte for each slot, 1 or 0."""
+        return format(self._number, f"0{rendezvous_hashing.SLOTS}b").encode()[::-1].translate(_FLAGS)
 
     def __contains__(self, slot: int) -> bool:
-        return bool(self._bits[slot >> 3] & (1 << (slot & 7)))
+        data = self._bytes or self.to_bytes()
+        return bool(data[slot >> 3] >> (slot & 7) & 1)
 
     def __iter__(self) -> Iterator[int]:
-        for index, byte in enumerate(self._bits):
-            if byte:
-                yield from (index * 8 + bit for bit in range(8) if byte >> bit & 1)
+        return compress(range(rendezvous_hashing.SLOTS), self.flags()) if self._number else iter(())
 
     def __len__(self) -> int:
         return self._number.bit_count()
 
     def __bool__(self) -> bool:
-        return any(self._bits)
+        return self._number != 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlotSet) and self._number == other._number
+
+    def __hash__(self) -> int:
+        return hash(self._number)
 
     def __or__(self, other: "SlotSet") -> "SlotSet":
         return self._of(self._number | other._number)
@@ -51,6 +86,15 @@ class SlotSet:
     def __sub__(self, other: "SlotSet") -> "SlotSet":
         return self._of(self._number & ~other._number)
 
-    @property
-    def _number(self) -> int:
-        return int.from_bytes(self._bits, "little")
+
+def union(sets: Iterable[SlotSet]) -> SlotSet:
+    """The slots of all sets."""
+    return reduce(or_, sets, SlotSet())
+
+
+def _number_of(flags: bytes | bytearray) -> int:
+    return int(flags[::-1].translate(_DIGITS), 2)
+
+
+def _size() -> int:
+    return (rendezvous_hashing.SLOTS + 7) // 8

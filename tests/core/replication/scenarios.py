@@ -126,6 +126,12 @@ def rolling_restart(sim: DataSimulation) -> dict[str, int]:
     return exact(sim, load)
 
 
+def rolling_restart_without_backups(sim: DataSimulation) -> dict[str, int]:
+    """Nodes that leave and join hand over all the same."""
+    sim.backups = 0
+    return rolling_restart(sim)
+
+
 def rolling_replacement(sim: DataSimulation) -> dict[str, int]:
     """A node with a new name is added and synced before an old one is stopped, for each."""
     names, load = begin_load(sim, [1, 2, 3, 6])
@@ -310,6 +316,7 @@ def crash_and_back(sim: DataSimulation) -> dict[str, int]:
 
 SCENARIOS: dict[str, Callable[[DataSimulation], dict[str, int]]] = {
     "rolling restart": rolling_restart,
+    "rolling restart without backups": rolling_restart_without_backups,
     "rolling replacement": rolling_replacement,
     "many at once": many_at_once,
     "scale down": scale_down,

@@ -57,7 +57,24 @@ def test_sets_of_slots_are_sets(one: set[int], other: set[int]) -> None:
     assert set(first | second) == one | other
     assert set(first & second) == one & other
     assert set(first - second) == one - other
+    assert list(first) == sorted(one)
     assert (len(first), bool(first)) == (len(one), bool(one))
+    assert (first == second) == (one == other)
+    assert all(slot in first for slot in one)
+    assert not any(slot in first for slot in other - one)
+
+
+@given(SLOTS)
+def test_sets_of_slots_travel_as_bytes(slots: set[int]) -> None:
+    assert set(SlotSet.from_bytes(SlotSet(slots).to_bytes())) == slots
+    assert set(SlotSet.of_flags(SlotSet(slots).flags())) == slots
+
+
+@pytest.mark.parametrize("length", [0, 8191, 8193])
+def test_bytes_of_another_length_are_no_set_of_slots(length: int) -> None:
+    assert len(SlotSet().to_bytes()) == 8192
+    with pytest.raises(ValueError, match="8192 bytes, not"):
+        SlotSet.from_bytes(bytes(length))
 
 
 # -- deletes ------------------------------------------------------------------------------------------------------
