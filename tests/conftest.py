@@ -146,8 +146,8 @@ class using:  # noqa: N801 - reads as a word in `with using(cluster, "alpha"):`
 
     def __init__(self, cluster: LocalCluster, name: str) -> None:
         self._wanted = {key: value for key, value in cluster.env(name).items() if key.startswith("CLUSTERSTATE_")}
-        # A machine that runs tests may hold up a process for longer than the default of 0.1 s.
-        self._wanted.setdefault("CLUSTERSTATE_DEADLINE", "1")
+        # A machine that runs tests may hold up a process for longer than the default of 0.1 s, and than a second.
+        self._wanted.setdefault("CLUSTERSTATE_DEADLINE", "10")
 
     def __enter__(self) -> None:
         self._before = {key: os.environ.get(key) for key in self._wanted}

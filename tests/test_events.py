@@ -69,7 +69,7 @@ def name() -> str:
 def start_tracking(cluster: LocalCluster, number: int, name: str, *, keys: int = 10, seconds: float = 0) -> Process:
     """A process that tracks 25,000 events of a name within `seconds`."""
     node = cluster.names[number % len(cluster.names)]
-    env = {**cluster.env(node), "CLUSTERSTATE_DEADLINE": "1"}
+    env = {**cluster.env(node), "CLUSTERSTATE_DEADLINE": "10"}
     command = [sys.executable, "-c", TRACK, name, str(25_000), str(keys), str(seconds)]
     return Process(command, cluster.folder / f"tracks-{uuid.uuid4().hex}.log", env)
 

@@ -44,7 +44,7 @@ def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[str]:
         ),
         *("--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), "--die-on-term", *options),
     ]
-    process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "1"})
+    process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "10"})
     try:
         wait_until(lambda: bool(ask(address)), 60, "uWSGI answers")
         yield address

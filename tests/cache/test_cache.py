@@ -664,7 +664,7 @@ def test_decr_version_moves_a_value_to_the_version_before(variants: CacheVariant
 @pytest.fixture
 def two_nodes(folder: Path) -> Iterator[LocalCluster]:
     """A cluster of this test alone, in which a silent node keeps its keys."""
-    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "0.5"}
+    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "2"}
     with LocalCluster(folder, ["one", "two"], env=env) as cluster:
         cluster.start()
         cluster.wait_for()

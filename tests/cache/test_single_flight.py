@@ -553,7 +553,7 @@ class Stampede:
 
     def add(self, host: str, *, seconds: float, lease: float = 10.0, threads: int = 16) -> Process:
         command = [sys.executable, "-c", STAMPEDE, str(self.folder), str(seconds), str(lease), str(threads)]
-        env = {"CLUSTERSTATE_DEADLINE": "1", **self._cluster.env(host)}
+        env = {"CLUSTERSTATE_DEADLINE": "10", **self._cluster.env(host)}
         process = Process(command, self.folder / f"stampede{len(self.processes)}.log", env)
         self.processes.append(process)
         return process
