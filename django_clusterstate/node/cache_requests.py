@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ..core.cache.quotas import CacheStores
 from ..core.cache.store import CacheStore
 from ..core.membership.membership import Membership
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats
-from .cache_quotas import CacheStores
 
 MAX_DURATION = 0.002  # seconds of a request for many keys; then the node answers for those that are done
 _STEP = 16  # keys between two checks of the clock

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from .. import __version__
+from ..core.cache.quotas import CacheStores
 from ..core.cache.store import CacheStore
 from ..core.event_counts import EventCounts
 from ..core.limits.store import LimitStore
@@ -14,7 +15,6 @@ from ..core.rendezvous_hashing import OwnershipHistory
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats, fit_members
-from .cache_quotas import CacheStores
 from .cache_requests import CacheRequests
 from .channels.queues import ChannelQueues
 from .channels.requests import ChannelLinks, ChannelRequests, Requester
@@ -117,7 +117,7 @@ class Handler:
         have written to these keys."""
         view = self.membership.view
         self.channel_requests.owners = self._ownership.change({member.name: member.weight for member in view.members})
-        self.cache.change_generation(self._ownership.generation)
+        self.cache.generation = self._ownership.generation
 
     # -- events ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Final
 from ..rendezvous_hashing import slot_of
 
 MAX_BYTES: Final = 1024  # of a key
+DOUBLE: Final = b"\0\0"  # in each auxiliary key, and hardly any other
 
 
 def auxiliary_key(key: bytes, kind: bytes) -> bytes:
@@ -22,7 +23,7 @@ def auxiliary_key(key: bytes, kind: bytes) -> bytes:
 
 def slot_of_entry(key: bytes) -> int:
     """The slot of an entry, or of the entry that an auxiliary key belongs to."""
-    mark = key.find(b"\0\0")
+    mark = key.find(DOUBLE)
     if mark >= 0 and mark == key.find(b"\0"):
         return int.from_bytes(key[mark + 2 : mark + 4], "big")
     return slot_of(key)

@@ -6,8 +6,8 @@ aren't in the processor's cache, that is most of what a read costs. Entries with
 which saves each 32 bytes.
 
 A dict that grows is copied in one go, an ordered one of 700,000 entries in 75 ms. A large map is therefore kept in
-shards, by the hash of the key, each in the order of use; the oldest of a few shards' oldest entries is nearly the
-oldest of all. A small map is one dict, where the order is exact and an eviction compares nothing.
+shards, by the hash that also gives the slot of the key, each in the order of use; the oldest of a few shards' oldest
+entries is nearly the oldest of all. A small map is one dict, where the order is exact and an eviction compares nothing.
 """
 
 import math
@@ -16,7 +16,13 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
-SHARDS: Final = 64  # a power of two
+from mmh3 import hash as hash_of
+
+from ..rendezvous_hashing import slot_of
+from ..replication.slots import GROUPS, SlotSet
+from .entry_keys import DOUBLE, slot_of_entry
+
+SHARDS: Final = GROUPS
 # Entries. With fewer than 1024, the oldest of one shard says little about the others. Either step takes a millisecond.
 MERGE_BELOW: Final = 1024
 SPLIT_FROM: Final = 4096
@@ -39,7 +45,7 @@ E = TypeVar("E", bound=Used)
 
 
 class Lru(Generic[E]):
-    """A map from keys to entries, in the order of use. A present key is in `shards[hash(key) & mask]`.
+    """A map from keys to entries, in the order of use. A present key is in `shards[hash_of(key) & mask]`.
 
     `coarse_now`: the time of the coarse clock, in seconds of `now`, which never goes backwards. `resolution`: the
     seconds after which the coarse clock advances.
@@ -51,10 +57,12 @@ class Lru(Generic[E]):
         self._one: list[OrderedDict[bytes, E]] = [OrderedDict()]
         self._many: list[OrderedDict[bytes, E]] = [OrderedDict() for _ in range(SHARDS)]
         self.shards, self.mask = self._one, 0
+        # The keys that may not be in the shard of their slot, by the group of that.
+        self._doubles: list[dict[bytes, None]] = [{} for _ in range(GROUPS)]
         self.coarse_now = -math.inf
         self.resolution = RESOLUTION
         self._hand = 0
-        self._count = 0
+        self.count = 0
 
     def coarse(self, now: float) -> float:
         """The coarse time of `now`."""
@@ -64,23 +72,28 @@ class Lru(Generic[E]):
 
     def add(self, entry: E) -> None:
         """Adds a new entry as the most recently used one."""
-        self._shard(entry.key)[entry.key] = entry
-        self._count += 1
-        if self._count >= SPLIT_FROM and not self.mask:
+        key = entry.key
+        self.shards[hash_of(key) & self.mask][key] = entry
+        if DOUBLE in key:
+            self._doubles[slot_of_entry(key) % GROUPS][key] = None
+        self.count += 1
+        if self.count >= SPLIT_FROM and not self.mask:
             self._move_to(self._many)
 
     def use(self, entry: E, now: float) -> None:
         """Makes an entry the most recently used one."""
-        self._shard(entry.key).move_to_end(entry.key)
+        self.shards[hash_of(entry.key) & self.mask].move_to_end(entry.key)
         entry.used = self.coarse(now)
 
     def get(self, key: bytes) -> E | None:
-        return self._shard(key).get(key)
+        return self.shards[hash_of(key) & self.mask].get(key)
 
     def pop(self, key: bytes) -> E:
-        entry = self._shard(key).pop(key)
-        self._count -= 1
-        if self._count < MERGE_BELOW and self.mask:
+        entry = self.shards[hash_of(key) & self.mask].pop(key)
+        if DOUBLE in key:
+            del self._doubles[slot_of_entry(key) % GROUPS][key]
+        self.count -= 1
+        if self.count < MERGE_BELOW and self.mask:
             self._move_to(self._one)
         return entry
 
@@ -106,8 +119,14 @@ class Lru(Generic[E]):
         self.resolution = min(RESOLUTION, (now - oldest.used) / _LIFETIME_PART)
         return self.pop(oldest.key)
 
-    def _shard(self, key: bytes) -> OrderedDict[bytes, E]:
-        return self.shards[hash(key) & self.mask]
+    def keys(self, slots: SlotSet) -> Iterator[bytes]:
+        """The keys in these slots, the least recently used of each shard first. Entries may come and go meanwhile."""
+        if not self.mask:
+            yield from (key for key in list(self.shards[0]) if slot_of_entry(key) in slots)
+            return
+        for group in slots.groups:
+            yield from (key for key in list(self.shards[group]) if DOUBLE not in key and slot_of(key) in slots)
+            yield from (key for key in list(self._doubles[group]) if slot_of_entry(key) in slots)
 
     def _move_to(self, shards: list[OrderedDict[bytes, E]]) -> None:
         """Moves all entries to one shard or to many."""
@@ -116,16 +135,16 @@ class Lru(Generic[E]):
             shard.clear()
         self.shards, self.mask = shards, len(shards) - 1
         for entry in sorted(entries, key=attrgetter("used")):
-            self._shard(entry.key)[entry.key] = entry
+            self.shards[hash_of(entry.key) & self.mask][entry.key] = entry
 
     def __getitem__(self, key: bytes) -> E:
-        return self._shard(key)[key]
+        return self.shards[hash_of(key) & self.mask][key]
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._shard(key)
+        return key in self.shards[hash_of(key) & self.mask]
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[bytes]:
         for shard in self.shards:

@@ -5,10 +5,17 @@ namespace are found without an index for either. Between calls each namespace ho
 an empty one is dropped at once. Times are seconds on the node's monotonic clock.
 """
 
+import math
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from ..replication.tombstones import Clears
+
+V = TypeVar("V")
 
 Cursor = tuple[float, int]  # of a bucket: its due time and serial
 
@@ -20,11 +27,13 @@ SCANNED_BUCKETS: Final = 1000  # by one scan: those of other namespaces and near
 
 @dataclass(eq=False, repr=False, slots=True)
 class Namespace:
-    """A namespace from its first entry to its last, or to `clear()`, which makes all its entries absent by one flag."""
+    """A namespace from its first entry to its last, or to `clear()`, which makes its entries absent by one flag: all up
+    to the version `cleared_to`."""
 
     name: bytes
     serial: int
     cleared: bool = False
+    cleared_to: float = math.inf
     # By serial. Ordered, since a plain dict can't give its first item in O(1) once others before it are deleted.
     buckets: OrderedDict[int, "Bucket"] = field(default_factory=OrderedDict)
     # The buckets with room for a key, by due time and serial. They are filled before another one is created, so there
@@ -44,6 +53,24 @@ class Bucket:
     keys: dict[bytes, None] = field(default_factory=dict)
 
 
+class Entry(msgspec.Struct, Generic[V], gc=False):
+    """The value of a key. `used`: the coarse time of its last use. `copied`: whether another node has written it last,
+    and this one hasn't used it since."""
+
+    # Without gc=False the collector would visit all again and again, a million in 0.25 s. They are in no cycle.
+    # The key is the very object that the ordered dict holds: an equal copy in a bucket would stay in memory.
+    key: bytes
+    value: V
+    size: int
+    expires: float
+    bucket: Bucket
+    namespace: Namespace
+    generation: int
+    used: float
+    version: int
+    copied: bool
+
+
 class Namespaces:
     """The live namespaces, the cleared ones that still hold entries, and the buckets of all by due time."""
 
@@ -54,6 +81,16 @@ class Namespaces:
         # that the memmove of an insertion takes a microsecond or two, once in BUCKET_KEYS keys.
         self._schedule: list[tuple[float, int, Bucket]] = []
         self._serial = 0
+        self._clears = Clears()
+
+    @property
+    def floor(self) -> int:
+        """Clears up to this version may be forgotten."""
+        return self._clears.floor
+
+    def version(self, key: bytes) -> int:
+        """The version of the last clear of a key's namespace; 0 if there was none, or it is forgotten."""
+        return self._clears.version(key.partition(b"\0")[0])
 
     def get(self, key: bytes) -> Namespace | None:
         """The live namespace of a key or of a prefix that includes the zero byte; None if it has no entries."""
@@ -107,12 +144,35 @@ class Namespaces:
             else:
                 del self._live[namespace.name]
 
-    def clear(self, name: bytes) -> None:
-        """Marks every entry of a namespace as absent, in O(1). The next entry begins another namespace of that name."""
+    def clear(self, name: bytes, version: float = math.inf) -> None:
+        """Marks every entry of a namespace up to a version as absent, in O(1). The next entry begins another namespace
+        of that name."""
+        if version != math.inf and not self._clears.add(name, int(version)):
+            return
         namespace = self._live.pop(name, None)
         if namespace is not None:
             namespace.cleared = True
+            namespace.cleared_to = version
             self._cleared[namespace.serial] = namespace
+
+    def survives(self, entry: Entry[Any]) -> bool:
+        """Whether an entry of a cleared namespace is newer than the clear, which came late: then it moves to the live
+        namespace of that name."""
+        if not self.is_newer(entry):
+            return False
+        cleared = entry.bucket
+        self.refile(entry)
+        self.remove(cleared, entry.key)
+        return True
+
+    def is_newer(self, entry: Entry[Any]) -> bool:
+        """Whether an entry is newer than all clears of its namespace."""
+        return entry.version > max(entry.namespace.cleared_to, self._clears.version(entry.namespace.name))
+
+    def refile(self, entry: Entry[Any]) -> None:
+        """Puts the key of an entry into a bucket of the live namespace."""
+        entry.namespace = self.get_or_create(entry.key)
+        entry.bucket = self.add(entry.namespace, entry.key, entry.bucket.due)
 
     def clear_all(self) -> None:
         """Marks every entry of every namespace as absent."""

@@ -5,21 +5,25 @@ monotonic clock; `now` never goes backwards.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
-import msgspec
+from mmh3 import hash as hash_of
 
 from ..expiry import due_of
-from .lru import Lru
-from .namespaces import Bucket, Cursor, Namespace, Namespaces
+from ..replication.slots import SlotSet
+from ..replication.tombstones import Tombstones, Void
+from ..replication.versions import NONE
+from .entry_keys import slot_of_entry
+from .eviction import EvictionOrder
+from .namespaces import Cursor, Entry, Namespaces
 
 V = TypeVar("V")
 
 # Bytes that an entry costs in addition to key and value: its slot in the ordered dict and that dict's list node, the
-# _Entry with its numbers, its place in a bucket, the header of the key. Measured on CPython 3.11: 250 to 310 while
-# a store fills, because tables double; a test holds it to 30 %. In one that has long been full 325 to 400.
-ENTRY_OVERHEAD: Final = 320
+# Entry with its numbers, its place in a bucket, the header of the key. Measured on CPython 3.11, with versions:
+# 300 to 350 while a store fills, because tables double; a test holds it to 30 %. In one that has long been full 420.
+ENTRY_OVERHEAD: Final = 360
 
 # One large value needs the room of thousands of small entries, which take milliseconds to evict. So a large store
 # keeps a reserve free, and frees it again a few entries at a time. _AT_ONCE take a tenth of a millisecond.
@@ -29,19 +33,6 @@ _RESERVE_PART: Final = 16
 _AT_ONCE: Final = 50
 
 
-class _Entry(msgspec.Struct, Generic[V], gc=False):
-    # Without gc=False the collector would visit all again and again, a million in 0.25 s. They are in no cycle.
-    # The key is the very object that the ordered dict holds: an equal copy in a bucket would stay in memory.
-    key: bytes
-    value: V
-    size: int
-    expires: float
-    bucket: Bucket
-    namespace: Namespace
-    generation: int
-    used: float
-
-
 class CacheStore(Generic[V]):
     """Values under keys `b"namespace\\0rest"`, for a time, within `max_bytes`.
 
@@ -49,8 +40,9 @@ class CacheStore(Generic[V]):
     is stored. Each entry counts as the length of its key, the size of its value, and ENTRY_OVERHEAD; so `max_bytes` is
     real memory, provided namespaces are few (a namespace itself isn't counted).
 
-    Over the bound, absent entries are reclaimed first (cleared, then due ones), then the least recently used present
-    ones are evicted, or nearly: see `lru`. A store of _LARGE bytes or more keeps a reserve free: a write that needs it
+    Over the bound, absent entries are reclaimed first (cleared, then due ones), then copies of other nodes' entries are
+    evicted, in the order in which they came, then the least recently used of the others, or nearly: see `lru`. A copy
+    that is used here is no copy any longer. A store of _LARGE bytes or more keeps a reserve free: a write that needs it
     gets it at once, and `expire` and the next writes, _AT_ONCE entries at a time, free it again.
 
     A cleared or expired entry is absent at once, but counts in `entries` and `bytes` until it is reclaimed: by
@@ -59,12 +51,20 @@ class CacheStore(Generic[V]):
     `generation` is kept with each value that is written. When it has been changed since, the next reader of the entry
     calls `is_valid(key, its generation)`, and an invalid entry is absent.
 
-    `bytes`: memory of the entries. `evictions`: live entries lost to the bound. `expirations`: entries that were
-    expired or invalid when they were dropped.
+    `on_write(key, now)` is called for each change that is made here, a delete of an absent key included, but not for an
+    eviction. It returns the version of the change. Without versions, deletes and clears aren't remembered.
+
+    `bytes`: memory of the entries. `evictions`: live entries lost to the bound, but for copies. `expirations`: entries
+    that were expired or invalid when they were dropped.
     """
 
     def __init__(
-        self, max_bytes: int, *, size_of: Callable[[V], int], is_valid: Callable[[bytes, int], bool] = lambda *_: True
+        self,
+        max_bytes: int,
+        *,
+        size_of: Callable[[V], int],
+        is_valid: Callable[[bytes, int], bool] = lambda *_: True,
+        on_write: Callable[[bytes, float], int] = lambda *_: NONE,
     ) -> None:
         self.generation = 0
         self.max_bytes = max_bytes
@@ -73,33 +73,43 @@ class CacheStore(Generic[V]):
         self.expirations = 0
         self._size_of = size_of
         self._is_valid = is_valid
+        self._on_write = on_write
         reserve = min(_RESERVE, max_bytes // _RESERVE_PART) if max_bytes >= _LARGE else 0
         self._target = max_bytes - reserve  # bytes
-        self._entries: Lru[_Entry[V]] = Lru()
+        self._entries: EvictionOrder[Entry[V]] = EvictionOrder()
+        self._used = self._entries.used
         self._namespaces = Namespaces()
+        self._tombstones = Tombstones()
+        self._void = Void()
 
     @property
     def entries(self) -> int:
         """The number of entries in memory, including absent ones that aren't reclaimed yet."""
         return len(self._entries)
 
+    @property
+    def copies(self) -> int:
+        """The number of entries that another node has written last, and that weren't used here since."""
+        return self._entries.copies.count
+
     def get(self, key: bytes, now: float) -> V | None:
         """The value, now the most recently used; None when absent."""
-        entries = self._entries
-        shard = entries.shards[hash(key) & entries.mask]  # Lru.get() and Lru.use() inlined: they are most of a read
+        used_here = self._used
+        # Lru.get() and Lru.use() inlined: they are most of a read.
+        shard = used_here.shards[hash_of(key) & used_here.mask]
         entry = shard.get(key)
         if entry is None:
-            return None
+            return self._get_copy(key, now) if self._entries.copies.count else None
         if (
             entry.expires <= now
-            or entry.namespace.cleared
+            or (entry.namespace.cleared and not self._namespaces.survives(entry))
             or (entry.generation != self.generation and not self._revalidate(entry))
         ):
             self._drop_absent(entry)
             return None
-        used = entries.coarse_now
-        if now - used >= entries.resolution:
-            used = entries.coarse(now)
+        used = used_here.coarse_now
+        if now - used >= used_here.resolution:
+            used = used_here.coarse(now)
         if entry.used != used:
             shard.move_to_end(key)
             entry.used = used
@@ -109,9 +119,7 @@ class CacheStore(Generic[V]):
         """The value and its remaining ttl in seconds (None: it doesn't expire), which doesn't count as a use; None if
         absent."""
         entry = self._live(key, now)
-        if entry is None:
-            return None
-        return entry.value, None if entry.expires == math.inf else entry.expires - now
+        return None if entry is None else _state(entry, now)
 
     def set(self, key: bytes, value: V, ttl: float | None, now: float) -> bool:
         """Stores `value` for `ttl` seconds (None: it doesn't expire; <= 0: deletes the key).
@@ -120,22 +128,10 @@ class CacheStore(Generic[V]):
         dropped, so that no stale value is read.
         """
         size = self._size(key, value)
-        entry = self._entries.get(key)
-        if entry is not None and (entry.expires <= now or entry.namespace.cleared):
-            self._drop_absent(entry)
-            entry = None
         if size > self._target or (ttl is not None and ttl <= 0):
-            if entry is not None:
-                self._drop(entry)
+            self.delete(key, now)
             return size <= self._target
-        expires = math.inf if ttl is None else now + ttl
-        if entry is None:
-            self._insert(key, value, size, expires, now)
-        else:
-            self._overwrite(entry, value, size, now)
-            self._reschedule(entry, expires, now)
-        if self.bytes > self._target:
-            self._make_room(now)
+        self._write(key, value, size, math.inf if ttl is None else now + ttl, self._on_write(key, now), now)
         return True
 
     def add(self, key: bytes, value: V, ttl: float | None, now: float) -> bool:
@@ -151,11 +147,10 @@ class CacheStore(Generic[V]):
             return False
         size = self._size(key, value)
         if size > self._target:
-            self._drop(entry)
+            self.delete(key, now)
             return False
-        self._overwrite(entry, value, size, now)
-        if self.bytes > self._target:
-            self._make_room(now)
+        self._overwrite(entry, value, size, self._on_write(key, now), now)
+        self._make_room(now)
         return True
 
     def touch(self, key: bytes, ttl: float | None, now: float) -> bool:
@@ -165,23 +160,27 @@ class CacheStore(Generic[V]):
         if entry is None:
             return False
         if ttl is not None and ttl <= 0:
-            self._drop(entry)
-            return True
+            return self.delete(key, now)
         self._entries.use(entry, now)
+        entry.version = self._on_write(key, now)
         self._reschedule(entry, math.inf if ttl is None else now + ttl, now)
         return True
 
     def delete(self, key: bytes, now: float) -> bool:
         """Drops a key. Returns False if it is absent."""
+        version = self._on_write(key, now)
+        if version:
+            self._tombstones.add(key, version, now)
         entry = self._live(key, now)
         if entry is None:
             return False
         self._drop(entry)
         return True
 
-    def clear(self, namespace: bytes, now: float) -> None:
-        """Makes every entry of `namespace` absent, in O(1); `expire` and the bound reclaim the memory."""
-        self._namespaces.clear(namespace)
+    def clear(self, namespace: bytes, now: float, version: int | None = None) -> None:
+        """Makes every entry of `namespace` up to `version` absent, or all, in O(1); `expire` and the bound reclaim the
+        memory."""
+        self._namespaces.clear(namespace, math.inf if version is None else version)
 
     def clear_all(self, now: float) -> None:
         """Makes every entry absent, in O(namespaces); `expire` and the bound reclaim the memory."""
@@ -207,6 +206,7 @@ class CacheStore(Generic[V]):
 
         Costs O(that number), however long ago the last call was. A result equal to `budget` means: call again soon.
         """
+        self._tombstones.expire(now, budget)
         reclaimed = self._reclaim(now, budget)
         while reclaimed < budget and self.bytes > self._target:
             self._evict(now)
@@ -216,7 +216,65 @@ class CacheStore(Generic[V]):
     def _size(self, key: bytes, value: V) -> int:
         return len(key) + self._size_of(value) + ENTRY_OVERHEAD
 
-    def _live(self, key: bytes, now: float) -> _Entry[V] | None:
+    # -- copies ---------------------------------------------------------------------------------------------
+
+    @property
+    def floor(self) -> int:
+        """Deletes and clears up to this version may be forgotten."""
+        return max(self._tombstones.floor, self._namespaces.floor)
+
+    def version(self, key: bytes) -> int:
+        """The version of a key's last change that is known, a delete or clear included; 0 if none is."""
+        entry = self._counted(key)
+        gone = max(self._tombstones.version(key), self._namespaces.version(key))
+        return gone if entry is None else max(entry.version, gone)
+
+    def state(self, key: bytes, now: float) -> tuple[V, float | None] | None:
+        """The value and the remaining ttl of an entry, though it may be invalid here; None if it is absent."""
+        entry = self._counted(key)
+        return None if entry is None or entry.expires <= now else _state(entry, now)
+
+    def put(self, key: bytes, value: V | None, ttl: float | None, version: int, now: float) -> None:
+        """Stores a change of another node; the value None is a delete."""
+        size = 0 if value is None else self._size(key, value)
+        if value is None or size > self._target:
+            self.drop(key)
+            self._tombstones.add(key, version, now)
+        else:
+            self._write(key, value, size, math.inf if ttl is None else now + ttl, version, now, copied=True)
+
+    def confirm(self, key: bytes) -> None:
+        """The entry is as good as if it were written now."""
+        entry = self._counted(key)
+        if entry is not None:
+            entry.generation = self.generation
+
+    def drop(self, key: bytes) -> None:
+        """Removes an entry without a trace."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._drop(entry)
+
+    def forget(self, slots: SlotSet) -> None:
+        """Entries and deletes of these slots that are here now don't count any longer. They are dropped later."""
+        self._void.add(slots, self.generation)
+        self._tombstones.forget(lambda key: slot_of_entry(key) in slots)
+
+    def keys(self, slots: SlotSet) -> Iterator[bytes]:
+        """The keys of all entries in these slots, the least recently used first, or nearly. Entries may come and go
+        meanwhile."""
+        return self._entries.keys(slots)
+
+    def _counted(self, key: bytes) -> Entry[V] | None:
+        """The entry of a key, though it may have expired or be invalid; None if it is void or cleared."""
+        entry = self._entries.get(key)
+        if entry is None or self._void.covers(slot_of_entry(key), entry.generation):
+            return None
+        return None if entry.namespace.cleared and not self._namespaces.survives(entry) else entry
+
+    # -- entries --------------------------------------------------------------------------------------------
+
+    def _live(self, key: bytes, now: float) -> Entry[V] | None:
         """The entry of a present key; None if it is absent. An expired, cleared or invalid entry is dropped."""
         entry = self._entries.get(key)
         if entry is not None and not self._is_live(entry, now):
@@ -224,33 +282,59 @@ class CacheStore(Generic[V]):
             return None
         return entry
 
-    def _is_live(self, entry: _Entry[V], now: float) -> bool:
-        if entry.expires <= now or entry.namespace.cleared:
+    def _is_live(self, entry: Entry[V], now: float) -> bool:
+        if entry.expires <= now or (entry.namespace.cleared and not self._namespaces.survives(entry)):
             return False
         return entry.generation == self.generation or self._revalidate(entry)
 
-    def _revalidate(self, entry: _Entry[V]) -> bool:
+    def _revalidate(self, entry: Entry[V]) -> bool:
         """Whether an entry of an earlier generation is valid in this one. Called once for each generation."""
         valid = self._is_valid(entry.key, entry.generation)
         if valid:
             entry.generation = self.generation
         return valid
 
-    def _insert(self, key: bytes, value: V, size: int, expires: float, now: float) -> None:
+    def _get_copy(self, key: bytes, now: float) -> V | None:
+        """The value of a copy, which is used here from now on; None when absent."""
+        entry = self._live(key, now)
+        if entry is None:
+            return None
+        self._entries.use(entry, now)
+        return entry.value
+
+    def _write(
+        self, key: bytes, value: V, size: int, expires: float, version: int, now: float, copied: bool = False
+    ) -> None:
+        entry = self._entries.get(key)
+        if entry is not None and (entry.expires <= now or entry.namespace.cleared):
+            self._drop_absent(entry)
+            entry = None
+        if entry is None:
+            self._insert(key, value, size, expires, version, now, copied)
+            if version:
+                self._tombstones.discard(key)
+        else:
+            self._overwrite(entry, value, size, version, now, copied)
+            self._reschedule(entry, expires, now)
+        if self.bytes > self._target:
+            self._make_room(now)
+
+    def _insert(self, key: bytes, value: V, size: int, expires: float, version: int, now: float, copied: bool) -> None:
         namespace = self._namespaces.get_or_create(key)
         bucket = self._namespaces.add(namespace, key, due_of(expires, now))
-        used = self._entries.coarse(now)
-        self._entries.add(_Entry(key, value, size, expires, bucket, namespace, self.generation, used))
+        used = self._entries.coarse(now, copied)
+        self._entries.add(Entry(key, value, size, expires, bucket, namespace, self.generation, used, version, copied))
         self.bytes += size
 
-    def _overwrite(self, entry: _Entry[V], value: V, size: int, now: float) -> None:
-        self._entries.use(entry, now)
+    def _overwrite(self, entry: Entry[V], value: V, size: int, version: int, now: float, copied: bool = False) -> None:
+        self._entries.use(entry, now, copied)
         self.bytes += size - entry.size
         entry.value = value
         entry.size = size
         entry.generation = self.generation
+        entry.version = version
 
-    def _reschedule(self, entry: _Entry[V], expires: float, now: float) -> None:
+    def _reschedule(self, entry: Entry[V], expires: float, now: float) -> None:
         entry.expires = expires
         old, due = entry.bucket, due_of(expires, now)
         if due != old.due:
@@ -276,7 +360,12 @@ class CacheStore(Generic[V]):
             if not bucket.namespace.cleared:
                 self.expirations += count
             for _ in range(count):
-                self.bytes -= self._entries.pop(bucket.keys.popitem()[0]).size
+                entry = self._entries[bucket.keys.popitem()[0]]
+                if bucket.namespace.cleared and self._namespaces.is_newer(entry):
+                    self._namespaces.refile(entry)
+                else:
+                    self._entries.pop(entry)
+                    self.bytes -= entry.size
             if not bucket.keys:
                 self._namespaces.drop(bucket)
         return budget - left
@@ -285,19 +374,23 @@ class CacheStore(Generic[V]):
         entry = self._entries.pop_oldest(now)
         if entry.expires <= now:
             self.expirations += 1
-        else:
+        elif not entry.copied:
             self.evictions += 1
         self._forget(entry)
 
-    def _drop_absent(self, entry: _Entry[V]) -> None:
+    def _drop_absent(self, entry: Entry[V]) -> None:
         if not entry.namespace.cleared:
             self.expirations += 1
         self._drop(entry)
 
-    def _drop(self, entry: _Entry[V]) -> None:
-        self._entries.pop(entry.key)
+    def _drop(self, entry: Entry[V]) -> None:
+        self._entries.pop(entry)
         self._forget(entry)
 
-    def _forget(self, entry: _Entry[V]) -> None:
+    def _forget(self, entry: Entry[V]) -> None:
         self.bytes -= entry.size
         self._namespaces.remove(entry.bucket, entry.key)
+
+
+def _state(entry: Entry[V], now: float) -> tuple[V, float | None]:
+    return entry.value, None if entry.expires == math.inf else entry.expires - now

@@ -19,8 +19,14 @@ from typing import Annotated, Final, Protocol, TypeAlias
 
 import msgspec
 
+from ..rendezvous_hashing import slot_of
+
 # Seconds. Above the spacing of doubles for any uptime (0.1 us at 30 years), below anything a network shows.
 TOLERANCE: Final = 1e-6
+
+MAX_LIMIT: Final = 2**53
+MIN_PERIOD: Final = 1e-3  # seconds
+MAX_PERIOD: Final = 1e14
 
 MAX_RULES: Final = 256  # in a `RecentRules`: a site has a few dozen
 
@@ -49,8 +55,8 @@ class Rule(msgspec.Struct, frozen=True, array_like=True):
     """`limit` hits (0 denies all) per `period` seconds. The bounds are checked when a rule is decoded, not here."""
 
     algorithm: Algorithm
-    limit: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-    period: Annotated[float, msgspec.Meta(ge=1e-3, le=1e14)]
+    limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_LIMIT)]
+    period: Annotated[float, msgspec.Meta(ge=MIN_PERIOD, le=MAX_PERIOD)]
 
 
 class RuleDecision(msgspec.Struct, frozen=True, array_like=True):
@@ -114,12 +120,12 @@ def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: fl
     """Decides a hit on a key whose states are in `store`, and counts it if every rule allows it. Returns one decision
     per rule, and whether all rules allow it."""
     if len(rules) == 1:  # nearly always
-        state_key = _state_key(key, rules[0])
+        state_key = key_of_state(key, rules[0])
         decision, state, _ = decide(rules[0], store.get(state_key, now), cost, now)
         if decision.allowed and cost and state is not None:
             store.set(state_key, state, now)
         return [decision], decision.allowed
-    keys = [_state_key(key, rule) for rule in rules]
+    keys = [key_of_state(key, rule) for rule in rules]
     decisions, after = decide_all(rules, [store.get(state_key, now) for state_key in keys], cost, now)
     if after is None:
         return decisions, False
@@ -132,7 +138,7 @@ def hit(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: fl
 
 def peek(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, now: float) -> list[RuleDecision]:
     """The decisions that `hit()` would return now, with `remaining` as it is without this hit. Nothing is counted."""
-    states = [store.get(_state_key(key, rule), now) for rule in rules]
+    states = [store.get(key_of_state(key, rule), now) for rule in rules]
     decisions, _ = decide_all(rules, states, cost, now)
     return [
         decide(rule, state, 0, now)[0] if decision.allowed else decision
@@ -157,13 +163,13 @@ def find(store: StateStore, key: bytes, rules: Iterable[Rule], now: float) -> li
 
     So `limit - remaining` hits are counted, and a denied key is allowed again after `retry_after`.
     """
-    held = (rule for rule in rules if store.get(_state_key(key, rule), now) is not None)
+    held = (rule for rule in rules if store.get(key_of_state(key, rule), now) is not None)
     return [(rule, peek(store, key, [rule], 1, now)[0]) for rule in held]
 
 
 def reset(store: StateStore, key: bytes, rules: Sequence[Rule], now: float) -> list[bool]:
     """Forgets all hits of a key under these rules. Returns for each rule whether there were any."""
-    return [store.delete(_state_key(key, rule), now) for rule in rules]
+    return [store.delete(key_of_state(key, rule), now) for rule in rules]
 
 
 def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: float, now: float) -> None:
@@ -173,7 +179,7 @@ def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: 
     without that hit.
     """
     for rule in dict.fromkeys(rules):  # a rule that is given twice was counted once
-        state_key = _state_key(key, rule)
+        state_key = key_of_state(key, rule)
         state = store.get(state_key, now)
         if state is None:
             continue
@@ -184,12 +190,26 @@ def refund(store: StateStore, key: bytes, rules: Sequence[Rule], cost: int, at: 
             store.delete(state_key, now)
 
 
-def _state_key(key: bytes, rule: Rule) -> bytes:
+def key_of_state(key: bytes, rule: Rule) -> bytes:
     return key + _RULE.pack(rule.algorithm, rule.limit, rule.period)
 
 
 # Of fixed length, so no two pairs of key and rule give the same bytes.
 _RULE: Final = struct.Struct("<BQd")
+RULE_BYTES: Final = _RULE.size  # of a state's key, at its end
+
+
+def rule_of(state_key: bytes) -> Rule:
+    """The rule of a state. ValueError if the key contains none."""
+    if len(state_key) < RULE_BYTES:
+        raise ValueError(f"the key of a limit has no rule: {state_key!r}")
+    algorithm, limit, period = _RULE.unpack_from(state_key, len(state_key) - RULE_BYTES)
+    return Rule(Algorithm(algorithm), limit, period)
+
+
+def slot_of_state(state_key: bytes) -> int:
+    """The slot of a state: that of the key which is limited, under whichever rule."""
+    return slot_of(state_key[:-RULE_BYTES])
 
 
 _COARSE: Final = 0.5 / TOLERANCE  # hits a second above which TOLERANCE is more than half a hit

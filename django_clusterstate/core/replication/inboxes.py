@@ -7,7 +7,7 @@ from .messages import Batch, FillStart, Record, RecordKey
 from .placement import Placement
 from .slots import SlotSet
 from .stores import Store
-from .versions import HybridClock
+from .versions import MAX_VERSION, NONE, HybridClock
 
 
 @dataclass(slots=True)
@@ -31,7 +31,6 @@ class Inboxes:
         clock: HybridClock,
         changed: Callable[[Iterable[RecordKey]], None],
     ) -> None:
-        self.generation = 1
         self._placement = placement
         self._stores = stores
         self._clock = clock
@@ -43,7 +42,12 @@ class Inboxes:
         self._filling.pop(boot, None)
 
     def batch(self, boot: bytes, batch: Batch, now: float) -> bool:
-        """Takes in records. False, and none is taken in, if they are older than this node's memory of deletes."""
+        """Takes in records. False, and none is taken in, if they are older than this node's memory of deletes.
+
+        ValueError, and none is taken in, if one is malformed.
+        """
+        for record in batch.records:
+            self._check(record)
         self._clock.receive(batch.clock, now)
         if batch.clock < max(store.floor for store in self._stores):
             return False
@@ -54,27 +58,34 @@ class Inboxes:
                 filling.confirmed.add((record.kind, record.key))
         return True
 
+    def _check(self, record: Record) -> None:
+        if not 0 <= record.kind < len(self._stores):
+            raise ValueError(f"a record is of the unknown kind {record.kind}")
+        if not NONE < record.version <= MAX_VERSION:
+            raise ValueError(f"a record has the version {record.version}, which is out of bounds")
+        self._stores[record.kind].check(record)
+
     def _merge(self, boot: bytes, record: Record, now: float) -> None:
         self._clock.receive(record.version, now)
         store = self._stores[record.kind]
         held = store.version(record.key)
         if record.version == held:
-            store.confirm(record.key, self.generation)
+            store.confirm(record.key)
             return
         owns = self._placement.is_owner(self._placement.me.boot, store.slot(record.key))
         if owns and store.merges and record.value is not None:
             merged = store.merged(record, now)
             if merged is not None:
                 version = self._clock.next(now)
-                store.put(Record(record.kind, record.key, version, merged.value, merged.ttl), self.generation, now)
+                store.put(Record(record.kind, record.key, version, merged.value, merged.ttl), now)
                 self._changed([(record.kind, record.key)])
                 return
         if record.version < held:
-            store.confirm(record.key, self.generation)
+            store.confirm(record.key)
             if self._placement.is_owner(boot, store.slot(record.key)):
                 self._changed([(record.kind, record.key)])  # since its owner lacks what is newer here
             return
-        store.put(record, self.generation, now)
+        store.put(record, now)
         if owns:
             self._changed([(record.kind, record.key)])
 

@@ -43,9 +43,9 @@ from .outboxes import Outboxes
 from .placement import Placement
 from .slots import SlotSet
 from .stores import Store
-from .versions import NONE, HybridClock
+from .tombstones import Clears
+from .versions import HybridClock
 
-MAX_CLEARS: Final = 1000  # namespaces
 MAX_HOPS: Final = 4  # times that a request is forwarded
 REPORT_AGAIN: Final = 0.2  # seconds between two reports of missing slots
 
@@ -77,17 +77,14 @@ class Replication:
         self._stores = stores
         self._send = send
         self._settled_by = Statements()
-        self._clears: dict[bytes, int] = {}
+        self._clears = Clears()
         self._reports_at = now
         self._has_dropped = False  # what isn't held, since the view changed
         self._had: SlotSet | None = None  # what was complete when this node was given up, until the winners are known
+        self.generation = 0
+        self._begin_generation()
 
     # -- what this node executes ----------------------------------------------------------------------------
-
-    @property
-    def generation(self) -> int:
-        """To be stored with an entry that is written."""
-        return self.inboxes.generation
 
     def destination(self, slot: int, hops: int) -> bytes | None:
         """The instance that executes a request for a slot, which has been forwarded `hops` times: this one, or one to
@@ -115,14 +112,10 @@ class Replication:
         version."""
         version = version or self.clock.next(now)
         self.clock.receive(version, now)
-        known = self._clears.pop(namespace, NONE)
-        self._clears[namespace] = max(known, version)
-        if known < version:
+        if self._clears.add(namespace, version):
             for store in self._stores:
                 store.clear(namespace, version, now)
             self.outboxes.post(Clear(namespace, version))
-        if len(self._clears) > MAX_CLEARS:
-            del self._clears[next(iter(self._clears))]
         return version
 
     def flush_to(self, boot: bytes, now: float) -> None:
@@ -137,7 +130,7 @@ class Replication:
         self.outboxes.now = now
         outbox = self.outboxes.get(boot)
         outbox.open = True
-        for namespace, version in self._clears.items():
+        for namespace, version in self._clears.all().items():
             outbox.post(Clear(namespace, version))
         if self.leaver is not None:
             self.leaver.opened(boot)
@@ -183,9 +176,9 @@ class Replication:
             return
         stale = self.placement.lose(self._had, winners) if winners else SlotSet()
         self._had = None
-        self.inboxes.generation += 1
+        self._begin_generation()
         for slot in stale:
-            self.lost[slot] = self.inboxes.generation
+            self.lost[slot] = self.generation
         for store in self._stores:
             store.forget(stale)
         self.outboxes.paused = False
@@ -208,10 +201,15 @@ class Replication:
             self.joiner.begin_epoch(now)
             self._has_dropped = False
         self.complete = (had & placement.held) | placement.owned
-        self.inboxes.generation += 1
+        self._begin_generation()
         for slot in had - self.complete:
-            self.lost[slot] = self.inboxes.generation
+            self.lost[slot] = self.generation
         self.outboxes.want(wanted)
+
+    def _begin_generation(self) -> None:
+        self.generation += 1
+        for store in self._stores:
+            store.generation = self.generation
 
     # -- messages -------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from .. import rendezvous_hashing
 
 _DIGITS: Final = b"0" + b"1" * 255  # of a binary number, by flag
 _FLAGS: Final = bytes(byte == ord("1") for byte in range(256))
+GROUPS: Final = 64  # a power of two. Stores are sharded by the group, slot % GROUPS, so that they read one shard for it
 
 
 class SlotSet:
@@ -58,6 +59,19 @@ class SlotSet:
         """A byte for each slot, 1 or 0."""
         return format(self._number, f"0{rendezvous_hashing.SLOTS}b").encode()[::-1].translate(_FLAGS)
 
+    @property
+    def groups(self) -> list[int]:
+        """The groups in which it has slots."""
+        number, bits = self._number, rendezvous_hashing.SLOTS
+        while bits > GROUPS:
+            bits //= 2
+            number = number >> bits | number & ((1 << bits) - 1)
+        return [group for group in range(GROUPS) if number >> group & 1]
+
+    def of_group(self, group: int) -> "SlotSet":
+        """Its slots of one group."""
+        return self._of(self._number & _every_group() << group)
+
     def __contains__(self, slot: int) -> bool:
         data = self._bytes or self.to_bytes()
         return bool(data[slot >> 3] >> (slot & 7) & 1)
@@ -98,3 +112,8 @@ def _number_of(flags: bytes | bytearray) -> int:
 
 def _size() -> int:
     return (rendezvous_hashing.SLOTS + 7) // 8
+
+
+def _every_group() -> int:
+    """A bit for the first slot of each run of GROUPS slots."""
+    return ((1 << rendezvous_hashing.SLOTS) - 1) // ((1 << GROUPS) - 1)

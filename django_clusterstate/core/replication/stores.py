@@ -10,6 +10,9 @@ from .slots import SlotSet
 class Store(Protocol):
     """The entries of one kind, with the version of each and the generation in which it was written or confirmed."""
 
+    generation: int
+    """The present generation. An entry of an earlier one may be invalid, which the following methods don't look at."""
+
     merges: bool
     """Whether an owner that gets another's state of a key counts both. Otherwise the greater version wins."""
 
@@ -28,11 +31,15 @@ class Store(Protocol):
         """The present state of a key."""
         ...
 
-    def put(self, record: Record, generation: int, now: float) -> None:
+    def check(self, record: Record) -> None:
+        """Raises ValueError if a record of another node is malformed."""
+        ...
+
+    def put(self, record: Record, now: float) -> None:
         """Stores a state, or a delete."""
         ...
 
-    def confirm(self, key: bytes, generation: int) -> None:
+    def confirm(self, key: bytes) -> None:
         """The entry is as good as if it were written now."""
         ...
 
@@ -45,10 +52,13 @@ class Store(Protocol):
         ...
 
     def forget(self, slots: SlotSet) -> None:
-        """Removes all entries and deletes of these slots without a trace."""
+        """The entries and deletes of these slots that are here now don't count any longer, not even by their versions.
+        They are dropped later."""
         ...
 
-    def keys(self, slots: SlotSet) -> Iterable[bytes]: ...
+    def keys(self, slots: SlotSet) -> Iterable[bytes]:
+        """The keys of all entries in these slots, also of those that don't count. Entries may come and go meanwhile."""
+        ...
 
     def clear(self, namespace: bytes, version: int, now: float) -> None:
         """Entries of a namespace up to this version are absent."""

@@ -1,13 +1,16 @@
-"""Versions of deleted keys, so that a late copy of a deleted entry isn't taken for a new one."""
+"""Versions of what is gone, so that a late copy of it isn't taken for a new entry."""
 
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+from .slots import SlotSet
 from .versions import NONE
 
 SECONDS: Final = 30.0  # longer than a copy is on its way
 MAX_KEYS: Final = 100_000
+MAX_CLEARS: Final = 1000  # namespaces
+MAX_VOID: Final = 8  # times that a node is given up before what it held by then is dropped
 
 
 class Tombstones:
@@ -40,11 +43,54 @@ class Tombstones:
         for key in [key for key in self._deletes if which(key)]:
             del self._deletes[key]
 
-    def expire(self, now: float) -> None:
-        """Forgets old deletes."""
-        while self._deletes and next(iter(self._deletes.values()))[1] <= now - SECONDS:
+    def expire(self, now: float, budget: int = MAX_KEYS) -> None:
+        """Forgets old deletes, at most `budget`."""
+        for _ in range(budget):
+            if not self._deletes or next(iter(self._deletes.values()))[1] > now - SECONDS:
+                return
             self._forget()
 
     def _forget(self) -> None:
         _, (version, _) = self._deletes.popitem(last=False)
         self.floor = max(self.floor, version)
+
+
+class Clears:
+    """Remembers the versions of the last clears, of `MAX_CLEARS` namespaces at most. `floor`: clears up to this version
+    may be forgotten."""
+
+    def __init__(self) -> None:
+        self.floor = NONE
+        self._versions: dict[bytes, int] = {}
+
+    def add(self, namespace: bytes, version: int) -> bool:
+        """Remembers a clear; whether it is later than those before."""
+        known = self._versions.pop(namespace, NONE)
+        self._versions[namespace] = max(known, version)
+        if len(self._versions) > MAX_CLEARS:
+            self.floor = max(self.floor, self._versions.pop(next(iter(self._versions))))
+        return known < version
+
+    def version(self, namespace: bytes) -> int:
+        """The version of the last clear of a namespace; `NONE` if there was none, or it is forgotten."""
+        return self._versions.get(namespace, NONE)
+
+    def all(self) -> dict[bytes, int]:
+        return self._versions
+
+
+class Void:
+    """Entries that don't count though they are in memory: those of some slots from before a generation, because another
+    side of a partition has these slots."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, SlotSet] = {}
+
+    def add(self, slots: SlotSet, generation: int) -> None:
+        if slots:
+            self._before[generation] = slots
+        if len(self._before) > MAX_VOID:
+            del self._before[next(iter(self._before))]
+
+    def covers(self, slot: int, generation: int) -> bool:
+        return any(generation < before and slot in slots for before, slots in self._before.items())

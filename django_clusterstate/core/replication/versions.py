@@ -8,6 +8,7 @@ from typing import Final
 
 TIE_BITS: Final = 12  # of the boot ID, so that two nodes don't give one version to different writes
 NONE: Final = 0  # older than every version
+MAX_VERSION: Final = 2**63 - 1
 
 
 class HybridClock:

@@ -1,4 +1,5 @@
 import gc
+import itertools
 import math
 import sys
 import tracemalloc
@@ -37,9 +38,13 @@ def present(store: CacheStore[bytes], keys: str, now: float = NOW) -> str:
     return "".join(key for key in keys if store.peek(b"ns\0" + key.encode(), now))
 
 
+def keys_of(store: CacheStore[bytes]) -> list[bytes]:
+    return [*store._entries.used, *store._entries.copies]
+
+
 def check_structure(store: CacheStore[bytes], now: float = NOW) -> None:
     assert store.bytes <= store.max_bytes
-    assert store.bytes == sum(entry.size for entry in map(store._entries.__getitem__, store._entries))
+    assert store.bytes == sum(entry.size for entry in map(store._entries.__getitem__, keys_of(store)))
     index = store._namespaces
     spaces = [*index._live.values(), *index._cleared.values()]
     buckets = [(bucket.due, serial, bucket) for space in spaces for serial, bucket in space.buckets.items()]
@@ -54,8 +59,8 @@ def check_structure(store: CacheStore[bytes], now: float = NOW) -> None:
         live = [bucket for bucket in others if not space.cleared and bucket.due > now]
         assert all(len(bucket.keys) == namespaces.BUCKET_KEYS for bucket in live)
     filed = [key for _, _, bucket in buckets for key in bucket.keys]
-    assert sorted(filed) == sorted(store._entries)
-    for key in store._entries:
+    assert sorted(filed) == sorted(keys_of(store))
+    for key in keys_of(store):
         entry = store._entries[key]
         assert key is entry.key
         assert key in entry.bucket.keys
@@ -426,7 +431,8 @@ def test_entry_overhead_is_real_memory(ttl: float | None, count: int) -> None:
     gc.collect()
     tracemalloc.start()
     try:
-        store: CacheStore[bytes] = CacheStore(AMPLE, size_of=sys.getsizeof)
+        versions = itertools.count(2**60)
+        store: CacheStore[bytes] = CacheStore(AMPLE, size_of=sys.getsizeof, on_write=lambda *_: next(versions))
         for i in range(count):
             store.set(b"namespace\0%08d" % i, bytes(50), ttl, i / 1000)
         used = tracemalloc.get_traced_memory()[0]
@@ -470,7 +476,7 @@ class AgainstPlainDict(RuleBasedStateMachine):
         if held is None or held[1] <= self.now:
             self.model.pop(key, None)
             return None
-        if self.small and key not in self.store._entries:
+        if self.small and self.store._entries.get(key) is None:
             assert self.store.evictions
             del self.model[key]
             return None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from django_clusterstate.core.limits.algorithms import LimitState
-from django_clusterstate.core.limits.store import _LRU, ROW_OVERHEAD, LimitStore, _LinkedLists
+from django_clusterstate.core.limits.store import _COPIES, _LRU, ROW_OVERHEAD, LimitStore, _LinkedLists
 
 NOW = 1000.25
 AMPLE = 1 << 30
@@ -52,14 +52,14 @@ def check_structure(store: LimitStore) -> None:
     assert store.bytes == sum(len(key) + ROW_OVERHEAD for key in index)
     assert store.entries == len(index)
     assert {key: store._keys[row] for key, row in index.items()} == {key: key for key in index}
-    assert sorted(rows_of(store._usage, _LRU)) == sorted(index.values())
+    assert sorted(rows_of(store._usage, _LRU) + rows_of(store._usage, _COPIES)) == sorted(index.values())
     assert sorted(store._due_heap) == sorted(store._buckets)
     filed = {row: due for due, head in store._buckets.items() for row in rows_of(store._wheel, head)}
     assert sorted(filed) == sorted(index.values())
     for row, due in filed.items():
         expires = store._expires[row]
         assert due == expires == math.inf or due <= expires + 1 + 0.02 * (expires - NOW)
-    rows = [_LRU, *index.values(), *store._buckets.values(), *store._free]
+    rows = [_LRU, _COPIES, *index.values(), *store._buckets.values(), *store._free]
     assert sorted(rows) == list(range(len(store._keys)))
     assert {len(column) for column in store._columns} == {len(rows)}
     assert all(not store._keys[row] for row in store._free)
@@ -68,7 +68,7 @@ def check_structure(store: LimitStore) -> None:
 def assert_empty(store: LimitStore) -> None:
     assert (store.entries, store.bytes) == (0, 0)
     assert not index_of(store)
-    assert rows_of(store._usage, _LRU) == []
+    assert rows_of(store._usage, _LRU) == rows_of(store._usage, _COPIES) == []
 
 
 def test_state_is_present_until_it_expires() -> None:

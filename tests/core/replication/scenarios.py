@@ -19,6 +19,7 @@ from django_clusterstate.core.replication import outbox
 from django_clusterstate.core.replication.replication import Replication
 from tests.core.membership.simulation import Bus, Violation
 from tests.core.replication.simulation import DataSimulation, Request, few_slots
+from tests.core.replication.stored import StoredSimulation
 from tests.core.replication.workload import Workload
 
 WAN = (0.02, 0.06)  # seconds one way
@@ -351,8 +352,9 @@ def judge(
     return verdict
 
 
-def _judge(job: tuple[str, int]) -> Verdict:
-    return judge(*job)
+def _judge(job: tuple[str, int, bool]) -> Verdict:
+    scenario, seed, stored = job
+    return judge(scenario, seed, simulation=StoredSimulation if stored else DataSimulation)
 
 
 def main() -> int:
@@ -361,12 +363,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--only", default="")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--stored", action="store_true", help="with the stores of real nodes")
     options = parser.parse_args()
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     scenarios = [name for name in SCENARIOS if options.only in name]
     begun, broken = time.monotonic(), 0
     with multiprocessing.Pool(options.processes) as pool:
-        for verdict in pool.imap_unordered(_judge, itertools.product(scenarios, seeds)):
+        for verdict in pool.imap_unordered(_judge, itertools.product(scenarios, seeds, [options.stored])):
             if verdict.broken:
                 broken += 1
                 print(f"{verdict.scenario}, seed {verdict.seed}: {verdict.broken}")

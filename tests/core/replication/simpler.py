@@ -45,7 +45,7 @@ class ForgetsCopies(Replication):
     def _plan(self, now: float) -> None:
         super()._plan(now)
         for slot in SlotSet.all() - self.placement.owned:
-            self.lost[slot] = self.inboxes.generation + 1
+            self.lost[slot] = self.generation + 1
 
 
 class LeavesAtOnce(Replication):

@@ -58,6 +58,7 @@ class Cells:
     def __init__(self, kind: int) -> None:
         self.kind = kind
         self.merges = kind == LIMITS
+        self.generation = 0
         self.cells: dict[bytes, Cell] = {}
         self.tombstones = Tombstones()
         self.cleared: dict[bytes, int] = {}
@@ -87,11 +88,16 @@ class Cells:
         cell = self.cells.get(key)
         if cell is None or cell.version <= self._clear_version(key):
             return Record(self.kind, key, self.version(key))
+        if cell.expires is not None and cell.expires <= now:
+            return Record(self.kind, key, self.version(key))
         ttl = None if cell.expires is None else cell.expires - now
         value = self._shifted(key, cell.value, -now)
         return Record(self.kind, key, cell.version, value, ttl)
 
-    def put(self, record: Record, generation: int, now: float) -> None:
+    def check(self, record: Record) -> None:
+        pass
+
+    def put(self, record: Record, now: float) -> None:
         if record.value is None:
             self.cells.pop(record.key, None)
             self.tombstones.add(record.key, record.version, now)
@@ -99,23 +105,26 @@ class Cells:
             self.tombstones.discard(record.key)
             value = self._shifted(record.key, record.value, now)
             expires = None if record.ttl is None else now + record.ttl
-            self.cells[record.key] = Cell(record.version, value, expires, generation)
+            self.cells[record.key] = Cell(record.version, value, expires, self.generation)
 
-    def confirm(self, key: bytes, generation: int) -> None:
+    def confirm(self, key: bytes) -> None:
         if key in self.cells:
-            self.cells[key].generation = generation
+            self.cells[key].generation = self.generation
 
     def merged(self, record: Record, now: float) -> Record | None:
         cell = self.cells.get(record.key)
         if cell is None:
             return None
-        both = merged(rule_of(record.key), self._shifted(record.key, record.value, now), cell.value, now)
+        both = merged(self.rule(record.key), self._shifted(record.key, record.value, now), cell.value, now)
         if both == cell.value:
             return None
         return Record(self.kind, record.key, 0, self._shifted(record.key, both, -now), both[0] - now)
 
     def _shifted(self, key: bytes, value: Any, seconds: float) -> Any:
-        return shifted(rule_of(key).algorithm, value, seconds) if self.merges else value
+        return shifted(self.rule(key).algorithm, value, seconds) if self.merges else value
+
+    def rule(self, key: bytes) -> Rule:
+        return rule_of(key)
 
     def drop(self, key: bytes) -> None:
         self.cells.pop(key, None)
@@ -123,16 +132,15 @@ class Cells:
     def forget(self, slots: SlotSet) -> None:
         for key in self.keys(slots):
             del self.cells[key]
-        self.tombstones.forget(lambda key: slot_of(key) in slots)
+        self.tombstones.forget(lambda key: self.slot(key) in slots)
 
     def keys(self, slots: SlotSet) -> Iterable[bytes]:
-        return [key for key in self.cells if slot_of(key) in slots]
+        return [key for key in self.cells if self.slot(key) in slots]
 
     def clear(self, namespace: bytes, version: int, now: float) -> None:
         self.cleared[namespace] = max(version, self.cleared.get(namespace, 0))
-        for key in [key for key in self.cells if key.partition(b":")[0] == namespace]:
-            if self.cells[key].version <= version:
-                del self.cells[key]
+        for key in [key for key in self.cells if self.cells[key].version <= self._clear_version(key)]:
+            del self.cells[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +182,21 @@ class Data:
 
     def __init__(self, sim: "DataSimulation", node: Node) -> None:
         self.node = node
-        self.stores = [Cells(VALUES), Cells(LIMITS)]
+        self.stores = self._make_stores()
         self.replication = sim.make(node.membership.me, self.stores, partial(sim.transmit, node), sim.now, sim.backups)
         self.seen: tuple[int, frozenset[bytes]] = (0, frozenset())
+
+    def _make_stores(self) -> list[Any]:
+        return [Cells(VALUES), Cells(LIMITS)]
+
+    def live(self, now: float) -> list[tuple[int, bytes, int, Any]]:
+        """Kind, key, version and value of all entries that are present. The value of a limit is None."""
+        return [
+            (store.kind, key, cell.version, cell.value if store.kind == VALUES else None)
+            for store in self.stores
+            for key in store.cells
+            if (cell := store.live(key, now, self.replication.lost[store.slot(key)])) is not None
+        ]
 
     def execute(self, request: Request, now: float) -> Any:
         """The reply of the node that executes a request."""
@@ -233,6 +253,7 @@ class DataSimulation(Simulation):
     membership: type[Membership] = Membership
     forwards = True  # a variant executes whatever it is asked
     backups = 1
+    holds: type[Data] = Data
 
     def __init__(self, seed: int, bus: Bus | None = None, make: type[Replication] = Replication) -> None:
         super().__init__(seed, bus, self.membership)
@@ -255,7 +276,7 @@ class DataSimulation(Simulation):
             node = Node(host, membership, len(self._instances), self.now, ticked=self.now)
             self.nodes[host] = self._instances[me.boot] = node
             self._namesakes[me.name].append(node)
-            self.data[me.boot] = Data(self, node)
+            self.data[me.boot] = self.holds(self, node)
         for host in hosts:
             self._beats(self.nodes[host])
             self._ticks(self.nodes[host])
@@ -513,12 +534,10 @@ class DataSimulation(Simulation):
         hashing = Rendezvous(dict.fromkeys(names, 1.0))
         found: defaultdict[tuple[int, bytes], dict[str, tuple[int, Any]]] = defaultdict(dict)
         for name, data in names.items():
-            for store in data.stores:
-                for key, cell in store.cells.items():
-                    live = store.live(key, self.now, data.replication.lost[store.slot(key)])
-                    if live is not None:
-                        found[store.kind, key][name] = cell.version, cell.value if store.kind == VALUES else 0
+            for kind, key, version, value in data.live(self.now):
+                found[kind, key][name] = version, value
         for (kind, key), copies in found.items():
-            holders = {name for name in hashing.holders(slot_of(key))[: 1 + self.backups] if name is not None}
+            slot = next(iter(names.values())).stores[kind].slot(key)
+            holders = {name for name in hashing.holders(slot)[: 1 + self.backups] if name is not None}
             self._hold(copies.keys() == holders, f"key {key!r} is on {sorted(copies)}, not on {sorted(holders)}")
             self._hold(len(set(copies.values())) == 1, f"copies of {key!r} of kind {kind} differ: {copies}")

@@ -1,21 +1,23 @@
 """The stores of a node's cache: one for each namespace with a quota, and one that all others share."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
-from ..core.cache.store import CacheStore
-from ..wire.messages import Value
+from .store import CacheStore
+
+Value: TypeAlias = bytes | int
 
 
 class CacheStores:
     """Each namespace in `own` has the store given there; all others share one.
 
-    `get(key, now)` is that of the key's store.
+    `get(key, now)` is that of the key's store. `all`: the stores, the shared one first.
     """
 
     def __init__(self, shared: CacheStore[Value], own: Mapping[bytes, CacheStore[Value]]) -> None:
         self._shared = shared
         self._own = own
-        self._all = [shared, *own.values()]
+        self.all = [shared, *own.values()]
         self.get = self._get if own else shared.get  # a read takes no time to find the only store
 
     def of(self, key: bytes) -> CacheStore[Value]:
@@ -26,27 +28,37 @@ class CacheStores:
         return self.of(key).get(key, now)
 
     def clear_all(self, now: float) -> None:
-        for store in self._all:
+        for store in self.all:
             store.clear_all(now)
 
-    def change_generation(self, generation: int) -> None:
-        for store in self._all:
+    @property
+    def generation(self) -> int:
+        """That of each store."""
+        return self._shared.generation
+
+    @generation.setter
+    def generation(self, generation: int) -> None:
+        for store in self.all:
             store.generation = generation
 
     def expire(self, now: float, budget: int) -> int:
         left = budget
-        for store in self._all:
+        for store in self.all:
             left -= store.expire(now, left)
         return budget - left
 
     @property
+    def copies(self) -> int:
+        return sum(store.copies for store in self.all)
+
+    @property
     def entries(self) -> int:
-        return sum(store.entries for store in self._all)
+        return sum(store.entries for store in self.all)
 
     @property
     def bytes(self) -> int:
-        return sum(store.bytes for store in self._all)
+        return sum(store.bytes for store in self.all)
 
     @property
     def evictions(self) -> int:
-        return sum(store.evictions for store in self._all)
+        return sum(store.evictions for store in self.all)
