@@ -1,6 +1,8 @@
 """`events`: one suite for the blocking functions and their `a...` twins; processes that track as fast as they can."""
 
+import contextlib
 import json
+import queue
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from django.utils.safestring import mark_safe
 from django_clusterstate import cluster as functions
 from django_clusterstate import events, runtime
 from django_clusterstate.client import event_sender
+from django_clusterstate.client.event_sender import EventSender
 from django_clusterstate.client.routing import Target
 from django_clusterstate.core.event_counts import PAGE, EventTotals
 from django_clusterstate.exceptions import Unavailable
@@ -317,6 +320,58 @@ class TestNoNode:
             events.track("login", number)
         events.track("login", 3)  # which is being counted
         assert events.dropped() == 5
+
+    def test_event_that_a_signal_handler_tracks_while_its_sum_is_made_is_counted(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(event_sender, "INTERVAL", 60)
+        signals = [2]
+
+        def clock() -> float:
+            if signals:
+                sender.track("login", "key", signals.pop(), {})
+            return time.monotonic()
+
+        with contextlib.closing(EventSender(runtime.get_client(), clock)) as sender:
+            sender.track("login", "key", 1, {})
+            assert [one.times for one in sender._sums.values()] == [3]
+
+    def test_signal_handler_that_tracks_while_the_thread_starts_does_not_start_another(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[threading.Thread] = []
+        start = threading.Thread.start
+
+        def interrupted(thread: threading.Thread) -> None:
+            started.append(thread)
+            if len(started) == 1:
+                sender.track("by the handler", "", 1, {})
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with contextlib.closing(EventSender(runtime.get_client())) as sender:
+            sender.track("login", "", 1, {})
+            assert started == [sender._thread]
+
+    def test_thread_tries_again_while_flush_empties_the_outbox(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(event_sender, "INTERVAL", 0.01)
+        results, tried = iter([False, True]), queue.SimpleQueue[bool]()
+
+        def send(until: float) -> bool:
+            tried.put(True)
+            return next(results)
+
+        sender, wake = EventSender(runtime.get_client()), queue.SimpleQueue[bool]()
+        monkeypatch.setattr(sender, "_send", send)
+        thread = threading.Thread(target=sender._run, args=[wake])
+        thread.start()
+        wake.put(True)
+        try:
+            for _ in range(2):
+                assert tried.get(timeout=SECONDS)
+        finally:
+            wake.put(False)
+            thread.join(SECONDS)
 
     @pytest.mark.parametrize("call", [("names",), ("counts", "a"), ("top", "a"), ("recent", "a")], ids=lambda c: c[0])
     def test_reading_is_unavailable(self, ask: Ask, call: tuple[str, ...]) -> None:

@@ -26,11 +26,11 @@ class EventSum:
 
     __slots__ = ("at", "key", "name", "samples", "times")
 
-    def __init__(self, name: str, key: str, at: float) -> None:
+    def __init__(self, name: str, key: str, at: float, times: int) -> None:
         self.name = _valid_utf8(name)
         self.key = _valid_utf8(key)
         self.at = at
-        self.times = 0
+        self.times = times
         self.samples: list[tuple[float, bytes]] = []
 
     def add_sample(self, at: float, fields: Mapping[str, object]) -> None:

@@ -62,13 +62,13 @@ class EventSender(PerProcess):
         self.reset_if_forked()
         with self._lock:
             found = self._sums.get((name, key))
-            if found is None:
-                if len(self._sums) >= MAX_SUMS:
-                    self._refused += times
-                    return
-                found = self._sums[name, key] = EventSum(name, key, self._clock())
-                self._wake_thread(len(self._sums))
-            found.times += times
+            if found is not None:
+                found.times += times
+            elif len(self._sums) < MAX_SUMS:
+                found = self._start_sum(name, key, times)
+            else:
+                self._refused += times
+                return
             if len(found.samples) < MAX_SUM_SAMPLES and self._samples < MAX_SAMPLES:
                 found.add_sample(self._clock(), fields)
                 self._samples += 1
@@ -94,23 +94,37 @@ class EventSender(PerProcess):
         if thread is not None:
             thread.join(EXIT_TIMEOUT)
 
+    def _start_sum(self, name: str, key: str, times: int) -> EventSum:
+        made = EventSum(name, key, self._clock(), times)
+        found = self._sums.setdefault((name, key), made)
+        if found is not made:  # a signal handler was faster
+            found.times += times
+        self._wake_thread(len(self._sums))
+        return found
+
     def _wake_thread(self, sums: int) -> None:
         """Wakes the thread for the first sum of an interval, and when many wait. Starts it if there is none."""
         if sums in (1, SEND_AT):
             self._wake.put(True)
         if self._thread is None:
             thread = threading.Thread(target=self._run, args=(self._wake,), name="clusterstate-events", daemon=True)
+            self._thread = thread  # first, or a signal handler that tracks would start another one
             with contextlib.suppress(RuntimeError):  # the interpreter ends: the events are sent at exit
-                thread.start()
-                self._thread = thread
+                try:
+                    thread.start()
+                except BaseException:
+                    self._thread = None
+                    raise
 
     def _run(self, wake: "queue.SimpleQueue[bool]") -> None:
-        while not self._outbox.empty or wake.get():
+        sent = True
+        while not sent or wake.get():
+            sent = False
             with contextlib.suppress(queue.Empty):
                 if not wake.get(timeout=INTERVAL):
                     return
             try:
-                self._send(self._clock() + SEND_TIMEOUT)
+                sent = self._send(self._clock() + SEND_TIMEOUT)
             except Exception:  # a bug: the thread must go on, or no more events would be sent
                 logger.exception("sending tracked events failed; retrying")
 

@@ -31,8 +31,7 @@ def no_failures() -> None:
 def gathered(number: int, at: float = 100.0, fields: dict[str, object] | None = None) -> list[EventSum]:
     sums = []
     for key in range(number):
-        one = EventSum("login", str(key), at)
-        one.times = 2
+        one = EventSum("login", str(key), at, 2)
         if fields is not None:
             one.add_sample(at, fields)
         sums.append(one)
@@ -107,8 +106,7 @@ def test_batches_are_bounded_in_entries_and_bytes() -> None:
 
 def test_lone_surrogates_are_replaced() -> None:
     nodes, outbox = Nodes(), Outbox()
-    one = EventSum("login", "\udcff", 100.0)
-    one.times = 1
+    one = EventSum("login", "\udcff", 100.0, 1)
     one.add_sample(100.0, {"\udcff": "\udcff"})
     outbox.put([one], 100.0)
     outbox.assign(table("a"))
