@@ -87,11 +87,11 @@ class Joiner:
         """Whether nobody fills this node."""
         return now - self.progress > NO_PROGRESS
 
-    def tick(self, now: float, *, lacking: bool) -> None:
-        """Takes over once all that serve have filled this node. `lacking`: whether it holds less than it has to."""
+    def tick(self, now: float) -> None:
+        """Takes over once all that serve have filled this node."""
         boots = self._placement.boots
         self.may_serve = boots <= self._yours or self.is_stuck(now)
-        if now >= self._asked_at and not lacking and all(self.is_filled_by(boot) for boot in boots):
+        if now >= self._asked_at and all(self.is_filled_by(boot) for boot in boots):
             self._asked_at = now + ASK_AGAIN
             for boot in sorted(boots - self._yours):
                 if boot in self._outboxes.open:

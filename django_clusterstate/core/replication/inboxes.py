@@ -1,11 +1,12 @@
 """Takes in the copies that other nodes send."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
+from .. import rendezvous_hashing
 from .messages import Batch, FillStart, Record, RecordKey
 from .placement import Placement
-from .slots import SlotSet
+from .slots import SlotSet, union
 from .stores import Store
 from .versions import MAX_VERSION, NONE, HybridClock
 
@@ -36,6 +37,7 @@ class Inboxes:
         self._clock = clock
         self._changed = changed
         self._filling: dict[bytes, _Filling] = {}
+        self._changed_by: dict[bytes, bytearray] = {}  # a byte for each slot, 1 if the instance has changed entries
 
     def closed(self, boot: bytes) -> None:
         """The connection from an instance is lost."""
@@ -88,6 +90,8 @@ class Inboxes:
         store.put(record, now)
         if owns:
             self._changed([(record.kind, record.key)])
+        else:
+            self._flags_of(boot)[store.slot(record.key)] = 1
 
     def start_fill(self, boot: bytes, start: FillStart) -> None:
         """The records of some slots follow."""
@@ -108,4 +112,17 @@ class Inboxes:
             for key in list(store.keys(slots)):
                 if (kind, key) not in filling.confirmed and store.version(key) < filling.start.clock:
                     store.drop(key)
+        flags = self._flags_of(boot)
+        for slot in slots:
+            flags[slot] = 1
         return slots
+
+    def _flags_of(self, boot: bytes) -> bytearray:
+        if boot not in self._changed_by:
+            self._changed_by[boot] = bytearray(rendezvous_hashing.SLOTS)
+        return self._changed_by[boot]
+
+    def changed_by_others(self, boots: Set[bytes]) -> SlotSet:
+        """The slots that others than these instances, which serve, have changed here: their owner may lack that, since
+        it may never have seen those others serve. Each is returned once."""
+        return union(SlotSet.of_flags(self._changed_by.pop(boot)) for boot in self._changed_by.keys() - boots)

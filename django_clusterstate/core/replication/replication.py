@@ -200,6 +200,7 @@ class Replication:
             self.outboxes.begin_epoch()
             self.joiner.begin_epoch(now)
             self._has_dropped = False
+            self._reports_at = now  # before it asks to take over
         self.complete = (had & placement.held) | placement.owned
         self._begin_generation()
         for slot in had - self.complete:
@@ -319,13 +320,17 @@ class Replication:
         if self._had is not None and (self.placement.serving or (others and self.joiner.is_stuck(now))):
             self.lose(frozenset(others), now)
         self.outboxes.pump()
+        changed = self.inboxes.changed_by_others(self.placement.boots)
+        if changed:
+            self.complete = (self.complete - changed) | self.placement.owned
+            self._reports_at = now
         self._report_missing(now)
         if self.leaver is not None:
             if self.leaver.depart(self.synced, now):
                 self._plan(now)
             self.leaver.tick(self._all_settled, now)
         elif not self.placement.serving:
-            self.joiner.tick(now, lacking=self._lacking)
+            self.joiner.tick(now)
         self._report_filled()
         if not self._has_dropped and not self.placement.ceded and self.synced:
             self.placement.remember()

@@ -35,7 +35,7 @@ class ServesUnfilled(Replication):
 
 
 class _ServesUnfilled(Joiner):
-    def tick(self, now: float, *, lacking: bool) -> None:
+    def tick(self, now: float) -> None:
         self.may_serve = True
 
 

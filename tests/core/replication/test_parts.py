@@ -255,7 +255,7 @@ def test_slots_that_are_not_wanted_meanwhile_count_as_lacking() -> None:
 # -- joining ------------------------------------------------------------------------------------------------------
 
 
-def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view_and_lacks_nothing() -> None:
+def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view() -> None:
     placement = Placement(A)  # history 17
     placement.update(View.of([B]), [])
     placement.plan()
@@ -264,16 +264,14 @@ def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view_and_
     outboxes.get(B.boot).open = True
     joiner = Joiner(placement, outboxes, 0.0)
     joiner.filled(B.boot, View.of([B, C]).epoch)
-    joiner.tick(1.0, lacking=False)
+    joiner.tick(1.0)
     assert not sent
     assert not joiner.may_serve
     joiner.filled(B.boot, placement.epoch)
-    joiner.tick(1.0, lacking=True)
-    assert not sent
-    joiner.tick(1.0, lacking=False)
+    joiner.tick(1.0)
     assert sent == [(B.boot, TakeOver(placement.epoch))]
     joiner.take(B.boot, Yours(placement.epoch, SlotSet([1])))
-    joiner.tick(1.0, lacking=False)
+    joiner.tick(1.0)
     assert joiner.may_serve
 
 
@@ -282,9 +280,9 @@ def test_a_joining_node_that_nobody_fills_serves_all_the_same() -> None:
     placement.update(View.of([B]), [])
     placement.plan()
     joiner = Joiner(placement, Outboxes(placement, [], HybridClock(A.boot), lambda *_: None), 0.0)
-    joiner.tick(NO_PROGRESS, lacking=True)
+    joiner.tick(NO_PROGRESS)
     assert not joiner.may_serve
-    joiner.tick(NO_PROGRESS + 0.1, lacking=True)
+    joiner.tick(NO_PROGRESS + 0.1)
     assert joiner.may_serve
 
 

@@ -30,6 +30,10 @@ def test_nodes_that_give_way_together_dont_take_each_other_for_winners() -> None
     assert judge("partition", 72).broken == ""
 
 
+def test_what_a_node_has_changed_at_a_backup_before_it_gave_way_reaches_the_owner() -> None:
+    assert judge("three sides", 90).broken == ""
+
+
 @pytest.mark.parametrize("scenario", ["many at once", "partition"])
 def test_same_seed_gives_the_same_trace(scenario: str) -> None:
     assert judge(scenario, 7).figures == judge(scenario, 7).figures != judge(scenario, 8).figures
