@@ -168,8 +168,17 @@ class AsyncClient:
             dial = loop.create_task(self._dialer.dial_async(target))
             suppress_destroyed_warning(dial)
             connections.dialing[target] = dial
-            dial.add_done_callback(lambda dial: _dialed(connections, target, dial))
+            dial.add_done_callback(lambda dial: self._dialed(connections, target, dial))
         return await asyncio.shield(dial)
+
+    def _dialed(self, connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
+        if connections.dialing.get(target) is not dial:
+            return  # it was begun by the process that this one is a fork of
+        del connections.dialing[target]
+        if not dial.cancelled() and dial.exception() is None:
+            connections.open[target] = dial.result()
+            if not self.routing.uses(target):  # retired meanwhile, or before by another task or thread
+                self.retire(target)
 
     async def _call_or_error(self, target: Target, request: bytes, until: float | None) -> Reply | ClusterStateError:
         try:
@@ -186,11 +195,3 @@ class AsyncClient:
 def from_now(seconds: float | None) -> float | None:
     """The running loop's time `seconds` from now; None for None."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-
-def _dialed(connections: LoopConnections, target: Target, dial: "asyncio.Task[AsyncConnection]") -> None:
-    if connections.dialing.get(target) is not dial:
-        return  # it was begun by the process that this one is a fork of
-    del connections.dialing[target]
-    if not dial.cancelled() and dial.exception() is None:
-        connections.open[target] = dial.result()

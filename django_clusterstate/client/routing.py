@@ -142,8 +142,15 @@ class Routing(PerProcess):
 
     def close_pools(self) -> None:
         """Closes all idle connections of the blocking client."""
-        for target in {self.local, *self.table.targets.values(), *self._contacts.values()}:
+        for target in self._used():
             target.close_pool()
+
+    def uses(self, target: Target) -> bool:
+        """Whether requests are sent to the node from now on."""
+        return target in self._used()
+
+    def _used(self) -> set[Target]:
+        return {self.local, *self.table.targets.values(), *self._contacts.values()}
 
     def _reset(self) -> None:
         self._lock = threading.RLock()  # a thread of the parent may hold the other one
@@ -238,14 +245,15 @@ class Routing(PerProcess):
         old = self.table
         local = (reply.name, serves) if source is self.local else (old.local_name, old.local_serves)
         known = {**self._contacts, **old.targets}
+        contacts: dict[str, Target] = {}
         if serves:
-            self._contacts = {}
             view = old.view if reply.epoch == old.view.epoch else View(reply.members, reply.epoch)
         else:
             members = [member for member in reply.members if member.name != local[0]][:MAX_CONTACTS]
-            self._contacts = {member.name: _target(member, known) for member in members}
+            contacts = {member.name: _target(member, known) for member in members}
             view = old.view
         self._tabulate(view, *local, known)
+        self._contacts = contacts
         if self.table.targets:  # from now on other threads use the table
             self.refresh_at = now + (VIEW_MAX_AGE if serves else HALF_OPEN_AFTER)
         self._close_unused(known)
@@ -262,8 +270,7 @@ class Routing(PerProcess):
         self.table = RoutingTable(view, local_name, targets, local_serves=local_serves)
 
     def _close_unused(self, known: dict[str, Target]) -> None:
-        used = {self.local, *self.table.targets.values(), *self._contacts.values()}
-        for target in set(known.values()) - used:
+        for target in set(known.values()) - self._used():
             target.close_pool()
             for client in list(self._loop_clients):
                 client.retire(target)

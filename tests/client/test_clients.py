@@ -1139,6 +1139,24 @@ async def test_connection_of_an_event_loop_is_closed_when_another_thread_learns_
         await async_client.close()
 
 
+async def test_connection_to_a_node_that_has_left_is_closed_though_it_is_made_later() -> None:
+    ended = threading.Event()
+
+    def script(sock: Any) -> None:
+        try:
+            answering()(sock)
+        finally:
+            ended.set()
+
+    with ScriptedNode(script) as node:
+        client = AsyncClient(Routing(node.address), Dialer(KEYS, 0.1))
+        left = Target("b", node.address)  # of a task with an earlier table
+        await client.call_node(left, PING)
+        assert await asyncio.to_thread(ended.wait, SECONDS)
+        assert left not in client._loops[asyncio.get_running_loop()].open
+        await client.close()
+
+
 async def test_closed_client_can_be_used_again(async_client: AsyncClient) -> None:
     before = open_files()
     for _ in range(2):
