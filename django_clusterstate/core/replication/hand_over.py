@@ -9,6 +9,7 @@ from .placement import Placement
 
 NO_PROGRESS: Final = 5.0  # seconds after which a joining node that nobody fills serves all the same
 ASK_AGAIN: Final = 0.05  # seconds between two requests of a joining node to take over
+GIVE_WAY: Final = 1.0  # seconds for which a joining node lets another one go first
 MAX_INSTANCES: Final = 4096
 NO_EPOCH: Final = 0
 INTENT: Final = 0.2  # seconds within which all should know that a node leaves
@@ -64,11 +65,15 @@ class Joiner:
         """The instance was wrong, and says again when it has filled this node."""
         self._filled_by.note(boot, NO_EPOCH)
 
-    def take(self, boot: bytes, yours: Yours) -> None:
-        """An instance has handed over slots."""
+    def take(self, boot: bytes, yours: Yours, now: float) -> bool:
+        """An instance has handed over slots; whether this node owns them now."""
+        if yours.turn != self._placement.turn:
+            return False
+        self.progress = now
         self._placement.taken[boot] = yours.slots
         if yours.epoch == self._placement.epoch:
             self._yours.add(boot)
+        return True
 
     def wait_for(self, busy: Busy) -> bool:
         """Another joining node takes over now. Of two that wait for each other, the one with the greater name gives
@@ -81,6 +86,7 @@ class Joiner:
                 self._outboxes.send(boot, GiveBack())
         self._placement.give_back()
         self._yours.clear()
+        self._asked_at = self._outboxes.now + GIVE_WAY
         return True
 
     def is_stuck(self, now: float) -> bool:
@@ -95,7 +101,7 @@ class Joiner:
             self._asked_at = now + ASK_AGAIN
             for boot in sorted(boots - self._yours):
                 if boot in self._outboxes.open:
-                    self._outboxes.send(boot, TakeOver(self._placement.epoch))
+                    self._outboxes.send(boot, TakeOver(self._placement.epoch, self._placement.turn))
 
 
 class Leaver:

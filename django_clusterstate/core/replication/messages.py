@@ -78,15 +78,19 @@ class Settled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TakeOver(msgspec.Struct, frozen=True, array_like=True):
-    """A joining node that all have filled asks for its slots. Reply: `Yours` or `Busy`; none while views differ."""
+    """A joining node that all have filled asks for its slots. `turn`: how often it has given back what it had. Reply:
+    `Yours` or `Busy`; none while views differ."""
 
     epoch: int
+    turn: int
 
 
 class Yours(msgspec.Struct, frozen=True, array_like=True):
-    """From now on the receiver owns these slots of the sender, which is their backup."""
+    """From now on the receiver owns these slots of the sender, which is their backup. `turn`: of the request. If the
+    receiver has given back since what it had, it doesn't own them."""
 
     epoch: int
+    turn: int
     slots: SlotSet
 
 

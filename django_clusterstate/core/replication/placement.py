@@ -30,7 +30,7 @@ class Placement:
       and that own nothing any more, though they are in the view. `epoch`: of the view without the departed ones, whose
       instances are `boots`.
     - `handed`: the slots of this node that a joining one owns already. `taken`: the slots that this node owns already,
-      though it is joining, by the node that has handed them over.
+      though it is joining, by the node that has handed them over. `turn`: how often it has given all of them back.
     - `owned`, `held`: the slots that this node owns; and that it holds as owner or backup, or will when it serves.
       `owns`: a byte for each slot, 1 if this node owns it.
     - `ceded`: the slots that it has owned, by the present owner, which may lack entries. If that one is lost, the next
@@ -48,6 +48,7 @@ class Placement:
         self.departed: dict[bytes, None] = {}
         self.handed: dict[bytes, SlotSet] = {}
         self.taken: dict[bytes, SlotSet] = {}
+        self.turn = 0
         self.owned = SlotSet()
         self.held = SlotSet()
         self.owns = bytearray(rendezvous_hashing.SLOTS)
@@ -131,6 +132,7 @@ class Placement:
 
     def give_back(self) -> None:
         """Gives back all that this node, which joins, has taken over."""
+        self.turn += 1
         self.taken.clear()
         self._set_owned(SlotSet())  # so that nothing counts as ceded: it was all sent before
 
@@ -141,6 +143,7 @@ class Placement:
 
     def renounce(self) -> None:
         """Others have served the slots of this node."""
+        self.turn += 1
         self._set_owned(SlotSet())
         self.handed.clear()
         self.taken.clear()

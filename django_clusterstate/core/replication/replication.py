@@ -265,10 +265,9 @@ class Replication:
             case TakeOver():
                 self._hand_over(boot, message, now)
             case Yours() if not self.placement.serving:
-                self.joiner.progress = now
-                self.joiner.take(boot, message)
-                self._plan(now)
-                self.outboxes.get(boot).take_as_filled(message.slots)
+                if self.joiner.take(boot, message, now):
+                    self._plan(now)
+                    self.outboxes.get(boot).take_as_filled(message.slots)
             case Busy() if not self.placement.serving:
                 if self.joiner.wait_for(message):
                     self._plan(now)
@@ -308,7 +307,7 @@ class Replication:
             self._send(boot, Busy(min(others)))
             return
         self.outboxes.flush(boot)
-        self._send(boot, Yours(request.epoch, placement.hand_over(joiner)))
+        self._send(boot, Yours(request.epoch, request.turn, placement.hand_over(joiner)))
         self._plan(now)
 
     # -- the passing of time --------------------------------------------------------------------------------

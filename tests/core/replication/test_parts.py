@@ -269,10 +269,23 @@ def test_a_joining_node_takes_over_when_it_is_filled_under_the_present_view() ->
     assert not joiner.may_serve
     joiner.filled(B.boot, placement.epoch)
     joiner.tick(1.0)
-    assert sent == [(B.boot, TakeOver(placement.epoch))]
-    joiner.take(B.boot, Yours(placement.epoch, SlotSet([1])))
+    assert sent == [(B.boot, TakeOver(placement.epoch, 0))]
+    assert joiner.take(B.boot, Yours(placement.epoch, 0, SlotSet([1])), 1.0)
     joiner.tick(1.0)
     assert joiner.may_serve
+
+
+def test_a_joining_node_does_not_take_what_was_handed_over_before_it_gave_all_back() -> None:
+    placement = Placement(A)
+    placement.update(View.of([B]), [])
+    placement.plan()
+    joiner = Joiner(placement, Outboxes(placement, [], HybridClock(A.boot), lambda *_: None), 0.0)
+    stale = Yours(placement.epoch, placement.turn, SlotSet([1]))
+    placement.give_back()
+    assert not joiner.take(B.boot, stale, 1.0)
+    assert not placement.taken
+    assert joiner.take(B.boot, Yours(placement.epoch, placement.turn, SlotSet([1])), 1.0)
+    assert placement.taken
 
 
 def test_a_joining_node_that_nobody_fills_serves_all_the_same() -> None:
