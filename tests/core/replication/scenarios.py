@@ -273,9 +273,9 @@ def behind(sim: DataSimulation) -> dict[str, int]:
     with mock.patch.object(outbox, "MAX_PENDING", 3):
         sim.pause("n1", 1.0)
         for key in keys[::2]:
-            call(sim, "n2", "delete", key)
+            sim.request("n2", Request("delete", key), lambda _: None)
         for key in keys[1::4]:
-            call(sim, "n2", "set", key, b"after")
+            sim.request("n2", Request("set", key, b"after"), lambda _: None)
         sim.run(1)
     boxes = [box for data in sim.data.values() for box in data.replication.outboxes.by_boot.values()]
     sim._hold(any(box.behind for box in boxes), "no backup was behind")
