@@ -146,9 +146,9 @@ def get_limits_storage() -> LimitsStorage | None:
 def forget() -> None:
     """Drops the settings, so that the next use reads them again, and closes the connections of the clients."""
     _close(get_event_sender, get_client, get_limits_storage)
+    _shared.clear()  # first, or another thread would cache an object from here again
     for cached in _cached:
         cached.cache_clear()
-    _shared.clear()
 
 
 def _close(*makers: "functools._lru_cache_wrapper[Any]") -> None:

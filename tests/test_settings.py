@@ -363,6 +363,17 @@ def test_a_commands_options_win_over_all(monkeypatch: pytest.MonkeyPatch) -> Non
     assert runtime.get_settings() is settings
 
 
+def test_changed_settings_hold_though_another_thread_uses_them_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cached:
+        def cache_clear(self) -> None:
+            runtime.get_settings()
+
+    runtime.get_settings()
+    monkeypatch.setattr(runtime, "_cached", [*runtime._cached, Cached()])
+    with override_settings(CLUSTERSTATE={"CLUSTER": "shop"}):
+        assert runtime.get_settings().cluster == "shop"
+
+
 @pytest.mark.parametrize("get", [runtime.get_client, runtime.get_async_client])
 def test_threads_that_ask_at_the_same_moment_get_the_same_client(get: Any) -> None:
     for _ in range(50):
