@@ -70,7 +70,7 @@ class CacheCopies:
         for store in self._stores.all:
             store.forget(slots)
 
-    def keys(self, slots: SlotSet) -> Iterator[bytes]:
+    def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
         return chain.from_iterable(store.keys(slots) for store in self._stores.all)
 
     def clear(self, namespace: bytes, version: int, now: float) -> None:

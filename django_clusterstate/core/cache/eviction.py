@@ -60,8 +60,8 @@ class EvictionOrder(Generic[E]):
         """Removes and returns the entry that is evicted next. There must be one."""
         return self._lru(self.copies.count > 0).pop_oldest(now)
 
-    def keys(self, slots: SlotSet) -> Iterator[bytes]:
-        """The keys in these slots, nearly in this order. Entries may come and go meanwhile."""
+    def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
+        """The keys in these slots, in portions, nearly in this order. Entries may come and go meanwhile."""
         yield from self.copies.keys(slots)
         yield from self.used.keys(slots)
 

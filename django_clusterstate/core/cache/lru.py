@@ -20,6 +20,7 @@ from mmh3 import hash as hash_of
 
 from ..rendezvous_hashing import slot_of
 from ..replication.slots import GROUPS, SlotSet
+from ..replication.stores import portions
 from .entry_keys import DOUBLE, slot_of_entry
 
 SHARDS: Final = GROUPS
@@ -119,14 +120,15 @@ class Lru(Generic[E]):
         self.resolution = min(RESOLUTION, (now - oldest.used) / _LIFETIME_PART)
         return self.pop(oldest.key)
 
-    def keys(self, slots: SlotSet) -> Iterator[bytes]:
-        """The keys in these slots, the least recently used of each shard first. Entries may come and go meanwhile."""
+    def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
+        """The keys in these slots, in portions, the least recently used of each shard first. Entries may come and go
+        meanwhile."""
         if not self.mask:
-            yield from (key for key in list(self.shards[0]) if slot_of_entry(key) in slots)
+            yield from portions([*self.shards[0]], lambda key: slot_of_entry(key) in slots)
             return
         for group in slots.groups:
-            yield from (key for key in list(self.shards[group]) if DOUBLE not in key and slot_of(key) in slots)
-            yield from (key for key in list(self._doubles[group]) if slot_of_entry(key) in slots)
+            yield from portions([*self.shards[group]], lambda key: DOUBLE not in key and slot_of(key) in slots)
+            yield from portions([*self._doubles[group]], lambda key: slot_of_entry(key) in slots)
 
     def _move_to(self, shards: list[OrderedDict[bytes, E]]) -> None:
         """Moves all entries to one shard or to many."""

@@ -260,8 +260,8 @@ class CacheStore(Generic[V]):
         self._void.add(slots, self.generation)
         self._tombstones.forget(lambda key: slot_of_entry(key) in slots)
 
-    def keys(self, slots: SlotSet) -> Iterator[bytes]:
-        """The keys of all entries in these slots, the least recently used first, or nearly. Entries may come and go
+    def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
+        """The keys of all entries in these slots, in portions, nearly in the order of eviction. Entries may come and go
         meanwhile."""
         return self._entries.keys(slots)
 

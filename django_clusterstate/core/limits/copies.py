@@ -112,7 +112,7 @@ class LimitCopies:
     def forget(self, slots: SlotSet) -> None:
         self._store.forget(slots)
 
-    def keys(self, slots: SlotSet) -> Iterator[bytes]:
+    def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
         return self._store.keys(slots)
 
     def clear(self, namespace: bytes, version: int, now: float) -> None:

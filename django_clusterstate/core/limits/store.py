@@ -16,6 +16,7 @@ from mmh3 import hash as hash_of
 
 from ..expiry import due_of
 from ..replication.slots import GROUPS, SlotSet
+from ..replication.stores import portions
 from ..replication.tombstones import Tombstones, Void
 from ..replication.versions import NONE
 from .algorithms import RULE_BYTES, LimitState, slot_of_state
@@ -224,11 +225,11 @@ class LimitStore:
         self._void.add(slots, self.generation)
         self._tombstones.forget(lambda key: slot_of_state(key) in slots)
 
-    def keys(self, slots: SlotSet) -> Iterator[bytes]:
-        """The keys of all states in these slots. States may come and go meanwhile."""
+    def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
+        """The keys of all states in these slots, in portions. States may come and go meanwhile."""
         for group in slots.groups:
             for shard in self._index[group::GROUPS]:
-                yield from (key for key in list(shard) if slot_of_state(key) in slots)
+                yield from portions([*shard], lambda key: slot_of_state(key) in slots)
 
     def _counted(self, key: bytes) -> int | None:
         """The row of a key, though its state may have expired or be invalid; None if it is void."""

@@ -1,22 +1,14 @@
 """Takes in the copies that other nodes send."""
 
-from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 from .. import rendezvous_hashing
+from .cleaning import Cleaner, Filling
 from .messages import Batch, FillStart, Record, RecordKey
 from .placement import Placement
 from .slots import SlotSet, union
 from .stores import Store
 from .versions import MAX_VERSION, NONE, HybridClock
-
-
-@dataclass(slots=True)
-class _Filling:
-    """A fill that is under way. `confirmed`: the records that its sender has sent since it began."""
-
-    start: FillStart
-    confirmed: set[RecordKey] = field(default_factory=set)
 
 
 class Inboxes:
@@ -36,12 +28,14 @@ class Inboxes:
         self._stores = stores
         self._clock = clock
         self._changed = changed
-        self._filling: dict[bytes, _Filling] = {}
+        self.cleaner = Cleaner(stores)
+        self._filling: dict[bytes, Filling] = {}
         self._changed_by: dict[bytes, bytearray] = {}  # a byte for each slot, 1 if the instance has changed entries
 
     def closed(self, boot: bytes) -> None:
         """The connection from an instance is lost."""
         self._filling.pop(boot, None)
+        self.cleaner.closed(boot)
 
     def batch(self, boot: bytes, batch: Batch, now: float) -> bool:
         """Takes in records. False, and none is taken in, if they are older than this node's memory of deletes.
@@ -58,6 +52,7 @@ class Inboxes:
             self._merge(boot, record, now)
             if filling is not None:
                 filling.confirmed.add((record.kind, record.key))
+            self.cleaner.confirm(boot, (record.kind, record.key))
         return True
 
     def _check(self, record: Record) -> None:
@@ -95,27 +90,40 @@ class Inboxes:
 
     def start_fill(self, boot: bytes, start: FillStart) -> None:
         """The records of some slots follow."""
-        self._filling[boot] = _Filling(start)
+        self._filling[boot] = Filling(start)
 
-    def end_fill(self, boot: bytes, lacking: SlotSet) -> SlotSet | None:
-        """All records of the slots have come: drops the entries that none confirmed. Returns the slots that are now
-        complete; None if this node doesn't see the sender as their owner, or holds entries that it is `lacking`."""
+    def end_fill(self, boot: bytes, lacking: SlotSet) -> bool:
+        """All records of the slots have come: the entries that none confirmed are to be dropped. False if this node
+        doesn't see the sender as their owner, or holds entries that it is `lacking`."""
         filling = self._filling.pop(boot, None)
-        if filling is None:
-            return None
-        if not filling.start.owned:
-            return SlotSet()
-        slots = filling.start.slots
-        if slots & lacking or self._placement.by_owner(slots).keys() - {boot}:
-            return None
-        for kind, store in enumerate(self._stores):
-            for key in list(store.keys(slots)):
-                if (kind, key) not in filling.confirmed and store.version(key) < filling.start.clock:
-                    store.drop(key)
-        flags = self._flags_of(boot)
-        for slot in slots:
-            flags[slot] = 1
-        return slots
+        if filling is None or (filling.start.owned and not self._may_drop(boot, filling.start.slots, lacking)):
+            return False
+        self._note_changes(boot, filling)
+        self.cleaner.add(boot, filling)
+        return True
+
+    def clean(self, lacking: Callable[[bytes], SlotSet]) -> Iterator[tuple[bytes, bool, SlotSet]]:
+        """Drops entries that fills haven't confirmed. Gives for each message that can be acknowledged by now its
+        sender, whether it was taken in, and the slots that are now complete."""
+        for boot, ended in self.cleaner.drop_unconfirmed():
+            if isinstance(ended, bool):
+                yield boot, ended, SlotSet()
+            elif not ended.start.owned:
+                yield boot, True, SlotSet()
+            else:
+                self._note_changes(boot, ended)
+                slots = ended.start.slots
+                taken_in = self._may_drop(boot, slots, lacking(boot))  # unless the view has changed meanwhile
+                yield boot, taken_in, slots if taken_in else SlotSet()
+
+    def _may_drop(self, boot: bytes, slots: SlotSet, lacking: SlotSet) -> bool:
+        return not (slots & lacking or self._placement.by_owner(slots).keys() - {boot})
+
+    def _note_changes(self, boot: bytes, filling: Filling) -> None:
+        if filling.start.owned:
+            flags = self._flags_of(boot)
+            for slot in filling.start.slots:
+                flags[slot] = 1
 
     def _flags_of(self, boot: bytes) -> bytearray:
         if boot not in self._changed_by:

@@ -5,7 +5,7 @@ are dropped, and its slots are filled again once it has caught up.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -15,7 +15,8 @@ from .slots import SlotSet
 
 WINDOW: Final = 8  # messages that aren't acknowledged
 BATCH: Final = 500  # records
-FILL_SLOTS: Final = 256  # slots of one fill
+FILL_SLOTS: Final = 256  # slots of one fill, or a few more
+READ: Final = 50  # records that can be sent while a portion of keys is read
 MAX_PENDING: Final = 50_000  # records that wait for a peer; more, and it is behind
 RETRY: Final = 0.2  # seconds until what was refused is sent again
 
@@ -33,7 +34,7 @@ class _Sent:
 class _Fill:
     slots: SlotSet
     owned: bool
-    keys: Iterator[RecordKey]
+    portions: Iterator[Sequence[RecordKey]]
 
 
 class Outbox:
@@ -41,14 +42,14 @@ class Outbox:
     node owns, so that the peer may drop what it doesn't get; `filled`: those of which it holds all entries.
 
     `send(message)` sends a message, `encode(keys)` gives the present records of keys, `keys_in(slots)` all keys of
-    slots, `clock()` the last version. `behind`: how often changes were dropped.
+    slots in portions, `clock()` the last version. `behind`: how often changes were dropped.
     """
 
     def __init__(
         self,
         send: Callable[[Message], None],
         encode: Callable[[Iterable[RecordKey]], tuple[Record, ...]],
-        keys_in: Callable[[SlotSet], Iterable[RecordKey]],
+        keys_in: Callable[[SlotSet], Iterable[Sequence[RecordKey]]],
         clock: Callable[[], int],
     ) -> None:
         self.wanted = SlotSet()
@@ -114,13 +115,15 @@ class Outbox:
         return keys
 
     def pump(self, now: float) -> None:
-        """Sends what the window has room for."""
-        while self.open and len(self._in_flight) < WINDOW:
-            sent = now >= self._retry_at and self._send_changes()
-            if len(self._in_flight) < WINDOW:
-                sent = self._send_fill(now) or sent
+        """Sends what the window has room for, but no more than can be sent in a millisecond or two."""
+        left = BATCH
+        while self.open and len(self._in_flight) < WINDOW and left > 0:
+            sent = self._send_changes() if now >= self._retry_at else 0
+            if len(self._in_flight) < WINDOW and sent < left:
+                sent += self._send_fill(now)
             if not sent:
                 return
+            left -= sent
 
     def flush(self) -> None:
         """Sends all changes, however many messages aren't acknowledged: a hand-over follows."""
@@ -132,32 +135,35 @@ class Outbox:
         self._in_flight.append(_Sent())
         self._send(message)
 
-    def _send_changes(self) -> bool:
-        if not self._pending:
-            return False
+    def _send_changes(self) -> int:
+        """Returns the number of records that are sent."""
         keys = tuple(islice(self._pending, BATCH))
         for key in keys:
             del self._pending[key]
-        self._in_flight.append(_Sent(keys))
-        self._send(Batch(self._clock(), self._encode(keys)))
-        return True
+        if keys:
+            self._in_flight.append(_Sent(keys))
+            self._send(Batch(self._clock(), self._encode(keys)))
+        return len(keys)
 
-    def _send_fill(self, now: float) -> bool:
+    def _send_fill(self, now: float) -> int:
+        """Goes on with a fill. Returns how many records could be sent in the time that it took."""
         fill = self._fill
         if fill is None:
-            return self._start_fill(now)
-        keys = tuple(islice(fill.keys, BATCH))
-        records = tuple(record for record in self._encode(keys) if record.value is not None)
-        if records:
-            self._in_flight.append(_Sent(keys, filling=True))
-            self._send(Batch(self._clock(), records, filling=True))
-        if len(keys) < BATCH:
+            return READ if self._start_fill(now) else 0
+        keys = next(fill.portions, None)
+        if keys is None:
             self._fill = None
             self._in_flight.append(_Sent(slots=fill.slots))
             self._send(FillEnd())
-        return True
+            return READ
+        records = tuple(record for record in self._encode(keys) if record.value is not None)
+        if records:
+            self._in_flight.append(_Sent(tuple(keys), filling=True))
+            self._send(Batch(self._clock(), records, filling=True))
+        return READ + len(keys)
 
     def _start_fill(self, now: float) -> bool:
+        """Begins with the slots of whole groups, since a store reads a group at a time."""
         if self.is_filled or now < self._retry_at:
             return False
         missing = self.wanted - self.filled
@@ -168,8 +174,12 @@ class Outbox:
         first = owned or missing
         if not first:
             return False
-        slots = SlotSet(islice(first, FILL_SLOTS))
-        self._fill = _Fill(slots, bool(owned), iter(list(self._keys_in(slots))))
+        slots = SlotSet()
+        for group in first.groups:
+            slots = slots | first.of_group(group)
+            if len(slots) >= FILL_SLOTS:
+                break
+        self._fill = _Fill(slots, bool(owned), iter(self._keys_in(slots)))
         self.post(FillStart(slots, self._clock(), self._fill.owned))
         return True
 

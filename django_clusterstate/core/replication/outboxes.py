@@ -1,12 +1,12 @@
 """The copies that one node keeps on others: an `Outbox` for each, and the changes that none has got yet."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .messages import Message, Record, RecordKey
 from .outbox import Outbox
 from .placement import Placement, Wanted
 from .slots import SlotSet
-from .stores import Store
+from .stores import Store, keys_in
 from .versions import NONE, HybridClock
 
 
@@ -132,5 +132,5 @@ class Outboxes:
             return None
         return Record(kind, key, self._clock.next(self.now))
 
-    def _keys_in(self, slots: SlotSet) -> Iterable[RecordKey]:
-        return [(kind, key) for kind, store in enumerate(self._stores) for key in store.keys(slots)]
+    def _keys_in(self, slots: SlotSet) -> Iterator[Sequence[RecordKey]]:
+        return keys_in(self._stores, slots)

@@ -167,6 +167,7 @@ class Replication:
         self.complete = SlotSet()
         self.placement.renounce()
         self.outboxes.paused = True
+        self.inboxes.cleaner.refuse()
         self.joiner = Joiner(self.placement, self.outboxes, now)
 
     def lose(self, winners: frozenset[bytes], now: float) -> None:
@@ -201,6 +202,7 @@ class Replication:
             self.joiner.begin_epoch(now)
             self._has_dropped = False
             self._reports_at = now  # before it asks to take over
+            self.inboxes.cleaner.begin(SlotSet())
         self.complete = (had & placement.held) | placement.owned
         self._begin_generation()
         for slot in had - self.complete:
@@ -233,7 +235,10 @@ class Replication:
                 self.joiner.progress = now
                 taken_in = self._start_fill(boot, message, now)
             case FillEnd():
-                taken_in = self._end_fill(boot)
+                taken_in = self.inboxes.end_fill(boot, self._lacked_by(boot))
+                if taken_in:
+                    self._clean()
+                    return
             case Clear():
                 self.clear(message.namespace, message.version, now)
                 taken_in = True
@@ -243,7 +248,8 @@ class Replication:
                     self.placement.depart(boot)
                 self._plan(now)
                 taken_in = True
-        self._send(boot, Ack(self.clock.last(), refused=not taken_in))
+        if not self.inboxes.cleaner.wait(boot, taken_in):
+            self._send(boot, Ack(self.clock.last(), refused=not taken_in))
 
     def _acknowledged(self, boot: bytes, ack: Ack, now: float) -> None:
         self.clock.receive(ack.clock, now)
@@ -285,14 +291,16 @@ class Replication:
             self._plan(now)
         return True
 
-    def _end_fill(self, boot: bytes) -> bool:
+    def _lacked_by(self, boot: bytes) -> SlotSet:
+        """Slots of which an instance may lack entries that are here."""
         outbox = self.outboxes.by_boot.get(boot)
-        lacking = self.placement.all_ceded - (SlotSet() if outbox is None else outbox.filled)
-        slots = self.inboxes.end_fill(boot, lacking)
-        if slots is None:
-            return False
-        self.complete = self.complete | (slots & self.placement.held)
-        return True
+        return self.placement.all_ceded - (SlotSet() if outbox is None else outbox.filled)
+
+    def _clean(self) -> None:
+        """Goes on with dropping what fills haven't confirmed."""
+        for boot, taken_in, slots in self.inboxes.clean(self._lacked_by):
+            self.complete = self.complete | (slots & self.placement.held)
+            self._send(boot, Ack(self.clock.last(), refused=not taken_in))
 
     def _hand_over(self, boot: bytes, request: TakeOver, now: float) -> None:
         """A joining node asks for its slots. It asks again if it gets no answer."""
@@ -319,6 +327,7 @@ class Replication:
         if self._had is not None and (self.placement.serving or (others and self.joiner.is_stuck(now))):
             self.lose(frozenset(others), now)
         self.outboxes.pump()
+        self._clean()
         changed = self.inboxes.changed_by_others(self.placement.boots)
         if changed:
             self.complete = (self.complete - changed) | self.placement.owned
@@ -333,7 +342,9 @@ class Replication:
         self._report_filled()
         if not self._has_dropped and not self.placement.ceded and self.synced:
             self.placement.remember()
-            self._drop_unheld()
+            self._has_dropped = True
+            self.inboxes.cleaner.begin(SlotSet.all() - self.placement.held)
+        self.inboxes.cleaner.drop_unheld(self.placement.held)
 
     def _report_filled(self) -> None:
         """Says which instances hold all that they have to hold, and whether all backups do."""
@@ -380,10 +391,3 @@ class Replication:
     def _all_settled(self) -> bool:
         epoch = self.placement.epoch
         return all(self._settled_by.holds(boot, epoch) for boot in self.placement.boots)
-
-    def _drop_unheld(self) -> None:
-        self._has_dropped = True
-        unheld = SlotSet.all() - self.placement.held
-        for store in self._stores:
-            for key in list(store.keys(unheld)):
-                store.drop(key)

@@ -1,10 +1,12 @@
 """What replication needs of the entries of a node."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Protocol
 
-from .messages import Record
+from .messages import Record, RecordKey
 from .slots import SlotSet
+
+PORTION: Final = 500  # keys that are read at a time
 
 
 class Store(Protocol):
@@ -56,10 +58,24 @@ class Store(Protocol):
         They are dropped later."""
         ...
 
-    def keys(self, slots: SlotSet) -> Iterable[bytes]:
-        """The keys of all entries in these slots, also of those that don't count. Entries may come and go meanwhile."""
+    def keys(self, slots: SlotSet) -> Iterable[Sequence[bytes]]:
+        """The keys of all entries in these slots, also of those that don't count: those among `PORTION` keys at a time,
+        which may be none. Entries may come and go meanwhile."""
         ...
 
     def clear(self, namespace: bytes, version: int, now: float) -> None:
         """Entries of a namespace up to this version are absent."""
         ...
+
+
+def portions(keys: Sequence[bytes], wanted: Callable[[bytes], bool]) -> Iterator[list[bytes]]:
+    """Those of the keys that are wanted, of `PORTION` at a time."""
+    for start in range(0, len(keys), PORTION):
+        yield [key for key in keys[start : start + PORTION] if wanted(key)]
+
+
+def keys_in(stores: Iterable[Store], slots: SlotSet) -> Iterator[list[RecordKey]]:
+    """The keys in these slots of all stores, by kind, in portions."""
+    for kind, store in enumerate(stores):
+        for keys in store.keys(slots):
+            yield [(kind, key) for key in keys]

@@ -1,12 +1,14 @@
 """Simpler rules, each of which some history breaks: a simulation that can't break them proves nothing."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django_clusterstate.core.membership.heartbeat import Heartbeat
 from django_clusterstate.core.membership.members import Effects
 from django_clusterstate.core.membership.membership import Membership
+from django_clusterstate.core.replication.cleaning import Cleaner, Filling
 from django_clusterstate.core.replication.hand_over import Joiner
-from django_clusterstate.core.replication.inboxes import Inboxes
+from django_clusterstate.core.replication.messages import RecordKey
 from django_clusterstate.core.replication.replication import Replication
 from django_clusterstate.core.replication.slots import SlotSet
 from tests.core.replication.simulation import DataSimulation
@@ -17,13 +19,12 @@ class AddsOnly(Replication):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.inboxes.__class__ = _AddsOnly
+        self.inboxes.cleaner.__class__ = _AddsOnly
 
 
-class _AddsOnly(Inboxes):
-    def end_fill(self, boot: bytes, lacking: SlotSet) -> SlotSet | None:
-        filling = self._filling.pop(boot, None)
-        return None if filling is None else filling.start.slots
+class _AddsOnly(Cleaner):
+    def _drop(self, filling: Filling, keys: Sequence[RecordKey]) -> int:
+        return len(keys)
 
 
 class ServesUnfilled(Replication):

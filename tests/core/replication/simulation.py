@@ -130,12 +130,13 @@ class Cells:
         self.cells.pop(key, None)
 
     def forget(self, slots: SlotSet) -> None:
-        for key in self.keys(slots):
-            del self.cells[key]
+        for keys in self.keys(slots):
+            for key in keys:
+                del self.cells[key]
         self.tombstones.forget(lambda key: self.slot(key) in slots)
 
-    def keys(self, slots: SlotSet) -> Iterable[bytes]:
-        return [key for key in self.cells if self.slot(key) in slots]
+    def keys(self, slots: SlotSet) -> Iterable[list[bytes]]:
+        yield [key for key in self.cells if self.slot(key) in slots]
 
     def clear(self, namespace: bytes, version: int, now: float) -> None:
         self.cleared[namespace] = max(version, self.cleared.get(namespace, 0))

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from django_clusterstate.core.cache.copies import CacheCopies
@@ -13,6 +14,7 @@ from django_clusterstate.core.limits.copies import LimitCopies
 from django_clusterstate.core.limits.store import LimitStore
 from django_clusterstate.core.rendezvous_hashing import slot_of
 from django_clusterstate.core.replication.slots import SlotSet
+from django_clusterstate.core.replication.stores import keys_in
 from tests.core.membership.simulation import Node
 from tests.core.replication.simulation import LIMITS, VALUES, Data, DataSimulation, Request, rule_of
 
@@ -75,10 +77,12 @@ class StoredData(Data):
         return algorithms.reset(self.limits, request.key, rules, now)[0]
 
     def live(self, now: float) -> list[tuple[int, bytes, int, Any]]:
-        values, limits = self.stores
-        cached = [(VALUES, key, held) for key in values.keys(SlotSet.all()) if (held := self.cache.peek(key, now))]
-        counted = [(LIMITS, key, None) for key in limits.keys(SlotSet.all()) if self.limits.get(key, now)]
-        return [(kind, key, self.stores[kind].version(key), held and held[0]) for kind, key, held in cached + counted]
+        found: list[tuple[int, bytes, int, Any]] = []
+        for kind, key in chain.from_iterable(keys_in(self.stores, SlotSet.all())):
+            held = self.cache.peek(key, now) if kind == VALUES else (None,) if self.limits.get(key, now) else None
+            if held is not None:
+                found.append((kind, key, self.stores[kind].version(key), held[0]))
+        return found
 
 
 class StoredSimulation(DataSimulation):

@@ -1,24 +1,27 @@
 """The stores of a node behave towards replication as those of the simulation do, which keeps the rules' invariants."""
 
+import math
 import sys
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from django_clusterstate.core.cache.copies import CacheCopies
 from django_clusterstate.core.cache.entry_keys import slot_of_entry
 from django_clusterstate.core.cache.quotas import CacheStores, Value
-from django_clusterstate.core.cache.store import CacheStore
+from django_clusterstate.core.cache.store import ENTRY_OVERHEAD, CacheStore
 from django_clusterstate.core.limits import algorithms
 from django_clusterstate.core.limits.algorithms import Algorithm, LimitState, Rule
 from django_clusterstate.core.limits.copies import LimitCopies
-from django_clusterstate.core.limits.store import LimitStore
+from django_clusterstate.core.limits.store import ROW_OVERHEAD, LimitStore
+from django_clusterstate.core.replication import tombstones
 from django_clusterstate.core.replication.messages import Record
-from django_clusterstate.core.replication.slots import SlotSet
-from django_clusterstate.core.replication.stores import Store
+from django_clusterstate.core.replication.slots import GROUPS, SlotSet
+from django_clusterstate.core.replication.stores import PORTION, Store
 from tests.core.replication.simulation import LIMITS, VALUES, Cell, Cells
 
 AMPLE = 1 << 30
@@ -148,9 +151,9 @@ class AgainstCells(RuleBasedStateMachine):
                 there = self.model.record(key, self.now)
             assert (here.version, here.value) == (there.version, there.value)
             assert self.model.merges or here.ttl == there.ttl
-        assert {*self.model.cells} <= {*self.copies.keys(ALL)} <= {*self.keys}
+        assert {*self.model.cells} <= {*chain.from_iterable(self.copies.keys(ALL))} <= {*self.keys}
         for key in self.model.cells:
-            assert key in self.copies.keys(SlotSet([self.model.slot(key)]))
+            assert key in chain.from_iterable(self.copies.keys(SlotSet([self.model.slot(key)])))
 
 
 class CacheAgainstCells(AgainstCells):
@@ -272,3 +275,201 @@ CacheAgainstCells.TestCase.settings = settings(max_examples=80, stateful_step_co
 LimitsAgainstCells.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestCacheCopies = CacheAgainstCells.TestCase
 TestLimitCopies = LimitsAgainstCells.TestCase
+
+
+# -- what each store does by itself ---------------------------------------------------------------------------------
+
+
+def cache_of(max_bytes: int = AMPLE) -> tuple[CacheStore[Value], CacheCopies]:
+    numbers = count(1000)
+    store: CacheStore[Value] = CacheStore(max_bytes, size_of=sys.getsizeof, on_write=lambda *_: next(numbers))
+    return store, CacheCopies(VALUES, CacheStores(store, {}))
+
+
+def limits_of(max_bytes: int = AMPLE) -> tuple[LimitStore, LimitCopies]:
+    numbers = count(1000)
+    store = LimitStore(max_bytes, on_write=lambda *_: next(numbers))
+    return store, LimitCopies(LIMITS, store)
+
+
+def entry(number: int, version: int = 1, value: Value | None = b"v") -> Record:
+    return Record(VALUES, b"ns\0%03d" % number, version, value)
+
+
+def state(number: int, version: int = 1) -> Record:
+    key = algorithms.key_of_state(b"%03d" % number, Rule(Algorithm.FIXED_WINDOW, 5, 100.0))
+    return Record(LIMITS, key, version, (60.0, 0.0, 0.0, 0.0, 0.0, 3))
+
+
+def test_copied_entries_are_evicted_in_order_before_those_that_are_used_here() -> None:
+    room = 10 * (len(entry(0).key) + sys.getsizeof(b"v") + ENTRY_OVERHEAD)
+    store, copies = cache_of(room)
+    for number in range(5):
+        store.set(entry(number).key, b"v", None, NOW)
+    for number in range(5, 10):
+        copies.put(entry(number), NOW)
+    copies.put(entry(5, 2), NOW)  # written again by its owner
+    assert store.get(entry(6).key, NOW)  # used here
+    for number in range(10, 13):
+        store.set(entry(number).key, b"v", None, NOW)
+    left = {int(key[-3:]) for key in chain.from_iterable(copies.keys(ALL))}
+    assert left == {0, 1, 2, 3, 4, 5, 6, 10, 11, 12}
+    assert (store.copies, store.evictions) == (1, 0)
+    store.set(entry(13).key, b"v", None, NOW)
+    store.set(entry(14).key, b"v", None, NOW)
+    assert (store.copies, store.evictions) == (0, 1)
+
+
+def test_copied_states_are_evicted_in_order_before_those_that_are_used_here() -> None:
+    store, copies = limits_of(10 * (len(state(0).key) + ROW_OVERHEAD))
+
+    def use(number: int) -> None:
+        store.set(state(number).key, (NOW + 60, 0, 0, 0, 0, 1), NOW)
+
+    for number in range(5):
+        use(number)
+    for number in range(5, 10):
+        copies.put(state(number), NOW)
+    copies.put(state(5, 2), NOW)
+    assert store.get(state(6).key, NOW)
+    for number in range(10, 13):
+        use(number)
+    left = {int(key[:3]) for key in chain.from_iterable(copies.keys(ALL))}
+    assert left == {0, 1, 2, 3, 4, 5, 6, 10, 11, 12}
+    assert store.evictions == 0
+    use(13)
+    use(14)
+    assert store.evictions == 1
+
+
+@pytest.mark.parametrize("number", [10, 200])
+def test_copies_never_push_out_what_is_used_here(number: int) -> None:
+    store, copies = cache_of(10 * (len(entry(0).key) + sys.getsizeof(b"v") + ENTRY_OVERHEAD))
+    for used in range(9):
+        store.set(entry(used).key, b"v", None, NOW)
+    for copied in range(10, 10 + number):
+        copies.put(entry(copied), NOW)
+        assert store.bytes <= store.max_bytes
+    assert (store.entries, store.copies, store.evictions) == (10, 1, 0)
+
+
+def test_an_entry_newer_than_a_clear_that_comes_late_stays_though_it_is_cleared_again_later() -> None:
+    store, copies = cache_of()
+    store.set(b"ns\0old", b"v", 60, NOW)  # version 1000
+    store.set(b"ns\0new", b"v", 60, NOW)
+    store.set(b"ns\0newest", b"v", 60, NOW)
+    copies.clear(b"ns", 1000, NOW)
+    assert [store.get(b"ns\0" + name, NOW) for name in (b"old", b"new")] == [None, b"v"]
+    copies.clear(b"ns", 1001, NOW)
+    store.expire(NOW)
+    assert [store.get(b"ns\0" + name, NOW) for name in (b"new", b"newest")] == [None, b"v"]
+    assert store.scan(b"ns\0", None, NOW)[0] == [b"ns\0newest"]
+    assert store.entries == 1
+    assert copies.version(b"ns\0another") == 1001
+
+
+def test_a_bounded_number_of_clears_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tombstones, "MAX_CLEARS", 3)
+    _, copies = cache_of()
+    for number in range(1, 6):
+        copies.clear(b"%d" % number, number, NOW)
+    assert [copies.version(b"%d\0key" % number) for number in range(1, 6)] == [0, 0, 3, 4, 5]
+    assert copies.floor == 2
+
+
+def test_without_versions_nothing_is_remembered() -> None:
+    store: CacheStore[Value] = CacheStore(AMPLE, size_of=sys.getsizeof)
+    store.set(b"ns\0key", b"v", None, NOW)
+    store.delete(b"ns\0key", NOW)
+    store.clear(b"ns", NOW)
+    limits = LimitStore(AMPLE)
+    limits.delete(b"key", NOW)
+    assert (store.version(b"ns\0key"), limits.version(b"key")) == (0, 0)
+
+
+def test_a_copy_that_is_too_large_leaves_no_older_one() -> None:
+    store, copies = cache_of(1000)
+    copies.put(entry(1), NOW)
+    copies.put(entry(1, 2, bytes(2000)), NOW)
+    assert store.entries == 0
+    assert copies.version(entry(1).key) == 2
+
+
+def test_keys_are_found_by_their_slots_in_stores_of_many() -> None:
+    store, copies = cache_of()
+    limits, states = limits_of()
+    for number in range(5000):  # so that the entries are in shards
+        store.set(b"ns\0%d" % number, b"v", None, NOW)
+        limits.set(state(number).key, (NOW + 60, 0, 0, 0, 0, 1), NOW)
+    store.set(b"ns\0\0\x01\x02lease\0key", b"v", None, NOW)
+    copies.put(entry(5001), NOW)
+    some = SlotSet([258, *(slot for slot in ALL if slot % 5 == 0)])
+    for adapter in (copies, states):
+        every = [*chain.from_iterable(adapter.keys(ALL))]
+        assert len(every) == len({*every}) == (5002 if adapter is copies else 5000)
+        wanted = [key for key in every if adapter.slot(key) in some]
+        assert sorted(chain.from_iterable(adapter.keys(some))) == sorted(wanted)
+        assert sorted(
+            key for group in range(GROUPS) for keys in adapter.keys(some.of_group(group)) for key in keys
+        ) == sorted(wanted)
+        assert all(len(keys) <= PORTION for keys in adapter.keys(ALL))
+
+
+@given(st.sets(st.integers(0, (1 << 16) - 1), max_size=50))
+def test_a_set_of_slots_is_that_of_its_groups(slots: set[int]) -> None:
+    some = SlotSet(slots)
+    assert some.groups == sorted({slot % GROUPS for slot in slots})
+    assert {slot for group in some.groups for slot in some.of_group(group)} == slots
+
+
+RULE = Rule(Algorithm.FIXED_WINDOW, 5, 100.0)
+STATE = (60.0, 0.0, 0.0, 0.0, 0.0, 3)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Record(VALUES, bytes(1025), 1, b"v"),
+        Record(VALUES, b"ns\0key", 1, "text"),
+        Record(VALUES, b"ns\0key", 1, 1.5),
+        Record(VALUES, b"ns\0key", 1, True),
+        Record(VALUES, b"ns\0key", 1, 2**63),
+        Record(VALUES, b"ns\0key", 1, [1]),
+        Record(VALUES, b"ns\0key", 1, b"v", 0.0),
+        Record(VALUES, b"ns\0key", 1, b"v", math.nan),
+    ],
+)
+def test_a_malformed_entry_is_refused(record: Record) -> None:
+    with pytest.raises(ValueError, match="copied entry"):
+        cache_of()[1].check(record)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (bytes(16), STATE),
+        (bytes(1025) + state(0).key[3:], STATE),
+        (b"key" + b"\x09" + state(0).key[4:], STATE),
+        (algorithms.key_of_state(b"key", Rule(Algorithm.FIXED_WINDOW, 0, 100.0)), STATE),
+        (algorithms.key_of_state(b"key", Rule(Algorithm.FIXED_WINDOW, 2**54, 100.0)), STATE),
+        (algorithms.key_of_state(b"key", Rule(Algorithm.FIXED_WINDOW, 5, math.nan)), STATE),
+        (algorithms.key_of_state(b"key", Rule(Algorithm.FIXED_WINDOW, 5, -1.0)), STATE),
+        *(
+            (algorithms.key_of_state(b"key", RULE), value)
+            for value in (
+                b"state", 5, STATE[:5], (*STATE, 1), (None, *STATE[1:]), (math.nan, *STATE[1:]), (math.inf, *STATE[1:]),
+                (0.0, *STATE[1:]), (-1.0, *STATE[1:]), (200.0, *STATE[1:]), (60.0, math.inf, *STATE[2:]),
+                (*STATE[:4], -1.0, 3), (*STATE[:5], -1), (*STATE[:5], 2**63), (*STATE[:5], 3.0), (*STATE[:5], True),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_malformed_state_is_refused(key: bytes, value: Any) -> None:
+    with pytest.raises(ValueError, match="limit|Algorithm"):
+        limits_of()[1].check(Record(LIMITS, key, 1, value))
+
+
+@pytest.mark.parametrize("value", [STATE, [*STATE], None])
+def test_a_state_may_be_a_list_and_a_record_may_be_a_delete(value: Any) -> None:
+    limits_of()[1].check(Record(LIMITS, state(0).key, 1, value))
+    cache_of()[1].check(Record(VALUES, b"key", 1, None))

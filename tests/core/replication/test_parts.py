@@ -1,5 +1,6 @@
 """The parts of replication, each alone."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,12 +13,22 @@ from django_clusterstate.core.rendezvous_hashing import Rendezvous, slot_of
 from django_clusterstate.core.replication import tombstones
 from django_clusterstate.core.replication.hand_over import NO_EPOCH, NO_PROGRESS, Joiner
 from django_clusterstate.core.replication.inboxes import Inboxes
-from django_clusterstate.core.replication.messages import Batch, FillStart, Message, Record, Settled, TakeOver, Yours
+from django_clusterstate.core.replication.messages import (
+    Batch,
+    FillStart,
+    Message,
+    Record,
+    RecordKey,
+    Settled,
+    TakeOver,
+    Yours,
+)
 from django_clusterstate.core.replication.outbox import RETRY, WINDOW, Outbox
 from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
 from django_clusterstate.core.replication.replication import Replication
 from django_clusterstate.core.replication.slots import SlotSet
+from django_clusterstate.core.replication.stores import portions
 from django_clusterstate.core.replication.tombstones import Tombstones
 from django_clusterstate.core.replication.versions import HybridClock
 from tests.core.replication.simulation import Cells, few_slots
@@ -150,9 +161,8 @@ def test_a_fill_drops_only_what_is_older_and_in_its_slots_and_not_confirmed() ->
     receiver.inboxes.start_fill(B.boot, FillStart(slots, 100, owned=True))
     receiver.receive(keys[0], 5, b"old")  # confirmed
     receiver.receive(keys[1], 200, b"new", sender=C)  # written since
-    complete = receiver.inboxes.end_fill(B.boot, SlotSet())
-    assert complete is not None
-    assert set(complete) == set(slots)
+    assert receiver.inboxes.end_fill(B.boot, SlotSet())
+    assert [*receiver.inboxes.clean(lambda boot: SlotSet())] == [(B.boot, True, slots)]
     left = {key for key in keys if receiver.value(key) is not None}
     assert left == {keys[0], keys[1], *(key for key in keys[10:] if slot_of(key) not in slots)}
 
@@ -163,7 +173,8 @@ def test_a_fill_by_another_than_the_owner_drops_nothing() -> None:
     slots = SlotSet([slot_of(b"key")])
     for owned in (True, False):
         receiver.inboxes.start_fill(C.boot, FillStart(slots, 100, owned=owned))
-        assert not receiver.inboxes.end_fill(C.boot, SlotSet())
+        assert receiver.inboxes.end_fill(C.boot, SlotSet()) is not owned
+        assert not any(slots for _, _, slots in receiver.inboxes.clean(lambda boot: SlotSet()))
     assert receiver.value(b"key") == b"old"
 
 
@@ -179,10 +190,14 @@ class Peer:
         self.outbox = Outbox(
             self.sent.append,
             lambda keys: tuple(Record(kind, key, 1, self.keys.get(key)) for kind, key in keys),
-            lambda slots: [(0, key) for key in self.keys if slot_of(key) in slots],
+            self.keys_in,
             lambda: 1,
         )
         self.outbox.open = True
+
+    def keys_in(self, slots: SlotSet) -> Iterator[Sequence[RecordKey]]:
+        for some in portions([*self.keys], lambda key: slot_of(key) in slots):
+            yield [(0, key) for key in some]
 
     def acknowledge(self, *, refused: bool = False) -> None:
         self.outbox.acknowledged(refused, 0.0)

@@ -1,0 +1,112 @@
+"""Drops what a node has no reason to hold, some entries at a time, so that requests needn't wait."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from .messages import FillStart, RecordKey
+from .slots import SlotSet
+from .stores import PORTION, Store, keys_in
+
+MAX_READ: Final = 5000  # keys at a time: about a millisecond
+DROP: Final = 10  # keys that can be read while one is dropped
+
+
+@dataclass(eq=False, slots=True)
+class Filling:
+    """A fill that is under way, or has ended. `confirmed`: the records that its sender has sent since it began.
+    `portions`: the keys of its slots that haven't been looked at since it ended."""
+
+    start: FillStart
+    confirmed: set[RecordKey] = field(default_factory=set)
+    portions: Iterator[Sequence[RecordKey]] = field(default_factory=lambda: iter(()))
+
+
+class Cleaner:
+    """Drops entries of `stores` that a fill hasn't confirmed, and those of slots that this node doesn't hold.
+
+    The end of a fill is acknowledged when that is done, and the messages after it wait until then for their `Ack`.
+    """
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores
+        self._queues: dict[bytes, deque[Filling | bool]] = {}
+        self._unheld: Iterator[Sequence[RecordKey]] = iter(())
+
+    @property
+    def idle(self) -> bool:
+        """Whether no fill waits. Entries that aren't held may be left."""
+        return not self._queues
+
+    # -- fills ----------------------------------------------------------------------------------------------
+
+    def add(self, boot: bytes, filling: Filling) -> None:
+        """A fill has ended."""
+        if filling.start.owned:
+            filling.portions = keys_in(self._stores, filling.start.slots)
+        self._queues.setdefault(boot, deque()).append(filling)
+
+    def wait(self, boot: bytes, taken_in: bool) -> bool:
+        """Whether the `Ack` of a message of this instance has to wait."""
+        queue = self._queues.get(boot)
+        if queue is None:
+            return False
+        queue.append(taken_in)
+        return True
+
+    def confirm(self, boot: bytes, key: RecordKey) -> None:
+        """The instance has sent a record."""
+        for filling in self._queues.get(boot, ()):
+            if isinstance(filling, Filling):
+                filling.confirmed.add(key)
+
+    def closed(self, boot: bytes) -> None:
+        """The connection from an instance is lost."""
+        self._queues.pop(boot, None)
+
+    def refuse(self) -> None:
+        """The fills that have ended don't count."""
+        for boot, queue in self._queues.items():
+            self._queues[boot] = deque(waiting if isinstance(waiting, bool) else False for waiting in queue)
+
+    def drop_unconfirmed(self) -> Iterator[tuple[bytes, Filling | bool]]:
+        """Drops what fills haven't confirmed. Gives for each message that can be acknowledged by now its sender, and
+        the fill that it ended; or, of another message, whether it was taken in."""
+        left = MAX_READ
+        for boot, queue in list(self._queues.items()):
+            while queue and left > 0:
+                waiting = queue[0]
+                if isinstance(waiting, Filling):
+                    keys = next(waiting.portions, None)
+                    if keys is not None:
+                        left -= self._drop(waiting, keys)
+                        continue
+                queue.popleft()
+                yield boot, waiting
+            if not queue:
+                self._queues.pop(boot, None)
+
+    def _drop(self, filling: Filling, keys: Sequence[RecordKey]) -> int:
+        unconfirmed = [key for key in keys if key not in filling.confirmed]
+        for kind, key in unconfirmed:
+            store = self._stores[kind]
+            if store.version(key) < filling.start.clock:
+                store.drop(key)
+        return PORTION + DROP * len(unconfirmed)
+
+    # -- what isn't held ------------------------------------------------------------------------------------
+
+    def begin(self, unheld: SlotSet) -> None:
+        """`drop_unheld()` shall drop the entries of these slots, and no others."""
+        self._unheld = keys_in(self._stores, unheld)
+
+    def drop_unheld(self, held: SlotSet) -> None:
+        """Drops entries of slots that aren't held."""
+        left = MAX_READ
+        while left > 0 and (keys := next(self._unheld, None)) is not None:
+            for kind, key in keys:
+                store = self._stores[kind]
+                if store.slot(key) not in held:
+                    store.drop(key)
+            left -= PORTION + DROP * len(keys)
