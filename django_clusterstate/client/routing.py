@@ -197,8 +197,10 @@ class Routing(PerProcess):
         """
         self.reset_if_forked()  # before the lock, which a thread of the parent may hold
         with self._lock:
-            stats, self.stats = self.stats, RequesterStats()
-            latencies, self.latencies = self.latencies, deque(maxlen=MAX_LATENCIES)
+            no_stats, no_latencies = RequesterStats(), deque[float](maxlen=MAX_LATENCIES)
+            # After these calls, during which a signal handler may report the same counts.
+            stats, self.stats = self.stats, no_stats
+            latencies, self.latencies = self.latencies, no_latencies
         stats.add_latencies(list(latencies))
         counted = stats != RequesterStats()
         failing = [name for name, target in self.table.targets.items() if target.is_open and target is not self.local]

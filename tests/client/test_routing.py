@@ -370,6 +370,21 @@ def test_each_count_is_reported_once_by_threads_that_request_the_view_at_once() 
     assert sum(at_once(report)) + routing.stats.failures == 8 * 500
 
 
+def test_each_count_is_reported_once_though_a_signal_handler_requests_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    routing, reported = Routing(LOCAL), list[int]()
+    routing.stats.failures = 1
+    handlers = [lambda: reported.append(routing.view_request()[1].failures)]
+
+    def interrupted() -> RequesterStats:
+        if handlers:
+            handlers.pop()()
+        return RequesterStats()
+
+    monkeypatch.setattr("django_clusterstate.client.routing.RequesterStats", interrupted)
+    reported.append(routing.view_request()[1].failures)
+    assert reported == [1, 0]
+
+
 # -- owners ---------------------------------------------------------------------------------------------------
 
 
