@@ -329,7 +329,7 @@ def test_stopped_node_takes_no_time_of_the_others_and_only_it_has_failed(make: M
 
 
 @pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.timing
+@pytest.mark.timing(alone=True)
 def test_nodes_that_are_stopped_take_one_deadline_together(make: Make, warm: bool) -> None:
     with Nodes(*(stopped_after_one_answer() if warm else mute for _ in range(12))) as requests:
         requester = make(requests[0][0].address, deadline=DEADLINE)

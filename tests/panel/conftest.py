@@ -18,4 +18,4 @@ def page_timeout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """A busy machine takes longer than half a second, in which a page expects all nodes to answer."""
     if request.node.get_closest_marker("timing") is None:
         for module in ("events_tab", "key_lookup", "node_reports"):
-            monkeypatch.setattr(import_module(f"django_clusterstate.panel.{module}"), "PAGE_TIMEOUT", 2.0)
+            monkeypatch.setattr(import_module(f"django_clusterstate.panel.{module}"), "PAGE_TIMEOUT", 5.0)
