@@ -30,6 +30,13 @@ MAX_LATENCIES = 65536  # exchanges between two requests for the view whose laten
 GET_VIEW = request_frame(GetView())
 
 
+class _NoPool(deque[Any]):
+    """The pool of a node that is no longer needed: a connection that is returned to it is closed."""
+
+    def append(self, connection: Any) -> None:
+        connection.close()
+
+
 class Target(CircuitBreaker):
     """An instance of a node that requests are sent to, its circuit breaker, and the blocking client's idle connections.
 
@@ -49,9 +56,19 @@ class Target(CircuitBreaker):
         return f"node {self.name} at {self.address}" if self.name else f"the local node at {self.address}"
 
     def close_pool(self) -> None:
-        with contextlib.suppress(IndexError):  # also raised if another thread takes the last one
-            while True:
-                self.pool.pop().close()
+        """Closes the idle connections."""
+        _close_all(self.pool)
+
+    def retire(self) -> None:
+        """Closes the idle connections, and each one that is in use when it becomes idle."""
+        idle, self.pool = self.pool, _NoPool()
+        _close_all(idle)
+
+
+def _close_all(pool: deque[Any]) -> None:
+    with contextlib.suppress(IndexError):  # also raised if another thread takes the last one
+        while True:
+            pool.pop().close()
 
 
 class RoutingTable:
@@ -273,7 +290,7 @@ class Routing(PerProcess):
 
     def _close_unused(self, known: dict[str, Target]) -> None:
         for target in set(known.values()) - self._used():
-            target.close_pool()
+            target.retire()
             for client in list(self._loop_clients):
                 client.retire(target)
 

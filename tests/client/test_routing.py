@@ -156,12 +156,13 @@ def test_targets_that_stay_keep_their_breakers_and_the_connections_to_others_are
     retired = Retired(routing)
     b, c = routing.table.targets["b"], routing.table.targets["c"]
     b.failed(NOW, "why")
-    kept, closed = Connection(), Connection()
+    kept, closed, used = Connection(), Connection(), Connection()
     b.pool.append(kept)
     c.pool.append(closed)
     assert routing.learn(viewed(member("a"), member("b"), member("d")), routing.local, NOW)
     assert retired == [c]
-    assert (kept.closed, closed.closed) == (False, True)
+    c.pool.append(used)  # by a thread that waited for its reply meanwhile
+    assert (kept.closed, closed.closed, used.closed) == (False, True, True)
     assert routing.table.targets["b"] is b
     assert list(routing.table.targets) == ["a", "b", "d"]
 
