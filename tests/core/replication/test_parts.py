@@ -318,12 +318,12 @@ def test_a_joining_node_that_nobody_fills_serves_all_the_same() -> None:
 
 
 class Settling:
-    """The node `a`, which has given `b` all that it has to hold, in a view of both."""
+    """The node `a`, which has given others all that they have to hold."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
-        self.replication = Replication(A, [], lambda boot, message: self.sent.append(message), 0.0)
-        self.see(A, B)
+        self.cells = Cells(0)
+        self.replication = Replication(A, [self.cells], lambda boot, message: self.sent.append(message), 0.0)
 
     @property
     def told(self) -> list[int]:
@@ -332,22 +332,25 @@ class Settling:
 
     def see(self, *members: Identity) -> None:
         self.replication.update(View.of(members), [], 0.0)
-        if B in members:
-            self.replication.opened(B.boot, 0.0)
-            self.replication.outboxes.get(B.boot).take_as_filled(SlotSet.all())
+        for other in set(members) - {A}:
+            self.replication.opened(other.boot, 0.0)
+            self.replication.outboxes.get(other.boot).take_as_filled(SlotSet.all())
         self.replication.complete = self.replication.placement.held
         self.replication.tick(0.0)
 
     def synced(self) -> bool:
         return self.replication.synced
 
-    def hear(self, epoch: int) -> None:
-        self.replication.receive(B.boot, Settled(epoch), 0.0)
+    def hear(self, epoch: int, *others: Identity) -> None:
+        for other in others or [B]:
+            self.replication.receive(other.boot, Settled(epoch), 0.0)
+        self.replication.tick(0.0)
 
 
 def test_what_a_node_said_before_it_was_gone_does_not_count_in_a_view_of_the_same_epoch() -> None:
     with few_slots():
         node, epoch = Settling(), View.of([A, B]).epoch
+        node.see(A, B)
         node.hear(epoch)
         assert node.synced()
         node.see(A)
@@ -360,6 +363,7 @@ def test_what_a_node_said_before_it_was_gone_does_not_count_in_a_view_of_the_sam
 def test_a_node_whose_backup_lacks_slots_again_takes_back_that_it_is_settled() -> None:
     with few_slots():
         node, epoch = Settling(), View.of([A, B]).epoch
+        node.see(A, B)
         node.hear(epoch)
         node.replication.outboxes.get(B.boot).filled = SlotSet()
         node.replication.tick(0.0)
@@ -368,6 +372,22 @@ def test_a_node_whose_backup_lacks_slots_again_takes_back_that_it_is_settled() -
         node.replication.outboxes.get(B.boot).take_as_filled(SlotSet.all())
         node.replication.tick(0.0)
         assert node.told == [epoch, NO_EPOCH, epoch]
+
+
+def test_a_node_drops_what_it_does_not_hold_whenever_a_view_of_the_same_epoch_is_in_place() -> None:
+    with few_slots():
+        node, epoch = Settling(), View.of([A, B, C]).epoch
+        node.see(A, B, C)
+        key = next(
+            key for key in map(b"%d".__mod__, range(1000)) if slot_of(key) not in node.replication.placement.held
+        )
+        for _ in range(2):
+            node.cells.put(Record(0, key, 1, b"value"), 0.0)
+            node.see(A, B)
+            node.see(A, B, C)
+            assert node.cells.cells
+            node.hear(epoch, B, C)
+            assert not node.cells.cells
 
 
 # -- giving way ---------------------------------------------------------------------------------------------------
