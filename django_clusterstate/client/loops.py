@@ -47,16 +47,20 @@ class PerLoop(dict[Loop, T]):
         finally:
             dropped = self.get(loop) is not made
             if not dropped:
-                del self[loop], self._closers[loop]
+                self.pop(loop, None)
+                self._closers.pop(loop, None)
             if not dropped or loop.is_closed():  # another loop may run again, in another thread
                 await self._close(made)
 
     def _drop(self, loop: Loop) -> None:
-        made, closer = self.pop(loop, None), self._closers.pop(loop, None)
-        if made is None or closer is None:  # another thread was faster
+        closer = self._closers.pop(loop, None)
+        if closer is None:  # another thread was faster
             return
+        made = self.pop(loop, None)
         # Freed before its end, the generator would schedule a coroutine, which is never awaited if the loop is closed.
         _finish(closer)
+        if made is None:  # the loop is closing it
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed; any other may run again, in another thread
             loop.call_soon_threadsafe(lambda: loop.create_task(self._close(made)))
 

@@ -24,7 +24,7 @@ from django_clusterstate.client.aio import AsyncClient, from_now
 from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OPEN_AFTER
 from django_clusterstate.client.dialing import Dialer
-from django_clusterstate.client.loops import MAX_LOOPS
+from django_clusterstate.client.loops import MAX_LOOPS, Loop, PerLoop
 from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.heartbeat import NO_VIEW, Identity, View
@@ -1175,6 +1175,24 @@ def test_loop_that_ended_without_shutdown_is_dropped(async_client: AsyncClient) 
     assert async_client._loops == {}
     del loop
     gc.collect()
+
+
+def test_loop_that_two_threads_drop_at_once_leaves_no_generator_behind() -> None:
+    class Contended(PerLoop[object]):
+        def pop(self, loop: Loop, default: Any = None) -> Any:
+            made = super().pop(loop, default)
+            self._drop(loop)  # by another thread
+            return made
+
+    async def close(made: object) -> None:
+        pass
+
+    loops, loop = Contended(object, close), asyncio.new_event_loop()
+    loop.run_until_complete(loops.start())
+    closer: Any = loops._closers[loop]
+    loop.close()
+    loops._drop(loop)
+    assert closer.ag_frame is None
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
