@@ -31,6 +31,7 @@ class Inboxes:
         self.cleaner = Cleaner(stores)
         self._filling: dict[bytes, Filling] = {}
         self._changed_by: dict[bytes, bytearray] = {}  # a byte for each slot, 1 if the instance has changed entries
+        self._filled_by: dict[bytes, SlotSet] = {}  # the slots in which it has dropped entries
 
     def closed(self, boot: bytes) -> None:
         """The connection from an instance is lost."""
@@ -121,9 +122,7 @@ class Inboxes:
 
     def _note_changes(self, boot: bytes, filling: Filling) -> None:
         if filling.start.owned:
-            flags = self._flags_of(boot)
-            for slot in filling.start.slots:
-                flags[slot] = 1
+            self._filled_by[boot] = self._filled_by.get(boot, SlotSet()) | filling.start.slots
 
     def _flags_of(self, boot: bytes) -> bytearray:
         if boot not in self._changed_by:
@@ -133,4 +132,5 @@ class Inboxes:
     def changed_by_others(self, boots: Set[bytes]) -> SlotSet:
         """The slots that others than these instances, which serve, have changed here: their owner may lack that, since
         it may never have seen those others serve. Each is returned once."""
-        return union(SlotSet.of_flags(self._changed_by.pop(boot)) for boot in self._changed_by.keys() - boots)
+        changed = union(SlotSet.of_flags(self._changed_by.pop(boot)) for boot in self._changed_by.keys() - boots)
+        return changed | union(self._filled_by.pop(boot) for boot in self._filled_by.keys() - boots)

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from .messages import Batch, FillEnd, FillStart, Message, Record, RecordKey
-from .slots import SlotSet
+from .slots import SlotSet, union
 
 WINDOW: Final = 8  # messages that aren't acknowledged
 BATCH: Final = 500  # records
@@ -114,12 +114,19 @@ class Outbox:
         self._pending.clear()
         return keys
 
-    def pump(self, now: float) -> None:
-        """Sends what the window has room for, but no more than can be sent in a millisecond or two."""
+    def can_fill(self, now: float) -> bool:
+        """Whether it can go on with a fill, or begin one."""
+        if not self.open or len(self._in_flight) >= WINDOW:
+            return False
+        return self._fill is not None or (not self.is_filled and now >= self._retry_at and bool(self._missing()))
+
+    def pump(self, now: float, fill: bool = True) -> None:
+        """Sends what the window has room for, but no more than can be sent in a millisecond or two: changes, and if
+        `fill` a part of a fill."""
         left = BATCH
         while self.open and len(self._in_flight) < WINDOW and left > 0:
             sent = self._send_changes() if now >= self._retry_at else 0
-            if len(self._in_flight) < WINDOW and sent < left:
+            if fill and len(self._in_flight) < WINDOW and sent < left:
                 sent += self._send_fill(now)
             if not sent:
                 return
@@ -166,10 +173,7 @@ class Outbox:
         """Begins with the slots of whole groups, since a store reads a group at a time."""
         if self.is_filled or now < self._retry_at:
             return False
-        missing = self.wanted - self.filled
-        for sent in self._in_flight:
-            if sent.slots is not None:
-                missing = missing - sent.slots
+        missing = self._missing()
         owned = missing & self.owned
         first = owned or missing
         if not first:
@@ -182,6 +186,10 @@ class Outbox:
         self._fill = _Fill(slots, bool(owned), iter(self._keys_in(slots)))
         self.post(FillStart(slots, self._clock(), self._fill.owned))
         return True
+
+    def _missing(self) -> SlotSet:
+        """The slots that aren't filled, and whose fill hasn't ended here."""
+        return self.wanted - self.filled - union(sent.slots for sent in self._in_flight if sent.slots is not None)
 
     def acknowledged(self, refused: bool, now: float) -> None:
         """The peer has taken in the oldest message that it hadn't acknowledged, or refuses it."""

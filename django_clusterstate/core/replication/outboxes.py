@@ -1,6 +1,7 @@
 """The copies that one node keeps on others: an `Outbox` for each, and the changes that none has got yet."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from .messages import Message, Record, RecordKey
 from .outbox import Outbox
@@ -8,6 +9,8 @@ from .placement import Placement, Wanted
 from .slots import SlotSet
 from .stores import Store, keys_in
 from .versions import NONE, HybridClock
+
+FILLED_AT_ONCE: Final = 2  # instances
 
 
 class Outboxes:
@@ -24,6 +27,7 @@ class Outboxes:
         self.send = send
         self.now = 0.0
         self.paused = False  # whether no copies are sent
+        self._turn = 0  # of the instances that are filled
         self._placement = placement
         self._stores = stores
         self._clock = clock
@@ -112,12 +116,17 @@ class Outboxes:
             self.get(boot).flush()
 
     def pump(self) -> None:
-        """Sends what there is to send, as far as it is acknowledged."""
+        """Sends what there is to send, as far as it is acknowledged: changes to all, and fills to some in turn, since
+        requests wait meanwhile."""
         if self.paused:
             return
         self.distribute()
-        for outbox in self.by_boot.values():
-            outbox.pump(self.now)
+        filling = [boot for boot, outbox in self.by_boot.items() if outbox.can_fill(self.now)]
+        start = self._turn % max(len(filling), 1)
+        self._turn = start + FILLED_AT_ONCE
+        chosen = [*filling, *filling][start : self._turn]
+        for boot, outbox in self.by_boot.items():
+            outbox.pump(self.now, fill=boot in chosen)
 
     def _encode(self, keys: Iterable[RecordKey]) -> tuple[Record, ...]:
         return tuple(record for kind, key in keys if (record := self._record(kind, key)) is not None)
