@@ -128,12 +128,12 @@ class Leaver:
         """There is a connection to an instance, which doesn't know yet."""
         self._outboxes.get(boot).post(Left() if self.departed else Leaving())
 
-    def depart(self, synced: bool, now: float) -> bool:
+    def depart(self, settled: bool, now: float) -> bool:
         """Hands over all slots if the next owners have them, or time is up; returns whether it has just done so.
-        `synced`: all have this node's view, so none takes a node that owns slots for one that is still joining."""
+        `settled`: all have this node's view, so none takes a node that owns slots for one that is still joining."""
         if self.departed:
             return False
-        ready = synced and not self._placement.handed and self._is_known(now)
+        ready = settled and not self._placement.handed and self._is_known(now)
         if now < self._until and not (ready and all(outbox.is_filled for outbox in self._outboxes.by_boot.values())):
             return False
         for boot in self._outboxes.open:

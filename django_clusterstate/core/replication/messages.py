@@ -71,8 +71,7 @@ class Missing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True):
-    """The sender holds all that it has to, and all of its slots have a filled backup, by its view with this epoch; 0:
-    not any more."""
+    """All slots of the sender have a filled backup, as of its view with this epoch; 0: not any more."""
 
     epoch: int
 

@@ -334,13 +334,13 @@ class Replication:
             self._reports_at = now
         self._report_missing(now)
         if self.leaver is not None:
-            if self.leaver.depart(self.synced, now):
+            if self.leaver.depart(self._is_settled, now):
                 self._plan(now)
             self.leaver.tick(self._all_settled, now)
         elif not self.placement.serving:
             self.joiner.tick(now)
         self._report_filled()
-        if not self._has_dropped and not self.placement.ceded and self.synced:
+        if not self._has_dropped and not self.placement.ceded and self._is_settled:
             self.placement.remember()
             self._has_dropped = True
             self.inboxes.cleaner.begin(SlotSet.all() - self.placement.held)
@@ -350,7 +350,7 @@ class Replication:
         """Says which instances hold all that they have to hold, and whether all backups do."""
         epoch = self.placement.epoch
         owns = self.placement.serving and (self.leaver is None or not self.leaver.departed)
-        settled = owns and not self._lacking
+        settled = owns
         for boot, outbox in self.outboxes.by_boot.items():
             filled = outbox.open and outbox.is_filled
             if owns and filled and outbox.told_filled != epoch:
@@ -378,13 +378,12 @@ class Replication:
                 self._send(boot, Missing(slots))
 
     @property
-    def _lacking(self) -> bool:
-        """Whether this node holds less than it has to."""
-        return bool(self.placement.held - self.complete)
+    def synced(self) -> bool:
+        """Whether this node serves and holds all that it has to, and all that serve have filled backups."""
+        return self._is_settled and not self.placement.held - self.complete
 
     @property
-    def synced(self) -> bool:
-        """Whether this node serves, and all that serve have said that their slots have complete backups."""
+    def _is_settled(self) -> bool:
         return self.placement.serving and self._all_settled
 
     @property

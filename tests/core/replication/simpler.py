@@ -53,7 +53,7 @@ class LeavesAtOnce(Replication):
     """A leaving node hands over without a look at whether the next owners have its entries."""
 
     @property
-    def synced(self) -> bool:
+    def _is_settled(self) -> bool:
         return True
 
     def leave(self, seconds: float, now: float) -> None:

@@ -34,6 +34,10 @@ def test_what_a_node_has_changed_at_a_backup_before_it_gave_way_reaches_the_owne
     assert judge("three sides", 90).broken == ""
 
 
+def test_a_leaving_node_does_not_wait_for_slots_that_a_joining_one_has_taken_over() -> None:
+    assert judge("many at once", 133).broken == ""
+
+
 @pytest.mark.parametrize("scenario", ["many at once", "partition"])
 def test_same_seed_gives_the_same_trace(scenario: str) -> None:
     assert judge(scenario, 7).figures == judge(scenario, 7).figures != judge(scenario, 8).figures
