@@ -245,6 +245,7 @@ class Replication:
             case Leaving() | Left():
                 self.placement.leaving.add(boot)
                 if isinstance(message, Left):
+                    self.placement.reclaim(boot, self.outboxes.get(boot).filled)
                     self.placement.depart(boot)
                 self._plan(now)
                 taken_in = True
