@@ -29,8 +29,7 @@ _HAPPENED: dict[tuple[MemberState | None, MemberState] | MemberState, EventKind 
 _DESCRIPTIONS: dict[tuple[MemberState | None, MemberState] | MemberState, str] = {
     (MemberState.SUSPECT, MemberState.ALIVE): "resumed heartbeats; it keeps its keys",
     (MemberState.DOWN, MemberState.ALIVE): "alive again after it was cut off or paused; its keys move back to it",
-    (MemberState.ALIVE, MemberState.JOINING): "joining again because its address is reachable only from its own host; "
-    "its keys move to other nodes",
+    (MemberState.ALIVE, MemberState.JOINING): "joining again; its keys move to other nodes",
     MemberState.JOINING: "joining; it owns no keys yet",
     MemberState.ALIVE: "alive; it owns its share of the keys",
     MemberState.SUSPECT: "suspected after {:.1f} s without heartbeats; it keeps its keys until it is declared down",

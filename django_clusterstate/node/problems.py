@@ -3,7 +3,7 @@
 They are shown in its log, its status and the panel. All nodes that see a problem describe it with the same text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..core.membership.heartbeat import GONE, MemberState
@@ -40,13 +40,25 @@ def problems(membership: Membership, misdirected: Mapping[str, Misdirected], now
         "CLUSTERSTATE_ADVERTISE to an address of its own"
         for name, wrong in misdirected.items()
     ]
-    me = membership.me
-    long_joining = membership.state is MemberState.JOINING and now - membership.started >= membership.timings.down_after
-    if long_joining and membership.wait_reason(now) is WaitReason.UNREACHED:
+    if membership.state is MemberState.JOINING:
+        found += _waits(membership, now)
+    return found[:MAX_PROBLEMS]
+
+
+def _waits(membership: Membership, now: float) -> Iterator[str]:
+    """Why this node still joins, if that lasts."""
+    me, reason = membership.me, membership.wait_reason(now)
+    if reason is WaitReason.DAMPED:
+        damping = membership.damping
+        times = f" {damping.times} times within a minute" if damping.times > 1 else ""
+        yield (
+            f"node {me.name} was cut off or paused{times}: it owns no keys until others have received its heartbeats "
+            f"without a gap for {damping.seconds:g} s; check its network, and whether it gets enough CPU time"
+        )
+    if reason is WaitReason.UNREACHED and now - membership.started >= membership.timings.down_after:
         peers = [member.identity for member in membership.members.values() if member.state not in GONE]
         heard = ", ".join(map(str, peers[:MAX_NAMED])) or "none, but has connected to some"
-        found.append(
+        yield (
             f"node {me.name} is still joining: no other node has connected to it at {me.address}; check that address "
             f"(CLUSTERSTATE_ADVERTISE) and the firewalls between the hosts. It receives heartbeats from: {heard}"
         )
-    return found[:MAX_PROBLEMS]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, Observation
 from django_clusterstate.core.membership.members import Timings
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.node.problems import MAX_PROBLEMS, Misdirected, problems
@@ -74,6 +74,27 @@ def test_node_that_nobody_reaches_says_so_once_it_has_waited() -> None:
     assert said.endswith("It receives heartbeats from: a (10.0.0.2:4370)")
     scene.node.reached_by("a", A.boot, scene.now)
     assert scene.run(0.5, (A, MemberState.ALIVE)) == []
+
+
+def test_node_that_was_cut_off_says_how_often_and_for_how_long_it_waits() -> None:
+    scene = Scene()
+    scene.node.rejoins = True
+    assert scene.run(4, (A, MemberState.ALIVE)) == []
+    said = []
+    for incarnation in range(2):
+        scene.now += 4
+        verdict = Observation(ME.name, ME.boot, ME.address, MemberState.DOWN, incarnation, 3.0)
+        scene.sequence += 1
+        beat = Heartbeat(A, 0, scene.sequence, MemberState.ALIVE, 0, (verdict,), members=1, first="a")
+        scene.node.heard(beat, scene.now, fresh=True)
+        said += scene.run(2, (A, MemberState.ALIVE))
+    text = (
+        "node me was cut off or paused{}: it owns no keys until others have received its heartbeats without a gap for"
+    )
+    assert [line[: line.index(" s;")] for line in said] == [
+        f"{text.format('')} 9",
+        f"{text.format(' 2 times within a minute')} 18",
+    ]
 
 
 def test_node_that_has_only_connected_to_others_says_so() -> None:

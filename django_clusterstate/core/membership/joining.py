@@ -3,7 +3,7 @@
 It joins for two heartbeat intervals, and then for as long as another running node has its name, it advertises a
 loopback address while others don't, or it has heard others and none has connected to its address. For `down_after` it
 also waits for members that others know and that it hasn't heard, because requesters of its host use its view once it
-serves.
+serves. A node that was cut off or paused joins again, and waits as long as `damping` says.
 """
 
 import enum
@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .heartbeat import GONE, Identity, MemberState, is_loopback
+from .damping import Damping
+from .heartbeat import GONE, SERVING, Identity, MemberState, is_loopback
 from .members import Member, Timings
 from .name_conflicts import NameConflicts
 from .provisional_instances import ProvisionalInstances
@@ -27,6 +28,7 @@ class WaitReason(enum.Enum):
     LOOPBACK_ADDRESS = "its address is a loopback one, and those of others are not"
     UNREACHED = "no member has connected to its address"
     UNKNOWN_MEMBERS = "it has not heard all members yet"
+    DAMPED = "it was cut off or paused, and has not been heard for long enough since"
     FILLING = "it receives the entries that it will own"
 
 
@@ -40,6 +42,7 @@ class Joining:
     started: float
     provisional: ProvisionalInstances
     conflicts: NameConflicts
+    damping: Damping
     must_be_reached: bool
     reached: bool = False
     filled: bool = True
@@ -61,6 +64,17 @@ class Joining:
             return WaitReason.STARTING  # by then all nodes that discovery found have answered, and own their keys
         if self.conflicts.holder(now):
             return WaitReason.NAME_TAKEN
+        unreachable = self._unreachable(members, now)
+        if unreachable is not None:
+            return unreachable
+        if age < 2 * timings.heartbeat + timings.down_after and self._awaits_members(now):
+            return WaitReason.UNKNOWN_MEMBERS
+        if self.is_damped(members, now):
+            return WaitReason.DAMPED
+        return None if self.filled else WaitReason.FILLING
+
+    def _unreachable(self, members: Mapping[str, Member], now: float) -> WaitReason | None:
+        """Why others can't reach the address of this node."""
         others = list(self._other_addresses(members, now))
         loopback, others_loopback = is_loopback(self.me.address), all(map(is_loopback, others))
         if loopback and not others_loopback:
@@ -68,9 +82,18 @@ class Joining:
         expects_links = bool(others) if loopback else not others_loopback
         if self.must_be_reached and not self.reached and expects_links:
             return WaitReason.UNREACHED
-        if age < 2 * timings.heartbeat + timings.down_after and self._awaits_members(now):
-            return WaitReason.UNKNOWN_MEMBERS
-        return None if self.filled else WaitReason.FILLING
+        return None
+
+    def is_damped(self, members: Mapping[str, Member], now: float) -> bool:
+        """Whether this node was cut off or paused, and waits for longer. It doesn't if no other serves, unless all that
+        are gone fell silent: then it may be this node that is cut off."""
+        if not self.damping.waits(now):
+            return False
+        running = {member.state for member in members.values() if member.state not in GONE}
+        return bool(running & SERVING) if running else any(map(self._fell_silent, members.values()))
+
+    def _fell_silent(self, member: Member) -> bool:
+        return member.state is MemberState.DOWN and member.since - member.heard >= self.timings.suspect_after
 
     def refused_loopbacks(self, members: Mapping[str, Member], state: MemberState) -> list[Identity]:
         """The running nodes that own no keys because only their addresses are loopback ones: members, and this node, by

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState
+from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, is_loopback
+from .transitions import when_ended
 
 TOMBSTONES = 256  # members that are gone and still shown, at most
 TOMBSTONE_SECONDS = 3600.0
-ISOLATION_WINDOW = 1.0  # seconds: peers that fell silent within it did so for one reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Member:
     heard_by_others: float = -math.inf  # the latest time that they have reported
     unreachable: bool = False  # this node alone would have declared it down
     verdict: int = -1  # the last incarnation of this node that it has declared down
+    notified: bool = False  # that it is down: from then on, a higher incarnation refutes that
 
 
 @dataclass(slots=True)
@@ -105,11 +106,26 @@ class Effects:
     winners: frozenset[bytes] = frozenset()
 
 
-def fell_silent_together(members: Iterable[Member], suspect_after: float, now: float) -> bool:
-    """Whether most peers fell silent at once, by a failure of this node or of the channel layer."""
-    peers = [member for member in members if member.state in SERVING]
-    silent = [member.heard for member in peers if now - member.heard >= suspect_after]
-    return len(silent) >= 2 and 2 * len(silent) > len(peers) and max(silent) - min(silent) <= ISOLATION_WINDOW
+def move(member: Member, state: MemberState, now: float, effects: Effects) -> None:
+    """Changes the state of a member."""
+    if member.state is not state:
+        effects.changes.append(Change(member.identity, member.state, state))
+        member.state = state
+        member.since = now
+        member.notified = False
+
+
+def end(member: Member, now: float, effects: Effects) -> None:
+    """Notes that the process of a member has ended, or that it was silent for too long."""
+    move(member, when_ended(member.state), now, effects)
+
+
+def owners(members: Iterable[Member], me: Identity | None) -> list[Identity]:
+    """The members that own keys, and `me` if it serves: if there are others, not those with loopback addresses."""
+    serving = [member.identity for member in members if member.state in SERVING]
+    if me is not None:
+        serving.append(me)
+    return [who for who in serving if not is_loopback(who.address)] or serving
 
 
 def expired_tombstones(members: Iterable[Member], now: float) -> list[Member]:

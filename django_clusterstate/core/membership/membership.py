@@ -6,13 +6,16 @@ Methods return what changed; the caller logs, notifies and sends.
 
 from collections import OrderedDict
 
+from .damping import Damping
 from .gossip import Gossip, reports_replaced
-from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View, is_loopback
+from .heartbeat import GONE, SERVING, Heartbeat, Identity, MemberState, Observation, View
 from .joining import Joining, WaitReason
-from .members import Change, Effects, Instance, Member, Timings, expired_tombstones, fell_silent_together
+from .members import Change, Effects, Instance, Member, Timings, end, expired_tombstones, move, owners
+from .mentions import Mentions
 from .name_conflicts import NameConflict, NameConflicts
 from .provisional_instances import Proof, ProvisionalInstances
-from .transitions import when_ended, when_heard, when_silent
+from .silence import discount, judge_silence
+from .transitions import when_heard
 from .verdicts import Verdicts
 
 TICK = 0.1  # seconds between two ticks, unless the caller gives another interval
@@ -48,11 +51,15 @@ class Membership:
         self._sequence = 0
         self._ticked = now
         self._gossip = Gossip()
-        self._verdicts = Verdicts()
+        self._mentions = Mentions(timings.suspect_after)
+        self._verdicts = Verdicts(self._mentions)
         self._retired: OrderedDict[bytes, None] = OrderedDict()
         self._provisional = ProvisionalInstances(me.boot, timings.down_after)
         self._conflicts = NameConflicts(me, timings.heartbeat, timings.suspect_after, timings.down_after)
-        self.joining = Joining(me, timings, now, self._provisional, self._conflicts, must_be_reached=must_be_reached)
+        self.damping = Damping(timings, self._mentions)
+        self.joining = Joining(
+            me, timings, now, self._provisional, self._conflicts, self.damping, must_be_reached=must_be_reached
+        )
 
     # -- heartbeats and handshakes --------------------------------------------------------------------------
 
@@ -66,8 +73,8 @@ class Membership:
             self._hear_retired(beat, effects)
             return effects
         member = self.members.get(sender.name)
-        was_down = member is not None and member.state is MemberState.DOWN
         is_member = member is not None and member.identity.boot == sender.boot
+        was_down = member is not None and member.state is MemberState.DOWN
         if not is_member and self._conflicts.get(sender.name, sender.boot) is None:
             if not fresh and not self._provisional.is_proven(beat, now):
                 self._hear_provisional(beat, now, effects)
@@ -100,13 +107,15 @@ class Membership:
 
     def _give_way(self, beat: Heartbeat, now: float, effects: Effects, *, mutual: bool) -> None:
         """Joins again, because others have declared this node down; but not on the side of a partition that stays."""
-        if self.rejoins and self._verdicts.prevails(beat, self.view, mutual=mutual):
+        if self.rejoins and self._verdicts.prevails(beat, self.view, self.members, now, mutual=mutual):
             effects.declared_down = False
             return
         self._verdicts.give_way(self.members[beat.identity.name], self.incarnation)
-        if self.rejoins and self.state in SERVING:
-            self._join_again(effects)
-            self.joining.started = now
+        if self.rejoins:
+            self.damping.cut_off(now)
+            if self.state in SERVING:
+                self._join_again(effects)
+                self.joining.started = now
 
     def _join_again(self, effects: Effects) -> None:
         effects.changes.append(Change(self.me, self.state, MemberState.JOINING))
@@ -121,7 +130,7 @@ class Membership:
         member = self.members.get(name)
         if member is not None and member.identity.boot != boot and boot not in self._retired:
             if address == member.identity.address and member.state not in GONE:
-                self._end(member, now, effects)  # no other instance can listen there now
+                end(member, now, effects)  # no other instance can listen there now
             instance = self._conflicts.get(name, boot)
             if instance is not None and member.state in GONE:
                 self._retire(member, now, effects)
@@ -151,7 +160,7 @@ class Membership:
         self._conflicts.drop(name, boot)
         member = self.members.get(name)
         if member is not None and member.identity.boot == boot and member.state not in GONE:
-            self._end(member, now, effects)
+            end(member, now, effects)
             self._settle(effects)
         return effects
 
@@ -168,41 +177,28 @@ class Membership:
             self._discount(late, now)
         if self.layer_failing:
             self._discount(self.timings.suspect_after, now)
-        if self.state is MemberState.JOINING and self.wait_reason(now) is None:
-            self.state = MemberState.ALIVE
-            effects.changes.append(Change(self.me, MemberState.JOINING, MemberState.ALIVE))
+        if self.state is MemberState.JOINING:
+            self._join(now, effects)
         self._update_silent(now, effects)
         self._expire(now)
         self._settle(effects)
         return effects
 
+    def _join(self, now: float, effects: Effects) -> None:
+        """Serves if nothing prevents it."""
+        if any(member.state not in GONE for member in self.members.values()):
+            self.damping.tick(now)
+        if self.wait_reason(now) is None:
+            self.state = MemberState.ALIVE
+            effects.changes.append(Change(self.me, MemberState.JOINING, MemberState.ALIVE))
+
     def _discount(self, seconds: float, now: float) -> None:
-        """Subtracts a pause of this node from the silence of others. After `suspect_after` all silence starts from
-        zero; after less some remains, or a node that pauses again and again would never declare a peer down."""
-        limit = self.timings.suspect_after
-        for member in self.members.values():
-            if member.state not in GONE:
-                member.heard = now if seconds >= limit else max(member.heard + seconds, now - limit)
+        """Discounts a pause of this node: heartbeats that were sent meanwhile are still unread."""
+        discount(self.members.values(), seconds, self.timings.suspect_after, now)
         self._conflicts.discount(seconds, now)
 
     def _update_silent(self, now: float, effects: Effects) -> None:
-        suspect_after, down_after = self.timings.suspect_after, self.timings.down_after
-        self.isolated = fell_silent_together(self.members.values(), suspect_after, now)
-        if self.isolated:
-            down_after += suspect_after
-        for member in self.members.values():
-            silence = now - member.heard
-            if member.state in GONE or silence < suspect_after:
-                member.unreachable = False
-                continue
-            self._move(member, when_silent(member.state), now, effects)
-            if silence < down_after:
-                continue
-            if now - member.heard_by_others >= down_after:
-                self._end(member, now, effects)
-            elif not member.unreachable:
-                member.unreachable = True
-                effects.unreachable.append(member.identity)
+        self.isolated = judge_silence(self.members.values(), self.timings, now, effects)
 
     def _expire(self, now: float) -> None:
         self._conflicts.expire(now)
@@ -283,14 +279,27 @@ class Membership:
         refuted = beat.incarnation > member.incarnation
         if member.state is MemberState.DOWN:
             effects.answer = True  # the answer says that it was declared down, which it can't know otherwise
+            if self.rejoins and not member.notified and beat.state is not MemberState.JOINING:
+                member.notified, refuted = True, False  # it may have refuted only an earlier suspicion
+                member.incarnation = max(member.incarnation, beat.incarnation)
             if not refuted:
                 self.dropped += 1
                 return True
             self._gossip.notify_down(member)  # it may have refuted only an earlier suspicion
+            if self.rejoins and 2 * len(self.view.members) < beat.members:
+                self._notice_loss(member, now, effects)
         member.incarnation = max(member.incarnation, beat.incarnation)
         member.epoch = beat.epoch
-        self._move(member, when_heard(member.state, beat.state, refuted=refuted), now, effects)
+        move(member, when_heard(member.state, beat.state, refuted=refuted), now, effects)
         return True
+
+    def _notice_loss(self, member: Member, now: float, effects: Effects) -> None:
+        """A member is back that was down only here: it is this node that was cut off from most, which is as good as a
+        verdict if it has served meanwhile."""
+        self.damping.cut_off(now)
+        if self.state in SERVING:
+            self.incarnation += 1
+            effects.declared_down = self._verdicts.imply(member, self.incarnation)
 
     def _is_replaced_by(self, member: Member, beat: Heartbeat, now: float) -> bool:
         """Whether another running instance of its name takes a member's place."""
@@ -305,7 +314,7 @@ class Membership:
         instance = self._conflicts.settled(who.name)
         if instance is not None and member.state is MemberState.JOINING:
             beat = Heartbeat(who, member.incarnation, member.sequence, member.state, member.epoch)
-            self._end(member, now, effects)
+            end(member, now, effects)
             self._add(instance.beat, now, effects)
             self._conflicts.instances[who.name] = Instance(beat, member.since, member.heard)
 
@@ -315,6 +324,7 @@ class Membership:
         for seen in beat.observations:
             member, state = members.get(seen.name), seen.state
             if seen.boot == own_boot:
+                self._mentions.hear(beat.identity.name, seen, now)
                 self._refute(seen, members.get(beat.identity.name), effects)
             elif state in GONE:
                 continue
@@ -360,20 +370,11 @@ class Membership:
         effects.changes.append(Change(identity, None, beat.state))
         effects.answer = True
 
-    def _move(self, member: Member, state: MemberState, now: float, effects: Effects) -> None:
-        if member.state is not state:
-            effects.changes.append(Change(member.identity, member.state, state))
-            member.state = state
-            member.since = now
-
-    def _end(self, member: Member, now: float, effects: Effects) -> None:
-        self._move(member, when_ended(member.state), now, effects)
-
     def _retire(self, member: Member, now: float, effects: Effects) -> None:
         """Removes a member whose place another instance takes."""
         self.restarts += 1
         self._ignore(member.identity.boot)
-        self._end(member, now, effects)
+        end(member, now, effects)
         del self.members[member.identity.name]
 
     def _ignore(self, boot: bytes) -> None:
@@ -386,12 +387,6 @@ class Membership:
         """Renews the view if the members that serve may have changed."""
         if not effects.changes:
             return
-        serving = [member.identity for member in self.members.values() if member.state in SERVING]
-        if self.state in SERVING:
-            serving.append(self.me)
-        others = [who for who in serving if not is_loopback(who.address)]
-        if others and len(others) < len(serving):
-            serving = others
-            if self.state in SERVING and is_loopback(self.me.address):
-                self._join_again(effects)
-        self.view = View.of(serving)
+        self.view = View.of(serving := owners(self.members.values(), self.me if self.state in SERVING else None))
+        if self.state in SERVING and self.me not in serving:
+            self._join_again(effects)

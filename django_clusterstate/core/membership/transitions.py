@@ -19,6 +19,9 @@
 | joining     | the instance in conflict with it serves, for `suspect_after`            | the one in conflict          |
 | left        | any                                                                     | left                         |
 
+If it rejoins, a member that is down has refuted when it reports that it joins, or once more after it was told that it
+is down: otherwise it may have refuted only an earlier suspicion. `damping` decides how long it joins.
+
 `provisional_instances` decides which instances are proven to run now, `joining` when this node serves, and
 `name_conflicts` which of two instances keeps a name. While a member serves whose address isn't a loopback one, those
 with loopback addresses own no keys.

@@ -1,15 +1,16 @@
 """The verdicts of others that this node is down: whether it gives way, and to which nodes.
 
 When a partition heals, both sides have declared each other down, or only one has. A node that was declared down gives
-way to the winners, which have served its keys: it joins again, and drops what it had of these. Only on the side of a
-mutual partition that stays, it does no more than refute. A heartbeat doesn't list the view of its sender, so a node
-knows the winners when it has heard each of them.
+way to the winners, which have served its keys: it joins again, and drops what it had of these. On the side of a mutual
+partition that stays, it does no more than refute, and also if it is the other that is cut off from most. A heartbeat
+doesn't list the view of its sender, so a node knows the winners when it has heard each of them.
 """
 
 from collections.abc import Iterable, Mapping
 
-from .heartbeat import SERVING, Heartbeat, Observation, View
+from .heartbeat import SERVING, Heartbeat, MemberState, Observation, View
 from .members import Member
+from .mentions import Mentions
 
 NONE = -1
 
@@ -17,7 +18,8 @@ NONE = -1
 class Verdicts:
     """The verdicts about this node. Each one is of an incarnation of this node, which it refutes by a higher one."""
 
-    def __init__(self) -> None:
+    def __init__(self, mentions: Mentions) -> None:
+        self._mentions = mentions
         self._settled = NONE  # the last incarnation whose verdicts have had their effect
         self._gave_way_to = NONE  # the verdict that made this node give way, until the winners are known
 
@@ -28,10 +30,22 @@ class Verdicts:
         sender.verdict = seen.incarnation
         return seen.incarnation > self._settled
 
-    def prevails(self, beat: Heartbeat, view: View, *, mutual: bool) -> bool:
+    def imply(self, sender: Member, incarnation: int) -> bool:
+        """Takes a sender for one that has declared this node down before the present incarnation; whether that has an
+        effect."""
+        sender.verdict = incarnation - 1
+        return sender.verdict > self._settled
+
+    def prevails(self, beat: Heartbeat, view: View, members: Mapping[str, Member], now: float, *, mutual: bool) -> bool:
         """Whether this node, with this view, stays though the sender has declared it down. `mutual`: as this node has
         the sender. Nobody gives way to a node that doesn't serve."""
-        return beat.state not in SERVING or (mutual and view.outlasts(beat.members, beat.first))
+        if beat.state not in SERVING:
+            return True
+        if mutual:
+            return view.outlasts(beat.members, beat.first)
+        silent = sum(member.state is MemberState.SUSPECT for member in members.values())
+        is_cut_off = 2 * beat.members < len(view.members) or self._mentions.balance(now) > silent
+        return self._mentions.disregard(beat.identity.name, is_cut_off=is_cut_off)
 
     def give_way(self, sender: Member, incarnation: int) -> None:
         """Settles all verdicts of incarnations before the present one."""

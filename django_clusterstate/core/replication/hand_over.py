@@ -37,10 +37,12 @@ class Statements:
 
 
 class Joiner:
-    """The side of a node that joins. `may_serve`: whether it has taken over from all that serve."""
+    """The side of a node that joins. `may_serve`: whether it has taken over from all that serve. `damped`: it was cut
+    off or paused, so it is filled, but takes nothing over yet."""
 
     def __init__(self, placement: Placement, outboxes: Outboxes, now: float) -> None:
         self.may_serve = False
+        self.damped = False
         self.progress = now  # when something was received last
         self._placement = placement
         self._outboxes = outboxes
@@ -95,6 +97,9 @@ class Joiner:
 
     def tick(self, now: float) -> None:
         """Takes over once all that serve have filled this node."""
+        if self.damped:
+            self.progress = now
+            return
         boots = self._placement.boots
         self.may_serve = boots <= self._yours or self.is_stuck(now)
         if now >= self._asked_at and all(self.is_filled_by(boot) for boot in boots):

@@ -168,7 +168,7 @@ class Replication:
         self.placement.renounce()
         self.outboxes.paused = True
         self.inboxes.cleaner.refuse()
-        self.joiner = Joiner(self.placement, self.outboxes, now)
+        self.joiner.begin_epoch(now)  # whoever has said that this node is filled is asked again for what it drops
 
     def lose(self, winners: frozenset[bytes], now: float) -> None:
         """The winners, by boot ID, have served the keys of this node, which was given up: drops its entries, but for
@@ -245,7 +245,6 @@ class Replication:
             case Leaving() | Left():
                 self.placement.leaving.add(boot)
                 if isinstance(message, Left):
-                    self.placement.reclaim(boot, self.outboxes.get(boot).filled)
                     self.placement.depart(boot)
                 self._plan(now)
                 taken_in = True
@@ -324,10 +323,9 @@ class Replication:
     def tick(self, now: float) -> None:
         """Sends what has changed, and goes on with joining or leaving. The caller calls it about every 10 ms."""
         self.outboxes.now = now
-        if self._had is not None:
-            others = self.placement.boots - {self.placement.me.boot}
-            if self.placement.serving or (others and self.joiner.is_stuck(now)):
-                self.lose(others, now)
+        others = self.placement.boots - {self.placement.me.boot}
+        if self._had is not None and (self.placement.serving or (others and self.joiner.is_stuck(now))):
+            self.lose(frozenset(others), now)
         self.outboxes.pump()
         self._clean()
         changed = self.inboxes.changed_by_others(self.placement.boots)

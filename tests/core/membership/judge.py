@@ -127,6 +127,39 @@ def displaced(seed: int, sim: Simulation) -> None:
         raise Violation(f"{name} does not serve, though nobody else has its name any more (seed {seed})")
 
 
+def flapping(seed: int, sim: Simulation) -> None:
+    """A node is cut off every few seconds, in one direction or both, or most of what it sends is lost: keys move away
+    from it once, and back once when that is over. No other node loses any."""
+    name, *others = sim.random.sample(list(sim.nodes), len(sim.nodes))
+    begun = sim.now
+    if sim.random.random() < 0.3:
+        sim.bus.faulty[name] = 0.8
+        sim.run(40)
+        sim.bus.faulty.clear()
+    else:
+        ways = [set(itertools.product(others, [name])), set(itertools.product([name], others))]
+        for _ in range(4):
+            sim.bus.cut = set.union(*sim.random.sample(ways, sim.random.randint(1, 2)))
+            sim.run(sim.random.uniform(2, 6))
+            sim.bus.cut = set()
+            sim.run(sim.random.uniform(1, 6))
+    touched = [
+        change
+        for when, by, change in sim.changes
+        if when > begun
+        and by in others
+        and change.identity.name != name
+        and MemberState.SUSPECT not in (change.old, change.new)
+    ]
+    moved = [sum(by == other and when > begun for when, by, _ in sim.view_changes) for other in others]
+    if touched or max(moved) > 2:
+        raise Violation(f"keys of others moved {max(moved)} times while {name} flapped, {touched} (seed {seed})")
+    sim.run(80)
+    if any(node.membership.state is not MemberState.ALIVE for node in sim.running):
+        raise Violation(f"{name} does not serve though it is heard (seed {seed})")
+    sim.converge()
+
+
 def recordings(seed: int, sim: Simulation) -> None:
     """Somebody repeats old heartbeats all the time while nodes come and go: who has gone is in nobody's view."""
     names = list(sim.nodes)
@@ -241,6 +274,7 @@ SCENARIOS: dict[str, tuple[Scenario, Callable[[int], Bus], Sequence[int]]] = {
     "one way": (one_way, lambda seed: Bus(delay=(0.001, 0.02)), range(4, 12)),
     "namesake": (namesake, lambda seed: Bus(loss=0.02 * (seed % 3), delay=(0.001, 0.05)), range(2, 12)),
     "displaced": (displaced, lambda seed: Bus(delay=(0.001, 0.05)), range(3, 12)),
+    "flapping": (flapping, lambda seed: Bus(delay=(0.001, 0.05)), range(3, 12)),
     "recordings": (recordings, lambda seed: Bus(delay=(0.001, 0.05)), range(2, 9)),
     "swarm": (swarm, lambda seed: Bus(), SIZES),
     "twins": (twins, lambda seed: Bus(), SIZES[:-4]),
@@ -251,6 +285,7 @@ def judge(name: str, seed: int) -> Verdict:
     """One run of a scenario."""
     scenario, bus, sizes = SCENARIOS[name]
     sim = Simulation(seed, bus(seed))
+    sim.rejoins = scenario is flapping
     verdict = Verdict(name, seed)
     sim.start(*(f"n{number}" for number in range(sizes[seed % len(sizes)])))
     try:
@@ -258,7 +293,13 @@ def judge(name: str, seed: int) -> Verdict:
         scenario(seed, sim)
     except Violation as violation:
         verdict.broken = str(violation)
-    if scenario not in (partition, displaced, swarm, twins):  # there each side of a cut rightly loses the other
+    if scenario not in (
+        partition,
+        displaced,
+        flapping,
+        swarm,
+        twins,
+    ):  # there each side of a cut rightly loses the other
         verdict.downs = len(sim.false_downs)
         verdict.detections = list(sim.detections)
     verdict.node_hours = (sim.now - EPOCH) * len(sim.nodes) / 3600

@@ -35,7 +35,8 @@ class Violation(AssertionError):
 @dataclass
 class Bus:
     """What the network does to a message. `cut` holds the (sender, receiver) pairs whose messages vanish, `undialed`
-    the (dialer, host) pairs that can't make a link: an address that others don't reach.
+    the (dialer, host) pairs that can't make a link: an address that others don't reach. `faulty`: by sender, the share
+    of its messages that is lost.
 
     A node reads once in `grain` seconds all that has come to it: that halves the cost of a large cluster, since what
     belongs to one node is then used together, and so is found in the processor's cache.
@@ -47,6 +48,7 @@ class Bus:
     grain: float = 0.0
     cut: set[tuple[str, str]] = field(default_factory=set)
     undialed: set[tuple[str, str]] = field(default_factory=set)
+    faulty: dict[str, float] = field(default_factory=dict)
 
     def split(self, *sides: Iterable[str]) -> None:
         """Cuts every way from one side to another."""
@@ -87,11 +89,14 @@ class Node:
 class Simulation:
     """Nodes on a bus. Acts happen now; `run` moves the clock. Every time is in seconds."""
 
+    rejoins = False
+
     def __init__(self, seed: int, bus: Bus | None = None, membership: type[Membership] = Membership) -> None:
         self.seed, self.random, self.now = seed, Random(seed), 1000.0
         self.bus, self.timings = bus or Bus(), Timings()
         self.nodes: dict[str, Node] = {}  # the latest instance of each name
         self.changes: list[tuple[float, str, Change]] = []
+        self.view_changes: list[tuple[float, str, int]] = []  # when, who has a new one, and its epoch
         self.recorded: deque[Heartbeat] = deque(maxlen=500)  # what was sent to everybody
         self.superseded = 0  # instances whose process has begun another
         self.false_downs: list[tuple[float, str, str]] = []  # when, who said it, of which running node
@@ -127,7 +132,7 @@ class Simulation:
         """Starts a node on each host, with the name of its host or this one."""
         for host in hosts:
             me = Identity(name or host, self.random.randbytes(16), f"{host}:4370", weight)
-            membership = self._membership(me, self.timings, self.now, must_be_reached=True)
+            membership = self._membership(me, self.timings, self.now, must_be_reached=True, rejoins=self.rejoins)
             node = Node(host, membership, len(self._instances), self.now, ticked=self.now)
             self.nodes[host] = self._instances[me.boot] = node
             self._namesakes[me.name].append(node)
@@ -281,9 +286,10 @@ class Simulation:
 
     def _send(self, sender: str, receivers: Iterable[str], beat: Heartbeat) -> None:
         chance, uniform, bus, slow = self.random.random, self.random.uniform, self.bus, self.slow.get
+        loss = bus.faulty.get(sender, bus.loss)
         for receiver in receivers:
             for _ in range(2 if chance() < bus.duplicates else 1):
-                if chance() >= bus.loss and (sender, receiver) not in bus.cut:
+                if chance() >= loss and (sender, receiver) not in bus.cut:
                     due = self.now + uniform(*bus.delay) + slow(sender, 0.0) + slow(receiver, 0.0)
                     self._post(due, receiver, beat)
 
@@ -396,7 +402,9 @@ class Simulation:
                 yield instance
 
     def _check_view(self, node: Node) -> None:
-        node.view, node.view_since = node.membership.view, self.now
+        before, node.view, node.view_since = node.view, node.membership.view, self.now
+        if before is None or before.epoch != node.view.epoch:
+            self.view_changes.append((self.now, node.name, node.view.epoch))
         serving = frozenset([who.boot for who in node.view.members])
         epoch = self._epochs.setdefault(hash(serving), node.view.epoch)
         self._hold(epoch == node.view.epoch, f"{node.name} has another epoch for an equal view")

@@ -4,7 +4,7 @@ import pytest
 
 from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, Observation, View
 from django_clusterstate.core.membership.joining import WaitReason
-from django_clusterstate.core.membership.members import Effects, Member
+from django_clusterstate.core.membership.members import Effects, Member, move
 from django_clusterstate.core.membership.membership import RETIRED_BOOTS, TICK, Membership
 from django_clusterstate.core.rendezvous_hashing import Rendezvous
 from tests.core.membership.judge import ROUGH, Scenario, displaced, namesake, recordings, storm
@@ -319,7 +319,7 @@ class RemembersNoBoot(Membership):
 class RevivesLeftMembers(Membership):
     def _hear_member(self, member: Member, beat: Heartbeat, now: float, effects: Effects) -> bool:
         if member.state is MemberState.LEFT:
-            self._move(member, beat.state, now, effects)
+            move(member, beat.state, now, effects)
             return True
         return super()._hear_member(member, beat, now, effects)
 
@@ -333,7 +333,7 @@ class DeclaresDownTooSoon(Membership):
     def _update_silent(self, now: float, effects: Effects) -> None:
         for member in self.members.values():
             if member.state is MemberState.ALIVE and now - member.heard > 0.45:
-                self._move(member, MemberState.DOWN, now, effects)
+                move(member, MemberState.DOWN, now, effects)
 
 
 class SuspectsAnother(Membership):
@@ -341,7 +341,7 @@ class SuspectsAnother(Membership):
         effects = super().heard(beat, now, fresh=fresh)
         for member in self.members.values():
             if member.identity.name != beat.identity.name and member.state is MemberState.ALIVE:
-                self._move(member, MemberState.DOWN, now, effects)
+                move(member, MemberState.DOWN, now, effects)
         return effects
 
 

@@ -239,6 +239,24 @@ def three_sides(sim: DataSimulation) -> dict[str, int]:
     return lost
 
 
+def flapping(sim: DataSimulation) -> dict[str, int]:
+    """A node is cut off, in one direction or both, again and again: in the end what nobody wrote meanwhile is there."""
+    names, load = begin_load(sim, [3, 5], exact=False)
+    sim.run(1)
+    node, *others = sim.random.sample(names, len(names))
+    ways = [set(itertools.product(others, [node])), set(itertools.product([node], others))]
+    for _ in range(4):
+        sim.bus.cut = set.union(*sim.random.sample(ways, sim.random.randint(1, 2)))
+        sim.run(sim.random.uniform(2, 8))
+        sim.bus.cut = set()
+        sim.run(sim.random.uniform(1, 8))
+    load.stop()
+    sim.run(80)
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    return lost
+
+
 def long_stop(sim: DataSimulation) -> dict[str, int]:
     """A node is stopped until the others have declared it down, and woken."""
     _, load = begin_load(sim, [2, 3, 5], exact=False)
@@ -325,6 +343,7 @@ SCENARIOS: dict[str, Callable[[DataSimulation], dict[str, int]]] = {
     "partition": partition,
     "short partition": short_partition,
     "three sides": three_sides,
+    "flapping": flapping,
     "long stop": long_stop,
     "kill while filling": kill_while_filling,
     "behind": behind,

@@ -313,7 +313,8 @@ class DataSimulation(Simulation):
         if self._stopped(node, self._flushes):
             return
         self.at(self._about(FLUSH), lambda: self._flushes(node))
-        replication = self.data[node.boot].replication
+        replication, membership = self.data[node.boot].replication, node.membership
+        replication.joiner.damped = membership.joining.is_damped(membership.members, self.now)
         replication.tick(self.now)
         node.membership.joining.filled = replication.joiner.may_serve
         leaver = replication.leaver
