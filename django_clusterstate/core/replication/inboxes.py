@@ -70,7 +70,7 @@ class Inboxes:
         if record.version == held:
             store.confirm(record.key)
             return
-        owns = self._placement.is_owner(self._placement.me.boot, store.slot(record.key))
+        owns = self._placement.owns[store.slot(record.key)]
         if owns and store.merges and record.value is not None:
             merged = store.merged(record, now)
             if merged is not None:

@@ -137,7 +137,7 @@ class Outboxes:
         record = store.record(key, self.now)
         if record.version != NONE:
             return record
-        if not self._placement.is_owner(self._placement.me.boot, store.slot(key)):
+        if not self._placement.owns[store.slot(key)]:
             return None
         return Record(kind, key, self._clock.next(self.now))
 

@@ -124,6 +124,13 @@ class Placement:
         if len(self.departed) > MAX_DEPARTED:
             del self.departed[next(iter(self.departed))]
 
+    def reclaim(self, boot: bytes, filled: SlotSet) -> None:
+        """An instance is about to depart, and has got only these of the slots that were ceded to it: the owners
+        after it get the others."""
+        missed = self.ceded.pop(boot, SlotSet()) - filled
+        if missed:
+            self.ceded[b""] = self.ceded.get(b"", SlotSet()) | missed
+
     def hand_over(self, joiner: Identity) -> SlotSet:
         """Hands a joining node its slots of this node's."""
         slots, _ = self._slots_of_joiner(joiner)

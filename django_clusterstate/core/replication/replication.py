@@ -245,6 +245,7 @@ class Replication:
             case Leaving() | Left():
                 self.placement.leaving.add(boot)
                 if isinstance(message, Left):
+                    self.placement.reclaim(boot, self.outboxes.get(boot).filled)
                     self.placement.depart(boot)
                 self._plan(now)
                 taken_in = True
@@ -323,9 +324,10 @@ class Replication:
     def tick(self, now: float) -> None:
         """Sends what has changed, and goes on with joining or leaving. The caller calls it about every 10 ms."""
         self.outboxes.now = now
-        others = self.placement.boots - {self.placement.me.boot}
-        if self._had is not None and (self.placement.serving or (others and self.joiner.is_stuck(now))):
-            self.lose(frozenset(others), now)
+        if self._had is not None:
+            others = self.placement.boots - {self.placement.me.boot}
+            if self.placement.serving or (others and self.joiner.is_stuck(now)):
+                self.lose(others, now)
         self.outboxes.pump()
         self._clean()
         changed = self.inboxes.changed_by_others(self.placement.boots)

@@ -390,6 +390,21 @@ def test_a_node_drops_what_it_does_not_hold_whenever_a_view_of_the_same_epoch_is
             assert not node.cells.cells
 
 
+def test_what_a_departing_owner_has_not_got_goes_to_the_owner_after_it() -> None:
+    with few_slots():
+        placement = Placement(A)
+        placement.update(View.of([A]), [])
+        placement.plan()
+        placement.update(View.of([A, B, C]), [])
+        ceded = placement.plan()[B.boot].ceded
+        filled = SlotSet(sorted(ceded)[::2])
+        placement.reclaim(B.boot, filled)
+        placement.depart(B.boot)
+        placement.plan()
+        assert not placement.ceded[C.boot] & filled
+        assert set(placement.ceded[C.boot] | placement.owned) >= set(ceded - filled)
+
+
 # -- giving way ---------------------------------------------------------------------------------------------------
 
 
