@@ -37,33 +37,29 @@ class EvictionOrder(Generic[E]):
     def __getitem__(self, key: bytes) -> E:
         return self.used[key] if key in self.used else self.copies[key]
 
-    def coarse(self, now: float, copied: bool) -> float:
-        """The time of use of an entry that is used, or copied, at `now`."""
-        return self._lru(copied).coarse(now)
-
-    def add(self, entry: E) -> None:
-        self._lru(entry.copied).add(entry)
+    def add(self, entry: E, now: float) -> None:
+        """Adds a new entry as the most recently used one, or the last that was copied."""
+        lru = self.copies if entry.copied else self.used
+        entry.used = lru.coarse(now)
+        lru.add(entry)
 
     def use(self, entry: E, now: float, copied: bool = False) -> None:
         """Makes an entry the most recently used one, or the last that was copied."""
         if entry.copied is copied:
-            self._lru(copied).use(entry, now)
+            (self.copies if copied else self.used).use(entry, now)
             return
         self.pop(entry)
-        entry.copied, entry.used = copied, self.coarse(now, copied)
-        self.add(entry)
+        entry.copied = copied
+        self.add(entry, now)
 
     def pop(self, entry: E) -> None:
-        self._lru(entry.copied).pop(entry.key)
+        (self.copies if entry.copied else self.used).pop(entry.key)
 
     def pop_oldest(self, now: float) -> E:
         """Removes and returns the entry that is evicted next. There must be one."""
-        return self._lru(self.copies.count > 0).pop_oldest(now)
+        return (self.copies if self.copies.count else self.used).pop_oldest(now)
 
     def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
-        """The keys in these slots, in portions, nearly in this order. Entries may come and go meanwhile."""
+        """The keys in these slots, in portions. Entries may come and go meanwhile."""
         yield from self.copies.keys(slots)
         yield from self.used.keys(slots)
-
-    def _lru(self, copied: bool) -> Lru[E]:
-        return self.copies if copied else self.used

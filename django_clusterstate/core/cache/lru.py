@@ -121,13 +121,16 @@ class Lru(Generic[E]):
         return self.pop(oldest.key)
 
     def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
-        """The keys in these slots, in portions, the least recently used of each shard first. Entries may come and go
-        meanwhile."""
+        """The keys in these slots, in portions, those of a shard in the order in which they came. Entries may come and
+        go meanwhile."""
+        # In the order of use, a shard of 16,000 entries would take eight milliseconds, not one.
         if not self.mask:
-            yield from portions([*self.shards[0]], lambda key: slot_of_entry(key) in slots)
+            yield from portions([*dict.keys(self.shards[0])], lambda key: slot_of_entry(key) in slots)
             return
         for group in slots.groups:
-            yield from portions([*self.shards[group]], lambda key: DOUBLE not in key and slot_of(key) in slots)
+            yield from portions(
+                [*dict.keys(self.shards[group])], lambda key: DOUBLE not in key and slot_of(key) in slots
+            )
             yield from portions([*self._doubles[group]], lambda key: slot_of_entry(key) in slots)
 
     def _move_to(self, shards: list[OrderedDict[bytes, E]]) -> None:

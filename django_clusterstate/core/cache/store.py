@@ -80,7 +80,7 @@ class CacheStore(Generic[V]):
         self._used = self._entries.used
         self._namespaces = Namespaces()
         self._tombstones = Tombstones()
-        self._void = Void()
+        self._void = Void(slot_of_entry)
 
     @property
     def entries(self) -> int:
@@ -261,14 +261,13 @@ class CacheStore(Generic[V]):
         self._tombstones.forget(lambda key: slot_of_entry(key) in slots)
 
     def keys(self, slots: SlotSet) -> Iterator[list[bytes]]:
-        """The keys of all entries in these slots, in portions, nearly in the order of eviction. Entries may come and go
-        meanwhile."""
+        """The keys of all entries in these slots, in portions. Entries may come and go meanwhile."""
         return self._entries.keys(slots)
 
     def _counted(self, key: bytes) -> Entry[V] | None:
         """The entry of a key, though it may have expired or be invalid; None if it is void or cleared."""
         entry = self._entries.get(key)
-        if entry is None or self._void.covers(slot_of_entry(key), entry.generation):
+        if entry is None or self._void.covers(key, entry.generation):
             return None
         return None if entry.namespace.cleared and not self._namespaces.survives(entry) else entry
 
@@ -322,8 +321,8 @@ class CacheStore(Generic[V]):
     def _insert(self, key: bytes, value: V, size: int, expires: float, version: int, now: float, copied: bool) -> None:
         namespace = self._namespaces.get_or_create(key)
         bucket = self._namespaces.add(namespace, key, due_of(expires, now))
-        used = self._entries.coarse(now, copied)
-        self._entries.add(Entry(key, value, size, expires, bucket, namespace, self.generation, used, version, copied))
+        entry = Entry(key, value, size, expires, bucket, namespace, self.generation, now, version, copied)
+        self._entries.add(entry, now)
         self.bytes += size
 
     def _overwrite(self, entry: Entry[V], value: V, size: int, version: int, now: float, copied: bool = False) -> None:

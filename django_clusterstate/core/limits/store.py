@@ -111,7 +111,7 @@ class LimitStore:
         self._is_valid = is_valid
         self._on_write = on_write
         self._tombstones = Tombstones()
-        self._void = Void()
+        self._void = Void(slot_of_state)
         self._index: tuple[dict[bytes, int], ...] = tuple({} for _ in range(_SHARDS))  # the rows of keys
         self._keys: list[bytes] = []
         self._expires, self._first, self._second, self._third = array("d"), array("d"), array("d"), array("d")
@@ -234,7 +234,7 @@ class LimitStore:
     def _counted(self, key: bytes) -> int | None:
         """The row of a key, though its state may have expired or be invalid; None if it is void."""
         row = self._find(key)
-        return None if row is None or self._void.covers(slot_of_state(key), self._generation[row]) else row
+        return None if row is None or self._void.covers(key, self._generation[row]) else row
 
     # -- rows -----------------------------------------------------------------------------------------------
 

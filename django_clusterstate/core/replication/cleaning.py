@@ -9,7 +9,7 @@ from .messages import FillStart, RecordKey
 from .slots import SlotSet
 from .stores import PORTION, Store, keys_in
 
-MAX_READ: Final = 5000  # keys at a time: about a millisecond
+MAX_READ: Final = 2500  # keys at a time: about two milliseconds
 DROP: Final = 10  # keys that can be read while one is dropped
 
 

@@ -83,7 +83,8 @@ class Void:
     """Entries that don't count though they are in memory: those of some slots from before a generation, because another
     side of a partition has these slots."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot_of: Callable[[bytes], int]) -> None:
+        self._slot_of = slot_of
         self._before: dict[int, SlotSet] = {}
 
     def add(self, slots: SlotSet, generation: int) -> None:
@@ -92,5 +93,8 @@ class Void:
         if len(self._before) > MAX_VOID:
             del self._before[next(iter(self._before))]
 
-    def covers(self, slot: int, generation: int) -> bool:
+    def covers(self, key: bytes, generation: int) -> bool:
+        if not self._before:
+            return False  # nearly always
+        slot = self._slot_of(key)
         return any(generation < before and slot in slots for before, slots in self._before.items())
