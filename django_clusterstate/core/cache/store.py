@@ -202,16 +202,16 @@ class CacheStore(Generic[V]):
 
     def expire(self, now: float, budget: int = 1000) -> int:
         """Reclaims cleared entries and those whose bucket is due, then frees the reserve; at most `budget` entries.
-        Returns the number reclaimed.
+        Returns the number reclaimed, or that of old deletes that are forgotten, if it is greater.
 
         Costs O(that number), however long ago the last call was. A result equal to `budget` means: call again soon.
         """
-        self._tombstones.expire(now, budget)
+        forgotten = self._tombstones.expire(now, budget)
         reclaimed = self._reclaim(now, budget)
         while reclaimed < budget and self.bytes > self._target:
             self._evict(now)
             reclaimed += 1
-        return reclaimed
+        return max(reclaimed, forgotten)
 
     def _size(self, key: bytes, value: V) -> int:
         return len(key) + self._size_of(value) + ENTRY_OVERHEAD

@@ -161,11 +161,12 @@ class LimitStore:
         return live
 
     def expire(self, now: float, budget: int = 1000) -> int:
-        """Checks rows that are due, at most `budget`, and reclaims the expired ones. Returns the number checked.
+        """Checks rows that are due, at most `budget`, and reclaims the expired ones. Returns the number checked, or
+        that of old deletes that are forgotten, if it is greater.
 
         A result equal to `budget` means: call again soon.
         """
-        self._tombstones.expire(now, budget)
+        forgotten = self._tombstones.expire(now, budget)
         left = budget
         while self._due_heap and self._due_heap[0] <= now:
             head = self._buckets[self._due_heap[0]]
@@ -180,7 +181,7 @@ class LimitStore:
                     self._move(row, self._expires[row], now)
             del self._buckets[heappop(self._due_heap)]
             self._free.append(head)
-        return budget - left
+        return max(budget - left, forgotten)
 
     # -- copies ---------------------------------------------------------------------------------------------
 

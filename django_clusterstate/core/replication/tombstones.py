@@ -43,12 +43,13 @@ class Tombstones:
         for key in [key for key in self._deletes if which(key)]:
             del self._deletes[key]
 
-    def expire(self, now: float, budget: int = MAX_KEYS) -> None:
-        """Forgets old deletes, at most `budget`."""
-        for _ in range(budget):
+    def expire(self, now: float, budget: int = MAX_KEYS) -> int:
+        """Forgets old deletes, at most `budget`. Returns their number."""
+        for forgotten in range(budget):
             if not self._deletes or next(iter(self._deletes.values()))[1] > now - SECONDS:
-                return
+                return forgotten
             self._forget()
+        return budget
 
     def _forget(self) -> None:
         _, (version, _) = self._deletes.popitem(last=False)

@@ -377,6 +377,18 @@ def test_a_bounded_number_of_clears_is_remembered(monkeypatch: pytest.MonkeyPatc
     assert copies.floor == 2
 
 
+def test_old_deletes_are_forgotten_within_the_budget() -> None:
+    store, _ = cache_of()
+    limits, _ = limits_of()
+    for number in range(100):
+        store.delete(entry(number).key, NOW)
+        limits.delete(state(number).key, NOW)
+    late = NOW + tombstones.SECONDS
+    for each in (store, limits):
+        assert [each.expire(late, 60) for _ in range(3)] == [60, 40, 0]
+        assert each.floor == 1099
+
+
 def test_without_versions_nothing_is_remembered() -> None:
     store: CacheStore[Value] = CacheStore(AMPLE, size_of=sys.getsizeof)
     store.set(b"ns\0key", b"v", None, NOW)
