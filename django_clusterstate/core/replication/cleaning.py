@@ -32,12 +32,12 @@ class Cleaner:
     def __init__(self, stores: Sequence[Store]) -> None:
         self._stores = stores
         self._queues: dict[bytes, deque[Filling | bool]] = {}
-        self._unheld: Iterator[Sequence[RecordKey]] = iter(())
+        self._unheld: Iterator[Sequence[RecordKey]] | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether no fill waits. Entries that aren't held may be left."""
-        return not self._queues
+        """Whether there is nothing to drop."""
+        return not self._queues and self._unheld is None
 
     # -- fills ----------------------------------------------------------------------------------------------
 
@@ -99,12 +99,16 @@ class Cleaner:
 
     def begin(self, unheld: SlotSet) -> None:
         """`drop_unheld()` shall drop the entries of these slots, and no others."""
-        self._unheld = keys_in(self._stores, unheld)
+        self._unheld = keys_in(self._stores, unheld) if unheld else None
 
     def drop_unheld(self, held: SlotSet) -> None:
         """Drops entries of slots that aren't held."""
         left = MAX_READ
-        while left > 0 and (keys := next(self._unheld, None)) is not None:
+        while left > 0 and self._unheld is not None:
+            keys = next(self._unheld, None)
+            if keys is None:
+                self._unheld = None
+                return
             for kind, key in keys:
                 store = self._stores[kind]
                 if store.slot(key) not in held:
