@@ -50,7 +50,7 @@ def _waits(membership: Membership, now: float) -> Iterator[str]:
     me, reason = membership.me, membership.wait_reason(now)
     if reason is WaitReason.DAMPED:
         damping = membership.damping
-        times = f" {damping.times} times within a minute" if damping.times > 1 else ""
+        times = f" {damping.times} times in short succession" if damping.times > 1 else ""
         yield (
             f"node {me.name} was cut off or paused{times}: it owns no keys until others have received its heartbeats "
             f"without a gap for {damping.seconds:g} s; check its network, and whether it gets enough CPU time"

@@ -93,7 +93,7 @@ def test_node_that_was_cut_off_says_how_often_and_for_how_long_it_waits() -> Non
     )
     assert [line[: line.index(" s;")] for line in said] == [
         f"{text.format('')} 9",
-        f"{text.format(' 2 times within a minute')} 18",
+        f"{text.format(' 2 times in short succession')} 18",
     ]
 
 

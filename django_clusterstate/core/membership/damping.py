@@ -12,36 +12,38 @@ from typing import Final
 from .members import Timings
 from .mentions import Mentions
 
-PERIOD: Final = 60.0  # seconds in which each time that it was cut off doubles the wait
+PERIOD: Final = 60.0  # seconds: a node that is cut off so soon after it serves again waits twice as long
 DOUBLINGS: Final = 3  # at most
 SILENCES: Final = 3  # the wait is so many times `down_after`: longer than a failure each few seconds leaves it heard
 
 
 class Damping:
-    """Whether others hear this node, and how often it was cut off or paused.
-
-    `times`: how often, within a minute before the last time. `seconds`: for how long it must be heard without a gap.
-    """
+    """Whether others hear this node, and how often it was cut off or paused in short succession, `times`."""
 
     def __init__(self, timings: Timings, mentions: Mentions) -> None:
+        self.times = 0
         self._timings = timings
         self._mentions = mentions
-        self._cut_off: list[float] = []  # when
+        self._cut_off = -math.inf  # when, the last time
+        self._served = -math.inf  # when it began to serve; not yet, if that is positive infinity
         self._gap = -math.inf  # the last time at which most didn't hear this node
 
     @property
-    def times(self) -> int:
-        return len(self._cut_off)
-
-    @property
     def seconds(self) -> float:
+        """For how long this node must be heard without a gap."""
         return SILENCES * self._timings.down_after * 2.0 ** min(self.times - 1, DOUBLINGS)
 
     def cut_off(self, now: float) -> None:
         """Notes that this node was cut off or paused. Verdicts that arrive together are about one time."""
         self._gap = now
-        if not self._cut_off or now - self._cut_off[-1] >= self._timings.down_after:
-            self._cut_off = [when for when in self._cut_off if when > now - PERIOD] + [now]
+        if now - self._cut_off >= self._timings.down_after:
+            self._cut_off = now
+            self.times = 1 if now - self._served > PERIOD else self.times + 1
+            self._served = math.inf
+
+    def serve(self, now: float) -> None:
+        """Notes that this node serves again."""
+        self._served = now
 
     def tick(self, now: float) -> None:
         """Looks for a gap: most peers don't hear this node, or it doesn't hear that they do."""

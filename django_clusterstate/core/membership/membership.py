@@ -189,6 +189,7 @@ class Membership:
         if any(member.state not in GONE for member in self.members.values()):
             self.damping.tick(now)
         if self.wait_reason(now) is None:
+            self.damping.serve(now)
             self.state = MemberState.ALIVE
             effects.changes.append(Change(self.me, MemberState.JOINING, MemberState.ALIVE))
 

@@ -24,6 +24,7 @@ from django_clusterstate.core.membership.membership import TICK, Membership
 JITTER = 0.1
 LEAVE_SECONDS = 2.0  # a leaving node serves on for so long
 REFUSAL = (0.005, 0.05)  # from the end of a process until a peer's fresh dial is refused
+RENEW = 1.0  # seconds after which a node notes which links are open
 ANSWERS = 20  # from one node to one peer in one second: more is a storm
 NOTHING = Effects()
 
@@ -70,6 +71,7 @@ class Node:
     inbox: list[Heartbeat] = field(default_factory=list)
     held: list[Callable[["Node"], None]] = field(default_factory=list)  # timers that fired in a pause
     ticked: float = 0.0
+    renews_at: float = 0.0
     judges_from: float = float("-inf")  # it was stopped, and until then what was sent meanwhile may be unread
     view: View | None = None
     view_since: float = 0.0
@@ -199,12 +201,17 @@ class Simulation:
             patience = self.timings.suspect_after
             node.judges_from = self.now + (self.timings.down_after if late >= patience else patience)
         node.ticked = self.now
+        if self.now >= node.renews_at:
+            node.renews_at = self.now + RENEW
+            self._renew_links(node)
+        self._check(node, "tick", node.membership.tick(self.now), None)
+
+    def _renew_links(self, node: Node) -> None:
         for boot, peer in list(node.links.items()):
             if not peer.running:
                 del node.links[boot]
             elif not self._is_cut(node, peer):
                 node.membership.still_linked(boot, self.now)
-        self._check(node, "tick", node.membership.tick(self.now), None)
 
     def _beats(self, node: Node) -> None:
         if self._stopped(node, self._beats):

@@ -151,15 +151,18 @@ def mentions() -> Mentions:
     return Mentions(1.5)
 
 
-def test_each_time_within_a_minute_doubles_the_wait_up_to_a_bound(mentions: Mentions) -> None:
-    damping, waits = Damping(Timings(), mentions), []
+def test_each_time_within_a_minute_of_serving_doubles_the_wait_up_to_a_bound(mentions: Mentions) -> None:
+    damping, waits, now = Damping(Timings(), mentions), [], 0.0
     for number in range(6):
-        damping.cut_off(number * 5.0)
-        damping.cut_off(number * 5.0 + 1)  # another verdict about the same time
+        damping.cut_off(now)
+        damping.cut_off(now + 1)  # another verdict about the same time
         waits.append(damping.seconds)
+        if number % 2:
+            damping.serve(now + 100)
+        now += 100 + PERIOD * (number % 2)
     assert waits == [9, 18, 36, 72, 72, 72]
     assert waits[-1] == waits[0] * 2**DOUBLINGS
-    damping.cut_off(25 + PERIOD)
+    damping.cut_off(now + 1)
     assert (damping.times, damping.seconds) == (1, 9)
 
 
