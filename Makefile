@@ -4,12 +4,13 @@ VENV ?= .venv
 SEEDS ?= 1000
 RUNS ?= 20
 ROUNDS ?= 20
+GRIDS ?= --seeds 200
 WORKERS ?= $(shell expr $$(nproc) \* 3)
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate restarts exactness compat lint bench docs \
+.PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate grids restarts exactness compat lint bench docs \
 	screenshot clean
 
 help:  ## what there is
@@ -62,6 +63,9 @@ slow-faults: $(VENV)/dev  ## those of them that take over a minute each: half an
 simulate: $(VENV)/dev  ## membership and copies over SEEDS=1000 simulated clusters of each kind, every invariant checked
 	$(RUN) -m tests.core.membership.judge --seeds $(SEEDS)
 	$(RUN) -m tests.core.replication.scenarios --seeds $(SEEDS)
+
+grids: $(VENV)/dev  ## membership under the faults for which others publish figures, days of a core: GRIDS="--seeds 5 --sizes 50"
+	$(RUN) -m tests.core.membership.grids $(GRIDS)
 
 restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit exceeded, no own write read stale, no lock twice on its host
 	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py
