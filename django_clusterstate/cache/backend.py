@@ -308,7 +308,8 @@ class ClusterCache(BaseCache):
     ) -> Lock:
         """Creates a lock without acquiring it. Once acquired, the lock expires after `timeout` seconds. While another
         holder has it, `acquire()` tries again every `sleep` seconds, for `blocking_timeout` seconds (None: forever).
-        Its entry is `lock:<key>`.
+        Its entry is `lock:<key>`. Create one for each holder: threads that share it would release each other's lock
+        after it has expired.
 
         Best effort: see `docs/cache.md`. Raises `ValueError` where `timeout` or `sleep` isn't above 0.
         """
