@@ -63,6 +63,7 @@ slow-faults: $(VENV)/dev  ## those of them that take over a minute each: half an
 simulate: $(VENV)/dev  ## membership and copies over SEEDS=1000 simulated clusters of each kind, every invariant checked
 	$(RUN) -m tests.core.membership.judge --seeds $(SEEDS)
 	$(RUN) -m tests.core.replication.scenarios --seeds $(SEEDS)
+	$(RUN) -m tests.core.replication.scenarios --seeds $(SEEDS) --stored
 
 grids: $(VENV)/dev  ## membership under the faults for which others publish figures, days of a core: GRIDS="--seeds 5 --sizes 50"
 	$(RUN) -m tests.core.membership.grids $(GRIDS)

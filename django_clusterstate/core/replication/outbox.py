@@ -16,7 +16,7 @@ from .slots import SlotSet, union
 WINDOW: Final = 8  # messages that aren't acknowledged
 BATCH: Final = 500  # records
 FILL_SLOTS: Final = 256  # slots of one fill, or a few more
-READ: Final = 50  # records that can be sent while a portion of keys is read
+READ: Final = 25  # records that can be sent while a portion of keys is read
 MAX_PENDING: Final = 50_000  # records that wait for a peer; more, and it is behind
 RETRY: Final = 0.2  # seconds until what was refused is sent again
 

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 from .messages import Record, RecordKey
 from .slots import SlotSet
 
-PORTION: Final = 500  # keys that are read at a time
+PORTION: Final = 250  # keys that are read at a time
 
 
 class Store(Protocol):
