@@ -32,6 +32,9 @@ _pid = os.getpid
 
 Data = bytes | bytearray
 
+# The first key would import modules under a lock, on which a child that is forked meanwhile waits forever.
+X25519PrivateKey.generate()
+
 
 class Forked(OSError):
     """The connection belongs to the parent process. Using it in a forked child would repeat a nonce."""

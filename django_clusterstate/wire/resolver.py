@@ -5,6 +5,7 @@ threads, a caller waits for one until its own deadline, and the last result is u
 """
 
 import asyncio
+import codecs
 import contextlib
 import socket
 import time
@@ -17,6 +18,9 @@ from .background_threads import BackgroundWork
 
 REFRESH_AFTER = 2.0  # seconds: an older result is used, and refreshed in the background
 MAX_NAMES = 64  # names come from settings, so they are few
+
+# The first lookup would import this codec under a lock, on which a child that is forked meanwhile waits forever.
+codecs.lookup("idna")
 
 Hosts = tuple[str, ...]
 Lookup = Callable[[str], Hosts]

@@ -7,6 +7,8 @@ import math
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -44,7 +46,7 @@ from django_clusterstate.wire.framing import HEADER, frame
 from django_clusterstate.wire.handshake import Hello, NodeHandshake, OtherInstance, OtherNode
 from django_clusterstate.wire.noise import TAG
 from testproject import settings
-from testproject.processes import LocalCluster, free_port
+from testproject.processes import ROOT, LocalCluster, free_port
 from tests.conftest import NODES
 from tests.faults.proxy import Proxy
 from tests.forks import SECONDS, InChild, in_child_of
@@ -940,6 +942,25 @@ def test_event_loop_that_goes_on_in_a_child_has_connections_of_its_own_there(
         assert all(runner.run(aexchange(async_client, 2, 20)) for _ in range(20))
         assert async_client._loops[runner.get_loop()].open == connections
     assert async_client._loops == {}
+
+
+def test_first_requests_import_nothing_under_a_lock_that_a_forked_child_would_inherit(cluster: LocalCluster) -> None:
+    code = """
+import asyncio, sys, django
+django.setup()
+from django.core.cache import cache
+from django_clusterstate import events, ratelimit
+before = {*sys.modules}
+cache.get_many(map(str, range(50)))
+ratelimit.hit(ratelimit.Limit.parse("10/s"), "group", "key")
+events.track("name", field=1)
+events.flush()
+asyncio.run(cache.aget("key"))
+print(*{*sys.modules} - before)
+"""
+    command, env = [sys.executable, "-c", code], cluster.env("alpha")
+    ended = subprocess.run(command, check=True, env=env, cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert ended.stdout == "\n"
 
 
 @forking
