@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from .messages import Batch, FillEnd, FillStart, Message, Record, RecordKey
+from .messages import MAX_RECORDS, Batch, FillEnd, FillStart, Message, Record, RecordKey, size_of
 from .slots import SlotSet, union
 
 WINDOW: Final = 8  # messages that aren't acknowledged
-BATCH: Final = 500  # records
+BATCH: Final = MAX_RECORDS
+BATCH_BYTES: Final = 128 * 1024  # of records in one message; a single one may be larger
+RECORD_BYTES: Final = BATCH_BYTES // BATCH  # a larger record takes as long as several
 FILL_SLOTS: Final = 256  # slots of one fill, or a few more
 READ: Final = 25  # records that can be sent while a portion of keys is read
 MAX_PENDING: Final = 50_000  # records that wait for a peer; more, and it is behind
@@ -35,20 +37,21 @@ class _Fill:
     slots: SlotSet
     owned: bool
     portions: Iterator[Sequence[RecordKey]]
+    rest: Sequence[RecordKey] = ()  # of the last portion
 
 
 class Outbox:
     """The copies on one peer. `wanted`: the slots that it has to get from this node; `owned`: those of them that this
     node owns, so that the peer may drop what it doesn't get; `filled`: those of which it holds all entries.
 
-    `send(message)` sends a message, `encode(keys)` gives the present records of keys, `keys_in(slots)` all keys of
-    slots in portions, `clock()` the last version. `behind`: how often changes were dropped.
+    `send(message)` sends a message, `encode(key)` gives the present record of a key, `keys_in(slots)` all keys of slots
+    in portions, `clock()` the last version. `behind`: how often changes were dropped.
     """
 
     def __init__(
         self,
         send: Callable[[Message], None],
-        encode: Callable[[Iterable[RecordKey]], tuple[Record, ...]],
+        encode: Callable[[RecordKey], Record | None],
         keys_in: Callable[[SlotSet], Iterable[Sequence[RecordKey]]],
         clock: Callable[[], int],
     ) -> None:
@@ -143,31 +146,50 @@ class Outbox:
         self._send(message)
 
     def _send_changes(self) -> int:
-        """Returns the number of records that are sent."""
-        keys = tuple(islice(self._pending, BATCH))
+        """Returns how many records of usual size could be sent in that time."""
+        keys, records = self._take(self._pending)
         for key in keys:
             del self._pending[key]
         if keys:
             self._in_flight.append(_Sent(keys))
-            self._send(Batch(self._clock(), self._encode(keys)))
-        return len(keys)
+            self._send(Batch(self._clock(), records))
+        return _effort(keys, records)
+
+    def _take(self, keys: Iterable[RecordKey]) -> tuple[tuple[RecordKey, ...], tuple[Record, ...]]:
+        """The first of these keys, as many as one message may have, and their records. A key may have none."""
+        taken: list[RecordKey] = []
+        records: list[Record] = []
+        room = BATCH_BYTES
+        for key in islice(keys, BATCH):
+            record = self._encode(key)
+            if record is not None:
+                room -= size_of(record)
+                if room < 0 and records:
+                    break
+                records.append(record)
+            taken.append(key)
+        return tuple(taken), tuple(records)
 
     def _send_fill(self, now: float) -> int:
         """Goes on with a fill. Returns how many records could be sent in the time that it took."""
         fill = self._fill
         if fill is None:
             return READ if self._start_fill(now) else 0
-        keys = next(fill.portions, None)
-        if keys is None:
+        portion: Sequence[RecordKey] | None = fill.rest or None
+        if portion is None:
+            portion = next(fill.portions, None)
+        if portion is None:
             self._fill = None
             self._in_flight.append(_Sent(slots=fill.slots))
             self._send(FillEnd())
             return READ
-        records = tuple(record for record in self._encode(keys) if record.value is not None)
+        keys, records = self._take(portion)
+        fill.rest = portion[len(keys) :]
+        records = tuple(record for record in records if record.value is not None)
         if records:
-            self._in_flight.append(_Sent(tuple(keys), filling=True))
+            self._in_flight.append(_Sent(keys, filling=True))
             self._send(Batch(self._clock(), records, filling=True))
-        return READ + len(keys)
+        return READ + _effort(keys, records)
 
     def _start_fill(self, now: float) -> bool:
         """Begins with the slots of whole groups, since a store reads a group at a time."""
@@ -175,7 +197,7 @@ class Outbox:
             return False
         missing = self._missing()
         owned = missing & self.owned
-        first = owned or missing
+        first = missing - owned or missing  # an owner refuses fills of its own slots until it has what it lacks
         if not first:
             return False
         slots = SlotSet()
@@ -183,7 +205,7 @@ class Outbox:
             slots = slots | first.of_group(group)
             if len(slots) >= FILL_SLOTS:
                 break
-        self._fill = _Fill(slots, bool(owned), iter(self._keys_in(slots)))
+        self._fill = _Fill(slots, first == owned, iter(self._keys_in(slots)))
         self.post(FillStart(slots, self._clock(), self._fill.owned))
         return True
 
@@ -220,3 +242,8 @@ class Outbox:
         lost = self.take_pending()
         self._in_flight.clear()
         return lost
+
+
+def _effort(keys: Sequence[RecordKey], records: Sequence[Record]) -> int:
+    """How many records of usual size take as long as these."""
+    return max(len(keys), sum(map(size_of, records)) // RECORD_BYTES)

@@ -56,6 +56,11 @@ class Outboxes:
         outbox = self.by_boot.get(boot)
         return outbox is not None and outbox.open
 
+    @property
+    def lag(self) -> int:
+        """Changes that others have to get, and haven't acknowledged."""
+        return len(self._changed) + sum(outbox.lag for outbox in self.by_boot.values())
+
     def post(self, message: Message) -> None:
         """Sends a message that has an `Ack` to all."""
         for outbox in self.open.values():
@@ -128,11 +133,9 @@ class Outboxes:
         for boot, outbox in self.by_boot.items():
             outbox.pump(self.now, fill=boot in chosen)
 
-    def _encode(self, keys: Iterable[RecordKey]) -> tuple[Record, ...]:
-        return tuple(record for kind, key in keys if (record := self._record(kind, key)) is not None)
-
-    def _record(self, kind: int, key: bytes) -> Record | None:
+    def _encode(self, record_key: RecordKey) -> Record | None:
         """The present state of a key. One that was evicted or has expired travels as a delete, if this node owns it."""
+        kind, key = record_key
         store = self._stores[kind]
         record = store.record(key, self.now)
         if record.version != NONE:

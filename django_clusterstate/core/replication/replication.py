@@ -186,10 +186,11 @@ class Replication:
         self.joiner.progress = now
         self._plan(now)
 
-    def leave(self, seconds: float, now: float) -> None:
+    def leave(self, seconds: float, now: float) -> Leaver:
         """This node hands over what it owns, and leaves within `seconds`."""
         self.leaver = Leaver(self.placement, self.outboxes, now, seconds)
         self._plan(now)
+        return self.leaver
 
     def _plan(self, now: float) -> None:
         """Finds out what this node has to hold, and what others have to get from it."""
@@ -383,6 +384,11 @@ class Replication:
     def synced(self) -> bool:
         """Whether this node serves and holds all that it has to, and all that serve have filled backups."""
         return self._is_settled and not self.placement.held - self.complete
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be sent or handed over, so that `tick()` may be called more rarely."""
+        return self.synced and self.leaver is None and not self.outboxes.lag and self.inboxes.cleaner.idle
 
     @property
     def _is_settled(self) -> bool:

@@ -7,7 +7,7 @@ from django_clusterstate.core.membership.heartbeat import Heartbeat
 from django_clusterstate.core.membership.members import Effects
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.replication.cleaning import Cleaner, Filling
-from django_clusterstate.core.replication.hand_over import Joiner
+from django_clusterstate.core.replication.hand_over import Joiner, Leaver
 from django_clusterstate.core.replication.messages import RecordKey
 from django_clusterstate.core.replication.replication import Replication
 from django_clusterstate.core.replication.slots import SlotSet
@@ -56,8 +56,8 @@ class LeavesAtOnce(Replication):
     def _is_settled(self) -> bool:
         return True
 
-    def leave(self, seconds: float, now: float) -> None:
-        super().leave(0.0, now)
+    def leave(self, seconds: float, now: float) -> Leaver:
+        return super().leave(0.0, now)
 
 
 class NoForward(DataSimulation):

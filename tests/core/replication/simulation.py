@@ -5,8 +5,8 @@ answered is compared with what a single memory would have answered.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from django_clusterstate.core.membership.heartbeat import Identity, MemberState,
 from django_clusterstate.core.membership.members import Effects
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.rendezvous_hashing import Rendezvous, slot_of
+from django_clusterstate.core.replication import outbox
 from django_clusterstate.core.replication.messages import Ack, Message, Record
 from django_clusterstate.core.replication.replication import Replication
 from django_clusterstate.core.replication.slots import SlotSet
@@ -39,9 +40,12 @@ def rule_of(key: bytes) -> Rule:
     return Rule(Algorithm(key[-1] % len(Algorithm)), LIMIT, 36_000.0)
 
 
-def few_slots() -> AbstractContextManager[Any]:
-    """64 slots are enough for some hundred keys, and computed sooner than all."""
-    return mock.patch.multiple(rendezvous_hashing, SLOTS=SLOTS, _MASK=SLOTS - 1)
+@contextmanager
+def few_slots() -> Iterator[None]:
+    """64 slots, which are enough for some hundred keys, in fills of 8: so a peer gets many, as it does of all slots."""
+    hashing = mock.patch.multiple(rendezvous_hashing, SLOTS=SLOTS, _MASK=SLOTS - 1)
+    with hashing, mock.patch.object(outbox, "FILL_SLOTS", SLOTS // 8):
+        yield
 
 
 @dataclass(slots=True)

@@ -22,8 +22,9 @@ from django_clusterstate.core.replication.messages import (
     Settled,
     TakeOver,
     Yours,
+    size_of,
 )
-from django_clusterstate.core.replication.outbox import RETRY, WINDOW, Outbox
+from django_clusterstate.core.replication.outbox import BATCH_BYTES, RETRY, WINDOW, Outbox
 from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
 from django_clusterstate.core.replication.replication import Replication
@@ -189,7 +190,7 @@ class Peer:
         self.keys: dict[bytes, bytes] = {}
         self.outbox = Outbox(
             self.sent.append,
-            lambda keys: tuple(Record(kind, key, 1, self.keys.get(key)) for kind, key in keys),
+            lambda record_key: Record(record_key[0], record_key[1], 1, self.keys.get(record_key[1])),
             self.keys_in,
             lambda: 1,
         )
@@ -204,6 +205,25 @@ class Peer:
 
     def records(self) -> list[Record]:
         return [record for message in self.sent if isinstance(message, Batch) for record in message.records]
+
+
+@pytest.mark.parametrize("filling", [False, True])
+def test_large_records_are_sent_in_several_messages(filling: bool) -> None:
+    peer = Peer()
+    peer.keys = {b"%d" % number: bytes(BATCH_BYTES // 3 * number) for number in range(5)}
+    if filling:
+        peer.outbox.want(SlotSet.all(), SlotSet.all())
+    else:
+        peer.outbox.add([(0, key) for key in peer.keys])
+    while len(peer.records()) < len(peer.keys):
+        before = len(peer.sent)
+        peer.outbox.pump(0.0)
+        assert len(peer.sent) > before
+        while peer.outbox.busy:
+            peer.acknowledge()
+    assert {record.key: record.value for record in peer.records()} == peer.keys
+    for batch in [message for message in peer.sent if isinstance(message, Batch)]:
+        assert len(batch.records) == 1 or sum(map(size_of, batch.records)) <= BATCH_BYTES
 
 
 def test_changes_are_sent_as_they_are_by_then() -> None:
