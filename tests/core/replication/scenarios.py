@@ -107,6 +107,13 @@ def end(sim: DataSimulation, load: Workload) -> dict[str, int]:
     return lost
 
 
+def end_unharmed(sim: DataSimulation, load: Workload) -> dict[str, int]:
+    """What nobody wrote meanwhile is there, whatever was cut off."""
+    lost = end(sim, load)
+    sim._hold(not lost["static"], f"lost {lost}")
+    return lost
+
+
 def exact(sim: DataSimulation, load: Workload) -> dict[str, int]:
     """Nothing is lost, doubled or brought back, and no request fails."""
     lost = end(sim, load)
@@ -201,9 +208,7 @@ def partition(sim: DataSimulation) -> dict[str, int]:
     sim.run(sim.random.uniform(4, 9))
     sim.heal()
     sim.run(8)
-    lost = end(sim, load)
-    sim._hold(not lost["static"], f"lost {lost}")
-    return lost
+    return end_unharmed(sim, load)
 
 
 def short_partition(sim: DataSimulation) -> dict[str, int]:
@@ -215,9 +220,7 @@ def short_partition(sim: DataSimulation) -> dict[str, int]:
     sim.run(sim.random.uniform(3.2, 4.4))
     sim.heal()
     sim.run(8)
-    lost = end(sim, load)
-    sim._hold(not lost["static"], f"lost {lost}")
-    return lost
+    return end_unharmed(sim, load)
 
 
 def three_sides(sim: DataSimulation) -> dict[str, int]:
@@ -234,9 +237,7 @@ def three_sides(sim: DataSimulation) -> dict[str, int]:
         sim.run(sim.random.uniform(0, 6))
     sim.heal()
     sim.run(8)
-    lost = end(sim, load)
-    sim._hold(not lost["static"], f"lost {lost}")
-    return lost
+    return end_unharmed(sim, load)
 
 
 def flapping(sim: DataSimulation) -> dict[str, int]:
@@ -252,9 +253,7 @@ def flapping(sim: DataSimulation) -> dict[str, int]:
         sim.run(sim.random.uniform(1, 8))
     load.stop()
     sim.run(80)
-    lost = end(sim, load)
-    sim._hold(not lost["static"], f"lost {lost}")
-    return lost
+    return end_unharmed(sim, load)
 
 
 def long_stop(sim: DataSimulation) -> dict[str, int]:
@@ -263,9 +262,7 @@ def long_stop(sim: DataSimulation) -> dict[str, int]:
     sim.run(1)
     sim.pause("n1", sim.random.uniform(1, 9))
     sim.run(12)
-    lost = end(sim, load)
-    sim._hold(not lost["static"], f"lost {lost}")
-    return lost
+    return end_unharmed(sim, load)
 
 
 def kill_while_filling(sim: DataSimulation) -> dict[str, int]:
@@ -276,9 +273,7 @@ def kill_while_filling(sim: DataSimulation) -> dict[str, int]:
     sim.run(sim.random.uniform(0, 1.5))
     sim.crash(sim.random.choice(["n0", "new"]))
     sim.run(6)
-    lost = end(sim, load)
-    sim._hold(not lost["static"], f"lost {lost}")
-    return lost
+    return end_unharmed(sim, load)
 
 
 def behind(sim: DataSimulation) -> dict[str, int]:
