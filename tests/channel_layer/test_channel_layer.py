@@ -781,7 +781,7 @@ async def test_healthy_restarts_leave_the_counters_for_alerts_at_zero(folder: Pa
             before = heard.copy()
             count(name)
             cluster.processes[name].signal(signal.SIGTERM)
-            await asyncio.to_thread(cluster.processes[name].wait, 20)
+            await asyncio.to_thread(cluster.processes[name].wait, 60)
             cluster.start(name)
             await asyncio.to_thread(cluster.wait_for)
             await until(partial(all_heard, before), 20)
