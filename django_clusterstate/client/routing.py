@@ -31,7 +31,7 @@ GET_VIEW = request_frame(GetView())
 
 
 class _NoPool(deque[Any]):
-    """The pool of a node that is no longer needed: a connection that is returned to it is closed."""
+    """The pool of a node that has left: closes the connections that are returned to it."""
 
     def append(self, connection: Any) -> None:
         connection.close()

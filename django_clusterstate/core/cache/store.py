@@ -42,8 +42,8 @@ class CacheStore(Generic[V]):
 
     Over the bound, absent entries are reclaimed first (cleared, then due ones), then copies of other nodes' entries are
     evicted, in the order in which they came, then the least recently used of the others, or nearly: see `lru`. A copy
-    that is used here is no copy any longer. A store of _LARGE bytes or more keeps a reserve free: a write that needs it
-    gets it at once, and `expire` and the next writes, _AT_ONCE entries at a time, free it again.
+    that is used here counts as the node's own. A store of _LARGE bytes or more keeps a reserve free: a write that needs
+    it gets it at once, and `expire` and the next writes, _AT_ONCE entries at a time, free it again.
 
     A cleared or expired entry is absent at once, but counts in `entries` and `bytes` until it is reclaimed: by
     `expire`, by the bound, or by the next operation on its key.

@@ -85,7 +85,7 @@ class LimitStore:
 
     Each counts as its key's length and ROW_OVERHEAD, so `max_bytes` is real memory. Over the bound, some of the expired
     states go first, then copies of other nodes' states, in the order in which they came, then the least recently used
-    ones. A copy that is used here is no copy any longer.
+    ones. A copy that is used here counts as the node's own.
 
     `generation` is kept with each state that is written. When it has been changed since, the next reader of the state
     calls `is_valid(key, its generation)`, and an invalid state is absent.

@@ -14,7 +14,9 @@ from .mentions import Mentions
 
 PERIOD: Final = 60.0  # seconds: a node that is cut off so soon after it serves again waits twice as long
 DOUBLINGS: Final = 3  # at most
-SILENCES: Final = 3  # the wait is so many times `down_after`: longer than a failure each few seconds leaves it heard
+SILENCES: Final = (
+    3  # times `down_after`: the first wait, longer than the gaps of a failure that recurs each few seconds
+)
 
 
 class Damping:

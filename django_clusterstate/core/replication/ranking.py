@@ -70,7 +70,7 @@ _HAS_BIT: Final = [bytes(byte >> bit & 1 for byte in range(256)) for bit in rang
 class Ranking:
     """The first two nodes in the ranking of each slot, as `Rendezvous` ranks them.
 
-    `first` and `second` give them for each slot, as an index of `names`, in which 0 is no node.
+    `first` and `second` have for each slot the index of the node in `names`; 0 if there is none.
     """
 
     def __init__(self) -> None:

@@ -80,7 +80,7 @@ class Replication:
         self._clears = Clears()
         self._reports_at = now
         self._has_dropped = False  # what isn't held, since the view changed
-        self._had: SlotSet | None = None  # what was complete when this node was given up, until the winners are known
+        self._had: SlotSet | None = None  # complete when this node was declared down, until the winners are known
         self.generation = 0
         self._begin_generation()
 
@@ -171,8 +171,8 @@ class Replication:
         self.joiner.begin_epoch(now)  # whoever has said that this node is filled is asked again for what it drops
 
     def lose(self, winners: frozenset[bytes], now: float) -> None:
-        """The winners, by boot ID, have served the keys of this node, which was given up: drops its entries, but for
-        those that no winner had. If there are no winners, all entries count."""
+        """Drops the entries of this node, which was declared down and whose keys the winners, by boot ID, have served;
+        but not those that no winner had. If there are no winners, all entries count."""
         if self._had is None:
             return
         stale = self.placement.lose(self._had, winners) if winners else SlotSet()
