@@ -1,6 +1,7 @@
 """A part of what `make simulate` runs over thousands of seeds, and the histories that broke simpler rules."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_leaving_node_does_not_wait_for_slots_that_a_joining_one_has_taken_ove
     assert judge("many at once", 133).broken == ""
 
 
-@pytest.mark.parametrize("scenario", ["many at once", "partition"])
+@pytest.mark.parametrize("scenario", ["rolling restart", "partition"])
 def test_same_seed_gives_the_same_trace(scenario: str) -> None:
     assert judge(scenario, 7).figures == judge(scenario, 7).figures != judge(scenario, 8).figures
 
@@ -59,7 +60,8 @@ def test_same_seed_gives_the_same_trace(scenario: str) -> None:
     ],
 )
 def test_simpler_rules_are_broken(rule: dict[str, Any], scenario: str) -> None:
-    assert any(judge(scenario, seed, **rule).broken for seed in range(60))
+    # Begins with a seed that breaks nearly all of them.
+    assert any(judge(scenario, seed, **rule).broken for seed in chain(range(5, 60), range(5)))
 
 
 # -- histories of single keys -----------------------------------------------------------------------------------
