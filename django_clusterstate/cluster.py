@@ -5,14 +5,13 @@ except `ping`, `status`, `local_status` and `problem`, whose results say so.
 """
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from asgiref.sync import async_to_sync
 
 from . import runtime
 from .client.operations import CallEither, CallNode, GetTable, Operation
-from .client.routing import RoutingTable, missing_replies
+from .client.routing import RoutingTable, Target, missing_replies
 from .core.membership.heartbeat import SERVING, Identity, MemberState
 from .exceptions import ClusterStateError, NoCluster, Unavailable
 from .runtime import asynchronous, blocking
@@ -35,16 +34,17 @@ class ClusterStatus:
     silent: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, table: RoutingTable, nodes: Iterable[wire.StatusReply], silent: dict[str, str]) -> "ClusterStatus":
+    def of(cls, replies: dict[Target, wire.StatusReply], local: Target, silent: dict[str, str]) -> "ClusterStatus":
         """Makes the status from the nodes' replies, and from the reasons, by name, of the nodes that didn't reply.
-        `table` names this host's node."""
+        `local` is this host's node."""
         by_name: dict[str, wire.StatusReply] = {}
-        for status in nodes:
+        asked = ""
+        for target, status in replies.items():
             name = status.identity.name
             if name in by_name:
                 name = f"{name} at {status.identity.address}"
             by_name[name] = status
-        asked = table.local_name if table.local_name in by_name else ""
+            asked = name if target is local else asked
         return cls(asked, dict(sorted(by_name.items())), dict(sorted(silent.items())))
 
     @property
@@ -141,8 +141,10 @@ async def astatus() -> ClusterStatus:
     table = await client.table()
     targets = list({client.routing.local, *table.targets.values()})
     replies = await client.call_each([(target, _GET_STATUS) for target in targets])
-    nodes = [reply for reply in replies if isinstance(reply, wire.StatusReply)]
-    return ClusterStatus.of(table, nodes, missing_replies(targets, replies, wire.StatusReply))
+    nodes = {
+        target: reply for target, reply in zip(targets, replies, strict=True) if isinstance(reply, wire.StatusReply)
+    }
+    return ClusterStatus.of(nodes, client.routing.local, missing_replies(targets, replies, wire.StatusReply))
 
 
 @blocking

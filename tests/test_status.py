@@ -15,9 +15,10 @@ from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
 from django_clusterstate import runtime
-from django_clusterstate.client.routing import RoutingTable
+from django_clusterstate.client.routing import Target
 from django_clusterstate.cluster import ClusterStatus
-from django_clusterstate.core.membership.heartbeat import NO_VIEW, Identity, MemberState
+from django_clusterstate.core.membership.heartbeat import Identity, MemberState
+from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.messages import StatusReply
 from django_clusterstate.wire.status import MemberStatus, Stats
 from testproject.processes import ROOT, LocalCluster
@@ -168,7 +169,8 @@ class TestTrouble:
 
     def test_nodes_of_one_name_are_both_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         second = replace(node("one", 1), identity=Identity("one", b"2" * 16, "10.0.0.2:4370"))
-        status = ClusterStatus.of(RoutingTable(NO_VIEW, "one", {}), [node("one", 1), second], {})
+        local, other = Target("one", UnixAddress("/run/node.sock")), Target("one", TcpAddress("10.0.0.2", 4370))
+        status = ClusterStatus.of({local: node("one", 1), other: second}, local, {})
         assert list(status.nodes) == ["one", "one at 10.0.0.2:4370"]
         assert status.asked == "one"
 

@@ -32,13 +32,13 @@ async def gather() -> Reports:
     table = await client.table(from_now(PAGE_TIMEOUT / 2))
     targets = list({client.routing.local, *table.targets.values()})
     answers = await asyncio.gather(*(_report_of(client, target, until) for target in targets))
-    reports, round_trips = {}, {}
-    for reply, seconds in answers:
+    reports, round_trips, statuses = {}, {}, {}
+    for target, (reply, seconds) in zip(targets, answers, strict=True):
         if isinstance(reply, wire.ReportReply):
             name = reply.status.identity.name
-            reports[name], round_trips[name] = reply, seconds
+            reports[name], round_trips[name], statuses[target] = reply, seconds, reply.status
     silent = missing_replies(targets, [reply for reply, _ in answers], wire.ReportReply)
-    status = ClusterStatus.of(table, [report.status for report in reports.values()], silent)
+    status = ClusterStatus.of(statuses, client.routing.local, silent)
     return Reports(status, reports, round_trips)
 
 

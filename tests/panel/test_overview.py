@@ -1,5 +1,6 @@
 """The sections of the panel's first page, with real nodes."""
 
+import asyncio
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
 from django_clusterstate import ratelimit, runtime
+from django_clusterstate.client.aio import AsyncClient
 from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.panel import overview
@@ -53,6 +55,18 @@ class TestReports:
         assert reports.status.asked == NODES[0]
         assert reports.status.agree
         assert all(0 < seconds < 0.4 for seconds in reports.round_trips.values())
+
+    def test_node_that_gives_a_report_but_its_view_too_late_answers(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def too_late(_: AsyncClient) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(AsyncClient, "_refresh", too_late)
+        runtime.forget()
+        text = live(client).text
+        assert f"The node of this host is {NODES[0]} ." in text
+        assert "does not answer" not in text
 
     def test_denied_limits_are_shown_with_a_link_to_them(self, client: Client) -> None:
         group, limit = uuid4().hex, ratelimit.Limit.parse("1/h")
@@ -93,7 +107,7 @@ class TestTrouble:
     ) -> None:
         os.environ["CLUSTERSTATE_DEADLINE"] = "5"  # `using` puts it back
         runtime.forget()
-        assert "All 3 nodes" in live(client).text
+        wait_until(lambda: "All 3 nodes" in live(client).text, SECONDS, "this process is connected to all nodes")
         for name in stopped:
             own_cluster.processes[name].signal(signal.SIGSTOP)
         try:
