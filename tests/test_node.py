@@ -215,9 +215,9 @@ def _heard(cluster: LocalCluster) -> int:
     return status.stats.heartbeats_heard
 
 
-def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(folder: Path) -> None:
+def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(folder: Path, layer: Layer) -> None:
     file = folder / "signals"
-    env = {"DJANGO_SETTINGS_MODULE": SETTINGS, "SIGNALS_FILE": str(file)}
+    env = layer.env | {"DJANGO_SETTINGS_MODULE": SETTINGS, "SIGNALS_FILE": str(file)}
     with LocalCluster(folder, ("a", "b", "c"), env=env) as cluster:
         cluster.start()
         cluster.wait_for()
