@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs
@@ -16,6 +17,7 @@ from django.core.cache import cache  # noqa: E402
 
 from django_clusterstate import ratelimit, runtime  # noqa: E402
 from django_clusterstate.events import track  # noqa: E402
+from testproject.processes import wait_until  # noqa: E402
 
 MASTER = os.getpid()
 LIMIT = ratelimit.Limit.parse("1000/d")
@@ -25,6 +27,9 @@ cache.get_many([f"while-loading-{number}" for number in range(50)])
 async_to_sync(cache.aget)("while-loading")
 ratelimit.hit(LIMIT, "forked", "master")
 track("forked", key="master")
+THREADS = [thread.name for thread in threading.enumerate()]
+# Workers hang that uWSGI forks while a thread runs, and `async_to_sync` doesn't wait for the end of its own.
+wait_until(lambda: len(os.listdir("/proc/self/task")) == 1, 60, "no other thread runs")
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -39,5 +44,11 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         ratelimit.hit(LIMIT, "forked", key)
         track("forked", key=key)
     start_response("200 OK", [("Content-Type", "application/json")])
-    about = {"pid": os.getpid(), "master": MASTER, "dropped": runtime.get_event_sender().dropped, "got": got}
+    about = {
+        "pid": os.getpid(),
+        "master": MASTER,
+        "threads": THREADS,
+        "dropped": runtime.get_event_sender().dropped,
+        "got": got,
+    }
     return [json.dumps(about).encode()]

@@ -83,6 +83,7 @@ def test_no_worker_is_given_what_another_asked_for(
     assert len(got) == CLIENTS * REQUESTS * (2 * KEYS + 1)  # none of them a miss
     assert {answer["pid"] for answer in answers}.isdisjoint(answer["master"] for answer in answers)
     assert len({answer["pid"] for answer in answers}) > 1
+    assert {name for answer in answers for name in answer["threads"] if name.startswith("clusterstate")} == set()
     # What is left at a worker's end is sent then: a thread of uWSGI's runs only with --enable-threads.
     assert counts("forked").total - tracked == CLIENTS * REQUESTS * KEYS + 1  # and that of the master
     used = [1000 - ratelimit.peek(LIMIT, "forked", key).remaining for key in keys]

@@ -1,7 +1,7 @@
 """Tracked events of this process: summed by name and key, and sent to their owners by a thread.
 
 `track()` only adds to a sum, so its caller waits for nothing. A sum is sent with the next batch, after at most INTERVAL
-seconds.
+seconds. Only in uWSGI's master, which has no such thread, `track()` sends itself.
 """
 
 import atexit
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from .blocking import Client
 from .event_batches import EventSum, Outbox
-from .forks import PerProcess
+from .forks import PerProcess, is_uwsgi_master
 from .log import logger
 
 INTERVAL = 0.25  # seconds between two batches
@@ -50,6 +50,8 @@ class EventSender(PerProcess):
         self._thread: threading.Thread | None = None
         self._sending = threading.Lock()
         self._outbox = Outbox()
+        # It forks without the GIL: a worker that is forked while another thread holds it waits for it forever.
+        self._without_thread = is_uwsgi_master()
 
     @property
     def dropped(self) -> int:
@@ -72,6 +74,8 @@ class EventSender(PerProcess):
             if len(found.samples) < MAX_SUM_SAMPLES and self._samples < MAX_SAMPLES:
                 found.add_sample(self._clock(), fields)
                 self._samples += 1
+        if self._without_thread:
+            self._send(self._clock() + SEND_TIMEOUT)
 
     def flush(self, timeout: float) -> bool:
         """Sends all tracked events. False if that isn't done within `timeout` seconds, or if some were dropped."""
@@ -106,7 +110,7 @@ class EventSender(PerProcess):
         """Wakes the thread for the first sum of an interval, and when many wait. Starts it if there is none."""
         if sums in (1, SEND_AT):
             self._wake.put(True)
-        if self._thread is None:
+        if self._thread is None and not self._without_thread:
             thread = threading.Thread(target=self._run, args=(self._wake,), name="clusterstate-events", daemon=True)
             self._thread = thread  # first, or a signal handler that tracks would start another one
             with contextlib.suppress(RuntimeError):  # the interpreter ends: the events are sent at exit

@@ -6,6 +6,7 @@ process ID is compared before each use; `os.register_at_fork` only resets sooner
 
 import os
 import socket
+import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -41,6 +42,12 @@ def _after_fork(reference: "weakref.ref[PerProcess]") -> None:
     this = reference()
     if this is not None:
         this.reset_if_forked()
+
+
+def is_uwsgi_master() -> bool:
+    """Whether this process is uWSGI's master: it forks its workers in C, whatever its threads are doing."""
+    uwsgi = sys.modules.get("uwsgi")  # exists only in processes of uWSGI
+    return uwsgi is not None and uwsgi.masterpid() == getpid()
 
 
 def replace_inherited(fileno: int) -> None:
