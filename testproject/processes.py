@@ -130,6 +130,7 @@ class LocalCluster:
         ports: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
         discovery: str = "",
+        deadline: float = 1.0,
     ) -> None:
         self.folder = folder
         self.names = list(names)
@@ -139,6 +140,7 @@ class LocalCluster:
         self.processes: dict[str, Process] = {}
         self._env = {**os.environ, "DJANGO_SETTINGS_MODULE": "testproject.settings", **(env or {})}
         self._clients: dict[str, Client] = {}
+        self._deadline = deadline  # seconds within which a node has to tell its status
 
     def socket(self, name: str) -> Path:
         return self.folder / f"{name}.sock"
@@ -161,7 +163,9 @@ class LocalCluster:
 
     def status(self, name: str) -> StatusReply | None:
         """What the node says of itself and the others; None when it doesn't answer."""
-        client = self._clients.setdefault(name, Client(Routing(UnixAddress(str(self.socket(name)))), Dialer((), 1.0)))
+        client = self._clients.setdefault(
+            name, Client(Routing(UnixAddress(str(self.socket(name)))), Dialer((), self._deadline))
+        )
         client.routing.local.failures = 0  # we look again and again, and want no breaker to stop us
         try:
             reply = client.call_node(client.routing.local, _GET_STATUS)

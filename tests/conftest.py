@@ -125,10 +125,13 @@ def no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def running_cluster() -> Iterator[LocalCluster]:
     """Three nodes, one view. Not to be harmed: tests that kill nodes start their own.
 
-    No member is declared down, so no key moves, when a busy machine holds up a node for longer than the default of 3 s.
+    When a busy machine holds up a node for longer than the defaults, nobody is suspect or down, and requests wait.
     """
-    env = {"CLUSTERSTATE_DOWN_AFTER": "60"}
-    with tempfile.TemporaryDirectory(prefix="cs-") as folder, LocalCluster(Path(folder), NODES, env=env) as cluster:
+    env = {"CLUSTERSTATE_SUSPECT_AFTER": "30", "CLUSTERSTATE_DOWN_AFTER": "60", "CLUSTERSTATE_DEADLINE": "10"}
+    with (
+        tempfile.TemporaryDirectory(prefix="cs-") as folder,
+        LocalCluster(Path(folder), NODES, env=env, deadline=30) as cluster,
+    ):
         cluster.start()
         cluster.wait_for()
         yield cluster

@@ -16,11 +16,14 @@ from asgiref.sync import async_to_sync  # noqa: E402 - after the setup
 from django.core.cache import cache  # noqa: E402
 
 from django_clusterstate import ratelimit, runtime  # noqa: E402
+from django_clusterstate.client import event_batches, event_sender  # noqa: E402
 from django_clusterstate.events import track  # noqa: E402
 from testproject.processes import wait_until  # noqa: E402
 
 MASTER = os.getpid()
 LIMIT = ratelimit.Limit.parse("1000/d")
+# However long a busy machine holds up a worker at its end.
+event_sender.EXIT_TIMEOUT, event_batches.MAX_AGE = 30.0, 60.0
 
 cache.get("while-loading")
 cache.get_many([f"while-loading-{number}" for number in range(50)])

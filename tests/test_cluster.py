@@ -103,7 +103,7 @@ class TestStoppedNode:
     @pytest.fixture
     def stopped(self, tmp_path: Path) -> Iterator[str]:
         """The stopped one of two nodes: it still owns its keys, and doesn't reply."""
-        env = {"CLUSTERSTATE_DOWN_AFTER": "60", "CLUSTERSTATE_DEADLINE": "1"}
+        env = {"CLUSTERSTATE_DOWN_AFTER": "60", "CLUSTERSTATE_DEADLINE": "3"}
         with LocalCluster(tmp_path, ["one", "two"], env=env) as cluster:
             cluster.start()
             cluster.wait_for()

@@ -6,6 +6,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -57,7 +58,7 @@ def test_failing_call_shows_neither_secret_nor_key(call: Callable[[], None], ans
         read_frame(sock)
         sock.sendall(frame(answer))
 
-    options = {"SECRET": SECRET, "SECRET_FALLBACKS": [OLDER]}
+    options: dict[str, Any] = {"SECRET": SECRET, "SECRET_FALLBACKS": [OLDER], "DEADLINE": 10}
     with ScriptedNode(script) as node:
         options["SOCKET"] = str(node.address)
         with override_settings(DEBUG=False, CLUSTERSTATE=options), pytest.MonkeyPatch.context() as patch:

@@ -25,7 +25,7 @@ from django.utils.safestring import mark_safe
 
 from django_clusterstate import cluster as functions
 from django_clusterstate import events, runtime
-from django_clusterstate.client import event_sender
+from django_clusterstate.client import event_batches, event_sender
 from django_clusterstate.client.event_sender import EventSender
 from django_clusterstate.client.routing import Target
 from django_clusterstate.core.event_counts import PAGE, EventTotals
@@ -93,7 +93,7 @@ class TestThreeNodes:
         for number in range(30):
             ask("track", name, key=number % 3, number=number, text="x" * 300, share=0.5, good=True)
         ask("track", name, key="often", times=100)
-        assert events.flush()
+        assert events.flush(SECONDS)
         counts = ask("counts", name)
         assert (counts.total, sum(counts.minutes), sum(counts.hours)) == (130, 130, 130)
         assert (len(counts.minutes), len(counts.hours)) == (60, 48)
@@ -110,7 +110,7 @@ class TestThreeNodes:
     def test_names_are_merged_over_all_nodes(self, ask: Ask, name: str) -> None:
         for key in range(50):
             ask("track", name, key)
-        assert events.flush()
+        assert events.flush(SECONDS)
         [totals] = [totals for totals in ask("names") if totals.name == name]
         assert (totals.minute, totals.hour, totals.total) == (50, 50, 50)
         assert {sample.node for sample in ask("recent", name)} == set(NODES)
@@ -119,7 +119,7 @@ class TestThreeNodes:
         wanted = [f"{name}{number:03}" for number in range(350)]
         for one in wanted:
             events.track(one)
-        assert events.flush()
+        assert events.flush(SECONDS)
         told = [totals.name for totals in ask("names")]
         assert [one for one in told if one.startswith(name)] == wanted
         assert told == sorted(told)
@@ -135,7 +135,7 @@ class TestThreeNodes:
         key = uuid.uuid4()
         for given in (mark_safe("text"), 17, key, Color.RED):
             events.track(name, given, value=mark_safe("safe"), color=Color.RED)
-        assert events.flush()
+        assert events.flush(SECONDS)
         assert {one.key for one in events.top(name)} == {"text", "17", str(key), "red"}
         assert {tuple(sample.fields.values()) for sample in events.recent(name)} == {("safe", "red")}
 
@@ -192,7 +192,7 @@ class TestThreeNodes:
 
         def child() -> bool:
             events.track(name, "child")
-            return events.flush(1.0)
+            return events.flush(30)
 
         with ThreadPoolExecutor(1) as threads:
             threads.submit(hold)
@@ -204,7 +204,14 @@ class TestThreeNodes:
                 done.set()
 
     def test_remaining_events_are_sent_at_the_end_of_a_process(self, cluster: LocalCluster, name: str) -> None:
-        code = f"import django; django.setup(); from django_clusterstate import events; events.track({name!r}, times=7)"
+        code = f"""
+import django
+django.setup()
+from django_clusterstate import events
+from django_clusterstate.client import event_sender
+event_sender.EXIT_TIMEOUT = 30
+events.track({name!r}, times=7)
+"""
         subprocess.run([sys.executable, "-c", code], env=cluster.env("beta"), cwd=ROOT, check=True, timeout=60)
         assert events.counts(name).total == 7
 
@@ -243,8 +250,10 @@ def test_processes_keep_tracking_while_a_node_is_killed(folder: Path, name: str)
         processes = [start_tracking(cluster, number, name, keys=100, seconds=4) for number in range(4)]
         with using(cluster, "alpha"):
             wait_until(lambda: events.counts(name).total > 10_000, 60, "events")
+            asked = time.monotonic()
             before = {node: cluster.status(node) for node in NODES}
             cluster.kill("gamma")
+            more = int(10_000 * (time.monotonic() - asked))  # that gamma may have counted until it was killed
             results = [said(process) for process in processes]
             total, lost = events.counts(name).total, before["gamma"]
         dropped = sum(dropped for _, _, _, dropped in results)
@@ -253,12 +262,16 @@ def test_processes_keep_tracking_while_a_node_is_killed(folder: Path, name: str)
         # Gone are what the node had counted, more of which came before it was killed, and what was dropped.
         counted = total + lost.stats.events
         assert counted <= 100_000
-        assert counted + dropped >= 90_000
+        assert counted + dropped >= 90_000 - more
         assert "Traceback" not in "".join(process.output() for process in processes)
 
 
-def test_node_that_is_stopped_for_a_moment_counts_each_event_once(folder: Path, name: str) -> None:
-    with LocalCluster(folder, NODES, env={"CLUSTERSTATE_DEADLINE": "0.1"}) as cluster:
+def test_node_that_is_stopped_for_a_moment_counts_each_event_once(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_batches, "MAX_AGE", SECONDS)  # however long a busy machine holds up the node
+    env = {"CLUSTERSTATE_DEADLINE": "0.1", "CLUSTERSTATE_DOWN_AFTER": "60"}
+    with LocalCluster(folder, NODES, env=env) as cluster:
         cluster.start()
         cluster.wait_for()
         with using(cluster, "alpha"):
@@ -273,10 +286,11 @@ def test_node_that_is_stopped_for_a_moment_counts_each_event_once(folder: Path, 
                     time.sleep(0.01)
             assert events.flush(SECONDS)
             assert events.dropped() == 0
+            runtime.use_options({"DEADLINE": 10})
+            status = functions.status()
+            assert not status.silent
+            assert status.nodes["gamma"].stats.events > 0
             assert events.counts(name).total == 100 * number
-            gamma = cluster.status("gamma")
-            assert gamma is not None
-            assert gamma.stats.events > 0
 
 
 @pytest.mark.parametrize(("first", "after", "goes_on"), [("b", "a", True), ("a", "b", False), ("b", "b", False)])
@@ -303,7 +317,8 @@ async def test_nodes_without_time_to_reply_are_reported(name: str) -> None:
 @pytest.mark.usefixtures("no_node")
 class TestNoNode:
     def test_tracking_raises_nothing_and_drops_are_counted(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("django_clusterstate.client.event_batches.MAX_AGE", 0.0)
+        monkeypatch.setattr(event_batches, "MAX_AGE", 0.0)
+        monkeypatch.setattr(event_sender, "INTERVAL", SECONDS)  # so that it is flush() that drops them
         ask("track", "login", times=5)
         assert not events.flush(0.2)
         wait_until(lambda: events.dropped() == 5, SECONDS, "the drop")
@@ -430,7 +445,7 @@ def called(*options: str) -> str:
 class TestCommand:
     def test_names_are_listed(self, name: str) -> None:
         events.track(name, times=3)
-        assert events.flush()
+        assert events.flush(SECONDS)
         [line] = [line for line in called().splitlines() if name in line]
         assert line.split()[-6:-3] == ["3", "3", "3"]
         [shown] = [one for one in json.loads(called("--json")) if one["name"] == name]
@@ -438,7 +453,7 @@ class TestCommand:
 
     def test_one_event_is_shown_with_minutes_keys_and_samples(self, name: str) -> None:
         events.track(name, "somebody", reason="time out")
-        assert events.flush()
+        assert events.flush(SECONDS)
         shown = called(name)
         assert "somebody" in shown
         assert "reason='time out'" in shown
@@ -457,7 +472,7 @@ class TestCommand:
 
     def test_follow_prints_new_events_until_ctrl_c(self, cluster: LocalCluster, name: str) -> None:
         events.track(name, "before")
-        assert events.flush()
+        assert events.flush(SECONDS)
         command = [sys.executable, "-u", str(ROOT / "manage.py"), "clusterevents", name, "--follow"]
         # What is started from a shell in the background ignores Ctrl-C, and so would its children.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -480,6 +495,8 @@ def test_dropped_events_are_reported_to_the_nodes(cluster: LocalCluster, monkeyp
         return sum(node.stats.tally.events_dropped for node in functions.status().nodes.values())
 
     monkeypatch.setattr(event_sender, "MAX_SUMS", 1)
+    monkeypatch.setattr(event_sender, "INTERVAL", SECONDS)  # so that the first one waits
+    assert events.flush(SECONDS)
     before = reported()
     events.track("one")
     events.track("two", times=4)

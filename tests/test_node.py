@@ -25,7 +25,7 @@ from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection
 from django_clusterstate.wire.derived_keys import derive_link_keys
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import Get, GetReport, Hit, ReportReply, Set, ValuesReply, encode
+from django_clusterstate.wire.messages import Get, GetReport, Hit, ReportReply, Set, StatusReply, ValuesReply, encode
 from django_clusterstate.wire.status import Changes
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
@@ -34,6 +34,7 @@ from tests.timing import check_seconds
 
 PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
 SECONDS = 60.0
+PATIENT = {"CLUSTERSTATE_SUSPECT_AFTER": "20", "CLUSTERSTATE_DOWN_AFTER": "30"}  # a busy machine may hold up a node
 _CACHE = {"BACKEND": "django_clusterstate.cache.ClusterCache"}
 CACHES = {"default": _CACHE, "small": {**_CACHE, "LOCATION": "small", "OPTIONS": {"MAX_BYTES": 1024 * 1024}}}
 KEYS = derive_link_keys([demo_settings.SECRET_KEY], "default")
@@ -45,7 +46,7 @@ def sees(cluster: LocalCluster, observer: str, name: str, *states: str) -> bool:
 
 
 def client_of(cluster: LocalCluster, name: str) -> Client:
-    return Client(Routing(UnixAddress(str(cluster.socket(name)))), Dialer(KEYS, 1.0))
+    return Client(Routing(UnixAddress(str(cluster.socket(name)))), Dialer(KEYS, 10.0))
 
 
 # -- becoming a cluster -------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ def test_two_clusters_on_one_host_ignore_each_other(folder: Path, layer: Layer) 
         cluster.processes["b"] = other
         cluster.wait_for("a")
         cluster.wait_for("b")
-        assert "belongs to a different cluster" in other.output()
+        wait_until(lambda: "belongs to a different cluster" in other.output(), SECONDS, "b is refused")
 
 
 # -- leaving, dying, coming back ----------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def _hit_until(
 
 
 def test_a_node_that_is_told_to_stop_leaves_first_and_serves_on(folder: Path, layer: Layer) -> None:
-    with LocalCluster(folder, ("a", "b"), env=layer.env) as cluster:
+    with LocalCluster(folder, ("a", "b"), env=layer.env | PATIENT) as cluster:
         cluster.start()
         cluster.wait_for()
         cluster.processes["b"].signal(signal.SIGTERM)
@@ -175,30 +176,41 @@ def test_a_second_signal_stops_a_node_at_once(folder: Path) -> None:
         process.signal(signal.SIGTERM)
         wait_until(lambda: sees(cluster, "a", "b", "leaving"), SECONDS, "b leaving")
         process.signal(signal.SIGINT)
-        assert process.wait(1.0) == 1
+        assert process.wait(SECONDS) == 1  # and not 0, as if it had left
 
 
 def test_a_killed_node_comes_back_under_its_name_and_takes_its_socket_again(folder: Path, layer: Layer) -> None:
     with LocalCluster(folder, ("a", "b", "c"), env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
-        before = cluster.status("a")
+        before = _boots(cluster)
         cluster.kill("b")
         cluster.start("b")
         cluster.wait_for()
-        after = cluster.status("a")
-        assert before is not None
-        assert after is not None
-        assert _boots(before.members)["b"] != _boots(after.members)["b"]
-        assert _boots(before.members)["c"] == _boots(after.members)["c"]
+        after = _boots(cluster)
+        assert before["b"] != after["b"]
+        assert before["c"] == after["c"]
 
 
-def _boots(members: object) -> dict[str, bytes]:
-    return {member.identity.name: member.identity.boot for member in members}  # type: ignore[attr-defined]
+def _boots(cluster: LocalCluster) -> dict[str, bytes]:
+    return {member.identity.name: member.identity.boot for member in _status(cluster).members}
+
+
+def _status(cluster: LocalCluster) -> StatusReply:
+    """That of the node a, however long it takes."""
+    found: list[StatusReply] = []
+
+    def answers() -> bool:
+        status = cluster.status("a")
+        found.extend([] if status is None else [status])
+        return status is not None
+
+    wait_until(answers, SECONDS, "the status of a")
+    return found[-1]
 
 
 def test_the_log_has_a_line_for_each_state_change_and_nothing_else(folder: Path, layer: Layer) -> None:
-    with LocalCluster(folder, ("a", "b"), env=layer.env) as cluster:
+    with LocalCluster(folder, ("a", "b"), env=layer.env | PATIENT) as cluster:
         cluster.start()
         cluster.wait_for()
         beats = _heard(cluster)
@@ -210,9 +222,7 @@ def test_the_log_has_a_line_for_each_state_change_and_nothing_else(folder: Path,
 
 
 def _heard(cluster: LocalCluster) -> int:
-    status = cluster.status("a")
-    assert status is not None
-    return status.stats.heartbeats_heard
+    return _status(cluster).stats.heartbeats_heard
 
 
 def test_signals_tell_a_project_of_every_change_even_past_a_broken_receiver(folder: Path, layer: Layer) -> None:
@@ -249,9 +259,7 @@ def _report(cluster: LocalCluster) -> ReportReply:
 
 
 def _changes(cluster: LocalCluster) -> Changes:
-    status = cluster.status("a")
-    assert status is not None
-    return status.stats.changes
+    return _status(cluster).stats.changes
 
 
 def test_a_value_from_before_another_node_owned_the_key_is_never_read_again(folder: Path) -> None:
@@ -285,9 +293,7 @@ def test_a_cache_with_a_bound_of_its_own_takes_no_room_from_the_others(folder: P
         for number in range(500):  # 5 MB for 1 MB
             client.call(b"x", frame(encode(Set([(b"small\0%d" % number, b"v" * 10_000)], None))))
             client.call(b"x", frame(encode(Set([(b"any\0%d" % number, b"v" * 1000)], None))))
-        status = cluster.status("a")
-        assert status is not None
-        assert 390 < status.stats.cache_evictions < 410
+        assert 390 < _status(cluster).stats.cache_evictions < 410
         reply = client.call(b"x", frame(encode(Get([b"any\x000", b"small\x000", b"small\x00499"]))))
         assert isinstance(reply, ValuesReply)
         assert [value is not None for value in reply.values] == [True, False, True]
@@ -431,9 +437,7 @@ async def test_full_table_of_connections_keeps_out_neither_a_restarted_peer_nor_
             return connection
 
         async def connections() -> int:
-            status = await asyncio.to_thread(cluster.status, "a")
-            assert status is not None
-            return status.stats.connections
+            return (await asyncio.to_thread(_status, cluster)).stats.connections
 
         held: list[AsyncConnection] = []
         while await connections() < MAX_CONNECTIONS:
@@ -448,7 +452,7 @@ async def test_full_table_of_connections_keeps_out_neither_a_restarted_peer_nor_
             assert await asyncio.to_thread(client.table)
             cluster.start("b")
             await asyncio.to_thread(cluster.wait_for)
-            assert await asyncio.to_thread(cluster.status, "a")
+            assert await asyncio.to_thread(_status, cluster)
             client.close()
             output = cluster.processes["a"].output()
             assert output.count("connections are in use, most of them by 127.0.0.9:") == 1

@@ -418,7 +418,8 @@ def test_cache_url_of_django_environ_is_a_cluster_cache_once_the_scheme_is_regis
 )
 def test_process_that_ends_leaves_no_socket_open(cluster: LocalCluster, uses: str) -> None:
     code = f"""
-import asyncio, django
+import asyncio, django, logging
+logging.getLogger("asyncio").setLevel("ERROR")  # in the development mode, it warns of steps that take 0.1 s
 django.setup()
 from django.core.cache import cache
 from django_clusterstate import events, ratelimit

@@ -17,6 +17,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +26,6 @@ from unittest import mock
 import pytest
 from django.core.cache import CacheKeyWarning, InvalidCacheKey, caches
 from django.core.exceptions import ImproperlyConfigured
-from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
 from django_clusterstate import cluster as cluster_state
@@ -188,13 +188,13 @@ def test_a_delta_that_isnt_a_64_bit_integer_is_refused_before_it_is_sent(
 
 
 def test_incr_keeps_the_ttl(cache: CacheVariant) -> None:
-    cache.set("short", 1, 0.4)
+    cache.set("short", 1, 100)
     cache.set("for_ever", 1, None)
     assert cache.incr("short") == 2
     assert cache.incr("for_ever") == 2
     assert cache.decr("for_ever") == 1
-    wait_until_gone(cache, "short")
-    assert cache.get("for_ever") == 1
+    assert 0 < cache.ttl("short") <= 100
+    assert cache.ttl("for_ever") is None
 
 
 def test_incr_counts_each_of_many_concurrent_calls_once(cache: CacheVariant) -> None:
@@ -331,16 +331,17 @@ def test_the_default_timeout_is_the_settings(variants: CacheVariants) -> None:
 
 
 def test_touch_replaces_the_timeout(cache: CacheVariant) -> None:
-    cache.set_many({"longer": 1, "for_ever": 1, "default": 1}, 0.3)
+    cache.set_many({"longer": 1, "for_ever": 1, "default": 1}, 50)
     cache.set("shorter", 1, 100)
     assert cache.touch("longer", timeout=100) is True
     assert cache.touch("for_ever", timeout=None) is True
     assert cache.touch("default") is True
     assert cache.touch("shorter", 0.1) is True
     assert cache.touch("absent") is False
-    cache.set("witness", 1, 0.35)
-    wait_until_gone(cache, "witness", "shorter")
-    assert cache.get_many(["longer", "for_ever", "default"]) == {"longer": 1, "for_ever": 1, "default": 1}
+    assert 50 < cache.ttl("longer") <= 100
+    assert cache.ttl("for_ever") is None
+    assert 100 < cache.ttl("default") <= 300
+    wait_until_gone(cache, "shorter")
 
 
 @pytest.mark.parametrize("timeout", [60 * 60 * 24 * 30 + 1, 10**10, 1e300, 100.2, None])
@@ -349,7 +350,7 @@ def test_a_long_timeout_is_kept(cache: CacheVariant, timeout: float | None) -> N
     assert cache.add("key2", "ham", timeout) is True
     assert cache.add("key1", "new eggs", timeout) is False
     assert cache.set_many({"key3": "sausage", "key4": "lobster bisque"}, timeout) == []
-    cache.set("key5", "belgian fries", timeout=1)
+    cache.set("key5", "belgian fries", timeout=60)
     assert cache.touch("key5", timeout=timeout) is True
     wanted = {"key1": "eggs", "key2": "ham", "key3": "sausage", "key4": "lobster bisque", "key5": "belgian fries"}
     assert cache.get_many(wanted) == wanted
@@ -364,7 +365,7 @@ def test_a_timeout_of_zero_or_less_stores_nothing(cache: CacheVariant, timeout: 
     assert cache.get("key2") is None
     assert cache.set_many({"key3": "sausage", "key4": "lobster bisque"}, timeout) == []
     assert cache.get_many(["key3", "key4"]) == {}
-    cache.set("key5", "belgian fries", timeout=5)
+    cache.set("key5", "belgian fries", timeout=60)
     assert cache.touch("key5", timeout=timeout) is True
     assert cache.get("key5") is None
 
@@ -665,7 +666,7 @@ def test_decr_version_moves_a_value_to_the_version_before(variants: CacheVariant
 @pytest.fixture
 def two_nodes(folder: Path) -> Iterator[LocalCluster]:
     """A cluster of this test alone, in which a silent node keeps its keys."""
-    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "2"}
+    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "3"}
     with LocalCluster(folder, ["one", "two"], env=env) as cluster:
         cluster.start()
         cluster.wait_for()
@@ -762,20 +763,23 @@ def test_clear_empties_one_location_on_all_nodes(cluster: LocalCluster, variants
 
 def test_ttl_is_the_remaining_timeout(variants: CacheVariants) -> None:
     cache = variants["default"]
+    start = time.monotonic()
     cache.set("key", 1, 100)
-    assert 99 < cache.ttl("key") <= 100
+    ttl = cache.ttl("key")
+    took = time.monotonic() - start
+    assert 100 - took <= ttl <= 100
     cache.set("for_ever", 1, None)
     assert cache.ttl("for_ever") is None
     assert cache.ttl("absent") == 0
     cache.set("key", 1, 50, version=2)
-    assert 49 < cache.ttl("key", version=2) <= 50
-    assert 49 < variants["v2"].ttl("key") <= 50
+    assert 0 < cache.ttl("key", version=2) <= 50
+    assert 0 < variants["v2"].ttl("key") <= 50
 
 
 def test_expire_is_touch_and_persist_ends_the_timeout(cache: CacheVariant) -> None:
     cache.set("key", 1, 100)
     assert cache.expire("key", 50) is True
-    assert 49 < cache.ttl("key") <= 50
+    assert 0 < cache.ttl("key") <= 50
     assert cache.persist("key") is True
     assert cache.ttl("key") is None
     assert cache.expire("key", timeout=0) is True
@@ -1006,12 +1010,12 @@ def test_a_lock_that_has_ended_is_released_by_its_new_holder_only(cache: CacheVa
 
 
 def test_a_lock_is_extended_by_its_holder_only(cache: CacheVariant) -> None:
-    lock, other = (cache.lock("job", 0.5, blocking_timeout=0) for _ in range(2))
+    lock, other = (cache.lock("job", 30, blocking_timeout=0) for _ in range(2))
     assert lock.extend() is False
     assert lock.acquire() is True
     assert other.extend() is False
     assert lock.extend(60) is True
-    assert 59 < cache.ttl("lock:job") <= 60
+    assert 30 < cache.ttl("lock:job") <= 60
     assert lock.extend(0.05) is True
     wait_until(other.acquire, 60, "the lock ended")
     assert lock.extend() is False
@@ -1046,7 +1050,8 @@ def test_a_job_that_cron_starts_on_every_host_is_done_once(cache: CacheVariant) 
             raise outcome
         done.append("report")
 
-    known: dict[str, Any] = {"cache": cache, "timezone": timezone, "socket": socket, "make_report": make_report}
+    day = mock.Mock(localdate=lambda: date(2030, 1, 2))  # and not midnight between two of the calls
+    known: dict[str, Any] = {"cache": cache, "timezone": day, "socket": socket, "make_report": make_report}
     exec(code[1], known)
     with pytest.raises(OSError, match="disk full"):
         known["nightly_report"]()
@@ -1106,7 +1111,7 @@ def test_a_lock_is_an_entry_of_its_own(variants: CacheVariants, requests: list[w
     assert len(requests) == 3
     assert cache.get("job") == "value"
     assert len(cache.get("lock:job")) == 32
-    assert cache.ttl("lock:job") == pytest.approx(30, abs=1)
+    assert 0 < cache.ttl("lock:job") <= 30
     assert [lock.release() for lock in locks] == [True] * 3
     assert cache.has_key("lock:job") is False
 

@@ -528,7 +528,7 @@ def narrow(request: pytest.FixtureRequest) -> Iterator[str]:
     """The LOCATION of a cache in which `NO_ROOM` has no room, at a node that this process uses."""
     small = {"BACKEND": BACKEND, "LOCATION": "small", "OPTIONS": {"MAX_BYTES": 100_000}}
     caches = {} if ROOM[request.param] else {"small": small}
-    env = {"DJANGO_SETTINGS_MODULE": SETTINGS, "TEST_CACHES": json.dumps(caches)}
+    env = {"DJANGO_SETTINGS_MODULE": SETTINGS, "TEST_CACHES": json.dumps(caches), "CLUSTERSTATE_DOWN_AFTER": "60"}
     env |= ROOM[request.param]
     with tempfile.TemporaryDirectory(prefix="cs-") as folder, LocalCluster(Path(folder), ["one"], env=env) as cluster:
         cluster.start()

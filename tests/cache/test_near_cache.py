@@ -1,5 +1,6 @@
 """The near cache: values that this process has read recently, and reads again without a request."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -172,22 +173,30 @@ def test_a_process_reads_its_own_writes_at_once(
 def test_a_near_value_isnt_returned_after_its_entry_expired(
     variants: CacheVariants, near: CacheVariant, name: str, timeout: str
 ) -> None:
-    near.set("key", 1, 600 if timeout == "touch" else 0.5)
-    if timeout == "touch":
-        assert near.get("key") == 1
-        near.touch("key", 0.5)
-    elif timeout == "incr":
-        near.incr("key")
-    elif timeout == "another process":
-        write_elsewhere("key", 1, 0.5)
+    def write() -> None:
+        near.set("key", 1, 600 if timeout == "touch" else 0.5)
+        if timeout == "touch":
+            assert near.get("key") == 1
+            near.touch("key", 0.5)
+        elif timeout == "incr":
+            near.incr("key")
+        elif timeout == "another process":
+            write_elsewhere("key", 1, 0.5)
+
     calls: dict[str, Callable[[], object]] = {
         "get": lambda: near.get("key"),
         "get_many": lambda: near.get_many(["key"]).get("key"),
         "has_key": lambda: near.has_key("key") or None,
         "get_or_set": lambda: near.get_or_set("key", None),
     }
+
+    def is_near() -> bool:
+        with contextlib.suppress(ValueError):  # a busy machine increments it after its end
+            write()
+        return calls[name]() is not None
+
+    wait_until(is_near, 60, "a read before the entry's end")
     start = time.monotonic()
-    assert calls[name]() is not None
     wait_until(lambda: calls[name]() is None, 60, "the entry's end")
     check_seconds(time.monotonic() - start, below=2)
 
@@ -199,7 +208,7 @@ def test_a_write_of_another_process_is_seen_after_near_ttl(
     near.set("key", 1)
     assert near.get("key") == 1
     write_elsewhere("key", 2)
-    assert near.get("key") == 1
+    assert variants.made_with({"NEAR_TTL": 600}).get("key") == 1  # the same value, which is near for longer
     wait_until(lambda: near.get("key") == 2, 60, "the other's value")
 
 

@@ -215,7 +215,7 @@ class RecordedHeartbeats:
 
     async def listen(self, count: int) -> None:
         task = asyncio.create_task(self.beats.run())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.heard) + len(self.rejected) < count:
                 await asyncio.sleep(0)
         task.cancel()

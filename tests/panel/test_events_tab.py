@@ -73,7 +73,7 @@ def links(page: Page) -> list[str]:
 class TestNames:
     def test_tracked_events_are_listed_and_linked(self, client: Client, name: str) -> None:
         events.track(name, times=1234)
-        assert events.flush()
+        assert events.flush(60)
         page = Page(client.get(PAGE, {"q": name}))
         assert re.search(rf"{name} 1,?234 1,?234 1,?234 \d\.\d s ago", page.text)
         [link] = links(page)
@@ -118,7 +118,7 @@ class TestNames:
 
     def test_names_are_escaped_in_text_and_links(self, client: Client) -> None:
         events.track(NASTY)
-        assert events.flush()
+        assert events.flush(60)
         response = client.get(PAGE, {"q": NASTY})
         [link] = links(Page(response))
         assert "<script>alert" not in response.content.decode()
@@ -135,7 +135,7 @@ class TestOneEvent:
         for number in range(45):  # no more samples than are shown: a node that is slower to answer has older ones
             events.track(name, number % 30, reason="timeout", rows=12_000 + number)
         events.track(name, "often", times=155)
-        assert events.flush()
+        assert events.flush(60)
         response = client.get(PAGE, {"name": name})
         page = Page(response)
         assert {sample.node for sample in response.context["samples"]} == set(NODES)
@@ -153,7 +153,7 @@ class TestOneEvent:
 
     def test_charts_have_an_accessible_name_and_a_table(self, client: Client, name: str) -> None:
         events.track(name, times=5)
-        assert events.flush()
+        assert events.flush(60)
         response = client.get(PAGE, {"name": name})
         page = Page(response)
         charts = [attrs for attrs in page.all("svg") if attrs.get("role") == "img"]
@@ -166,7 +166,7 @@ class TestOneEvent:
 
     def test_charts_have_the_size_in_the_template(self, client: Client, name: str) -> None:
         events.track(name)
-        assert events.flush()
+        assert events.flush(60)
         boxes = [attrs["viewbox"] for attrs in Page(client.get(PAGE, {"name": name})).all("svg") if "viewbox" in attrs]
         width, height = panel.CHART
         assert boxes == [f"0 0 {width} {height}"] * 2 + [f"0 0 {panel.SHARE} 10"]
@@ -174,7 +174,7 @@ class TestOneEvent:
     def test_coordinates_of_charts_are_not_localized(self, client: Client, name: str) -> None:
         for times in (1, 3, 7):
             events.track(name, times, times=times)
-        assert events.flush()
+        assert events.flush(60)
         with translation.override("de"):
             response = client.get(PAGE, {"name": name}, headers={"accept-language": "de"})
         page = Page(response)
@@ -191,7 +191,7 @@ class TestOneEvent:
 
     def test_event_without_a_key_or_fields(self, client: Client, name: str) -> None:
         events.track(name)
-        assert events.flush()
+        assert events.flush(60)
         page = Page(client.get(PAGE, {"name": name}))
         assert "without a key 1 100.0 %" in page.text
         assert "Other fields" not in page.text
@@ -200,7 +200,7 @@ class TestOneEvent:
         fields: dict[str, Any] = {NASTY: NASTY}
         events.track(name, NASTY, **fields)
         events.track(name, "k" * 200)
-        assert events.flush()
+        assert events.flush(60)
         response = client.get(PAGE, {"name": name})
         content = response.content.decode()
         assert "<script>alert" not in content
@@ -216,7 +216,7 @@ class TestOneEvent:
 
     def test_page_reads_from_right_to_left(self, client: Client, name: str) -> None:
         events.track(name, "somebody")
-        assert events.flush()
+        assert events.flush(60)
         with translation.override("ar"):
             page = Page(client.get(PAGE, {"name": name}))
         assert page.all("html")[0]["dir"] == "rtl"
@@ -224,7 +224,7 @@ class TestOneEvent:
 
     def test_page_works_under_asgi(self, name: str) -> None:
         events.track(name, "somebody")
-        assert events.flush()
+        assert events.flush(60)
         user = User.objects.create_superuser("root")
 
         async def view(**query: str) -> Any:
@@ -240,7 +240,7 @@ class TestOneEvent:
 class TestLive:
     def test_response_is_only_the_part_that_may_change(self, client: Client, name: str) -> None:
         events.track(name, "somebody")
-        assert events.flush()
+        assert events.flush(60)
         for query in ({"name": name}, {"q": name}, {"name": "unknown"}):
             whole, part = (Page(client.get(PAGE, {**query, **more})) for more in ({}, {"live": ""}))
             assert part.all("html") == []
@@ -252,7 +252,7 @@ class TestLive:
     def test_each_row_has_a_key(self, client: Client, name: str) -> None:
         events.track(name, "a")
         events.track(name, "b")
-        assert events.flush()
+        assert events.flush(60)
         page = Page(client.get(PAGE, {"name": name, "live": ""}))
         rows = [attrs["data-key"] for attrs in page.all("tr") if "data-key" in attrs]
         assert {"a", "b"} <= set(rows)
@@ -283,7 +283,7 @@ class TestPermissions:
     @pytest.mark.usefixtures("cluster")
     def test_staff_with_the_permission_sees_it(self, name: str) -> None:
         events.track(name)
-        assert events.flush()
+        assert events.flush(60)
         browser = Client()
         browser.force_login(staff("operator", "view_cluster"))
         assert name in Page(browser.get(PAGE, {"q": name})).text

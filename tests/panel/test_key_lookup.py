@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -30,6 +31,7 @@ from django_clusterstate import ratelimit, runtime
 from django_clusterstate.cache import ClusterCache
 from django_clusterstate.core.top_keys import KeyCount
 from django_clusterstate.decorators import UNSAFE, get_usage
+from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.panel.actions import ACTIONS
 from django_clusterstate.panel.key_lookup import ALGORITHM_LABELS
 from django_clusterstate.panel.traffic import top
@@ -120,9 +122,9 @@ class TestCacheKey:
         caches["default"].set(key, value, 50)
         found, page = look_up(client, "cache:default", key)
         assert found.entry.found
-        assert 49 < found.entry.ttl <= 50
+        assert 0 < found.entry.ttl <= 50
         assert found.entry.value is None
-        assert re.search(r"The key exists and expires in (49\.\d|50\.0) s\.", flat(page))
+        assert re.search(r"The key exists and expires in \d+\.\d s\.", flat(page))
         assert f"Its value takes {size}." in flat(page)
 
     def test_key_that_never_expires_says_so(self, client: Client, key: str) -> None:
@@ -239,8 +241,9 @@ class TestLimit:
         limits = [Limit.parse(["2/h", "3/d"], algorithm), Limit.parse("2/30m", algorithm)]
         for limit in limits:
             assert ratelimit.hit(limit, key, "k", 2).allowed
+            now = time.monotonic()
             assert not ratelimit.hit(limit, key, "k").allowed
-            assert hits._denials().get(ratelimit.routing_key(key, "k"), limit, 1, time.monotonic())
+            assert hits._denials().get(ratelimit.routing_key(key, "k"), limit, 1, now)
         told = act(client, "reset_limit", kind="limit", group=key, key="k")
         assert told == ("success", "The limit was reset.")
         assert look_up(client, "limit", "k", group=key)[0].counts == []
@@ -489,7 +492,7 @@ class TestPermissions:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[LocalCluster]:
     """Two nodes, of which one is stopped now and then, and isn't given up."""
-    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "0.1"}
+    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_DEADLINE": "1"}
     with (
         tempfile.TemporaryDirectory(prefix="cs-") as folder,
         LocalCluster(Path(folder), ["one", "two"], env=env) as both,
@@ -505,7 +508,13 @@ def stopped(pair: LocalCluster, key: str) -> Iterator[str]:
     with using(pair, "one"):
         cache = caches["default"]
         assert isinstance(cache, ClusterCache)
-        wait_until(lambda: len(functions.members()) == 2, 60, "two members")
+
+        def are_two() -> bool:
+            with suppress(Unavailable):
+                return len(functions.members()) == 2
+            return False
+
+        wait_until(are_two, 60, "two members")
         stopped = next(
             name
             for name in (f"{key}{number}" for number in range(1000))

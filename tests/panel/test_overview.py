@@ -50,11 +50,13 @@ def live(client: Client) -> Page:
 @pytest.mark.usefixtures("cluster")
 class TestReports:
     def test_every_node_reports_and_its_round_trip_is_measured(self) -> None:
+        start = time.monotonic()
         reports = async_to_sync(gather)()
+        took = time.monotonic() - start
         assert list(reports.status.nodes) == sorted(reports.replies) == sorted(reports.round_trips) == list(NODES)
         assert reports.status.asked == NODES[0]
         assert reports.status.agree
-        assert all(0 < seconds < 0.4 for seconds in reports.round_trips.values())
+        assert all(0 < seconds < took for seconds in reports.round_trips.values())
 
     def test_node_that_gives_a_report_but_its_view_too_late_answers(
         self, client: Client, monkeypatch: pytest.MonkeyPatch
@@ -90,7 +92,8 @@ class TestReports:
         for name in NODES:
             assert re.search(rf"{name} 33\.3 % [\d.]+ % [\d,]+ entr", page.text)
             assert re.search(rf"{name} joined ({'|'.join(NODES)})", page.text)
-        assert re.search(rf"{NODES[0]} - \d\.\d s \d\.\d s {NODES[1]} \d\.\d s - \d\.\d s", page.text)
+        heartbeats = rf"{NODES[0]} - \d\.\d s \d\.\d s {NODES[1]} \d\.\d s - \d\.\d s"
+        wait_until(lambda: bool(re.search(heartbeats, live(client).text)), 60, "no node is late")
 
     @override_settings(USE_THOUSAND_SEPARATOR=True, LANGUAGE_CODE="de")
     def test_coordinates_of_charts_are_not_localized(self, client: Client) -> None:

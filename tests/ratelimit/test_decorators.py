@@ -454,15 +454,15 @@ def test_remaining_is_that_of_the_strictest_rate(variant: ViewVariant) -> None:
     ask()
     ask()
     denied = ask()
-    assert re.fullmatch(r'"2/86400s";r=0;t=86(400|39\d)', denied["RateLimit"])
-    assert 86390 <= int(denied["Retry-After"]) <= 86400
+    assert re.fullmatch(r'"2/86400s";r=0;t=86[34]\d\d', denied["RateLimit"])
+    assert 86300 <= int(denied["Retry-After"]) <= 86400
 
 
 def test_denied_request_gets_retry_after(variant: ViewVariant) -> None:
     ask = variant.limited(rate="1/m")
     assert not ask().has_header("Retry-After")
     denied = ask()
-    assert 58 <= int(denied["Retry-After"]) <= 60
+    assert 0 < int(denied["Retry-After"]) <= 60
     assert denied.content.decode() == f"Too many requests. Try again in {denied['Retry-After']} s.\n"
     assert denied["Content-Type"].startswith("text/plain")
     assert re.fullmatch(r'"1/60s";r=0;t=\d+', denied["RateLimit"])

@@ -30,7 +30,16 @@ from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing, RoutingTable, Target
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.core.membership.heartbeat import Identity, View
-from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, hits, routing_key, split_key
+from django_clusterstate.ratelimit import (
+    ALGORITHMS,
+    MAX_COST,
+    Decision,
+    Limit,
+    denial_cache,
+    hits,
+    routing_key,
+    split_key,
+)
 from django_clusterstate.ratelimit.denial_cache import MAX_AGE, DenialCache
 from django_clusterstate.ratelimit.fallback import ProcessLimiter
 from django_clusterstate.settings import POLICIES
@@ -159,12 +168,18 @@ def test_limit_allows_its_number_of_hits(hit: Hit, group: str, algorithm: str) -
 @pytest.mark.usefixtures("cluster")
 def test_a_hit_passes_again_when_retry_after_is_over(hit: Hit, group: str) -> None:
     limit = Limit.parse("1/s")
-    assert hit(limit, group, "key").allowed
+    decisions: list[Decision] = []
+
+    def is_denied() -> bool:
+        decisions.append(hit(limit, group, "key"))
+        return not decisions[-1].allowed
+
     start = time.monotonic()
-    retry_after = hit(limit, group, "key").retry_after
+    wait_until(is_denied, 60, "two hits within a second")
+    retry_after = decisions[-1].retry_after
     wait_until(lambda: hit(limit, group, "key").allowed, 60, "allowed again")
     assert 0 < retry_after <= 1
-    check_seconds(time.monotonic() - start, below=retry_after + 0.3, at_least=retry_after)
+    check_seconds(time.monotonic() - start, below=1.3, at_least=retry_after)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -176,7 +191,7 @@ def test_peek_returns_the_decision_of_a_hit_without_counting(
     looks = [(functions.peek(limit, group, "key"), functions.hit(limit, group, "key")) for _ in range(4)]
     assert [(look.allowed, look.remaining) for look, _ in looks] == [(True, 2), (True, 1), (False, 0), (False, 0)]
     assert [hit.allowed for _, hit in looks] == [True, True, False, False]
-    assert looks[3][0].retry_after == pytest.approx(looks[2][1].retry_after, abs=5)
+    assert looks[3][0].retry_after == pytest.approx(looks[2][1].retry_after, abs=60)
     assert not functions.peek(limit, group, "key", 3).allowed
     assert functions.peek(limit, group, "other key", 2).remaining == 2
     assert looks[0][0].owner == cluster_state.owner(routing_key(group, "key"))
@@ -265,6 +280,7 @@ def test_refund_of_a_hit_counted_by_this_process(functions: LimitFunctions, grou
 def test_a_flood_on_a_denied_key_makes_no_round_trips(
     functions: LimitFunctions, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(denial_cache, "MAX_AGE", 60.0)  # however long a busy machine takes
     limit = Limit.parse("1/m")
     denied = [functions.hit(limit, group, "key") for _ in range(2)][1]
     requests = watch_requests(monkeypatch)
@@ -283,6 +299,7 @@ def test_a_flood_on_a_denied_key_makes_no_round_trips(
 def test_the_owner_learns_of_hits_that_were_denied_from_memory(
     functions: LimitFunctions, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(denial_cache, "MAX_AGE", 60.0)  # however long a busy machine takes
     limit = Limit.parse("1/m")
     for _ in range(6):
         functions.hit(limit, group, "key")
@@ -442,7 +459,7 @@ def test_any_text_is_a_key(hit: Hit, group: str, key: str) -> None:
 def test_exactly_the_limit_passes_for_64_concurrent_clients_of_three_nodes(
     cluster: LocalCluster, group: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dialer = Dialer(runtime.get_settings().link_keys, 5.0)
+    dialer = Dialer(runtime.get_settings().link_keys, 30)
     clients = [Client(Routing(UnixAddress(str(cluster.socket(cluster.names[n % 3])))), dialer) for n in range(64)]
     mine = threading.local()
     limit, start = Limit.parse("100/d", algorithm), threading.Barrier(64, timeout=60)
@@ -487,7 +504,7 @@ def test_exactly_the_limit_passes_for_three_processes_of_16_threads_and_40_tasks
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, group],
-            env={**cluster.env(name), "DJANGO_SETTINGS_MODULE": "tests.settings", "CLUSTERSTATE_DEADLINE": "5"},
+            env={**cluster.env(name), "DJANGO_SETTINGS_MODULE": "tests.settings", "CLUSTERSTATE_DEADLINE": "30"},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -746,8 +763,9 @@ def test_child_counts_by_itself_though_a_thread_of_its_parent_was_counting(in_ch
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_child_does_not_report_cached_denials_of_its_parent(
-    cluster: LocalCluster, group: str, in_child: InChild
+    cluster: LocalCluster, group: str, in_child: InChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(denial_cache, "MAX_AGE", 60.0)  # however long a busy machine takes
     limit = Limit.parse("1/d")
     for _ in range(4):
         ratelimit.hit(limit, group, "key")

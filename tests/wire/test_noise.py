@@ -1,6 +1,5 @@
 """The Noise handshake against a published vector and another implementation; records against every kind of change."""
 
-import ctypes
 import os
 import random
 import warnings
@@ -25,6 +24,7 @@ from django_clusterstate.wire.noise import (
     Responder,
     Sealer,
 )
+from tests.forks import FORKS, in_child_of
 
 PSK = b"p" * 32
 KEY = SecretKey(b"k" * 32)
@@ -282,14 +282,11 @@ def test_both_sides_rekey_after_the_same_number_of_records(monkeypatch: pytest.M
 def test_forked_child_cannot_seal_also_after_a_fork_in_c() -> None:
     sealer, _ = pair()
     sealer.seal(b"the parent's")
-    child = ctypes.CDLL(None).fork()
-    if child == 0:
-        code = 1
-        try:
+
+    def child() -> bool:
+        with pytest.raises(Forked):
             sealer.seal(b"the child's")
-        except Forked:
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return True
+
+    assert in_child_of(FORKS["c"])(child)()
     sealer.seal(b"the parent's again")

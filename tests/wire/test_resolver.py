@@ -11,6 +11,7 @@ from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.background_threads import BackgroundWork
 from django_clusterstate.wire.resolver import MAX_NAMES, REFRESH_AFTER, Resolver, look_up, numeric
+from testproject.processes import wait_until
 from tests.threads import at_once
 
 WEB = TcpAddress("web.example", 4370)
@@ -106,6 +107,7 @@ def test_first_look_up_ends_at_the_deadline(ask: Ask, server: Server) -> None:
         ask(WEB, SOON)
     with pytest.raises(Unavailable):
         ask(WEB, 0)
+    wait_until(lambda: server.asked >= 1, 60, "the look-up")
     assert server.asked == 1  # one for all
     server.answers_again()
     assert ask(WEB) == ["10.0.0.1:4370", "10.0.0.2:4370"]
@@ -120,6 +122,7 @@ def test_cached_result_is_used_while_the_server_stalls_and_refreshed_in_the_back
     server.time += REFRESH_AFTER + 1
     for _ in range(5):
         assert ask(WEB, 0) == ["10.0.0.1:4370", "10.0.0.2:4370"]
+    wait_until(lambda: server.asked >= 2, 60, "the look-up")
     assert server.asked == 2
     running = ask.names._name(WEB.host).lookup.start()  # the one that is under way
     server.answers_again()

@@ -11,14 +11,17 @@ Each line is printed when it is known. 200 members take minutes of a core for ea
 """
 
 import argparse
+import contextlib
 import gc
 import itertools
 import math
 import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,6 +43,7 @@ AFFECTED = 0.01  # of the nodes, in Rapid's grid
 PERIOD = 20.0  # seconds
 EGRESS_LOSS = 0.8
 SETTLE = 30.0  # seconds after a crash
+T = TypeVar("T")
 KEYS = [b"key-%d" % number for number in range(5000)]
 SIGNING_KEYS = derive_heartbeat_keys(["what the grids sign with"], "default")
 
@@ -93,14 +97,24 @@ def has_false_down(cell: tuple[int, float, float, int]) -> bool:
     return bool(sim.false_downs)
 
 
+@contextlib.contextmanager
+def parallel(processes: int) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], list[T]]]:
+    """`map` in this many processes; a single one is this one."""
+    if processes == 1:
+        yield lambda work, cells: list(map(work, cells))
+        return
+    with multiprocessing.Pool(processes, initializer=gc.disable, maxtasksperchild=4) as pool:
+        yield partial(pool.map, chunksize=1)
+
+
 def lifeguard(sizes: Iterable[int], seeds: int, processes: int) -> Iterator[str]:
     yield f"runs of {SECONDS:g} s with a false down, of {seeds} each"
     yield f"{'members':>8}{'starved':>9}" + "".join(f"{f'loss {loss:.0%}':>10}" for loss in LOSSES)
     total = runs = 0
-    with multiprocessing.Pool(processes, initializer=gc.disable, maxtasksperchild=4) as pool:
+    with parallel(processes) as run:
         for size, starved in itertools.product(sizes, STARVED):
             cells = [(size, starved, loss, seed) for loss in LOSSES for seed in range(seeds)]
-            found = pool.map(has_false_down, cells, chunksize=1)
+            found = run(has_false_down, cells)
             sums = [sum(found[start : start + seeds]) for start in range(0, len(found), seeds)]
             total, runs = total + sum(sums), runs + len(found)
             yield f"{size:8}{starved:9.0%}" + "".join(f"{number:10}" for number in sums)
@@ -179,9 +193,9 @@ def _moved(old: list[str | None], new: list[str | None]) -> float:
 def rapid(sizes: Iterable[int], seeds: int, processes: int) -> Iterator[str]:
     yield f"means of {seeds} runs; messages and bytes are sent by a node in a second"
     yield f"{'members':>8}{'fault':>26}{'views':>8}{'most':>6}{'keys moved':>12}{'messages':>10}{'bytes':>9}"
-    with multiprocessing.Pool(processes, initializer=gc.disable, maxtasksperchild=4) as pool:
+    with parallel(processes) as run:
         for size, fault in itertools.product(sizes, FAULTS):
-            found = pool.map(measure, [(size, fault, seed) for seed in range(seeds)], chunksize=1)
+            found = run(measure, [(size, fault, seed) for seed in range(seeds)])
             means = [statistics.fmean(getattr(one, name) for one in found) for name in Figures.__slots__]
             yield (
                 f"{size:8}{fault:>26}{means[0]:8.1f}{max(one.views for one in found):6}{means[1]:12.2%}"
