@@ -82,25 +82,27 @@ class EngineClient:
         self.slots = asyncio.Semaphore(MAX_AT_ONCE)  # for operations of the event loop
         self._engine = engine
         self._asynchronous = asynchronous
-        self._storage: Any = None
+        self._made: dict[str, Any] = {}  # the storage, once there is one
 
     @property
     def storage(self) -> Any:
-        storage = self._storage
+        storage = self._made.get("storage")
         if storage is None:
-            storage = self._storage = _connect(self._engine, self.deadline, asynchronous=self._asynchronous)
+            made = _connect(self._engine, self.deadline, asynchronous=self._asynchronous)
+            storage = self._made.setdefault("storage", made)
+            if storage is not made:  # another thread was faster
+                _close(made)
         return storage
 
     def close(self) -> None:
         """Closes the idle connections of a blocking storage."""
-        storage, self._storage = self._storage, None
+        storage = self._made.pop("storage", None)
         if storage is not None:
-            with suppress(Exception):  # it may be broken
-                storage.storage.close()
+            _close(storage)
 
     async def aclose(self) -> None:
         """Closes the connections of an asyncio storage."""
-        storage, self._storage = self._storage, None
+        storage = self._made.pop("storage", None)
         if storage is None:
             return
         with suppress(Exception):  # it may be broken
@@ -109,6 +111,11 @@ class EngineClient:
                 await asyncio.sleep(0)  # lets the transports finish
             else:
                 await storage.bridge.get_connection().aclose()
+
+
+def _close(storage: Any) -> None:
+    with suppress(Exception):  # it may be broken
+        storage.storage.close()
 
 
 def _connect(engine: Engine, deadline: float, *, asynchronous: bool) -> Any:
