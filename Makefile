@@ -37,7 +37,7 @@ smoke: $(VENV)/demo  ## the same tour, every claim checked; ends by itself
 	@$(RUN) -m testproject.demo --check
 
 test: $(VENV)/dev  ## all tests but those of the targets below, in WORKERS processes (by default three times the CPUs)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 browser: $(VENV)/dev  ## the panel in Chromium
 	$(BIN)/pytest -m browser tests/browser
@@ -46,13 +46,13 @@ timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they
 	$(BIN)/pytest --timing
 
 thorough: $(VENV)/dev  ## the unit tests with thirty times as many examples, other ones in each run
-	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/core tests/wire tests/node
+	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --unit -n $(WORKERS) --dist worksteal tests/core tests/wire tests/node
 
 package: $(VENV)/dev  ## builds the distributions, and uses the wheel in an empty virtual environment
 	$(BIN)/pytest -m package tests/test_package.py
 
 unit: $(VENV)/dev  ## the tests that start no process, in seconds
-	$(BIN)/pytest --unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/core tests/wire tests/node
+	$(BIN)/pytest --unit -n $(WORKERS) --dist worksteal tests/core tests/wire tests/node
 
 faults: $(VENV)/dev  ## real faults: processes killed and stopped, hosts and networks cut (needs root, iproute2, iptables)
 	$(BIN)/pytest -m 'fault and not slow' -s tests/faults
