@@ -9,6 +9,9 @@ from urllib.parse import parse_qs
 
 import django
 
+from django_clusterstate.client import event_batches, event_sender
+from testproject.processes import wait_until
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")
 django.setup()
 
@@ -16,9 +19,7 @@ from asgiref.sync import async_to_sync  # noqa: E402 - after the setup
 from django.core.cache import cache  # noqa: E402
 
 from django_clusterstate import ratelimit, runtime  # noqa: E402
-from django_clusterstate.client import event_batches, event_sender  # noqa: E402
 from django_clusterstate.events import track  # noqa: E402
-from testproject.processes import wait_until  # noqa: E402
 
 MASTER = os.getpid()
 LIMIT = ratelimit.Limit.parse("1000/d")

@@ -107,6 +107,16 @@ class TestThreeNodes:
         assert 0 <= recent[0].ago < SECONDS
         assert len(ask("recent", name, n=2)) == 2
 
+    def test_process_that_must_have_no_thread_sends_each_event_at_once(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(event_sender, "is_uwsgi_master", lambda: True)
+        sender = EventSender(runtime.get_client())
+        sender.track(name, "key", 3, {"field": 1})
+        assert events.counts(name).total == 3
+        assert [sample.fields for sample in events.recent(name)] == [{"field": 1}]
+        assert sender._thread is None
+
     def test_names_are_merged_over_all_nodes(self, ask: Ask, name: str) -> None:
         for key in range(50):
             ask("track", name, key)
@@ -323,6 +333,15 @@ class TestNoNode:
         assert not events.flush(0.2)
         wait_until(lambda: events.dropped() == 5, SECONDS, "the drop")
         assert runtime.get_stats().events_dropped == 5
+
+    def test_process_that_must_have_no_thread_tracks_without_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(event_sender, "is_uwsgi_master", lambda: True)
+        monkeypatch.setattr(event_batches, "MAX_AGE", 0.0)
+        sender = EventSender(runtime.get_client())
+        for _ in range(5):
+            sender.track("login", "key", 1, {})
+        assert sender.dropped == 5
+        assert sender._thread is None
 
     @pytest.mark.timing(alone=True)
     def test_tracking_waits_for_nothing(self) -> None:

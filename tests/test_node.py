@@ -168,6 +168,7 @@ def test_a_node_that_is_told_to_stop_leaves_first_and_serves_on(folder: Path, la
         assert "down" not in cluster.processes["a"].output()
 
 
+@pytest.mark.timing
 def test_a_second_signal_stops_a_node_at_once(folder: Path) -> None:
     with LocalCluster(folder, ("a", "b")) as cluster:
         cluster.start()
@@ -175,8 +176,10 @@ def test_a_second_signal_stops_a_node_at_once(folder: Path) -> None:
         process = cluster.processes["b"]
         process.signal(signal.SIGTERM)
         wait_until(lambda: sees(cluster, "a", "b", "leaving"), SECONDS, "b leaving")
+        start = time.monotonic()
         process.signal(signal.SIGINT)
         assert process.wait(SECONDS) == 1  # and not 0, as if it had left
+        check_seconds(time.monotonic() - start, below=1.0)
 
 
 def test_a_killed_node_comes_back_under_its_name_and_takes_its_socket_again(folder: Path, layer: Layer) -> None:

@@ -14,6 +14,11 @@ _measuring = False
 _marked = False
 
 
+def is_left(left: float, seconds: float, start: float) -> bool:
+    """Whether that is left of a time that began after `start`, a time of the monotonic clock; however long ago."""
+    return seconds - (time.monotonic() - start) <= left <= seconds
+
+
 def check_seconds(seconds: float, *, below: float, at_least: float = 0.0) -> None:
     """Asserts that something took so long."""
     assert _marked, "a test that asserts seconds needs the marker `timing`"

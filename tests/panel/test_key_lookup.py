@@ -42,7 +42,7 @@ from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.conftest import using
 from tests.panel.pages import Page, staff
 from tests.panel.test_admin import CACHE, PAGE
-from tests.timing import check_seconds
+from tests.timing import check_seconds, is_left
 
 ACT = f"{PAGE}act/"
 QUOTES = "\"'><script>alert(1)</script>"
@@ -119,12 +119,15 @@ def tenants_key(key: str, prefix: str, version: int) -> str:
 class TestCacheKey:
     @pytest.mark.parametrize(("value", "size"), [(7, "8 bytes"), (-(2**62), "8 bytes"), ("x" * 5000, "4.9 KB")])
     def test_present_key_is_shown_with_ttl_and_size(self, client: Client, key: str, value: Any, size: str) -> None:
+        start = time.monotonic()
         caches["default"].set(key, value, 50)
         found, page = look_up(client, "cache:default", key)
         assert found.entry.found
-        assert 0 < found.entry.ttl <= 50
+        assert is_left(found.entry.ttl, 50, start)
         assert found.entry.value is None
-        assert re.search(r"The key exists and expires in \d+\.\d s\.", flat(page))
+        shown = re.search(r"The key exists and expires in (\d+\.\d) s\.", flat(page))
+        assert shown is not None
+        assert float(shown[1]) == pytest.approx(found.entry.ttl, abs=0.1)
         assert f"Its value takes {size}." in flat(page)
 
     def test_key_that_never_expires_says_so(self, client: Client, key: str) -> None:

@@ -9,11 +9,13 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from uuid import uuid4
 
 import pytest
@@ -30,7 +32,7 @@ from django_clusterstate.client.circuit_breaker import FAILURES_TO_OPEN, HALF_OP
 from django_clusterstate.core.limits import algorithms
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.decorators import cluster_ratelimit
-from django_clusterstate.limits_storage import LimitsStorage, operations, scripts
+from django_clusterstate.limits_storage import LimitsStorage, engines, operations, scripts
 from django_clusterstate.limits_storage.engines import MAX_AT_ONCE, Engine
 from django_clusterstate.ratelimit import ALGORITHMS, MAX_COST, Decision, Limit, routing_key
 from testproject.processes import Process, free_port, wait_until
@@ -753,6 +755,24 @@ def test_scripts_that_an_engine_has_forgotten_are_sent_again(
         client = redis.Redis(port=port)
         client.script_flush()
         client.close()
+
+
+def test_threads_that_make_a_storage_at_once_share_one_and_close_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, closed = threading.Barrier(8, timeout=SECONDS), []
+
+    def connect(*args: object, **options: object) -> Any:
+        made = mock.Mock()
+        made.storage.close = lambda: closed.append(made)
+        together.wait()
+        return made
+
+    monkeypatch.setattr(engines, "_connect", connect)
+    client = engines.EngineClient(mock.Mock(), DEADLINE)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: client.storage, range(8)))
+    assert len(set(found)) == 1
+    assert len(closed) == 7
+    assert found[0] not in closed
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
