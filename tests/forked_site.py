@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -39,8 +40,15 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
 def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-    """What the cache has for some keys, asked in each way; which process answers."""
-    keys = parse_qs(environ["QUERY_STRING"]).get("key", [])
+    """What the cache has for some keys, asked in each way; which process answers.
+
+    The request is under way until the file `until` exists.
+    """
+    query = parse_qs(environ["QUERY_STRING"])
+    keys = query.get("key", [])
+    for until in map(Path, query.get("until", [])):
+        until.with_suffix(".waiting").touch()
+        wait_until(until.exists, 60, f"{until} exists")
     got = [(key, cache.get(key)) for key in keys]
     got += list(cache.get_many(keys).items())
     got += [(key, async_to_sync(cache.aget)(key)) for key in keys[:1]]

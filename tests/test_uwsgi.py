@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
@@ -21,6 +23,7 @@ from tests.conftest import NODES
 UWSGI = Path(sys.executable).with_name("uwsgi")
 LIMIT = ratelimit.Limit.parse("1000/d")  # that of the site
 WORKERS, CLIENTS, REQUESTS, KEYS = 4, 8, 60, 5
+OPTIONS, IDS = [(), ("--enable-threads", "--threads", "2")], ["processes", "threads"]
 
 pytestmark = pytest.mark.skipif(
     not UWSGI.exists(), reason="needs uWSGI, which pip builds where there is a C compiler (Debian: apt-get install gcc)"
@@ -28,8 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @contextmanager
-def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[str]:
-    """The site's address. Its master imports the module, and then forks."""
+def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[tuple[str, Process]]:
+    """The site's address and its master, which imports the module, and then forks. It ends as the docs advise."""
     address = f"127.0.0.1:{free_port()}"
     command = [
         *(
@@ -42,19 +45,20 @@ def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[str]:
             "--need-app",
             "--disable-logging",
         ),
-        *("--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), "--die-on-term", *options),
+        *("--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), *options),
+        *("--hook-master-start", "unix_signal:15 gracefully_kill_them_all"),
     ]
     process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "10"})
     try:
         wait_until(lambda: bool(ask(address)), 60, "uWSGI answers")
-        yield address
+        yield address, process
     finally:
-        process.stop()
+        process.stop(60)
         print(process.output()[-5000:])
 
 
-def ask(address: str, *keys: str) -> dict[str, Any]:
-    query = "&".join(f"key={key}" for key in keys)
+def ask(address: str, *keys: str, **other: str) -> dict[str, Any]:
+    query = urlencode({"key": keys, **other}, doseq=True)
     try:
         with urlopen(f"http://{address}/?{query}", timeout=60) as answer:
             said: dict[str, Any] = json.load(answer)
@@ -63,7 +67,7 @@ def ask(address: str, *keys: str) -> dict[str, Any]:
         return {}
 
 
-@pytest.mark.parametrize("options", [(), ("--enable-threads", "--threads", "2")], ids=["processes", "threads"])
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
 def test_no_worker_is_given_what_another_asked_for(
     cluster: LocalCluster, folder: Path, options: tuple[str, ...]
 ) -> None:
@@ -75,7 +79,7 @@ def test_no_worker_is_given_what_another_asked_for(
         mine = keys[who * KEYS :][:KEYS]
         return [ask(address, *mine) for _ in range(REQUESTS)]
 
-    with uwsgi(cluster, folder, *options) as address, ThreadPoolExecutor(CLIENTS) as clients:
+    with uwsgi(cluster, folder, *options) as (address, _), ThreadPoolExecutor(CLIENTS) as clients:
         answers = [answer for answers in clients.map(client, range(CLIENTS)) for answer in answers]
     got = [(key, value) for answer in answers if answer for key, value in answer["got"]]
     assert [(key, value) for key, value in got if key != value] == []
@@ -88,3 +92,21 @@ def test_no_worker_is_given_what_another_asked_for(
     assert counts("forked").total - tracked == CLIENTS * REQUESTS * KEYS + 1  # and that of the master
     used = [1000 - ratelimit.peek(LIMIT, "forked", key).remaining for key in keys]
     assert used == [REQUESTS] * len(keys)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_events_of_a_request_under_way_are_sent_when_uwsgi_ends(
+    cluster: LocalCluster, folder: Path, options: tuple[str, ...]
+) -> None:
+    key = f"under-way-{os.urandom(4).hex()}"
+    cache.set(key, key)
+    until, tracked = folder / "until", counts("forked").total
+    with uwsgi(cluster, folder, *options) as (address, process), ThreadPoolExecutor(1) as client:
+        answer = client.submit(ask, address, key, until=str(until))
+        wait_until(until.with_suffix(".waiting").exists, 60, "the request is under way")
+        process.signal(signal.SIGTERM)
+        wait_until(lambda: "Gracefully killing worker" in process.output(), 60, "uWSGI ends its workers")
+        until.touch()
+        assert answer.result()["got"] == [[key, key]] * 3
+        process.wait(60)
+    assert counts("forked").total - tracked == 2  # and that of the master
