@@ -23,6 +23,7 @@ from tests.conftest import NODES
 UWSGI = Path(sys.executable).with_name("uwsgi")
 LIMIT = ratelimit.Limit.parse("1000/d")  # that of the site
 WORKERS, CLIENTS, REQUESTS, KEYS = 4, 8, 60, 5
+READY = "the master takes signals"
 OPTIONS, IDS = [(), ("--enable-threads", "--threads", "2")], ["processes", "threads"]
 
 pytestmark = pytest.mark.skipif(
@@ -47,10 +48,12 @@ def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[tuple[
         ),
         *("--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), *options),
         *("--hook-master-start", "unix_signal:15 gracefully_kill_them_all"),
+        *("--hook-master-start", f"print:{READY}"),  # its workers answer before
     ]
     process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "10"})
     try:
         wait_until(lambda: bool(ask(address)), 60, "uWSGI answers")
+        wait_until(lambda: f"\n{READY}" in process.output(), 60, "uWSGI can be ended")
         yield address, process
     finally:
         process.stop(60)
