@@ -36,20 +36,11 @@ def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[tuple[
     """The site's address and its master, which imports the module, and then forks. It ends as the docs advise."""
     address = f"127.0.0.1:{free_port()}"
     command = [
-        *(
-            str(UWSGI),
-            "--http-socket",
-            address,
-            "--module",
-            "tests.forked_site",
-            "--master",
-            "--need-app",
-            "--disable-logging",
-        ),
-        *("--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), *options),
-        *("--hook-master-start", "unix_signal:15 gracefully_kill_them_all"),
-        *("--hook-master-start", f"print:{READY}"),  # its workers answer before
-    ]
+        str(UWSGI), "--http-socket", address, "--module", "tests.forked_site", "--master", "--need-app",
+        "--disable-logging", "--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), *options,
+        "--hook-master-start", "unix_signal:15 gracefully_kill_them_all",
+        "--hook-master-start", f"print:{READY}",  # its workers answer before
+    ]  # fmt: skip
     process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "10"})
     try:
         wait_until(lambda: bool(ask(address)), 60, "uWSGI answers")
