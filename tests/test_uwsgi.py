@@ -24,6 +24,7 @@ UWSGI = Path(sys.executable).with_name("uwsgi")
 LIMIT = ratelimit.Limit.parse("1000/d")  # that of the site
 WORKERS, CLIENTS, REQUESTS, KEYS = 4, 8, 60, 5
 READY = "the master takes signals"
+ACCEPTS = "a worker takes signals"  # until then, it ignores that it shall end
 OPTIONS, IDS = [(), ("--enable-threads", "--threads", "2")], ["processes", "threads"]
 
 pytestmark = pytest.mark.skipif(
@@ -39,12 +40,14 @@ def uwsgi(cluster: LocalCluster, folder: Path, *options: str) -> Iterator[tuple[
         str(UWSGI), "--http-socket", address, "--module", "tests.forked_site", "--master", "--need-app",
         "--disable-logging", "--processes", str(WORKERS), "--home", sys.prefix, "--pythonpath", str(ROOT), *options,
         "--hook-master-start", "unix_signal:15 gracefully_kill_them_all",
-        "--hook-master-start", f"print:{READY}",  # its workers answer before
+        "--hook-master-start", f"print:{READY}",  # its first worker answers before
+        "--hook-accepting", f"print:{ACCEPTS}",
     ]  # fmt: skip
     process = Process(command, folder / "uwsgi.log", {**cluster.env(NODES[0]), "CLUSTERSTATE_DEADLINE": "10"})
     try:
         wait_until(lambda: bool(ask(address)), 60, "uWSGI answers")
         wait_until(lambda: f"\n{READY}" in process.output(), 60, "uWSGI can be ended")
+        wait_until(lambda: process.output().count(f"\n{ACCEPTS}") == WORKERS, 60, "its workers can be ended")
         yield address, process
     finally:
         process.stop(60)
