@@ -10,7 +10,7 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate grids restarts exactness compat lint bench docs \
+.PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate grids restarts deploys exactness compat lint bench docs \
 	screenshot clean
 
 help:  ## what there is
@@ -70,6 +70,9 @@ grids: $(VENV)/dev  ## membership under the faults for which others publish figu
 
 restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit exceeded, no own write read stale, no lock twice on its host
 	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py
+
+deploys: $(VENV)/dev  ## DEPLOYS=1 rolling restarts and replacements, and crashes, of three and six nodes under load: nothing is lost
+	DEPLOYS=$(DEPLOYS) $(BIN)/pytest -m deploy -s tests/deploys
 
 exactness: $(VENV)/dev  ## RUNS=20 times each: exactly the limit passes over three hosts, and what does when an owner is killed
 	EXACTNESS_RUNS=$(RUNS) $(BIN)/pytest -s tests/ratelimit/test_exactness.py

@@ -1,7 +1,7 @@
 """The members of the cluster and their status, for any process: as `Node.list`, `Node.self` and `Node.ping` in Elixir.
 
 Each function has a twin for asynchronous code, whose name begins with `a`. All raise `Unavailable` if no node answers,
-except `ping`, `status`, `local_status` and `problem`, whose results say so.
+except `ping`, `status`, `local_status`, `problem` and `unready`, whose results say so.
 """
 
 import time
@@ -52,6 +52,11 @@ class ClusterStatus:
         """Whether all nodes replied, have the same view, and none is joining."""
         settled = all(status.state is not MemberState.JOINING for status in self.nodes.values())
         return bool(self.nodes) and not self.silent and settled and len(self.epochs) == 1
+
+    @property
+    def synced(self) -> bool:
+        """Whether each key has a complete backup, as far as there is more than one node."""
+        return all(status.copies.synced for status in self.nodes.values())
 
     @property
     def serving(self) -> int:
@@ -161,6 +166,22 @@ def local_status() -> Operation[wire.StatusReply | None]:
 def problem() -> Operation[str]:
     """Why this host's node doesn't serve; empty if it does. Ignores the other nodes."""
     status: wire.StatusReply | None = yield CallEither(local_status, alocal_status)
+    return _problem_of(status)
+
+
+@blocking
+def unready() -> Operation[str]:
+    """Why this host's node doesn't serve, or why a deploy must not stop the next node yet; empty if it may."""
+    status: wire.StatusReply | None = yield CallEither(local_status, alocal_status)
+    if status is None or status.state not in SERVING or status.copies.synced:
+        return _problem_of(status)
+    missing = status.copies.missing
+    return "this host's node is not synced: " + (
+        f"it has not received {missing:,} of its slots" if missing else "not all keys have a backup yet"
+    )
+
+
+def _problem_of(status: wire.StatusReply | None) -> str:
     if status is None:
         return "this host's node does not answer"
     if status.state in SERVING:
@@ -175,6 +196,7 @@ aranking = asynchronous(ranking)
 aping = asynchronous(ping)
 alocal_status = asynchronous(local_status)
 aproblem = asynchronous(problem)
+aunready = asynchronous(unready)
 
 
 def _joined(table: RoutingTable) -> RoutingTable:

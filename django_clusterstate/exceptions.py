@@ -39,7 +39,7 @@ class Unreachable(Unavailable):
 
 
 class Refused(Unreachable):
-    """Nothing listens at the address: the process that did has ended, and everything that it held is gone."""
+    """The request was not sent: nothing listens at the address, so the process that did has ended."""
 
 
 class ConnectionLost(Unavailable):

@@ -168,6 +168,8 @@ ENTRIES = {
     "LIMITS_VIEW": Entry(TEXT),
     "CACHE_MAX_BYTES": Entry(INTEGER, 256 * _MIB, _is_positive, "a number of bytes above 0"),
     "LIMITS_MAX_BYTES": Entry(INTEGER, 64 * _MIB, _is_positive, "a number of bytes above 0"),
+    "BACKUPS": Entry(INTEGER, 1, (0, 1).__contains__, "0 or 1"),
+    "DRAIN": Entry(NUMBER, 10.0, _is_positive, "a number of seconds above 0"),
     "LIMITS_STORAGE": Entry(TEXT, secret=True),  # it may contain a password
     "METRICS_TOKEN": Entry(TEXT, secret=True),
     "WEIGHT": Entry(NUMBER, 1.0, lambda weight: 0 < weight <= 1000, "a number above 0, up to 1000"),
@@ -202,6 +204,8 @@ class Settings:
     limits_view: str | None
     cache_max_bytes: int
     limits_max_bytes: int
+    backups: int
+    drain: float
     limits_storage: str | None = field(repr=False)
     metrics_token: str | None = field(repr=False)
     weight: float

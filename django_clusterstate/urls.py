@@ -8,4 +8,5 @@ app_name = "clusterstate"
 urlpatterns = [
     path("metrics/", views.metrics, name="metrics"),
     path("health/", views.health, name="health"),
+    path("ready/", views.ready, name="ready"),
 ]

@@ -1,4 +1,4 @@
-"""Views for monitoring: the health and the metrics of this host's node.
+"""Views for monitoring: the health, the readiness and the metrics of this host's node.
 
 They are asynchronous, so they need no thread under ASGI; under WSGI Django runs them like any other view.
 """
@@ -19,7 +19,18 @@ PERMISSION = "django_clusterstate.view_cluster"
 @require_safe
 async def health(request: HttpRequest) -> HttpResponse:
     """200 while this host's node serves, else 503 with the reason. Needs no permission; ignores all other nodes."""
-    problem = await cluster.aproblem()
+    return _json(await cluster.aproblem())
+
+
+@never_cache
+@require_safe
+async def ready(request: HttpRequest) -> HttpResponse:
+    """200 while this host's node serves and each key has a backup, so that the next node of a deploy may be stopped;
+    else 503 with the reason. Needs no permission."""
+    return _json(await cluster.aunready())
+
+
+def _json(problem: str) -> HttpResponse:
     if problem:
         return JsonResponse({"ok": False, "reason": problem}, status=HTTPStatus.SERVICE_UNAVAILABLE)
     return JsonResponse({"ok": True})

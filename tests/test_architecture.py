@@ -128,6 +128,8 @@ SLEEPS = {
     ("channel_layer/test_channel_layer.py", "test_channel_without_a_consumer_here_is_left_to_other_processes"),
     ("channel_layer/test_channel_layer.py", "test_channel_with_a_plain_name_receives_a_group_message_once"),
     ("channel_layer/test_channel_layer.py", "test_receivers_and_groups_outlive_their_node_and_follow_their_channels"),
+    ("deploys/worker.py", "hold"),
+    ("node/loop_cluster.py", "until"),
 }
 
 

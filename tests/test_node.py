@@ -1,6 +1,7 @@
 """Nodes as real processes: how they find each other, leave, are killed, come back, and refuse to start."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from django_clusterstate.client.blocking import Client
 from django_clusterstate.client.dialing import Dialer
 from django_clusterstate.client.routing import Routing
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
-from django_clusterstate.exceptions import ClusterStateError
+from django_clusterstate.exceptions import ClusterStateError, Unavailable
 from django_clusterstate.node.server import MAX_CONNECTIONS
 from django_clusterstate.wire.address import UnixAddress
 from django_clusterstate.wire.aio import AsyncConnection
@@ -145,7 +146,8 @@ def _hit_until(
             try:
                 client.call(key, request)
             except ClusterStateError:
-                client.call_node(client.routing.local, request)
+                with contextlib.suppress(Unavailable):  # from a node that has forwarded it: the process decides alone
+                    client.call_node(client.routing.local, request)
         except Exception as error:  # what a view would see
             errors.append(error)
         asked[0] += 1
@@ -283,8 +285,7 @@ def test_a_value_from_before_another_node_owned_the_key_is_never_read_again(fold
         replies = [client.call(key, frame(encode(Get([key])))) for key in keys]
         client.close()
         values = [reply.values[0] for reply in replies if isinstance(reply, ValuesReply)]
-        assert set(values) == {b"new", None}
-        assert len(values) == len(keys)
+        assert values == [b"new"] * len(keys)
 
 
 def test_a_cache_with_a_bound_of_its_own_takes_no_room_from_the_others(folder: Path) -> None:

@@ -78,6 +78,8 @@ CASES: list[tuple[str, Any, str, str, Any, Any]] = [
     ("LIMITS_STORAGE", "redis://a:1", "memcached://b:2", "limits_storage", "redis://a:1", "memcached://b:2"),
     ("METRICS_TOKEN", "one", "two", "metrics_token", "one", "two"),
     ("WEIGHT", 2, "0.5", "weight", 2, 0.5),
+    ("BACKUPS", 0, "0", "backups", 0, 0),
+    ("DRAIN", 30, "2.5", "drain", 30, 2.5),
 ]
 TIMINGS: list[tuple[str, float, str, str]] = [
     ("HEARTBEAT_INTERVAL", 0.25, "0.7", "heartbeat"),
@@ -171,6 +173,8 @@ def test_a_dollar_sign_in_the_environment_is_a_dollar_sign(secret: str) -> None:
         ("CACHE_MAX_BYTES", 1.5, "must be a whole number"),
         ("LIMITS_MAX_BYTES", -1, "must be a number of bytes above 0, not -1"),
         ("WEIGHT", 0, "must be a number above 0, up to 1000"),
+        ("BACKUPS", 2, "must be 0 or 1"),
+        ("DRAIN", 0, "must be a number of seconds above 0"),
         ("WEIGHT", 1001, "up to 1000"),
         ("HEARTBEAT_INTERVAL", 0, "HEARTBEAT_INTERVAL, SUSPECT_AFTER and DOWN_AFTER contradict each other"),
         ("SUSPECT_AFTER", 0.6, "must be at least two heartbeats"),
@@ -193,7 +197,7 @@ def test_an_error_names_the_variable_of_the_environment(entry: str, text: str) -
 
 
 def test_error_of_an_unknown_entry_lists_the_entries() -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"no entry 'NODENAME'.*: ADVERTISE, BIND, .*WEIGHT\."):
+    with pytest.raises(ImproperlyConfigured, match=r"no entry 'NODENAME'.*: ADVERTISE, BACKUPS, BIND, .*WEIGHT\."):
         read({"NODENAME": "web-1"})
 
 

@@ -20,7 +20,7 @@ from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.membership.heartbeat import Identity, MemberState
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.messages import StatusReply
-from django_clusterstate.wire.status import MemberStatus, Stats
+from django_clusterstate.wire.status import CopiesStatus, MemberStatus, Stats
 from testproject.processes import ROOT, LocalCluster
 from tests.conftest import NODES
 
@@ -38,7 +38,9 @@ def called(*options: str) -> str:
 
 def node(name: str, epoch: int, members: tuple[MemberStatus, ...] = ()) -> StatusReply:
     identity = Identity(name, bytes(16), f"{name}:4370")
-    return StatusReply(epoch, identity, MemberState.ALIVE, 60.0, False, "1", 2**20, members, Stats())
+    return StatusReply(
+        epoch, identity, MemberState.ALIVE, 60.0, False, "1", 2**20, members, Stats(), copies=CopiesStatus(True)
+    )
 
 
 def down(name: str) -> MemberStatus:

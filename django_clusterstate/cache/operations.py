@@ -189,7 +189,7 @@ class CacheOperations:
                 self._requester.failed(reply)
 
     def clear_each(self) -> Operation[dict[Target, wire.Reply | ClusterStateError]]:
-        return (yield from self._requester.call_all(wire.Clear(self._options.namespace)))
+        return (yield from self._requester.clear(self._options.namespace))
 
     def stats(self) -> Operation[dict[str, dict[str, float]]]:
         replies = (yield from self._requester.call_all(wire.GetStatus())).values()

@@ -1,6 +1,6 @@
 """Sends the requests of a cache to the nodes: batches for many keys, failures as misses, near values invalidated."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
@@ -98,14 +98,33 @@ class CacheRequester:
 
     def call_all(self, request: wire.Request) -> Operation[dict[Target, wire.Reply | ClusterStateError]]:
         """One request to each node, all at once. An error is in the place of a reply that failed."""
+        targets = list((yield from self.table()).targets.values())
+        return (yield from _call_each(targets, request))
+
+    def clear(self, namespace: bytes) -> Operation[dict[Target, wire.Reply | ClusterStateError]]:
+        """Clears a namespace at each node, for all up to the version that the first one gives."""
+        replies: dict[Target, wire.Reply | ClusterStateError] = {}
+        targets = list((yield from self.table()).targets.values())
+        version = 0
         try:
-            targets = list((yield from self.table()).targets.values())
-            framed = wire.request_frame(request)
-            replies = yield CallEach([(target, framed) for target in targets])
-            return dict(zip(targets, replies, strict=True))
+            while targets and not version:
+                first = targets.pop()
+                replies |= yield from _call_each([first], wire.Clear(namespace))
+                if isinstance(reply := replies[first], wire.ClearReply):
+                    version = reply.version
+            if targets:
+                replies |= yield from _call_each(targets, wire.Clear(namespace, version))
+            return replies
         finally:
-            if isinstance(request, wire.Clear):
-                self.near.clear()
+            self.near.clear()
+
+
+def _call_each(
+    targets: Sequence[Target], request: wire.Request
+) -> Operation[dict[Target, wire.Reply | ClusterStateError]]:
+    framed = wire.request_frame(request)
+    replies = yield CallEach([(target, framed) for target in targets])
+    return dict(zip(targets, replies, strict=True))
 
 
 class CallOwner(Struct, Generic[T], frozen=True):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from ..exceptions import ClusterStateError, Refused, TimedOut, Unavailable, Unreachable
 from ..wire.aio import AsyncConnection, timeout_in_ticks
 from ..wire.handshake import OtherInstance
-from ..wire.messages import Reply
+from ..wire.messages import Reply, UnavailableReply
 from .dialing import Dialer
 from .forks import replace_inherited
 from .loops import PerLoop, suppress_destroyed_warning
 from .operations import arun, refresh_view
-from .retries import Lost
+from .retries import may_send_again
 from .routing import Routing, RoutingTable, Target
 
 
@@ -80,11 +80,12 @@ class AsyncClient:
                 except TimedOut:
                     raise
                 except Unavailable as error:  # the node may have been restarted
-                    lost = Lost(error, connection.verdict.boot)
-                    reply = await self._call_on_new_connection(target, request, now + deadline, lost)
+                    reply = await self._call_on_new_connection(target, request, now + deadline, error)
         except ClusterStateError as error:
             raise self.routing.failed(target, error, now, self._clock()) from error
         self.routing.answered(target, reply.epoch, now, self._clock())
+        if type(reply) is UnavailableReply:
+            raise self.routing.owner_unavailable(target, reply)
         return reply
 
     async def call_each(
@@ -139,20 +140,20 @@ class AsyncClient:
         await arun(refresh_view(self.routing, self._deadline, self._clock), self)
 
     async def _call_on_new_connection(
-        self, target: Target, request: bytes, until: float, lost: Lost | None = None
+        self, target: Target, request: bytes, until: float, lost: ClusterStateError | None = None
     ) -> Reply:
-        """Sends a request on a new connection; after a `lost` one only if it may be sent again."""
+        """Sends a request on a new connection; after it was `lost` on another one only if it may be sent again."""
         try:
             async with timeout_in_ticks(until - self._clock()):
                 connection = await self._dial(target)
-        except Refused:
-            raise
         except (Unavailable, TimeoutError) as error:
             if lost is not None:
-                raise lost.error from error
+                raise lost from error
+            if isinstance(error, Refused):
+                raise
             raise Unreachable(str(error) or "no answer within the deadline") from error
-        if lost is not None and not lost.may_send_again(request, connection.verdict.boot):
-            raise lost.error
+        if lost is not None and not may_send_again(request, lost):
+            raise lost
         try:
             async with timeout_in_ticks(until - self._clock()):
                 return await connection.request(request)

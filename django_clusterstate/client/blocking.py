@@ -4,13 +4,13 @@ import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from ..exceptions import ClusterStateError, Refused, TimedOut, Unavailable, Unreachable
+from ..exceptions import ClusterStateError, TimedOut, Unavailable, Unreachable
 from ..wire.blocking import GRACE, BlockingConnection
 from ..wire.handshake import OtherInstance
-from ..wire.messages import Reply
+from ..wire.messages import Reply, UnavailableReply
 from .dialing import Dialer
 from .operations import refresh_view, run
-from .retries import Lost
+from .retries import may_send_again
 from .routing import Routing, RoutingTable, Target
 
 MAX_IDLE = 64  # connections kept for each node
@@ -57,11 +57,12 @@ class Client:
                 raise
             except Unavailable as error:  # the node may have been restarted
                 target.close_pool()
-                lost = Lost(error, connection.node_boot)
-                return self._call_on_new_connection(target, request, now, now + deadline, lost)
+                return self._call_on_new_connection(target, request, now, now + deadline, error)
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
         self._answered(target, connection, reply, now)
+        if type(reply) is UnavailableReply:
+            raise self.routing.owner_unavailable(target, reply)
         return reply
 
     def call_each(self, requests: Sequence[tuple[Target, bytes]]) -> list[Reply | ClusterStateError]:
@@ -82,9 +83,11 @@ class Client:
             try:
                 results[index] = reply = connection.receive(receive_until, grace=0)
             except ClusterStateError as error:
-                results[index] = self._call_again(target, request, Lost(error, connection.node_boot), now, until)
+                results[index] = self._call_again(target, request, error, now, until)
             else:
                 self._answered(target, connection, reply, now)
+                if type(reply) is UnavailableReply:
+                    results[index] = self.routing.owner_unavailable(target, reply)
         return [result for result in results if result is not None]
 
     def table(self) -> RoutingTable:
@@ -100,21 +103,19 @@ class Client:
     # -- one exchange ---------------------------------------------------------------------------------------
 
     def _call_on_new_connection(
-        self, target: Target, request: bytes, now: float, until: float, lost: Lost | None = None
+        self, target: Target, request: bytes, now: float, until: float, lost: ClusterStateError | None = None
     ) -> Reply:
-        """Sends a request on a new connection; after a `lost` one only if it may be sent again."""
+        """Sends a request on a new connection; after it was `lost` on another one only if it may be sent again."""
         until += time.monotonic() - self._clock()
         try:
             connection = self._dialer.dial(target, until)
-        except Refused:
-            raise
         except Unavailable as error:
             if lost is None:
                 raise
-            raise lost.error from error
-        if lost is not None and not lost.may_send_again(request, connection.node_boot):
+            raise lost from error
+        if lost is not None and not may_send_again(request, lost):
             connection.close()
-            raise lost.error
+            raise lost
         connection.send(request)
         reply = connection.receive(until)
         self._answered(target, connection, reply, now)
@@ -132,15 +133,14 @@ class Client:
         return connection
 
     def _call_again(
-        self, target: Target, request: bytes, lost: Lost, now: float, until: float
+        self, target: Target, request: bytes, error: ClusterStateError, now: float, until: float
     ) -> Reply | ClusterStateError:
         """Sends a request again whose connection was lost while other nodes were waited for too."""
-        error = lost.error
         try:
             if not isinstance(error, Unavailable) or isinstance(error, TimedOut) or time.monotonic() >= until:
                 raise error
             target.close_pool()
-            return self._call_on_new_connection(target, request, now, now + self._deadline, lost)
+            return self._call_on_new_connection(target, request, now, now + self._deadline, error)
         except ClusterStateError as failure:
             return self._failed(target, failure, now)
 

@@ -1,11 +1,11 @@
 """Which failed requests may be sent again: those that can't have been executed, or may be executed twice. Pure.
 
 A request may be executed twice if that leaves the same state as one execution at the moment of the second one; its
-reply may then report less than the lost reply did (`Delete`: the key was already gone). Any other request is sent again
-only to a node that has been restarted since then: it has executed no request that was sent to the earlier instance.
+reply may then report less than the lost reply did (`Delete`: the key was already gone). Any other request isn't sent
+again, not even to a node that has been restarted since then: a copy may have kept the effect of the first execution.
 """
 
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from ..exceptions import ClusterStateError, ConnectionLost, ProtocolError
 from ..wire import messages as wire
@@ -20,18 +20,9 @@ def may_be_executed(error: ClusterStateError) -> bool:
     return isinstance(error, ConnectionLost | ProtocolError)
 
 
-class Lost(NamedTuple):
-    """A connection that was lost while a request was sent or under way on it."""
-
-    error: ClusterStateError
-    boot: bytes  #: boot ID of the node at its other end; empty where it isn't known
-
-    def may_send_again(self, request: bytes, boot: bytes) -> bool:
-        """Whether the framed request may be sent on a new connection, to the instance of the node with this boot ID."""
-        if not may_be_executed(self.error):
-            return True
-        restarted = bool(self.boot) and bool(boot) and self.boot != boot
-        return restarted or may_execute_twice(wire.decode_request(request[HEADER:]))
+def may_send_again(request: bytes, error: ClusterStateError) -> bool:
+    """Whether the framed request that failed with this error may be sent on a new connection."""
+    return not may_be_executed(error) or may_execute_twice(wire.decode_request(request[HEADER:]))
 
 
 def may_execute_twice(request: wire.Request) -> bool:
@@ -61,6 +52,8 @@ def may_execute_twice(request: wire.Request) -> bool:
             | wire.Send() | wire.GroupSend() | wire.Deliver() | wire.Forward()
             # The messages of the lost reply are gone, and the receiver sends its next request by itself.
             | wire.Receive()
+            # Nodes send these, and care for their loss themselves.
+            | wire.Replicate() | wire.Execute()
         ):  # fmt: skip
             return False
         case _:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from ..core.membership.heartbeat import NO_VIEW, Identity, View
 from ..core.rendezvous_hashing import Rendezvous
-from ..exceptions import ClusterStateError, NoCluster
+from ..exceptions import ClusterStateError, ConnectionLost, NoCluster, Unavailable, Unreachable
 from ..wire.address import Address, parse_tcp
 from ..wire.handshake import Hello, OtherInstance
-from ..wire.messages import GetView, Reply, ViewReply, request_frame
+from ..wire.messages import GetView, Reply, UnavailableReply, ViewReply, request_frame
 from ..wire.status import RequesterStats
 from .circuit_breaker import HALF_OPEN_AFTER, CircuitBreaker
 from .forks import PerProcess
@@ -186,6 +186,13 @@ class Routing(PerProcess):
             target.answered()
         if epoch != self.table.view.epoch:
             self._refresh_soon(began)
+
+    def owner_unavailable(self, target: Target, reply: UnavailableReply) -> Unavailable:
+        """The error to raise where a node can't reach the owner of the keys. It has not failed itself."""
+        self.stats.failures += 1
+        if reply.sent:
+            return ConnectionLost(f"{target} forwarded the request to the owner of its keys, which has not replied")
+        return Unreachable(f"{target} does not own the keys, and cannot reach their owner")
 
     def failed(self, target: Target, error: ClusterStateError, began: float, ended: float) -> ClusterStateError:
         """Takes note of a failure. Returns the same error with the name of the node, to be raised.

@@ -10,7 +10,6 @@ the order of the input, on Python's own (randomized) hash, or on the machine's b
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -23,7 +22,6 @@ import mmh3
 # takes 512 KiB. SLOTS is part of the protocol: hosts that disagree on it disagree on owners.
 SLOTS: Final = 1 << 16
 _MASK: Final = SLOTS - 1
-REMEMBERED_VIEWS: Final = 8  # each with a cache of its own, so few; values from before them count as stale
 _DRAWS: Final = 1 << 32
 
 
@@ -120,29 +118,3 @@ def _seed(name: str) -> int:
 def slot_of(key: bytes) -> int:
     """The slot that a key falls into."""
     return mmh3.hash(key) & _MASK
-
-
-class OwnershipHistory:
-    """Whether a node has owned a key without interruption, over the last REMEMBERED_VIEWS views.
-
-    A node that joins takes a key; when it leaves, the key goes back to its former owner, whose value is stale by then.
-    `generation` counts the views: it is stored with a value, and `owned_since` tells later whether the value is valid.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._views: deque[tuple[int, Rendezvous]] = deque(maxlen=REMEMBERED_VIEWS)
-        self.generation = 0
-
-    def change(self, weights: Mapping[str, float]) -> Rendezvous:
-        """Begins another view, of these nodes."""
-        rendezvous = Rendezvous(weights)
-        self.generation += 1
-        self._views.append((self.generation, rendezvous))
-        return rendezvous
-
-    def owned_since(self, key: bytes, generation: int) -> bool:
-        """Whether the node has owned the key in every view from this one on; False if that is too long ago to know."""
-        if not self._views or generation < self._views[0][0]:
-            return False
-        return all(view.owner(key) == self._name for number, view in self._views if number >= generation)

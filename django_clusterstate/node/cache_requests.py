@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ..core.cache.entry_keys import slot_of_entry
 from ..core.cache.quotas import CacheStores
 from ..core.cache.store import CacheStore
 from ..core.membership.membership import Membership
+from ..core.replication.replication import Replication
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import Stats
@@ -22,8 +24,16 @@ _T = TypeVar("_T")
 class CacheRequests:
     """Answers the requests for the cache from a node's stores, and counts hits, misses and failures in `stats`."""
 
-    def __init__(self, stores: CacheStores, membership: Membership, stats: Stats, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        stores: CacheStores,
+        replication: Replication,
+        membership: Membership,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
         self._stores = stores
+        self._replication = replication
         self._membership = membership
         self._stats = stats
         self._clock = clock
@@ -126,8 +136,11 @@ class CacheRequests:
         return wire.NumberReply(self._membership.view.epoch, value + request.delta)
 
     def _clear(self, request: wire.Clear) -> wire.Reply:
-        self._stores.of(request.namespace).clear(request.namespace, self._clock())
-        return wire.DoneReply(self._membership.view.epoch)
+        replication = self._replication
+        # No version of the future: it would advance the clock of all nodes.
+        version = min(request.version, replication.clock.last())
+        version = replication.clear(request.namespace, version, self._clock())
+        return wire.ClearReply(self._membership.view.epoch, version)
 
     def _get_entry(self, request: wire.GetEntry) -> wire.Reply:
         held = self._stores.of(request.key).peek(request.key, self._clock())
@@ -138,5 +151,6 @@ class CacheRequests:
         return wire.EntryReply(self._membership.view.epoch, True, ttl, value if request.value else None, size)
 
     def _scan(self, request: wire.Scan) -> wire.Reply:
-        found = self._stores.of(request.prefix).scan(request.prefix, request.cursor, self._clock())
-        return wire.ScanReply(self._membership.view.epoch, *found)
+        keys, cursor = self._stores.of(request.prefix).scan(request.prefix, request.cursor, self._clock())
+        owned = self._replication.placement.owns
+        return wire.ScanReply(self._membership.view.epoch, [key for key in keys if owned[slot_of_entry(key)]], cursor)

@@ -32,3 +32,6 @@ class NodeConfig:
     cache_max_bytes: int = 256 * 1024 * 1024
     cache_own_bytes: Mapping[bytes, int] = field(default_factory=dict)  # quotas: the parts of it for one namespace each
     limits_max_bytes: int = 64 * 1024 * 1024
+    deadline: float = 0.1  # of requesters
+    backups: int = 1
+    drain: float = 10.0

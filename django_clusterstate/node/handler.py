@@ -1,17 +1,24 @@
 """Answers all requests to a node. Without sockets: it takes a request and its requester, and returns the reply."""
 
+import asyncio
 import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from .. import __version__
+from ..core.cache.copies import CacheCopies
+from ..core.cache.entry_keys import slot_of_entry
 from ..core.cache.quotas import CacheStores
 from ..core.cache.store import CacheStore
 from ..core.event_counts import EventCounts
+from ..core.limits.algorithms import slot_of_state
+from ..core.limits.copies import LimitCopies
 from ..core.limits.store import LimitStore
+from ..core.membership.members import Effects
 from ..core.membership.membership import Membership
-from ..core.rendezvous_hashing import OwnershipHistory
+from ..core.rendezvous_hashing import Rendezvous
+from ..exceptions import ProtocolError
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from ..wire.status import MemberStatus, Stats, fit_members
@@ -19,6 +26,8 @@ from .cache_requests import CacheRequests
 from .channels.queues import ChannelQueues
 from .channels.requests import ChannelLinks, ChannelRequests, Requester
 from .config import NodeConfig
+from .copies import Copies, CopyLinks
+from .key_owners import SLOTS_OF, KeyOwners
 from .limit_requests import LimitRequests
 from .problems import Misdirected, problems
 from .recent_activity import History
@@ -26,6 +35,8 @@ from .recent_activity import History
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # Bytes of members in one reply. The rest of a `ReportReply` takes 110 KiB at most, with the longest names and keys.
 MAX_MEMBERS_BYTES = MAX_REQUEST - 128 * 1024
+
+CACHE, LIMITS = 0, 1  # kinds of records: the places of their stores
 
 RECLAIM = 300  # expired entries freed at once: half a millisecond for those of the cache, and as much for limits
 
@@ -36,7 +47,7 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * _PAGE
 
 
-class Peers(ChannelLinks, Protocol):
+class Peers(ChannelLinks, CopyLinks, Protocol):
     """The methods of `Links` that a `Handler` uses."""
 
     def redial(self, name: str) -> None: ...
@@ -53,15 +64,17 @@ class Handler:
         self.membership = membership
         self.stats = Stats(cache_max_bytes=config.cache_max_bytes, limit_max_bytes=config.limits_max_bytes)
         self.history = History(clock())
-        self._ownership = OwnershipHistory(config.name)
-        self.cache = _make_cache(config, self._ownership)
-        self.limits = LimitStore(config.limits_max_bytes)
+        self.cache = self._make_cache(config)
+        self.limits = LimitStore(config.limits_max_bytes, is_valid=self._is_limit_valid, on_write=self._limit_written)
+        stores = CacheCopies(CACHE, self.cache), LimitCopies(LIMITS, self.limits)
+        self.copies = Copies(membership, stores, config, peers, clock)
+        self._key_owners = KeyOwners(self.copies, lambda request: self._counted_methods[type(request)](request))
         self.events = EventCounts()
         self.channels = ChannelQueues()
         self.channel_requests = ChannelRequests(self.channels, membership, clock, peers)
         # Requests of users. The cluster's own are many more, and aren't counted.
         self._counted_methods: dict[type, Callable[[Any], wire.Reply]] = {
-            **CacheRequests(self.cache, membership, self.stats, clock).methods,
+            **CacheRequests(self.cache, self.copies.replication, membership, self.stats, clock).methods,
             **LimitRequests(self.limits, self.history, membership, self.stats, clock).methods,
         }
         self._methods: dict[type, Callable[[Any], wire.Reply | None]] = {
@@ -73,25 +86,42 @@ class Handler:
             wire.GetStatus: lambda _: self.status(),
             wire.GetReport: self._get_report,
         }
-        self._methods_with_requester = self.channel_requests.methods_with_requester
+        self._methods_with_requester: dict[
+            type, Callable[[Any, Requester], wire.Reply | asyncio.Future[wire.Reply] | None]
+        ] = {
+            **self.channel_requests.methods_with_requester,
+            wire.Replicate: self.copies.receive,
+        }
 
     @property
     def epoch(self) -> int:
         return self.membership.view.epoch
 
-    def handle(self, request: wire.Request, requester: Requester) -> wire.Reply | None:
-        """The reply; None if it is pushed later, or if the request has none."""
+    def handle(self, request: wire.Request, requester: Requester) -> "wire.Reply | asyncio.Future[wire.Reply] | None":
+        """The reply; a future for that of another node; None if it is pushed later, or if the request has none."""
         kind = type(request)
         if kind in self._counted_methods:
             self.stats.requests += 1
+            if kind in SLOTS_OF and not self._key_owners.owns(request):
+                return self._key_owners.execute(request)
             return self._counted_methods[kind](request)
+        if isinstance(request, wire.Execute):
+            return self._execute(request)
         if kind in self._methods_with_requester:
             return self._methods_with_requester[kind](request, requester)
         return self._methods[kind](request)
 
+    def _execute(self, request: wire.Execute) -> "wire.Reply | asyncio.Future[wire.Reply]":
+        """The reply to a request that another node has forwarded."""
+        inner = wire.decode_request(request.request)
+        if type(inner) not in SLOTS_OF or len(request.request) > MAX_REQUEST:
+            raise ProtocolError(f"a node forwarded {type(inner).__name__}, which is not about keys")
+        return self._key_owners.execute(inner, request.hops)
+
     def close(self, requester: Requester) -> None:
         """Notes that a connection is closed: nothing waits for messages on its behalf any longer."""
         self.channels.forget(requester)
+        self.copies.disconnected(requester)
 
     def undelivered(self, reply: wire.Reply) -> None:
         """Counts the messages of a pushed reply whose connection was closed."""
@@ -108,16 +138,36 @@ class Handler:
         """Notes the counters and the busiest keys of the last minutes. The caller calls it about once a second."""
         self.history.tick(self.stats, self._clock())
 
-    def clear_cache(self) -> None:
-        """Drops all entries because other nodes have owned their keys meanwhile."""
-        self.cache.clear_all(self._clock())
+    def take_effects(self, effects: Effects) -> None:
+        """Updates the keys that this node owns or has to hold."""
+        if effects.changes:
+            members = self.membership.view.members
+            self.channel_requests.owners = Rendezvous({member.name: member.weight for member in members})
+        self.copies.take_effects(effects)
 
-    def view_changed(self) -> None:
-        """Updates the keys that this node owns. Entries of keys that it has lost aren't served again: other nodes may
-        have written to these keys."""
-        view = self.membership.view
-        self.channel_requests.owners = self._ownership.change({member.name: member.weight for member in view.members})
-        self.cache.generation = self._ownership.generation
+    # -- the stores -----------------------------------------------------------------------------------------
+
+    def _make_cache(self, config: NodeConfig) -> CacheStores:
+        def store(max_bytes: int) -> CacheStore[wire.Value]:
+            return CacheStore(
+                max_bytes, size_of=sys.getsizeof, is_valid=self._is_entry_valid, on_write=self._entry_written
+            )
+
+        own = {namespace: store(size) for namespace, size in config.cache_own_bytes.items()}
+        shared = store(config.cache_max_bytes - sum(config.cache_own_bytes.values()))
+        return CacheStores(shared, own)
+
+    def _entry_written(self, key: bytes, now: float) -> int:
+        return self.copies.write(CACHE, key, now)
+
+    def _limit_written(self, key: bytes, now: float) -> int:
+        return self.copies.write(LIMITS, key, now)
+
+    def _is_entry_valid(self, key: bytes, generation: int) -> bool:
+        return generation >= self.copies.replication.lost[slot_of_entry(key)]
+
+    def _is_limit_valid(self, key: bytes, generation: int) -> bool:
+        return generation >= self.copies.replication.lost[slot_of_state(key)]
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -167,14 +217,5 @@ class Handler:
         return wire.StatusReply(
             self.epoch, membership.me, membership.state, now - membership.started, membership.isolated,
             __version__, resident_bytes(), tuple(reported), stats, len(members) - len(reported),
-            tuple(problems(membership, self._peers.misdirected, now)),
+            tuple(problems(membership, self._peers.misdirected, now)), self.copies.status(),
         )  # fmt: skip
-
-
-def _make_cache(config: NodeConfig, ownership: OwnershipHistory) -> CacheStores:
-    def store(max_bytes: int) -> CacheStore[wire.Value]:
-        return CacheStore(max_bytes, size_of=sys.getsizeof, is_valid=ownership.owned_since)
-
-    own = {namespace: store(size) for namespace, size in config.cache_own_bytes.items()}
-    shared = store(config.cache_max_bytes - sum(config.cache_own_bytes.values()))
-    return CacheStores(shared, own)

@@ -1,7 +1,8 @@
-"""The links of a node: two outgoing connections to each peer, dialed again whenever they are lost.
+"""The links of a node: three outgoing connections to each peer, dialed again whenever they are lost.
 
 The first carries only heartbeats, which can wait, so the peer reads it together with those of other nodes. The second
-is read at once: it carries users' messages, and the last heartbeat of a leaving node.
+is read at once: it carries users' messages, and the last heartbeat of a leaving node. The third carries copies and
+forwarded requests, each of which has a reply.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import math
 import random
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from .log import RateLimitedLog
 from .problems import Misdirected
 
 DIAL_TIMEOUT = 1.0
+COPIES_TIMEOUT = 5.0  # seconds after which a connection for copies is dialed again if its peer acknowledges nothing
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
 REDIAL_AFTER = 1.0  # seconds: a newer link isn't dialed again
@@ -139,6 +141,12 @@ class Links:
                 return
         self.unreachable += 1
 
+    def copies(self) -> Iterator[tuple[bytes, AsyncConnection]]:
+        """The open connections for copies, each with the boot ID of its peer."""
+        for link in self._links.values():
+            if link.copies is not None and not link.copies.closed and link.peer is not None:
+                yield link.peer.boot, link.copies
+
     def redial(self, name: str) -> None:
         """Dials a peer again because requests to it fail: that shows whether its process has ended."""
         now = self.clock()
@@ -187,6 +195,7 @@ class Link:
         self.peer: Peer | None = None  # to which the link is or was open
         self.connection: AsyncConnection | None = None
         self.heartbeats: AsyncConnection | None = None
+        self.copies: AsyncConnection | None = None
         self.opened = now
         self.retry = asyncio.Event()
         self._expected: Peer | None = None  # None: any
@@ -240,11 +249,11 @@ class Link:
             self._close()
 
     def _close(self) -> None:
-        """Closes both connections, whichever was lost."""
-        for connection in (self.connection, self.heartbeats):
+        """Closes all connections, whichever was lost."""
+        for connection in (self.connection, self.heartbeats, self.copies):
             if connection is not None:
                 connection.close()
-        self.connection = self.heartbeats = None
+        self.connection = self.heartbeats = self.copies = None
 
     async def _dial(self, lost: asyncio.Event) -> bool:
         """Dials the address. Returns whether a peer answered. Raises `DialedItself` if this node itself did."""
@@ -254,6 +263,11 @@ class Link:
             verdict = self.heartbeats.verdict
             peer = Peer(verdict.name, verdict.boot)
             connection = await self._connect(lost, peer)
+            try:
+                self.copies = await self._connect(lost, peer, COPIES_TIMEOUT)
+            except BaseException:
+                connection.close()
+                raise
         except OtherInstance as other:
             self._refused(Peer(other.name, expected.boot if expected is not None else b""))
             if self._expected == expected:
@@ -281,11 +295,13 @@ class Link:
         self.peer = None
         self._links.on_refused(peer)
 
-    async def _connect(self, lost: asyncio.Event, expected: Peer | None) -> AsyncConnection:
+    async def _connect(
+        self, lost: asyncio.Event, expected: Peer | None, deadline: float = DIAL_TIMEOUT
+    ) -> AsyncConnection:
         me = self._links.me
         name, boot = expected or ("", b"")
         hello = Hello(Role.NODE, name, boot, name=me.name, boot=me.boot, address=me.address)
-        connection = await connect(self._address, self._links.keys, DIAL_TIMEOUT, lost.set, hello)
+        connection = await connect(self._address, self._links.keys, deadline, lost.set, hello)
         connection.set_option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         # A firewall between the hosts may drop the state of the second connection, which can be idle for hours.
         connection.set_option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -107,7 +107,9 @@ class MembershipEvents:
         self._isolated = self.membership.isolated
         if effects.declared_down:
             logger.warning(
-                "node %s had been declared down by its peers, and others served its keys, so its cache starts empty", me
+                "node %s had been declared down by its peers, or had lost most of them: it joins again, and drops the "
+                "entries and limits that others have served meanwhile",
+                me,
             )
         for peer in effects.unreachable:
             logger.warning(

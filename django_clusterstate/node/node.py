@@ -23,7 +23,7 @@ from .server import Server
 CLEAN_EVERY = 1.0  # seconds
 RECLAIM_PAUSE = 0.01  # seconds between two portions of expired entries: 30,000 a second
 DISCOVERY_TIMEOUT = 10.0  # seconds
-DRAIN = 2.0  # seconds for which a node that leaves goes on serving requesters with an older view
+LINGER = 2.0  # seconds for which a node that has left goes on forwarding requests of requesters with an older view
 REJECTED_EVERY = 1.0  # seconds between two log lines about rejected connections and heartbeats
 REJECTED_AGAIN = 600.0  # seconds between two of the same
 LINK_FAILED_AGAIN = 60.0  # seconds between two log lines about one address
@@ -51,7 +51,8 @@ class Node:
         self._notify = notify
         me = Identity(config.name, boot, str(config.advertise), config.weight)
         self.superseded = False  # this instance ended: another node has its name; the process may begin another
-        self.membership = Membership(me, config.timings, clock(), must_be_reached=True)
+        self.membership = Membership(me, config.timings, clock(), must_be_reached=True, rejoins=True)
+        self.membership.joining.filled = False
         rejected = RateLimitedLog(clock, REJECTED_AGAIN, REJECTED_EVERY)
         self.links = Links(
             me, config.link_keys, clock, on_open=self._link_opened, on_refused=self._peer_refused,
@@ -92,6 +93,7 @@ class Node:
             )  # fmt: skip
             self._spawn(self.heartbeats.run())
             self._spawn(self._tick_forever())
+            self._spawn(self._replicate_forever())
             if self._discovery is not None:
                 self._spawn(self._discover_forever(self._discovery))
             await stop.wait()
@@ -110,14 +112,19 @@ class Node:
             self.server.close()
 
     async def _leave(self) -> None:
-        """Sends the last heartbeat first, then goes on serving requesters whose view hasn't changed yet."""
+        """Hands over to the next owners, says that this node leaves, and forwards requests for a while."""
+        copies, loop = self.handler.copies, asyncio.get_running_loop()
+        if self._failure is None:  # otherwise the part that hands over may be the one that failed
+            leaver = copies.leave(self.config.drain)
+            await copies.until(lambda: leaver.may_leave)
         self.links.leaving = True
         self._apply(self.membership.leave())
         await self.heartbeats.beat()
         if self._discovery is not None:
             self._spawn(self._withdraw(self._discovery))
-        if self.membership.view.members:
-            await asyncio.sleep(DRAIN)
+        if self.membership.view.members and self._failure is None:
+            lingers_until = loop.time() + LINGER
+            await copies.until(lambda: leaver.done and loop.time() >= lingers_until)
         self._apply(self.membership.leave_done())
         await self.heartbeats.beat()
 
@@ -173,9 +180,7 @@ class Node:
     def _apply(self, effects: Effects) -> None:
         """Carries out the effects of a call of the membership."""
         self._events.take_effects(effects)
-        if effects.declared_down or effects.stalled > self.config.timings.down_after:
-            self.handler.clear_cache()
-        if effects.superseded and not self.superseded and self.membership.state in MAY_END:
+        if effects.superseded and not self._stop.is_set() and self.membership.state in MAY_END:
             self.superseded = True
             logger.warning(
                 "node %s is restarting empty: another running node has its name, or had it in the meantime, "
@@ -183,9 +188,8 @@ class Node:
             )  # fmt: skip
             self._stop.set()
         old, new = self._view, self.membership.view
-        if new.epoch != old.epoch:
-            self._view = new
-            self.handler.view_changed()
+        self._view = new
+        self.handler.take_effects(effects)
         for change in effects.changes:
             self._events.take_change(change)
             if change.new is MemberState.DOWN:
@@ -209,6 +213,10 @@ class Node:
             if now - cleaned >= CLEAN_EVERY:
                 cleaned = now
                 self._clean(now)
+
+    async def _replicate_forever(self) -> None:
+        while True:
+            await self.handler.copies.tick_when_due(TICK)
 
     def _clean(self, now: float) -> None:
         """Does the work that is due about once a second."""
@@ -250,7 +258,7 @@ class Node:
 
     async def _withdraw(self, discovery: Discovery) -> None:
         try:
-            async with asyncio.timeout(DRAIN):
+            async with asyncio.timeout(LINGER):
                 await discovery.withdraw()
         except Exception as error:  # a database may raise anything
             logger.info("discovery entry of this node not deleted: %s; it expires within a day", error)

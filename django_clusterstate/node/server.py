@@ -13,7 +13,18 @@ from ..wire.address import Address, TcpAddress, UnixAddress
 from ..wire.derived_keys import LinkKey
 from ..wire.framing import HANDSHAKE_LIMIT, MAX_FRAME, MAX_REQUEST, Deframer, frame
 from ..wire.handshake import Hello, NodeHandshake, Role
-from ..wire.messages import DECODE_ERRORS, REPLY_TOO_LONG, Deliver, FailedReply, Forward, Reply, decode_request, encode
+from ..wire.messages import (
+    DECODE_ERRORS,
+    REPLY_TOO_LONG,
+    Deliver,
+    Execute,
+    FailedReply,
+    Forward,
+    Replicate,
+    Reply,
+    decode_request,
+    encode,
+)
 from ..wire.noise import Opener, Sealer
 from ..wire.unix_sockets import check_unix_peer
 from .channels.queues import NODE_GROUPS
@@ -24,8 +35,8 @@ from .handler import Handler
 from .log import RateLimitedLog
 from .socket_file import SocketFile
 
-MAX_CONNECTIONS = 4096
-FOR_NODES = 2304  # connections of nodes: two for each of as many peers as a node keeps links to, and some more
+MAX_CONNECTIONS = 5120
+FOR_NODES = 3328  # connections of nodes: three for each of as many peers as a node keeps links to, and some more
 FOR_LOCAL = 512  # connections that processes of this host keep when other hosts need more
 MAX_UNAUTHENTICATED = 256  # connections before the end of their handshake: as many as may dial at once after a restart
 UNAUTHENTICATED_FOR_LOCAL = 32
@@ -35,7 +46,8 @@ READ_TIMEOUT = 5.0  # seconds within which a connection that isn't served must r
 READ_AT_ONCE = 256 * 1024  # bytes of a peer's link
 WRITE_AT_ONCE = 64 * 1024  # bytes of replies joined for one write
 NOT_READ = f"it has not read its replies for {READ_TIMEOUT:g} s"
-NODES_ONLY = frozenset((Deliver, Forward))  # messages that no requester may send
+NODES_ONLY = frozenset((Deliver, Forward, Replicate, Execute))  # messages that no requester may send
+LONGER = frozenset((Replicate, Execute))  # those that contain a value or request of any length
 BACKLOG = 1024  # connections that the kernel keeps until they are accepted
 # Messages leave at once. A host that was lost without closing its connections is probed after half a minute of silence,
 # and its connections are closed half a minute later; otherwise they would keep their slots forever.
@@ -140,6 +152,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unserved: deque[bytes] = deque()
+        # Replies that wait for one of another node before them: its future, or their frames.
+        self._behind: deque[asyncio.Future[Reply] | bytes] = deque()
         self._paused = False
         self.source = Source(SourceKind.REMOTE, "")
         self.used = True  # since it was last considered for eviction
@@ -214,9 +228,18 @@ class Connection(asyncio.Protocol):
         request = decode_request(payload)
         if not self.peer and type(request) in NODES_ONLY:
             raise ProtocolError(f"a requester sent {type(request).__name__}, which only nodes may send")
+        if len(payload) > MAX_REQUEST and type(request) not in LONGER:
+            raise ProtocolError(f"a node sent {type(request).__name__} of {len(payload):,} bytes, more than it may")
         reply = self._handler.handle(request, self)
+        if isinstance(reply, asyncio.Future):
+            self._behind.append(reply)
+            reply.add_done_callback(self._send_behind)
+            return b""
         if reply is not None:
-            return self._frame(reply)
+            if not self._behind:
+                return self._frame(reply)
+            self._behind.append(self._frame(reply))
+            return b""
         if isinstance(request, Deliver) and request.group.startswith(NODE_GROUPS):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
                 self._read_coalesced()
@@ -225,6 +248,20 @@ class Connection(asyncio.Protocol):
             self._had_heartbeat = False
             self._read_directly()  # messages that follow one of a user mustn't wait
         return b""
+
+    def _send_behind(self, _: object) -> None:
+        """Sends the replies that wait for none of another node any more."""
+        out: list[bytes] = []
+        while self._behind:
+            reply = self._behind[0]
+            if isinstance(reply, asyncio.Future):
+                if not reply.done():
+                    break
+                reply = self._frame(reply.result())
+            out.append(reply)
+            self._behind.popleft()
+        if out:
+            self._write(b"".join(out))
 
     def _read_coalesced(self) -> None:
         if self._coalesced < 0 and self._transport is not None:
@@ -282,7 +319,8 @@ class Connection(asyncio.Protocol):
         self._transport.write(answer)
         if handshake.session is not None:
             self._sealer, self._opener = handshake.session
-        self._deframer.limit = MAX_REQUEST  # so that any value or message that it sends fits in a reply
+        # So that any value or message that a requester sends fits in a reply, and in what one node sends another.
+        self._deframer.limit = MAX_FRAME if self.peer else MAX_REQUEST
         if self.peer:
             server.on_dialed(hello)
 

@@ -129,7 +129,7 @@ def _clear_cache(request: HttpRequest) -> ActionResult:
         return _invalid(form)
     alias = form.cleaned_data["alias"]
     replies = form.caches[alias].raising().clear_each()
-    silent = missing_replies(list(replies), list(replies.values()), wire.DoneReply)
+    silent = missing_replies(list(replies), list(replies.values()), wire.ClearReply)
     why = "; ".join(silent.values())
     if len(silent) == len(replies):
         return ActionResult(messages.ERROR, why)

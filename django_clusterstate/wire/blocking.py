@@ -64,7 +64,7 @@ class BlockingConnection:
 
     __slots__ = (
         "_cooperative", "_deadline", "_opener", "_polling", "_sealer", "_socket", "_timeout", "_view",
-        "idle_since", "node_boot",
+        "idle_since",
     )  # fmt: skip
 
     def __init__(
@@ -79,7 +79,6 @@ class BlockingConnection:
         self._deadline = deadline
         self._timeout = 0.0
         self.idle_since = 0.0  # set by the pool that keeps it
-        self.node_boot = b""  # boot ID of the node; empty where it sends none
         self._view = memoryview(bytearray(_RECEIVE))
         self._polling = BusyPoll(is_idle)
         self._sealer: Sealer | None = None  # None: a unix socket, or the handshake isn't over
@@ -140,7 +139,6 @@ class BlockingConnection:
             offers = handshake.receive_challenge(self._receive_frame(until, limit=HANDSHAKE_LIMIT))
             self._socket.sendall(frame(offers, HANDSHAKE_LIMIT))
             handshake.receive_answer(self._receive_frame(until, limit=HANDSHAKE_LIMIT))
-            self.node_boot = handshake.verdict.boot
             if handshake.session is not None:
                 self._sealer, self._opener = handshake.session
         except BaseException:

@@ -46,7 +46,7 @@ OptionalBootId = Annotated[bytes, Meta(max_length=16)]
 
 
 class Role(enum.IntEnum):
-    """The kind of dialer. Only a node may send `Deliver` and `Forward`."""
+    """The kind of dialer. Only a node may send `Deliver`, `Forward`, `Replicate` and `Execute`."""
 
     REQUESTER = 0
     NODE = 1

@@ -86,6 +86,16 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     unreachable: bool = False  #: other nodes hear its heartbeats, this node doesn't
 
 
+class CopiesStatus(msgspec.Struct, frozen=True, array_like=True):
+    """The copies of keys, as a node sees them."""
+
+    synced: bool = False  #: the node serves, and each key of the cluster has a complete backup
+    missing: int = 0  #: slots that the node has to hold, and hasn't received completely
+    lag: int = 0  #: changes that other nodes have to get, and haven't acknowledged
+    behind: int = 0  #: how often changes were dropped for a node that was too slow; its slots were sent again
+    forwarded: int = 0  #: requests that were forwarded to the owner of their keys
+
+
 def fit_members(members: list[MemberStatus], size: int) -> list[MemberStatus]:
     """The members whose encoding fits into `size` bytes. Those that have been gone for longest are left out first."""
     sizes = [len(_encode(member)) for member in members]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_clusterstate.client.retries import Lost, may_be_executed, may_execute_twice
+from django_clusterstate.client.retries import may_be_executed, may_execute_twice, may_send_again
 from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import (
     CircuitOpen,
@@ -63,13 +63,15 @@ ONCE: list[wire.Request] = [
     wire.GroupSend("g", b"m", 5.0, 1),
     wire.Deliver("g", b"m", 5.0, 1),
     wire.Forward("c", b"m", 5.0, 1),
+    wire.Replicate(b"message"),
+    wire.Execute(b"request", 1),
 ]
 
 
 @pytest.mark.parametrize("request_", AGAIN + ONCE, ids=lambda one: type(one).__name__)
 def test_request_is_sent_again_if_it_may_be_executed_twice(request_: wire.Request) -> None:
     assert may_execute_twice(request_) == (request_ in AGAIN)
-    assert Lost(ConnectionLost(), b"boot").may_send_again(frame(wire.encode(request_)), b"boot") == (request_ in AGAIN)
+    assert may_send_again(frame(wire.encode(request_)), ConnectionLost()) == (request_ in AGAIN)
 
 
 def test_each_kind_of_request_is_decided() -> None:
@@ -92,11 +94,4 @@ ERRORS = [
 @pytest.mark.parametrize(("error", "executed"), ERRORS, ids=lambda one: type(one).__name__)
 def test_error_says_whether_the_request_may_have_been_executed(error: ClusterStateError, executed: bool) -> None:
     assert may_be_executed(error) == executed
-    assert Lost(error, b"boot").may_send_again(frame(wire.encode(ONCE[0])), b"boot") == (not executed)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "again"), [(b"1", b"2", True), (b"1", b"1", False), (b"", b"2", False), (b"1", b"", False)]
-)
-def test_any_request_is_sent_again_to_a_node_that_was_restarted(old: bytes, new: bytes, again: bool) -> None:
-    assert Lost(ConnectionLost(), old).may_send_again(frame(wire.encode(ONCE[0])), new) == again
+    assert may_send_again(frame(wire.encode(ONCE[0])), error) == (not executed)

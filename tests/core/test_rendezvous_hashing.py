@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clusterstate.core.rendezvous_hashing import REMEMBERED_VIEWS, SLOTS, OwnershipHistory, Rendezvous
+from django_clusterstate.core.rendezvous_hashing import SLOTS, Rendezvous
 
 names = st.text(min_size=1, max_size=12)
 weights = st.one_of(
@@ -140,48 +140,3 @@ def test_nobody_owns_a_key_when_there_are_no_nodes() -> None:
 def test_weight_that_is_not_positive_and_finite_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="weight of node 'web-1'"):
         Rendezvous({"web-1": weight})
-
-
-# -- ownership over time ----------------------------------------------------------------------------------------
-
-
-def same_weights(*names: str) -> dict[str, float]:
-    return dict.fromkeys(names, 1.0)
-
-
-def a_key_of(name: str, *names: str) -> bytes:
-    hrw = Rendezvous(same_weights(*names))
-    return next(key for key in KEYS if hrw.owner(key) == name)
-
-
-def test_ownership_is_uninterrupted_while_others_come_and_go() -> None:
-    key = a_key_of("a", "a", "b", "c")
-    history = OwnershipHistory("a")
-    for names in (("a",), ("a", "b"), ("a", "b", "c"), ("a", "c"), ("a",)):
-        history.change(same_weights(*names))
-    assert history.owned_since(key, 1)
-
-
-def test_ownership_that_went_to_another_and_came_back_is_interrupted() -> None:
-    key = a_key_of("b", "a", "b")
-    history = OwnershipHistory("a")
-    history.change(same_weights("a"))
-    written = history.generation
-    history.change(same_weights("a", "b"))
-    history.change(same_weights("a"))
-    assert not history.owned_since(key, written)
-    assert history.owned_since(key, history.generation)
-
-
-def test_what_was_written_by_someone_with_another_view_is_not_our_own() -> None:
-    history = OwnershipHistory("a")
-    history.change(same_weights("a", "b"))
-    assert not history.owned_since(a_key_of("b", "a", "b"), history.generation)
-
-
-def test_ownership_too_long_ago_to_know_counts_as_interrupted() -> None:
-    history = OwnershipHistory("a")
-    for _ in range(REMEMBERED_VIEWS + 1):
-        history.change(same_weights("a"))
-    assert not history.owned_since(b"key", 1)
-    assert history.owned_since(b"key", 2)

@@ -69,12 +69,13 @@ def test_a_killed_node_is_down_for_all_in_half_a_second_and_no_request_raises(
 
 
 def leave_times(cluster: LocalCluster, staying: tuple[str, ...], leaving: tuple[str, ...]) -> list[float]:
-    """How long each peer took to hear of each leave."""
+    """How long each peer took to hear of each leave, which a node announces once it has handed over its keys."""
     times = []
     for name in leaving:
         since = time.time()
         cluster.processes[name].signal(signal.SIGTERM)
-        times += until_logged(cluster, staying, name, MemberState.LEAVING, since)
+        (handed_over,) = until_logged(cluster, (name,), name, MemberState.LEAVING, since)
+        times += until_logged(cluster, staying, name, MemberState.LEAVING, since + handed_over)
         time.sleep(random.uniform(0.1, 0.4))
     for name in leaving:
         assert cluster.processes[name].wait(SECONDS) == 0

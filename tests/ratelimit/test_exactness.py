@@ -198,14 +198,12 @@ def test_killed_owner_causes_no_error_and_bounded_hits(
             cluster.kill(owner)
             cluster.wait_for(*(name for name in cluster.names if name != owner))
             # Not at once: each process remembers for a second that the owner has denied.
-            wait_until(
-                lambda: answers.passed.total() - answers.passed[owner] >= LIMIT, SECONDS, "the next owner's limit"
-            )
+            wait_until(lambda: answers.passed.total() >= LIMIT, SECONDS, "the limit")
             answers.go_on(10)
     figure(f"{algorithm}, {api}: passed", dict(answers.passed))
     assert not answers.errors
     assert set(answers.statuses) == {200, 429}
-    # docs/guarantees.md: the next owner counts for all, before and after it is the owner.
-    assert len(answers.passed) == 2, said(folder)
-    assert max(answers.passed.values()) == LIMIT
-    assert LIMIT < answers.passed.total() <= 2 * LIMIT
+    # docs/guarantees.md: the next owner goes on counting, for all, from what it was sent as the backup.
+    nodes = {place: count for place, count in answers.passed.items() if place in cluster.names}
+    assert len(nodes) == 2, said(folder)
+    assert LIMIT <= sum(nodes.values()) < 2 * LIMIT

@@ -60,6 +60,11 @@ class Joiner:
         """An instance has sent all of its slots that this node has to hold."""
         self._filled_by.note(boot, epoch)
 
+    def note_progress(self, boot: bytes, now: float) -> None:
+        """Notes that a fill goes on. What an instance sends once it has filled this node are changes."""
+        if not self.is_filled_by(boot):
+            self.progress = now
+
     def is_filled_by(self, boot: bytes) -> bool:
         return self._filled_by.holds(boot, self._placement.epoch)
 
@@ -138,7 +143,7 @@ class Leaver:
         `settled`: all have this node's view, so none takes a node that owns slots for one that is still joining."""
         if self.departed:
             return False
-        ready = settled and not self._placement.handed and self._is_known(now)
+        ready = (settled or not self._placement.owned) and not self._placement.handed and self._is_known(now)
         if now < self._until and not (ready and all(outbox.is_filled for outbox in self._outboxes.by_boot.values())):
             return False
         for boot in self._outboxes.open:

@@ -230,10 +230,10 @@ class Replication:
             case Batch() | FillStart() | FillEnd() if self._had is not None:
                 taken_in = False
             case Batch():
-                self.joiner.progress = now
+                self.joiner.note_progress(boot, now)
                 taken_in = self.inboxes.batch(boot, message, now)
             case FillStart():
-                self.joiner.progress = now
+                self.joiner.note_progress(boot, now)
                 taken_in = self._start_fill(boot, message, now)
             case FillEnd():
                 taken_in = self.inboxes.end_fill(boot, self._lacked_by(boot))
@@ -277,6 +277,7 @@ class Replication:
                     self._plan(now)
                     self.outboxes.get(boot).take_as_filled(message.slots)
             case Busy() if not self.placement.serving:
+                self.joiner.progress = now
                 if self.joiner.wait_for(message):
                     self._plan(now)
             case GiveBack():

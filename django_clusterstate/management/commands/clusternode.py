@@ -114,6 +114,9 @@ def _make_node(settings: Settings, advertise: TcpAddress) -> Node:
         cache_max_bytes=settings.cache_max_bytes,
         cache_own_bytes=read_quotas(settings.cache_max_bytes),
         limits_max_bytes=settings.limits_max_bytes,
+        deadline=settings.deadline,
+        backups=settings.backups,
+        drain=settings.drain,
     )
     discovery = None
     if settings.channel_layer is None or settings.discovery != "database":

@@ -34,7 +34,7 @@ class Command(BaseCommand):
             "--wait-for",
             type=int,
             metavar="N",
-            help="wait until exactly N nodes serve and agree; nodes that are down do not matter",
+            help="wait until exactly N nodes serve, agree and are synced; nodes that are down do not matter",
         )
         parser.add_argument(
             "--timeout", type=float, default=30.0, metavar="SECONDS", help="for --wait-for (default: %(default)g)"
@@ -55,7 +55,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"no node answers: {reasons}. If none runs on this host, start one with: manage.py clusternode"
             )
-        complete = not down_members(status) if wanted is None else status.serving == wanted
+        complete = not down_members(status) if wanted is None else status.serving == wanted and status.synced
         if not (complete and status.agree) or status.problems:
             sys.exit(1)
 
@@ -104,11 +104,11 @@ class Command(BaseCommand):
 
 
 def _wait_for(wanted: int, timeout: float) -> cluster.ClusterStatus:
-    """Polls until exactly `wanted` nodes serve and agree, or for `timeout` seconds."""
+    """Polls until exactly `wanted` nodes serve, agree and are synced, or for `timeout` seconds."""
     until = time.monotonic() + timeout
     while True:
         status = cluster.status()
-        if (status.agree and status.serving == wanted) or time.monotonic() >= until:
+        if (status.agree and status.synced and status.serving == wanted) or time.monotonic() >= until:
             return status
         time.sleep(POLL_INTERVAL)
 

@@ -20,6 +20,7 @@ ChannelName = Annotated[str, Meta(max_length=100)]
 INT64 = range(-(2**63), 2**63)
 Integer = Annotated[int, Meta(ge=INT64[0], le=INT64[-1])]
 Value = bytes | Integer
+Version = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # 0: none
 ScanCursor = tuple[float, Integer]
 Seconds = Annotated[float, Meta(ge=0)]
 Rules = Annotated[list[Rule], Meta(min_length=1, max_length=16)]

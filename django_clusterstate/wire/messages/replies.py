@@ -9,8 +9,8 @@ from ...core.limits.algorithms import Rule, RuleDecision
 from ...core.membership.heartbeat import Identity, MemberState
 from ...core.membership.timeline import MemberEvent
 from ...core.top_keys import KeyCount
-from ..status import MemberStatus, Stats
-from .fields import Message, ScanCursor, Seconds, Value
+from ..status import CopiesStatus, MemberStatus, Stats
+from .fields import Message, ScanCursor, Seconds, Value, Version
 
 
 class _Reply(Message, frozen=True):
@@ -55,6 +55,26 @@ class DecisionsReply(_Reply, frozen=True, tag=36):
 
 class DoneReply(_Reply, frozen=True, tag=37):
     """The request was executed."""
+
+
+class ClearReply(_Reply, frozen=True, tag=49):
+    """The namespace was cleared up to this version."""
+
+    version: Version
+
+
+class AckReply(_Reply, frozen=True, tag=50):
+    """A message about copies was taken in, unless it is `refused`. `clock`: the last version of the node."""
+
+    clock: Version
+    refused: bool = False
+
+
+class UnavailableReply(_Reply, frozen=True, tag=51):
+    """The node doesn't own the keys, and can't reach their owner. `sent`: it has forwarded the request, which may have
+    been executed."""
+
+    sent: bool
 
 
 class FailedReply(_Reply, frozen=True, tag=38):
@@ -142,6 +162,7 @@ class StatusReply(_Reply, frozen=True, tag=42):
     stats: Stats
     omitted: int = 0
     problems: Annotated[tuple[Annotated[str, Meta(max_length=4096)], ...], Meta(max_length=100)] = ()
+    copies: CopiesStatus = CopiesStatus()
 
 
 class ReportReply(_Reply, frozen=True, tag=45):
@@ -162,5 +183,6 @@ class ReportReply(_Reply, frozen=True, tag=45):
 Reply = (
     ValuesReply | TtlValuesReply | FlagsReply | NumberReply | EntryReply | ScanReply
     | DecisionsReply | LimitsReply | EventNamesReply | EventReply
-    | ViewReply | PongReply | StatusReply | ReportReply | ReceiveReply | DoneReply | FailedReply
+    | ViewReply | PongReply | StatusReply | ReportReply | ReceiveReply | DoneReply | ClearReply | AckReply
+    | UnavailableReply | FailedReply
 )  # fmt: skip

@@ -22,6 +22,7 @@ from .fields import (
     ScanCursor,
     Seconds,
     Value,
+    Version,
 )
 
 # -- cache ------------------------------------------------------------------------------------------------------
@@ -91,9 +92,14 @@ class Incr(Message, frozen=True, tag=5):
 
 
 class Clear(Message, frozen=True, tag=6):
-    """Removes all keys of a namespace from this node's cache. Reply: `DoneReply`."""
+    """Removes all keys of a namespace, as far as they are older than `version`; 0: all that there are now.
+
+    Reply: `ClearReply` with the version. The node passes it on to the peers that it reaches. A requester also sends it,
+    with the first node's version, to all others.
+    """
 
     namespace: NamespaceName
+    version: Version = 0
 
 
 class GetEntry(Message, frozen=True, tag=23):
@@ -214,6 +220,25 @@ class GetReport(Message, frozen=True, tag=25):
     """Reads the node's status, and its history of the last minutes. Reply: `ReportReply`."""
 
 
+# -- copies ------------------------------------------------------------------------------------------------------
+
+
+class Replicate(Message, frozen=True, tag=28):
+    """From a node to a peer: a message of `core.replication`, encoded. Reply: `AckReply`, or none, as that says."""
+
+    message: bytes
+
+
+class Execute(Message, frozen=True, tag=29):
+    """From a node to the owner of some keys: a request about them, encoded, that was sent to the wrong node.
+
+    `hops`: how often it was forwarded. Reply: that to the request.
+    """
+
+    request: bytes
+    hops: Annotated[int, Meta(ge=1, le=100)]
+
+
 # -- channels (the embedded layer) ------------------------------------------------------------------------------
 
 
@@ -301,6 +326,6 @@ def tag_of(channel: str) -> str:
 
 Request = (
     Get | GetWithTtl | Set | Touch | Delete | Incr | Clear | GetEntry | Scan | Hit | Peek | Reset | Refund | FindLimits
-    | Track | GetEvents | GetView | Ping | GetStatus | GetReport
+    | Track | GetEvents | GetView | Ping | GetStatus | GetReport | Replicate | Execute
     | Send | Receive | GroupAdd | GroupDiscard | GroupSend | Deliver | Forward | Flush
 )  # fmt: skip

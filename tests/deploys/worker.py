@@ -1,0 +1,141 @@
+"""A process of a site under load: it uses the cache, locks, counters and limits through their public functions.
+
+`python -m tests.deploys.worker PREFIX` goes on until a line comes on its standard input, then prints what it found as
+JSON. Another line makes it read all that it has written again.
+"""
+
+import json
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import django
+
+THREADS = 4
+PAUSE = 0.002  # seconds between two operations of a thread
+LIMIT = 50
+RATE = f"{LIMIT}/h"
+SHARED = 20  # counters, locks, and limits of each algorithm
+KEEP = 24 * 3600  # seconds
+
+
+class Load:
+    """What the threads of one process have done. Each key of `written` is written by one thread only."""
+
+    def __init__(self, prefix: str) -> None:
+        from django.core.cache import cache  # noqa: PLC0415 - after django.setup()
+
+        from django_clusterstate import ratelimit  # noqa: PLC0415 - after django.setup()
+
+        self.cache: Any = cache
+        self.ratelimit = ratelimit
+        self.limits = {name: ratelimit.Limit.parse(RATE, name) for name in ratelimit.ALGORITHMS}
+        self.prefix = prefix
+        self.over = threading.Event()
+        self.written: dict[str, tuple[int, float]] = {}
+        self.increments: Counter[str] = Counter()
+        self.admitted: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
+        self.held: list[tuple[str, float, float]] = []
+        self.operations = 0
+        self.missed: list[str] = []
+        self.stale: list[str] = []
+        self.errors: list[str] = []
+        self.slowest = 0.0
+        self._lock = threading.Lock()
+
+    def run(self, number: int) -> None:
+        chance = random.Random(f"{self.prefix} {number}")
+        mine: list[str] = []
+        steps = (self.write, self.read, self.read, self.increment, self.hold, self.hit)
+        while not self.over.wait(PAUSE):
+            start = time.monotonic()
+            try:
+                chance.choice(steps)(chance, mine, number)
+            except Exception as error:
+                self.errors.append(f"{type(error).__name__}: {error}")
+            with self._lock:
+                self.operations += 1
+                self.slowest = max(self.slowest, time.monotonic() - start)
+
+    def write(self, chance: random.Random, mine: list[str], number: int) -> None:
+        """Writes a new key, or an old one again."""
+        if mine and chance.random() < 0.5:
+            key = chance.choice(mine)
+        else:
+            key = f"{self.prefix} {number} {len(mine)}"
+            mine.append(key)
+        value = self.written.get(key, (0, 0.0))[0] + 1
+        self.cache.set(key, value, KEEP)
+        self.written[key] = value, time.monotonic()
+
+    def read(self, chance: random.Random, mine: list[str], number: int) -> None:
+        """Reads what this thread has written: never nothing, never an older value."""
+        if not mine:
+            return
+        key = chance.choice(mine)
+        value = self.cache.get(key)
+        if value is None:
+            self.missed.append(key)
+        elif value != self.written[key][0]:
+            self.stale.append(f"{key} is {value}, not {self.written[key][0]}")
+
+    def increment(self, chance: random.Random, mine: list[str], number: int) -> None:
+        key = f"counter {chance.randrange(SHARED)}"
+        self.cache.incr(key)
+        with self._lock:
+            self.increments[key] += 1
+
+    def hold(self, chance: random.Random, mine: list[str], number: int) -> None:
+        name = f"lock {chance.randrange(SHARED)}"
+        with self.cache.lock(name, 60, blocking_timeout=30):
+            start = time.monotonic()
+            time.sleep(0.001)
+            self.held.append((name, start, time.monotonic()))
+
+    def hit(self, chance: random.Random, mine: list[str], number: int) -> None:
+        algorithm = chance.choice(list(self.limits))
+        key = f"{algorithm} {chance.randrange(SHARED)}"
+        decision = self.ratelimit.hit(self.limits[algorithm], "deploys", key)
+        with self._lock:
+            self.admitted[key] += decision.allowed
+            self.fallbacks[decision.fallback] += 1
+
+    def verify(self) -> dict[str, Any]:
+        """Reads all that was written."""
+        wrong = {}
+        for key, (value, at) in self.written.items():
+            found = self.cache.get(key)
+            if found != value:
+                wrong[key] = (found, value, at)
+        counters = {f"counter {number}": self.cache.get(f"counter {number}") for number in range(SHARED)}
+        return {"read": len(self.written), "wrong": wrong, "counters": counters}
+
+    def figures(self) -> dict[str, Any]:
+        names = ("operations", "increments", "admitted", "fallbacks", "held", "missed", "stale", "errors", "slowest")
+        return {name: getattr(self, name) for name in names} | {"written": len(self.written)}
+
+
+def main() -> None:
+    django.setup()
+    load = Load(sys.argv[1])
+    for name in range(SHARED):
+        load.cache.add(f"counter {name}", 0, KEEP)
+    threads = [threading.Thread(target=load.run, args=[number]) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    load.over.set()
+    for thread in threads:
+        thread.join()
+    print(json.dumps(load.figures()), flush=True)
+    sys.stdin.readline()
+    print(json.dumps(load.verify()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
