@@ -152,5 +152,5 @@ class CacheRequests:
 
     def _scan(self, request: wire.Scan) -> wire.Reply:
         keys, cursor = self._stores.of(request.prefix).scan(request.prefix, request.cursor, self._clock())
-        owned = self._replication.placement.owns
-        return wire.ScanReply(self._membership.view.epoch, [key for key in keys if owned[slot_of_entry(key)]], cursor)
+        lists = self._replication.placement.lists
+        return wire.ScanReply(self._membership.view.epoch, [key for key in keys if lists(slot_of_entry(key))], cursor)

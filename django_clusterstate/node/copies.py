@@ -6,13 +6,12 @@ has to see.
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from ..core.membership.heartbeat import MemberState
+from ..core.membership.heartbeat import Identity, MemberState, View
 from ..core.membership.joining import WaitReason
 from ..core.membership.members import Effects
 from ..core.membership.membership import Membership
@@ -30,6 +29,8 @@ from .config import NodeConfig
 
 FLUSH = 0.01  # seconds from a change until it is sent
 PATIENCE = 0.5  # of a requester's deadline: the part of it for which a forwarded request waits for its reply
+LATE = 1.0  # seconds for which an owner gives no reply until another node executes requests in its place
+ACK_TIMEOUT = 5.0  # seconds after which the connection to a peer that acknowledges nothing is dialed again
 
 
 class CopyLinks(Protocol):
@@ -39,16 +40,11 @@ class CopyLinks(Protocol):
         """The open connections for copies, each with the boot ID of its peer."""
 
 
-@dataclass(eq=False, slots=True)
-class _Inbound:
-    """The connection from a peer, and the replies that are due on it."""
-
-    requester: Requester
-    unacknowledged: deque[asyncio.Future[wire.Reply]] = field(default_factory=deque)
-
-
 class Copies:
-    """The copies of the node, whose entries are in `stores`."""
+    """The copies of the node, whose entries are in `stores`.
+
+    `good_until`: the time at which this node will have stood still for so long that others may own its keys.
+    """
 
     def __init__(
         self,
@@ -65,10 +61,16 @@ class Copies:
         self._clock = clock
         self.replication = Replication(membership.me, stores, self._send, clock(), config.backups)
         self._patience = PATIENCE * config.deadline
+        self._timings = config.timings
+        self.good_until = math.inf
+        self._ticked_at = clock()
+        self._resumed = -math.inf  # when this node went on after it had stood still
         self._seen: tuple[int, frozenset[bytes]] = (0, frozenset())
+        self._change: tuple[View, list[Identity]] | None = None  # of the members, which is to be taken in
         self._connections: dict[bytes, AsyncConnection] = {}
-        self._inbound: dict[bytes, _Inbound] = {}
-        self._unanswered: Counter[bytes] = Counter()  # forwarded requests that their owner is late with
+        self._acknowledged_at: dict[bytes, float] = {}
+        self._inbound: dict[bytes, Requester] = {}  # the connections from peers
+        self._late_since: dict[bytes, float] = {}  # the owners that are late with a reply
         self.forwarded = 0
 
     # -- changes --------------------------------------------------------------------------------------------
@@ -80,32 +82,57 @@ class Copies:
         self._busy.set()
         return replication.clock.next(now)
 
-    def members_changed(self) -> None:
-        """Takes in the view, and the members that join."""
+    def take_effects(self, effects: Effects) -> None:
+        """Takes in that others have declared this node down, and who has served its keys; and changes of members, a
+        little later, since what follows from them takes a while to compute."""
+        if effects.declared_down:
+            self._update()
+            self.replication.given_up(self._clock())
+        if effects.changes:
+            self._note_change()
+        if effects.winners:
+            self._update()
+            self.replication.lose(effects.winners, self._clock())
+        self._note_progress()
+        self._busy.set()
+
+    def _note_change(self) -> None:
         membership = self._membership
         joining = [m.identity for m in membership.members.values() if m.state is MemberState.JOINING]
         seen = membership.view.epoch, frozenset(identity.boot for identity in joining)
         if seen != self._seen:
             self._seen = seen
-            self.replication.update(membership.view, joining, self._clock())
-            self._busy.set()
+            self._change = membership.view, joining
+            if not self.replication.placement.boots:
+                self._update()  # nobody else serves yet
 
-    def take_effects(self, effects: Effects) -> None:
-        """Takes in that others have declared this node down, and who has served its keys; and changes of members."""
-        if effects.declared_down:
-            self.replication.given_up(self._clock())
-        if effects.changes:
-            self.members_changed()
-        if effects.winners:
-            self.replication.lose(effects.winners, self._clock())
-        self._membership.joining.filled = self.replication.joiner.may_serve
-        self._busy.set()
+    def _update(self) -> None:
+        """Takes in the last change of the members."""
+        if self._change is not None:
+            change, self._change = self._change, None
+            self.replication.update(*change, self._clock())
 
-    def leave(self, seconds: float) -> Leaver:
+    def _note_progress(self) -> None:
+        self._membership.joining.filled = self._change is None and self.replication.joiner.may_serve
+
+    async def leave(self, seconds: float) -> Leaver:
         """Begins to hand over what this node owns, within `seconds`."""
+        await self._prepare([self._membership.me.boot])
+        self._update()
         leaver = self.replication.leave(seconds, self._clock())
         self._busy.set()
         return leaver
+
+    async def _prepare(self, leaving: Sequence[bytes] = ()) -> None:
+        """Takes in the last change of the members, computed in steps between which requests are answered."""
+        placement = self.replication.placement
+        while True:
+            change = self._change
+            view, joining = change or (placement.view, list(placement.joining.values()))
+            for _ in self.replication.prepare(view, joining, leaving):
+                await asyncio.sleep(0)
+            if change is self._change:  # and not another one meanwhile
+                return
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits while copies are exchanged."""
@@ -121,6 +148,8 @@ class Copies:
             async with asyncio.timeout(seconds):
                 await self._busy.wait()
         await asyncio.sleep(FLUSH)
+        if self._change is not None:
+            await self._prepare()
         self.tick()
 
     def tick(self) -> None:
@@ -128,13 +157,24 @@ class Copies:
         self._busy.clear()
         now = self._clock()
         replication, membership = self.replication, self._membership
+        self._note_pause(now)
+        self._update()
         self._update_connections(now)
         replication.joiner.damped = membership.wait_reason(now) not in (None, WaitReason.FILLING)
         replication.tick(now)
-        membership.joining.filled = replication.joiner.may_serve
+        self._note_progress()
         if not self.replication.idle:
             self._busy.set()
         self._ticked.set()
+
+    def _note_pause(self, now: float) -> None:
+        """After this node has stood still, it hears within a heartbeat whether it was declared down."""
+        if now >= self.good_until and now - self._ticked_at >= self._timings.down_after:
+            self._resumed = now
+        self._ticked_at = now
+        if now >= self._resumed + self._timings.heartbeat:
+            alone = self.replication.placement.boots <= {self._membership.me.boot}
+            self.good_until = math.inf if alone else now + self._timings.down_after
 
     def status(self) -> CopiesStatus:
         """How complete the copies are."""
@@ -149,71 +189,61 @@ class Copies:
 
     # -- messages -------------------------------------------------------------------------------------------
 
-    def receive(
-        self, request: wire.Replicate, requester: Requester
-    ) -> "wire.Reply | asyncio.Future[wire.Reply] | None":
+    def receive(self, request: wire.Replicate, requester: Requester) -> None:
         """Takes in a message of a peer. Raises `ProtocolError` or one of `DECODE_ERRORS` if it can't be read."""
         boot = requester.peer
-        inbound = self._inbound.get(boot)
-        if inbound is None or inbound.requester is not requester:
-            if inbound is not None:
+        if self._inbound.get(boot) is not requester:
+            if boot in self._inbound:
                 self.replication.disconnected(boot)
-            inbound = self._inbound[boot] = _Inbound(requester)
-        message = wire.decode_copies(request.message)
-        reply: asyncio.Future[wire.Reply] | None = None
-        if isinstance(message, ACKNOWLEDGED):
-            reply = asyncio.get_running_loop().create_future()
-            inbound.unacknowledged.append(reply)
+            self._inbound[boot] = requester
         try:
-            self.replication.receive(boot, message, self._clock())
+            self.replication.receive(boot, wire.decode_copies(request.message), self._clock())
         except ValueError as error:
             raise ProtocolError(f"a copy that cannot be stored: {error}") from error
         self._busy.set()
-        return reply.result() if reply is not None and reply.done() else reply
 
     def disconnected(self, requester: Requester) -> None:
         """Notes that a connection to this node is closed."""
-        inbound = self._inbound.get(requester.peer)
-        if inbound is not None and inbound.requester is requester:
+        if self._inbound.get(requester.peer) is requester:
             del self._inbound[requester.peer]
             self.replication.disconnected(requester.peer)
 
     def _send(self, boot: bytes, message: Message) -> None:
         if isinstance(message, Ack):
-            self._acknowledge(boot, message)
+            if boot in self._inbound:
+                self._inbound[boot].push(wire.AckReply(self.epoch, message.clock, message.refused))
             return
         connection = self._connections.get(boot)
         if connection is None:
             return
         data = _framed(wire.Replicate(wire.encode_copies(message)))
         if isinstance(message, ACKNOWLEDGED):
-            connection.request(data).add_done_callback(partial(self._acknowledged, boot, connection))
+            connection.send(data)  # not many: a window of them, or what can be sent at once
         elif not connection.cast(data):
             connection.close()  # too slow; the next one begins anew
 
-    def _acknowledge(self, boot: bytes, ack: Ack) -> None:
-        inbound = self._inbound.get(boot)
-        if inbound is not None:
-            inbound.unacknowledged.popleft().set_result(wire.AckReply(self.epoch, ack.clock, ack.refused))
-
-    def _acknowledged(self, boot: bytes, connection: AsyncConnection, reply: "asyncio.Future[wire.Reply]") -> None:
-        if reply.cancelled() or reply.exception() is not None or self._connections.get(boot) is not connection:
-            return  # the connection is lost, which `tick()` notices
-        ack = reply.result()
-        if isinstance(ack, wire.AckReply):
+    def _acknowledged(self, boot: bytes, connection: AsyncConnection, ack: wire.AckReply) -> None:
+        if self._connections.get(boot) is connection:
+            self._acknowledged_at[boot] = self._clock()
             self.replication.receive(boot, Ack(ack.clock, ack.refused), self._clock())
             self._busy.set()
-        else:
-            connection.close()
 
     def _update_connections(self, now: float) -> None:
+        outboxes = self.replication.outboxes.by_boot
         for boot, connection in list(self._connections.items()):
+            if not connection.closed and not outboxes[boot].busy:
+                self._acknowledged_at[boot] = now
+            elif now - self._acknowledged_at[boot] > ACK_TIMEOUT:
+                connection.close()
             if connection.closed:
-                del self._connections[boot]
+                del self._connections[boot], self._acknowledged_at[boot]
+                self._late_since.pop(boot, None)
                 self.replication.closed(boot)
         for boot, connection in self._links.copies():
             if boot not in self._connections:
                 self._connections[boot] = connection
+                self._acknowledged_at[boot] = now
+                connection.on_ack = partial(self._acknowledged, boot, connection)
                 self.replication.opened(boot, now)
 
     @property
@@ -229,32 +259,34 @@ class Copies:
         if boot is None or boot == me:
             return boot
         connection = self._connections.get(boot)
-        if connection is not None and not connection.closed and not self._unanswered[boot]:
+        if connection is not None and not connection.closed and not self._is_late(boot):
             return boot
         return me if self.replication.placement.serving else None
+
+    def _is_late(self, boot: bytes) -> bool:
+        return boot in self._late_since and self._clock() - self._late_since[boot] >= LATE
 
     def forward(self, boot: bytes, request: wire.Request, hops: int) -> "asyncio.Future[wire.Reply]":
         """Sends a request to the owner of its keys. The future always gets a reply."""
         self.forwarded += 1
         connection, data = self._connections[boot], _framed(wire.Execute(wire.encode(request), hops + 1))
-        self.replication.flush_to(boot, self._clock())
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[wire.Reply] = loop.create_future()
+        if not self.replication.flush_to(boot, self._clock()):
+            reply.set_result(wire.UnavailableReply(self.epoch, sent=False))
+            return reply
 
         def expire() -> None:
-            self._unanswered[boot] += 1
+            self._late_since.setdefault(boot, self._clock())
             reply.set_result(wire.UnavailableReply(self.epoch, sent=True))
 
         def answered(answer: "asyncio.Future[wire.Reply]") -> None:
             timer.cancel()
             failed = answer.cancelled() or answer.exception() is not None
-            if reply.done():
-                self._unanswered[boot] -= 1
-                self._unanswered += Counter()  # drops zeros
-            elif failed:
-                reply.set_result(wire.UnavailableReply(self.epoch, sent=True))
-            else:
-                reply.set_result(answer.result())
+            if not failed:
+                self._late_since.pop(boot, None)
+            if not reply.done():
+                reply.set_result(wire.UnavailableReply(self.epoch, sent=True) if failed else answer.result())
 
         timer = loop.call_later(self._patience, expire)
         connection.request(data).add_done_callback(answered)

@@ -115,7 +115,7 @@ class Node:
         """Hands over to the next owners, says that this node leaves, and forwards requests for a while."""
         copies, loop = self.handler.copies, asyncio.get_running_loop()
         if self._failure is None:  # otherwise the part that hands over may be the one that failed
-            leaver = copies.leave(self.config.drain)
+            leaver = await copies.leave(self.config.drain)
             await copies.until(lambda: leaver.may_leave)
         self.links.leaving = True
         self._apply(self.membership.leave())

@@ -32,6 +32,7 @@ from .coalescing import MAX_DELAY, Coalescer
 from .config import NodeError
 from .connection_slots import ConnectionSlots, Source, SourceKind, source_of
 from .handler import Handler
+from .late_replies import LateReplies
 from .log import RateLimitedLog
 from .socket_file import SocketFile
 
@@ -152,9 +153,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unserved: deque[bytes] = deque()
-        # Replies that wait for one of another node before them: its future, or their frames.
-        self._behind: deque[asyncio.Future[Reply] | bytes] = deque()
-        self._paused = False
+        self._late = LateReplies(self._frame, self._send_late)
+        self._paused = False  # by the transport: too many replies are unread
         self.source = Source(SourceKind.REMOTE, "")
         self.used = True  # since it was last considered for eviction
         self._had_heartbeat = False  # as its last message
@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
                 return
             self.used = True
             payloads = self._deframer.feed(data if self._opener is None else self._opener.feed(data))
-            if len(payloads) == 1 and not self._paused:  # nearly always
+            if len(payloads) == 1 and not self._held_up:  # nearly always
                 if (answer := self._answer(payloads[0])) and self._transport is not None:
                     self._transport.write(answer if self._sealer is None else self._sealer.seal(answer))
             else:
@@ -205,10 +205,10 @@ class Connection(asyncio.Protocol):
             self._reject(f"its request failed: {error!r}; please report this error")
 
     def _serve(self) -> None:
-        """Answers the received requests until the output is paused."""
+        """Answers the received requests until this connection is held up."""
         out: list[bytes] = []
         size = 0
-        while self._unserved and not self._paused and self._transport is not None:
+        while self._unserved and not self._held_up and self._transport is not None:
             if answer := self._answer(self._unserved.popleft()):
                 out.append(answer)
                 size += len(answer)
@@ -217,6 +217,11 @@ class Connection(asyncio.Protocol):
                 out, size = [], 0
         if out:
             self._write(out[0] if len(out) == 1 else b"".join(out))
+
+    @property
+    def _held_up(self) -> bool:
+        """Whether no request is served now."""
+        return self._paused or self._late.full
 
     def _write(self, answers: bytes) -> None:
         """Frames that are sent together are sealed together: one by one would cost four times as much."""
@@ -231,14 +236,13 @@ class Connection(asyncio.Protocol):
         if len(payload) > MAX_REQUEST and type(request) not in LONGER:
             raise ProtocolError(f"a node sent {type(request).__name__} of {len(payload):,} bytes, more than it may")
         reply = self._handler.handle(request, self)
-        if isinstance(reply, asyncio.Future):
-            self._behind.append(reply)
-            reply.add_done_callback(self._send_behind)
-            return b""
         if reply is not None:
-            if not self._behind:
+            if not self._late and not isinstance(reply, asyncio.Future):
                 return self._frame(reply)
-            self._behind.append(self._frame(reply))
+            self._late.add(reply)
+            if self._late.full and self._transport is not None:
+                self._read_directly()
+                self._transport.pause_reading()
             return b""
         if isinstance(request, Deliver) and request.group.startswith(NODE_GROUPS):
             if self._had_heartbeat:  # two, so this is a peer's link; one alone may say that it leaves
@@ -249,19 +253,17 @@ class Connection(asyncio.Protocol):
             self._read_directly()  # messages that follow one of a user mustn't wait
         return b""
 
-    def _send_behind(self, _: object) -> None:
-        """Sends the replies that wait for none of another node any more."""
-        out: list[bytes] = []
-        while self._behind:
-            reply = self._behind[0]
-            if isinstance(reply, asyncio.Future):
-                if not reply.done():
-                    break
-                reply = self._frame(reply.result())
-            out.append(reply)
-            self._behind.popleft()
-        if out:
-            self._write(b"".join(out))
+    def _send_late(self, answers: bytes, was_full: bool) -> None:
+        self._write(answers)
+        if was_full:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Serves what has been received while the connection was held up, and reads on."""
+        if not self._held_up:
+            self.data_received(b"")
+        if not self._held_up and self._transport is not None:
+            self._transport.resume_reading()
 
     def _read_coalesced(self) -> None:
         if self._coalesced < 0 and self._transport is not None:
@@ -325,7 +327,7 @@ class Connection(asyncio.Protocol):
             server.on_dialed(hello)
 
     def push(self, reply: Reply) -> None:
-        """Sends a reply later than its request was handled."""
+        """Sends a reply later than its request was handled, before those that wait for another node."""
         if self._paused:
             self._handler.undelivered(reply)
             self._reject(NOT_READ)
@@ -355,9 +357,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         if self._timer is not None:
             self._timer.cancel()
-        self.data_received(b"")
-        if self._transport is not None and not self._paused:
-            self._transport.resume_reading()
+        self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

@@ -17,7 +17,7 @@ from .busy_polling import POLL_FOR, BusyPoll, IsIdle, never
 from .derived_keys import LinkKey
 from .framing import HANDSHAKE_LIMIT, MAX_FRAME, Deframer, frame
 from .handshake import DialerHandshake, Hello, OtherNode, Verdict
-from .messages import DECODE_ERRORS, Reply, decode_reply
+from .messages import DECODE_ERRORS, AckReply, Reply, decode_reply
 from .noise import Opener, Sealer
 from .unix_sockets import check_directory, check_unix_peer
 
@@ -30,6 +30,9 @@ class AsyncConnection(asyncio.Protocol):
 
     `deadline`: seconds for each request. A request without a reply in time closes the connection, and all requests
     behind it fail, so a late reply can't be taken for another's.
+
+    `on_ack(reply)` is called with each `AckReply`. These acknowledge messages without a reply, and aren't in order with
+    the replies to requests.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class AsyncConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._polling = BusyPoll(is_idle)
         self._poll_until = 0.0  # 0: the loop isn't kept from sleeping
+        self.on_ack: Callable[[AckReply], None] | None = None
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -89,8 +93,13 @@ class AsyncConnection(asyncio.Protocol):
             return False
         if self._transport.get_write_buffer_size() + len(data) > MAX_OUTPUT:
             return False
-        self._transport.write(data if self._sealer is None else self._sealer.seal(data))
+        self.send(data)
         return True
+
+    def send(self, data: bytes) -> None:
+        """Sends one framed message that has no reply, however much waits to be sent."""
+        if not self.closed and self._transport is not None:
+            self._transport.write(data if self._sealer is None else self._sealer.seal(data))
 
     def set_option(self, level: int, option: int, value: int) -> None:
         """Sets an option of the socket."""
@@ -137,6 +146,9 @@ class AsyncConnection(asyncio.Protocol):
                 return
             for payload in self._deframer.feed(data if self._opener is None else self._opener.feed(data)):
                 reply = decode_reply(payload)  # first: if it can't be read, all waiting requests fail
+                if self.on_ack is not None and isinstance(reply, AckReply):
+                    self.on_ack(reply)
+                    continue
                 future, _ = self._waiting.popleft()
                 if not future.done():  # it may have been cancelled
                     future.set_result(reply)

@@ -144,7 +144,9 @@ class Leaver:
         if self.departed:
             return False
         ready = (settled or not self._placement.owned) and not self._placement.handed and self._is_known(now)
-        if now < self._until and not (ready and all(outbox.is_filled for outbox in self._outboxes.by_boot.values())):
+        if now < self._until and not (
+            ready and all(outbox.may_take_over for outbox in self._outboxes.by_boot.values())
+        ):
             return False
         for boot in self._outboxes.open:
             self._outboxes.flush(boot)

@@ -20,6 +20,7 @@ RECORD_BYTES: Final = BATCH_BYTES // BATCH  # a larger record takes as long as s
 FILL_SLOTS: Final = 256  # slots of one fill, or a few more
 READ: Final = 25  # records that can be sent while a portion of keys is read
 MAX_PENDING: Final = 50_000  # records that wait for a peer; more, and it is behind
+FLUSHED: Final = 2000  # records that can be sent at once, before a request or a hand-over: about ten milliseconds
 RETRY: Final = 0.2  # seconds until what was refused is sent again
 
 
@@ -81,9 +82,19 @@ class Outbox:
         return bool(self._in_flight)
 
     @property
+    def can_flush(self) -> bool:
+        """Whether few enough changes wait to be sent at once."""
+        return len(self._pending) <= FLUSHED
+
+    @property
     def is_filled(self) -> bool:
         """Whether the peer holds all that it has to hold, but for changes on their way."""
         return self.filled == self.wanted
+
+    @property
+    def may_take_over(self) -> bool:
+        """Whether the peer holds all that it has to hold, but for changes that can be sent at once."""
+        return self.is_filled and self.can_flush
 
     def want(self, wanted: SlotSet, owned: SlotSet) -> None:
         """Sets the slots that the peer has to hold."""

@@ -120,6 +120,17 @@ class Outboxes:
             self.distribute()
             self.get(boot).flush()
 
+    def flush_few(self, boot: bytes) -> bool:
+        """Sends an instance all changes that it has to get, unless they are too many to send them at once: then none.
+        Returns whether it has got them."""
+        if not self.paused:
+            self.distribute()
+            outbox = self.get(boot)
+            if not outbox.can_flush:
+                return False
+            outbox.flush()
+        return True
+
     def pump(self) -> None:
         """Sends what there is to send, as far as it is acknowledged: changes to all, and fills to some in turn, since
         requests wait meanwhile."""

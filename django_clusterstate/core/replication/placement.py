@@ -77,6 +77,11 @@ class Placement:
                 return self.me
         return self._owners[self._ranking.first[slot]]
 
+    def lists(self, slot: int) -> bool:
+        """Whether this node names the keys of a slot when all nodes are asked: it owns them, or has handed them to a
+        node that isn't asked yet."""
+        return bool(self.owns[slot]) or any(slot in slots for slots in self.handed.values())
+
     def by_owner(self, slots: SlotSet) -> dict[bytes, SlotSet]:
         """Some slots by the instance that owns them; those that nobody owns under `b""`."""
         found: dict[bytes, SlotSet] = {}

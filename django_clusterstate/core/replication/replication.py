@@ -118,10 +118,10 @@ class Replication:
             self.outboxes.post(Clear(namespace, version))
         return version
 
-    def flush_to(self, boot: bytes, now: float) -> None:
-        """Sends an instance all changes that it has to get, before a request is forwarded to it."""
+    def flush_to(self, boot: bytes, now: float) -> bool:
+        """Sends an instance all changes that it has to get, before a request is forwarded to it; False if too many."""
         self.outboxes.now = now
-        self.outboxes.flush(boot)
+        return self.outboxes.flush_few(boot)
 
     # -- connections and members ----------------------------------------------------------------------------
 
@@ -311,10 +311,9 @@ class Replication:
         joiner = placement.joining.get(boot)
         if joiner is None or outbox is None or not placement.serving or request.epoch != placement.epoch:
             return
-        if not outbox.is_filled or (self.leaver is not None and boot not in placement.handed):
+        if not outbox.may_take_over or (self.leaver is not None and boot not in placement.handed):
             return  # a node that leaves waits only for one that has taken over a part
-        others = [placement.joining[other].name for other in placement.handed if other != boot]
-        if others:
+        if others := [placement.joining[other].name for other in placement.handed if other != boot]:
             self._send(boot, Busy(min(others)))
             return
         self.outboxes.flush(boot)

@@ -224,7 +224,8 @@ class GetReport(Message, frozen=True, tag=25):
 
 
 class Replicate(Message, frozen=True, tag=28):
-    """From a node to a peer: a message of `core.replication`, encoded. Reply: `AckReply`, or none, as that says."""
+    """From a node to a peer: a message of `core.replication`, encoded. No reply; as that says, an `AckReply` comes
+    later, in order with others of its kind only."""
 
     message: bytes
 

@@ -434,7 +434,9 @@ class DataSimulation(Simulation):
 
     def _forward(self, node: Node, to: bytes, request: Request, hops: int, reply: Callable[[Any], None]) -> None:
         self.messages["forwarded"] += 1
-        self.data[node.boot].replication.flush_to(to, self.now)
+        if not self.data[node.boot].replication.flush_to(to, self.now):
+            reply(UNAVAILABLE)
+            return
         pipe = self.pipes[node.boot, to]
         number = next(self._ids)
 
