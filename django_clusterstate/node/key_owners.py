@@ -61,8 +61,6 @@ class KeyOwners:
     def execute(self, request: Any, hops: int = 0) -> "wire.Reply | asyncio.Future[wire.Reply]":
         """The reply to a request of which this node may not own all keys, and which was forwarded `hops` times."""
         slots = SLOTS_OF[type(request)](request)
-        if isinstance(request, wire.FindLimits) and not self._placement.lists(slots[0]):
-            return wire.LimitsReply(self._copies.epoch, [])  # all nodes are asked, so the owner is as well
         parts: dict[bytes | None, list[int]] = {}
         for place, slot in enumerate(slots):
             parts.setdefault(self._copies.destination(slot, hops), []).append(place)
@@ -74,8 +72,11 @@ class KeyOwners:
     def _execute_at(self, boot: bytes | None, request: Any, hops: int) -> "wire.Reply | asyncio.Future[wire.Reply]":
         if boot is None:
             return wire.UnavailableReply(self._copies.epoch, sent=False)
-        if boot == self._placement.me.boot or isinstance(request, wire.FindLimits):
+        if boot == self._placement.me.boot:
             return self._execute(request)
+        if isinstance(request, wire.FindLimits):  # all nodes are asked, so the owner is as well
+            lists = self._placement.lists(slot_of(request.key))
+            return self._execute(request) if lists else wire.LimitsReply(self._copies.epoch, [])
         return self._copies.forward(boot, request, hops)
 
 

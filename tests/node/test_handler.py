@@ -16,6 +16,8 @@ from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, M
 from django_clusterstate.core.membership.members import TOMBSTONES, Change, Effects, Timings
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
+from django_clusterstate.core.replication.messages import FillEnd, FillStart
+from django_clusterstate.core.replication.slots import SlotSet
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import MAX_DURATION
 from django_clusterstate.node.channels.queues import queue_name
@@ -46,6 +48,7 @@ CONFIG = NodeConfig(
 )
 PARTITIONED = dataclasses.replace(CONFIG, cache_own_bytes={b"own": 128 * 1024, b"ns": 64 * 1024})
 HERE = f"specific.{wire.channel_tag(NAME)}.p1!"
+KEYS_OF_BOTH = [b"%d" % number for number in range(50)]
 THERE = f"specific.{wire.channel_tag('beta')}.p2!"
 
 
@@ -118,6 +121,10 @@ class Bench:
     @property
     def epoch(self) -> int:
         return self.membership.view.epoch
+
+    @property
+    def unavailable(self) -> wire.Reply:
+        return wire.UnavailableReply(self.epoch, sent=False)
 
 
 @pytest.fixture
@@ -736,6 +743,43 @@ def test_flush_drops_channels_and_groups(bench: Bench) -> None:
     assert bench.ask(wire.Flush()) == wire.DoneReply(bench.epoch)
     bench.ask(wire.GroupSend("chat", b"y", 60, 9))
     assert bench.received(HERE) == []
+
+
+# -- other owners -----------------------------------------------------------------------------------------------
+
+
+def test_node_that_has_stood_still_gives_no_old_values_before_it_hears_whether_others_have_its_keys() -> None:
+    bench = Bench(others=("beta",))
+    timings = bench.membership.timings
+    tick = bench.handler.copies.tick
+    tick()
+    key = next(key for key in KEYS_OF_BOTH if bench.ask(wire.Set([(key, b"old")], None)) != bench.unavailable)
+    bench.now += timings.down_after - 0.01
+    assert bench.ask(wire.Get([key])) == wire.ValuesReply(bench.epoch, [b"old"])
+    tick()
+    bench.now += timings.down_after
+    assert bench.ask(wire.Get([key])) == bench.unavailable
+    tick()
+    bench.now += timings.heartbeat - 0.01
+    tick()
+    assert bench.ask(wire.Execute(wire.encode(wire.Get([key])), 1)) == bench.unavailable
+    bench.now += 0.01
+    tick()
+    assert bench.ask(wire.Get([key])) == wire.ValuesReply(bench.epoch, [b"old"])
+
+
+def test_messages_about_copies_are_acknowledged_when_they_are_taken_in(bench: Bench) -> None:
+    for number, message in enumerate((FillStart(SlotSet.all(), 1, owned=False), FillEnd()), 1):
+        assert bench.ask(wire.Replicate(wire.encode_copies(message))) is None
+        bench.handler.copies.tick()
+        assert [type(reply) for reply in bench.pushed] == [wire.AckReply] * number
+
+
+def test_node_that_is_alone_may_stand_still_for_any_time(bench: Bench) -> None:
+    bench.handler.copies.tick()
+    bench.ask(wire.Set([(b"a", b"old")], None))
+    bench.now += 3600
+    assert bench.ask(wire.Get([b"a"])) == wire.ValuesReply(bench.epoch, [b"old"])
 
 
 # -- any ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ from django_clusterstate.node.channels.requests import Requester
 from django_clusterstate.node.config import NodeConfig, NodeError
 from django_clusterstate.node.connection_slots import SourceKind
 from django_clusterstate.node.handler import Handler, resident_bytes
+from django_clusterstate.node.late_replies import MAX_WAITING
 from django_clusterstate.node.links import Links, Peer
 from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.node.server import Server
@@ -449,6 +451,41 @@ async def test_pipelined_requests_are_answered_in_order(running: Running) -> Non
     await friend.request(frame(wire.encode(wire.Set([(b"a", 0)], None))))
     replies = await asyncio.gather(*(friend.request(frame(wire.encode(wire.Incr(b"a", 1)))) for _ in range(1000)))
     assert [reply.value for reply in replies if isinstance(reply, wire.NumberReply)] == list(range(1, 1001))
+    friend.close()
+
+
+def _is_longer(waiting: Sized, count: int) -> bool:
+    return len(waiting) > count
+
+
+async def test_requests_behind_those_that_wait_for_another_node_are_bounded_and_answered_in_order(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[asyncio.Future[wire.Reply]] = []
+    handle = running.handler.handle
+
+    def forward(request: wire.Request, requester: Requester) -> Any:
+        if not isinstance(request, wire.Incr):
+            return handle(request, requester)
+        waiting.append(asyncio.get_running_loop().create_future())
+        return waiting[-1]
+
+    monkeypatch.setattr(running.handler, "handle", forward)
+    friend = await running.friend()
+    replies = [friend.request(frame(wire.encode(wire.Incr(b"a", 1)))) for _ in range(300)]
+    replies.append(friend.request(PING))
+    await until(lambda: len(waiting) == MAX_WAITING)
+    assert await running.serves()
+    assert len(waiting) == MAX_WAITING
+    answered = 0
+    while answered < 300:
+        await until(partial(_is_longer, waiting, answered))
+        for future in waiting[answered:][::-1]:
+            future.set_result(wire.NumberReply(1, waiting.index(future)))
+        answered = len(waiting)
+    done = await asyncio.gather(*replies)
+    assert [reply.value for reply in done if isinstance(reply, wire.NumberReply)] == list(range(300))
+    assert isinstance(done[-1], wire.PongReply)
     friend.close()
 
 
