@@ -20,6 +20,7 @@ from django_clusterstate.wire.messages import GetStatus, StatusReply, request_fr
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60.0
+STOP_SECONDS = 20.0  # a node that leaves hands over for up to 10 s, and forwards late requests for 2 s
 SERVER_PORTS = (12_000, 32_000)  # Linux gives clients those from 32,768 on
 BLOCK = 200  # ports; a hundred processes can each have a block
 
@@ -109,7 +110,13 @@ class Process:
         self._popen.kill()
         self._popen.wait()
 
-    def stop(self, seconds: float = 10.0) -> None:
+    @property
+    def processor_seconds(self) -> float:
+        """The processor time that it has used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
         """SIGTERM, and SIGKILL if that doesn't do."""
         if self.running:
             self._popen.terminate()
@@ -180,11 +187,26 @@ class LocalCluster:
             status is not None and status.state == "alive" and _serving(status) == len(names) for status in statuses
         )
 
+    def synced(self, names: Sequence[str]) -> bool:
+        """Whether these nodes, and no others, serve, and each key has a complete backup."""
+        statuses = [self.status(name) for name in names]
+        return self.agreed(names) and all(status is not None and status.copies.synced for status in statuses)
+
     def wait_for(self, *names: str, seconds: float = START_SECONDS) -> float:
-        """Waits until the named nodes, or all, are one cluster. Raises `TimeoutError` with the end of their logs."""
+        """Waits until the named nodes, or all, are one cluster. Returns the seconds it took. Raises `TimeoutError` with
+        the end of their logs."""
+        return self._wait(self.agreed, "a cluster of", names, seconds)
+
+    def wait_until_synced(self, *names: str, seconds: float = START_SECONDS) -> float:
+        """Waits as `wait_for`, and until each key has a complete backup."""
+        return self._wait(self.synced, "copies on", names, seconds)
+
+    def _wait(
+        self, condition: Callable[[Sequence[str]], bool], what: str, names: Sequence[str], seconds: float
+    ) -> float:
         wanted = names or tuple(self.names)
         try:
-            return wait_until(lambda: self.agreed(wanted), seconds, f"a cluster of {', '.join(wanted)}")
+            return wait_until(lambda: condition(wanted), seconds, f"{what} {', '.join(wanted)}")
         except TimeoutError as error:
             logs = "\n".join(f"--- {name}\n{self.processes[name].output()[-2000:]}" for name in self.processes)
             raise TimeoutError(f"{error}\n{logs}") from None

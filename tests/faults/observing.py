@@ -9,7 +9,7 @@ from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.wire.messages import StatusReply
 from testproject.processes import LocalCluster, wait_until
 
-SECONDS = 15.0
+SECONDS = 60.0
 
 _CHANGE = re.compile(r"(\S+ \S+) \w+ (?:node|peer) (\S+) \(\S+\) .*; (\w+) -> (\w+), ")
 

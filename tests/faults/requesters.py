@@ -22,6 +22,9 @@ from tests.faults.hosts import HostCluster
 
 DEADLINE = 0.1  # the default
 PAUSE = 0.002  # seconds between two requests: the machine has other things to do
+# Seconds until an owner that falls silent is down. It may have executed what was forwarded to it, so at first no other
+# node does, and the process decides alone.
+SILENCE = 3.0
 
 _CLONE_NEWNET = 0x40000000
 
@@ -37,7 +40,7 @@ class Tally:
     asked: int = 0
     unanswered: int = 0  # by the key's owner; then others are asked
     deadlines: int = 0  # of these, those that cost a whole deadline
-    alone: int = 0  # nor by others: the process decides alone
+    alone: list[float] = field(default_factory=list)  # when none of the others answered: the process decides alone
     slowest: float = 0.0
     refused: list[str] = field(default_factory=list)  # failures that were not a deadline
     errors: list[Exception] = field(default_factory=list)  # what a view would see
@@ -85,7 +88,7 @@ class Requesters:
     def of(self, host: str) -> Tally:
         return next(tally for tally in self.tallies if tally.host == host)
 
-    def go_on(self, requests: int = 50, seconds: float = 15.0) -> None:
+    def go_on(self, requests: int = 50, seconds: float = 60.0) -> None:
         """Waits until each requester has sent this number of further requests."""
         goals = [tally.asked + requests for tally in self.tallies]
         wait_until(
@@ -97,9 +100,15 @@ class Requesters:
     def reset(self) -> None:
         """Forgets what came before the fault."""
         for tally in self.tallies:
-            tally.unanswered = tally.deadlines = tally.alone = 0
+            tally.unanswered = tally.deadlines = 0
             tally.slowest = 0.0
             tally.refused.clear()
+            tally.alone.clear()
+
+    def alone_outside(self, *expected: tuple[float, float]) -> list[float]:
+        """When a process decided alone, other than in these times."""
+        times = (at for tally in self.tallies for at in tally.alone)
+        return [at for at in times if not any(start <= at < end for start, end in expected)]
 
     @property
     def errors(self) -> list[Exception]:
@@ -108,7 +117,7 @@ class Requesters:
     def __str__(self) -> str:
         return "; ".join(
             f"on {t.host} {t.asked} asked, {t.unanswered} unanswered by the owner ({t.deadlines} whole deadlines), "
-            f"{t.alone} by no node at all, slowest {t.slowest * 1000:.0f} ms"
+            f"{len(t.alone)} by no node at all, slowest {t.slowest * 1000:.0f} ms"
             for t in self.tallies
         )
 
@@ -155,7 +164,7 @@ class Requesters:
                 except ClusterStateError:
                     continue
             else:
-                tally.alone += 1
+                tally.alone.append(start)
                 return
         if self._hear is not None:
             self._hear(start, tally.host, request, reply)

@@ -12,13 +12,15 @@ import pytest
 from django_clusterstate.core.membership.heartbeat import MemberState
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.hosts import HostCluster, needs_hosts
+from tests.faults.kept import Kept
 from tests.faults.observing import SECONDS, changes, moves
-from tests.faults.requesters import Requesters, hits
+from tests.faults.requesters import SILENCE, Requesters, hits
 from tests.layers import Layer
 
 pytestmark = pytest.mark.fault
 
 Figure = Callable[[str, object], None]
+KILLS = 5
 
 
 def seconds_of(values: list[float]) -> str:
@@ -48,24 +50,29 @@ def until_logged(cluster: LocalCluster, peers: tuple[str, ...], of: str, to: Mem
 def test_a_killed_node_is_down_for_all_in_half_a_second_and_no_request_raises(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
-    times = []
-    with LocalCluster(folder, ("a", "b", "c", "d"), env=layer.env) as cluster:
+    names, staying = ("a", "b", "c", "d"), ("a", "b", "c")
+    times: list[float] = []
+    lost: list[str] = []
+    with LocalCluster(folder, names, env=layer.env) as cluster:
         cluster.start()
-        cluster.wait_for()
-        with Requesters(cluster, ("a", "b", "c"), hits()) as requesters:
-            for _ in range(5):
+        kept = Kept(cluster, names)
+        with Requesters(cluster, staying, hits()) as requesters:
+            for _ in range(KILLS):
                 since = time.time()
                 cluster.kill("d")
-                times += until_logged(cluster, ("a", "b", "c"), "d", MemberState.DOWN, since)
+                times += until_logged(cluster, staying, "d", MemberState.DOWN, since)
                 requesters.go_on()
+                lost += kept.lost(*staying)
                 cluster.start("d")
-                cluster.wait_for()
+                cluster.wait_until_synced()
                 requesters.go_on()
     figure("down for each peer after", seconds_of(times))
     figure("requesters", requesters)
     assert not requesters.errors
-    assert not any(tally.alone for tally in requesters.tallies)
+    # A request that is on its way to the killed node may have been executed there, so no other node executes it.
+    assert all(len(tally.alone) <= KILLS for tally in requesters.tallies)
     assert max(times) < 0.5
+    assert not lost
 
 
 def leave_times(cluster: LocalCluster, staying: tuple[str, ...], leaving: tuple[str, ...]) -> list[float]:
@@ -87,15 +94,16 @@ def leaves(folder: Path, layer: Layer, figure: Figure, rounds: int) -> None:
     times: list[float] = []
     with LocalCluster(folder, staying + leaving, env=layer.env) as cluster:
         cluster.start()
-        cluster.wait_for()
+        kept = Kept(cluster, staying + leaving)
         with Requesters(cluster, staying, hits()) as requesters:
             for number in range(rounds):
                 if number:
                     cluster.start(*leaving)
-                    cluster.wait_for()
+                    cluster.wait_until_synced()
                 requesters.reset()
                 times += leave_times(cluster, staying, leaving)
                 requesters.go_on()
+                assert not kept.lost(*staying)
                 refused = [reason for tally in requesters.tallies for reason in tally.refused]
                 assert not refused  # a node that leaves serves on until all requesters know
         assert not moves(cluster, MemberState.DOWN)
@@ -121,24 +129,29 @@ def test_peers_hear_of_each_of_many_leaves_in_a_tenth_of_a_second(folder: Path, 
 
 def lose_hosts(folder: Path, figure: Figure, runs: int) -> None:
     names = ("a", "b", "c", "d")
-    times = []
+    times: list[float] = []
+    silenced: list[float] = []
     with HostCluster(folder, names) as cluster:
         cluster.start()
-        cluster.wait_for()
+        kept = Kept(cluster, names)
         with Requesters(cluster, ("a", "b"), hits()) as requesters:
             for number in range(runs):
                 lost = ("c", "d")[number % 2]
                 time.sleep(random.uniform(0, 0.5))  # at any moment between two heartbeats
                 since = time.time()
+                silenced.append(time.monotonic())
                 cluster.silence(lost)
                 peers = tuple(name for name in names if name != lost)
                 times.append(max(until_logged(cluster, peers, lost, MemberState.DOWN, since)))
+                assert not kept.lost(*peers)
                 cluster.silence(lost, over=True)
-                cluster.wait_for()
+                # It joins again, and waits for twice as long each time that this recurs soon: for 72 s at most.
+                cluster.wait_until_synced(seconds=120)
+                assert not kept.lost(lost)
         figure("down for all after", seconds_of(times))
         figure("requesters", requesters)
         assert not requesters.errors
-        assert not any(tally.alone for tally in requesters.tallies)
+        assert not requesters.alone_outside(*((at, at + SILENCE) for at in silenced))
         assert max(times) < 4
 
 

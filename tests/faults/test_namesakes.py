@@ -20,6 +20,7 @@ from django_clusterstate.wire.derived_keys import derive_heartbeat_keys
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.faults.hosts import HostCluster, needs_hosts
+from tests.faults.kept import Kept
 from tests.faults.observing import SECONDS, lines, states, status_of
 from tests.faults.requesters import Requesters, hits
 from tests.layers import LAYERS, Layer
@@ -71,7 +72,7 @@ def test_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
 ) -> None:
     with LocalCluster(folder, THREE, env=layer.env) as cluster:
         cluster.start()
-        cluster.wait_for()
+        kept = Kept(cluster, THREE)
         boot = boot_of(cluster, "b")
         with Requesters(cluster, THREE, hits()) as requesters, second(cluster, layer) as other:
             seconds = wait_until(lambda: all_name_it(cluster) and all_name_it(other), SECONDS, "all name it")
@@ -88,7 +89,9 @@ def test_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
             assert shown.returncode == 1
             assert shown.stdout.count(TAKEN) == 1
             other.processes["b"].signal(signal.SIGTERM)
+            ending = time.monotonic()
             assert other.processes["b"].wait(SECONDS) == 0
+            assert time.monotonic() - ending < 5  # it owns nothing, so it doesn't hand over for up to `DRAIN`
             seconds = wait_until(lambda: nobody_names_it(cluster), 5, "nobody names it any more")
             figure("nobody names it after its end", f"{seconds:.2f} s")
         assert cluster.agreed(THREE)
@@ -96,6 +99,7 @@ def test_a_second_node_under_a_taken_name_changes_no_view_and_all_say_so(
         assert all(len(lines(cluster, name, f"ERROR problem: {TAKEN}")) == 1 for name in THREE)
         assert not requesters.errors
         assert not any(tally.unanswered for tally in requesters.tallies)
+        assert not kept.lost(*THREE)
 
 
 def test_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
@@ -103,7 +107,7 @@ def test_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
 ) -> None:
     with LocalCluster(folder, THREE, env=layer.env) as cluster:
         cluster.start()
-        cluster.wait_for()
+        kept = Kept(cluster, THREE)
         boot = boot_of(cluster, "b")
         cluster.processes["b"].signal(signal.SIGSTOP)
         with second(cluster, layer) as other:
@@ -113,22 +117,32 @@ def test_a_node_that_was_displaced_while_it_was_stopped_comes_back_by_itself(
             seconds = wait_until(lambda: has_restarted(cluster, "b", boot), 5, "the first restarts")
             figure("it has restarted after", f"{seconds:.2f} s")
             wait_until(lambda: all_name_it(cluster) and all_name_it(other), SECONDS, "all name it")
+            wait_until(
+                lambda: all(status_of(cluster, name).copies.synced for name in ("a", "c")),
+                SECONDS,
+                "the second is synced",
+            )
             other.processes["b"].kill()
-            figure("one view after its end", f"{cluster.wait_for(seconds=5):.2f} s")
+            # It is filled before it serves.
+            figure("one view after its end", f"{cluster.wait_for(seconds=10):.2f} s")
+        assert not kept.lost(*THREE)
         assert len(lines(cluster, "b", "is restarting empty")) == 1
 
 
 def test_a_killed_node_that_comes_back_at_once_has_its_name_at_once(folder: Path, layer: Layer, figure: Figure) -> None:
     with LocalCluster(folder, THREE, env=layer.env) as cluster:
         cluster.start()
-        cluster.wait_for()
+        kept = Kept(cluster, THREE)
         for _ in range(3):
             boot = boot_of(cluster, "b")
             cluster.kill("b")
             cluster.start("b")
             wait_until(lambda: cluster.status("b") is not None, SECONDS, "b is back")
             assert boot_of(cluster, "b") != boot
-            figure("one view after it answers", f"{cluster.wait_for(seconds=2.5):.2f} s")
+            # It is filled before it serves.
+            figure("one view after it answers", f"{cluster.wait_for(seconds=5):.2f} s")
+            assert not kept.lost(*THREE)
+            cluster.wait_until_synced()
         assert not any(lines(cluster, name, TAKEN) for name in THREE)
 
 

@@ -22,6 +22,7 @@ from django_clusterstate.wire.blocking import BlockingConnection
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.handshake import Hello, OtherInstance, OtherNode
 from testproject.processes import LocalCluster, wait_until
+from tests.faults.kept import KEYS, Kept
 from tests.faults.observing import SECONDS, lines, moves, status_of, until_all_say
 from tests.faults.proxy import Proxy
 from tests.faults.requesters import client_on, link_keys
@@ -182,7 +183,7 @@ def test_an_earlier_start_is_not_taken_for_the_present_one(folder: Path) -> None
 def test_a_node_that_advertises_the_address_of_another_changes_no_view(folder: Path, figure: Figure) -> None:
     with LocalCluster(folder, ("a", "b")) as cluster:
         cluster.start()
-        cluster.wait_for()
+        kept = Kept(cluster, ("a", "b"))
         (folder / "c").mkdir()
         env = {"CLUSTERSTATE_ADVERTISE": f"127.0.0.1:{cluster.ports['b']}"}
         with LocalCluster(folder / "c", ("c",), env=env, discovery=cluster.discovery) as third:
@@ -192,12 +193,19 @@ def test_a_node_that_advertises_the_address_of_another_changes_no_view(folder: P
                 lambda: any(told in text for text in status_of(cluster, "a").problems), SECONDS, "a names the address"
             )
             figure("a names the wrong address after", f"{seconds:.2f} s")
+            forwarded = {name: status_of(cluster, name).copies.forwarded for name in cluster.names}
             until = time.monotonic() + 8
             while time.monotonic() < until:
                 assert cluster.agreed(("a", "b"))
                 assert status_of(third, "c").state is MemberState.JOINING
+                with contextlib.closing(client_on(cluster, "a", 5.0)) as client:
+                    for key in KEYS:
+                        client.call(key, wire.request_frame(wire.Get([key])))
                 time.sleep(0.1)
             assert status_of(third, "c").problems
+            # Nobody has handed keys over to it, or the owners would have forwarded these requests.
+            assert not any(status_of(cluster, name).copies.forwarded - forwarded[name] for name in forwarded)
+        assert not kept.lost("a", "b")
         assert not moves(cluster, MemberState.SUSPECT)
         assert not moves(cluster, MemberState.DOWN)
 

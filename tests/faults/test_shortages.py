@@ -36,11 +36,6 @@ def dialed(port: int, count: int) -> Iterator[list[socket.socket]]:
             sock.close()
 
 
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
 def test_a_node_without_free_file_descriptors_lives_and_stays_a_member(
     folder: Path, layer: Layer, figure: Figure
 ) -> None:
@@ -52,14 +47,14 @@ def test_a_node_without_free_file_descriptors_lives_and_stays_a_member(
             limit = open_files(node.pid) + SPARE
             resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (limit, limit))
             start = time.monotonic()
-            spent = processor_seconds(node.pid)
+            spent = node.processor_seconds
             most = 0
             while time.monotonic() < start + 12:  # again and again, since strangers are closed after a while
                 with dialed(cluster.ports["c"], 3 * SPARE):
                     for _ in range(20):
                         most = max(most, open_files(node.pid))
                         time.sleep(0.1)
-            spent = processor_seconds(node.pid) - spent
+            spent = node.processor_seconds - spent
             requesters.go_on()
         figure("file descriptors", f"{most} open of {limit} allowed")
         figure("processor time of the node", f"{spent:.2f} s in 14 s")

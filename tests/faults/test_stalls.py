@@ -15,7 +15,7 @@ import pytest
 from django_clusterstate.client.blocking import Client
 from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.wire.framing import frame
-from django_clusterstate.wire.messages import Get, Reply, Set, ValuesReply, encode
+from django_clusterstate.wire.messages import Get, Reply, Set, Value, ValuesReply, encode
 from testproject.processes import LocalCluster, wait_until
 from tests.faults.observing import SECONDS, moves, until_all_say
 from tests.faults.requesters import Requesters, client_on, hits
@@ -66,11 +66,11 @@ def test_a_node_that_is_stopped_again_and_again_is_never_down(folder: Path, figu
 
 def stop_for(folder: Path, figure: Figure, seconds: float) -> None:
     """Stops `c` for `seconds`; meanwhile its keys get new values, and all hosts read them constantly."""
-    stale: list[float] = []  # when, after the last new value was stored
+    wrong: list[tuple[float, list[Value | None]]] = []  # when, after the last new value was stored; and what
     written = [float("inf")]  # when that was: earlier reads may see the old one
     with LocalCluster(folder, ALL) as cluster, contextlib.ExitStack() as stack:
         cluster.start()
-        cluster.wait_for()
+        cluster.wait_until_synced()
         client = stack.enter_context(contextlib.closing(client_on(cluster, "a", 1.0)))
         keys = [key for key in (b"default\0key %d" % n for n in range(300)) if _owner(client, key) == "c"]
         for key in keys:
@@ -81,8 +81,8 @@ def stop_for(folder: Path, figure: Figure, seconds: float) -> None:
             return key, frame(encode(Get([key])))
 
         def hear(when: float, _: str, __: bytes, reply: Reply) -> None:
-            if when > written[0] and isinstance(reply, ValuesReply) and reply.values == [b"old"]:
-                stale.append(when - written[0])
+            if when > written[0] and isinstance(reply, ValuesReply) and reply.values != [b"new"]:
+                wrong.append((when - written[0], reply.values))
 
         with Requesters(cluster, ALL, hits()) as requesters, Requesters(cluster, ALL, read, hear) as readers:
             stopped = time.monotonic()
@@ -90,18 +90,23 @@ def stop_for(folder: Path, figure: Figure, seconds: float) -> None:
             figure("down after", f"{until_all_say(cluster, MemberState.DOWN, 'c', ('a', 'b')):.2f} s")
             wait_until(lambda: len(client.table().targets) == 2, SECONDS, "the writer knows it")
             for key in keys:
+                got = client.call(key, frame(encode(Get([key]))))
+                assert isinstance(got, ValuesReply)
+                assert got.values == [b"old"]  # its backup had it
                 client.call(key, frame(encode(Set([(key, b"new")], None))))
             written[0] = time.monotonic()
             time.sleep(max(0.0, stopped + seconds - time.monotonic()))
             cluster.processes["c"].signal(signal.SIGCONT)
-            figure("one view after waking", f"{cluster.wait_for():.2f} s")
+            took = cluster.wait_for()
+            figure("one view after waking", f"{took:.2f} s")
             readers.go_on(3 * len(keys))
         for name, group in (("hits", requesters), ("reads", readers)):
             figure(name, group)
-        figure("old values read after newer were written", len(stale))
+        figure("no or old values read after newer were written", len(wrong))
         log = cluster.processes["c"].output()
         assert "was paused for" in log
-        assert not stale
+        assert took >= 9  # it was declared down, so it joins again, and serves once it was heard for 9 s
+        assert not wrong
         assert not requesters.errors
         assert not readers.errors
         lost = {tally.host: tally.deadlines for tally in (*requesters.tallies, *readers.tallies)}

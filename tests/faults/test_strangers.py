@@ -27,6 +27,7 @@ from django_clusterstate.wire.messages import Ping, PongReply, encode
 from testproject import settings as demo_settings
 from testproject.processes import ROOT, LocalCluster, Process, wait_until
 from tests.conftest import using
+from tests.faults.kept import Kept
 from tests.faults.observing import SECONDS, lines, moves, states, status_of, until_all_say
 from tests.faults.proxy import Proxy
 from tests.faults.requesters import Requesters, hits, link_keys
@@ -191,7 +192,7 @@ def test_a_secret_is_rotated_node_by_node_while_requesters_ask(folder: Path, fig
              {"CLUSTERSTATE_SECRET": new})  # fmt: skip
     with LocalCluster(folder, names, env={"CLUSTERSTATE_SECRET": old}) as cluster:
         cluster.start()
-        cluster.wait_for()
+        kept = Kept(cluster, names)
         slowest = 0.0
         with Requesters(cluster, names, hits()) as requesters:
             for step in steps:
@@ -201,16 +202,17 @@ def test_a_secret_is_rotated_node_by_node_while_requesters_ask(folder: Path, fig
                     cluster.processes[name].signal(signal.SIGTERM)
                     assert cluster.processes[name].wait(SECONDS) == 0
                     start_with(cluster, name, **step)
-                    slowest = max(slowest, cluster.wait_for())
+                    slowest = max(slowest, cluster.wait_until_synced())
         for name in names:
             cluster.processes[name].stop()
             start_with(cluster, name, **steps[-1])
-            slowest = max(slowest, cluster.wait_for())
-        figure("one view after each start within", f"{slowest:.2f} s")
+            slowest = max(slowest, cluster.wait_until_synced())
+        figure("synced after each start within", f"{slowest:.2f} s")
         figure("requesters", requesters)
         assert not requesters.errors
         assert not moves(cluster, MemberState.DOWN)
         assert not any(lines(cluster, name, "secret") for name in names)
+        assert not kept.lost(*names)
 
 
 @pytest.mark.parametrize("versions", ["1-2", "2-3"])

@@ -137,7 +137,7 @@ def restart(cluster: LocalCluster, number: int) -> None:
     process = cluster.processes[VICTIM]
     if number % 2:
         process.signal(signal.SIGTERM)
-        process.wait(SECONDS)
+        assert process.wait(SECONDS) == 0
     else:
         process.kill()
     cluster.start(VICTIM)
