@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from ..core.limits.copies import LimitCopies
 from ..core.limits.store import LimitStore
 from ..core.membership.members import Effects
 from ..core.membership.membership import Membership
-from ..core.rendezvous_hashing import Rendezvous
+from ..core.rendezvous_hashing import SLOTS, Rendezvous
 from ..exceptions import ProtocolError
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
@@ -65,7 +66,12 @@ class Handler:
         self.stats = Stats(cache_max_bytes=config.cache_max_bytes, limit_max_bytes=config.limits_max_bytes)
         self.history = History(clock())
         self.cache = self._make_cache(config)
-        self.limits = LimitStore(config.limits_max_bytes, is_valid=self._is_limit_valid, on_write=self._limit_written)
+        self.limits = LimitStore(
+            config.limits_max_bytes,
+            is_valid=self._is_limit_valid,
+            owns=self._owns_limit,
+            on_write=self._limit_written,
+        )
         stores = CacheCopies(CACHE, self.cache), LimitCopies(LIMITS, self.limits)
         self.copies = Copies(membership, stores, config, peers, clock)
         self._key_owners = KeyOwners(self.copies, lambda request: self._counted_methods[type(request)](request))
@@ -155,9 +161,16 @@ class Handler:
     # -- the stores -----------------------------------------------------------------------------------------
 
     def _make_cache(self, config: NodeConfig) -> CacheStores:
+        by_slot = array("I", [0]) * SLOTS
+
         def store(max_bytes: int) -> CacheStore[wire.Value]:
             return CacheStore(
-                max_bytes, size_of=sys.getsizeof, is_valid=self._is_entry_valid, on_write=self._entry_written
+                max_bytes,
+                size_of=sys.getsizeof,
+                is_valid=self._is_entry_valid,
+                owns=self._owns_entry,
+                on_write=self._entry_written,
+                by_slot=by_slot,
             )
 
         own = {namespace: store(size) for namespace, size in config.cache_own_bytes.items()}
@@ -175,6 +188,12 @@ class Handler:
 
     def _is_limit_valid(self, key: bytes, generation: int) -> bool:
         return generation >= self.copies.replication.lost[slot_of_state(key)]
+
+    def _owns_entry(self, key: bytes) -> bool:
+        return bool(self.copies.replication.placement.owns[slot_of_entry(key)])
+
+    def _owns_limit(self, key: bytes) -> bool:
+        return bool(self.copies.replication.placement.owns[slot_of_state(key)])
 
     # -- events ---------------------------------------------------------------------------------------------
 
@@ -211,9 +230,11 @@ class Handler:
         """The state of this node, its members and its counters."""
         now, membership, stats = self._clock(), self.membership, self.stats
         stats.cache_entries, stats.cache_bytes = self.cache.entries, self.cache.bytes
-        stats.cache_evictions = self.cache.evictions
+        stats.cache_evictions, stats.cache_copies_evicted = self.cache.evictions, self.cache.copies_evicted
         stats.limit_entries, stats.limit_bytes = self.limits.entries, self.limits.bytes
-        stats.limit_evictions = self.limits.evictions
+        stats.limit_evictions, stats.limit_copies_evicted = self.limits.evictions, self.limits.copies_evicted
+        owns = self.copies.replication.placement.owns
+        stats.cache_owned, stats.limit_owned = self.cache.owned(owns), self.limits.owned(owns)
         stats.event_evictions = self.events.evictions
         stats.channel_messages = self.channels.taken
         members = [

@@ -18,6 +18,7 @@ from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
 from django_clusterstate.core.replication.messages import FillEnd, FillStart
 from django_clusterstate.core.replication.slots import SlotSet
+from django_clusterstate.core.rendezvous_hashing import slot_of
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import MAX_DURATION
 from django_clusterstate.node.channels.queues import queue_name
@@ -376,7 +377,7 @@ def test_namespace_with_room_of_its_own_takes_none_from_the_others_and_gives_non
     ]  # fmt: skip
     stats = bench.ask(wire.GetStatus()).stats
     assert 80 < stats.cache_evictions < 95
-    assert stats.cache_entries == 200 - stats.cache_evictions
+    assert stats.cache_entries == stats.cache_owned == 200 - stats.cache_evictions
     assert stats.cache_bytes > 1_000_000
     for number in range(1000):
         bench.ask(wire.Set([(b"other\0more%d" % number, bytes(10_000))], None))
@@ -406,8 +407,10 @@ def test_evictions_are_counted_since_the_start() -> None:
         for number in range(1000):
             bench.ask(wire.Set([(b"ns\0%d" % number, bytes(10_000))], None))
         bench.ask(wire.Clear(b"ns"))
-    evictions = bench.ask(wire.GetStatus()).stats.cache_evictions
+    stats = bench.ask(wire.GetStatus()).stats
+    evictions = stats.cache_evictions
     assert 300 < evictions < 500
+    assert (stats.cache_owned, stats.cache_copies_evicted) == (stats.cache_entries, 0)
     assert bench.ask(wire.GetStatus()).stats.cache_evictions == evictions
 
 
@@ -637,6 +640,8 @@ def test_status_tells_what_the_node_knows_and_counts() -> None:
     assert status.memory > 1_000_000
     stats = status.stats
     assert (stats.requests, stats.cache_entries, stats.limit_entries, stats.channel_messages) == (2, 1, 1, 1)
+    owns = bench.handler.copies.replication.placement.owns
+    assert (stats.cache_owned, stats.limit_owned) == (owns[slot_of(b"a")], owns[slot_of(b"k")])
     assert stats.cache_bytes > 0
     assert stats.limit_bytes > 0
     assert wire.decode_reply(wire.encode(status)) == status

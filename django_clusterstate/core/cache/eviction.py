@@ -1,5 +1,6 @@
 """The entries of a store in the order in which they are evicted."""
 
+from array import array
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -22,9 +23,9 @@ class EvictionOrder(Generic[E]):
     long, whatever is used at its owner.
     """
 
-    def __init__(self) -> None:
-        self.used: Lru[E] = Lru()
-        self.copies: Lru[E] = Lru()
+    def __init__(self, by_slot: "array[int] | None" = None) -> None:
+        self.used: Lru[E] = Lru(by_slot)
+        self.copies: Lru[E] = Lru(self.used.by_slot)
 
     def __len__(self) -> int:
         return self.used.count + self.copies.count

@@ -11,6 +11,7 @@ entries is nearly the oldest of all. A small map is one dict, where the order is
 """
 
 import math
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
 from operator import attrgetter
@@ -18,12 +19,13 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from mmh3 import hash as hash_of
 
-from ..rendezvous_hashing import slot_of
+from ..rendezvous_hashing import SLOTS, slot_of
 from ..replication.slots import GROUPS, SlotSet
 from ..replication.stores import portions
 from .entry_keys import DOUBLE, slot_of_entry
 
 SHARDS: Final = GROUPS
+_SLOT_MASK: Final = SLOTS - 1
 # Entries. With fewer than 1024, the oldest of one shard says little about the others. Either step takes a millisecond.
 MERGE_BELOW: Final = 1024
 SPLIT_FROM: Final = 4096
@@ -49,10 +51,11 @@ class Lru(Generic[E]):
     """A map from keys to entries, in the order of use. A present key is in `shards[hash_of(key) & mask]`.
 
     `coarse_now`: the time of the coarse clock, in seconds of `now`, which never goes backwards. `resolution`: the
-    seconds after which the coarse clock advances.
+    seconds after which the coarse clock advances. `by_slot`: the number of entries in each slot, which maps may share.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_slot: "array[int] | None" = None) -> None:
+        self.by_slot = array("I", [0]) * SLOTS if by_slot is None else by_slot
         # The least recently used first. All are created here: objects that exist when a node starts are frozen, so the
         # garbage collector never visits them.
         self._one: list[OrderedDict[bytes, E]] = [OrderedDict()]
@@ -74,9 +77,12 @@ class Lru(Generic[E]):
     def add(self, entry: E) -> None:
         """Adds a new entry as the most recently used one."""
         key = entry.key
-        self.shards[hash_of(key) & self.mask][key] = entry
+        slot = hash_of(key) & _SLOT_MASK
+        self.shards[slot & self.mask][key] = entry
         if DOUBLE in key:
-            self._doubles[slot_of_entry(key) % GROUPS][key] = None
+            slot = slot_of_entry(key)
+            self._doubles[slot % GROUPS][key] = None
+        self.by_slot[slot] += 1
         self.count += 1
         if self.count >= SPLIT_FROM and not self.mask:
             self._move_to(self._many)
@@ -90,9 +96,12 @@ class Lru(Generic[E]):
         return self.shards[hash_of(key) & self.mask].get(key)
 
     def pop(self, key: bytes) -> E:
-        entry = self.shards[hash_of(key) & self.mask].pop(key)
+        slot = hash_of(key) & _SLOT_MASK
+        entry = self.shards[slot & self.mask].pop(key)
         if DOUBLE in key:
-            del self._doubles[slot_of_entry(key) % GROUPS][key]
+            slot = slot_of_entry(key)
+            del self._doubles[slot % GROUPS][key]
+        self.by_slot[slot] -= 1
         self.count -= 1
         if self.count < MERGE_BELOW and self.mask:
             self._move_to(self._one)

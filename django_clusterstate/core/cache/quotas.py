@@ -1,6 +1,7 @@
 """The stores of a node's cache: one for each namespace with a quota, and one that all others share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import compress
 from typing import TypeAlias
 
 from .store import CacheStore
@@ -9,7 +10,7 @@ Value: TypeAlias = bytes | int
 
 
 class CacheStores:
-    """Each namespace in `own` has the store given there; all others share one.
+    """Each namespace in `own` has the store given there; all others share one. All have the same `by_slot`.
 
     `get(key, now)` is that of the key's store. `all`: the stores, the shared one first.
     """
@@ -47,9 +48,9 @@ class CacheStores:
             left -= store.expire(now, left)
         return budget - left
 
-    @property
-    def copies(self) -> int:
-        return sum(store.copies for store in self.all)
+    def owned(self, owns: Iterable[int]) -> int:
+        """The number of entries in the slots whose flag isn't 0. Costs about a millisecond."""
+        return sum(compress(self._shared.by_slot, owns))
 
     @property
     def entries(self) -> int:
@@ -62,3 +63,7 @@ class CacheStores:
     @property
     def evictions(self) -> int:
         return sum(store.evictions for store in self.all)
+
+    @property
+    def copies_evicted(self) -> int:
+        return sum(store.copies_evicted for store in self.all)

@@ -5,6 +5,7 @@ monotonic clock; `now` never goes backwards.
 """
 
 import math
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, TypeVar
 
@@ -54,8 +55,9 @@ class CacheStore(Generic[V]):
     `on_write(key, now)` is called for each change that is made here, a delete of an absent key included, but not for an
     eviction. It returns the version of the change. Without versions, deletes and clears aren't remembered.
 
-    `bytes`: memory of the entries. `evictions`: live entries lost to the bound, but for copies. `expirations`: entries
-    that were expired or invalid when they were dropped.
+    `bytes`: memory of the entries. `by_slot`: the number of entries in each slot, which stores may share. `evictions`:
+    live entries lost to the bound of which this node `owns(key)`; `copies_evicted`: others. `expirations`: entries that
+    were expired or invalid when they were dropped.
     """
 
     def __init__(
@@ -64,20 +66,24 @@ class CacheStore(Generic[V]):
         *,
         size_of: Callable[[V], int],
         is_valid: Callable[[bytes, int], bool] = lambda *_: True,
+        owns: Callable[[bytes], bool] = lambda _: True,
         on_write: Callable[[bytes, float], int] = lambda *_: NONE,
+        by_slot: "array[int] | None" = None,
     ) -> None:
         self.generation = 0
         self.max_bytes = max_bytes
         self.bytes = 0
-        self.evictions = 0
+        self.evictions = self.copies_evicted = 0
         self.expirations = 0
         self._size_of = size_of
         self._is_valid = is_valid
+        self._owns = owns
         self._on_write = on_write
         reserve = min(_RESERVE, max_bytes // _RESERVE_PART) if max_bytes >= _LARGE else 0
         self._target = max_bytes - reserve  # bytes
-        self._entries: EvictionOrder[Entry[V]] = EvictionOrder()
+        self._entries: EvictionOrder[Entry[V]] = EvictionOrder(by_slot)
         self._used = self._entries.used
+        self.by_slot = self._used.by_slot
         self._namespaces = Namespaces()
         self._tombstones = Tombstones()
         self._void = Void(slot_of_entry)
@@ -86,11 +92,6 @@ class CacheStore(Generic[V]):
     def entries(self) -> int:
         """The number of entries in memory, including absent ones that aren't reclaimed yet."""
         return len(self._entries)
-
-    @property
-    def copies(self) -> int:
-        """The number of entries that another node has written last, and that weren't used here since."""
-        return self._entries.copies.count
 
     def get(self, key: bytes, now: float) -> V | None:
         """The value, now the most recently used; None when absent."""
@@ -373,8 +374,10 @@ class CacheStore(Generic[V]):
         entry = self._entries.pop_oldest(now)
         if entry.expires <= now:
             self.expirations += 1
-        elif not entry.copied:
+        elif self._owns(entry.key):
             self.evictions += 1
+        else:
+            self.copies_evicted += 1
         self._forget(entry)
 
     def _drop_absent(self, entry: Entry[V]) -> None:

@@ -3,6 +3,7 @@ import itertools
 import math
 import sys
 import tracemalloc
+from collections import Counter
 from contextlib import ExitStack
 from unittest import mock
 
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from django_clusterstate.core.cache import lru, namespaces
 from django_clusterstate.core.cache import store as store_module
+from django_clusterstate.core.cache.entry_keys import slot_of_entry
 from django_clusterstate.core.cache.lru import RESOLUTION
 from django_clusterstate.core.cache.namespaces import Cursor
 from django_clusterstate.core.cache.store import ENTRY_OVERHEAD, CacheStore
@@ -45,6 +47,8 @@ def keys_of(store: CacheStore[bytes]) -> list[bytes]:
 def check_structure(store: CacheStore[bytes], now: float = NOW) -> None:
     assert store.bytes <= store.max_bytes
     assert store.bytes == sum(entry.size for entry in map(store._entries.__getitem__, keys_of(store)))
+    by_slot = Counter(map(slot_of_entry, keys_of(store)))
+    assert {slot: store.by_slot[slot] for slot in by_slot} == by_slot
     index = store._namespaces
     spaces = [*index._live.values(), *index._cleared.values()]
     buckets = [(bucket.due, serial, bucket) for space in spaces for serial, bucket in space.buckets.items()]
@@ -72,7 +76,7 @@ def check_structure(store: CacheStore[bytes], now: float = NOW) -> None:
 def assert_empty(store: CacheStore[bytes]) -> None:
     index = store._namespaces
     assert (store.entries, store.bytes) == (0, 0)
-    assert not any((store._entries, index._live, index._cleared, index._schedule))
+    assert not any((store._entries, index._live, index._cleared, index._schedule, *store.by_slot))
 
 
 def test_value_is_present_until_it_expires() -> None:

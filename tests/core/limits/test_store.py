@@ -1,13 +1,14 @@
 import gc
 import math
 import tracemalloc
+from collections import Counter
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from django_clusterstate.core.limits.algorithms import LimitState
+from django_clusterstate.core.limits.algorithms import LimitState, slot_of_state
 from django_clusterstate.core.limits.store import _COPIES, _LRU, ROW_OVERHEAD, LimitStore, _LinkedLists
 
 NOW = 1000.25
@@ -51,6 +52,8 @@ def check_structure(store: LimitStore) -> None:
     assert store.bytes <= store.max_bytes
     assert store.bytes == sum(len(key) + ROW_OVERHEAD for key in index)
     assert store.entries == len(index)
+    by_slot = Counter(map(slot_of_state, index))
+    assert {slot: store._by_slot[slot] for slot in by_slot} == by_slot
     assert {key: store._keys[row] for key, row in index.items()} == {key: key for key in index}
     assert sorted(rows_of(store._usage, _LRU) + rows_of(store._usage, _COPIES)) == sorted(index.values())
     assert sorted(store._due_heap) == sorted(store._buckets)
@@ -68,6 +71,7 @@ def check_structure(store: LimitStore) -> None:
 def assert_empty(store: LimitStore) -> None:
     assert (store.entries, store.bytes) == (0, 0)
     assert not index_of(store)
+    assert not any(store._by_slot)
     assert rows_of(store._usage, _LRU) == rows_of(store._usage, _COPIES) == []
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from itertools import chain, count
 from typing import Any
 
@@ -280,15 +281,19 @@ TestLimitCopies = LimitsAgainstCells.TestCase
 # -- what each store does by itself ---------------------------------------------------------------------------------
 
 
-def cache_of(max_bytes: int = AMPLE) -> tuple[CacheStore[Value], CacheCopies]:
+def cache_of(
+    max_bytes: int = AMPLE, owns: Callable[[bytes], bool] = lambda _: True
+) -> tuple[CacheStore[Value], CacheCopies]:
     numbers = count(1000)
-    store: CacheStore[Value] = CacheStore(max_bytes, size_of=sys.getsizeof, on_write=lambda *_: next(numbers))
+    store: CacheStore[Value] = CacheStore(
+        max_bytes, size_of=sys.getsizeof, owns=owns, on_write=lambda *_: next(numbers)
+    )
     return store, CacheCopies(VALUES, CacheStores(store, {}))
 
 
-def limits_of(max_bytes: int = AMPLE) -> tuple[LimitStore, LimitCopies]:
+def limits_of(max_bytes: int = AMPLE, owns: Callable[[bytes], bool] = lambda _: True) -> tuple[LimitStore, LimitCopies]:
     numbers = count(1000)
-    store = LimitStore(max_bytes, on_write=lambda *_: next(numbers))
+    store = LimitStore(max_bytes, owns=owns, on_write=lambda *_: next(numbers))
     return store, LimitCopies(LIMITS, store)
 
 
@@ -303,7 +308,7 @@ def state(number: int, version: int = 1) -> Record:
 
 def test_copied_entries_are_evicted_in_order_before_those_that_are_used_here() -> None:
     room = 10 * (len(entry(0).key) + sys.getsizeof(b"v") + ENTRY_OVERHEAD)
-    store, copies = cache_of(room)
+    store, copies = cache_of(room, lambda key: not 5 <= int(key[-3:]) < 10)
     for number in range(5):
         store.set(entry(number).key, b"v", None, NOW)
     for number in range(5, 10):
@@ -314,14 +319,14 @@ def test_copied_entries_are_evicted_in_order_before_those_that_are_used_here() -
         store.set(entry(number).key, b"v", None, NOW)
     left = {int(key[-3:]) for key in chain.from_iterable(copies.keys(ALL))}
     assert left == {0, 1, 2, 3, 4, 5, 6, 10, 11, 12}
-    assert (store.copies, store.evictions) == (1, 0)
+    assert (store.copies_evicted, store.evictions) == (3, 0)
     store.set(entry(13).key, b"v", None, NOW)
     store.set(entry(14).key, b"v", None, NOW)
-    assert (store.copies, store.evictions) == (0, 1)
+    assert (store.copies_evicted, store.evictions) == (4, 1)
 
 
 def test_copied_states_are_evicted_in_order_before_those_that_are_used_here() -> None:
-    store, copies = limits_of(10 * (len(state(0).key) + ROW_OVERHEAD))
+    store, copies = limits_of(10 * (len(state(0).key) + ROW_OVERHEAD), lambda key: not 5 <= int(key[:3]) < 10)
 
     def use(number: int) -> None:
         store.set(state(number).key, (NOW + 60, 0, 0, 0, 0, 1), NOW)
@@ -336,21 +341,49 @@ def test_copied_states_are_evicted_in_order_before_those_that_are_used_here() ->
         use(number)
     left = {int(key[:3]) for key in chain.from_iterable(copies.keys(ALL))}
     assert left == {0, 1, 2, 3, 4, 5, 6, 10, 11, 12}
-    assert store.evictions == 0
+    assert (store.copies_evicted, store.evictions) == (3, 0)
     use(13)
     use(14)
-    assert store.evictions == 1
+    assert (store.copies_evicted, store.evictions) == (4, 1)
 
 
 @pytest.mark.parametrize("number", [10, 200])
 def test_copies_never_push_out_what_is_used_here(number: int) -> None:
-    store, copies = cache_of(10 * (len(entry(0).key) + sys.getsizeof(b"v") + ENTRY_OVERHEAD))
+    room = 10 * (len(entry(0).key) + sys.getsizeof(b"v") + ENTRY_OVERHEAD)
+    store, copies = cache_of(room, lambda key: int(key[-3:]) < 9)
     for used in range(9):
         store.set(entry(used).key, b"v", None, NOW)
     for copied in range(10, 10 + number):
         copies.put(entry(copied), NOW)
         assert store.bytes <= store.max_bytes
-    assert (store.entries, store.copies, store.evictions) == (10, 1, 0)
+    assert (store.entries, store.copies_evicted, store.evictions) == (10, number - 1, 0)
+
+
+def test_an_entry_that_was_copied_here_and_is_owned_by_now_counts_as_evicted() -> None:
+    owned: set[bytes] = set()
+    store, copies = cache_of(2 * (len(entry(0).key) + sys.getsizeof(b"v") + ENTRY_OVERHEAD), owned.__contains__)
+    for number in range(3):
+        copies.put(entry(number), NOW)
+    assert (store.copies_evicted, store.evictions) == (1, 0)
+    owned.add(entry(1).key)
+    copies.put(entry(3), NOW)
+    assert (store.copies_evicted, store.evictions) == (1, 1)
+
+
+def test_entries_are_owned_by_the_slots_of_their_keys() -> None:
+    numbers = range(100)
+    owned = SlotSet([slot_of_entry(entry(number).key) for number in numbers[:40]])
+    cache, copies = cache_of()
+    for number in numbers:
+        copies.put(entry(number), NOW)
+        cache.get(entry(number // 2).key, NOW)  # used here, which makes no difference
+    assert CacheStores(cache, {}).owned(owned.flags()) == 40
+    limits, limit_copies = limits_of()
+    for number in numbers:
+        limit_copies.put(state(number), NOW)
+        limits.get(state(number // 2).key, NOW)
+    owned = SlotSet([algorithms.slot_of_state(state(number).key) for number in numbers[:40]])
+    assert limits.owned(owned.flags()) == 40
 
 
 def test_an_entry_newer_than_a_clear_that_comes_late_stays_though_it_is_cleared_again_later() -> None:
