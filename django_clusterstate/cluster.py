@@ -5,6 +5,7 @@ except `ping`, `status`, `local_status`, `problem` and `unready`, whose results 
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from asgiref.sync import async_to_sync
@@ -16,6 +17,8 @@ from .core.membership.heartbeat import SERVING, Identity, MemberState
 from .exceptions import ClusterStateError, NoCluster, Unavailable
 from .runtime import asynchronous, blocking
 from .wire import messages as wire
+
+MAX_NAMED = 5  # nodes in one sentence
 
 _PING = wire.request_frame(wire.Ping())
 _GET_STATUS = wire.request_frame(wire.GetStatus())
@@ -75,8 +78,18 @@ class ClusterStatus:
 
     @property
     def problems(self) -> list[str]:
-        """The problems that the nodes report, each once: a name conflict, an unreachable address."""
-        return list(dict.fromkeys(problem for status in self.nodes.values() for problem in status.problems))
+        """The problems that the nodes report, each once: a name conflict, an unreachable address. Then settings that
+        must not differ, and do."""
+        reported = dict.fromkeys(problem for status in self.nodes.values() for problem in status.problems)
+        return [*reported, *self._different_backups()]
+
+    def _different_backups(self) -> Iterator[str]:
+        names: dict[int, list[str]] = {}
+        for name, status in self.nodes.items():
+            names.setdefault(status.copies.backups, []).append(name)
+        if len(names) > 1:
+            values = ", ".join(f"{value} on {_listed(names[value])}" for value in sorted(names))
+            yield f"the nodes have different values of BACKUPS: {values}; give all the same"
 
     @property
     def epochs(self) -> set[int]:
@@ -175,10 +188,7 @@ def unready() -> Operation[str]:
     status: wire.StatusReply | None = yield CallEither(local_status, alocal_status)
     if status is None or status.state not in SERVING or status.copies.synced:
         return _problem_of(status)
-    missing = status.copies.missing
-    return "this host's node is not synced: " + (
-        f"it has not received {missing:,} of its slots" if missing else "not all keys have a backup yet"
-    )
+    return f"this host's node is not synced: {status.copies.why_not_synced}"
 
 
 def _problem_of(status: wire.StatusReply | None) -> str:
@@ -197,6 +207,12 @@ aping = asynchronous(ping)
 alocal_status = asynchronous(local_status)
 aproblem = asynchronous(problem)
 aunready = asynchronous(unready)
+
+
+def _listed(names: list[str]) -> str:
+    more = [f"{len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    *first, last = [*names[:MAX_NAMED], *more]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _joined(table: RoutingTable) -> RoutingTable:

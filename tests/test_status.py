@@ -43,6 +43,10 @@ def node(name: str, epoch: int, members: tuple[MemberStatus, ...] = ()) -> Statu
     )
 
 
+def with_backups(name: str, backups: int) -> StatusReply:
+    return replace(node(name, 1), copies=CopiesStatus(True, backups=backups))
+
+
 def down(name: str) -> MemberStatus:
     return MemberStatus(Identity(name, bytes(16), f"{name}:4370"), MemberState.DOWN, 0, 12.3, 9.3, 1)
 
@@ -158,6 +162,54 @@ class TestTrouble:
             call_command("clusterstatus", stdout=output, no_color=True)
         assert caught.value.code == 1
         assert output.getvalue().splitlines()[3:6] == ["one only", "two have one name", "two only"]
+
+    def test_nodes_with_different_values_of_backups_are_named_and_that_is_1(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nodes = {name: with_backups(name, int(name > "a")) for name in "abc"}
+        monkeypatch.setattr(functions, "status", lambda: ClusterStatus("a", nodes))
+        output = StringIO()
+        with pytest.raises(SystemExit) as caught:
+            call_command("clusterstatus", stdout=output, no_color=True)
+        assert caught.value.code == 1
+        problem = "the nodes have different values of BACKUPS: 0 on a, 1 on b and c; give all the same"
+        assert problem in output.getvalue().splitlines()
+
+    def test_of_many_nodes_with_one_value_of_backups_some_are_named(self) -> None:
+        nodes = {name: with_backups(name, int(name < "h")) for name in "abcdefgh"}
+        assert ClusterStatus("a", nodes).problems == [
+            "the nodes have different values of BACKUPS: 0 on h, 1 on a, b, c, d, e and 2 more; give all the same"
+        ]
+        assert not ClusterStatus("a", {name: with_backups(name, 0) for name in "abc"}).problems
+
+    def test_what_keeps_copies_from_being_complete_has_a_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        copies = {
+            "a": CopiesStatus(missing=1234, unfilled=5),
+            "b": CopiesStatus(unfilled=5),
+            "c": CopiesStatus(lag=1200, lag_seconds=1.25),
+            "d": CopiesStatus(True, lag=12, lag_seconds=0.9),
+        }
+        nodes = {name: replace(node(name, 1), copies=copies[name]) for name in copies}
+        nodes["e"] = replace(node("e", 1), state=MemberState.LEAVING, copies=CopiesStatus())
+        monkeypatch.setattr(functions, "status", lambda: ClusterStatus("a", nodes))
+        assert called().splitlines()[6:-1] == [
+            "a is not synced: it has not received 1,234 of its slots",
+            "b is not synced: other nodes have not received 5 of its slots",
+            "c is not synced: not all keys have a backup yet",
+            "c waits for other nodes to copy 1,200 changes, the first for 1.2 s",
+        ]
+
+    def test_entries_that_a_node_owns_and_copies_are_counted_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stats = Stats(cache_entries=30, cache_owned=20, limit_entries=9, limit_owned=8, requests=7)
+        monkeypatch.setattr(functions, "status", lambda: ClusterStatus("a", {"a": replace(node("a", 1), stats=stats)}))
+        titles, row, _ = (line.split() for line in called().splitlines())
+        assert titles[5:7] == ["entries", "copies"]
+        assert row[6:8] == ["28", "11"]  # after "60 s" and "-"
+
+    def test_readiness_says_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        status = replace(node("a", 1), copies=CopiesStatus(missing=1234))
+        monkeypatch.setattr(functions, "local_status", lambda: status)
+        assert functions.unready() == "this host's node is not synced: it has not received 1,234 of its slots"
 
     def test_health_says_what_keeps_the_node_of_this_host_from_serving(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for state, problems, said in (

@@ -65,6 +65,7 @@ class Copies:
         self.good_until = math.inf
         self._ticked_at = clock()
         self._resumed = -math.inf  # when this node went on after it had stood still
+        self._backups = config.backups
         self._seen: tuple[int, frozenset[bytes]] = (0, frozenset())
         self._change: tuple[View, list[Identity]] | None = None  # of the members, which is to be taken in
         self._connections: dict[bytes, AsyncConnection] = {}
@@ -178,13 +179,16 @@ class Copies:
 
     def status(self) -> CopiesStatus:
         """How complete the copies are."""
-        replication = self.replication
+        replication, outboxes = self.replication, self.replication.outboxes
         return CopiesStatus(
             replication.synced,
             len(replication.placement.held - replication.complete),
-            replication.outboxes.lag,
-            sum(outbox.behind for outbox in replication.outboxes.by_boot.values()),
+            outboxes.lag,
+            outboxes.behind,
             self.forwarded,
+            outboxes.unfilled,
+            outboxes.age,
+            self._backups,
         )
 
     # -- messages -------------------------------------------------------------------------------------------

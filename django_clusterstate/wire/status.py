@@ -86,6 +86,9 @@ class MemberStatus(msgspec.Struct, frozen=True, array_like=True):
     unreachable: bool = False  #: other nodes hear its heartbeats, this node doesn't
 
 
+LATE = 1.0  # seconds; changes are sent within 10 ms, and acknowledged within a round trip
+
+
 class CopiesStatus(msgspec.Struct, frozen=True, array_like=True):
     """The copies of keys, as a node sees them."""
 
@@ -94,6 +97,25 @@ class CopiesStatus(msgspec.Struct, frozen=True, array_like=True):
     lag: int = 0  #: changes that other nodes have to get, and haven't acknowledged
     behind: int = 0  #: how often changes were dropped for a node that was too slow; its slots were sent again
     forwarded: int = 0  #: requests that were forwarded to the owner of their keys
+    unfilled: int = 0  #: slots that other nodes have to get from this node, and haven't received completely
+    lag_seconds: float = 0.0  #: age of the oldest of the changes that `lag` counts
+    backups: int = 1  #: the setting BACKUPS of the node
+
+    @property
+    def why_not_synced(self) -> str:
+        """What is missing, as a sentence about the node; empty if it is synced."""
+        if self.synced:
+            return ""
+        if self.missing:
+            return f"it has not received {self.missing:,} of its slots"
+        if self.unfilled:
+            return f"other nodes have not received {self.unfilled:,} of its slots"
+        return "not all keys have a backup yet"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether other nodes are late with acknowledging changes."""
+        return self.lag_seconds >= LATE
 
 
 def fit_members(members: list[MemberStatus], size: int) -> list[MemberStatus]:

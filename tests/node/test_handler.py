@@ -16,9 +16,9 @@ from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, M
 from django_clusterstate.core.membership.members import TOMBSTONES, Change, Effects, Timings
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
+from django_clusterstate.core.rendezvous_hashing import slot_of
 from django_clusterstate.core.replication.messages import FillEnd, FillStart
 from django_clusterstate.core.replication.slots import SlotSet
-from django_clusterstate.core.rendezvous_hashing import slot_of
 from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import MAX_DURATION
 from django_clusterstate.node.channels.queues import queue_name

@@ -26,11 +26,13 @@ RETRY: Final = 0.2  # seconds until what was refused is sent again
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A message that isn't acknowledged: of some records, or the end of a fill of some slots, or another."""
+    """A message that isn't acknowledged: of some records, or the end of a fill of some slots, or another. `since`: when
+    the first of the records changed, or before."""
 
     keys: tuple[RecordKey, ...] = ()
     slots: SlotSet | None = None
     filling: bool = False
+    since: float = 0.0
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class Outbox:
         self._keys_in = keys_in
         self._clock = clock
         self._pending: dict[RecordKey, None] = {}
+        self._pending_since = 0.0  # when the first of them changed, or before
         self._in_flight: deque[_Sent] = deque()
         self._fill: _Fill | None = None
         self._retry_at = 0.0
@@ -75,6 +78,18 @@ class Outbox:
     def lag(self) -> int:
         """Records that the peer hasn't acknowledged."""
         return len(self._pending) + sum(len(sent.keys) for sent in self._in_flight if not sent.filling)
+
+    def age(self, now: float) -> float:
+        """Seconds since the first change of those that the peer hasn't acknowledged, or more if there always are some
+        for which the window has no room; 0 if there are none."""
+        waiting = [sent.since for sent in self._in_flight if sent.keys and not sent.filling]
+        waiting += [self._pending_since] if self._pending else []
+        return now - min(waiting, default=now)
+
+    @property
+    def unfilled(self) -> SlotSet:
+        """The slots that the peer has to hold, and of which it may lack entries."""
+        return self.wanted - self.filled
 
     @property
     def busy(self) -> bool:
@@ -105,8 +120,9 @@ class Outbox:
         if fill is not None and (fill.slots - wanted or (fill.owned and fill.slots - owned)):
             self._fill = None  # its slots that are still wanted are filled again
 
-    def add(self, keys: Iterable[RecordKey]) -> None:
-        """Notes records that have changed."""
+    def add(self, keys: Iterable[RecordKey], since: float) -> None:
+        """Notes records that have changed, the first of them at `since`."""
+        self._pending_since = min(since, self._pending_since) if self._pending else since
         self._pending.update(dict.fromkeys(keys))
         if len(self._pending) > MAX_PENDING:
             self.behind += 1
@@ -162,7 +178,7 @@ class Outbox:
         for key in keys:
             del self._pending[key]
         if keys:
-            self._in_flight.append(_Sent(keys))
+            self._in_flight.append(_Sent(keys, since=self._pending_since))
             self._send(Batch(self._clock(), records))
         return _effort(keys, records)
 
@@ -230,7 +246,7 @@ class Outbox:
             return
         sent = self._in_flight.popleft()
         if refused:
-            self.add(sent.keys)
+            self.add(sent.keys, sent.since)
             self._retry_at = now + RETRY
         elif sent.slots is not None:
             self.filled = self.filled | (sent.slots & self.wanted)

@@ -27,6 +27,7 @@ class Outboxes:
         self.send = send
         self.now = 0.0
         self.paused = False  # whether no copies are sent
+        self._behind_before = 0  # of instances that are gone
         self._turn = 0  # of the instances that are filled
         self._placement = placement
         self._stores = stores
@@ -61,6 +62,22 @@ class Outboxes:
         """Changes that others have to get, and haven't acknowledged."""
         return len(self._changed) + sum(outbox.lag for outbox in self.by_boot.values())
 
+    @property
+    def age(self) -> float:
+        """Seconds since the first change of those that an instance hasn't acknowledged, or more while it is slow; 0 if
+        there are none. Counted anew when the members change, or a connection is lost."""
+        return max((outbox.age(self.now) for outbox in self.by_boot.values()), default=0.0)
+
+    @property
+    def behind(self) -> int:
+        """How often changes were dropped for an instance that was too slow."""
+        return self._behind_before + sum(outbox.behind for outbox in self.by_boot.values())
+
+    @property
+    def unfilled(self) -> int:
+        """How many slots others have to get from this node, and haven't received completely."""
+        return sum(len(outbox.unfilled) for outbox in self.by_boot.values())
+
     def post(self, message: Message) -> None:
         """Sends a message that has an `Ack` to all."""
         for outbox in self.open.values():
@@ -75,7 +92,7 @@ class Outboxes:
         """Drops the outboxes of instances that are gone."""
         for boot in [boot for boot in self.by_boot if boot not in known]:
             self.closed(boot)
-            del self.by_boot[boot]
+            self._behind_before += self.by_boot.pop(boot).behind
         self._receivers.clear()
 
     def begin_epoch(self) -> None:
@@ -103,7 +120,7 @@ class Outboxes:
             shares.setdefault(receivers, []).append(record_key)
         for receivers, keys in shares.items():
             for outbox in receivers:
-                outbox.add(keys)
+                outbox.add(keys, self.now)
 
     def _receivers_of(self, slot: int) -> tuple[Outbox, ...]:
         """The owner; the nodes that have to hold the slot, if this node is the owner."""

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -12,13 +13,13 @@ from django.core.management.base import BaseCommand, CommandError
 from django.template.defaultfilters import filesizeformat
 
 from ... import cluster, runtime
-from ...core.membership.heartbeat import MemberState
+from ...core.membership.heartbeat import SERVING, MemberState
 from ...wire.messages import StatusReply
 from ...wire.status import MemberStatus
 
 POLL_INTERVAL = 0.1  # seconds
 
-_COLUMNS = "{:<20} {:<9} {:<22} {:>9} {:>9} {:>10} {:>10} {:>12}  {}"
+_COLUMNS = "{:<20} {:<9} {:<22} {:>9} {:>9} {:>10} {:>10} {:>10} {:>12}  {}"
 
 
 class Command(BaseCommand):
@@ -60,9 +61,8 @@ class Command(BaseCommand):
             sys.exit(1)
 
     def _print(self, status: cluster.ClusterStatus) -> None:
-        self.stdout.write(
-            _COLUMNS.format("node", "state", "address", "uptime", "heard", "entries", "memory", "requests", "view")
-        )
+        titles = ("node", "state", "address", "uptime", "heard", "entries", "copies", "memory", "requests", "view")
+        self.stdout.write(_COLUMNS.format(*titles))
         for name, node in status.nodes.items():
             self.stdout.write(self._row(status, name, node))
         for name, why in status.silent.items():
@@ -77,6 +77,9 @@ class Command(BaseCommand):
             )
         for problem in status.problems:
             self.stdout.write(self.style.ERROR(problem))
+        for name, node in status.nodes.items():
+            for shortcoming in _shortcomings(node):
+                self.stdout.write(self.style.WARNING(f"{name} {shortcoming}"))
         for sender, receiver in status.unreachable:
             self.stdout.write(self.style.WARNING(f"{sender} cannot reach {receiver}"))
         if status.agree:
@@ -90,15 +93,18 @@ class Command(BaseCommand):
         self.stdout.write(f"this host's node: {status.asked or 'none answers'}; {verdict}")
 
     def _row(self, status: cluster.ClusterStatus, name: str, node: StatusReply) -> str:
+        stats = node.stats
+        owned = stats.cache_owned + stats.limit_owned
         return _COLUMNS.format(
             name[:20],
             node.state,
             node.identity.address,
             f"{node.uptime:.0f} s",
             _heard(status, name),
-            node.stats.cache_entries + node.stats.limit_entries,
+            owned,
+            stats.cache_entries + stats.limit_entries - owned,
             filesizeformat(node.memory).replace("\xa0", " "),
-            node.stats.requests,
+            stats.requests,
             f"{node.epoch:016x}",
         )
 
@@ -111,6 +117,15 @@ def _wait_for(wanted: int, timeout: float) -> cluster.ClusterStatus:
         if (status.agree and status.synced and status.serving == wanted) or time.monotonic() >= until:
             return status
         time.sleep(POLL_INTERVAL)
+
+
+def _shortcomings(node: StatusReply) -> Iterator[str]:
+    """What keeps the copies of a node from being complete, as predicates of it."""
+    copies = node.copies
+    if not copies.synced and (copies.missing or node.state in SERVING):
+        yield f"is not synced: {copies.why_not_synced}"
+    if copies.is_late:
+        yield f"waits for other nodes to copy {copies.lag:,} changes, the first for {copies.lag_seconds:.1f} s"
 
 
 def down_members(status: cluster.ClusterStatus) -> list[MemberStatus]:

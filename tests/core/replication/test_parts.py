@@ -24,7 +24,7 @@ from django_clusterstate.core.replication.messages import (
     Yours,
     size_of,
 )
-from django_clusterstate.core.replication.outbox import BATCH_BYTES, RETRY, WINDOW, Outbox
+from django_clusterstate.core.replication.outbox import BATCH_BYTES, MAX_PENDING, RETRY, WINDOW, Outbox
 from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
 from django_clusterstate.core.replication.replication import Replication
@@ -214,7 +214,7 @@ def test_large_records_are_sent_in_several_messages(filling: bool) -> None:
     if filling:
         peer.outbox.want(SlotSet.all(), SlotSet.all())
     else:
-        peer.outbox.add([(0, key) for key in peer.keys])
+        peer.outbox.add([(0, key) for key in peer.keys], 0.0)
     while len(peer.records()) < len(peer.keys):
         before = len(peer.sent)
         peer.outbox.pump(0.0)
@@ -228,7 +228,7 @@ def test_large_records_are_sent_in_several_messages(filling: bool) -> None:
 
 def test_changes_are_sent_as_they_are_by_then() -> None:
     peer = Peer()
-    peer.outbox.add([(0, b"key")])
+    peer.outbox.add([(0, b"key")], 0.0)
     peer.keys[b"key"] = b"latest"
     peer.outbox.pump(0.0)
     assert [record.value for record in peer.records()] == [b"latest"]
@@ -236,26 +236,54 @@ def test_changes_are_sent_as_they_are_by_then() -> None:
 
 def test_what_a_lost_connection_had_not_acknowledged_has_changed_again() -> None:
     peer = Peer()
-    peer.outbox.add([(0, b"one")])
+    peer.outbox.add([(0, b"one")], 0.0)
     peer.outbox.pump(0.0)
-    peer.outbox.add([(0, b"two")])
+    peer.outbox.add([(0, b"two")], 0.0)
     assert set(peer.outbox.closed()) == {(0, b"one"), (0, b"two")}
     assert not peer.outbox.lag
 
 
 def test_what_a_peer_refuses_is_sent_again() -> None:
     peer = Peer()
-    peer.outbox.add([(0, b"key")])
+    peer.outbox.add([(0, b"key")], 0.0)
     peer.outbox.pump(0.0)
     peer.acknowledge(refused=True)
     peer.outbox.pump(RETRY)
     assert [record.key for record in peer.records()] == [b"key", b"key"]
 
 
+def test_the_lag_is_as_old_as_the_first_change_that_is_not_acknowledged() -> None:
+    peer = Peer()
+    assert peer.outbox.age(1.0) == 0.0
+    peer.outbox.add([(0, b"one"), (0, b"hot")], 1.0)
+    peer.outbox.add([(0, b"hot")], 2.0)
+    assert peer.outbox.age(2.5) == 1.5  # though the hot key changes all the time
+    peer.outbox.pump(2.5)
+    peer.outbox.add([(0, b"two")], 3.0)
+    peer.outbox.pump(3.0)
+    peer.acknowledge(refused=True)
+    assert peer.outbox.age(4.0) == 3.0
+    peer.acknowledge()
+    peer.outbox.pump(4.0)
+    peer.acknowledge()
+    assert (peer.outbox.age(5.0), peer.outbox.lag) == (0.0, 0)
+    peer.outbox.add([(0, b"three")], 6.0)
+    assert peer.outbox.age(6.5) == 0.5
+
+
+def test_what_is_known_of_peers_that_are_gone_is_how_often_they_were_behind() -> None:
+    outboxes = Outboxes(Placement(A), [], HybridClock(A.boot), lambda *_: None)
+    outboxes.get(B.boot).want(SlotSet([1, 2, 3]), SlotSet())
+    outboxes.get(B.boot).add([(0, b"%d" % number) for number in range(MAX_PENDING + 1)], 0.0)
+    assert (outboxes.behind, outboxes.unfilled) == (1, 3)
+    outboxes.drop_unknown({A.boot})
+    assert (outboxes.behind, outboxes.unfilled) == (1, 0)
+
+
 def test_a_window_of_messages_is_sent_and_no_more_before_they_are_acknowledged() -> None:
     peer = Peer()
     for number in range(WINDOW + 5):
-        peer.outbox.add([(0, b"%d" % number)])
+        peer.outbox.add([(0, b"%d" % number)], 0.0)
         peer.outbox.pump(0.0)
     assert len(peer.sent) == WINDOW
 
