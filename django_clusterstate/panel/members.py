@@ -7,7 +7,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from ..core.counter_history import INTERVAL
-from ..core.membership.heartbeat import GONE, MemberState
+from ..core.membership.heartbeat import GONE, SERVING, MemberState
 from ..wire.messages import ReportReply, StatusReply
 from ..wire.status import MemberStatus
 from .formatting import duration
@@ -74,6 +74,23 @@ class Row:
     @property
     def entries(self) -> int:
         return 0 if self.status is None else self.status.stats.cache_entries + self.status.stats.limit_entries
+
+    @property
+    def copies(self) -> int:
+        """The number of entries that another node owns."""
+        return (
+            0 if self.status is None else self.entries - self.status.stats.cache_owned - self.status.stats.limit_owned
+        )
+
+    @property
+    def copies_evicted(self) -> int:
+        if self.status is None:
+            return 0
+        return self.status.stats.cache_copies_evicted + self.status.stats.limit_copies_evicted
+
+    @property
+    def serves(self) -> bool:
+        return self.state in SERVING
 
     @property
     def requests_per_second(self) -> float:

@@ -68,7 +68,8 @@ def _per_second(nodes: Sequence[list[int]]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A node's share of the keys by its weight, and its actual share of all entries, with the lengths of their bars."""
+    """A node's share of the keys by its weight, and its actual share of all entries, copies not counted, with the
+    lengths of their bars."""
 
     name: str
     expected_percent: float
@@ -81,7 +82,7 @@ class Share:
 def shares(reports: Reports) -> list[Share]:
     """The shares of the nodes that answered and serve, by name."""
     nodes = [status for status in reports.status.nodes.values() if status.state in SERVING]
-    entries = [status.stats.cache_entries + status.stats.limit_entries for status in nodes]
+    entries = [status.stats.cache_owned + status.stats.limit_owned for status in nodes]
     weights, held = sum(status.identity.weight for status in nodes), sum(entries)
     expected = [100 * status.identity.weight / weights for status in nodes]
     actual = [100 * count / held if held else 0.0 for count in entries]

@@ -8,7 +8,7 @@ from django_clusterstate.cluster import ClusterStatus
 from django_clusterstate.core.membership.heartbeat import Identity, MemberState
 from django_clusterstate.panel.node_reports import Reports
 from django_clusterstate.wire.messages import ReportReply, StatusReply
-from django_clusterstate.wire.status import MemberStatus, Stats
+from django_clusterstate.wire.status import CopiesStatus, MemberStatus, Stats
 
 
 def node(
@@ -21,8 +21,11 @@ def node(
     weight: float = 1.0,
     uptime: float = 3700.0,
 ) -> StatusReply:
-    stats = Stats(requests=1234, cache_entries=2, cache_bytes=2048, limit_entries=3)
-    return StatusReply(epoch, identity(name, weight), state, uptime, False, version, 50 * 2**20, members, stats)
+    stats = Stats(requests=1234, cache_entries=2, cache_bytes=2048, limit_entries=3, cache_owned=2, limit_owned=3)
+    return StatusReply(
+        epoch, identity(name, weight), state, uptime, False, version, 50 * 2**20, members, stats,
+        copies=CopiesStatus(True),
+    )  # fmt: skip
 
 
 def member(name: str, state: MemberState = MemberState.ALIVE, heard_ago: float = 0.25) -> MemberStatus:

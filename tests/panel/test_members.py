@@ -33,6 +33,13 @@ def test_row_has_the_figures_of_the_nodes_report() -> None:
     assert row.uptime.replace("\xa0", " ") == "1 hour, 1 minute"
 
 
+def test_row_counts_copies_apart() -> None:
+    one = node("one")
+    one.stats.limit_entries, one.stats.cache_copies_evicted, one.stats.limit_copies_evicted = 10, 3, 4
+    (row,) = rows(reports_of(ClusterStatus("one", {"one": one})))
+    assert (row.entries, row.copies, row.copies_evicted) == (12, 7, 7)
+
+
 def test_heartbeats_are_those_that_the_observer_received() -> None:
     nodes = {
         "one": node("one", members=(member("two", heard_ago=0.1),)),

@@ -22,6 +22,7 @@ from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.membership.timeline import EventKind, MemberEvent
 from django_clusterstate.panel import overview
 from django_clusterstate.panel.node_reports import Reports, gather
+from django_clusterstate.wire.status import CopiesStatus
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import NODES, using
 from tests.panel.pages import Page
@@ -185,6 +186,32 @@ class TestTrouble:
         )
         assert "two have the name <i>" in page.text
         assert not page.all("i")
+
+    def test_what_is_missing_of_copies_is_shown(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+        copies = {
+            "one": CopiesStatus(True),
+            "two": CopiesStatus(missing=1234),
+            "three": CopiesStatus(unfilled=5, lag=1200, lag_seconds=1.25),
+        }
+        nodes = {name: replace(node(name), copies=copies[name]) for name in copies}
+        nodes["four"] = replace(node("four", state=MemberState.LEAVING), copies=CopiesStatus())
+        nodes["two"].stats.cache_entries = 102
+        nodes["two"].stats.cache_copies_evicted = 1
+        text = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", nodes))).text
+        assert "Not all keys have a backup yet." in text
+        assert "one node of this host alive synced one.example:4370" in text
+        assert "two alive 1,234 slots missing two.example:4370" in text
+        assert "three alive not synced 1,200 changes not copied for 1.3 s three.example:4370" in text
+        assert "four leaving four.example:4370" in text
+        assert "102 cache, 3 limits 100 of them copies 1 copy evicted" in text
+
+    def test_nodes_with_different_values_of_backups_are_named(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nodes = {name: replace(node(name), copies=CopiesStatus(True, backups=int(name > "a"))) for name in "abc"}
+        text = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("a", nodes))).text
+        assert "the nodes have different values of BACKUPS: 0 on a, 1 on b and c; give all the same" in text
+        assert "Not all keys have a backup yet." not in text
 
     def test_names_and_keys_are_escaped(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         name, key = "<b>'\"", ratelimit.routing_key("<i>", "<script>alert(1)</script>")

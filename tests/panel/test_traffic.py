@@ -38,6 +38,12 @@ def test_shares_are_those_of_the_nodes_that_serve() -> None:
     assert [a.expected_length, a.actual_length, b.expected_length] == ["120", "80", "40"]
 
 
+def test_copies_do_not_count_as_shares() -> None:
+    nodes = {"a": node("a"), "b": node("b")}
+    nodes["b"].stats.cache_entries = 1000
+    assert [share.entries for share in shares(reports_of(ClusterStatus("a", nodes)))] == [5, 5]
+
+
 def test_there_are_no_shares_without_nodes() -> None:
     assert shares(reports_of(ClusterStatus())) == []
 
