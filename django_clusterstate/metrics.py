@@ -20,7 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from . import cluster
 from .core.membership.heartbeat import GONE, MemberState
 from .wire.messages import StatusReply
-from .wire.status import LATENCY_BOUNDS, RequesterStats, Stats
+from .wire.status import LATENCY_BOUNDS, CopiesStatus, RequesterStats, Stats
 
 
 class ClusterCollector:
@@ -52,6 +52,7 @@ def families(status: StatusReply | None) -> Iterator[Metric]:
     if status is not None:
         yield from _node(status)
         yield from _membership(status)
+        yield from _copies(status.copies)
         yield from _cache(status.stats)
         yield from _limits(status.stats)
         yield from _traffic(status.stats)
@@ -79,6 +80,17 @@ def _membership(status: StatusReply) -> Iterator[Metric]:
     yield _counters("member_changes", "Changes of members, including this node.", "change", kinds)
 
 
+def _copies(copies: CopiesStatus) -> Iterator[Metric]:
+    yield _gauge("synced", "1 if the node serves and all keys have a complete backup.", copies.synced)
+    yield _gauge("slots_missing", "Slots that the node has to hold and lacks entries of.", copies.missing)
+    yield _gauge("slots_unfilled", "Slots that other nodes have to get from this node.", copies.unfilled)
+    yield _gauge("replication_lag_changes", "Changes that other nodes have not acknowledged.", copies.lag)
+    yield _gauge("replication_lag_seconds", "Age of the oldest of these changes.", copies.lag_seconds, "seconds")
+    yield _counter("replication_behind", "Times that changes were dropped for a node that was too slow.", copies.behind)
+    yield _counter("requests_forwarded", "Requests forwarded to the owner of their keys.", copies.forwarded)
+    yield _gauge("backups", "The setting BACKUPS, the same on all nodes.", copies.backups)
+
+
 def _cache(stats: Stats) -> Iterator[Metric]:
     outcomes = {"hit": stats.hits, "miss": stats.misses}
     yield _counters("cache_lookups", "Cache keys looked up.", "outcome", outcomes)
@@ -87,8 +99,12 @@ def _cache(stats: Stats) -> Iterator[Metric]:
         "incr() or decr() on a value that is not an integer, or that would overflow 64 bits.",
         stats.failures,
     )
-    yield _counter("cache_evictions", "Cache entries evicted before they expired.", stats.cache_evictions)
-    yield _gauge("cache_entries", "Cache entries held.", stats.cache_entries)
+    yield _counter(
+        "cache_evictions", "Cache entries evicted by their owner before they expired.", stats.cache_evictions
+    )
+    yield _counter("cache_copies_evicted", "Copies of unexpired cache entries evicted.", stats.cache_copies_evicted)
+    yield _gauge("cache_entries", "Cache entries held, copies included.", stats.cache_entries)
+    yield _gauge("cache_entries_owned", "Cache entries held by their owner.", stats.cache_owned)
     yield from _memory("cache", stats.cache_bytes, stats.cache_max_bytes)
 
 
@@ -97,8 +113,12 @@ def _limits(stats: Stats) -> Iterator[Metric]:
     outcomes = {"allowed": stats.allowed, "denied": refused, "dry_denied": stats.dry_denied}
     yield _counters("limit_decisions", "Hits decided by this node.", "outcome", outcomes)
     yield _counter("limit_refunds", "Hits refunded.", stats.refunds)
-    yield _counter("limit_evictions", "Unexpired limits evicted; each one resets a count.", stats.limit_evictions)
-    yield _gauge("limit_entries", "Limits held, one for each rate of a key.", stats.limit_entries)
+    yield _counter(
+        "limit_evictions", "Unexpired limits evicted by their owner; each one resets a count.", stats.limit_evictions
+    )
+    yield _counter("limit_copies_evicted", "Copies of unexpired limits evicted.", stats.limit_copies_evicted)
+    yield _gauge("limit_entries", "Limits held, one for each rate of a key, copies included.", stats.limit_entries)
+    yield _gauge("limit_entries_owned", "Limits held by their owner.", stats.limit_owned)
     yield from _memory("limit", stats.limit_bytes, stats.limit_max_bytes)
 
 

@@ -20,6 +20,7 @@ from django.contrib.auth.models import Permission, User
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 from django.test import AsyncClient, Client, override_settings
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client import parser as text_parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
@@ -35,7 +36,7 @@ from django_clusterstate.settings import read_settings
 from django_clusterstate.wire.address import TcpAddress, UnixAddress
 from django_clusterstate.wire.framing import frame
 from django_clusterstate.wire.messages import Get, Set, StatusReply, encode
-from django_clusterstate.wire.status import MemberStatus, RequesterStats, Stats
+from django_clusterstate.wire.status import CopiesStatus, MemberStatus, RequesterStats, Stats
 from testproject.processes import ROOT, LocalCluster, Process, free_port, wait_until
 from tests.conftest import using
 from tests.test_docs import rows
@@ -163,6 +164,25 @@ def test_views_agree_if_all_members_announce_ours(members: tuple[MemberStatus, .
 def test_dry_denials_are_not_among_the_denials() -> None:
     told = rendered(status(stats=Stats(allowed=5, denied=3, dry_denied=2)))
     assert [told.of("limit_decisions_total", outcome=each) for each in ("allowed", "denied", "dry_denied")] == [5, 1, 2]
+
+
+def test_owned_entries_and_copies_are_told_apart() -> None:
+    told = rendered(status(stats=Stats(
+        cache_entries=9, cache_owned=5, cache_evictions=1, cache_copies_evicted=2,
+        limit_entries=8, limit_owned=4, limit_evictions=3, limit_copies_evicted=6,
+    )))  # fmt: skip
+    kinds = ("entries", "entries_owned", "evictions_total", "copies_evicted_total")
+    assert [told.of(f"cache_{kind}") for kind in kinds] == [9, 5, 1, 2]
+    assert [told.of(f"limit_{kind}") for kind in kinds] == [8, 4, 3, 6]
+
+
+def test_what_is_missing_of_copies_is_told() -> None:
+    copies = CopiesStatus(missing=1, lag=2, behind=3, forwarded=4, unfilled=5, lag_seconds=0.6, backups=0)
+    told = rendered(replace(status(), copies=copies))
+    assert (told.of("synced"), told.of("slots_missing"), told.of("slots_unfilled"), told.of("backups")) == (0, 1, 5, 0)
+    assert (told.of("replication_lag_changes"), told.of("replication_lag_seconds")) == (2, 0.6)
+    assert (told.of("replication_behind_total"), told.of("requests_forwarded_total")) == (3, 4)
+    assert rendered(replace(status(), copies=CopiesStatus(True))).of("synced") == 1
 
 
 def test_histogram_is_cumulative() -> None:
@@ -362,6 +382,7 @@ def test_real_nodes_count_what_is_done(scraped: Scraped, accept: str) -> None:
     assert denials() == 2
     assert total("requests_total") >= 63
     wait_until(lambda: total("cache_entries") == 40, SECONDS, "each entry is at its owner and its backup")
+    assert total("cache_entries_owned") == 20
     assert total("request_duration_seconds_sum") < 60 * 5
     for port in scraped.metrics.values():
         told = scrape(port, accept)
