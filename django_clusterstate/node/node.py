@@ -13,6 +13,7 @@ from .channels.in_process_layer import InProcessLayer
 from .channels.queues import NODE_GROUPS
 from .config import NodeConfig, NodeError
 from .discovery import Discovery
+from .hand_over_log import HandOverLog
 from .handler import Handler
 from .heartbeat import ChannelLayer, Heartbeats
 from .links import Links, Peer
@@ -59,6 +60,7 @@ class Node:
             log=RateLimitedLog(clock, LINK_FAILED_AGAIN),
         )  # fmt: skip
         self.handler = Handler(config, self.membership, clock, self.links)
+        self._hand_overs = HandOverLog(self.handler, clock)
         self._events = MembershipEvents(self.membership, self.handler.stats, self.handler.history, notify, clock)
         self.server = Server(self.handler, config.link_keys, rejected, on_dialed=self._handshake_completed)
         self.heartbeats = Heartbeats(
@@ -115,8 +117,9 @@ class Node:
         """Hands over to the next owners, says that this node leaves, and forwards requests for a while."""
         copies, loop = self.handler.copies, asyncio.get_running_loop()
         if self._failure is None:  # otherwise the part that hands over may be the one that failed
-            leaver = await copies.leave(self.config.drain)
-            await copies.until(lambda: leaver.may_leave)
+            with self._hand_overs.leaving(self.config.drain):
+                leaver = await copies.leave(self.config.drain)
+                await copies.until(lambda: leaver.may_leave)
         self.links.leaving = True
         self._apply(self.membership.leave())
         await self.heartbeats.beat()
@@ -189,6 +192,7 @@ class Node:
             self._stop.set()
         old, new = self._view, self.membership.view
         self._view = new
+        self._hand_overs.take_effects(effects)
         self.handler.take_effects(effects)
         for change in effects.changes:
             self._events.take_change(change)

@@ -82,6 +82,11 @@ class Joiner:
             self._yours.add(boot)
         return True
 
+    @property
+    def missing(self) -> frozenset[bytes]:
+        """The instances that haven't handed over to this node."""
+        return self._placement.boots - self._yours
+
     def wait_for(self, busy: Busy) -> bool:
         """Another joining node takes over now. Of two that wait for each other, the one with the greater name gives
         back what it has; whether this one does."""
@@ -106,10 +111,10 @@ class Joiner:
             self.progress = now
             return
         boots = self._placement.boots
-        self.may_serve = boots <= self._yours or self.is_stuck(now)
+        self.may_serve = not self.missing or self.is_stuck(now)
         if now >= self._asked_at and all(self.is_filled_by(boot) for boot in boots):
             self._asked_at = now + ASK_AGAIN
-            for boot in sorted(boots - self._yours):
+            for boot in sorted(self.missing):
                 if boot in self._outboxes.open:
                     self._outboxes.send(boot, TakeOver(self._placement.epoch, self._placement.turn))
 

@@ -1,0 +1,83 @@
+"""Logs how a node takes over keys when it joins, and hands them over when it leaves."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+from ..core.membership.heartbeat import MemberState
+from ..core.membership.members import Effects
+from ..core.replication.hand_over import NO_PROGRESS
+from ..core.replication.slots import union
+from .handler import Handler
+from .log import logger
+
+MAX_NAMED = 5  # peers in one line
+
+
+class HandOverLog:
+    """The log of the hand-overs of the node whose entries `handler` has."""
+
+    def __init__(self, handler: Handler, clock: Callable[[], float]) -> None:
+        self._handler = handler
+        self._membership = handler.membership
+        self._replication = handler.copies.replication
+        self._clock = clock
+        self._joins_since = clock()
+
+    def take_effects(self, effects: Effects) -> None:
+        """Reports from which nodes this node has taken over, once it serves. To be called before the handler takes in
+        the effects, since a node that serves forgets that."""
+        for change in effects.changes:
+            if change.identity is not self._membership.me:
+                continue
+            if change.new is MemberState.JOINING:
+                self._joins_since = self._clock()
+            elif change.old is MemberState.JOINING and change.new is MemberState.ALIVE:
+                self._joined()
+
+    def _joined(self) -> None:
+        taken = [slots for slots in self._replication.placement.taken.values() if slots]
+        if taken:
+            logger.info(
+                "node %s took over %d slots from %s in %.1f s; entries held: %d",
+                self._membership.me, len(union(taken)), _nodes(len(taken)), self._clock() - self._joins_since,
+                self._handler.cache.entries + self._handler.limits.entries,
+            )  # fmt: skip
+        if missing := self._replication.joiner.missing:
+            logger.warning(
+                "node %s serves without the copies of %s: no node has sent it any for %.0f s; cache entries that it "
+                "lacks are absent, and limits begin again; check the network between the hosts",
+                self._membership.me, self._named(missing), NO_PROGRESS,
+            )  # fmt: skip
+
+    @contextlib.contextmanager
+    def leaving(self, seconds: float) -> Iterator[None]:
+        """The time in which this node hands over what it owns, `seconds` at most."""
+        placement, begun = self._replication.placement, self._clock()
+        slots, heirs = len(placement.owned), len(placement.boots - placement.leaving - {self._membership.me.boot})
+        if not (slots and heirs):
+            yield
+            return
+        me, handler = self._membership.me, self._handler
+        entries = handler.cache.owned(placement.owns) + handler.limits.owned(placement.owns)
+        logger.info(
+            "node %s hands over %d slots to %s within %.0f s; entries owned: %d",
+            me, slots, _nodes(heirs), seconds, entries,
+        )  # fmt: skip
+        yield
+        took, unfilled = self._clock() - begun, self._replication.outboxes.unfilled
+        if unfilled:
+            logger.warning(
+                "node %s handed over after %.1f s, before other nodes had received %d of its slots: what only this "
+                "node has is lost; raise DRAIN, or check the network between the hosts", me, took, unfilled,
+            )  # fmt: skip
+        else:
+            logger.info("node %s handed over %d slots in %.1f s", me, slots, took)
+
+    def _named(self, boots: Iterable[bytes]) -> str:
+        peers = sorted(str(peer) for peer in self._replication.placement.view.members if peer.boot in set(boots))
+        more = [f"{len(peers) - MAX_NAMED} more"] if len(peers) > MAX_NAMED else []
+        return ", ".join([*peers[:MAX_NAMED], *more])
+
+
+def _nodes(number: int) -> str:
+    return "1 node" if number == 1 else f"{number} nodes"
