@@ -329,8 +329,9 @@ class ClusterCache(BaseCache):
 
     @blocking
     def stats(self) -> Operation[dict[str, dict[str, float]]]:
-        """By node name: `hits`, `misses`, `evictions` and `too_big` since the node's start, `entries` and `bytes` now,
-        and `uptime` in seconds, for all namespaces together. A node that doesn't reply is missing."""
+        """By node name: `hits`, `misses`, `evictions` and `too_big` since the node's start; now, the `entries` that it
+        owns, the `copies` that it has of those of others, and the `bytes` of both; and `uptime` in seconds; for all
+        namespaces together. A node that doesn't reply is missing."""
         return self._operations.stats()
 
     astats = asynchronous(stats)

@@ -255,7 +255,8 @@ def _figures(status: wire.StatusReply) -> dict[str, float]:
     return {
         "hits": stats.hits,
         "misses": stats.misses,
-        "entries": stats.cache_entries,
+        "entries": stats.cache_owned,  # so that the sum of all nodes is the number of entries
+        "copies": stats.cache_entries - stats.cache_owned,
         "bytes": stats.cache_bytes,
         "evictions": stats.cache_evictions,
         "too_big": stats.tally.too_big,
