@@ -29,7 +29,7 @@ from .config import NodeConfig
 
 FLUSH = 0.01  # seconds from a change until it is sent
 PATIENCE = 0.5  # of a requester's deadline: the part of it for which a forwarded request waits for its reply
-LATE = 1.0  # seconds for which an owner gives no reply until another node executes requests in its place
+LATE = 1.0  # seconds for which an owner gives no reply until another node changes cache entries in its place
 ACK_TIMEOUT = 5.0  # seconds after which the connection to a peer that acknowledges nothing is dialed again
 
 
@@ -256,19 +256,20 @@ class Copies:
 
     # -- requests of which another node owns the keys -------------------------------------------------------
 
-    def destination(self, slot: int, hops: int) -> bytes | None:
-        """The instance that executes a request about a slot; None if none can."""
+    def destination(self, slot: int, hops: int, late: float = LATE) -> bytes | None:
+        """The instance that executes a request about a slot; None if none can. This one executes it in the place of an
+        owner that has given no reply for `late` seconds."""
         me = self._membership.me.boot
         boot = self.replication.destination(slot, hops)
         if boot is None or boot == me:
             return boot
         connection = self._connections.get(boot)
-        if connection is not None and not connection.closed and not self._is_late(boot):
+        if connection is not None and not connection.closed and not self._is_late(boot, late):
             return boot
         return me if self.replication.placement.serving else None
 
-    def _is_late(self, boot: bytes) -> bool:
-        return boot in self._late_since and self._clock() - self._late_since[boot] >= LATE
+    def _is_late(self, boot: bytes, late: float) -> bool:
+        return boot in self._late_since and self._clock() - self._late_since[boot] >= late
 
     def forward(self, boot: bytes, request: wire.Request, hops: int) -> "asyncio.Future[wire.Reply]":
         """Sends a request to the owner of its keys. The future always gets a reply."""
