@@ -50,6 +50,7 @@ class Member:
     epoch: int = 0
     heard_by_others: float = -math.inf  # the latest time that they have reported
     unreachable: bool = False  # this node alone would have declared it down
+    resumed: float = -math.inf  # when its heartbeats came again after a gap: the next ones may have been on their way
     verdict: int = -1  # the last incarnation of this node that it has declared down
     notified: bool = False  # that it is down: from then on, a higher incarnation refutes that
 

@@ -175,6 +175,8 @@ class Membership:
         if late > due + STALL:
             effects.stalled = late
             self._discount(late, now)
+            for member in self.members.values():
+                member.resumed = now
         if self.layer_failing:
             self._discount(self.timings.suspect_after, now)
         if self.state is MemberState.JOINING:
@@ -276,6 +278,8 @@ class Membership:
             self.dropped += 1
             return False
         member.sequence = beat.sequence
+        if now - member.heard >= self.timings.suspect_after:
+            member.resumed = now
         member.heard = now
         refuted = beat.incarnation > member.incarnation
         if member.state is MemberState.DOWN:
@@ -325,8 +329,10 @@ class Membership:
         for seen in beat.observations:
             member, state = members.get(seen.name), seen.state
             if seen.boot == own_boot:
-                self._mentions.hear(beat.identity.name, seen, now)
-                self._refute(seen, members.get(beat.identity.name), effects)
+                sender = members.get(beat.identity.name)
+                if sender is not None:
+                    self._mentions.hear(sender.identity.name, seen, now, sender.resumed)
+                self._refute(seen, sender, effects)
             elif state in GONE:
                 continue
             elif seen.name == self.me.name:

@@ -132,6 +132,7 @@ class Leaver:
         self._begun = now
         self._until = now + seconds
         self._left = now
+        self._hands_over = False
         placement.leaving.add(placement.me.boot)
         outboxes.post(Leaving())
 
@@ -155,6 +156,7 @@ class Leaver:
             return False
         for boot in self._outboxes.open:
             self._outboxes.flush(boot)
+        self._hands_over = bool(self._placement.owned)
         self._placement.depart(self._placement.me.boot)
         self._outboxes.post(Left())
         self._left = now
@@ -172,4 +174,4 @@ class Leaver:
         if not any(outbox.busy for outbox in outboxes) or now - self._left > INTENT:
             self.may_leave = True
         sent = all(outbox.is_filled and not outbox.lag for outbox in outboxes)
-        self.done = self.may_leave and (now >= self._until or (sent and settled))
+        self.done = self.may_leave and (now >= self._until or (sent and (settled or not self._hands_over)))

@@ -88,6 +88,11 @@ class Outboxes:
         if boot in self.by_boot:
             self.changed(self.by_boot[boot].closed())
 
+    def tell_again(self, boot: bytes) -> None:
+        """What an instance was told of the state of this node is told again."""
+        if boot in self.by_boot:
+            self.by_boot[boot].told_filled = self.by_boot[boot].told_settled = -1
+
     def drop_unknown(self, known: set[bytes]) -> None:
         """Drops the outboxes of instances that are gone."""
         for boot in [boot for boot in self.by_boot if boot not in known]:

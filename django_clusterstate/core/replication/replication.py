@@ -108,8 +108,7 @@ class Replication:
         self.outboxes.changed(((kind, key),))
 
     def clear(self, namespace: bytes, version: int, now: float) -> int:
-        """Makes entries of a namespace up to a version absent, here and at all peers; 0: up to now. Returns the
-        version."""
+        """Makes entries of a namespace up to a version (0: now) absent, here and at all peers. Returns the version."""
         version = version or self.clock.next(now)
         self.clock.receive(version, now)
         if self._clears.add(namespace, version):
@@ -141,8 +140,9 @@ class Replication:
         self.outboxes.closed(boot)
 
     def disconnected(self, boot: bytes) -> None:
-        """The connection from an instance is lost."""
+        """The connection from an instance is lost, which may have forgotten what this node has told it."""
         self.inboxes.closed(boot)
+        self.outboxes.tell_again(boot)
 
     def prepare(self, view: View, joining: Iterable[Identity] = (), leaving: Collection[bytes] = ()) -> Iterator[None]:
         """Computes what `update()` needs, or with instances that leave what `leave()` and the receipt of `Leaving`

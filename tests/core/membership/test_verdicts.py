@@ -36,10 +36,14 @@ class Cluster:
         down: int | None = None,
         state: MemberState = MemberState.ALIVE,
         incarnation: int = 0,
+        age: float | None = None,
     ) -> Effects:
-        """A heartbeat of a node with this view. `down`: the incarnation of m that it has declared down."""
+        """A heartbeat of a node with this view. `down`: the incarnation of m that it has declared down. `age`: it has
+        heard m these seconds before it sent this."""
         self._sequence += 1
         seen = () if down is None else (Observation(ME.name, ME.boot, ME.address, MemberState.DOWN, down, 0.0),)
+        if age is not None:
+            seen = (Observation(ME.name, ME.boot, ME.address, MemberState.ALIVE, 0, age),)
         ordered = View.of(view)
         beat = Heartbeat(
             who, incarnation, self._sequence, state, ordered.epoch, seen, "", len(ordered.members), ordered.first
@@ -104,3 +108,21 @@ def test_nobody_gives_way_to_a_node_that_does_not_serve(cluster: Cluster, state:
     assert not cluster.hear(A, B, C, D, down=0, state=state).declared_down
     assert cluster.node.incarnation == 1
     assert cluster.hear(B, B, C, D, down=0).declared_down
+
+
+def test_what_others_said_before_a_gap_and_comes_after_it_keeps_no_node_that_was_cut_off(cluster: Cluster) -> None:
+    cluster.wait(3.2)
+    for age in (0.2, 0.7, 1.2):  # as long as the gap on their way
+        for who in (A, B, C, D):
+            cluster.hear(who, *ALL, age=age)
+    effects = [cluster.hear(who, A, B, C, D, down=0) for who in (A, B, C, D)]
+    assert [effect.declared_down for effect in effects] == [True, False, False, False]
+    assert cluster.node.state is MemberState.JOINING
+
+
+def test_node_that_its_peers_hear_disregards_one_that_does_not(cluster: Cluster) -> None:
+    cluster.wait(1.0, A, B, C)
+    for who in (A, B, C):
+        cluster.hear(who, *ALL, age=0.2)
+    assert not cluster.hear(D, A, B, C, D, down=0).declared_down
+    assert cluster.node.state is MemberState.ALIVE
