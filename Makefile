@@ -4,6 +4,8 @@ VENV ?= .venv
 SEEDS ?= 1000
 RUNS ?= 20
 ROUNDS ?= 20
+DEPLOYS ?= 10
+ENTRIES ?= 1000000
 GRIDS ?= --seeds 200
 WORKERS ?= $(shell expr $$(nproc) \* 3)
 BIN = $(VENV)/bin
@@ -71,8 +73,9 @@ grids: $(VENV)/dev  ## membership under the faults for which others publish figu
 restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit exceeded, no own write read stale, no lock twice on its host
 	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py
 
-deploys: $(VENV)/dev  ## DEPLOYS=1 rolling restarts and replacements, and crashes, of three and six nodes under load: nothing is lost
-	DEPLOYS=$(DEPLOYS) $(BIN)/pytest -m deploy -s tests/deploys
+deploys: $(VENV)/dev  ## DEPLOYS=10 rolling deploys, RUNS=20 crashes, ENTRIES=1000000 that move: what is lost, and what backups cost
+	DEPLOYS=$(DEPLOYS) RUNS=$(RUNS) ENTRIES=$(ENTRIES) $(BIN)/pytest -m deploy -s tests/deploys
+	$(RUN) -m tests.deploys.cost --check
 
 exactness: $(VENV)/dev  ## RUNS=20 times each: exactly the limit passes over three hosts, and what does when an owner is killed
 	EXACTNESS_RUNS=$(RUNS) $(BIN)/pytest -s tests/ratelimit/test_exactness.py

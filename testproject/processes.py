@@ -63,13 +63,14 @@ def is_free(port: int) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Returns the seconds it took. Raises `TimeoutError`, naming `what`, when it doesn't come true in time."""
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, every: float = 0.01) -> float:
+    """Looks at a condition every so many seconds. Returns the seconds it took. Raises `TimeoutError`, naming `what`,
+    when it doesn't come true in time."""
     start = time.monotonic()
     while not condition():
         if time.monotonic() - start > seconds:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
-        time.sleep(0.01)
+        time.sleep(every)
     return time.monotonic() - start
 
 
@@ -197,16 +198,21 @@ class LocalCluster:
         the end of their logs."""
         return self._wait(self.agreed, "a cluster of", names, seconds)
 
-    def wait_until_synced(self, *names: str, seconds: float = START_SECONDS) -> float:
+    def wait_until_synced(self, *names: str, seconds: float = START_SECONDS, every: float = 0.01) -> float:
         """Waits as `wait_for`, and until each key has a complete backup."""
-        return self._wait(self.synced, "copies on", names, seconds)
+        return self._wait(self.synced, "copies on", names, seconds, every)
 
     def _wait(
-        self, condition: Callable[[Sequence[str]], bool], what: str, names: Sequence[str], seconds: float
+        self,
+        condition: Callable[[Sequence[str]], bool],
+        what: str,
+        names: Sequence[str],
+        seconds: float,
+        every: float = 0.01,
     ) -> float:
         wanted = names or tuple(self.names)
         try:
-            return wait_until(lambda: condition(wanted), seconds, f"{what} {', '.join(wanted)}")
+            return wait_until(lambda: condition(wanted), seconds, f"{what} {', '.join(wanted)}", every)
         except TimeoutError as error:
             logs = "\n".join(f"--- {name}\n{self.processes[name].output()[-2000:]}" for name in self.processes)
             raise TimeoutError(f"{error}\n{logs}") from None

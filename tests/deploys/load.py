@@ -1,34 +1,36 @@
 """Processes of sites under load beside a cluster, and what they found."""
 
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from testproject.processes import ROOT, LocalCluster, wait_until
+from tests.deploys.rolling import SECONDS
 from tests.deploys.worker import LIMIT
 
-SECONDS = 120.0
+LOOK = 0.1  # seconds between two looks at the nodes, which have other things to do
 
 
 @dataclass
 class Found:
-    """What all workers found together."""
+    """What all workers found together. Times are those of the monotonic clock, which all processes of a host share."""
 
     operations: int = 0
-    written: int = 0
     missed: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     increments: Counter[str] = field(default_factory=Counter)
     admitted: Counter[str] = field(default_factory=Counter)
+    hits: list[tuple[str, float, float]] = field(default_factory=list)  # those that passed: limit, start, end
     fallbacks: Counter[str] = field(default_factory=Counter)
     held: list[tuple[str, float, float]] = field(default_factory=list)
     slowest: float = 0.0
-    read: int = 0
+    read: list[float] = field(default_factory=list)  # of each entry that was read in the end, when it was written last
     wrong: dict[str, tuple[Any, int, float]] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
 
@@ -42,10 +44,10 @@ class Found:
             else:
                 setattr(self, name, held + value)
 
-    @property
-    def readable(self) -> float:
-        """The share of the written entries that were read in the end, with their last values."""
-        return 1 - len(self.wrong) / max(self.read, 1)
+    def readable(self, before: float = math.inf) -> float:
+        """The share of the entries written before that time which were read in the end, with their last values."""
+        lost = sum(at < before for _, _, at in self.wrong.values())
+        return 1 - lost / max(sum(at < before for at in self.read), 1)
 
     @property
     def most_admitted(self) -> int:
@@ -56,6 +58,15 @@ class Found:
         """The limits of which more hits passed than promised."""
         most = LIMIT + max(1, LIMIT * 5 // 100)
         return [f"{key}: {count}" for key, count in self.admitted.items() if count > most]
+
+    def admitted_above(self, since: float, until: float) -> list[str]:
+        """The limits of which more hits passed than the limit and those that were under way in that time."""
+        lost = Counter(key for key, start, end in self.hits if end >= since and start <= until)
+        return [
+            f"{key}: {count}, and {lost[key]} were under way"
+            for key, count in self.admitted.items()
+            if count > LIMIT + lost[key]
+        ]
 
     @property
     def miscounted(self) -> list[str]:
@@ -83,7 +94,7 @@ class Found:
 
     def __str__(self) -> str:
         return (
-            f"{self.operations} operations; {self.readable:.2%} of {self.read} entries read in the end; "
+            f"{self.operations} operations; {self.readable():.2%} of {len(self.read)} entries read in the end; "
             f"missed {len(self.missed)}, stale {len(self.stale)}, errors {len(self.errors)} {self.errors[:3]}; "
             f"admitted at most {self.most_admitted} of {LIMIT}; fallbacks {dict(self.fallbacks)}; "
             f"counters wrong {self.miscounted[:5]}; locks held twice {len(self.held_twice)} of {len(self.held)}; "
@@ -91,23 +102,36 @@ class Found:
         )
 
 
-class Worker:
-    """One process on the host of a node."""
+def check_nothing_lost(found: Found) -> None:
+    assert not found.errors
+    assert not found.stale
+    assert not found.held_twice
+    assert not found.miscounted
+    assert not found.above_limit
+    assert found.fallback_share <= 1e-4
+    assert found.readable() >= 0.999
 
-    def __init__(self, cluster: LocalCluster, host: str, number: int) -> None:
-        self._log = (cluster.folder / f"worker-{host}-{number}.log").open("w+")
+
+class SiteProcess:
+    """A process on the host of a node: `python -m tests.deploys.MODULE ARGUMENTS`. It reads and prints lines."""
+
+    def __init__(
+        self, cluster: LocalCluster, host: str, module: str, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._log = (cluster.folder / f"{'-'.join([module, host, *arguments])}.log").open("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.deploys.worker", f"{host}-{number}"],
+            [sys.executable, "-m", f"tests.deploys.{module}", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            cwd=ROOT, env=cluster.env(host) | {"CLUSTERSTATE_DEADLINE": "1"}, text=True,
+            cwd=ROOT, env=cluster.env(host) | {"CLUSTERSTATE_DEADLINE": "1"} | dict(env or {}), text=True,
         )  # fmt: skip
 
     def line(self) -> str:
+        """Waits for the next line that it prints."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
-            raise AssertionError(f"a worker has ended:\n{self._log.read()[-3000:]}")
+            raise AssertionError(f"{self._log.name} has ended:\n{self._log.read()[-3000:]}")
         return line
 
     def send_line(self) -> None:
@@ -122,10 +146,10 @@ class Worker:
 
 
 class Workers:
-    """Workers on these hosts, from entering to leaving the context. `stop()` gives what they found."""
+    """A worker on each of these hosts, from entering to leaving the context. `stop()` gives what they found."""
 
-    def __init__(self, cluster: LocalCluster, hosts: Iterable[str], each: int = 1) -> None:
-        self._workers = [Worker(cluster, host, number) for host in hosts for number in range(each)]
+    def __init__(self, cluster: LocalCluster, hosts: Iterable[str], env: Mapping[str, str] | None = None) -> None:
+        self._workers = [SiteProcess(cluster, host, "worker", host, env=env) for host in hosts]
 
     def __enter__(self) -> "Workers":
         for worker in self._workers:
@@ -152,12 +176,12 @@ class Workers:
             found.add(json.loads(worker.line()))
 
 
-def wait_until_synced(cluster: LocalCluster, names: Iterable[str]) -> float:
-    """Seconds until these nodes are one cluster in which each key has its backup."""
+def until_served(cluster: LocalCluster, names: Iterable[str], requests: int) -> None:
+    """Waits until these nodes have answered this number of further requests."""
     names = list(names)
-    cluster.wait_for(*names)
-    return wait_until(
-        lambda: all((status := cluster.status(name)) is not None and status.copies.synced for name in names),
-        SECONDS,
-        f"{', '.join(names)} are synced",
-    )
+    goal = _served(cluster, names) + requests
+    wait_until(lambda: _served(cluster, names) >= goal, SECONDS, f"{requests} requests on {', '.join(names)}", LOOK)
+
+
+def _served(cluster: LocalCluster, names: Iterable[str]) -> int:
+    return sum(status.stats.requests for name in names if (status := cluster.status(name)) is not None)

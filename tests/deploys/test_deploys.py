@@ -4,62 +4,28 @@ DEPLOYS says how often each node is replaced; `make deploys` is the whole proof.
 """
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from testproject.processes import LocalCluster, free_port
-from tests.deploys.load import SECONDS, Found, Workers, wait_until_synced
+from testproject.processes import LocalCluster
+from tests.deploys.load import Workers, check_nothing_lost, until_served
+from tests.deploys.rolling import SECONDS, leave, nodes, replace, restart
 
 pytestmark = pytest.mark.deploy
 
 ROUNDS = int(os.environ.get("DEPLOYS", "1"))
+SERVED = 1000  # requests
 
 Figure = Callable[[str, object], None]
-
-
-def nodes(count: int) -> tuple[str, ...]:
-    return tuple(f"n{number}" for number in range(count))
-
-
-def restart(cluster: LocalCluster, name: str) -> None:
-    """Ends a node in an orderly way, and starts it again under its name."""
-    cluster.processes[name].signal(signal.SIGTERM)
-    assert cluster.processes[name].wait(SECONDS) == 0
-    cluster.start(name)
-    wait_until_synced(cluster, cluster.names)
-
-
-def replace(cluster: LocalCluster, name: str, by: str) -> None:
-    """Starts a node under a new name, and ends an old one once the new one is synced."""
-    cluster.names.append(by)
-    cluster.ports[by] = free_port()
-    cluster.discovery = ",".join(f"127.0.0.1:{cluster.ports[known]}" for known in cluster.names[-3:])
-    cluster.start(by)
-    wait_until_synced(cluster, cluster.names)
-    cluster.names.remove(name)
-    cluster.processes[name].signal(signal.SIGTERM)
-    assert cluster.processes[name].wait(SECONDS) == 0
-    wait_until_synced(cluster, cluster.names)
-
-
-def check_nothing_lost(found: Found) -> None:
-    assert not found.errors
-    assert not found.stale
-    assert not found.held_twice
-    assert not found.miscounted
-    assert not found.above_limit
-    assert found.fallback_share <= 1e-4
-    assert found.readable >= 0.999
 
 
 @pytest.mark.parametrize("count", [3, 6])
 def test_rolling_restart_under_load_loses_nothing(folder: Path, figure: Figure, count: int) -> None:
     with LocalCluster(folder, nodes(count)) as cluster:
         cluster.start()
-        wait_until_synced(cluster, cluster.names)
+        cluster.wait_until_synced(seconds=SECONDS)
         with Workers(cluster, cluster.names[:3]) as workers:
             for _ in range(ROUNDS):
                 for name in cluster.names:
@@ -74,7 +40,7 @@ def test_rolling_restart_under_load_loses_nothing(folder: Path, figure: Figure, 
 def test_rolling_replacement_under_load_loses_nothing(folder: Path, figure: Figure, count: int) -> None:
     with LocalCluster(folder, nodes(count)) as cluster:
         cluster.start()
-        wait_until_synced(cluster, cluster.names)
+        cluster.wait_until_synced(seconds=SECONDS)
         with Workers(cluster, cluster.names[:3]) as workers:
             for number in range(ROUNDS):
                 for name in list(cluster.names):
@@ -82,4 +48,26 @@ def test_rolling_replacement_under_load_loses_nothing(folder: Path, figure: Figu
             found = workers.stop()
             workers.verify(found)
     figure(f"{count} nodes replaced {ROUNDS} times each", found)
+    check_nothing_lost(found)
+
+
+@pytest.mark.parametrize("count", [3, 5], ids=["one stays", "three stay"])
+def test_two_leaves_at_once_and_two_joins_at_once_under_load_lose_nothing(
+    folder: Path, figure: Figure, count: int
+) -> None:
+    with LocalCluster(folder, nodes(count)) as cluster:
+        cluster.start()
+        cluster.wait_until_synced(seconds=SECONDS)
+        staying, leaving = cluster.names[:-2], cluster.names[-2:]
+        with Workers(cluster, staying) as workers:
+            for _ in range(ROUNDS):
+                until_served(cluster, staying, SERVED)
+                leave(cluster, *leaving)
+                cluster.wait_until_synced(*staying, seconds=SECONDS)
+                until_served(cluster, staying, SERVED)
+                cluster.start(*leaving)
+                cluster.wait_until_synced(seconds=SECONDS)
+            found = workers.stop()
+            workers.verify(found)
+    figure(f"two of {count} nodes left and came back {ROUNDS} times", found)
     check_nothing_lost(found)

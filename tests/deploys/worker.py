@@ -5,6 +5,7 @@ JSON. Another line makes it read all that it has written again.
 """
 
 import json
+import os
 import random
 import sys
 import threading
@@ -19,7 +20,11 @@ PAUSE = 0.002  # seconds between two operations of a thread
 LIMIT = 50
 RATE = f"{LIMIT}/h"
 SHARED = 20  # counters, locks, and limits of each algorithm
+LOCK_SECONDS = float(os.environ.get("LOCK_SECONDS", "60"))  # for which a lock stays that can't be released
 KEEP = 24 * 3600  # seconds
+FIGURES = (
+    "operations", "increments", "admitted", "hits", "fallbacks", "held", "missed", "stale", "errors", "slowest",
+)  # fmt: skip
 
 
 class Load:
@@ -39,6 +44,7 @@ class Load:
         self.increments: Counter[str] = Counter()
         self.admitted: Counter[str] = Counter()
         self.fallbacks: Counter[str] = Counter()
+        self.hits: list[tuple[str, float, float]] = []  # those that passed
         self.held: list[tuple[str, float, float]] = []
         self.operations = 0
         self.missed: list[str] = []
@@ -91,7 +97,7 @@ class Load:
 
     def hold(self, chance: random.Random, mine: list[str], number: int) -> None:
         name = f"lock {chance.randrange(SHARED)}"
-        with self.cache.lock(name, 60, blocking_timeout=30):
+        with self.cache.lock(name, LOCK_SECONDS, blocking_timeout=30):
             start = time.monotonic()
             time.sleep(0.001)
             self.held.append((name, start, time.monotonic()))
@@ -99,10 +105,13 @@ class Load:
     def hit(self, chance: random.Random, mine: list[str], number: int) -> None:
         algorithm = chance.choice(list(self.limits))
         key = f"{algorithm} {chance.randrange(SHARED)}"
+        start = time.monotonic()
         decision = self.ratelimit.hit(self.limits[algorithm], "deploys", key)
         with self._lock:
             self.admitted[key] += decision.allowed
             self.fallbacks[decision.fallback] += 1
+            if decision.allowed:
+                self.hits.append((key, start, time.monotonic()))
 
     def verify(self) -> dict[str, Any]:
         """Reads all that was written."""
@@ -112,11 +121,10 @@ class Load:
             if found != value:
                 wrong[key] = (found, value, at)
         counters = {f"counter {number}": self.cache.get(f"counter {number}") for number in range(SHARED)}
-        return {"read": len(self.written), "wrong": wrong, "counters": counters}
+        return {"read": [at for _, at in self.written.values()], "wrong": wrong, "counters": counters}
 
     def figures(self) -> dict[str, Any]:
-        names = ("operations", "increments", "admitted", "fallbacks", "held", "missed", "stale", "errors", "slowest")
-        return {name: getattr(self, name) for name in names} | {"written": len(self.written)}
+        return {name: getattr(self, name) for name in FIGURES}
 
 
 def main() -> None:

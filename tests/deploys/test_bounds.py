@@ -1,0 +1,99 @@
+"""Backups that are full or stopped: memory is bounded, and requests are as fast. Figures are printed (-s)."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from django_clusterstate.wire.messages import StatusReply
+from testproject.processes import LocalCluster, wait_until
+from tests.deploys.fill import fill
+from tests.deploys.load import SiteProcess
+from tests.deploys.probe import Latencies, Probe, at
+from tests.deploys.rolling import SECONDS, nodes
+
+pytestmark = pytest.mark.deploy
+
+STOPPED = 30.0  # seconds
+STOPS = 2
+SAMPLE = 1000  # entries
+LARGE = {"FILL_SIZE": "1000"}
+SMALL_CACHE = 8 << 20  # bytes
+DEFAULT_DEADLINE = {"CLUSTERSTATE_DEADLINE": "0.1"}  # of a writer, which asks the stopped node too
+
+Figure = Callable[[str, object], None]
+
+
+def statuses(cluster: LocalCluster, names: Iterable[str]) -> list[StatusReply]:
+    found = [cluster.status(name) for name in names]
+    return [status for status in found if status is not None]
+
+
+def check_bounds(found: Iterable[StatusReply]) -> None:
+    for status in found:
+        assert status.stats.cache_bytes <= 1.05 * status.stats.cache_max_bytes
+        assert status.stats.limit_bytes <= 1.05 * status.stats.limit_max_bytes
+
+
+def test_full_caches_lose_copies_and_no_entry_of_their_own(folder: Path, figure: Figure) -> None:
+    """All entries fit once, and not twice."""
+    with LocalCluster(folder, nodes(3), env={"CLUSTERSTATE_CACHE_MAX_BYTES": str(SMALL_CACHE)}) as cluster:
+        cluster.start()
+        cluster.wait_until_synced(seconds=SECONDS)
+        assert not fill(cluster, cluster.names, "write_entries", SAMPLE, **LARGE)
+        wait_until(lambda: held(cluster) == 2 * SAMPLE, SECONDS, "all are copied")
+        each = sum(status.stats.cache_bytes for status in statuses(cluster, cluster.names)) / (2 * SAMPLE)
+        count = int(0.8 * 3 * SMALL_CACHE / each)
+        for _ in range(3):
+            assert not fill(cluster, cluster.names, "write_entries", count, **LARGE)
+        lost = fill(cluster, cluster.names, "lost_entries", count, **LARGE)
+        found = statuses(cluster, cluster.names)
+        figure(f"of {count:,} entries lost", lost)
+        figure("copies held", f"{held(cluster) - count:,}")
+        figure("MiB held", [round(status.stats.cache_bytes / 2**20, 1) for status in found])
+        assert lost == 0
+        assert held(cluster) < 2 * count
+        assert not any(status.stats.cache_evictions for status in found)
+        check_bounds(found)
+
+
+def held(cluster: LocalCluster) -> int:
+    return sum(status.stats.cache_entries for status in statuses(cluster, cluster.names))
+
+
+def test_stopped_backup_costs_its_owners_no_time_and_no_memory(folder: Path, figure: Figure) -> None:
+    """All caches are full, and entries are written all the time."""
+    env = {"CLUSTERSTATE_DOWN_AFTER": "600", "CLUSTERSTATE_CACHE_MAX_BYTES": str(256 << 20)}
+    count = 400_000  # more than all caches hold with their copies
+    running, stopped = Latencies(), Latencies()
+    memory: dict[str, list[int]] = {"running": [], "stopped": []}
+    with LocalCluster(folder, nodes(3), env=env) as cluster:
+        cluster.start()
+        cluster.wait_until_synced(seconds=SECONDS)
+        owners, backup = ("n0", "n1"), cluster.processes["n2"]
+        fill(cluster, cluster.names, "write_entries", count, **LARGE)
+        writer = SiteProcess(cluster, "n0", "fill", "rewrite_entries", "0", str(count), env=DEFAULT_DEADLINE | LARGE)
+        with closing(writer), Probe(cluster, "n0", "n2") as probe:
+            for _ in range(STOPS):
+                time.sleep(STOPPED)
+                running.add(probe.take())
+                memory["running"] += [status.memory for status in statuses(cluster, owners)]
+                backup.signal(signal.SIGSTOP)
+                time.sleep(STOPPED)
+                stopped.add(probe.take())
+                found = statuses(cluster, owners)
+                memory["stopped"] += [status.memory for status in found]
+                check_bounds(found)
+                backup.signal(signal.SIGCONT)
+                cluster.wait_until_synced(seconds=SECONDS)
+                probe.take()
+        figure("changes dropped for the stopped backup, times", [status.copies.behind for status in found])
+    figure("with the backup running", running)
+    figure("with the backup stopped", stopped)
+    figure("resident MiB of the owners", {name: [size >> 20 for size in sizes] for name, sizes in memory.items()})
+    assert at(0.99, stopped.gets) <= 2 * at(0.99, running.gets)
+    assert at(0.99, stopped.hits) <= 2 * at(0.99, running.hits)
+    assert max(memory["stopped"]) <= 1.05 * max(memory["running"])
