@@ -129,6 +129,7 @@ SLEEPS = {
     ("channel_layer/test_channel_layer.py", "test_channel_with_a_plain_name_receives_a_group_message_once"),
     ("channel_layer/test_channel_layer.py", "test_receivers_and_groups_outlive_their_node_and_follow_their_channels"),
     ("deploys/worker.py", "hold"),
+    ("deploys/fill.py", "rewrite_entries"),
     ("node/loop_cluster.py", "until"),
 }
 

@@ -52,15 +52,16 @@ class Client:
                     raise Unreachable("the node closed the connection while it was idle")
                 reply = connection.call(request)
             except IndexError:
-                return self._call_on_new_connection(target, request, now, now + deadline)
+                reply = self._call_on_new_connection(target, request, now, now + deadline)
             except TimedOut:
                 raise
             except Unavailable as error:  # the node may have been restarted
                 target.close_pool()
-                return self._call_on_new_connection(target, request, now, now + deadline, error)
+                reply = self._call_on_new_connection(target, request, now, now + deadline, error)
+            else:
+                self._answered(target, connection, reply, now)
         except ClusterStateError as error:
             raise self._failed(target, error, now) from error
-        self._answered(target, connection, reply, now)
         if type(reply) is UnavailableReply:
             raise self.routing.owner_unavailable(target, reply)
         return reply
@@ -140,9 +141,10 @@ class Client:
             if not isinstance(error, Unavailable) or isinstance(error, TimedOut) or time.monotonic() >= until:
                 raise error
             target.close_pool()
-            return self._call_on_new_connection(target, request, now, now + self._deadline, error)
+            reply = self._call_on_new_connection(target, request, now, now + self._deadline, error)
         except ClusterStateError as failure:
             return self._failed(target, failure, now)
+        return self.routing.owner_unavailable(target, reply) if type(reply) is UnavailableReply else reply
 
     def _call_or_error(self, target: Target, request: bytes, now: float, until: float) -> Reply | ClusterStateError:
         """Sends a request unless other nodes have used up the time: then this one has not failed."""

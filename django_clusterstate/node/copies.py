@@ -132,6 +132,7 @@ class Copies:
             view, joining = change or (placement.view, list(placement.joining.values()))
             for _ in self.replication.prepare(view, joining, leaving):
                 await asyncio.sleep(0)
+                self._note_pause(self._clock())
             if change is self._change:  # and not another one meanwhile
                 return
 
@@ -139,7 +140,9 @@ class Copies:
         """Waits while copies are exchanged."""
         while not condition():
             self._ticked.clear()
-            await self._ticked.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LATE):  # it may be something else that has changed
+                    await self._ticked.wait()
 
     # -- the passing of time --------------------------------------------------------------------------------
 
@@ -170,12 +173,14 @@ class Copies:
 
     def _note_pause(self, now: float) -> None:
         """After this node has stood still, it hears within a heartbeat whether it was declared down."""
-        if now >= self.good_until and now - self._ticked_at >= self._timings.down_after:
+        # Others count from the last heartbeat that they have received, which may be older than the last tick.
+        still = self._timings.down_after - 1.2 * self._timings.heartbeat
+        if now >= self.good_until and now >= self._ticked_at + still:
             self._resumed = now
         self._ticked_at = now
         if now >= self._resumed + self._timings.heartbeat:
             alone = self.replication.placement.boots <= {self._membership.me.boot}
-            self.good_until = math.inf if alone else now + self._timings.down_after
+            self.good_until = math.inf if alone else now + still
 
     def status(self) -> CopiesStatus:
         """How complete the copies are."""
@@ -196,10 +201,12 @@ class Copies:
     def receive(self, request: wire.Replicate, requester: Requester) -> None:
         """Takes in a message of a peer. Raises `ProtocolError` or one of `DECODE_ERRORS` if it can't be read."""
         boot = requester.peer
-        if self._inbound.get(boot) is not requester:
-            if boot in self._inbound:
-                self.replication.disconnected(boot)
+        before = self._inbound.get(boot)
+        if before is not requester:
             self._inbound[boot] = requester
+            if before is not None:  # what it still sends would be taken for the new connection's
+                before.abort()
+                self.replication.disconnected(boot)
         try:
             self.replication.receive(boot, wire.decode_copies(request.message), self._clock())
         except ValueError as error:
@@ -235,7 +242,10 @@ class Copies:
     def _update_connections(self, now: float) -> None:
         outboxes = self.replication.outboxes.by_boot
         for boot, connection in list(self._connections.items()):
-            if not connection.closed and not outboxes[boot].busy:
+            outbox = outboxes.get(boot)
+            if outbox is None:  # the peer was gone for a moment; acknowledgements count from a new connection on
+                connection.close()
+            elif not outbox.busy or outbox.ends_fill:
                 self._acknowledged_at[boot] = now
             elif now - self._acknowledged_at[boot] > ACK_TIMEOUT:
                 connection.close()
@@ -266,7 +276,7 @@ class Copies:
         connection = self._connections.get(boot)
         if connection is not None and not connection.closed and not self._is_late(boot, late):
             return boot
-        return me if self.replication.placement.serving else None
+        return self.replication.substitute()
 
     def _is_late(self, boot: bytes, late: float) -> bool:
         return boot in self._late_since and self._clock() - self._late_since[boot] >= late

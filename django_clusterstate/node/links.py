@@ -26,7 +26,7 @@ from .log import RateLimitedLog
 from .problems import Misdirected
 
 DIAL_TIMEOUT = 1.0
-COPIES_TIMEOUT = 5.0  # seconds after which a connection for copies is dialed again if its peer acknowledges nothing
+COPIES_TIMEOUT = 5.0  # seconds after which a connection for copies is dialed again if a forwarded request has no reply
 REDIAL = (0.05, 1.0)  # seconds between dials, from the first to the last
 MAX_LINKS = 1024
 REDIAL_AFTER = 1.0  # seconds: a newer link isn't dialed again

@@ -119,7 +119,7 @@ class Node:
         if self._failure is None:  # otherwise the part that hands over may be the one that failed
             with self._hand_overs.leaving(self.config.drain):
                 leaver = await copies.leave(self.config.drain)
-                await copies.until(lambda: leaver.may_leave)
+                await copies.until(lambda: leaver.may_leave or self._failure is not None)
         self.links.leaving = True
         self._apply(self.membership.leave())
         await self.heartbeats.beat()
@@ -127,7 +127,7 @@ class Node:
             self._spawn(self._withdraw(self._discovery))
         if self.membership.view.members and self._failure is None:
             lingers_until = loop.time() + LINGER
-            await copies.until(lambda: leaver.done and loop.time() >= lingers_until)
+            await copies.until(lambda: (leaver.done and loop.time() >= lingers_until) or self._failure is not None)
         self._apply(self.membership.leave_done())
         await self.heartbeats.beat()
 

@@ -38,6 +38,7 @@ from django_clusterstate.exceptions import (
     ProtocolError,
     Refused,
     Unavailable,
+    Unreachable,
 )
 from django_clusterstate.wire import aio
 from django_clusterstate.wire import messages as wire
@@ -486,6 +487,22 @@ def test_request_that_may_not_be_executed_twice_is_sent_once_though_the_node_was
         reply = way(requester, target, direct, incr_request(b"k"))
         assert type(reply) is ConnectionLost
         assert [boot for boot, request in asked if isinstance(request, wire.Incr)] == [boots[0]]
+        requester.close()
+
+
+@pytest.mark.parametrize("way", [alone, with_others])
+@pytest.mark.parametrize(("sent", "error"), [(True, ConnectionLost), (False, Unreachable)])
+def test_node_that_cannot_reach_the_owner_has_not_failed_but_the_request_has_on_any_connection(
+    make: Make, way: Ways, sent: bool, error: type[ClusterStateError]
+) -> None:
+    unavailable = frame(wire.encode(wire.UnavailableReply(1, sent=sent)))
+    with ScriptedNode(answering(lambda _: unavailable)) as node, ScriptedNode(answering(pong)) as other:
+        requester = make(node.address)
+        target, direct = Target("n", node.address), Target("other", other.address)
+        adopt(requester, target, direct)
+        for _ in range(2):  # first on a new connection
+            assert type(way(requester, target, direct, incr_request(b"k"))) is error
+        assert target.failures == 0
         requester.close()
 
 

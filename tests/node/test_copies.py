@@ -147,3 +147,18 @@ async def test_deleted_key_does_not_come_back(folder: Path) -> None:
         await cluster.kill("a")
         await cluster.synced("b", "c")
         assert await cluster.get_all(list(VALUES)) == {}
+
+
+async def test_peer_whose_copies_are_begun_anew_while_it_is_connected_ends_nobody(folder: Path) -> None:
+    # A heartbeat that says that it leaves may overtake what it says itself, and others may declare it down.
+    async with LoopCluster(folder) as cluster:
+        await cluster.start("a", "b")
+        await cluster.set_all(VALUES)
+        replication = cluster.nodes["a"].handler.copies.replication
+        replication.outboxes.drop_unknown(set())
+        await cluster.until(lambda: bool(replication.outboxes.open), "a is connected again")
+        await cluster.synced("a", "b")
+        await flushed(cluster)
+        await cluster.kill("a")
+        await cluster.synced("b")
+        assert await cluster.get_all(list(VALUES)) == VALUES

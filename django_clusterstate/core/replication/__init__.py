@@ -1,1 +1,15 @@
-"""Copies of the keys on other nodes: which node holds which, and what they send each other. Pure: see `replication`."""
+"""Copies of entries on other nodes, so that a deploy loses nothing and a crash next to nothing.
+
+The second in a key's ranking holds a copy of what its owner holds: if the owner goes, that node is the owner by
+definition.
+
+- Each change has a version (`versions`), and the greater version wins, wherever it comes from.
+- The owner answers first, and sends the key's present state afterwards, in order (`outbox`).
+- A joining node is filled by all owners, then takes over from each: an owner sends it what has changed since, and from
+  then on executes nothing for these slots. Only then does it serve (`hand_over`).
+- A leaving node sees to it that the next owners are filled, hands over, and only then says that it leaves.
+- A node that is asked for a key of another owner forwards the request.
+- What a node neither owns nor backs up is dropped once all others have what they have to hold.
+
+A simulation breaks simpler rules by the histories that have led to these.
+"""

@@ -38,6 +38,11 @@ class Inboxes:
         self._filling.pop(boot, None)
         self.cleaner.closed(boot)
 
+    def refuse(self) -> None:
+        """The fills that are under way, or have ended, don't count."""
+        self._filling.clear()
+        self.cleaner.refuse()
+
     def batch(self, boot: bytes, batch: Batch, now: float) -> bool:
         """Takes in records. False, and none is taken in, if they are older than this node's memory of deletes.
 

@@ -72,7 +72,7 @@ class Outbox:
         self._pending_since = 0.0  # when the first of them changed, or before
         self._in_flight: deque[_Sent] = deque()
         self._fill: _Fill | None = None
-        self._retry_at = 0.0
+        self._retry_at = self._refill_at = 0.0
 
     @property
     def lag(self) -> int:
@@ -90,6 +90,11 @@ class Outbox:
     def unfilled(self) -> SlotSet:
         """The slots that the peer has to hold, and of which it may lack entries."""
         return self.wanted - self.filled
+
+    @property
+    def ends_fill(self) -> bool:
+        """Whether the end of a fill isn't acknowledged, which takes the peer as long as it has entries to look at."""
+        return any(sent.slots is not None for sent in self._in_flight)
 
     @property
     def busy(self) -> bool:
@@ -148,7 +153,7 @@ class Outbox:
         """Whether it can go on with a fill, or begin one."""
         if not self.open or len(self._in_flight) >= WINDOW:
             return False
-        return self._fill is not None or (not self.is_filled and now >= self._retry_at and bool(self._missing()))
+        return self._fill is not None or (not self.is_filled and now >= self._refill_at and bool(self._missing()))
 
     def pump(self, now: float, fill: bool = True) -> None:
         """Sends what the window has room for, but no more than can be sent in a millisecond or two: changes, and if
@@ -220,7 +225,7 @@ class Outbox:
 
     def _start_fill(self, now: float) -> bool:
         """Begins with the slots of whole groups, since a store reads a group at a time."""
-        if self.is_filled or now < self._retry_at:
+        if self.is_filled or now < self._refill_at:
             return False
         missing = self._missing()
         owned = missing & self.owned
@@ -240,16 +245,20 @@ class Outbox:
         """The slots that aren't filled, and whose fill hasn't ended here."""
         return self.wanted - self.filled - union(sent.slots for sent in self._in_flight if sent.slots is not None)
 
-    def acknowledged(self, refused: bool, now: float) -> None:
-        """The peer has taken in the oldest message that it hadn't acknowledged, or refuses it."""
+    def acknowledged(self, refused: bool, now: float) -> tuple[RecordKey, ...]:
+        """The peer has taken in the oldest message that it hadn't acknowledged, or refuses it. Returns the records that
+        it has now."""
         if not self._in_flight:
-            return
+            return ()
         sent = self._in_flight.popleft()
         if refused:
             self.add(sent.keys, sent.since)
-            self._retry_at = now + RETRY
+            self._refill_at = now + RETRY
+            if sent.keys:
+                self._retry_at = now + RETRY
         elif sent.slots is not None:
             self.filled = self.filled | (sent.slots & self.wanted)
+        return () if refused else sent.keys
 
     def refill(self, slots: SlotSet) -> None:
         """The peer lacks these slots."""

@@ -1,18 +1,5 @@
-"""Copies of entries on other nodes, so that a deploy loses nothing and a crash next to nothing.
-
-The second in a key's ranking holds a copy of what its owner holds: if the owner goes, that node is the owner by
-definition.
-
-- Each change has a version (`versions`), and the greater version wins, wherever it comes from.
-- The owner answers first, and sends the key's present state afterwards, in order (`outbox`).
-- A joining node is filled by all owners, then takes over from each: an owner sends it what has changed since, and from
-  then on executes nothing for these slots. Only then does it serve (`hand_over`).
-- A leaving node sees to it that the next owners are filled, hands over, and only then says that it leaves.
-- A node that is asked for a key of another owner forwards the request.
-- What a node neither owns nor backs up is dropped once all others have what they have to hold.
-
-A simulation breaks simpler rules by the histories that have led to these. Times are monotonic seconds of this node.
-"""
+"""The copies of one node: what it executes itself, what it sends to others, and what it takes in. The rules are in the
+docstring of the package. Times are monotonic seconds of this node."""
 
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -79,6 +66,7 @@ class Replication:
         self._settled_by = Statements()
         self._clears = Clears()
         self._reports_at = now
+        self.has_strays = False  # perhaps entries that it changed in the place of others, and doesn't hold
         self._has_dropped = False  # what isn't held, since the view changed
         self._had: SlotSet | None = None  # complete when this node was declared down, until the winners are known
         self.generation = 0
@@ -97,11 +85,18 @@ class Replication:
         if placement.owns[slot]:
             return placement.me.boot
         owner, me = placement.owner(slot), placement.me.boot
-        if owner is None or owner.boot == me:
-            return None if owner is None else me
-        if hops < MAX_HOPS and self.outboxes.is_open(owner.boot):
+        if owner is None or (owner.boot == me and self._had is not None):
+            return None  # nobody, or this node has renounced the slot, and the view doesn't say so yet
+        if owner.boot == me or (hops < MAX_HOPS and self.outboxes.is_open(owner.boot)):
             return owner.boot
-        return me if placement.serving else None
+        return self.substitute()
+
+    def substitute(self) -> bytes | None:
+        """The instance that executes a request in the place of an owner that isn't reached: this one, if it serves."""
+        if not self.placement.serving or self._had is not None:
+            return None
+        self.has_strays = True
+        return self.placement.me.boot
 
     def changed(self, kind: int, key: bytes) -> None:
         """A request has changed a key."""
@@ -167,7 +162,7 @@ class Replication:
         self.complete = SlotSet()
         self.placement.renounce()
         self.outboxes.paused = True
-        self.inboxes.cleaner.refuse()
+        self.inboxes.refuse()
         self.joiner.begin_epoch(now)  # whoever has said that this node is filled is asked again for what it drops
 
     def lose(self, winners: frozenset[bytes], now: float) -> None:
@@ -258,7 +253,10 @@ class Replication:
         if self.leaver is not None:
             self.leaver.acknowledged.add(boot)
         if boot in self.outboxes.by_boot:
-            self.outboxes.by_boot[boot].acknowledged(ack.refused, now)
+            arrived = self.outboxes.by_boot[boot].acknowledged(ack.refused, now)
+            for kind, key in arrived if self.has_strays else ():
+                if self._stores[kind].slot(key) not in self.placement.held:
+                    self._stores[kind].drop(key)  # changed here in the place of an owner that wasn't reached
 
     def _notice(self, boot: bytes, message: Message, now: float) -> None:
         """Takes in a message that has no `Ack`."""

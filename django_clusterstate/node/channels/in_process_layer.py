@@ -77,6 +77,9 @@ class InProcessLayer:
     def push(self, reply: wire.Reply) -> None:
         """Ignores the reply: no request of the node itself is answered later."""
 
+    def abort(self) -> None:
+        """There is no connection."""
+
     def _listen(self, queue: str) -> None:
         def deliver(_: str, payload: bytes | None) -> None:
             self._listen(queue)

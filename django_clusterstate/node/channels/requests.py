@@ -22,6 +22,9 @@ class Requester(Hashable, Protocol):
     def push(self, reply: wire.Reply) -> None:
         """Takes a reply that wasn't due at once."""
 
+    def abort(self) -> None:
+        """Closes the connection."""
+
 
 class ChannelLinks(Protocol):
     """The methods of `Links` that `ChannelRequests` uses."""
