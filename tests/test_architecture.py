@@ -128,8 +128,13 @@ SLEEPS = {
     ("channel_layer/test_channel_layer.py", "test_channel_without_a_consumer_here_is_left_to_other_processes"),
     ("channel_layer/test_channel_layer.py", "test_channel_with_a_plain_name_receives_a_group_message_once"),
     ("channel_layer/test_channel_layer.py", "test_receivers_and_groups_outlive_their_node_and_follow_their_channels"),
+    # The load of a measurement, and how long it lasts.
     ("deploys/worker.py", "hold"),
     ("deploys/fill.py", "rewrite_entries"),
+    ("deploys/cost.py", "batch"),
+    ("deploys/probe.py", "run"),
+    ("deploys/test_bounds.py", "test_stopped_backup_costs_its_owners_no_time_and_no_memory"),
+    ("deploys/test_million.py", "test_node_with_a_million_limits_and_entries_is_replaced_in_a_minute"),
     ("node/loop_cluster.py", "until"),
 }
 
