@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate grids restarts deploys exactness compat lint bench docs \
+.PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate grids restarts deploys costs exactness compat lint bench docs \
 	screenshot clean
 
 help:  ## what there is
@@ -73,8 +73,10 @@ grids: $(VENV)/dev  ## membership under the faults for which others publish figu
 restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit exceeded, no own write read stale, no lock twice on its host
 	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py
 
-deploys: $(VENV)/dev  ## DEPLOYS=10 rolling deploys, RUNS=20 crashes, ENTRIES=1000000 that move: what is lost, and what backups cost
+deploys: $(VENV)/dev  ## DEPLOYS=10 rolling deploys, RUNS=20 crashes, ENTRIES=1000000 that move: what is lost
 	DEPLOYS=$(DEPLOYS) RUNS=$(RUNS) ENTRIES=$(ENTRIES) $(BIN)/pytest -m deploy -s tests/deploys
+
+costs: $(VENV)/dev  ## the time and processor time of changes with backups and without
 	$(RUN) -m tests.deploys.cost --check
 
 exactness: $(VENV)/dev  ## RUNS=20 times each: exactly the limit passes over three hosts, and what does when an owner is killed

@@ -49,6 +49,18 @@ OPERATIONS = {
 COUNTERS = _requests(lambda key: wire.Set([(key, 0)], TTL), b"default\0counter ")
 
 
+def _is_done(reply: wire.Reply) -> bool:
+    """Whether the request has done what it is for."""
+    match reply:
+        case wire.FlagsReply():
+            return reply.flags == [True]
+        case wire.NumberReply():
+            return reply.value is not None
+        case wire.DecisionsReply():
+            return reply.decisions[0].allowed
+    return False
+
+
 class Side:
     """One of the two clusters, and its client."""
 
@@ -67,16 +79,21 @@ class Side:
         call, times = self._client.call, []
         for key, request in islice(cycle(requests), count):
             start = perf_counter_ns()
-            call(key, request)
+            reply = call(key, request)
             times.append((perf_counter_ns() - start) / 1000)
+            assert _is_done(reply)
         time.sleep(REST)
         return times
 
     def processor_time(self, requests: Sequence[Request], count: int) -> float:
-        """The microseconds of processor time that all nodes together spend on each of the requests."""
-        before = self._processor_seconds()
+        """The microseconds of processor time that all nodes together spend on each of the requests, and on nothing
+        else."""
+        start, before = time.monotonic(), self._processor_seconds()
         self.batch(requests, count)
-        return 1e6 * (self._processor_seconds() - before) / count
+        seconds, after = time.monotonic() - start, self._processor_seconds()
+        time.sleep(seconds)
+        idle = self._processor_seconds() - after
+        return 1e6 * (after - before - idle) / count
 
     def _processor_seconds(self) -> float:
         return sum(process.processor_seconds for process in self.cluster.processes.values())

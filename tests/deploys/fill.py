@@ -7,7 +7,6 @@ task failed.
 import asyncio
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -23,7 +22,7 @@ KEEP = 24 * 3600  # seconds
 BLOCK = 1000  # entries that are written or read at once
 AT_ONCE = 64  # limits that are hit or looked up at once
 SIZE = int(os.environ.get("FILL_SIZE", "100"))  # bytes of a value
-PAUSE = 0.05  # seconds between two blocks of `rewrite`
+OWNERS = os.environ.get("FILL_OWNERS", "").split()  # whose entries `rewrite_entries` writes; of all if there are none
 
 
 def fill(cluster: LocalCluster, hosts: Sequence[str], task: str, count: int, **env: str) -> int:
@@ -46,18 +45,18 @@ def fill(cluster: LocalCluster, hosts: Sequence[str], task: str, count: int, **e
 
 
 def key_of(number: int) -> str:
-    return f"filled {number}"
+    return f"filled:{number}"
 
 
 def value_of(number: int) -> str:
     return f"{number:0{SIZE}}"
 
 
-def blocks(numbers: range) -> list[range]:
+def blocks(numbers: Sequence[int]) -> list[Sequence[int]]:
     return [numbers[start : start + BLOCK] for start in range(0, len(numbers), BLOCK)]
 
 
-def write_entries(numbers: range) -> int:
+def write_entries(numbers: Sequence[int]) -> int:
     from django.core.cache import cache as entries  # noqa: PLC0415 - after django.setup()
 
     return sum(
@@ -66,11 +65,18 @@ def write_entries(numbers: range) -> int:
 
 
 def rewrite_entries(numbers: range) -> int:
-    """Writes them again and again, until this process is ended."""
+    """Writes those of some owners again and again, until this process is ended."""
+    mine = [number for number in numbers if not OWNERS or owner_of(number) in OWNERS]
     while True:
-        for block in blocks(numbers):
-            write_entries(block)
-            time.sleep(PAUSE)
+        write_entries(mine)
+
+
+def owner_of(number: int) -> str:
+    from django.core.cache import cache as entries  # noqa: PLC0415 - after django.setup()
+
+    from django_clusterstate import cluster  # noqa: PLC0415 - after django.setup()
+
+    return cluster.ranking(entries.routing_key(key_of(number)))[0]
 
 
 def lost_entries(numbers: range) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import select
 import subprocess
 import sys
 from collections import Counter
@@ -9,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from django_clusterstate.core.limits.algorithms import Algorithm
 from testproject.processes import ROOT, LocalCluster, wait_until
-from tests.deploys.rolling import SECONDS
+from tests.deploys.rolling import LOOK, SECONDS
 from tests.deploys.worker import LIMIT
 
-LOOK = 0.1  # seconds between two looks at the nodes, which have other things to do
+SILENT = 1800.0  # seconds after which a process that prints nothing has failed
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Found:
     missed: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    late: int = 0
     increments: Counter[str] = field(default_factory=Counter)
     admitted: Counter[str] = field(default_factory=Counter)
     hits: list[tuple[str, float, float]] = field(default_factory=list)  # those that passed: limit, start, end
@@ -44,14 +47,24 @@ class Found:
             else:
                 setattr(self, name, held + value)
 
+    def entries(self, before: float) -> int:
+        """How many entries were written last before that time."""
+        return sum(at < before for at in self.read)
+
     def readable(self, before: float = math.inf) -> float:
         """The share of the entries written before that time which were read in the end, with their last values."""
         lost = sum(at < before for _, _, at in self.wrong.values())
-        return 1 - lost / max(sum(at < before for at in self.read), 1)
+        return 1 - lost / max(self.entries(before), 1)
 
     @property
-    def most_admitted(self) -> int:
-        return max(self.admitted.values(), default=0)
+    def used_up(self) -> set[str]:
+        """The algorithms of the limits that were reached."""
+        return {key.partition(":")[0] for key, count in self.admitted.items() if count >= LIMIT}
+
+    @property
+    def older(self) -> list[str]:
+        """The entries that were read in the end with another value than the last."""
+        return [f"{key} is {found}, not {value}" for key, (found, value, _) in self.wrong.items() if found is not None]
 
     @property
     def above_limit(self) -> list[str]:
@@ -96,18 +109,21 @@ class Found:
         return (
             f"{self.operations} operations; {self.readable():.2%} of {len(self.read)} entries read in the end; "
             f"missed {len(self.missed)}, stale {len(self.stale)}, errors {len(self.errors)} {self.errors[:3]}; "
-            f"admitted at most {self.most_admitted} of {LIMIT}; fallbacks {dict(self.fallbacks)}; "
+            f"admitted at most {max(self.admitted.values(), default=0)} of {LIMIT}; fallbacks {dict(self.fallbacks)}; "
             f"counters wrong {self.miscounted[:5]}; locks held twice {len(self.held_twice)} of {len(self.held)}; "
-            f"slowest {self.slowest * 1000:.0f} ms"
+            f"over 100 ms took {self.late}, the slowest {self.slowest * 1000:.0f} ms"
         )
 
 
 def check_nothing_lost(found: Found) -> None:
     assert not found.errors
+    assert not found.missed
     assert not found.stale
+    assert not found.older
     assert not found.held_twice
     assert not found.miscounted
     assert not found.above_limit
+    assert len(found.used_up) == len(Algorithm)  # otherwise there was nothing to exceed
     assert found.fallback_share <= 1e-4
     assert found.readable() >= 0.999
 
@@ -128,6 +144,8 @@ class SiteProcess:
     def line(self) -> str:
         """Waits for the next line that it prints."""
         assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], SILENT)
+        assert readable, f"{self._log.name} is silent"
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)

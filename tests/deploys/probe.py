@@ -47,6 +47,12 @@ def at(share: float, times: Sequence[float]) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
+def check_as_fast(during: Latencies, before: Latencies) -> None:
+    """Nearly all gets and hits take at most twice as long."""
+    assert at(0.99, during.gets) <= 2 * at(0.99, before.gets)
+    assert at(0.99, during.hits) <= 2 * at(0.99, before.hits)
+
+
 def _figures(times: Sequence[float]) -> str:
     shares = {"p50": statistics.median(times), "p99": at(0.99, times), "p99.9": at(0.999, times), "max": max(times)}
     return ", ".join(f"{name} {1000 * time:.2f} ms" for name, time in shares.items()) + f" of {len(times)}"
@@ -127,7 +133,7 @@ def names(routing_key: Callable[[str], bytes], backup: str) -> list[str]:
     """Names of keys whose second node in the ranking is `backup`; of any if that is empty."""
     from django_clusterstate import cluster  # noqa: PLC0415 - after django.setup()
 
-    found = map("probe {}".format, count())
+    found = map("probe:{}".format, count())
     return list(islice((name for name in found if not backup or cluster.ranking(routing_key(name))[1] == backup), KEYS))
 
 

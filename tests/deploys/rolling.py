@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from testproject.processes import LocalCluster, free_port
 
 SECONDS = 120.0
+LOOK = 0.1  # seconds between two looks at the nodes, which have other things to do
 
 
 def nodes(count: int) -> tuple[str, ...]:
     return tuple(f"n{number}" for number in range(count))
+
+
+def wait_until_synced(cluster: LocalCluster, *names: str) -> None:
+    """Waits until these nodes, or all, are one cluster in which each key has its backup."""
+    cluster.wait_until_synced(*names, seconds=SECONDS, every=LOOK)
 
 
 def leave(cluster: LocalCluster, *names: str) -> None:
@@ -24,7 +30,7 @@ def restart(cluster: LocalCluster, name: str) -> None:
     """Ends a node in an orderly way, and starts it again under its name."""
     leave(cluster, name)
     cluster.start(name)
-    cluster.wait_until_synced(seconds=SECONDS)
+    wait_until_synced(cluster)
 
 
 def add(cluster: LocalCluster, name: str) -> None:
@@ -39,13 +45,13 @@ def remove(cluster: LocalCluster, name: str) -> None:
     """Ends a node in an orderly way, for good."""
     cluster.names.remove(name)
     leave(cluster, name)
-    cluster.wait_until_synced(seconds=SECONDS)
+    wait_until_synced(cluster)
 
 
 def replace(cluster: LocalCluster, name: str, by: str) -> None:
     """Starts a node under a new name, and ends an old one once the new one is synced."""
     add(cluster, by)
-    cluster.wait_until_synced(seconds=SECONDS)
+    wait_until_synced(cluster)
     remove(cluster, name)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from testproject.processes import LocalCluster
 from tests.deploys.load import Workers, check_nothing_lost, until_served
-from tests.deploys.rolling import SECONDS, leave, nodes, replace, restart
+from tests.deploys.probe import Probe, check_as_fast
+from tests.deploys.rolling import leave, nodes, replace, restart, wait_until_synced
 
 pytestmark = pytest.mark.deploy
 
@@ -25,7 +26,7 @@ Figure = Callable[[str, object], None]
 def test_rolling_restart_under_load_loses_nothing(folder: Path, figure: Figure, count: int) -> None:
     with LocalCluster(folder, nodes(count)) as cluster:
         cluster.start()
-        cluster.wait_until_synced(seconds=SECONDS)
+        wait_until_synced(cluster)
         with Workers(cluster, cluster.names[:3]) as workers:
             for _ in range(ROUNDS):
                 for name in cluster.names:
@@ -40,11 +41,11 @@ def test_rolling_restart_under_load_loses_nothing(folder: Path, figure: Figure, 
 def test_rolling_replacement_under_load_loses_nothing(folder: Path, figure: Figure, count: int) -> None:
     with LocalCluster(folder, nodes(count)) as cluster:
         cluster.start()
-        cluster.wait_until_synced(seconds=SECONDS)
+        wait_until_synced(cluster)
         with Workers(cluster, cluster.names[:3]) as workers:
             for number in range(ROUNDS):
                 for name in list(cluster.names):
-                    replace(cluster, name, f"r{number}-{name}"[:20])
+                    replace(cluster, name, f"r{number}-{name.rpartition('-')[2]}")
             found = workers.stop()
             workers.verify(found)
     figure(f"{count} nodes replaced {ROUNDS} times each", found)
@@ -57,17 +58,24 @@ def test_two_leaves_at_once_and_two_joins_at_once_under_load_lose_nothing(
 ) -> None:
     with LocalCluster(folder, nodes(count)) as cluster:
         cluster.start()
-        cluster.wait_until_synced(seconds=SECONDS)
+        wait_until_synced(cluster)
         staying, leaving = cluster.names[:-2], cluster.names[-2:]
-        with Workers(cluster, staying) as workers:
+        with Workers(cluster, staying) as workers, Probe(cluster, staying[0]) as probe:
+            until_served(cluster, staying, SERVED)
+            before = probe.take()
             for _ in range(ROUNDS):
                 until_served(cluster, staying, SERVED)
                 leave(cluster, *leaving)
-                cluster.wait_until_synced(*staying, seconds=SECONDS)
+                wait_until_synced(cluster, *staying)
                 until_served(cluster, staying, SERVED)
                 cluster.start(*leaving)
-                cluster.wait_until_synced(seconds=SECONDS)
+                wait_until_synced(cluster)
+            during = probe.take()
             found = workers.stop()
             workers.verify(found)
+    figure("before", before)
+    figure("meanwhile", during)
     figure(f"two of {count} nodes left and came back {ROUNDS} times", found)
     check_nothing_lost(found)
+    check_as_fast(during, before)
+    assert not during.failed

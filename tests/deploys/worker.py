@@ -11,19 +11,24 @@ import sys
 import threading
 import time
 from collections import Counter
+from http import HTTPStatus
 from typing import Any
 
 import django
+from django.test import Client
 
 THREADS = 4
 PAUSE = 0.002  # seconds between two operations of a thread
 LIMIT = 50
-RATE = f"{LIMIT}/h"
+RATE = f"{LIMIT}/d"  # a bucket gets one token in half an hour
 SHARED = 20  # counters, locks, and limits of each algorithm
+NEW_LIMITS = 20  # seconds after which a half of the hits goes to other limits, which aren't used up
+LATE = 0.1  # seconds, the default deadline
 LOCK_SECONDS = float(os.environ.get("LOCK_SECONDS", "60"))  # for which a lock stays that can't be released
 KEEP = 24 * 3600  # seconds
+COUNTERS = [f"counter:{number}" for number in range(SHARED)]
 FIGURES = (
-    "operations", "increments", "admitted", "hits", "fallbacks", "held", "missed", "stale", "errors", "slowest",
+    "operations", "increments", "admitted", "hits", "fallbacks", "held", "missed", "stale", "errors", "late", "slowest",
 )  # fmt: skip
 
 
@@ -50,29 +55,33 @@ class Load:
         self.missed: list[str] = []
         self.stale: list[str] = []
         self.errors: list[str] = []
+        self.late = 0
         self.slowest = 0.0
+        self.browser = Client(raise_request_exception=False, headers={"host": "localhost"})
         self._lock = threading.Lock()
 
     def run(self, number: int) -> None:
         chance = random.Random(f"{self.prefix} {number}")
         mine: list[str] = []
-        steps = (self.write, self.read, self.read, self.increment, self.hold, self.hit)
+        steps = (self.write, self.read, self.read, self.increment, self.hold, self.hit, self.hit, self.visit)
         while not self.over.wait(PAUSE):
             start = time.monotonic()
             try:
                 chance.choice(steps)(chance, mine, number)
             except Exception as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
+            took = time.monotonic() - start
             with self._lock:
                 self.operations += 1
-                self.slowest = max(self.slowest, time.monotonic() - start)
+                self.late += took > LATE
+                self.slowest = max(self.slowest, took)
 
     def write(self, chance: random.Random, mine: list[str], number: int) -> None:
-        """Writes a new key, or an old one again."""
+        """Writes a new key, or again an old one of those in even places."""
         if mine and chance.random() < 0.5:
-            key = chance.choice(mine)
+            key = mine[chance.randrange(0, len(mine), 2)]
         else:
-            key = f"{self.prefix} {number} {len(mine)}"
+            key = f"{self.prefix}:{number}:{len(mine)}"
             mine.append(key)
         value = self.written.get(key, (0, 0.0))[0] + 1
         self.cache.set(key, value, KEEP)
@@ -90,13 +99,13 @@ class Load:
             self.stale.append(f"{key} is {value}, not {self.written[key][0]}")
 
     def increment(self, chance: random.Random, mine: list[str], number: int) -> None:
-        key = f"counter {chance.randrange(SHARED)}"
+        key = f"counter:{chance.randrange(SHARED)}"
         self.cache.incr(key)
         with self._lock:
             self.increments[key] += 1
 
     def hold(self, chance: random.Random, mine: list[str], number: int) -> None:
-        name = f"lock {chance.randrange(SHARED)}"
+        name = f"lock:{chance.randrange(SHARED)}"
         with self.cache.lock(name, LOCK_SECONDS, blocking_timeout=30):
             start = time.monotonic()
             time.sleep(0.001)
@@ -104,14 +113,21 @@ class Load:
 
     def hit(self, chance: random.Random, mine: list[str], number: int) -> None:
         algorithm = chance.choice(list(self.limits))
-        key = f"{algorithm} {chance.randrange(SHARED)}"
         start = time.monotonic()
-        decision = self.ratelimit.hit(self.limits[algorithm], "deploys", key)
+        period = chance.choice(("", f":{start // NEW_LIMITS:.0f}"))
+        key = f"{algorithm}:{chance.randrange(SHARED)}{period}"
+        decision = self.ratelimit.hit(self.limits[algorithm], "deploys", key, fresh=True)  # each asks a node
         with self._lock:
             self.admitted[key] += decision.allowed
             self.fallbacks[decision.fallback] += 1
             if decision.allowed:
                 self.hits.append((key, start, time.monotonic()))
+
+    def visit(self, chance: random.Random, mine: list[str], number: int) -> None:
+        """Asks for a page with a limit."""
+        status = self.browser.get("/limited/").status_code
+        if status not in (HTTPStatus.OK, HTTPStatus.TOO_MANY_REQUESTS):
+            self.errors.append(f"a page with the status {status}")
 
     def verify(self) -> dict[str, Any]:
         """Reads all that was written."""
@@ -120,7 +136,7 @@ class Load:
             found = self.cache.get(key)
             if found != value:
                 wrong[key] = (found, value, at)
-        counters = {f"counter {number}": self.cache.get(f"counter {number}") for number in range(SHARED)}
+        counters = {key: self.cache.get(key) for key in COUNTERS}
         return {"read": [at for _, at in self.written.values()], "wrong": wrong, "counters": counters}
 
     def figures(self) -> dict[str, Any]:
@@ -130,8 +146,8 @@ class Load:
 def main() -> None:
     django.setup()
     load = Load(sys.argv[1])
-    for name in range(SHARED):
-        load.cache.add(f"counter {name}", 0, KEEP)
+    for key in COUNTERS:
+        load.cache.add(key, 0, KEEP)
     threads = [threading.Thread(target=load.run, args=[number]) for number in range(THREADS)]
     for thread in threads:
         thread.start()
