@@ -186,7 +186,7 @@ class Copies:
         """How complete the copies are."""
         replication, outboxes = self.replication, self.replication.outboxes
         return CopiesStatus(
-            replication.synced,
+            replication.synced and self._change is None,
             len(replication.placement.held - replication.complete),
             outboxes.lag,
             outboxes.behind,
@@ -266,20 +266,23 @@ class Copies:
 
     # -- requests of which another node owns the keys -------------------------------------------------------
 
-    def destination(self, slot: int, hops: int, late: float = LATE) -> bytes | None:
-        """The instance that executes a request about a slot; None if none can. This one executes it in the place of an
-        owner that has given no reply for `late` seconds."""
+    def destination(self, slot: int, hops: int, merges: bool) -> bytes | None:
+        """The instance that executes a request about a slot; None if none can. `merges`: see `Store`.
+
+        A node that holds the slot executes it in the place of an owner that has given no reply for LATE seconds; at
+        once if it merges.
+        """
         me = self._membership.me.boot
-        boot = self.replication.destination(slot, hops)
+        boot = self.replication.destination(slot, hops, merges)
         if boot is None or boot == me:
             return boot
         connection = self._connections.get(boot)
-        if connection is not None and not connection.closed and not self._is_late(boot, late):
+        if connection is not None and not connection.closed and not self._is_late(boot, 0.0 if merges else LATE):
             return boot
-        return self.replication.substitute()
+        return self.replication.substitute(slot, merges)
 
-    def _is_late(self, boot: bytes, late: float) -> bool:
-        return boot in self._late_since and self._clock() - self._late_since[boot] >= late
+    def _is_late(self, boot: bytes, seconds: float) -> bool:
+        return boot in self._late_since and self._clock() - self._late_since[boot] >= seconds
 
     def forward(self, boot: bytes, request: wire.Request, hops: int) -> "asyncio.Future[wire.Reply]":
         """Sends a request to the owner of its keys. The future always gets a reply."""

@@ -15,7 +15,7 @@ from ..core.rendezvous_hashing import slot_of
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .cache_requests import TTL_BYTES, VALUE_HEADER
-from .copies import LATE, Copies
+from .copies import Copies
 
 SlotsOf = Callable[[Any], Sequence[int]]
 
@@ -62,11 +62,10 @@ class KeyOwners:
     def execute(self, request: Any, hops: int = 0) -> "wire.Reply | asyncio.Future[wire.Reply]":
         """The reply to a request of which this node may not own all keys, and which was forwarded `hops` times."""
         slots = SLOTS_OF[type(request)](request)
-        # Two states of a limit are merged, but of two values one is lost.
-        late = 0.0 if type(request) in LIMIT_REQUESTS else LATE
+        merges = type(request) in LIMIT_REQUESTS
         parts: dict[bytes | None, list[int]] = {}
         for place, slot in enumerate(slots):
-            parts.setdefault(self._copies.destination(slot, hops, late), []).append(place)
+            parts.setdefault(self._copies.destination(slot, hops, merges), []).append(place)
         if len(parts) < 2:
             return self._execute_at(next(iter(parts), self._placement.me.boot), request, hops)
         replies = [self._execute_at(boot, _part(request, places), hops) for boot, places in parts.items()]

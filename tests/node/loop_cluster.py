@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,15 @@ class LoopCluster:
         return Rendezvous(dict.fromkeys(self.nodes, 1.0)).ranking(key)
 
     async def ask(self, name: str, request: wire.Request) -> Any:
-        """The reply of a node to a requester."""
+        """The reply of a node to a requester, which asks again while the node says that it executes nothing, as it does
+        after the loop has stood still."""
+        until = time.monotonic() + SECONDS
+        while isinstance(reply := await self._ask(name, request), wire.UnavailableReply) and not reply.sent:
+            assert time.monotonic() < until, self.describe()
+            await asyncio.sleep(0.01)
+        return reply
+
+    async def _ask(self, name: str, request: wire.Request) -> Any:
         connection = self._connections.get(name)
         if connection is None or connection.closed:
             address = self.nodes[name].config.socket

@@ -114,7 +114,7 @@ async def test_request_for_keys_of_several_owners_is_answered_in_parts(folder: P
             assert 0 < len(reply.values) <= len(left)
             found += reply.values
             left = left[len(reply.values) :]
-        assert found == list(VALUES.values())
+        assert found == list(VALUES.values()), cluster.describe()
 
 
 async def test_replies_come_in_the_order_of_requests_though_some_are_forwarded(folder: Path) -> None:

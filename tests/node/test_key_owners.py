@@ -37,7 +37,7 @@ class FakeCopies:
         self._owners = iter(owners)
         self._reply = reply
 
-    def destination(self, slot: int, hops: int, late: float) -> bytes | None:
+    def destination(self, slot: int, hops: int, merges: bool) -> bytes | None:
         return next(self._owners)
 
     def forward(self, boot: bytes, request: Any, hops: int) -> "asyncio.Future[wire.Reply]":

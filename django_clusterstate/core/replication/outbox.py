@@ -136,6 +136,10 @@ class Outbox:
             self.filled = SlotSet()
             self._cut_fills(self.filled)
 
+    def waits(self, key: RecordKey) -> bool:
+        """Whether a change of this record waits to be sent."""
+        return key in self._pending
+
     def _cut_fills(self, slots: SlotSet) -> None:
         """Fills that are under way count for these slots only."""
         self._in_flight = deque(

@@ -39,6 +39,10 @@ class Outboxes:
         """Notes records that have changed, or whose change may not have arrived."""
         self._changed.update(dict.fromkeys(keys))
 
+    def has_changed(self, record_key: RecordKey) -> bool:
+        """Whether a change of this record hasn't been sent to all."""
+        return record_key in self._changed or any(outbox.waits(record_key) for outbox in self.by_boot.values())
+
     def get(self, boot: bytes) -> Outbox:
         outbox = self.by_boot.get(boot)
         if outbox is None:

@@ -74,13 +74,9 @@ class Replication:
 
     # -- what this node executes ----------------------------------------------------------------------------
 
-    def destination(self, slot: int, hops: int) -> bytes | None:
+    def destination(self, slot: int, hops: int, merges: bool) -> bytes | None:
         """The instance that executes a request for a slot, which has been forwarded `hops` times: this one, or one to
-        which it has to be forwarded; None if the request fails.
-
-        A node that serves executes what it can't forward. One that joins doesn't: it would start from nothing, and the
-        result would be newer than what the owner has.
-        """
+        which it has to be forwarded; None if the request fails. `merges`: see `Store`."""
         placement = self.placement
         if placement.owns[slot]:
             return placement.me.boot
@@ -89,13 +85,20 @@ class Replication:
             return None  # nobody, or this node has renounced the slot, and the view doesn't say so yet
         if owner.boot == me or (hops < MAX_HOPS and self.outboxes.is_open(owner.boot)):
             return owner.boot
-        return self.substitute()
+        return self.substitute(slot, merges)
 
-    def substitute(self) -> bytes | None:
-        """The instance that executes a request in the place of an owner that isn't reached: this one, if it serves."""
+    def substitute(self, slot: int, merges: bool) -> bytes | None:
+        """The instance that executes a request in the place of an owner that isn't reached: this one, or none.
+
+        A node that joins would start from nothing, and the result would be newer than what the owner has. So would one
+        that doesn't hold the slot, unless the results of both are merged.
+        """
         if not self.placement.serving or self._had is not None:
             return None
-        self.has_strays = True
+        if slot not in self.placement.held:
+            if not merges:
+                return None
+            self.has_strays = True
         return self.placement.me.boot
 
     def changed(self, kind: int, key: bytes) -> None:
@@ -255,7 +258,8 @@ class Replication:
         if boot in self.outboxes.by_boot:
             arrived = self.outboxes.by_boot[boot].acknowledged(ack.refused, now)
             for kind, key in arrived if self.has_strays else ():
-                if self._stores[kind].slot(key) not in self.placement.held:
+                is_stray = self._stores[kind].slot(key) not in self.placement.held
+                if is_stray and not self.outboxes.has_changed((kind, key)):
                     self._stores[kind].drop(key)  # changed here in the place of an owner that wasn't reached
 
     def _notice(self, boot: bytes, message: Message, now: float) -> None:

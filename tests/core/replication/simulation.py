@@ -155,6 +155,10 @@ class Request:
     value: Any = None
 
 
+def kind_of(request: Request) -> int:
+    return LIMITS if request.name in ("hit", "reset") else VALUES
+
+
 @dataclass(slots=True)
 class Forwarded:
     """A request that a node sends on, and who waits for the reply."""
@@ -205,7 +209,7 @@ class Data:
 
     def execute(self, request: Request, now: float) -> Any:
         """The reply of the node that executes a request."""
-        replication, kind = self.replication, LIMITS if request.name in ("hit", "reset") else VALUES
+        replication, kind = self.replication, kind_of(request)
         store, key = self.stores[kind], request.key
         cell = store.live(key, now, replication.lost[store.slot(key)])
         value = None if cell is None else cell.value
@@ -424,7 +428,8 @@ class DataSimulation(Simulation):
         """What a node does with a request."""
         data = self.data[node.boot]
         replication = data.replication
-        boot = replication.destination(slot_of(request.key), hops) if self.forwards else node.boot
+        merges = kind_of(request) == LIMITS
+        boot = replication.destination(slot_of(request.key), hops, merges) if self.forwards else node.boot
         if boot is None:
             reply(UNAVAILABLE)
         elif boot == node.boot:
