@@ -133,7 +133,7 @@ def running_cluster() -> Iterator[LocalCluster]:
         LocalCluster(Path(folder), NODES, env=env, deadline=30) as cluster,
     ):
         cluster.start()
-        cluster.wait_for()
+        cluster.wait_until_synced()
         yield cluster
 
 

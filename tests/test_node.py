@@ -35,7 +35,8 @@ from tests.timing import check_seconds
 
 PROJECT = {"DJANGO_SETTINGS_MODULE": "testproject.settings"}
 SECONDS = 60.0
-PATIENT = {"CLUSTERSTATE_SUSPECT_AFTER": "20", "CLUSTERSTATE_DOWN_AFTER": "30"}  # a busy machine may hold up a node
+# A busy machine may hold up a node.
+PATIENT = {"CLUSTERSTATE_SUSPECT_AFTER": "20", "CLUSTERSTATE_DOWN_AFTER": "30", "CLUSTERSTATE_DEADLINE": "10"}
 _CACHE = {"BACKEND": "django_clusterstate.cache.ClusterCache"}
 CACHES = {"default": _CACHE, "small": {**_CACHE, "LOCATION": "small", "OPTIONS": {"MAX_BYTES": 1024 * 1024}}}
 KEYS = derive_link_keys([demo_settings.SECRET_KEY], "default")

@@ -162,7 +162,14 @@ class Heartbeats:
             self.rejected += 1
             self.rejected_log.write(f"heartbeat dropped: {error}")
         else:
-            self.on_heard(beat, session is not None)
+            self._hear(beat, session is not None)
+
+    def _hear(self, beat: Heartbeat, fresh: bool) -> None:
+        try:
+            self.on_heard(beat, fresh)
+        except Exception as error:  # a bug here, no failure of the layer, which would excuse all silence
+            self.rejected += 1
+            self.rejected_log.write(f"heartbeat dropped: {error!r} at the heartbeat of {beat.identity}")
 
     async def _attempt(self, call: Any) -> None:
         try:

@@ -67,7 +67,8 @@ def test_after_a_partition_all_have_what_the_greater_side_has_written(folder: Pa
         cluster.start()
         kept = Kept(cluster, FIVE)
         cluster.split(FIVE[:3], FIVE[3:])
-        wait_until(lambda: cluster.agreed(FIVE[:3]) and cluster.agreed(FIVE[3:]), SECONDS, "two clusters")
+        for side in (FIVE[:3], FIVE[3:]):
+            cluster.wait_for(*side, seconds=SECONDS)
         kept.write("a", KEYS[:100], b"second")
         kept.write("b", KEYS[100:150], None)
         cluster.heal()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from django_clusterstate.core.membership.heartbeat import MemberState
 from django_clusterstate.core.membership.members import Timings
@@ -21,7 +22,7 @@ from testproject.processes import free_port
 SECRET = "the secret of all nodes in this loop"
 LINK_KEYS = derive_link_keys([SECRET], "default")
 HEARTBEAT_KEYS = derive_heartbeat_keys([SECRET], "default")
-TIMINGS = Timings(0.1, 1.0, 2.0)
+TIMINGS = Timings(0.1, 5.0, 10.0)  # a node that is killed refuses connections, so it is down at once
 SECONDS = 60.0
 
 
@@ -52,13 +53,17 @@ class LoopCluster:
         self._stops: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._connections: dict[str, AsyncConnection] = {}
+        # Tests need their memory back.
+        self._unfrozen = mock.patch("django_clusterstate.node.node._freeze_garbage_collector")
 
     async def __aenter__(self) -> "LoopCluster":
+        self._unfrozen.start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         for name in list(self._tasks):
             await self.kill(name)
+        self._unfrozen.stop()
 
     # -- nodes ----------------------------------------------------------------------------------------------
 
@@ -73,7 +78,7 @@ class LoopCluster:
         self._addresses.all[name] = str(address)
         config = NodeConfig(
             name, "default", address, address, UnixAddress(str(self._folder / f"{name}.sock")),
-            LINK_KEYS, HEARTBEAT_KEYS, TIMINGS, **{"deadline": SECONDS, **self._config},
+            LINK_KEYS, HEARTBEAT_KEYS, TIMINGS, **{"deadline": SECONDS, "drain": SECONDS, **self._config},
         )  # fmt: skip
         self.nodes[name] = Node(config, os.urandom(16), None, self._addresses, lambda _: None)
         self._stops[name] = asyncio.Event()

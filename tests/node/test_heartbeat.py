@@ -240,6 +240,18 @@ async def test_who_owns_the_channel_layer_cannot_say_that_a_recording_is_fresh()
     assert recorded.heard == [("a", False)]
 
 
+async def test_heartbeat_that_cannot_be_taken_in_is_no_failure_of_the_layer() -> None:
+    recorded = RecordedHeartbeats(Layer(encode_heartbeat(BEAT, [NEW])))
+
+    def fails(beat: Heartbeat, fresh: bool) -> None:
+        raise KeyError("a bug")
+
+    recorded.beats.on_heard = fails
+    await recorded.listen(1)
+    assert recorded.rejected == ["heartbeat dropped: KeyError('a bug') at the heartbeat of a (10.0.0.1:4370)"]
+    assert not recorded.beats.failing
+
+
 async def test_answer_names_first_whom_it_answers() -> None:
     layer = Layer()
     await RecordedHeartbeats(layer).beats.answer("channel", BEAT.identity)

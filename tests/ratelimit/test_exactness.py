@@ -5,6 +5,7 @@ Three nodes, three sites, 64 clients at once, one key. `make exactness` runs eac
 
 import http.client
 import json
+import math
 import os
 import threading
 import uuid
@@ -72,7 +73,12 @@ class Answers:
     passed: Counter[str] = field(default_factory=Counter)
     each: list[int] = field(default_factory=lambda: [0] * CLIENTS)
     errors: list[str] = field(default_factory=list)
+    pause_at: float = math.inf  # how many may pass before the clients pause
+    may_ask: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.may_ask.set()
 
     def note(self, client: int, site: Site, status: int, body: bytes) -> None:
         with self._lock:
@@ -81,6 +87,13 @@ class Answers:
             if status == http.HTTPStatus.OK:
                 place = json.loads(body)["place"]
                 self.passed[f"a process of {site.name}" if place == "process" else place] += 1
+                if self.passed.total() > self.pause_at:
+                    self.may_ask.clear()
+
+    def resume(self) -> None:
+        """After the pause, the clients ask again."""
+        self.pause_at = math.inf
+        self.may_ask.set()
 
     def go_on(self, requests: int) -> None:
         """Until each client has been answered so many times more."""
@@ -123,6 +136,7 @@ class Clients:
         self._together.wait()
         try:
             for turn in range(number, number + self._most):
+                self.answers.may_ask.wait(SECONDS)
                 if self._over.is_set():
                     break
                 at = turn % len(self._sites)
@@ -192,10 +206,13 @@ def test_killed_owner_causes_no_error_and_bounded_hits(
         for site in sites:
             # A process that hasn't reached its node once knows of no other, and counts by itself when that is killed.
             wait_until(partial(knows_the_cluster, site, algorithm), SECONDS, f"{site.name} knows the nodes")
-        with Clients(sites, one_key(algorithm)) as answers:
-            wait_until(lambda: answers.passed.total() > LIMIT / 2, SECONDS, "half of the limit")
+        clients = Clients(sites, one_key(algorithm))
+        clients.answers.pause_at = LIMIT // 4  # so that the limit isn't used up, whatever requests are under way
+        with clients as answers:
+            wait_until(lambda: not answers.may_ask.is_set(), SECONDS, "a quarter of the limit")
             owner = next(iter(answers.passed))
             cluster.kill(owner)
+            answers.resume()
             cluster.wait_for(*(name for name in cluster.names if name != owner))
             # Not at once: each process remembers for a second that the owner has denied.
             wait_until(lambda: answers.passed.total() >= LIMIT, SECONDS, "the limit")

@@ -175,8 +175,9 @@ class Membership:
         if late > due + STALL:
             effects.stalled = late
             self._discount(late, now)
-            for member in self.members.values():
-                member.resumed = now
+            if late >= self.timings.suspect_after:
+                for member in self.members.values():
+                    member.resumed = now
         if self.layer_failing:
             self._discount(self.timings.suspect_after, now)
         if self.state is MemberState.JOINING:
