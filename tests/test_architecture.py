@@ -132,6 +132,7 @@ SLEEPS = {
     ("deploys/worker.py", "hold"),
     ("deploys/fill.py", "rewrite_entries"),
     ("deploys/cost.py", "batch"),
+    ("deploys/cost.py", "processor_time"),
     ("deploys/probe.py", "run"),
     ("deploys/test_bounds.py", "test_stopped_backup_costs_its_owners_no_time_and_no_memory"),
     ("deploys/test_million.py", "test_node_with_a_million_limits_and_entries_is_replaced_in_a_minute"),

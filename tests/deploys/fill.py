@@ -72,10 +72,13 @@ def rewrite_entries(numbers: range) -> int:
 
 
 def owner_of(number: int) -> str:
-    from django.core.cache import cache as entries  # noqa: PLC0415 - after django.setup()
+    from django.core.cache import caches  # noqa: PLC0415 - after django.setup()
 
     from django_clusterstate import cluster  # noqa: PLC0415 - after django.setup()
+    from django_clusterstate.cache import ClusterCache  # noqa: PLC0415 - after django.setup()
 
+    entries = caches["default"]
+    assert isinstance(entries, ClusterCache)
     return cluster.ranking(entries.routing_key(key_of(number)))[0]
 
 

@@ -88,11 +88,8 @@ class Replication:
         return self.substitute(slot, merges)
 
     def substitute(self, slot: int, merges: bool) -> bytes | None:
-        """The instance that executes a request in the place of an owner that isn't reached: this one, or none.
-
-        A node that joins would start from nothing, and the result would be newer than what the owner has. So would one
-        that doesn't hold the slot, unless the results of both are merged.
-        """
+        """The instance that executes a request in the place of an owner that isn't reached: this one; or none, if the
+        result would come from nothing, be newer than what the owner has, and not be merged with it."""
         if not self.placement.serving or self._had is not None:
             return None
         if slot not in self.placement.held:
