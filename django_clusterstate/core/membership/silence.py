@@ -41,7 +41,7 @@ def least_common_silence(members: Iterable[Member], suspect_after: float, now: f
 
 def discount(members: Iterable[Member], seconds: float, suspect_after: float, now: float) -> None:
     """Subtracts a pause of this node from the silence of others. After `suspect_after` all silence starts from zero;
-    after less some remains, or a node that pauses again and again would never declare a peer down."""
+    after less the rest goes on, or a node that pauses again and again would never declare a peer down."""
     for member in members:
         if member.state not in GONE:
-            member.heard = now if seconds >= suspect_after else max(member.heard + seconds, now - suspect_after)
+            member.heard = now if seconds >= suspect_after else min(now, member.heard + seconds)

@@ -76,6 +76,7 @@ class Node:
     view: View | None = None
     view_since: float = 0.0
     evidence: dict[bytes, float] = field(default_factory=dict)
+    awake: dict[bytes, float] = field(default_factory=dict)  # the same, later by each pause of this node since then
     sequences: dict[bytes, int] = field(default_factory=dict)
     incarnations: dict[bytes, int] = field(default_factory=dict)
     replaced: set[bytes] = field(default_factory=set)  # instances of a name before one that was met
@@ -200,6 +201,7 @@ class Simulation:
         if late > TICK + rules.STALL:
             patience = self.timings.suspect_after
             node.judges_from = self.now + (self.timings.down_after if late >= patience else patience)
+            node.awake = {boot: min(self.now, heard + late) for boot, heard in node.awake.items()}
         node.ticked = self.now
         if self.now >= node.renews_at:
             node.renews_at = self.now + RENEW
@@ -318,7 +320,7 @@ class Simulation:
         self.heard += sender.boot != node.boot
         if beat.sequence > node.sequences.get(sender.boot, 0):
             node.sequences[sender.boot] = beat.sequence
-            node.evidence[sender.boot] = self.now
+            node.evidence[sender.boot] = node.awake[sender.boot] = self.now
         effects = node.membership.heard(beat, self.now)
         if beat.state is MemberState.LEFT:
             node.left.add(sender.boot)
@@ -391,7 +393,9 @@ class Simulation:
         if call == "tick":
             silence = self.now - node.evidence[who.boot]
             self._hold(silence >= self.timings.suspect_after, f"{story}: it was heard {silence:.3f} s ago")
-            self._hold(self.now >= node.judges_from, f"{story}: it has just woken itself")
+            awake = self.now - node.awake[who.boot]
+            judges = self.now >= node.judges_from or awake >= self.timings.down_after
+            self._hold(judges, f"{story}: it has just woken itself")
         else:
             self._hold(about is not None and about.name == who.name, f"{story}: that was about another")
         if change.new is MemberState.DOWN and call != "heard":

@@ -119,6 +119,22 @@ def test_partition_has_a_view_on_each_side_and_heals_to_one(seed: int, size: int
     assert sim.converge(within=2.0) < 3
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_nodes_that_pause_again_and_again_see_a_partition(seed: int) -> None:
+    sim = cluster(seed, 5)
+    names = list(sim.nodes)
+    sim.bus.split(names[:2], names[2:])
+    for _ in range(8):
+        for name in names:
+            sim.pause(name, 0.4)
+        sim.run(1.2)
+    for side in (names[:2], names[2:]):
+        views = [[who.name for who in sim.nodes[name].membership.view.members] for name in side]
+        assert views == [side] * len(side)
+    assert not [down for down in sim.false_downs if sum(name in names[:2] for name in down[1:]) != 1]
+    sim.converge()
+
+
 def test_node_thought_down_comes_back_though_many_others_are_down_for_good() -> None:
     sim = cluster(1, 30)
     names = list(sim.nodes)
