@@ -135,6 +135,7 @@ SLEEPS = {
     ("deploys/cost.py", "processor_time"),
     ("deploys/probe.py", "run"),
     ("deploys/test_bounds.py", "test_stopped_backup_costs_its_owners_no_time_and_no_memory"),
+    ("deploys/test_kills.py", "test_stopped_backup_costs_the_keys_of_other_owners_nothing"),
     ("deploys/test_million.py", "test_node_with_a_million_limits_and_entries_is_replaced_in_a_minute"),
     ("node/loop_cluster.py", "until"),
     ("node/loop_cluster.py", "ask"),

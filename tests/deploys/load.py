@@ -14,6 +14,7 @@ from django_clusterstate.core.limits.algorithms import Algorithm
 from testproject.processes import ROOT, LocalCluster, wait_until
 from tests.deploys.rolling import LOOK, SECONDS
 from tests.deploys.worker import LIMIT
+from tests.faults.hosts import HostCluster
 
 SILENT = 1800.0  # seconds after which a process that prints nothing has failed
 
@@ -135,8 +136,9 @@ class SiteProcess:
         self, cluster: LocalCluster, host: str, module: str, *arguments: str, env: Mapping[str, str] | None = None
     ) -> None:
         self._log = (cluster.folder / f"{'-'.join([module, host, *arguments])}.log").open("w+")
+        on_host = cluster.on(host) if isinstance(cluster, HostCluster) else ()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.deploys.{module}", *arguments],
+            [*on_host, sys.executable, "-m", f"tests.deploys.{module}", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
             cwd=ROOT, env=cluster.env(host) | {"CLUSTERSTATE_DEADLINE": "1"} | dict(env or {}), text=True,
         )  # fmt: skip

@@ -21,7 +21,7 @@ STOPPED = 30.0  # seconds
 STOPS = 2
 SAMPLE = 1000  # entries
 LARGE = {"FILL_SIZE": "1000"}
-SMALL_CACHE = 8 << 20  # bytes
+SMALL_CACHE = 64 << 20  # bytes
 
 Figure = Callable[[str, object], None]
 
@@ -42,6 +42,7 @@ def test_full_caches_lose_copies_and_no_entry_of_their_own(folder: Path, figure:
     with LocalCluster(folder, nodes(3), env={"CLUSTERSTATE_CACHE_MAX_BYTES": str(SMALL_CACHE)}) as cluster:
         cluster.start()
         wait_until_synced(cluster)
+        empty = [status.memory for status in statuses(cluster, cluster.names)]
         assert not fill(cluster, cluster.names, "write_entries", SAMPLE, **LARGE)
         wait_until(lambda: held(cluster) == 2 * SAMPLE, SECONDS, "all are copied")
         each = sum(status.stats.cache_bytes for status in statuses(cluster, cluster.names)) / (2 * SAMPLE)
@@ -50,13 +51,16 @@ def test_full_caches_lose_copies_and_no_entry_of_their_own(folder: Path, figure:
             assert not fill(cluster, cluster.names, "write_entries", count, **LARGE)
         lost = fill(cluster, cluster.names, "lost_entries", count, **LARGE)
         found = statuses(cluster, cluster.names)
+        grown = [status.memory - before for status, before in zip(found, empty, strict=True)]
         figure(f"of {count:,} entries lost", lost)
         figure("copies held", f"{held(cluster) - count:,}")
         figure("MiB held", [round(status.stats.cache_bytes / 2**20, 1) for status in found])
+        figure("resident MiB more than when they were empty", [round(size / 2**20, 1) for size in grown])
         assert lost == 0
         assert held(cluster) < 2 * count
         assert not any(status.stats.cache_evictions for status in found)
         check_bounds(found)
+        assert max(grown) <= 1.05 * SMALL_CACHE
 
 
 def held(cluster: LocalCluster) -> int:

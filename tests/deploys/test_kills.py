@@ -1,9 +1,10 @@
-"""Nodes that are killed under load: next to nothing is lost. Figures are printed (-s).
+"""Nodes that are killed or stopped under load: next to nothing is lost. Figures are printed (-s).
 
 RUNS says how often a node is killed; `make deploys` is the whole proof.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from django_clusterstate.core.limits.algorithms import Algorithm
 from django_clusterstate.core.membership.heartbeat import MemberState
 from testproject.processes import LocalCluster, wait_until
 from tests.deploys.fill import fill
-from tests.deploys.load import Found, Workers, until_served
+from tests.deploys.load import Found, Workers, check_nothing_lost, until_served
 from tests.deploys.probe import Probe, check_as_fast
 from tests.deploys.rolling import SECONDS, add, nodes, others, wait_until_synced
 
@@ -25,6 +26,7 @@ RECENT = 0.05  # seconds before a kill: what was written then may be lost
 BEFORE, AFTER = 6000, 24_000  # requests: more hits than all limits allow, and about half as many before the kill
 WRITTEN = 500  # entries of which some are the killed node's, or the share says nothing
 FILLED = 200_000  # entries: to send them to a node that joins takes seconds
+STOPPED = 30.0  # seconds
 # A lock of which the release was lost keeps others waiting; here, what they do is of no interest.
 LOCKS = {"LOCK_SECONDS": "1"}
 
@@ -103,3 +105,22 @@ def test_node_killed_while_another_is_filled_loses_only_what_was_written_just_be
     check(found, since, gone)
     assert lost <= FILLED // 1000
     check_as_fast(during, before)
+
+
+def test_stopped_backup_costs_the_keys_of_other_owners_nothing(folder: Path, figure: Figure) -> None:
+    """It is declared down, others take its place, and then it comes back."""
+    with LocalCluster(folder, nodes(3)) as cluster:
+        cluster.start()
+        wait_until_synced(cluster)
+        staying, backup = others(cluster, "n2"), cluster.processes["n2"]
+        with Workers(cluster, staying, env={"OWNERS": " ".join(staying)}) as workers:
+            until_served(cluster, staying, BEFORE)
+            backup.signal(signal.SIGSTOP)
+            time.sleep(STOPPED)
+            backup.signal(signal.SIGCONT)
+            wait_until_synced(cluster)
+            until_served(cluster, staying, BEFORE)
+            found = workers.stop()
+            workers.verify(found)
+    figure(f"n2 of 3 nodes stopped for {STOPPED:g} s", found)
+    check_nothing_lost(found)

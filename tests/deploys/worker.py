@@ -11,7 +11,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import cache as remember
 from http import HTTPStatus
+from itertools import count
 from typing import Any
 
 import django
@@ -25,11 +28,21 @@ SHARED = 20  # counters, locks, and limits of each algorithm
 NEW_LIMITS = 20  # seconds after which a half of the hits goes to other limits, which aren't used up
 LATE = 0.1  # seconds, the default deadline
 LOCK_SECONDS = float(os.environ.get("LOCK_SECONDS", "60"))  # for which a lock stays that can't be released
+OWNERS = os.environ.get("OWNERS", "").split()  # whose keys are used; those of all nodes if there are none
 KEEP = 24 * 3600  # seconds
-COUNTERS = [f"counter:{number}" for number in range(SHARED)]
 FIGURES = (
     "operations", "increments", "admitted", "hits", "fallbacks", "held", "missed", "stale", "errors", "late", "slowest",
 )  # fmt: skip
+
+
+@remember
+def named(prefix: str, routing_key: Callable[[str], bytes]) -> str:
+    """This name, or if only keys of some nodes are used, the first of theirs that begins with it."""
+    from django_clusterstate import cluster  # noqa: PLC0415 - after django.setup()
+
+    if not OWNERS:
+        return prefix
+    return next(name for name in map(f"{prefix}:{{}}".format, count()) if cluster.owner(routing_key(name)) in OWNERS)
 
 
 class Load:
@@ -43,6 +56,7 @@ class Load:
         self.cache: Any = cache
         self.ratelimit = ratelimit
         self.limits = {name: ratelimit.Limit.parse(RATE, name) for name in ratelimit.ALGORITHMS}
+        self.counters = [self.entry(f"counter:{number}") for number in range(SHARED)]
         self.prefix = prefix
         self.over = threading.Event()
         self.written: dict[str, tuple[int, float]] = {}
@@ -59,6 +73,19 @@ class Load:
         self.slowest = 0.0
         self.browser = Client(raise_request_exception=False, headers={"host": "localhost"})
         self._lock = threading.Lock()
+
+    def entry(self, name: str) -> str:
+        """A cache key."""
+        return named(name, self.cache.routing_key)
+
+    def lock_key(self, name: str) -> bytes:
+        """The routing key of a lock."""
+        key: bytes = self.cache.routing_key(f"lock:{name}")
+        return key
+
+    def limit_key(self, name: str) -> bytes:
+        """The routing key of a limit."""
+        return self.ratelimit.routing_key("deploys", name)
 
     def run(self, number: int) -> None:
         chance = random.Random(f"{self.prefix} {number}")
@@ -81,7 +108,7 @@ class Load:
         if mine and chance.random() < 0.5:
             key = mine[chance.randrange(0, len(mine), 2)]
         else:
-            key = f"{self.prefix}:{number}:{len(mine)}"
+            key = self.entry(f"{self.prefix}:{number}:{len(mine)}")
             mine.append(key)
         value = self.written.get(key, (0, 0.0))[0] + 1
         self.cache.set(key, value, KEEP)
@@ -99,13 +126,13 @@ class Load:
             self.stale.append(f"{key} is {value}, not {self.written[key][0]}")
 
     def increment(self, chance: random.Random, mine: list[str], number: int) -> None:
-        key = f"counter:{chance.randrange(SHARED)}"
+        key = chance.choice(self.counters)
         self.cache.incr(key)
         with self._lock:
             self.increments[key] += 1
 
     def hold(self, chance: random.Random, mine: list[str], number: int) -> None:
-        name = f"lock:{chance.randrange(SHARED)}"
+        name = named(f"lock:{chance.randrange(SHARED)}", self.lock_key)
         with self.cache.lock(name, LOCK_SECONDS, blocking_timeout=30):
             start = time.monotonic()
             time.sleep(0.001)
@@ -115,7 +142,7 @@ class Load:
         algorithm = chance.choice(list(self.limits))
         start = time.monotonic()
         period = chance.choice(("", f":{start // NEW_LIMITS:.0f}"))
-        key = f"{algorithm}:{chance.randrange(SHARED)}{period}"
+        key = named(f"{algorithm}:{chance.randrange(SHARED)}{period}", self.limit_key)
         decision = self.ratelimit.hit(self.limits[algorithm], "deploys", key, fresh=True)  # each asks a node
         with self._lock:
             self.admitted[key] += decision.allowed
@@ -136,7 +163,7 @@ class Load:
             found = self.cache.get(key)
             if found != value:
                 wrong[key] = (found, value, at)
-        counters = {key: self.cache.get(key) for key in COUNTERS}
+        counters = {key: self.cache.get(key) for key in self.counters}
         return {"read": [at for _, at in self.written.values()], "wrong": wrong, "counters": counters}
 
     def figures(self) -> dict[str, Any]:
@@ -146,7 +173,7 @@ class Load:
 def main() -> None:
     django.setup()
     load = Load(sys.argv[1])
-    for key in COUNTERS:
+    for key in load.counters:
         load.cache.add(key, 0, KEEP)
     threads = [threading.Thread(target=load.run, args=[number]) for number in range(THREADS)]
     for thread in threads:

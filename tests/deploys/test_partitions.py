@@ -1,0 +1,62 @@
+"""A cluster that is split in two under load, and becomes one again. Figures are printed (-s)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.deploys.fill import fill
+from tests.deploys.load import Workers, check_nothing_lost, until_served
+from tests.deploys.probe import Probe, check_as_fast
+from tests.deploys.rolling import SECONDS, wait_until_synced
+from tests.deploys.test_bounds import check_bounds, statuses
+from tests.faults.hosts import HostCluster, needs_hosts
+
+pytestmark = [pytest.mark.deploy, needs_hosts]
+
+GREATER, LESSER = ("a", "b", "c"), ("d", "e")
+BOTH = GREATER + LESSER
+FILLED = 20_000  # entries and limits from before the partition
+ENOUGH = 24_000  # requests: more hits than all limits allow
+
+Figure = Callable[[str, object], None]
+
+
+def test_partition_loses_nothing_of_its_greater_side(folder: Path, figure: Figure) -> None:
+    with HostCluster(folder, BOTH) as cluster:
+        cluster.start()
+        wait_until_synced(cluster)
+        for task in ("write_entries", "use_limits"):
+            assert not fill(cluster, BOTH, task, FILLED)
+        wait_until_synced(cluster)
+        cluster.split(GREATER, LESSER)
+        for side in (GREATER, LESSER):
+            cluster.wait_for(*side, seconds=SECONDS)
+        with Workers(cluster, GREATER) as greater, Probe(cluster, "a") as probe:
+            with Workers(cluster, LESSER) as lesser:
+                until_served(cluster, LESSER, ENOUGH)
+                cut_off = lesser.stop()
+                lesser.verify(cut_off)
+            probe.take()
+            until_served(cluster, GREATER, ENOUGH)
+            split = probe.take()
+            cluster.heal()
+            wait_until_synced(cluster)
+            healing = probe.take()
+            until_served(cluster, BOTH, ENOUGH)
+            healed = probe.take()
+            found = greater.stop()
+            greater.verify(found)
+        lost = [fill(cluster, BOTH, task, FILLED) for task in ("lost_entries", "lost_limits")]
+        check_bounds(statuses(cluster, BOTH))
+    figure("the greater side, also after the heal", found)
+    figure("the lesser side, until the heal", cut_off)
+    figure("entries and limits from before that are lost", lost)
+    figure("while it was split", split)
+    figure("from the heal until all were synced", healing)
+    figure("after that", healed)
+    check_nothing_lost(found)
+    check_nothing_lost(cut_off)
+    assert lost == [0, 0]
+    check_as_fast(split, healed)
+    check_as_fast(healing, healed)
