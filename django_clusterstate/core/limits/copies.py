@@ -104,7 +104,9 @@ class LimitCopies:
         if here is None:
             return None
         both = merged(rule_of(record.key), _received(record, now), here, now)
-        return None if both == here else Record(self.kind, record.key, NONE, _sent(record.key, both, now))
+        if both == here and record.version < self.version(record.key):
+            return None
+        return Record(self.kind, record.key, NONE, _sent(record.key, both, now))
 
     def drop(self, key: bytes) -> None:
         self._store.drop(key)

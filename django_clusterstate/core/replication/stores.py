@@ -46,7 +46,7 @@ class Store(Protocol):
         ...
 
     def merged(self, record: Record, now: float) -> Record | None:
-        """The state that counts what both states have counted; None if the key has the same state here, or none."""
+        """The state that counts what both states have counted; None if the key has it here and newer, or no state."""
         ...
 
     def drop(self, key: bytes) -> None:

@@ -120,7 +120,7 @@ class Cells:
         if cell is None:
             return None
         both = merged(self.rule(record.key), self._shifted(record.key, record.value, now), cell.value, now)
-        if both == cell.value:
+        if both == cell.value and record.version < cell.version:
             return None
         return Record(self.kind, record.key, 0, self._shifted(record.key, both, -now), both[0] - now)
 

@@ -258,9 +258,9 @@ class LimitsAgainstCells(AgainstCells):
     def receive_one(self, key: bytes, state: LimitState | None, back: int) -> None:
         self.receive(key, state, None if state is None else state[0], back)
 
-    @rule(key=names, state=states)
-    def merge(self, key: bytes, state: LimitState) -> None:
-        record = Record(LIMITS, key, 1, state, state[0])
+    @rule(key=names, state=states, back=st.integers(-40, 40))
+    def merge(self, key: bytes, state: LimitState, back: int) -> None:
+        record = Record(LIMITS, key, max(self.last - back, 1), state, state[0])
         here, there = self.copies.merged(record, self.now), self.model.merged(record, self.now)
         if key in self.model.cells and self.model.record(key, self.now).value is None:
             there = None  # what has expired counts no more

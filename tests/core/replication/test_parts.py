@@ -8,6 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clusterstate.core import rendezvous_hashing
+from django_clusterstate.core.limits import algorithms
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
+from django_clusterstate.core.limits.copies import LimitCopies
+from django_clusterstate.core.limits.store import LimitStore
 from django_clusterstate.core.membership.heartbeat import Identity, View
 from django_clusterstate.core.rendezvous_hashing import Rendezvous, slot_of
 from django_clusterstate.core.replication import tombstones
@@ -29,10 +33,10 @@ from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
 from django_clusterstate.core.replication.replication import Replication
 from django_clusterstate.core.replication.slots import SlotSet
-from django_clusterstate.core.replication.stores import portions
+from django_clusterstate.core.replication.stores import Store, portions
 from django_clusterstate.core.replication.tombstones import Tombstones
 from django_clusterstate.core.replication.versions import HybridClock
-from tests.core.replication.simulation import Cells, few_slots
+from tests.core.replication.simulation import LIMITS, VALUES, Cells, few_slots
 
 A, B, C = (Identity(name, name.encode() * 16, f"{name}:4370") for name in "abc")
 SLOTS = st.sets(st.integers(0, rendezvous_hashing.SLOTS - 1), max_size=50)
@@ -112,15 +116,15 @@ def test_a_bounded_number_of_deletes_is_remembered(monkeypatch: pytest.MonkeyPat
 
 
 class Receiver:
-    """The node `a`, which sees `b` as the owner of all slots."""
+    """The node `a`, which sees `b` or another as the owner of all slots."""
 
-    def __init__(self) -> None:
-        self.cells = Cells(0)
+    def __init__(self, owner: Identity = B, limits: Sequence[Store] = ()) -> None:
+        self.cells = Cells(VALUES)
         placement = Placement(A)
-        placement.update(View.of([B]), [])
+        placement.update(View.of([owner]), [])
         placement.plan()
         self.changed: list[Any] = []
-        self.inboxes = Inboxes(placement, [self.cells], HybridClock(A.boot), self.changed.extend)
+        self.inboxes = Inboxes(placement, [self.cells, *limits], HybridClock(A.boot), self.changed.extend)
 
     def receive(self, key: bytes, version: int, value: bytes | None, sender: Identity = B) -> bool:
         return self.inboxes.batch(sender.boot, Batch(version, (Record(0, key, version, value),)), 1.0)
@@ -143,6 +147,18 @@ def test_a_delayed_write_of_a_leaver_replaces_nothing_newer(later: bytes | None)
     receiver.receive(b"key", 20, later, sender=B)
     receiver.receive(b"key", 10, b"v1", sender=C)
     assert receiver.value(b"key") == later
+
+
+def test_an_owner_keeps_a_stricter_state_than_the_newer_one_of_another() -> None:
+    key = algorithms.key_of_state(b"key", Rule(Algorithm.TOKEN_BUCKET, 50, 3600.0))
+    limits = LimitCopies(LIMITS, LimitStore(1 << 20, on_write=lambda *_: 1))
+    receiver = Receiver(owner=A, limits=[limits])
+    for version, debt in ((10, 50.0), (20, 44.0)):
+        batch = Batch(version, (Record(LIMITS, key, version, (3600.0, 0.0, 0.0, 0.0, debt, 0), 3600.0),))
+        assert receiver.inboxes.batch(B.boot, batch, 1.0)
+    assert limits.record(key, 1.0).value[4] == 50.0
+    assert limits.version(key) > 20  # so that its backup takes it over
+    assert receiver.changed == [(LIMITS, key)] * 2
 
 
 def test_a_batch_older_than_the_memory_of_deletes_is_refused() -> None:
