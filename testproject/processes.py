@@ -183,15 +183,12 @@ class LocalCluster:
 
     def agreed(self, names: Sequence[str]) -> bool:
         """Whether these nodes, and no others, serve, and all have the same view."""
-        statuses = [self.status(name) for name in names]
-        return len({status.epoch for status in statuses if status is not None}) == 1 and all(
-            status is not None and status.state == "alive" and _serving(status) == len(names) for status in statuses
-        )
+        return _agree([self.status(name) for name in names])
 
     def synced(self, names: Sequence[str]) -> bool:
         """Whether these nodes, and no others, serve, and each key has a complete backup."""
         statuses = [self.status(name) for name in names]
-        return self.agreed(names) and all(status is not None and status.copies.synced for status in statuses)
+        return _agree(statuses) and all(status is not None and status.copies.synced for status in statuses)
 
     def wait_for(self, *names: str, seconds: float = START_SECONDS) -> float:
         """Waits until the named nodes, or all, are one cluster. Returns the seconds it took. Raises `TimeoutError` with
@@ -236,6 +233,12 @@ class LocalCluster:
             process.kill()
         for client in self._clients.values():
             client.close()
+
+
+def _agree(statuses: Sequence[StatusReply | None]) -> bool:
+    return len({status.epoch for status in statuses if status is not None}) == 1 and all(
+        status is not None and status.state == "alive" and _serving(status) == len(statuses) for status in statuses
+    )
 
 
 def _serving(status: StatusReply) -> int:

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from testproject.processes import LocalCluster
-from tests.deploys.load import Workers, check_nothing_lost, until_served
-from tests.deploys.probe import Probe, check_as_fast
+from tests.deploys.load import Workers, check_nothing_lost, statuses, until_served
+from tests.deploys.probe import Latencies, Probe, check_as_fast
 from tests.deploys.rolling import leave, nodes, replace, restart, wait_until_synced
 
 pytestmark = pytest.mark.deploy
 
 ROUNDS = int(os.environ.get("DEPLOYS", "1"))
 SERVED = 1000  # requests
+ENOUGH = 24_000  # requests: more hits than all limits allow
 
 Figure = Callable[[str, object], None]
 
@@ -56,26 +57,32 @@ def test_rolling_replacement_under_load_loses_nothing(folder: Path, figure: Figu
 def test_two_leaves_at_once_and_two_joins_at_once_under_load_lose_nothing(
     folder: Path, figure: Figure, count: int
 ) -> None:
+    during, starting = Latencies(), Latencies()
     with LocalCluster(folder, nodes(count)) as cluster:
         cluster.start()
         wait_until_synced(cluster)
         staying, leaving = cluster.names[:-2], cluster.names[-2:]
         with Workers(cluster, staying) as workers, Probe(cluster, staying[0]) as probe:
-            until_served(cluster, staying, SERVED)
+            probe.take()
+            until_served(cluster, cluster.names, ENOUGH)
             before = probe.take()
             for _ in range(ROUNDS):
                 until_served(cluster, staying, SERVED)
                 leave(cluster, *leaving)
                 wait_until_synced(cluster, *staying)
                 until_served(cluster, staying, SERVED)
+                during.add(probe.take())
                 cluster.start(*leaving)
+                statuses(cluster, leaving)
+                starting.add(probe.take())  # a Python that starts takes processors from everybody
                 wait_until_synced(cluster)
-            during = probe.take()
+            during.add(probe.take())
             found = workers.stop()
             workers.verify(found)
     figure("before", before)
     figure("meanwhile", during)
+    figure("while the nodes' processes start", starting)
     figure(f"two of {count} nodes left and came back {ROUNDS} times", found)
     check_nothing_lost(found)
     check_as_fast(during, before)
-    assert not during.failed
+    assert not during.failed + starting.failed

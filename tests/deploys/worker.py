@@ -20,6 +20,8 @@ from typing import Any
 import django
 from django.test import Client
 
+from django_clusterstate.core.rendezvous_hashing import Rendezvous
+
 THREADS = 4
 PAUSE = 0.002  # seconds between two operations of a thread
 LIMIT = 50
@@ -28,7 +30,9 @@ SHARED = 20  # counters, locks, and limits of each algorithm
 NEW_LIMITS = 20  # seconds after which a half of the hits goes to other limits, which aren't used up
 LATE = 0.1  # seconds, the default deadline
 LOCK_SECONDS = float(os.environ.get("LOCK_SECONDS", "60"))  # for which a lock stays that can't be released
-OWNERS = os.environ.get("OWNERS", "").split()  # whose keys are used; those of all nodes if there are none
+# Of which nodes only the keys of which owners are used; all keys if there are none.
+NODES, OWNERS = (os.environ.get(name, "").split() for name in ("NODES", "OWNERS"))
+RANKING = Rendezvous(dict.fromkeys(NODES, 1.0))
 KEEP = 24 * 3600  # seconds
 FIGURES = (
     "operations", "increments", "admitted", "hits", "fallbacks", "held", "missed", "stale", "errors", "late", "slowest",
@@ -37,12 +41,11 @@ FIGURES = (
 
 @remember
 def named(prefix: str, routing_key: Callable[[str], bytes]) -> str:
-    """This name, or if only keys of some nodes are used, the first of theirs that begins with it."""
-    from django_clusterstate import cluster  # noqa: PLC0415 - after django.setup()
-
+    """This name, or if only keys of some owners are used, the first of theirs that begins with it."""
     if not OWNERS:
         return prefix
-    return next(name for name in map(f"{prefix}:{{}}".format, count()) if cluster.owner(routing_key(name)) in OWNERS)
+    found = map(f"{prefix}:{{}}".format, count())
+    return next(name for name in found if RANKING.owner(routing_key(name)) in OWNERS)
 
 
 class Load:
