@@ -207,6 +207,11 @@ def rule_of(state_key: bytes) -> Rule:
     return Rule(Algorithm(algorithm), limit, period)
 
 
+def algorithm_of(state_key: bytes) -> int:
+    """The number of the algorithm of a state, whose key contains a rule."""
+    return state_key[-RULE_BYTES]
+
+
 def slot_of_state(state_key: bytes) -> int:
     """The slot of a state: that of the key which is limited, under whichever rule."""
     return slot_of(state_key[:-RULE_BYTES])

@@ -15,6 +15,7 @@ from .algorithms import (
     Algorithm,
     LimitState,
     Rule,
+    algorithm_of,
     rule_of,
     slot_of_state,
 )  # fmt: skip
@@ -24,15 +25,22 @@ MAX_KEY_BYTES: Final = 1024  # without the rule
 _MAX_COUNT: Final = 2**63 - 1
 _ROUNDING: Final = 1.0  # seconds by which a state may seem to outlive its period
 
-# How many of a state's numbers are instants, from the first on.
-_INSTANTS: Final = {Algorithm.FIXED_WINDOW: 1, Algorithm.SLIDING_WINDOW: 4, Algorithm.TOKEN_BUCKET: 2}
+# Which of the first four numbers of a state are instants: 1.0.
+_INSTANTS: Final[dict[int, tuple[float, float, float, float]]] = {
+    Algorithm.FIXED_WINDOW: (1.0, 0.0, 0.0, 0.0),
+    Algorithm.SLIDING_WINDOW: (1.0, 1.0, 1.0, 1.0),
+    Algorithm.TOKEN_BUCKET: (1.0, 1.0, 0.0, 0.0),
+}
 
 
-def shifted(algorithm: Algorithm, state: LimitState, seconds: float) -> LimitState:
+def shifted(algorithm: int, state: LimitState, seconds: float) -> LimitState:
     """The state with its instants later by `seconds`: `-now` makes them durations, and the `now` of another node makes
     those instants of its clock."""
-    first, second, third, fourth = (seconds if place < _INSTANTS[algorithm] else 0.0 for place in range(4))
-    return (state[0] + first, state[1] + second, state[2] + third, state[3] + fourth, state[4], state[5])
+    first, second, third, fourth = _INSTANTS[algorithm]
+    return (
+        state[0] + first * seconds, state[1] + second * seconds, state[2] + third * seconds,
+        state[3] + fourth * seconds, state[4], state[5],
+    )  # fmt: skip
 
 
 def merged(rule: Rule, one: LimitState, other: LimitState, now: float) -> LimitState:
@@ -122,11 +130,11 @@ class LimitCopies:
 
 
 def _sent(key: bytes, state: LimitState, now: float) -> LimitState:
-    return shifted(rule_of(key).algorithm, state, -now)
+    return shifted(algorithm_of(key), state, -now)
 
 
 def _received(record: Record, now: float) -> LimitState:
-    return shifted(rule_of(record.key).algorithm, tuple(record.value), now)
+    return shifted(algorithm_of(record.key), record.value, now)
 
 
 def _is_state(rule: Rule, state: object) -> bool:
