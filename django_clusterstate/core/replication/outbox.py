@@ -120,6 +120,8 @@ class Outbox:
         """Sets the slots that the peer has to hold."""
         self.wanted, self.owned = wanted, owned
         self.filled = self.filled & wanted
+        if not self.is_filled:
+            self.told_filled = -1
         self._cut_fills(wanted)
         fill = self._fill
         if fill is not None and (fill.slots - wanted or (fill.owned and fill.slots - owned)):
@@ -133,8 +135,7 @@ class Outbox:
             self.behind += 1
             self._pending.clear()
             self._fill = None
-            self.filled = SlotSet()
-            self._cut_fills(self.filled)
+            self.refill(self.wanted)
 
     def waits(self, key: RecordKey) -> bool:
         """Whether a change of this record waits to be sent."""

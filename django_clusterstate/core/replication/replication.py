@@ -228,6 +228,7 @@ class Replication:
                 self.joiner.note_progress(boot, now)
                 taken_in = self.inboxes.batch(boot, message, now)
             case FillStart():
+                self.joiner.lacks(boot)
                 self.joiner.note_progress(boot, now)
                 taken_in = self._start_fill(boot, message, now)
             case FillEnd():

@@ -1,6 +1,6 @@
 """The parts of replication, each alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from django_clusterstate.core.replication.hand_over import NO_EPOCH, NO_PROGRESS
 from django_clusterstate.core.replication.inboxes import Inboxes
 from django_clusterstate.core.replication.messages import (
     Batch,
+    Filled,
     FillStart,
     Message,
     Record,
@@ -317,6 +318,32 @@ def test_a_peer_is_filled_once_all_ends_are_acknowledged() -> None:
         acknowledged += 1
     assert acknowledged == len(peer.sent)
     assert {record.key for record in peer.records()} == peer.keys.keys()
+
+
+def test_a_peer_that_is_behind_is_told_again_when_it_is_filled() -> None:
+    peer = Peer()
+    slots, many = SlotSet([1, 2]), [(0, b"%d" % number) for number in range(MAX_PENDING + 1)]
+    ways: list[Callable[[], None]] = [
+        lambda: peer.outbox.want(slots, slots),
+        lambda: peer.outbox.add(many, 0.0),
+        lambda: peer.outbox.refill(SlotSet([1])),
+    ]
+    for make_incomplete in ways:
+        peer.outbox.told_filled = 5
+        make_incomplete()
+        assert (peer.outbox.is_filled, peer.outbox.told_filled) == (False, -1)
+        while not peer.outbox.is_filled:
+            peer.outbox.pump(0.0)
+            peer.acknowledge()
+
+
+def test_a_joining_node_that_is_filled_again_is_not_filled() -> None:
+    node = Replication(A, [Cells(VALUES)], lambda *_: None, 0.0)
+    node.update(View.of([B]), [], 0.0)
+    node.receive(B.boot, Filled(View.of([B]).epoch), 0.0)
+    assert node.joiner.is_filled_by(B.boot)
+    node.receive(B.boot, FillStart(SlotSet([1]), 1, owned=True), 0.0)
+    assert not node.joiner.is_filled_by(B.boot)
 
 
 def test_slots_that_are_not_wanted_meanwhile_count_as_lacking() -> None:
