@@ -7,7 +7,7 @@ has to see.
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -154,10 +154,11 @@ class Copies:
         await asyncio.sleep(FLUSH)
         if self._change is not None:
             await self._prepare()
-        self.tick()
+        for _ in self.tick():
+            await asyncio.sleep(0)
 
-    def tick(self) -> None:
-        """Sends what has changed, and goes on with joining or leaving."""
+    def tick(self) -> Iterator[None]:
+        """Sends what has changed, and goes on with joining or leaving, in steps between which requests are answered."""
         self._busy.clear()
         now = self._clock()
         replication, membership = self.replication, self._membership
@@ -165,8 +166,10 @@ class Copies:
         self._update()
         self._update_connections(now)
         replication.joiner.damped = membership.wait_reason(now) not in (None, WaitReason.FILLING)
-        replication.tick(now)
-        self._note_progress()
+        for _ in replication.tick(now):
+            self._note_progress()
+            yield
+            replication.outboxes.now = self._clock()
         if not self.replication.idle:
             self._busy.set()
         self._ticked.set()

@@ -60,6 +60,11 @@ class Joiner:
         """An instance has sent all of its slots that this node has to hold."""
         self._filled_by.note(boot, epoch)
 
+    def note_fill(self, boot: bytes, now: float) -> None:
+        """An instance begins with a fill, whatever it has said before."""
+        self.lacks(boot)
+        self.progress = now
+
     def note_progress(self, boot: bytes, now: float) -> None:
         """Notes that a fill goes on. What an instance sends once it has filled this node are changes."""
         if not self.is_filled_by(boot):

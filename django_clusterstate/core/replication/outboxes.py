@@ -158,17 +158,21 @@ class Outboxes:
         return True
 
     def pump(self) -> None:
-        """Sends what there is to send, as far as it is acknowledged: changes to all, and fills to some in turn, since
-        requests wait meanwhile."""
-        if self.paused:
-            return
-        self.distribute()
-        filling = [boot for boot, outbox in self.by_boot.items() if outbox.can_fill(self.now)]
+        """Sends changes to all, as far as others are acknowledged."""
+        if not self.paused:
+            self.distribute()
+            for outbox in self.by_boot.values():
+                outbox.pump(self.now, fill=False)
+
+    def fill(self) -> Iterator[None]:
+        """Goes on with the fills of a few instances in turn, in a step for each."""
+        filling = [outbox for outbox in self.by_boot.values() if outbox.can_fill(self.now)]
         start = self._turn % max(len(filling), 1)
         self._turn = start + FILLED_AT_ONCE
-        chosen = [*filling, *filling][start : self._turn]
-        for boot, outbox in self.by_boot.items():
-            outbox.pump(self.now, fill=boot in chosen)
+        for outbox in [*filling, *filling][start : self._turn]:
+            yield
+            if not self.paused:
+                outbox.pump(self.now)
 
     def _encode(self, record_key: RecordKey) -> Record | None:
         """The present state of a key. One that was evicted or has expired travels as a delete, if this node owns it."""

@@ -140,9 +140,8 @@ class Replication:
         self.outboxes.tell_again(boot)
 
     def prepare(self, view: View, joining: Iterable[Identity] = (), leaving: Collection[bytes] = ()) -> Iterator[None]:
-        """Computes what `update()` needs, or with instances that leave what `leave()` and the receipt of `Leaving`
-        need, in steps of a few milliseconds. If it is left out, these take up to 30 ms for a member that comes or goes,
-        and a second for a hundred."""
+        """Computes what `update()` needs, or with instances that leave what `leave()` needs, in steps of a few
+        milliseconds. Without it, these take up to 30 ms for a member that comes or goes, and a second for a hundred."""
         return self.placement.prepare(view, joining, leaving)
 
     def update(self, view: View, joining: Iterable[Identity], now: float) -> None:
@@ -228,8 +227,7 @@ class Replication:
                 self.joiner.note_progress(boot, now)
                 taken_in = self.inboxes.batch(boot, message, now)
             case FillStart():
-                self.joiner.lacks(boot)
-                self.joiner.note_progress(boot, now)
+                self.joiner.note_fill(boot, now)
                 taken_in = self._start_fill(boot, message, now)
             case FillEnd():
                 taken_in = self.inboxes.end_fill(boot, self._lacked_by(boot))
@@ -322,15 +320,14 @@ class Replication:
 
     # -- the passing of time --------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
-        """Sends what has changed, and goes on with joining or leaving. The caller calls it about every 10 ms."""
+    def tick(self, now: float) -> Iterator[None]:
+        """Sends what has changed, goes on with joining or leaving, and then with fills, in steps; about every 10 ms."""
         self.outboxes.now = now
         if self._had is not None:
             others = self.placement.boots - {self.placement.me.boot}
             if self.placement.serving or (others and self.joiner.is_stuck(now)):
                 self.lose(others, now)
         self.outboxes.pump()
-        self._clean()
         changed = self.inboxes.changed_by_others(self.placement.boots)
         if changed:
             self.complete = (self.complete - changed) | self.placement.owned
@@ -347,13 +344,16 @@ class Replication:
             self.placement.remember()
             self._has_dropped = True
             self.inboxes.cleaner.begin(SlotSet.all() - self.placement.held)
+        yield from self.outboxes.fill()
+        yield
+        self._clean()
+        yield
         self.inboxes.cleaner.drop_unheld(self.placement.held)
 
     def _report_filled(self) -> None:
         """Says which instances hold all that they have to hold, and whether all backups do."""
         epoch = self.placement.epoch
-        owns = self.placement.serving and (self.leaver is None or not self.leaver.departed)
-        settled = owns
+        owns = settled = self.placement.serving and (self.leaver is None or not self.leaver.departed)
         for boot, outbox in self.outboxes.by_boot.items():
             filled = outbox.open and outbox.is_filled
             if owns and filled and outbox.told_filled != epoch:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -28,6 +29,7 @@ from tests.core.membership.simulation import Bus, Node, Simulation
 
 SLOTS = 64
 FLUSH = 0.01  # seconds between two ticks of the copies
+STEP = 0.002  # seconds between two steps of a tick, at most
 DRAIN = 10.0
 DEADLINE = 1.0  # seconds that a requester waits
 STALL = 5.0  # seconds for which nothing is acknowledged until a connection is lost
@@ -274,6 +276,7 @@ class DataSimulation(Simulation):
         self.messages: Counter[str] = Counter()
         self.unreachable: set[tuple[str, str]] = set()  # a host, and a node that its requesters can't reach
         self._ids = iter(range(10**12))
+        self._steps = Random(seed)
 
     # -- nodes ----------------------------------------------------------------------------------------------
 
@@ -323,11 +326,23 @@ class DataSimulation(Simulation):
         self.at(self._about(FLUSH), lambda: self._flushes(node))
         replication, membership = self.data[node.boot].replication, node.membership
         replication.joiner.damped = membership.joining.is_damped(membership.members, self.now)
-        replication.tick(self.now)
-        node.membership.joining.filled = replication.joiner.may_serve
+        self._go_on(replication.tick(self.now), node)
         leaver = replication.leaver
         if leaver is not None and leaver.may_leave and node.membership.state is MemberState.ALIVE:
             self._leave(node)
+
+    def _go_on(self, steps: Iterator[None], node: Node) -> None:
+        """Makes the next step; between two, others may act."""
+        replication = self.data[node.boot].replication
+        replication.outboxes.now = self.now
+        more = next(steps, self) is None
+        node.membership.joining.filled = replication.joiner.may_serve
+        if more:
+            self.at(self._steps.uniform(0, STEP), lambda: self._step(steps, node))
+
+    def _step(self, steps: Iterator[None], node: Node) -> None:
+        if not self._stopped(node, lambda _: self._step(steps, node)):
+            self._go_on(steps, node)
 
     def _check(self, node: Node, call: str, effects: Effects, about: Identity | None) -> None:
         super()._check(node, call, effects, about)

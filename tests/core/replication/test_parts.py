@@ -427,7 +427,7 @@ class Settling:
             self.replication.opened(other.boot, 0.0)
             self.replication.outboxes.get(other.boot).take_as_filled(SlotSet.all())
         self.replication.complete = self.replication.placement.held
-        self.replication.tick(0.0)
+        list(self.replication.tick(0.0))
 
     def synced(self) -> bool:
         return self.replication.synced
@@ -435,7 +435,7 @@ class Settling:
     def hear(self, epoch: int, *others: Identity) -> None:
         for other in others or [B]:
             self.replication.receive(other.boot, Settled(epoch), 0.0)
-        self.replication.tick(0.0)
+        list(self.replication.tick(0.0))
 
 
 def test_what_a_node_said_before_it_was_gone_does_not_count_in_a_view_of_the_same_epoch() -> None:
@@ -457,11 +457,11 @@ def test_a_node_whose_backup_lacks_slots_again_takes_back_that_it_is_settled() -
         node.see(A, B)
         node.hear(epoch)
         node.replication.outboxes.get(B.boot).filled = SlotSet()
-        node.replication.tick(0.0)
+        list(node.replication.tick(0.0))
         assert node.told == [epoch, NO_EPOCH]
         assert not node.synced()
         node.replication.outboxes.get(B.boot).take_as_filled(SlotSet.all())
-        node.replication.tick(0.0)
+        list(node.replication.tick(0.0))
         assert node.told == [epoch, NO_EPOCH, epoch]
 
 
