@@ -168,11 +168,11 @@ class Copies:
         replication.joiner.damped = membership.wait_reason(now) not in (None, WaitReason.FILLING)
         for _ in replication.tick(now):
             self._note_progress()
+            self._ticked.set()
             yield
             replication.outboxes.now = self._clock()
         if not self.replication.idle:
             self._busy.set()
-        self._ticked.set()
 
     def _note_pause(self, now: float) -> None:
         """After this node has stood still, it hears within a heartbeat whether it was declared down."""

@@ -1,7 +1,7 @@
 """Drops what a node has no reason to hold, some entries at a time, so that requests needn't wait."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,10 +16,12 @@ DROP: Final = 10  # keys that can be read while one is dropped
 @dataclass(eq=False, slots=True)
 class Filling:
     """A fill that is under way, or has ended. `confirmed`: the records that its sender has sent since it began.
-    `portions`: the keys of its slots that haven't been looked at since it ended."""
+    `changed`: slots in which its sender may lack what others have changed. `portions`: the keys of its slots that
+    haven't been looked at since it ended."""
 
     start: FillStart
     confirmed: set[RecordKey] = field(default_factory=set)
+    changed: SlotSet = field(default_factory=SlotSet)
     portions: Iterator[Sequence[RecordKey]] = field(default_factory=lambda: iter(()))
 
 
@@ -61,6 +63,11 @@ class Cleaner:
             if isinstance(filling, Filling):
                 filling.confirmed.add(key)
 
+    def fillings(self) -> Iterator[Filling]:
+        """The fills that have ended, and whose end isn't acknowledged."""
+        for queue in self._queues.values():
+            yield from (waiting for waiting in queue if isinstance(waiting, Filling))
+
     def closed(self, boot: bytes) -> None:
         """The connection from an instance is lost."""
         self._queues.pop(boot, None)
@@ -101,8 +108,8 @@ class Cleaner:
         """`drop_unheld()` shall drop the entries of these slots, and no others."""
         self._unheld = keys_in(self._stores, unheld) if unheld else None
 
-    def drop_unheld(self, held: SlotSet) -> None:
-        """Drops entries of slots that aren't held."""
+    def drop_unheld(self, held: SlotSet, has_changed: Callable[[RecordKey], bool]) -> None:
+        """Drops entries of slots that aren't held, but for those whose change hasn't been sent."""
         left = MAX_READ
         while left > 0 and self._unheld is not None:
             keys = next(self._unheld, None)
@@ -111,6 +118,6 @@ class Cleaner:
                 return
             for kind, key in keys:
                 store = self._stores[kind]
-                if store.slot(key) not in held:
+                if store.slot(key) not in held and not has_changed((kind, key)):
                     store.drop(key)
             left -= PORTION + DROP * len(keys)

@@ -115,9 +115,8 @@ class Joiner:
         if self.damped:
             self.progress = now
             return
-        boots = self._placement.boots
         self.may_serve = not self.missing or self.is_stuck(now)
-        if now >= self._asked_at and all(self.is_filled_by(boot) for boot in boots):
+        if now >= self._asked_at and all(self.is_filled_by(boot) for boot in self.missing):
             self._asked_at = now + ASK_AGAIN
             for boot in sorted(self.missing):
                 if boot in self._outboxes.open:

@@ -120,7 +120,7 @@ class Inboxes:
                 self._note_changes(boot, ended)
                 slots = ended.start.slots
                 taken_in = self._may_drop(boot, slots, lacking(boot))  # unless the view has changed meanwhile
-                yield boot, taken_in, slots if taken_in else SlotSet()
+                yield boot, taken_in, slots - ended.changed if taken_in else SlotSet()
 
     def _may_drop(self, boot: bytes, slots: SlotSet, lacking: SlotSet) -> bool:
         return not (slots & lacking or self._placement.by_owner(slots).keys() - {boot})
@@ -138,4 +138,7 @@ class Inboxes:
         """The slots that others than these instances, which serve, have changed here: their owner may lack that, since
         it may never have seen those others serve. Each is returned once."""
         changed = union(SlotSet.of_flags(self._changed_by.pop(boot)) for boot in self._changed_by.keys() - boots)
-        return changed | union(self._filled_by.pop(boot) for boot in self._filled_by.keys() - boots)
+        changed |= union(self._filled_by.pop(boot) for boot in self._filled_by.keys() - boots)
+        for filling in [*self._filling.values(), *self.cleaner.fillings()] if changed else ():
+            filling.changed |= changed
+        return changed

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from .messages import Message, Record, RecordKey
-from .outbox import Outbox
+from .outbox import BATCH, Outbox
 from .placement import Placement, Wanted
 from .slots import SlotSet
 from .stores import Store, keys_in
@@ -169,8 +169,10 @@ class Outboxes:
         filling = [outbox for outbox in self.by_boot.values() if outbox.can_fill(self.now)]
         start = self._turn % max(len(filling), 1)
         self._turn = start + FILLED_AT_ONCE
-        for outbox in [*filling, *filling][start : self._turn]:
+        for outbox in dict.fromkeys([*filling, *filling][start : self._turn]):
             yield
+            if len(self._changed) >= BATCH:
+                self.pump()
             if not self.paused:
                 outbox.pump(self.now)
 

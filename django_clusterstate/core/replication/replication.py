@@ -348,7 +348,7 @@ class Replication:
         yield
         self._clean()
         yield
-        self.inboxes.cleaner.drop_unheld(self.placement.held)
+        self.inboxes.cleaner.drop_unheld(self.placement.held, self.outboxes.has_changed)
 
     def _report_filled(self) -> None:
         """Says which instances hold all that they have to hold, and whether all backups do."""

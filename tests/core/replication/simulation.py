@@ -323,7 +323,6 @@ class DataSimulation(Simulation):
     def _flushes(self, node: Node) -> None:
         if self._stopped(node, self._flushes):
             return
-        self.at(self._about(FLUSH), lambda: self._flushes(node))
         replication, membership = self.data[node.boot].replication, node.membership
         replication.joiner.damped = membership.joining.is_damped(membership.members, self.now)
         self._go_on(replication.tick(self.now), node)
@@ -339,6 +338,8 @@ class DataSimulation(Simulation):
         node.membership.joining.filled = replication.joiner.may_serve
         if more:
             self.at(self._steps.uniform(0, STEP), lambda: self._step(steps, node))
+        else:
+            self.at(self._about(FLUSH), lambda: self._flushes(node))
 
     def _step(self, steps: Iterator[None], node: Node) -> None:
         if not self._stopped(node, lambda _: self._step(steps, node)):

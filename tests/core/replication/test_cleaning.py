@@ -5,7 +5,7 @@ import pytest
 from django_clusterstate.core.rendezvous_hashing import slot_of
 from django_clusterstate.core.replication import cleaning, stores
 from django_clusterstate.core.replication.cleaning import Cleaner, Filling
-from django_clusterstate.core.replication.messages import FillStart, Record
+from django_clusterstate.core.replication.messages import FillStart, Record, RecordKey
 from django_clusterstate.core.replication.slots import SlotSet
 from django_clusterstate.core.replication.stores import portions
 from tests.core.replication.simulation import Cells
@@ -29,6 +29,10 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> Portioned:
     for key in KEYS:
         cells.put(Record(0, key, 5, b"value"), 1.0)
     return cells
+
+
+def nothing_waits(_: RecordKey) -> bool:
+    return False
 
 
 def ended(cleaner: Cleaner, *, owned: bool = True) -> Filling:
@@ -87,10 +91,18 @@ def test_entries_that_are_not_held_go_in_steps_unless_they_are_held_again(cells:
     cleaner.begin(ALL)
     held = SlotSet([slot_of(KEYS[4])])
     for step in range(1, 8):
-        cleaner.drop_unheld(held)
+        cleaner.drop_unheld(held, nothing_waits)
         assert len(cells.cells) == max(20 - 3 * step, 0) + (step > 1)
     while not cleaner.idle:
-        cleaner.drop_unheld(held)
+        cleaner.drop_unheld(held, nothing_waits)
     cleaner.begin(SlotSet())
-    cleaner.drop_unheld(SlotSet())
+    cleaner.drop_unheld(SlotSet(), nothing_waits)
+    assert [*cells.cells] == [KEYS[4]]
+
+
+def test_an_entry_that_is_not_held_stays_until_its_change_has_been_sent(cells: Portioned) -> None:
+    cleaner = Cleaner([cells])
+    cleaner.begin(ALL)
+    while not cleaner.idle:
+        cleaner.drop_unheld(SlotSet(), lambda key: key == (0, KEYS[4]))
     assert [*cells.cells] == [KEYS[4]]

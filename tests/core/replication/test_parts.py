@@ -185,6 +185,17 @@ def test_a_fill_drops_only_what_is_older_and_in_its_slots_and_not_confirmed() ->
     assert left == {keys[0], keys[1], *(key for key in keys[10:] if slot_of(key) not in slots)}
 
 
+def test_a_slot_that_another_changes_during_a_fill_is_not_complete_after_it() -> None:
+    receiver, slots = Receiver(), SlotSet([slot_of(b"key"), slot_of(b"other")])
+    receiver.inboxes.start_fill(B.boot, FillStart(slots, 100, owned=True))
+    receiver.receive(b"key", 200, b"newer", sender=C)
+    assert receiver.inboxes.changed_by_others({B.boot}) == SlotSet([slot_of(b"key")])
+    assert receiver.inboxes.end_fill(B.boot, SlotSet())
+    (_, taken_in, complete), *_ = receiver.inboxes.clean(lambda boot: SlotSet())
+    assert (taken_in, complete) == (True, SlotSet([slot_of(b"other")]))
+    assert receiver.value(b"key") == b"newer"
+
+
 def test_a_fill_by_another_than_the_owner_drops_nothing() -> None:
     receiver = Receiver()
     receiver.receive(b"key", 5, b"old")
