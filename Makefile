@@ -74,7 +74,7 @@ restarts: $(VENV)/dev  ## ROUNDS=20 restarts of one of six nodes: no limit excee
 	VIEWS_ROUNDS=$(ROUNDS) $(BIN)/pytest -m fault -s tests/faults/test_views.py
 
 deploys: $(VENV)/dev  ## DEPLOYS=10 rolling deploys, RUNS=20 crashes, ENTRIES=1000000 that move: what is lost
-	DEPLOYS=$(DEPLOYS) RUNS=$(RUNS) ENTRIES=$(ENTRIES) $(BIN)/pytest -m deploy -s tests/deploys
+	DEPLOYS=$(DEPLOYS) RUNS=$(RUNS) ENTRIES=$(ENTRIES) $(BIN)/pytest -m deploy -s -o faulthandler_timeout=0 tests/deploys
 
 costs: $(VENV)/dev  ## the time and processor time of changes with backups and without
 	$(RUN) -m tests.deploys.cost --check

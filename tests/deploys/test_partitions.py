@@ -29,7 +29,7 @@ def test_partition_loses_nothing_of_its_greater_side(folder: Path, figure: Figur
         for task in ("write_entries", "use_limits"):
             assert not fill(cluster, BOTH, task, FILLED)
         until_copied(cluster, BOTH)
-        with Probe(cluster, "a") as probe:
+        with Probe(cluster, "a", "b") as probe:  # keys that the greater side has in any case
             # Keys that the greater side owns all the time.
             with Workers(cluster, GREATER, env={"NODES": " ".join(BOTH), "OWNERS": " ".join(GREATER)}) as owned:
                 until_served(cluster, GREATER, ENOUGH)

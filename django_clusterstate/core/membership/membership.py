@@ -349,7 +349,8 @@ class Membership:
                     self._gossip.suspected_by_others[seen.name] = None
 
     def _refute(self, seen: Observation, sender: Member | None, effects: Effects) -> None:
-        """Answers a peer that suspects this node, with a higher incarnation if it doesn't know the present one."""
+        """Answers a peer that suspects this node, and one that declared it down by a higher incarnation, which shows
+        that this node knows: so an old suspicion that comes late must not raise it."""
         match seen.state:
             case MemberState.SUSPECT:
                 effects.answer = True  # each time, because answers are lost too; any that arrives refutes
@@ -357,10 +358,9 @@ class Membership:
                 effects.answer = True  # it hasn't taken this node in yet, or missed that it serves
             case MemberState.LEFT if self.state in MAY_END:
                 effects.superseded = True
-        if seen.state in (MemberState.SUSPECT, MemberState.DOWN) and seen.incarnation >= self.incarnation:
-            self.incarnation += 1
-            effects.answer = True
         if seen.state is MemberState.DOWN:
+            if seen.incarnation >= self.incarnation:
+                self.incarnation, effects.answer = seen.incarnation + 1, True
             effects.declared_down = self._verdicts.hear(seen, sender) or effects.declared_down
 
     # -- changes of the members -----------------------------------------------------------------------------

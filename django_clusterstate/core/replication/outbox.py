@@ -160,10 +160,10 @@ class Outbox:
             return False
         return self._fill is not None or (not self.is_filled and now >= self._refill_at and bool(self._missing()))
 
-    def pump(self, now: float, fill: bool = True) -> None:
-        """Sends what the window has room for, but no more than can be sent in a millisecond or two: changes, and if
-        `fill` a part of a fill."""
-        left = BATCH
+    def pump(self, now: float, most: int = BATCH, fill: bool = True) -> None:
+        """Sends what the window has room for, but no more than `most` records of usual size, or a few more: changes,
+        and if `fill` a part of a fill."""
+        left = most
         while self.open and len(self._in_flight) < WINDOW and left > 0:
             sent = self._send_changes() if now >= self._retry_at else 0
             if fill and len(self._in_flight) < WINDOW and sent < left:

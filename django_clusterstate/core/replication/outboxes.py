@@ -11,6 +11,7 @@ from .stores import Store, keys_in
 from .versions import NONE, HybridClock
 
 FILLED_AT_ONCE: Final = 2  # instances
+FILL: Final = 200  # records that are sent in one step of a fill: about a millisecond
 
 
 class Outboxes:
@@ -174,7 +175,7 @@ class Outboxes:
             if len(self._changed) >= BATCH:
                 self.pump()
             if not self.paused:
-                outbox.pump(self.now)
+                outbox.pump(self.now, FILL)
 
     def _encode(self, record_key: RecordKey) -> Record | None:
         """The present state of a key. One that was evicted or has expired travels as a delete, if this node owns it."""

@@ -24,6 +24,7 @@ from django_clusterstate.core.membership.membership import TICK, Membership
 JITTER = 0.1
 LEAVE_SECONDS = 2.0  # a leaving node serves on for so long
 REFUSAL = (0.005, 0.05)  # from the end of a process until a peer's fresh dial is refused
+RETRANSMISSION = 1.0  # seconds after a cut until TCP tries again, at most
 RENEW = 1.0  # seconds after which a node notes which links are open
 ANSWERS = 20  # from one node to one peer in one second: more is a storm
 NOTHING = Effects()
@@ -37,7 +38,8 @@ class Violation(AssertionError):
 class Bus:
     """What the network does to a message. `cut` holds the (sender, receiver) pairs whose messages vanish, `undialed`
     the (dialer, host) pairs that can't make a link: an address that others don't reach. `faulty`: by sender, the share
-    of its messages that is lost.
+    of its messages that is lost. `keeps`: the share of what is cut that comes in the end, as over TCP, before what is
+    sent by then.
 
     A node reads once in `grain` seconds all that has come to it: that halves the cost of a large cluster, since what
     belongs to one node is then used together, and so is found in the processor's cache.
@@ -50,6 +52,9 @@ class Bus:
     cut: set[tuple[str, str]] = field(default_factory=set)
     undialed: set[tuple[str, str]] = field(default_factory=set)
     faulty: dict[str, float] = field(default_factory=dict)
+    keeps: float = 0.0
+    kept: defaultdict[tuple[str, str], list[Heartbeat]] = field(default_factory=lambda: defaultdict(list))
+    late: dict[tuple[str, str], float] = field(default_factory=dict)  # until when such a way brings what was kept
 
     def split(self, *sides: Iterable[str]) -> None:
         """Cuts every way from one side to another."""
@@ -169,7 +174,12 @@ class Simulation:
 
     def heal(self) -> None:
         """Ends every fault of the network, and every pause."""
+        kept = self.bus.kept
         self.bus = Bus()
+        for way, beats in kept.items():
+            self.bus.late[way] = self.now + self.random.uniform(0, RETRANSMISSION)
+            for beat in beats:
+                self._post(self.bus.late[way], way[1], beat)
         self.slow.clear()
         for node in self.running:
             self.wake(node)
@@ -300,7 +310,9 @@ class Simulation:
             for _ in range(2 if chance() < bus.duplicates else 1):
                 if chance() >= loss and (sender, receiver) not in bus.cut:
                     due = self.now + uniform(*bus.delay) + slow(sender, 0.0) + slow(receiver, 0.0)
-                    self._post(due, receiver, beat)
+                    self._post(max(due, bus.late.get((sender, receiver), 0.0)), receiver, beat)
+                elif bus.keeps and chance() < bus.keeps:
+                    bus.kept[sender, receiver].append(beat)
 
     def _post(self, due: float, receiver: str, beat: Heartbeat) -> None:
         if self.bus.grain:

@@ -49,6 +49,27 @@ def cluster(seed: int, size: int, membership: type[Membership] = Membership) -> 
     return sim
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("lesser", [1, 2])
+def test_what_was_said_before_a_cut_and_comes_after_it_revives_nobody(seed: int, lesser: int) -> None:
+    sim = cluster(seed, 5)
+    names = list(sim.nodes)
+    sim.bus.keeps = 0.3
+    sim.bus.split(names[:lesser], names[lesser:])
+    sim.run(sim.random.uniform(5, 8))
+    healed = sim.now
+    sim.heal()
+    sim.run(20)
+    revived = [
+        (by, change)
+        for when, by, change in sim.changes
+        if when >= healed and change.identity.name in names[:lesser] and by in names[lesser:]
+        and (change.old, change.new) == (MemberState.DOWN, MemberState.ALIVE)
+    ]  # fmt: skip
+    assert not revived
+    sim.converge()
+
+
 def cut_four_times(sim: Simulation, *ways: set[tuple[str, str]]) -> None:
     for _ in range(4):
         sim.bus.cut = set().union(*ways)
