@@ -18,6 +18,7 @@ from tests.deploys.worker import LIMIT
 from tests.faults.hosts import HostCluster
 
 SILENT = 1800.0  # seconds after which a process that prints nothing has failed
+PACED = {"PAUSE": "0.01"}  # of workers beside which latencies are measured: they leave processors idle
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from testproject.processes import LocalCluster
-from tests.deploys.load import Workers, check_nothing_lost, statuses, until_served
+from tests.deploys.load import PACED, Workers, check_nothing_lost, statuses, until_served
 from tests.deploys.probe import Latencies, Probe, check_as_fast
 from tests.deploys.rolling import leave, nodes, replace, restart, wait_until_synced
 
@@ -62,7 +62,7 @@ def test_two_leaves_at_once_and_two_joins_at_once_under_load_lose_nothing(
         cluster.start()
         wait_until_synced(cluster)
         staying, leaving = cluster.names[:-2], cluster.names[-2:]
-        with Workers(cluster, staying) as workers, Probe(cluster, staying[0]) as probe:
+        with Workers(cluster, staying, env=PACED) as workers, Probe(cluster, staying[0]) as probe:
             probe.take()
             until_served(cluster, cluster.names, ENOUGH)
             before = probe.take()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploys.fill import fill
-from tests.deploys.load import Workers, check_nothing_lost, until_copied, until_served
+from tests.deploys.load import PACED, Workers, check_nothing_lost, until_copied, until_served
 from tests.deploys.probe import Probe, check_as_fast
 from tests.deploys.rolling import SECONDS, wait_until_synced
 from tests.deploys.worker import LIMIT
@@ -31,7 +31,7 @@ def test_partition_loses_nothing_of_its_greater_side(folder: Path, figure: Figur
         until_copied(cluster, BOTH)
         with Probe(cluster, "a", "b") as probe:  # keys that the greater side has in any case
             # Keys that the greater side owns all the time.
-            with Workers(cluster, GREATER, env={"NODES": " ".join(BOTH), "OWNERS": " ".join(GREATER)}) as owned:
+            with Workers(cluster, GREATER, env=PACED | {"NODES": " ".join(BOTH), "OWNERS": " ".join(GREATER)}) as owned:
                 until_served(cluster, GREATER, ENOUGH)
                 before = probe.take()
                 cluster.split(GREATER, LESSER)
@@ -40,8 +40,8 @@ def test_partition_loses_nothing_of_its_greater_side(folder: Path, figure: Figur
                 until_served(cluster, GREATER, ENOUGH)
                 cut = owned.stop()
                 owned.verify(cut)
-            with Workers(cluster, GREATER) as greater:
-                with Workers(cluster, LESSER) as lesser:
+            with Workers(cluster, GREATER, env=PACED) as greater:
+                with Workers(cluster, LESSER, env=PACED) as lesser:
                     until_served(cluster, LESSER, ENOUGH)
                     cut_off = lesser.stop()
                     lesser.verify(cut_off)

@@ -23,7 +23,7 @@ from django.test import Client
 from django_clusterstate.core.rendezvous_hashing import Rendezvous
 
 THREADS = 4
-PAUSE = 0.002  # seconds between two operations of a thread
+PAUSE = float(os.environ.get("PAUSE", "0.002"))  # seconds between two operations of a thread
 LIMIT = 50
 RATE = f"{LIMIT}/d"  # a bucket gets one token in half an hour
 SHARED = 20  # counters, locks, and limits of each algorithm
