@@ -152,7 +152,7 @@ class Copies:
             async with asyncio.timeout(seconds):
                 await self._busy.wait()
         await asyncio.sleep(FLUSH)
-        if self._change is not None:
+        if self._change is not None or self.replication.plan_due:
             await self._prepare()
         for _ in self.tick():
             await asyncio.sleep(0)

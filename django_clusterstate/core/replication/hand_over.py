@@ -130,7 +130,6 @@ class Leaver:
     def __init__(self, placement: Placement, outboxes: Outboxes, now: float, seconds: float) -> None:
         self.may_leave = False
         self.done = False
-        self.acknowledged: set[bytes] = set()
         self._placement = placement
         self._outboxes = outboxes
         self._begun = now
@@ -167,7 +166,7 @@ class Leaver:
         return True
 
     def _is_known(self, now: float) -> bool:
-        return now - self._begun > INTENT or self._outboxes.open.keys() <= self.acknowledged
+        return now - self._begun > INTENT or all(outbox.knows_all for outbox in self._outboxes.open.values())
 
     def tick(self, settled: bool, now: float) -> None:
         """Finds out what is acknowledged. `settled`: the next owners have backups, so what this node has isn't needed

@@ -134,6 +134,12 @@ class Inboxes:
             self._changed_by[boot] = bytearray(rendezvous_hashing.SLOTS)
         return self._changed_by[boot]
 
+    def forget_changes(self, boots: Iterable[bytes]) -> None:
+        """The owners have what these instances have changed here."""
+        for boot in boots:
+            self._changed_by.pop(boot, None)
+            self._filled_by.pop(boot, None)
+
     def changed_by_others(self, boots: Set[bytes]) -> SlotSet:
         """The slots that others than these instances, which serve, have changed here: their owner may lack that, since
         it may never have seen those others serve. Each is returned once."""

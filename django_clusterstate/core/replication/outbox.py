@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from typing import Final
 
-from .messages import MAX_RECORDS, Batch, FillEnd, FillStart, Message, Record, RecordKey, size_of
+from .messages import Batch, FillEnd, FillStart, Message, Record, RecordKey, size_of
 from .slots import SlotSet, union
 
 WINDOW: Final = 8  # messages that aren't acknowledged
-BATCH: Final = MAX_RECORDS
-BATCH_BYTES: Final = 128 * 1024  # of records in one message; a single one may be larger
+BATCH: Final = 100  # records in one message: its receiver takes in a window of such messages within a few milliseconds
+SLICE: Final = 10  # changes in one message, unless many wait: a request that comes meanwhile waits for these only
+BATCH_BYTES: Final = 32 * 1024  # of records in one message; a single one may be larger
 RECORD_BYTES: Final = BATCH_BYTES // BATCH  # a larger record takes as long as several
 FILL_SLOTS: Final = 256  # slots of one fill, or a few more
 READ: Final = 25  # records that can be sent while a portion of keys is read
@@ -27,12 +29,13 @@ RETRY: Final = 0.2  # seconds until what was refused is sent again
 @dataclass(frozen=True, slots=True)
 class _Sent:
     """A message that isn't acknowledged: of some records, or the end of a fill of some slots, or another. `since`: when
-    the first of the records changed, or before."""
+    the first of the records changed, or before. `posted`: by `post()`."""
 
     keys: tuple[RecordKey, ...] = ()
     slots: SlotSet | None = None
     filling: bool = False
     since: float = 0.0
+    posted: bool = False
 
 
 @dataclass(slots=True)
@@ -102,6 +105,11 @@ class Outbox:
         return bool(self._in_flight)
 
     @property
+    def knows_all(self) -> bool:
+        """Whether the peer has acknowledged all that was posted."""
+        return not any(sent.posted for sent in self._in_flight)
+
+    @property
     def can_flush(self) -> bool:
         """Whether few enough changes wait to be sent at once."""
         return len(self._pending) <= FLUSHED
@@ -156,35 +164,45 @@ class Outbox:
 
     def can_fill(self, now: float) -> bool:
         """Whether it can go on with a fill, or begin one."""
-        if not self.open or len(self._in_flight) >= WINDOW:
+        if not self._has_room:
             return False
         return self._fill is not None or (not self.is_filled and now >= self._refill_at and bool(self._missing()))
 
-    def pump(self, now: float, most: int = BATCH, fill: bool = True) -> None:
-        """Sends what the window has room for, but no more than `most` records of usual size, or a few more: changes,
-        and if `fill` a part of a fill."""
+    def pump(self, now: float, most: int = BATCH) -> None:
+        """Sends changes and a part of a fill, as far as the window has room, but no more than `most` records of usual
+        size, or a few more."""
         left = most
-        while self.open and len(self._in_flight) < WINDOW and left > 0:
-            sent = self._send_changes() if now >= self._retry_at else 0
-            if fill and len(self._in_flight) < WINDOW and sent < left:
+        while self._has_room and left > 0:
+            sent = self._send_changes(BATCH) if now >= self._retry_at else 0
+            if self._has_room and sent < left:
                 sent += self._send_fill(now)
             if not sent:
                 return
             left -= sent
 
+    def pump_changes(self, now: float) -> bool:
+        """Sends a few changes if the window has room; of many, as many as let all fit. Returns whether it sent any."""
+        if not self._has_room or now < self._retry_at:
+            return False
+        return self._send_changes(max(SLICE, ceil(len(self._pending) / (WINDOW - len(self._in_flight))))) > 0
+
     def flush(self) -> None:
         """Sends all changes, however many messages aren't acknowledged: a hand-over follows."""
-        while self.open and self._send_changes():
+        while self.open and self._send_changes(BATCH):
             pass
 
     def post(self, message: Message) -> None:
         """Sends a message that has an `Ack`, in order with the others."""
-        self._in_flight.append(_Sent())
+        self._in_flight.append(_Sent(posted=True))
         self._send(message)
 
-    def _send_changes(self) -> int:
+    @property
+    def _has_room(self) -> bool:
+        return self.open and len(self._in_flight) < WINDOW
+
+    def _send_changes(self, most: int) -> int:
         """Returns how many records of usual size could be sent in that time."""
-        keys, records = self._take(self._pending)
+        keys, records = self._take(islice(self._pending, most))
         for key in keys:
             del self._pending[key]
         if keys:
@@ -243,7 +261,8 @@ class Outbox:
             if len(slots) >= FILL_SLOTS:
                 break
         self._fill = _Fill(slots, first == owned, iter(self._keys_in(slots)))
-        self.post(FillStart(slots, self._clock(), self._fill.owned))
+        self._in_flight.append(_Sent())
+        self._send(FillStart(slots, self._clock(), self._fill.owned))
         return True
 
     def _missing(self) -> SlotSet:

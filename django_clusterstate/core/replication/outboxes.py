@@ -1,6 +1,7 @@
 """The copies that one node keeps on others: an `Outbox` for each, and the changes that none has got yet."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from .messages import Message, Record, RecordKey
@@ -12,6 +13,7 @@ from .versions import NONE, HybridClock
 
 FILLED_AT_ONCE: Final = 2  # instances
 FILL: Final = 200  # records that are sent in one step of a fill: about a millisecond
+DISTRIBUTED: Final = 1000  # changes that are given to their receivers in one step: about two milliseconds
 
 
 class Outboxes:
@@ -120,7 +122,13 @@ class Outboxes:
 
     def distribute(self) -> None:
         """Gives each change to the nodes that have to hold it."""
-        changed, self._changed = self._changed, {}
+        self._distribute(len(self._changed))
+
+    def _distribute(self, most: int) -> None:
+        """Does so with the first of them."""
+        changed = list(islice(self._changed, most))
+        for record_key in changed:
+            del self._changed[record_key]
         shares: dict[tuple[Outbox, ...], list[RecordKey]] = {}
         for record_key in changed:
             slot = self._stores[record_key[0]].slot(record_key[1])
@@ -158,12 +166,14 @@ class Outboxes:
             outbox.flush()
         return True
 
-    def pump(self) -> None:
-        """Sends changes to all, as far as others are acknowledged."""
-        if not self.paused:
-            self.distribute()
-            for outbox in self.by_boot.values():
-                outbox.pump(self.now, fill=False)
+    def pump(self) -> Iterator[None]:
+        """Sends changes to all, as far as others are acknowledged, a few in each step."""
+        for _ in range(0, len(self._changed), DISTRIBUTED):
+            self._distribute(DISTRIBUTED if not self.paused else 0)
+            yield
+        for outbox in list(self.by_boot.values()):
+            while not self.paused and outbox.pump_changes(self.now):
+                yield
 
     def fill(self) -> Iterator[None]:
         """Goes on with the fills of a few instances in turn, in a step for each."""
@@ -173,7 +183,7 @@ class Outboxes:
         for outbox in dict.fromkeys([*filling, *filling][start : self._turn]):
             yield
             if len(self._changed) >= BATCH:
-                self.pump()
+                yield from self.pump()
             if not self.paused:
                 outbox.pump(self.now, FILL)
 

@@ -1,12 +1,12 @@
 """Which node owns and which nodes hold each slot, as one node sees it: by its view, and by hand-overs that other views
 don't show yet."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .. import rendezvous_hashing
 from ..membership.heartbeat import NO_VIEW, Identity, View
-from .ranking import Holders, Rankings
+from .ranking import Holders, Ranking, Rankings, result
 from .slots import SlotSet, union
 
 MAX_DEPARTED = 1000  # instances
@@ -59,6 +59,7 @@ class Placement:
         self._ranking = self._rankings.get({})
         self._owners: list[Identity | None] = [None]  # by their index in the ranking
         self._joiners: dict[Identity, tuple[SlotSet, SlotSet]] = {}  # what `_slots_of_joiner` gives
+        self._challenges: dict[tuple[Ranking, Identity], tuple[SlotSet, SlotSet]] = {}  # what `_challenge` gives
         self._past: list[tuple[dict[bytes, str], Holders]] = []  # views in which all held what they had to
         self._staying = self._ranking.holders  # of the view without the leaving nodes
         self._leaves = SlotSet()  # the slots whose owners leave
@@ -191,13 +192,24 @@ class Placement:
         leave. Without it, `plan()` takes as long as all steps together."""
         members = [member for member in view.members if member.boot not in self.departed]
         weights = _weights(members)
-        yield from self._rankings.prepare(weights)
+        ranking = yield from self._rankings.prepare(weights)
         yield from self._rankings.prepare(_weights(_staying(members, {*self.leaving, *leaving})))
         joiners = [joiner for joiner in joining if joiner.boot != self.me.boot]
         if not any(member.boot == self.me.boot for member in view.members):
             joiners = [self.me]
         if len(joiners) == 1:
             yield from self._rankings.prepare({**weights, joiners[0].name: joiners[0].weight})
+        else:
+            for joiner in joiners:
+                yield from self._challenge(ranking, joiner)
+
+    def _challenge(self, ranking: Ranking, joiner: Identity) -> Generator[None, None, tuple[SlotSet, SlotSet]]:
+        """Computes what a joining node would own, and what it would hold, of the slots of this node."""
+        key = ranking, joiner
+        if key not in self._challenges:
+            mine = ranking.holders.owned(self.me.name)
+            self._challenges[key] = yield from ranking.challenge(joiner.name, joiner.weight, mine)
+        return self._challenges[key]
 
     def plan(self) -> dict[bytes, Wanted]:
         """Recomputes which slots this node owns and holds. Returns those that other instances have to get from it."""
@@ -229,6 +241,9 @@ class Placement:
             self._joiners.clear()
         for joiner in self._joiners.keys() - {self.me, *self.joining.values()}:
             del self._joiners[joiner]
+        for ranking, joiner in list(self._challenges):
+            if ranking is not self._ranking or joiner.boot not in self.joining:
+                del self._challenges[ranking, joiner]
         self._leaves = union(map(self._owned_by_view, self.leaving))
         by_name = {member.name: member for member in members}
         self._owners = [by_name.get(name) for name in self._ranking.names]
@@ -248,7 +263,7 @@ class Placement:
     def _compute_slots_of(self, joiner: Identity) -> tuple[SlotSet, SlotSet]:
         ranking, name = self._ranking, joiner.name
         if joiner.boot != self.me.boot and len(self.joining) > 1 and name not in ranking.weights:
-            return ranking.challenge(name, joiner.weight, ranking.holders.owned(self.me.name))
+            return result(self._challenge(ranking, joiner))
         holders = self._rankings.get({**ranking.weights, name: joiner.weight}).holders  # most often of the next view
         return holders.owned(name), holders.held([name])
 

@@ -7,11 +7,12 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, reduce
 from itertools import compress, islice, repeat
 from operator import and_, ge
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from .. import rendezvous_hashing
 from .slots import SlotSet, union
 
+T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, float]  # by the name of a node
 
 STEP: Final = 8192  # slots that are compared in one step: 2 ms
@@ -87,19 +88,23 @@ class Ranking:
     def holders(self) -> Holders:
         return Holders(self.names, self.first, self.second)
 
-    def challenge(self, name: str, weight: float, slots: Iterable[int]) -> tuple[SlotSet, SlotSet]:
-        """Those of some slots that another node would own, and those that it would own or back up."""
-        slots = list(slots)
+    def challenge(
+        self, name: str, weight: float, slots: Iterable[int]
+    ) -> Generator[None, None, tuple[SlotSet, SlotSet]]:
+        """Computes which of some slots another node would own, and which it would own or back up, in steps."""
         weighted = self._weighted or self._would_be_weighted([weight])
-        scores = _scores(name, weight if weighted else None, slots)
-        won = []
-        for nodes, known in ((self.first, self._best), (self.second, self._next)):
-            rivals: Sequence[float] = [known[slot] for slot in slots]
-            if weighted and not self._weighted:
-                rivals = self._weigh(rivals)
-            close = compress(zip(slots, scores, rivals, strict=True), map(ge, scores, rivals))
-            won.append(SlotSet([s for s, score, rival in close if score > rival or name < self.names[nodes[s]]]))
-        return won[0], won[1]
+        owned: list[int] = []
+        held: list[int] = []
+        for some in _steps(slots):
+            scores = _scores(name, weight if weighted else None, some)
+            for won, nodes, known in ((owned, self.first, self._best), (held, self.second, self._next)):
+                rivals: Sequence[float] = [known[slot] for slot in some]
+                if weighted and not self._weighted:
+                    rivals = self._weigh(rivals)
+                close = compress(zip(some, scores, rivals, strict=True), map(ge, scores, rivals))
+                won += [slot for slot, score, rival in close if score > rival or name < self.names[nodes[slot]]]
+            yield
+        return SlotSet(owned), SlotSet(held)
 
     def derive(self, weights: Weights) -> Generator[None, None, "Ranking"]:
         """Computes the ranking of other nodes, in steps."""
@@ -184,6 +189,8 @@ class Rankings:
             known = [Ranking(), *self._recent.values()]
             nearest = min(known, key=lambda ranking: len(key ^ ranking.weights.items()))
             ranking = yield from nearest.derive(weights)
+            yield
+        ranking.holders  # noqa: B018 - they are computed when they are first asked for
         self._recent[key] = ranking
         self._recent.move_to_end(key)
         if len(self._recent) > MAX_RANKINGS:
@@ -192,13 +199,17 @@ class Rankings:
 
     def get(self, weights: Weights) -> Ranking:
         """The ranking of some nodes."""
-        steps = self.prepare(weights)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                ranking: Ranking = end.value
-                return ranking
+        return result(self.prepare(weights))
+
+
+def result(steps: Generator[None, None, T]) -> T:
+    """Goes through all steps at once. Returns what they have computed."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 def _scores(name: str, weight: float | None, slots: Iterable[int]) -> Sequence[float]:

@@ -21,6 +21,7 @@ from django_clusterstate.core.replication.messages import (
     Batch,
     Filled,
     FillStart,
+    Leaving,
     Message,
     Record,
     RecordKey,
@@ -29,7 +30,7 @@ from django_clusterstate.core.replication.messages import (
     Yours,
     size_of,
 )
-from django_clusterstate.core.replication.outbox import BATCH_BYTES, MAX_PENDING, RETRY, WINDOW, Outbox
+from django_clusterstate.core.replication.outbox import BATCH_BYTES, MAX_PENDING, RETRY, SLICE, WINDOW, Outbox
 from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
 from django_clusterstate.core.replication.replication import Replication
@@ -196,6 +197,13 @@ def test_a_slot_that_another_changes_during_a_fill_is_not_complete_after_it() ->
     assert receiver.value(b"key") == b"newer"
 
 
+def test_what_others_changed_before_all_was_settled_is_not_filled_again_when_they_are_gone() -> None:
+    receiver = Receiver()
+    receiver.receive(b"key", 200, b"value", sender=C)
+    receiver.inboxes.forget_changes({B.boot, C.boot})
+    assert not receiver.inboxes.changed_by_others({B.boot})
+
+
 def test_a_fill_by_another_than_the_owner_drops_nothing() -> None:
     receiver = Receiver()
     receiver.receive(b"key", 5, b"old")
@@ -314,6 +322,26 @@ def test_a_window_of_messages_is_sent_and_no_more_before_they_are_acknowledged()
         peer.outbox.add([(0, b"%d" % number)], 0.0)
         peer.outbox.pump(0.0)
     assert len(peer.sent) == WINDOW
+
+
+@pytest.mark.parametrize(("changes", "messages"), [(SLICE, 1), (3 * SLICE, 3), (50 * SLICE, WINDOW)])
+def test_changes_are_sent_a_few_at_a_time_or_so_many_that_the_window_takes_all(changes: int, messages: int) -> None:
+    peer = Peer()
+    peer.outbox.add([(0, b"%d" % number) for number in range(changes)], 0.0)
+    while peer.outbox.pump_changes(0.0):
+        pass
+    assert (len(peer.sent), len(peer.records())) == (messages, changes)
+
+
+def test_a_peer_knows_what_was_posted_when_it_acknowledges_that_and_not_what_was_sent_before() -> None:
+    peer = Peer()
+    peer.outbox.add([(0, b"key")], 0.0)
+    peer.outbox.pump(0.0)
+    peer.outbox.post(Leaving())
+    peer.acknowledge()
+    assert not peer.outbox.knows_all
+    peer.acknowledge()
+    assert peer.outbox.knows_all
 
 
 def test_a_peer_is_filled_once_all_ends_are_acknowledged() -> None:
