@@ -108,8 +108,8 @@ class Cleaner:
         """`drop_unheld()` shall drop the entries of these slots, and no others."""
         self._unheld = keys_in(self._stores, unheld) if unheld else None
 
-    def drop_unheld(self, held: SlotSet, has_changed: Callable[[RecordKey], bool]) -> None:
-        """Drops entries of slots that aren't held, but for those whose change hasn't been sent."""
+    def drop_unheld(self, held: SlotSet, unacknowledged: Callable[[RecordKey], bool]) -> None:
+        """Drops entries of slots that aren't held, but for those of which others may lack a change."""
         left = MAX_READ
         while left > 0 and self._unheld is not None:
             keys = next(self._unheld, None)
@@ -118,6 +118,6 @@ class Cleaner:
                 return
             for kind, key in keys:
                 store = self._stores[kind]
-                if store.slot(key) not in held and not has_changed((kind, key)):
+                if store.slot(key) not in held and not unacknowledged((kind, key)):
                     store.drop(key)
             left -= PORTION + DROP * len(keys)

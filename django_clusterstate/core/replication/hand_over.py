@@ -97,10 +97,11 @@ class Joiner:
         back what it has; whether this one does."""
         if busy.name >= self._placement.me.name:
             return False
-        for boot in self._outboxes.open:
-            if boot not in self._placement.joining:
-                self._outboxes.flush(boot)
-                self._outboxes.send(boot, GiveBack())
+        givers = [boot for boot in self._outboxes.open if boot not in self._placement.joining]
+        if not all(map(self._outboxes.flush, givers)):
+            return False  # it is told again
+        for boot in givers:
+            self._outboxes.send(boot, GiveBack())
         self._placement.give_back()
         self._yours.clear()
         self._asked_at = self._outboxes.now + GIVE_WAY
@@ -153,12 +154,12 @@ class Leaver:
         if self.departed:
             return False
         ready = (settled or not self._placement.owned) and not self._placement.handed and self._is_known(now)
-        if now < self._until and not (
-            ready and all(outbox.may_take_over for outbox in self._outboxes.by_boot.values())
-        ):
+        ready = ready and all(outbox.is_filled for outbox in self._outboxes.by_boot.values())
+        if not ready and now < self._until:
             return False
-        for boot in self._outboxes.open:
-            self._outboxes.flush(boot)
+        flushed = [self._outboxes.flush(boot) for boot in self._outboxes.open]
+        if not all(flushed) and now < self._until:
+            return False
         self._hands_over = bool(self._placement.owned)
         self._placement.depart(self._placement.me.boot)
         self._outboxes.post(Left())

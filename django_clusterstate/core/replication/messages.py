@@ -35,7 +35,6 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
     clock: Version
     records: Annotated[tuple[Record, ...], msgspec.Meta(max_length=MAX_RECORDS)]
-    filling: bool = False
 
 
 class FillStart(msgspec.Struct, frozen=True, array_like=True, tag=2):

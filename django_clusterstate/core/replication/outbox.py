@@ -15,14 +15,14 @@ from .messages import Batch, FillEnd, FillStart, Message, Record, RecordKey, siz
 from .slots import SlotSet, union
 
 WINDOW: Final = 8  # messages that aren't acknowledged
+FLUSH_WINDOW: Final = 3 * WINDOW  # when a forwarded request or a hand-over follows: about ten milliseconds more
 BATCH: Final = 100  # records in one message: its receiver takes in a window of such messages within a few milliseconds
 SLICE: Final = 10  # changes in one message, unless many wait: a request that comes meanwhile waits for these only
 BATCH_BYTES: Final = 32 * 1024  # of records in one message; a single one may be larger
 RECORD_BYTES: Final = BATCH_BYTES // BATCH  # a larger record takes as long as several
-FILL_SLOTS: Final = 256  # slots of one fill, or a few more
+FILL_SLOTS: Final = 256  # slots of one fill at least: with whole groups, up to five times as many
 READ: Final = 25  # records that can be sent while a portion of keys is read
 MAX_PENDING: Final = 50_000  # records that wait for a peer; more, and it is behind
-FLUSHED: Final = 2000  # records that can be sent at once, before a request or a hand-over: about ten milliseconds
 RETRY: Final = 0.2  # seconds until what was refused is sent again
 
 
@@ -110,19 +110,9 @@ class Outbox:
         return not any(sent.posted for sent in self._in_flight)
 
     @property
-    def can_flush(self) -> bool:
-        """Whether few enough changes wait to be sent at once."""
-        return len(self._pending) <= FLUSHED
-
-    @property
     def is_filled(self) -> bool:
         """Whether the peer holds all that it has to hold, but for changes on their way."""
         return self.filled == self.wanted
-
-    @property
-    def may_take_over(self) -> bool:
-        """Whether the peer holds all that it has to hold, but for changes that can be sent at once."""
-        return self.is_filled and self.can_flush
 
     def want(self, wanted: SlotSet, owned: SlotSet) -> None:
         """Sets the slots that the peer has to hold."""
@@ -149,6 +139,11 @@ class Outbox:
         """Whether a change of this record waits to be sent."""
         return key in self._pending
 
+    @property
+    def on_their_way(self) -> Iterator[RecordKey]:
+        """The records of which a change was sent and isn't acknowledged."""
+        return (key for sent in self._in_flight if not sent.filling for key in sent.keys)
+
     def _cut_fills(self, slots: SlotSet) -> None:
         """Fills that are under way count for these slots only."""
         self._in_flight = deque(
@@ -157,8 +152,7 @@ class Outbox:
 
     def take_pending(self) -> list[RecordKey]:
         """The records that haven't been acknowledged; those that wait do so no longer."""
-        keys = [key for sent in self._in_flight if not sent.filling for key in sent.keys]
-        keys += self._pending
+        keys = [*self.on_their_way, *self._pending]
         self._pending.clear()
         return keys
 
@@ -186,10 +180,12 @@ class Outbox:
             return False
         return self._send_changes(max(SLICE, ceil(len(self._pending) / (WINDOW - len(self._in_flight))))) > 0
 
-    def flush(self) -> None:
-        """Sends all changes, however many messages aren't acknowledged: a hand-over follows."""
-        while self.open and self._send_changes(BATCH):
-            pass
+    def flush(self) -> bool:
+        """Sends all changes, more than the window has room for: a forwarded request or a hand-over follows. False if
+        they are too many: then the rest waits."""
+        while self._pending and self.open and len(self._in_flight) < FLUSH_WINDOW:
+            self._send_changes(BATCH)
+        return not (self._pending and self.open)
 
     def post(self, message: Message) -> None:
         """Sends a message that has an `Ack`, in order with the others."""
@@ -242,8 +238,8 @@ class Outbox:
         fill.rest = portion[len(keys) :]
         records = tuple(record for record in records if record.value is not None)
         if records:
-            self._in_flight.append(_Sent(keys, filling=True))
-            self._send(Batch(self._clock(), records, filling=True))
+            self._in_flight.append(_Sent(keys, filling=True, since=now))
+            self._send(Batch(self._clock(), records))
         return READ + _effort(keys, records)
 
     def _start_fill(self, now: float) -> bool:
@@ -276,9 +272,9 @@ class Outbox:
             return ()
         sent = self._in_flight.popleft()
         if refused:
-            self.add(sent.keys, sent.since)
             self._refill_at = now + RETRY
             if sent.keys:
+                self.add(sent.keys, sent.since)
                 self._retry_at = now + RETRY
         elif sent.slots is not None:
             self.filled = self.filled | (sent.slots & self.wanted)

@@ -13,6 +13,7 @@ from .versions import NONE, HybridClock
 
 FILLED_AT_ONCE: Final = 2  # instances
 FILL: Final = 200  # records that are sent in one step of a fill: about a millisecond
+FILL_STEPS: Final = 2  # for each of them
 DISTRIBUTED: Final = 1000  # changes that are given to their receivers in one step: about two milliseconds
 
 
@@ -30,6 +31,7 @@ class Outboxes:
         self.send = send
         self.now = 0.0
         self.paused = False  # whether no copies are sent
+        self.has_strays = False  # perhaps entries that this node changed in the place of others, and doesn't hold
         self._behind_before = 0  # of instances that are gone
         self._turn = 0  # of the instances that are filled
         self._placement = placement
@@ -42,9 +44,11 @@ class Outboxes:
         """Notes records that have changed, or whose change may not have arrived."""
         self._changed.update(dict.fromkeys(keys))
 
-    def has_changed(self, record_key: RecordKey) -> bool:
-        """Whether a change of this record hasn't been sent to all."""
-        return record_key in self._changed or any(outbox.waits(record_key) for outbox in self.by_boot.values())
+    def unacknowledged(self) -> Callable[[RecordKey], bool]:
+        """Tells of a record whether somebody may lack a change of it, as long as nothing is sent or acknowledged."""
+        outboxes = list(self.by_boot.values())
+        on_their_way = {key for outbox in outboxes for key in outbox.on_their_way}
+        return lambda key: key in on_their_way or key in self._changed or any(outbox.waits(key) for outbox in outboxes)
 
     def get(self, boot: bytes) -> Outbox:
         outbox = self.by_boot.get(boot)
@@ -89,6 +93,21 @@ class Outboxes:
         """Sends a message that has an `Ack` to all."""
         for outbox in self.open.values():
             outbox.post(message)
+
+    def acknowledged(self, boot: bytes, refused: bool) -> None:
+        """An instance has taken in the oldest message that it hadn't acknowledged, or refuses it."""
+        arrived = self.by_boot[boot].acknowledged(refused, self.now) if boot in self.by_boot else ()
+        if self.has_strays and arrived:
+            self._drop_strays(arrived)
+
+    def _drop_strays(self, arrived: Iterable[RecordKey]) -> None:
+        """Drops what was changed here in the place of an owner that wasn't reached, and that has it now."""
+        unacknowledged = self.unacknowledged()
+        for kind, key in arrived:
+            store = self._stores[kind]
+            if store.slot(key) not in self._placement.held and not unacknowledged((kind, key)):
+                store.drop(key)
+        self.has_strays = self.lag > 0
 
     def closed(self, boot: bytes) -> None:
         """The connection to an instance is lost."""
@@ -149,22 +168,13 @@ class Outboxes:
             return (self.get(owner.boot),)
         return tuple(outbox for outbox in self.by_boot.values() if slot in outbox.wanted)
 
-    def flush(self, boot: bytes) -> None:
-        """Sends an instance all changes that it has to get: a hand-over or a forwarded request follows."""
-        if not self.paused:
-            self.distribute()
-            self.get(boot).flush()
-
-    def flush_few(self, boot: bytes) -> bool:
-        """Sends an instance all changes that it has to get, unless they are too many to send them at once: then none.
-        Returns whether it has got them."""
-        if not self.paused:
-            self.distribute()
-            outbox = self.get(boot)
-            if not outbox.can_flush:
-                return False
-            outbox.flush()
-        return True
+    def flush(self, boot: bytes) -> bool:
+        """Sends an instance all changes that it has to get, as far as they count: a hand-over or a forwarded request
+        follows. False if they are too many."""
+        if self.paused:
+            return True
+        self.distribute()
+        return self.get(boot).flush()
 
     def pump(self) -> Iterator[None]:
         """Sends changes to all, as far as others are acknowledged, a few in each step."""
@@ -176,11 +186,11 @@ class Outboxes:
                 yield
 
     def fill(self) -> Iterator[None]:
-        """Goes on with the fills of a few instances in turn, in a step for each."""
+        """Goes on with the fills of a few instances in turn, in a few steps for each."""
         filling = [outbox for outbox in self.by_boot.values() if outbox.can_fill(self.now)]
         start = self._turn % max(len(filling), 1)
         self._turn = start + FILLED_AT_ONCE
-        for outbox in dict.fromkeys([*filling, *filling][start : self._turn]):
+        for outbox in [*dict.fromkeys([*filling, *filling][start : self._turn])] * FILL_STEPS:
             yield
             if len(self._changed) >= BATCH:
                 yield from self.pump()

@@ -67,7 +67,6 @@ class Replication:
         self._clears = Clears()
         self._reports_at = now
         self.plan_due = False  # at the next tick, before which `prepare()` may be called
-        self.has_strays = False  # perhaps entries that it changed in the place of others, and doesn't hold
         self._has_dropped = False  # what isn't held, since the view changed
         self._had: SlotSet | None = None  # complete when this node was declared down, until the winners are known
         self.generation = 0
@@ -96,7 +95,7 @@ class Replication:
         if slot not in self.placement.held:
             if not merges:
                 return None
-            self.has_strays = True
+            self.outboxes.has_strays = True
         return self.placement.me.boot
 
     def changed(self, kind: int, key: bytes) -> None:
@@ -116,7 +115,7 @@ class Replication:
     def flush_to(self, boot: bytes, now: float) -> bool:
         """Sends an instance all changes that it has to get, before a request is forwarded to it; False if too many."""
         self.outboxes.now = now
-        return self.outboxes.flush_few(boot)
+        return self.outboxes.flush(boot)
 
     # -- connections and members ----------------------------------------------------------------------------
 
@@ -219,7 +218,8 @@ class Replication:
         taken_in = True
         match message:
             case Ack():
-                self._acknowledged(boot, message, now)
+                self.clock.receive(message.clock, now)
+                self.outboxes.acknowledged(boot, message.refused)
                 return
             case Filled() | Missing() | Settled() | TakeOver() | Yours() | Busy() | GiveBack():
                 self._notice(boot, message, now)
@@ -248,15 +248,6 @@ class Replication:
                 self._plan(now)
         if not self.inboxes.cleaner.wait(boot, taken_in):
             self._send(boot, Ack(self.clock.last(), refused=not taken_in))
-
-    def _acknowledged(self, boot: bytes, ack: Ack, now: float) -> None:
-        self.clock.receive(ack.clock, now)
-        if boot in self.outboxes.by_boot:
-            arrived = self.outboxes.by_boot[boot].acknowledged(ack.refused, now)
-            for kind, key in arrived if self.has_strays else ():
-                is_stray = self._stores[kind].slot(key) not in self.placement.held
-                if is_stray and not self.outboxes.has_changed((kind, key)):
-                    self._stores[kind].drop(key)  # changed here in the place of an owner that wasn't reached
 
     def _notice(self, boot: bytes, message: Message, now: float) -> None:
         """Takes in a message that has no `Ack`."""
@@ -308,12 +299,13 @@ class Replication:
         joiner = placement.joining.get(boot)
         if joiner is None or outbox is None or not placement.serving or request.epoch != placement.epoch:
             return
-        if not outbox.may_take_over or (self.leaver is not None and boot not in placement.handed):
+        if not outbox.is_filled or (self.leaver is not None and boot not in placement.handed):
             return  # a node that leaves waits only for one that has taken over a part
         if others := [placement.joining[other].name for other in placement.handed if other != boot]:
             self._send(boot, Busy(min(others)))
             return
-        self.outboxes.flush(boot)
+        if not self.outboxes.flush(boot):
+            return
         self._send(boot, Yours(request.epoch, request.turn, placement.hand_over(joiner)))
         self._plan(now)
 
@@ -349,7 +341,8 @@ class Replication:
         yield
         self._clean()
         yield
-        self.inboxes.cleaner.drop_unheld(self.placement.held, self.outboxes.has_changed)
+        if not self.inboxes.cleaner.idle:
+            self.inboxes.cleaner.drop_unheld(self.placement.held, self.outboxes.unacknowledged())
 
     def _report_filled(self) -> None:
         """Says which instances hold all that they have to hold, and whether all backups do."""

@@ -30,7 +30,16 @@ from django_clusterstate.core.replication.messages import (
     Yours,
     size_of,
 )
-from django_clusterstate.core.replication.outbox import BATCH_BYTES, MAX_PENDING, RETRY, SLICE, WINDOW, Outbox
+from django_clusterstate.core.replication.outbox import (
+    BATCH,
+    BATCH_BYTES,
+    FLUSH_WINDOW,
+    MAX_PENDING,
+    RETRY,
+    SLICE,
+    WINDOW,
+    Outbox,
+)
 from django_clusterstate.core.replication.outboxes import Outboxes
 from django_clusterstate.core.replication.placement import Placement
 from django_clusterstate.core.replication.replication import Replication
@@ -286,6 +295,42 @@ def test_what_a_peer_refuses_is_sent_again() -> None:
     peer.acknowledge(refused=True)
     peer.outbox.pump(RETRY)
     assert [record.key for record in peer.records()] == [b"key", b"key"]
+
+
+def test_a_fill_that_a_peer_refuses_makes_the_lag_no_older() -> None:
+    peer = Peer()
+    peer.keys = {b"%d" % number: b"value" for number in range(3)}
+    peer.outbox.want(SlotSet.all(), SlotSet.all())
+    peer.outbox.add([(0, b"changed")], 100.0)
+    peer.outbox.pump(100.0)
+    peer.outbox.add([(0, b"waits")], 100.0)
+    while peer.outbox.busy:
+        peer.acknowledge(refused=True)
+    assert peer.outbox.age(101.0) == 1.0
+
+
+def test_no_more_is_sent_at_once_than_a_bounded_number_of_messages() -> None:
+    peer = Peer()
+    peer.outbox.add([(0, b"%d" % number) for number in range((FLUSH_WINDOW + 1) * BATCH)], 0.0)
+    assert not peer.outbox.flush()
+    assert len(peer.sent) == FLUSH_WINDOW
+    peer.acknowledge()
+    assert peer.outbox.flush()
+    assert len(peer.records()) == (FLUSH_WINDOW + 1) * BATCH
+
+
+def test_a_change_is_unacknowledged_until_each_peer_has_taken_it_in() -> None:
+    outboxes = Outboxes(Placement(A), [], HybridClock(A.boot), lambda *_: None)
+    peer, key = Peer(), (0, b"key")
+    outboxes.by_boot[B.boot] = peer.outbox
+    peer.outbox.add([key], 0.0)
+    assert outboxes.unacknowledged()(key)
+    peer.outbox.pump(0.0)
+    assert outboxes.unacknowledged()(key)
+    peer.acknowledge()
+    assert not outboxes.unacknowledged()(key)
+    outboxes.changed([key])
+    assert outboxes.unacknowledged()(key)
 
 
 def test_the_lag_is_as_old_as_the_first_change_that_is_not_acknowledged() -> None:
