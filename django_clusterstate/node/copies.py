@@ -88,12 +88,12 @@ class Copies:
         little later, since what follows from them takes a while to compute."""
         if effects.declared_down:
             self._update()
-            self.replication.given_up(self._clock())
+            self.replication.declared_down(self._clock())
         if effects.changes:
             self._note_change()
         if effects.winners:
             self._update()
-            self.replication.lose(effects.winners, self._clock())
+            self.replication.yield_to(effects.winners, self._clock())
         self._note_progress()
         self._busy.set()
 
@@ -128,12 +128,12 @@ class Copies:
         """Takes in the last change of the members, computed in steps between which requests are answered."""
         placement = self.replication.placement
         while True:
-            change = self._change
+            change, known = self._change, set(placement.leaving)
             view, joining = change or (placement.view, list(placement.joining.values()))
             for _ in self.replication.prepare(view, joining, leaving):
                 await asyncio.sleep(0)
                 self._note_pause(self._clock())
-            if change is self._change:  # and not another one meanwhile
+            if change is self._change and known == placement.leaving:  # nothing else has happened meanwhile
                 return
 
     async def until(self, condition: Callable[[], bool]) -> None:

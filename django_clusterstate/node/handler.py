@@ -184,10 +184,10 @@ class Handler:
         return self.copies.write(LIMITS, key, now)
 
     def _is_entry_valid(self, key: bytes, generation: int) -> bool:
-        return generation >= self.copies.replication.lost[slot_of_entry(key)]
+        return generation >= self.copies.replication.valid_since[slot_of_entry(key)]
 
     def _is_limit_valid(self, key: bytes, generation: int) -> bool:
-        return generation >= self.copies.replication.lost[slot_of_state(key)]
+        return generation >= self.copies.replication.valid_since[slot_of_state(key)]
 
     def _owns_entry(self, key: bytes) -> bool:
         return bool(self.copies.replication.placement.owns[slot_of_entry(key)])

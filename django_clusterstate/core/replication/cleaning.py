@@ -28,12 +28,13 @@ class Filling:
 class Cleaner:
     """Drops entries of `stores` that a fill hasn't confirmed, and those of slots that this node doesn't hold.
 
-    The end of a fill is acknowledged when that is done, and the messages after it wait until then for their `Ack`.
+    The end of a fill is acknowledged when that is done, and the messages after it wait until then for their `Ack`; so
+    do those after a message whose `Ack` is delayed for another reason.
     """
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self._stores = stores
-        self._queues: dict[bytes, deque[Filling | bool]] = {}
+        self._queues: dict[bytes, deque[Filling | bool | None]] = {}
         self._unheld: Iterator[Sequence[RecordKey]] | None = None
 
     @property
@@ -49,13 +50,21 @@ class Cleaner:
             filling.portions = keys_in(self._stores, filling.start.slots)
         self._queues.setdefault(boot, deque()).append(filling)
 
-    def wait(self, boot: bytes, taken_in: bool) -> bool:
-        """Whether the `Ack` of a message of this instance has to wait."""
+    def queue_ack(self, boot: bytes, taken_in: bool) -> bool:
+        """Queues the `Ack` of a message of this instance behind others that have to wait; whether there are any."""
         queue = self._queues.get(boot)
         if queue is None:
             return False
         queue.append(taken_in)
         return True
+
+    def delay_ack(self, boot: bytes) -> None:
+        """The `Ack` of a message that was taken in waits for `end_delays()`."""
+        self._queues.setdefault(boot, deque()).append(None)
+
+    def end_delays(self) -> None:
+        for boot, queue in self._queues.items():
+            self._queues[boot] = deque(True if waiting is None else waiting for waiting in queue)
 
     def confirm(self, boot: bytes, key: RecordKey) -> None:
         """The instance has sent a record."""
@@ -75,15 +84,14 @@ class Cleaner:
     def refuse(self) -> None:
         """The fills that have ended don't count."""
         for boot, queue in self._queues.items():
-            self._queues[boot] = deque(waiting if isinstance(waiting, bool) else False for waiting in queue)
+            self._queues[boot] = deque(False if isinstance(waiting, Filling) else waiting for waiting in queue)
 
     def drop_unconfirmed(self) -> Iterator[tuple[bytes, Filling | bool]]:
         """Drops what fills haven't confirmed. Gives for each message that can be acknowledged by now its sender, and
         the fill that it ended; or, of another message, whether it was taken in."""
         left = MAX_READ
         for boot, queue in list(self._queues.items()):
-            while queue and left > 0:
-                waiting = queue[0]
+            while queue and left > 0 and (waiting := queue[0]) is not None:
                 if isinstance(waiting, Filling):
                     keys = next(waiting.portions, None)
                     if keys is not None:

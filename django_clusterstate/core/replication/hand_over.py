@@ -31,7 +31,7 @@ class Statements:
         """An instance may have changed its mind before it says something again."""
         self._epochs.pop(boot, None)
 
-    def holds(self, boot: bytes, epoch: int) -> bool:
+    def has_said(self, boot: bytes, epoch: int) -> bool:
         """Whether an instance has said so for this epoch."""
         return self._epochs.get(boot, NO_EPOCH) == epoch
 
@@ -71,7 +71,7 @@ class Joiner:
             self.progress = now
 
     def is_filled_by(self, boot: bytes) -> bool:
-        return self._filled_by.holds(boot, self._placement.epoch)
+        return self._filled_by.has_said(boot, self._placement.epoch)
 
     def lacks(self, boot: bytes) -> None:
         """The instance was wrong, and says again when it has filled this node."""

@@ -108,6 +108,11 @@ class Inboxes:
         self.cleaner.add(boot, filling)
         return True
 
+    @property
+    def being_filled(self) -> SlotSet:
+        """The slots of fills that are under way, or whose end isn't acknowledged."""
+        return union(filling.start.slots for filling in (*self._filling.values(), *self.cleaner.fillings()))
+
     def clean(self, lacking: Callable[[bytes], SlotSet]) -> Iterator[tuple[bytes, bool, SlotSet]]:
         """Drops entries that fills haven't confirmed. Gives for each message that can be acknowledged by now its
         sender, whether it was taken in, and the slots that are now complete."""
@@ -135,7 +140,7 @@ class Inboxes:
         return self._changed_by[boot]
 
     def forget_changes(self, boots: Iterable[bytes]) -> None:
-        """The owners have what these instances have changed here."""
+        """Forgets in which slots these instances have changed entries here: all owners have the changes."""
         for boot in boots:
             self._changed_by.pop(boot, None)
             self._filled_by.pop(boot, None)

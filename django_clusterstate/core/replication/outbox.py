@@ -14,9 +14,10 @@ from typing import Final
 from .messages import Batch, FillEnd, FillStart, Message, Record, RecordKey, size_of
 from .slots import SlotSet, union
 
-WINDOW: Final = 8  # messages that aren't acknowledged
-FLUSH_WINDOW: Final = 3 * WINDOW  # when a forwarded request or a hand-over follows: about ten milliseconds more
-BATCH: Final = 100  # records in one message: its receiver takes in a window of such messages within a few milliseconds
+WINDOW: Final = 32  # messages that aren't acknowledged
+RESERVED: Final = 2  # of these, not for changes while the peer isn't filled: however many there are, the fill goes on
+FLUSH_WINDOW: Final = WINDOW + 20  # when a forwarded request or a hand-over follows: ten milliseconds more
+BATCH: Final = 100  # records in one message: to take them in takes half a millisecond
 SLICE: Final = 10  # changes in one message, unless many wait: a request that comes meanwhile waits for these only
 BATCH_BYTES: Final = 32 * 1024  # of records in one message; a single one may be larger
 RECORD_BYTES: Final = BATCH_BYTES // BATCH  # a larger record takes as long as several
@@ -176,9 +177,10 @@ class Outbox:
 
     def pump_changes(self, now: float) -> bool:
         """Sends a few changes if the window has room; of many, as many as let all fit. Returns whether it sent any."""
-        if not self._has_room or now < self._retry_at:
+        room = WINDOW - len(self._in_flight) - (0 if self.is_filled else RESERVED)
+        if not self.open or room <= 0 or now < self._retry_at:
             return False
-        return self._send_changes(max(SLICE, ceil(len(self._pending) / (WINDOW - len(self._in_flight))))) > 0
+        return self._send_changes(max(SLICE, ceil(len(self._pending) / room))) > 0
 
     def flush(self) -> bool:
         """Sends all changes, more than the window has room for: a forwarded request or a hand-over follows. False if

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Final
 
 from .messages import Message, Record, RecordKey
-from .outbox import BATCH, Outbox
+from .outbox import BATCH, WINDOW, Outbox
 from .placement import Placement, Wanted
 from .slots import SlotSet
 from .stores import Store, keys_in
@@ -144,7 +144,7 @@ class Outboxes:
         self._distribute(len(self._changed))
 
     def _distribute(self, most: int) -> None:
-        """Does so with the first of them."""
+        """Gives the first changes to the nodes that have to hold them."""
         changed = list(islice(self._changed, most))
         for record_key in changed:
             del self._changed[record_key]
@@ -179,10 +179,14 @@ class Outboxes:
     def pump(self) -> Iterator[None]:
         """Sends changes to all, as far as others are acknowledged, a few in each step."""
         for _ in range(0, len(self._changed), DISTRIBUTED):
-            self._distribute(DISTRIBUTED if not self.paused else 0)
+            if self.paused:
+                return
+            self._distribute(DISTRIBUTED)
             yield
         for outbox in list(self.by_boot.values()):
-            while not self.paused and outbox.pump_changes(self.now):
+            for _ in range(WINDOW):
+                if self.paused or not outbox.pump_changes(self.now):
+                    break
                 yield
 
     def fill(self) -> Iterator[None]:

@@ -114,6 +114,9 @@ class Placement:
         members = {member.boot for member in view.members}
         known = members | self.joining.keys() | {self.me.boot}
         self.leaving &= known
+        for ranking, joiner in list(self._challenges):
+            if joiner.boot not in self.joining or ranking not in self._rankings:
+                del self._challenges[ranking, joiner]
         self.handed = {
             boot: slots for boot, slots in self.handed.items() if boot in self.joining and boot not in members
         }
@@ -161,7 +164,7 @@ class Placement:
         self.handed.clear()
         self.taken.clear()
 
-    def lose(self, had: SlotSet, winners: frozenset[bytes]) -> SlotSet:
+    def yield_to(self, had: SlotSet, winners: frozenset[bytes]) -> SlotSet:
         """The winners, by boot ID, have served the slots of this node, which `had` all entries of them. Returns those
         whose entries here don't count: all but the ones that no winner held in the last settled view with most of them,
         and that the winners have to get."""
@@ -193,7 +196,9 @@ class Placement:
         members = [member for member in view.members if member.boot not in self.departed]
         weights = _weights(members)
         ranking = yield from self._rankings.prepare(weights)
-        yield from self._rankings.prepare(_weights(_staying(members, {*self.leaving, *leaving})))
+        leaving = {*self.leaving, *leaving}
+        for gone in [leaving, *({boot} for boot in leaving if len(leaving) > 1)]:
+            yield from self._rankings.prepare(_weights(_staying(members, gone)))
         joiners = [joiner for joiner in joining if joiner.boot != self.me.boot]
         if not any(member.boot == self.me.boot for member in view.members):
             joiners = [self.me]
@@ -204,7 +209,7 @@ class Placement:
                 yield from self._challenge(ranking, joiner)
 
     def _challenge(self, ranking: Ranking, joiner: Identity) -> Generator[None, None, tuple[SlotSet, SlotSet]]:
-        """Computes what a joining node would own, and what it would hold, of the slots of this node."""
+        """Computes, once, what a joining node would own, and what it would hold, of the slots of this node."""
         key = ranking, joiner
         if key not in self._challenges:
             mine = ranking.holders.owned(self.me.name)
@@ -241,9 +246,6 @@ class Placement:
             self._joiners.clear()
         for joiner in self._joiners.keys() - {self.me, *self.joining.values()}:
             del self._joiners[joiner]
-        for ranking, joiner in list(self._challenges):
-            if ranking is not self._ranking or joiner.boot not in self.joining:
-                del self._challenges[ranking, joiner]
         self._leaves = union(map(self._owned_by_view, self.leaving))
         by_name = {member.name: member for member in members}
         self._owners = [by_name.get(name) for name in self._ranking.names]

@@ -16,7 +16,7 @@ T = TypeVar("T")
 Weights: TypeAlias = Mapping[str, float]  # by the name of a node
 
 STEP: Final = 8192  # slots that are compared in one step: 2 ms
-MAX_RANKINGS: Final = 4  # that are remembered, each of 1.3 MB
+MAX_RANKINGS: Final = 6  # that are remembered, each of 1.3 MB
 _NOBODY: Final = 0  # the code of no node
 _NO_SCORE: Final = -1.0  # of no node: less than every score
 
@@ -30,7 +30,6 @@ class Holders:
 
     def __init__(self, names: Sequence[str], first: "array[int]", second: "array[int]") -> None:
         self._codes = {name: code for code, name in enumerate(names) if code != _NOBODY and name}
-        self.names = frozenset(self._codes)
         bits = len(names).bit_length()
         self._first, self._second = _slices(first, bits), _slices(second, bits)
         self._owned: dict[str, SlotSet] = {}
@@ -180,6 +179,9 @@ class Rankings:
 
     def __init__(self) -> None:
         self._recent: OrderedDict[frozenset[tuple[str, float]], Ranking] = OrderedDict()
+
+    def __contains__(self, ranking: Ranking) -> bool:
+        return ranking in self._recent.values()
 
     def prepare(self, weights: Weights) -> Generator[None, None, Ranking]:
         """Computes a ranking in steps of a few milliseconds."""

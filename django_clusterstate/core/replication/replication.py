@@ -41,8 +41,8 @@ class Replication:
     """The copies of the node `me`, whose entries are in `stores`, by kind. `send(boot, message)` sends a message over
     the connection to an instance, in order; an `Ack` over the one from it.
 
-    `lost`: for each slot, the generation from which on its entries here are good; older ones are absent. `complete`:
-    the slots of which this node holds all entries.
+    `valid_since`: for each slot, the generation from which on its entries here are good; older ones are absent.
+    `complete`: the slots of which this node holds all entries.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Replication:
         self.inboxes = Inboxes(self.placement, stores, self.clock, self.outboxes.changed)
         self.joiner = Joiner(self.placement, self.outboxes, now)
         self.leaver: Leaver | None = None
-        self.lost = array("L", [0]) * rendezvous_hashing.SLOTS
+        self.valid_since = array("L", [0]) * rendezvous_hashing.SLOTS
         self.complete = SlotSet()
         self._stores = stores
         self._send = send
@@ -68,7 +68,7 @@ class Replication:
         self._reports_at = now
         self.plan_due = False  # at the next tick, before which `prepare()` may be called
         self._has_dropped = False  # what isn't held, since the view changed
-        self._had: SlotSet | None = None  # complete when this node was declared down, until the winners are known
+        self._complete_before: SlotSet | None = None  # it was declared down, until the winners are known
         self.generation = 0
         self._begin_generation()
 
@@ -81,7 +81,7 @@ class Replication:
         if placement.owns[slot]:
             return placement.me.boot
         owner, me = placement.owner(slot), placement.me.boot
-        if owner is None or (owner.boot == me and self._had is not None):
+        if owner is None or (owner.boot == me and self._complete_before is not None):
             return None  # nobody, or this node has renounced the slot, and the view doesn't say so yet
         if owner.boot == me or (hops < MAX_HOPS and self.outboxes.is_open(owner.boot)):
             return owner.boot
@@ -90,7 +90,7 @@ class Replication:
     def substitute(self, slot: int, merges: bool) -> bytes | None:
         """The instance that executes a request in the place of an owner that isn't reached: this one; or none, if the
         result would come from nothing, be newer than what the owner has, and not be merged with it."""
-        if not self.placement.serving or self._had is not None:
+        if not self.placement.serving or self._complete_before is not None:
             return None
         if slot not in self.placement.held:
             if not merges:
@@ -154,26 +154,26 @@ class Replication:
         for boot in before - self.placement.boots:
             self._settled_by.forget(boot)  # it says so again when it is back, perhaps in a view of the same epoch
 
-    def given_up(self, now: float) -> None:
-        """Others have declared this node down and have served its keys: it joins again. Until it can `lose` to them, it
-        sends no copies and takes in none, since it doesn't know which of its own count."""
-        self._had = self.complete | self.placement.owned | (self._had or SlotSet())
+    def declared_down(self, now: float) -> None:
+        """Others have declared this node down and have served its keys: it joins again. Until
+        `yield_to()`, it sends no copies and takes in none, since it doesn't know which of its own count."""
+        self._complete_before = self.complete | self.placement.owned | (self._complete_before or SlotSet())
         self.complete = SlotSet()
         self.placement.renounce()
         self.outboxes.paused = True
         self.inboxes.refuse()
         self.joiner.begin_epoch(now)  # whoever has said that this node is filled is asked again for what it drops
 
-    def lose(self, winners: frozenset[bytes], now: float) -> None:
+    def yield_to(self, winners: frozenset[bytes], now: float) -> None:
         """Drops the entries of this node, which was declared down and whose keys the winners, by boot ID, have served;
         but not those that no winner had. If there are no winners, all entries count."""
-        if self._had is None:
+        if self._complete_before is None:
             return
-        stale = self.placement.lose(self._had, winners) if winners else SlotSet()
-        self._had = None
+        stale = self.placement.yield_to(self._complete_before, winners) if winners else SlotSet()
+        self._complete_before = None
         self._begin_generation()
         for slot in stale:
-            self.lost[slot] = self.generation
+            self.valid_since[slot] = self.generation
         for store in self._stores:
             store.forget(stale)
         self.outboxes.paused = False
@@ -190,6 +190,7 @@ class Replication:
         """Finds out what this node has to hold, and what others have to get from it."""
         self.outboxes.now = now
         self.plan_due = False
+        self.inboxes.cleaner.end_delays()
         placement = self.placement
         had, epoch = self.complete | placement.owned, placement.epoch
         wanted = placement.plan()
@@ -202,7 +203,7 @@ class Replication:
         self.complete = (had & placement.held) | placement.owned
         self._begin_generation()
         for slot in had - self.complete:
-            self.lost[slot] = self.generation
+            self.valid_since[slot] = self.generation
         self.outboxes.want(wanted)
 
     def _begin_generation(self) -> None:
@@ -224,7 +225,7 @@ class Replication:
             case Filled() | Missing() | Settled() | TakeOver() | Yours() | Busy() | GiveBack():
                 self._notice(boot, message, now)
                 return
-            case Batch() | FillStart() | FillEnd() if self._had is not None:
+            case Batch() | FillStart() | FillEnd() if self._complete_before is not None:
                 taken_in = False
             case Batch():
                 self.joiner.note_progress(boot, now)
@@ -242,11 +243,13 @@ class Replication:
             case Leaving():
                 self.placement.leaving.add(boot)
                 self.plan_due = True
+                self.inboxes.cleaner.delay_ack(boot)  # the sender hands over once all have planned for that
+                return
             case Left():
                 self.placement.reclaim(boot, self.outboxes.get(boot).filled)
                 self.placement.depart(boot)
                 self._plan(now)
-        if not self.inboxes.cleaner.wait(boot, taken_in):
+        if not self.inboxes.cleaner.queue_ack(boot, taken_in):
             self._send(boot, Ack(self.clock.last(), refused=not taken_in))
 
     def _notice(self, boot: bytes, message: Message, now: float) -> None:
@@ -314,10 +317,10 @@ class Replication:
     def tick(self, now: float) -> Iterator[None]:
         """Sends what has changed, goes on with joining or leaving, and then with fills, in steps; about every 10 ms."""
         self.outboxes.now = now
-        if self._had is not None:
+        if self._complete_before is not None:
             others = self.placement.boots - {self.placement.me.boot}
             if self.placement.serving or (others and self.joiner.is_stuck(now)):
-                self.lose(others, now)
+                self.yield_to(others, now)
         if self.plan_due:
             self._plan(now)
         yield from self.outboxes.pump()
@@ -342,7 +345,8 @@ class Replication:
         self._clean()
         yield
         if not self.inboxes.cleaner.idle:
-            self.inboxes.cleaner.drop_unheld(self.placement.held, self.outboxes.unacknowledged())
+            kept = self.placement.held | self.inboxes.being_filled
+            self.inboxes.cleaner.drop_unheld(kept, self.outboxes.unacknowledged())
 
     def _report_filled(self) -> None:
         """Says which instances hold all that they have to hold, and whether all backups do."""
@@ -390,4 +394,4 @@ class Replication:
 
     @property
     def _all_settled(self) -> bool:
-        return all(self._settled_by.holds(boot, self.placement.epoch) for boot in self.placement.boots)
+        return all(self._settled_by.has_said(boot, self.placement.epoch) for boot in self.placement.boots)

@@ -46,7 +46,7 @@ class ForgetsCopies(Replication):
     def _plan(self, now: float) -> None:
         super()._plan(now)
         for slot in SlotSet.all() - self.placement.owned:
-            self.lost[slot] = self.generation + 1
+            self.valid_since[slot] = self.generation + 1
 
 
 class LeavesAtOnce(Replication):

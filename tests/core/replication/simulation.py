@@ -206,14 +206,14 @@ class Data:
             (store.kind, key, cell.version, cell.value if store.kind == VALUES else None)
             for store in self.stores
             for key in store.cells
-            if (cell := store.live(key, now, self.replication.lost[store.slot(key)])) is not None
+            if (cell := store.live(key, now, self.replication.valid_since[store.slot(key)])) is not None
         ]
 
     def execute(self, request: Request, now: float) -> Any:
         """The reply of the node that executes a request."""
         replication, kind = self.replication, kind_of(request)
         store, key = self.stores[kind], request.key
-        cell = store.live(key, now, replication.lost[store.slot(key)])
+        cell = store.live(key, now, replication.valid_since[store.slot(key)])
         value = None if cell is None else cell.value
         if request.name == "get":
             return value
@@ -349,7 +349,7 @@ class DataSimulation(Simulation):
         super()._check(node, call, effects, about)
         data, membership = self.data[node.boot], node.membership
         if effects.declared_down:
-            data.replication.given_up(self.now)
+            data.replication.declared_down(self.now)
         joining = [m.identity for m in membership.members.values() if m.state is MemberState.JOINING]
         seen = membership.view.epoch, frozenset(identity.boot for identity in joining)
         if seen != data.seen:
@@ -357,7 +357,7 @@ class DataSimulation(Simulation):
             data.replication.update(membership.view, joining, self.now)
             membership.joining.filled = data.replication.joiner.may_serve
         if effects.winners:
-            data.replication.lose(effects.winners, self.now)
+            data.replication.yield_to(effects.winners, self.now)
         for change in effects.changes:
             if change.new is MemberState.DOWN:
                 pipe = self.pipes.get((node.boot, change.identity.boot))

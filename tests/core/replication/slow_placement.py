@@ -115,7 +115,7 @@ class SlowPlacement:
         self.handed.clear()
         self.taken.clear()
 
-    def lose(self, had: set[int], winners: frozenset[bytes]) -> set[int]:
+    def yield_to(self, had: set[int], winners: frozenset[bytes]) -> set[int]:
         """The winners, by boot ID, have served the slots of this node, which `had` all entries of them. Returns those
         whose entries here don't count: all but the ones that no winner held in the last settled view with most of them,
         and that the winners have to get."""

@@ -39,7 +39,7 @@ class StoredData(Data):
         return [CacheCopies(VALUES, CacheStores(self.cache, {})), LimitCopies(LIMITS, self.limits)]
 
     def _is_valid(self, key: bytes, generation: int) -> bool:
-        return generation >= self.replication.lost[slot_of(key)]
+        return generation >= self.replication.valid_since[slot_of(key)]
 
     def _wrote(self, kind: int, key: bytes, now: float) -> int:
         self.replication.changed(kind, key)

@@ -43,12 +43,12 @@ def ended(cleaner: Cleaner, *, owned: bool = True) -> Filling:
 
 def test_a_fill_is_acknowledged_when_the_rest_is_dropped_and_later_messages_after_it(cells: Portioned) -> None:
     cleaner = Cleaner([cells])
-    assert not cleaner.wait(BOOT, taken_in=True)
+    assert not cleaner.queue_ack(BOOT, taken_in=True)
     filling = ended(cleaner)
     filling.confirmed.add((0, KEYS[7]))
-    assert cleaner.wait(BOOT, taken_in=True)
-    assert cleaner.wait(BOOT, taken_in=False)
-    assert not cleaner.wait(OTHER, taken_in=True)
+    assert cleaner.queue_ack(BOOT, taken_in=True)
+    assert cleaner.queue_ack(BOOT, taken_in=False)
+    assert not cleaner.queue_ack(OTHER, taken_in=True)
     steps = 0
     while not (acknowledged := [*cleaner.drop_unconfirmed()]):
         steps += 1
@@ -80,7 +80,7 @@ def test_a_fill_by_another_than_the_owner_drops_nothing(cells: Portioned) -> Non
 def test_fills_that_do_not_count_any_longer_are_refused_in_order(cells: Portioned) -> None:
     cleaner = Cleaner([cells])
     ended(cleaner)
-    cleaner.wait(BOOT, taken_in=True)
+    cleaner.queue_ack(BOOT, taken_in=True)
     cleaner.refuse()
     assert [ended for _ in range(2) for ended in cleaner.drop_unconfirmed()] == [(BOOT, False), (BOOT, True)]
     assert len(cells.cells) == 20

@@ -121,7 +121,7 @@ class AgainstCells(RuleBasedStateMachine):
         self.model.generation = self.copies.generation
 
     @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
+    def yield_to(self, data: st.DataObject) -> None:
         """Entries of some slots here may be older than elsewhere."""
         self.begin_generation()
         for key in data.draw(st.sets(st.sampled_from(self.keys))):

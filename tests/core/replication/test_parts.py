@@ -18,6 +18,7 @@ from django_clusterstate.core.replication import tombstones
 from django_clusterstate.core.replication.hand_over import NO_EPOCH, NO_PROGRESS, Joiner
 from django_clusterstate.core.replication.inboxes import Inboxes
 from django_clusterstate.core.replication.messages import (
+    Ack,
     Batch,
     Filled,
     FillStart,
@@ -206,6 +207,18 @@ def test_a_slot_that_another_changes_during_a_fill_is_not_complete_after_it() ->
     assert receiver.value(b"key") == b"newer"
 
 
+def test_entries_of_a_fill_that_is_under_way_are_not_dropped_though_their_slot_is_not_held() -> None:
+    receiver = Receiver()
+    slots = SlotSet([slot_of(b"key")])
+    assert receiver.inboxes.being_filled == SlotSet()
+    receiver.inboxes.start_fill(B.boot, FillStart(slots, 100, owned=True))
+    assert receiver.inboxes.being_filled == slots
+    assert receiver.inboxes.end_fill(B.boot, SlotSet())
+    assert receiver.inboxes.being_filled == slots
+    list(receiver.inboxes.clean(lambda boot: SlotSet()))
+    assert receiver.inboxes.being_filled == SlotSet()
+
+
 def test_what_others_changed_before_all_was_settled_is_not_filled_again_when_they_are_gone() -> None:
     receiver = Receiver()
     receiver.receive(b"key", 200, b"value", sender=C)
@@ -378,6 +391,19 @@ def test_changes_are_sent_a_few_at_a_time_or_so_many_that_the_window_takes_all(c
     assert (len(peer.sent), len(peer.records())) == (messages, changes)
 
 
+def test_changes_leave_room_for_a_fill() -> None:
+    peer = Peer()
+    peer.outbox.want(SlotSet.all(), SlotSet.all())
+    peer.outbox.add([(0, b"%d" % number) for number in range(10_000)], 0.0)
+    while peer.outbox.pump_changes(0.0):
+        pass
+    assert peer.outbox.can_fill(0.0)
+    peer.outbox.take_as_filled(SlotSet.all())
+    while peer.outbox.pump_changes(0.0):
+        pass
+    assert len(peer.sent) == WINDOW
+
+
 def test_a_peer_knows_what_was_posted_when_it_acknowledges_that_and_not_what_was_sent_before() -> None:
     peer = Peer()
     peer.outbox.add([(0, b"key")], 0.0)
@@ -428,6 +454,19 @@ def test_a_joining_node_that_is_filled_again_is_not_filled() -> None:
     assert node.joiner.is_filled_by(B.boot)
     node.receive(B.boot, FillStart(SlotSet([1]), 1, owned=True), 0.0)
     assert not node.joiner.is_filled_by(B.boot)
+
+
+def test_a_leave_is_acknowledged_once_it_is_in_the_plan() -> None:
+    sent: list[Message] = []
+    node = Replication(A, [Cells(VALUES)], lambda _, message: sent.append(message), 0.0)
+    node.update(View.of([A, B, C]), [], 0.0)
+    node.receive(B.boot, Leaving(), 0.0)
+    node.receive(B.boot, Batch(1, ()), 0.0)
+    assert not [message for message in sent if isinstance(message, Ack)]
+    kept = node.placement.held
+    list(node.tick(0.0))
+    assert [message.refused for message in sent if isinstance(message, Ack)] == [False, False]
+    assert node.placement.held - kept
 
 
 def test_slots_that_are_not_wanted_meanwhile_count_as_lacking() -> None:
@@ -594,7 +633,7 @@ def test_a_node_that_gives_way_keeps_what_no_winner_held() -> None:
     with few_slots():
         placement, hashing = Placement(A), Rendezvous({"a": 1.0, "b": 1.0, "c": 1.0})
         in_place(placement, A, B, C)
-        lost = placement.lose(SlotSet.all(), frozenset([C.boot]))
+        lost = placement.yield_to(SlotSet.all(), frozenset([C.boot]))
         assert set(lost) == {slot for slot in SlotSet.all() if "c" in hashing.holders(slot)}
 
 
@@ -605,7 +644,7 @@ def test_a_winner_that_a_node_has_lost_sight_of_before_the_others_still_counts()
         placement.update(View.of([A, B]), [])
         placement.plan()
         in_place(placement, A)
-        lost = placement.lose(SlotSet.all(), frozenset([B.boot, C.boot]))
+        lost = placement.yield_to(SlotSet.all(), frozenset([B.boot, C.boot]))
         assert set(lost) == set(SlotSet.all())
 
 
@@ -615,7 +654,7 @@ def test_an_instance_of_an_earlier_view_is_not_taken_for_a_winner_of_its_name() 
         earlier = Identity("c", b"e" * 16, "c:4370")
         in_place(placement, A, B, earlier)
         in_place(placement, A, B)
-        lost = placement.lose(SlotSet.all(), frozenset([C.boot]))
+        lost = placement.yield_to(SlotSet.all(), frozenset([C.boot]))
         assert not lost
 
 
@@ -624,4 +663,4 @@ def test_a_node_that_knows_of_no_settled_view_keeps_all_that_it_had() -> None:
         placement = Placement(A)
         placement.update(View.of([A, B]), [])
         placement.plan()
-        assert set(placement.lose(SlotSet([1, 2]), frozenset([B.boot]))) == set(SlotSet.all()) - {1, 2}
+        assert set(placement.yield_to(SlotSet([1, 2]), frozenset([B.boot]))) == set(SlotSet.all()) - {1, 2}

@@ -66,7 +66,7 @@ def act(placement: Any, operation: tuple[Any, ...]) -> Any:
         case "lose", winners:
             had = placement.owned
             placement.renounce()
-            return set(placement.lose(had, winners))
+            return set(placement.yield_to(had, winners))
         case ("remember",):
             placement.remember()
         case ("give back",):
