@@ -26,15 +26,20 @@ from ..wire.framing import MAX_FRAME, frame
 from ..wire.status import CopiesStatus
 from .channels.requests import Requester
 from .config import NodeConfig
+from .log import RateLimitedLog
 
 FLUSH = 0.01  # seconds from a change until it is sent
 PATIENCE = 0.5  # of a requester's deadline: the part of it for which a forwarded request waits for its reply
-LATE = 1.0  # seconds for which an owner gives no reply until another node changes cache entries in its place
+SUBSTITUTE_AFTER = 1.0  # seconds for which an owner gives no reply until another node changes entries in its place
+LOOK_AGAIN = 1.0  # seconds
+LATEST_HEARTBEAT = 1.2  # intervals before the last tick: they vary by a tenth, and one is sent a little late
 ACK_TIMEOUT = 5.0  # seconds after which the connection to a peer that acknowledges nothing is dialed again
 
 
 class CopyLinks(Protocol):
-    """The method of `Links` that `Copies` uses."""
+    """What `Copies` uses of `Links`."""
+
+    log: RateLimitedLog
 
     def copies(self) -> Iterable[tuple[bytes, AsyncConnection]]:
         """The open connections for copies, each with the boot ID of its peer."""
@@ -67,7 +72,7 @@ class Copies:
         self._resumed = -math.inf  # when this node went on after it had stood still
         self._backups = config.backups
         self._seen: tuple[int, frozenset[bytes]] = (0, frozenset())
-        self._change: tuple[View, list[Identity]] | None = None  # of the members, which is to be taken in
+        self._change: tuple[View, list[Identity]] | None = None  # of the members, not taken in yet
         self._connections: dict[bytes, AsyncConnection] = {}
         self._acknowledged_at: dict[bytes, float] = {}
         self._inbound: dict[bytes, Requester] = {}  # the connections from peers
@@ -141,7 +146,7 @@ class Copies:
         while not condition():
             self._ticked.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LATE):  # it may be something else that has changed
+                async with asyncio.timeout(LOOK_AGAIN):  # it may be something else that has changed
                     await self._ticked.wait()
 
     # -- the passing of time --------------------------------------------------------------------------------
@@ -177,7 +182,7 @@ class Copies:
     def _note_pause(self, now: float) -> None:
         """After this node has stood still, it hears within a heartbeat whether it was declared down."""
         # Others count from the last heartbeat that they have received, which may be older than the last tick.
-        still = self._timings.down_after - 1.2 * self._timings.heartbeat
+        still = self._timings.down_after - LATEST_HEARTBEAT * self._timings.heartbeat
         if now >= self.good_until and now >= self._ticked_at + still:
             self._resumed = now
         self._ticked_at = now
@@ -234,7 +239,7 @@ class Copies:
         if isinstance(message, ACKNOWLEDGED):
             connection.send(data)  # not many: a window of them, or what can be sent at once
         elif not connection.cast(data):
-            connection.close()  # too slow; the next one begins anew
+            self._close(boot, connection, "is too slow for its copies")
 
     def _acknowledged(self, boot: bytes, connection: AsyncConnection, ack: wire.AckReply) -> None:
         if self._connections.get(boot) is connection:
@@ -251,7 +256,7 @@ class Copies:
             elif not outbox.busy or outbox.ends_fill:
                 self._acknowledged_at[boot] = now
             elif now - self._acknowledged_at[boot] > ACK_TIMEOUT:
-                connection.close()
+                self._close(boot, connection, f"has acknowledged no copies for {ACK_TIMEOUT:g} s")
             if connection.closed:
                 del self._connections[boot], self._acknowledged_at[boot]
                 self._late_since.pop(boot, None)
@@ -263,6 +268,15 @@ class Copies:
                 connection.on_ack = partial(self._acknowledged, boot, connection)
                 self.replication.opened(boot, now)
 
+    def _close(self, boot: bytes, connection: AsyncConnection, why: str) -> None:
+        """Closes a connection on which nothing moves; the next one begins again."""
+        known = (member.identity for member in self._membership.members.values())
+        peer = next((str(identity) for identity in known if identity.boot == boot), boot.hex())
+        self._links.log.write(
+            f"peer {peer} {why}; its link is closed and dialed again: check its load and network", subject=peer
+        )
+        connection.close()
+
     @property
     def epoch(self) -> int:
         return self._membership.view.epoch
@@ -272,30 +286,26 @@ class Copies:
     def destination(self, slot: int, hops: int, merges: bool) -> bytes | None:
         """The instance that executes a request about a slot; None if none can. `merges`: see `Store`.
 
-        A node that holds the slot executes it in the place of an owner that has given no reply for LATE seconds; at
-        once if it merges.
+        An owner that has given no reply for SUBSTITUTE_AFTER seconds counts as one that isn't reached; at once if the
+        result is merged with what it has.
         """
-        me = self._membership.me.boot
-        boot = self.replication.destination(slot, hops, merges)
-        if boot is None or boot == me:
-            return boot
-        connection = self._connections.get(boot)
-        if connection is not None and not connection.closed and not self._is_late(boot, 0.0 if merges else LATE):
-            return boot
-        return self.replication.substitute(slot, merges)
+        patience = 0.0 if merges else SUBSTITUTE_AFTER
+        return self.replication.destination(slot, hops, merges, lambda owner: self._is_reached(owner, patience))
 
-    def _is_late(self, boot: bytes, seconds: float) -> bool:
-        return boot in self._late_since and self._clock() - self._late_since[boot] >= seconds
+    def _is_reached(self, boot: bytes, patience: float) -> bool:
+        connection, since = self._connections.get(boot), self._late_since.get(boot)
+        is_late = since is not None and self._clock() - since >= patience
+        return connection is not None and not connection.closed and not is_late
 
     def forward(self, boot: bytes, request: wire.Request, hops: int) -> "asyncio.Future[wire.Reply]":
         """Sends a request to the owner of its keys. The future always gets a reply."""
-        self.forwarded += 1
         connection, data = self._connections[boot], _framed(wire.Execute(wire.encode(request), hops + 1))
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[wire.Reply] = loop.create_future()
         if not self.replication.flush_to(boot, self._clock()):
             reply.set_result(wire.UnavailableReply(self.epoch, sent=False))
             return reply
+        self.forwarded += 1
 
         def expire() -> None:
             self._late_since.setdefault(boot, self._clock())

@@ -42,11 +42,13 @@ class HandOverLog:
                 self._membership.me, len(union(taken)), _nodes(len(taken)), self._clock() - self._joins_since,
                 self._handler.cache.entries + self._handler.limits.entries,
             )  # fmt: skip
-        if missing := self._replication.joiner.missing:
+        joiner = self._replication.joiner
+        if missing := joiner.missing:
+            unfilled = {boot for boot in missing if not joiner.is_filled_by(boot)}
             logger.warning(
-                "node %s serves without the copies of %s: no node has sent it any for %.0f s; cache entries that it "
-                "lacks are absent, and limits begin again; check the network between the hosts",
-                self._membership.me, self._named(missing), NO_PROGRESS,
+                "node %s serves before %s handed over: no copies came for %.0f s; cache entries that it lacks are "
+                "absent, and limits begin again; check the network between the hosts",
+                self._membership.me, self._named(unfilled or missing), NO_PROGRESS,
             )  # fmt: skip
 
     @contextlib.contextmanager
@@ -72,6 +74,14 @@ class HandOverLog:
             )  # fmt: skip
         else:
             logger.info("node %s handed over %d slots in %.1f s", me, slots, took)
+
+    def ended(self) -> None:
+        """Reports which changes others may lack when this node ends."""
+        if lag := self._replication.outboxes.lag:
+            logger.warning(
+                "node %s ends before other nodes have acknowledged %d changes: these may be lost; raise DRAIN, or "
+                "check the network between the hosts", self._membership.me, lag,
+            )  # fmt: skip
 
     def _named(self, boots: Iterable[bytes]) -> str:
         peers = sorted(str(peer) for peer in self._replication.placement.view.members if peer.boot in set(boots))

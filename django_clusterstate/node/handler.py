@@ -109,7 +109,7 @@ class Handler:
         if kind in self._counted_methods:
             self.stats.requests += 1
             if kind in SLOTS_OF and (self._clock() >= self.copies.good_until or not self._key_owners.owns(request)):
-                return self._execute_elsewhere(request)
+                return self._execute_at_owner(request)
             return self._counted_methods[kind](request)
         if isinstance(request, wire.Execute):
             return self._execute(request)
@@ -117,7 +117,7 @@ class Handler:
             return self._methods_with_requester[kind](request, requester)
         return self._methods[kind](request)
 
-    def _execute_elsewhere(self, request: wire.Request, hops: int = 0) -> "wire.Reply | asyncio.Future[wire.Reply]":
+    def _execute_at_owner(self, request: wire.Request, hops: int = 0) -> "wire.Reply | asyncio.Future[wire.Reply]":
         """The reply to a request of which this node may not own all keys, which was forwarded `hops` times; or which
         comes after it has stood still."""
         if self._clock() >= self.copies.good_until:
@@ -127,9 +127,11 @@ class Handler:
     def _execute(self, request: wire.Execute) -> "wire.Reply | asyncio.Future[wire.Reply]":
         """The reply to a request that another node has forwarded."""
         inner = wire.decode_request(request.request)
-        if type(inner) not in SLOTS_OF or len(request.request) > MAX_REQUEST:
+        if type(inner) not in SLOTS_OF:
             raise ProtocolError(f"a node forwarded {type(inner).__name__}, which is not about keys")
-        return self._execute_elsewhere(inner, request.hops)
+        if (size := len(request.request)) > MAX_REQUEST:
+            raise ProtocolError(f"a node forwarded a request of {size:,} bytes; at most {MAX_REQUEST:,} are allowed")
+        return self._execute_at_owner(inner, request.hops)
 
     def close(self, requester: Requester) -> None:
         """Notes that a connection is closed: nothing waits for messages on its behalf any longer."""

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from ..core.cache.entry_keys import slot_of_entry
 from ..core.rendezvous_hashing import slot_of
+from ..exceptions import ProtocolError
 from ..wire import messages as wire
 from ..wire.framing import MAX_REQUEST
 from .cache_requests import TTL_BYTES, VALUE_HEADER
@@ -27,6 +28,8 @@ def _of_keys(request: wire.Get | wire.GetWithTtl | wire.Touch | wire.Delete) -> 
 
 def _of_items(request: wire.Set) -> Sequence[int]:
     """Keys that are deleted and read at the same time are in the slot of the only item."""
+    if len(request.items) != 1 and (request.deletes or request.reads):
+        raise ProtocolError(f"a Set of {len(request.items)} items with deletes or reads; it must have one item")
     return [slot_of_entry(key) for key, _ in request.items]
 
 

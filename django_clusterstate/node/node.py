@@ -128,6 +128,7 @@ class Node:
         if self.membership.view.members and self._failure is None:
             lingers_until = loop.time() + LINGER
             await copies.until(lambda: (leaver.done and loop.time() >= lingers_until) or self._failure is not None)
+            self._hand_overs.ended()
         self._apply(self.membership.leave_done())
         await self.heartbeats.beat()
 

@@ -8,7 +8,7 @@ import pytest
 from django_clusterstate.core.membership.heartbeat import Identity, MemberState, View
 from django_clusterstate.core.membership.members import Change, Effects, Timings
 from django_clusterstate.core.membership.membership import Membership
-from django_clusterstate.core.replication.messages import Yours
+from django_clusterstate.core.replication.messages import Filled, Yours
 from django_clusterstate.core.replication.slots import SlotSet
 from django_clusterstate.node.hand_over_log import HandOverLog
 from django_clusterstate.node.handler import Handler
@@ -80,8 +80,17 @@ def test_a_node_that_serves_without_all_copies_warns_and_names_who_sent_none(cap
     bench.serve()
     ((level, line),) = lines(caplog)
     assert level == "WARNING"
-    assert line.startswith("node web-1 (10.0.0.1:4370) serves without the copies of web-2 (10.0.0.2:4370), web-3 (")
-    assert "web-6 (10.0.0.6:4370), 2 more: no node has sent it any for 5 s;" in line
+    assert line.startswith("node web-1 (10.0.0.1:4370) serves before web-2 (10.0.0.2:4370), web-3 (")
+    assert "web-6 (10.0.0.6:4370), 2 more handed over: no copies came for 5 s;" in line
+
+
+def test_a_node_that_serves_too_early_names_only_those_that_have_not_filled_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(others=2, serves=False)
+    bench.replication.receive(OTHERS[0].boot, Filled(bench.replication.placement.epoch), bench.now)
+    bench.serve()
+    assert "serves before web-3 (10.0.0.3:4370) handed over: " in caplog.text
 
 
 def test_the_first_node_takes_nothing_over_and_the_last_hands_nothing_over(caplog: pytest.LogCaptureFixture) -> None:
@@ -106,6 +115,17 @@ def test_a_node_that_leaves_says_what_it_hands_over_and_when_that_is_done(caplog
         ("INFO", f"node web-1 (10.0.0.1:4370) hands over {owned} slots to 2 nodes within 10 s; entries owned: 0"),
         ("INFO", f"node web-1 (10.0.0.1:4370) handed over {owned} slots in 0.5 s"),
     ]
+
+
+def test_a_node_that_ends_warns_of_changes_that_nobody_has_acknowledged(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(others=1, serves=True)
+    bench.log.ended()
+    assert not lines(caplog)
+    bench.handler.cache.of(b"ns").set(b"ns\0key", b"value", None, bench.now)
+    bench.log.ended()
+    ((level, line),) = lines(caplog)
+    assert level == "WARNING"
+    assert "ends before other nodes have acknowledged 1 changes: these may be lost; " in line
 
 
 def test_a_node_that_has_no_more_time_warns_of_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,9 @@ from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import MAX_DURATION
 from django_clusterstate.node.channels.queues import queue_name
 from django_clusterstate.node.config import NodeConfig
+from django_clusterstate.node.copies import ACK_TIMEOUT
 from django_clusterstate.node.handler import RECLAIM, Handler
+from django_clusterstate.node.log import RateLimitedLog
 from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.node.recent_activity import REPORTED, TOP_SPAN, counters
 from django_clusterstate.wire import messages as wire
@@ -61,6 +63,8 @@ class Peers:
         self.forwarded: list[tuple[str, wire.Forward]] = []
         self.redialed: list[str] = []
         self.misdirected: dict[str, Misdirected] = {}
+        self.log = RateLimitedLog(lambda: 0.0, 60.0)
+        self.connections: list[tuple[bytes, AsyncConnection]] = []
 
     def fan_out(self, message: wire.Deliver) -> None:
         self.fanned_out.append(message)
@@ -72,7 +76,7 @@ class Peers:
         self.redialed.append(name)
 
     def copies(self) -> Iterable[tuple[bytes, AsyncConnection]]:
-        return ()
+        return self.connections
 
 
 class Requester:
@@ -784,6 +788,38 @@ def test_messages_about_copies_are_acknowledged_when_they_are_taken_in(bench: Be
         assert bench.ask(wire.Replicate(wire.encode_copies(message))) is None
         list(bench.handler.copies.tick())
         assert [type(reply) for reply in bench.pushed] == [wire.AckReply] * number
+
+
+class Silent:
+    """A connection to a peer that never answers."""
+
+    closed = False
+
+    def send(self, data: bytes) -> None: ...
+
+    def cast(self, data: bytes) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_peer_that_acknowledges_no_copies_is_named_and_dialed_again(caplog: pytest.LogCaptureFixture) -> None:
+    bench, connection = Bench(others=("peer",)), Silent()
+    boot = b"peer".ljust(16)
+    bench.peers.connections.append((boot, cast(AsyncConnection, connection)))
+    outbox = bench.handler.copies.replication.outboxes.get(boot)
+    outbox.want(SlotSet.all(), SlotSet.all())
+    outbox.take_as_filled(SlotSet.all())
+    bench.ask(wire.Set([(b"a", b"value")], None))
+    for _ in range(2):
+        list(bench.handler.copies.tick())
+        assert not connection.closed
+        bench.now += ACK_TIMEOUT
+    bench.now += 0.1
+    list(bench.handler.copies.tick())
+    assert connection.closed
+    assert "peer peer (10.0.0.4:4370) has acknowledged no copies for 5 s; its link is closed" in caplog.text
 
 
 def test_node_that_is_alone_may_stand_still_for_any_time(bench: Bench) -> None:

@@ -29,6 +29,7 @@ from django_clusterstate.node.connection_slots import SourceKind
 from django_clusterstate.node.handler import Handler, resident_bytes
 from django_clusterstate.node.late_replies import MAX_WAITING
 from django_clusterstate.node.links import Links, Peer
+from django_clusterstate.node.log import RateLimitedLog
 from django_clusterstate.node.problems import Misdirected
 from django_clusterstate.node.server import Server
 from django_clusterstate.node.socket_file import SocketFile
@@ -50,6 +51,7 @@ SECONDS = 60.0
 
 class NoPeers:
     misdirected: Mapping[str, Misdirected] = {}
+    log = RateLimitedLog(lambda: 0.0, 60.0)
 
     def fan_out(self, message: wire.Deliver) -> None: ...
     def forward(self, tag: str, message: wire.Forward) -> None: ...

@@ -7,9 +7,9 @@ definition.
 - The owner answers first, and sends the key's present state afterwards, in order (`outbox`).
 - A joining node is filled by all owners, then takes over from each: an owner sends it what has changed since, and from
   then on executes nothing for these slots. Only then does it serve (`hand_over`).
-- A leaving node sees to it that the next owners are filled, hands over, and only then says that it leaves.
+- A leaving node announces it, sees to it that the next owners are filled, hands over, and then leaves the view.
 - A node that is asked for a key of another owner forwards the request.
 - What a node neither owns nor backs up is dropped once all others have what they have to hold.
 
-A simulation breaks simpler rules by the histories that have led to these.
+Simpler rules fail in the simulation.
 """

@@ -148,12 +148,12 @@ class Leaver:
         """There is a connection to an instance, which doesn't know yet."""
         self._outboxes.get(boot).post(Left() if self.departed else Leaving())
 
-    def depart(self, settled: bool, now: float) -> bool:
+    def depart(self, views_agree: bool, now: float) -> bool:
         """Hands over all slots if the next owners have them, or time is up; returns whether it has just done so.
-        `settled`: all have this node's view, so none takes a node that owns slots for one that is still joining."""
+        `views_agree`: so none takes a node that owns slots for one that is still joining."""
         if self.departed:
             return False
-        ready = (settled or not self._placement.owned) and not self._placement.handed and self._is_known(now)
+        ready = (views_agree or not self._placement.owned) and not self._placement.handed and self._is_known(now)
         ready = ready and all(outbox.is_filled for outbox in self._outboxes.by_boot.values())
         if not ready and now < self._until:
             return False
@@ -169,13 +169,12 @@ class Leaver:
     def _is_known(self, now: float) -> bool:
         return now - self._begun > INTENT or all(outbox.knows_all for outbox in self._outboxes.open.values())
 
-    def tick(self, settled: bool, now: float) -> None:
-        """Finds out what is acknowledged. `settled`: the next owners have backups, so what this node has isn't needed
-        any more if one of them is killed."""
+    def tick(self, backed_up: bool, now: float) -> None:
+        """Finds out what is acknowledged. `backed_up`: what the next owners have, so it outlives one that is killed."""
         if not self.departed:
             return
         outboxes = self._outboxes.open.values()
         if not any(outbox.busy for outbox in outboxes) or now - self._left > INTENT:
             self.may_leave = True
         sent = all(outbox.is_filled and not outbox.lag for outbox in outboxes)
-        self.done = self.may_leave and (now >= self._until or (sent and (settled or not self._hands_over)))
+        self.done = self.may_leave and (now >= self._until or (sent and (backed_up or not self._hands_over)))

@@ -99,7 +99,7 @@ class Inboxes:
         self._filling[boot] = Filling(start)
 
     def end_fill(self, boot: bytes, lacking: SlotSet) -> bool:
-        """All records of the slots have come: the entries that none confirmed are to be dropped. False if this node
+        """All records of the slots have come: the entries that none confirmed will be dropped. False if this node
         doesn't see the sender as their owner, or holds entries that it is `lacking`."""
         filling = self._filling.pop(boot, None)
         if filling is None or (filling.start.owned and not self._may_drop(boot, filling.start.slots, lacking)):

@@ -72,8 +72,8 @@ class Filled(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Missing(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """The receiver has said that it had filled the sender, which lacks these slots: by a view that the receiver didn't
-    have, it wasn't to hold them meanwhile. The receiver fills them again."""
+    """The sender lacks these slots, though the receiver has reported it filled, since their views differed. The
+    receiver fills them again."""
 
     slots: SlotSet
 

@@ -76,7 +76,7 @@ class Outboxes:
     @property
     def age(self) -> float:
         """Seconds since the first change of those that an instance hasn't acknowledged, or more while it is slow; 0 if
-        there are none. Counted anew when the members change, or a connection is lost."""
+        there are none. The count begins again when the members change, or a connection is lost."""
         return max((outbox.age(self.now) for outbox in self.by_boot.values()), default=0.0)
 
     @property

@@ -165,9 +165,9 @@ class Placement:
         self.taken.clear()
 
     def yield_to(self, had: SlotSet, winners: frozenset[bytes]) -> SlotSet:
-        """The winners, by boot ID, have served the slots of this node, which `had` all entries of them. Returns those
-        whose entries here don't count: all but the ones that no winner held in the last settled view with most of them,
-        and that the winners have to get."""
+        """The winners, by boot ID, have served the slots of this node, of which it `had` all entries. Returns the slots
+        whose entries here don't count: all but those that no winner held in the last settled view with most of them,
+        which the winners have to get."""
         if self._past:
             members, holders = max(reversed(self._past), key=lambda past: len(past[0].keys() & winners))
             names = {members[boot] for boot in members.keys() & winners}
@@ -284,7 +284,7 @@ class Placement:
         for boot, slots in before.items():
             if boot in self.departed:
                 continue
-            if orderly and boot in self.boots:  # whoever owns a slot of it by now has taken it over from there
+            if orderly and boot in self.boots:  # its present owners have taken over from there
                 self._cede(self.by_owner(slots).get(boot, SlotSet()))
             else:
                 self._cede(slots - self.owned)

@@ -74,29 +74,26 @@ class Replication:
 
     # -- what this node executes ----------------------------------------------------------------------------
 
-    def destination(self, slot: int, hops: int, merges: bool) -> bytes | None:
+    def destination(self, slot: int, hops: int, merges: bool, is_reached: Callable[[bytes], bool]) -> bytes | None:
         """The instance that executes a request for a slot, which has been forwarded `hops` times: this one, or one to
-        which it has to be forwarded; None if the request fails. `merges`: see `Store`."""
+        which it has to be forwarded; None if the request fails. `merges`: see `Store`.
+
+        If the owner isn't reached, another node executes it only if it has the slot, or its result is merged with the
+        owner's.
+        """
         placement = self.placement
         if placement.owns[slot]:
             return placement.me.boot
         owner, me = placement.owner(slot), placement.me.boot
         if owner is None or (owner.boot == me and self._complete_before is not None):
             return None  # nobody, or this node has renounced the slot, and the view doesn't say so yet
-        if owner.boot == me or (hops < MAX_HOPS and self.outboxes.is_open(owner.boot)):
+        if owner.boot == me or (hops < MAX_HOPS and is_reached(owner.boot)):
             return owner.boot
-        return self.substitute(slot, merges)
-
-    def substitute(self, slot: int, merges: bool) -> bytes | None:
-        """The instance that executes a request in the place of an owner that isn't reached: this one; or none, if the
-        result would come from nothing, be newer than what the owner has, and not be merged with it."""
-        if not self.placement.serving or self._complete_before is not None:
+        is_held = slot in placement.held
+        if not placement.serving or self._complete_before is not None or not (is_held or merges):
             return None
-        if slot not in self.placement.held:
-            if not merges:
-                return None
-            self.outboxes.has_strays = True
-        return self.placement.me.boot
+        self.outboxes.has_strays = self.outboxes.has_strays or not is_held
+        return me
 
     def changed(self, kind: int, key: bytes) -> None:
         """A request has changed a key."""
@@ -162,7 +159,7 @@ class Replication:
         self.placement.renounce()
         self.outboxes.paused = True
         self.inboxes.refuse()
-        self.joiner.begin_epoch(now)  # whoever has said that this node is filled is asked again for what it drops
+        self.joiner.begin_epoch(now)  # those that have filled this node are asked again for what it drops
 
     def yield_to(self, winners: frozenset[bytes], now: float) -> None:
         """Drops the entries of this node, which was declared down and whose keys the winners, by boot ID, have served;

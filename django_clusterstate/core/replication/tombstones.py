@@ -10,7 +10,7 @@ from .versions import NONE
 SECONDS: Final = 30.0  # longer than a copy is on its way
 MAX_KEYS: Final = 100_000
 MAX_CLEARS: Final = 1000  # namespaces
-MAX_VOID: Final = 8  # sets of slots: one each time that the node is declared down, until their entries are dropped
+MAX_VOID: Final = 8  # sets of slots, one each time that the node is declared down: the entries of older ones are gone
 
 
 class Tombstones:

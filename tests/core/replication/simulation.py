@@ -30,6 +30,7 @@ from tests.core.membership.simulation import Bus, Node, Simulation
 SLOTS = 64
 FLUSH = 0.01  # seconds between two ticks of the copies
 STEP = 0.002  # seconds between two steps of a tick, at most
+PREPARE = 0.05  # seconds for which a node computes what follows from members that come and go, at most
 DRAIN = 10.0
 DEADLINE = 1.0  # seconds that a requester waits
 STALL = 5.0  # seconds for which nothing is acknowledged until a connection is lost
@@ -196,6 +197,8 @@ class Data:
         self.stores = self._make_stores()
         self.replication = sim.make(node.membership.me, self.stores, partial(sim.transmit, node), sim.now, sim.backups)
         self.seen: tuple[int, frozenset[bytes]] = (0, frozenset())
+        self.change: tuple[View, list[Identity]] | None = None  # of the members, which the node takes in a little later
+        self.prepared = False
 
     def _make_stores(self) -> list[Any]:
         return [Cells(VALUES), Cells(LIMITS)]
@@ -306,6 +309,7 @@ class DataSimulation(Simulation):
 
     def leave(self, name: str) -> None:
         node = self.nodes[name]
+        self._update(node)
         self.data[node.boot].replication.leave(DRAIN, self.now)
 
     def _leave_done(self, node: Node) -> None:
@@ -323,19 +327,36 @@ class DataSimulation(Simulation):
     def _flushes(self, node: Node) -> None:
         if self._stopped(node, self._flushes):
             return
-        replication, membership = self.data[node.boot].replication, node.membership
+        data, membership = self.data[node.boot], node.membership
+        replication = data.replication
+        if (data.change or replication.plan_due) and not data.prepared:
+            data.prepared = True
+            self.at(self._steps.uniform(0, PREPARE), lambda: self._flushes(node))
+            return
+        data.prepared = False
+        self._update(node)
         replication.joiner.damped = membership.joining.is_damped(membership.members, self.now)
         self._go_on(replication.tick(self.now), node)
         leaver = replication.leaver
         if leaver is not None and leaver.may_leave and node.membership.state is MemberState.ALIVE:
             self._leave(node)
 
+    def _update(self, node: Node) -> None:
+        data = self.data[node.boot]
+        if data.change is not None:
+            change, data.change = data.change, None
+            data.replication.update(*change, self.now)
+        self._note_progress(node)
+
+    def _note_progress(self, node: Node) -> None:
+        data = self.data[node.boot]
+        node.membership.joining.filled = data.change is None and data.replication.joiner.may_serve
+
     def _go_on(self, steps: Iterator[None], node: Node) -> None:
         """Makes the next step; between two, others may act."""
-        replication = self.data[node.boot].replication
-        replication.outboxes.now = self.now
+        self.data[node.boot].replication.outboxes.now = self.now
         more = next(steps, self) is None
-        node.membership.joining.filled = replication.joiner.may_serve
+        self._note_progress(node)
         if more:
             self.at(self._steps.uniform(0, STEP), lambda: self._step(steps, node))
         else:
@@ -349,15 +370,19 @@ class DataSimulation(Simulation):
         super()._check(node, call, effects, about)
         data, membership = self.data[node.boot], node.membership
         if effects.declared_down:
+            self._update(node)
             data.replication.declared_down(self.now)
         joining = [m.identity for m in membership.members.values() if m.state is MemberState.JOINING]
         seen = membership.view.epoch, frozenset(identity.boot for identity in joining)
         if seen != data.seen:
             data.seen = seen
-            data.replication.update(membership.view, joining, self.now)
-            membership.joining.filled = data.replication.joiner.may_serve
+            data.change = membership.view, joining
+            if not data.replication.placement.boots:
+                self._update(node)
         if effects.winners:
+            self._update(node)
             data.replication.yield_to(effects.winners, self.now)
+        self._note_progress(node)
         for change in effects.changes:
             if change.new is MemberState.DOWN:
                 pipe = self.pipes.get((node.boot, change.identity.boot))
@@ -445,7 +470,8 @@ class DataSimulation(Simulation):
         data = self.data[node.boot]
         replication = data.replication
         merges = kind_of(request) == LIMITS
-        boot = replication.destination(slot_of(request.key), hops, merges) if self.forwards else node.boot
+        is_open = replication.outboxes.is_open
+        boot = replication.destination(slot_of(request.key), hops, merges, is_open) if self.forwards else node.boot
         if boot is None:
             reply(UNAVAILABLE)
         elif boot == node.boot:
