@@ -58,7 +58,7 @@ class ClusterStatus:
 
     @property
     def synced(self) -> bool:
-        """Whether each key has a complete backup, as far as there is more than one node."""
+        """Whether each key has been sent to its backup, as far as there is more than one node."""
         return all(status.copies.synced for status in self.nodes.values())
 
     @property

@@ -92,7 +92,7 @@ LATE = 1.0  # seconds; changes are sent within 10 ms, and acknowledged within a 
 class CopiesStatus(msgspec.Struct, frozen=True, array_like=True):
     """The copies of keys, as a node sees them."""
 
-    synced: bool = False  #: the node serves, and each key of the cluster has a complete backup
+    synced: bool = False  #: the node serves, and each key of the cluster has been sent to its backup
     missing: int = 0  #: slots that the node has to hold, and hasn't received completely
     lag: int = 0  #: changes that other nodes have to get, and haven't acknowledged
     behind: int = 0  #: how often changes were dropped for a node that was too slow; its slots were sent again
