@@ -175,7 +175,8 @@ class Copies:
             self._note_progress()
             self._ticked.set()
             yield
-            replication.outboxes.now = self._clock()
+            now = replication.outboxes.now = self._clock()
+            self._note_pause(now)
         if not self.replication.idle:
             self._busy.set()
 
@@ -238,7 +239,7 @@ class Copies:
         data = _framed(wire.Replicate(wire.encode_copies(message)))
         if isinstance(message, ACKNOWLEDGED):
             connection.send(data)  # not many: a window of them, or what can be sent at once
-        elif not connection.cast(data):
+        elif not connection.cast(data) and not connection.closed:
             self._close(boot, connection, "is too slow for its copies")
 
     def _acknowledged(self, boot: bytes, connection: AsyncConnection, ack: wire.AckReply) -> None:

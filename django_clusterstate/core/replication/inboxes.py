@@ -108,10 +108,18 @@ class Inboxes:
         self.cleaner.add(boot, filling)
         return True
 
-    @property
-    def being_filled(self) -> SlotSet:
-        """The slots of fills that are under way, or whose end isn't acknowledged."""
-        return union(filling.start.slots for filling in (*self._filling.values(), *self.cleaner.fillings()))
+    def drop_unheld(self, unacknowledged: Callable[[RecordKey], bool]) -> None:
+        """Drops entries of slots that this node doesn't hold, whoever fills them."""
+        held = self._placement.held
+        for filling in (*self._filling.values(), *self.cleaner.fillings()):
+            filling.changed |= filling.start.slots - held
+        self.cleaner.drop_unheld(held, unacknowledged)
+
+    def end_stale_fills(self) -> None:
+        """Forgets fills of slots that this node doesn't hold any more, since their senders may have ended them too."""
+        for boot, filling in list(self._filling.items()):
+            if not filling.start.slots & self._placement.held:
+                del self._filling[boot]
 
     def clean(self, lacking: Callable[[bytes], SlotSet]) -> Iterator[tuple[bytes, bool, SlotSet]]:
         """Drops entries that fills haven't confirmed. Gives for each message that can be acknowledged by now its

@@ -16,7 +16,9 @@ from .slots import SlotSet, union
 
 WINDOW: Final = 32  # messages that aren't acknowledged
 RESERVED: Final = 2  # of these, not for changes while the peer isn't filled: however many there are, the fill goes on
-FLUSH_WINDOW: Final = WINDOW + 20  # when a forwarded request or a hand-over follows: ten milliseconds more
+FLUSHED: Final = 20  # messages that are sent at once when a forwarded request or a hand-over follows: ten milliseconds
+MAX_IN_FLIGHT: Final = 1000  # messages that aren't acknowledged, with those
+MAX_BYTES_IN_FLIGHT: Final = 8 * 1024 * 1024  # of their records
 BATCH: Final = 100  # records in one message: to take them in takes half a millisecond
 SLICE: Final = 10  # changes in one message, unless many wait: a request that comes meanwhile waits for these only
 BATCH_BYTES: Final = 32 * 1024  # of records in one message; a single one may be larger
@@ -30,12 +32,13 @@ RETRY: Final = 0.2  # seconds until what was refused is sent again
 @dataclass(frozen=True, slots=True)
 class _Sent:
     """A message that isn't acknowledged: of some records, or the end of a fill of some slots, or another. `since`: when
-    the first of the records changed, or before. `posted`: by `post()`."""
+    the first of the records changed, or before. `size`: bytes of the records. `posted`: by `post()`."""
 
     keys: tuple[RecordKey, ...] = ()
     slots: SlotSet | None = None
     filling: bool = False
     since: float = 0.0
+    size: int = 0
     posted: bool = False
 
 
@@ -75,6 +78,7 @@ class Outbox:
         self._pending: dict[RecordKey, None] = {}
         self._pending_since = 0.0  # when the first of them changed, or before
         self._in_flight: deque[_Sent] = deque()
+        self._bytes_in_flight = 0
         self._fill: _Fill | None = None
         self._retry_at = self._refill_at = 0.0
 
@@ -168,24 +172,29 @@ class Outbox:
         size, or a few more."""
         left = most
         while self._has_room and left > 0:
-            sent = self._send_changes(BATCH) if now >= self._retry_at else 0
+            sent = self._send_changes(BATCH) if self._room_for_changes > 0 and now >= self._retry_at else 0
             if self._has_room and sent < left:
                 sent += self._send_fill(now)
             if not sent:
                 return
             left -= sent
 
-    def pump_changes(self, now: float) -> bool:
-        """Sends a few changes if the window has room; of many, as many as let all fit. Returns whether it sent any."""
-        room = WINDOW - len(self._in_flight) - (0 if self.is_filled else RESERVED)
-        if not self.open or room <= 0 or now < self._retry_at:
-            return False
-        return self._send_changes(max(SLICE, ceil(len(self._pending) / room))) > 0
+    def pump_changes(self, now: float) -> int:
+        """Sends a few changes if the window has room; of many, as many as let all fit. Returns how many records of
+        usual size could be sent in that time."""
+        room = self._room_for_changes
+        if room <= 0 or now < self._retry_at:
+            return 0
+        return self._send_changes(max(SLICE, ceil(len(self._pending) / room)))
 
     def flush(self) -> bool:
         """Sends all changes, more than the window has room for: a forwarded request or a hand-over follows. False if
         they are too many: then the rest waits."""
-        while self._pending and self.open and len(self._in_flight) < FLUSH_WINDOW:
+        for _ in range(FLUSHED):
+            if not (self._pending and self.open):
+                return True
+            if len(self._in_flight) >= MAX_IN_FLIGHT or self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT:
+                return False
             self._send_changes(BATCH)
         return not (self._pending and self.open)
 
@@ -198,13 +207,21 @@ class Outbox:
     def _has_room(self) -> bool:
         return self.open and len(self._in_flight) < WINDOW
 
+    @property
+    def _room_for_changes(self) -> int:
+        return WINDOW - len(self._in_flight) - (0 if self.is_filled else RESERVED) if self.open else 0
+
+    def _sends(self, sent: _Sent) -> None:
+        self._in_flight.append(sent)
+        self._bytes_in_flight += sent.size
+
     def _send_changes(self, most: int) -> int:
         """Returns how many records of usual size could be sent in that time."""
         keys, records = self._take(islice(self._pending, most))
         for key in keys:
             del self._pending[key]
         if keys:
-            self._in_flight.append(_Sent(keys, since=self._pending_since))
+            self._sends(_Sent(keys, since=self._pending_since, size=sum(map(size_of, records))))
             self._send(Batch(self._clock(), records))
         return _effort(keys, records)
 
@@ -240,7 +257,7 @@ class Outbox:
         fill.rest = portion[len(keys) :]
         records = tuple(record for record in records if record.value is not None)
         if records:
-            self._in_flight.append(_Sent(keys, filling=True, since=now))
+            self._sends(_Sent(keys, filling=True, since=now, size=sum(map(size_of, records))))
             self._send(Batch(self._clock(), records))
         return READ + _effort(keys, records)
 
@@ -268,11 +285,12 @@ class Outbox:
         return self.wanted - self.filled - union(sent.slots for sent in self._in_flight if sent.slots is not None)
 
     def acknowledged(self, refused: bool, now: float) -> tuple[RecordKey, ...]:
-        """The peer has taken in the oldest message that it hadn't acknowledged, or refuses it. Returns the records that
-        it has now."""
+        """The peer has taken in the oldest message that it hadn't acknowledged, or refuses it. Returns the records of
+        which it has a change now."""
         if not self._in_flight:
             return ()
         sent = self._in_flight.popleft()
+        self._bytes_in_flight -= sent.size
         if refused:
             self._refill_at = now + RETRY
             if sent.keys:
@@ -280,7 +298,7 @@ class Outbox:
                 self._retry_at = now + RETRY
         elif sent.slots is not None:
             self.filled = self.filled | (sent.slots & self.wanted)
-        return () if refused else sent.keys
+        return () if refused or sent.filling else sent.keys
 
     def refill(self, slots: SlotSet) -> None:
         """The peer lacks these slots."""
@@ -299,6 +317,7 @@ class Outbox:
         self.told_filled = self.told_settled = -1
         lost = self.take_pending()
         self._in_flight.clear()
+        self._bytes_in_flight = 0
         return lost
 
 

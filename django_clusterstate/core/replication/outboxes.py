@@ -1,11 +1,12 @@
 """The copies that one node keeps on others: an `Outbox` for each, and the changes that none has got yet."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
 from .messages import Message, Record, RecordKey
-from .outbox import BATCH, WINDOW, Outbox
+from .outbox import BATCH, SLICE, Outbox
 from .placement import Placement, Wanted
 from .slots import SlotSet
 from .stores import Store, keys_in
@@ -14,6 +15,7 @@ from .versions import NONE, HybridClock
 FILLED_AT_ONCE: Final = 2  # instances
 FILL: Final = 200  # records that are sent in one step of a fill: about a millisecond
 FILL_STEPS: Final = 2  # for each of them
+STEPS: Final = 32  # in which changes are sent until others have their turn
 DISTRIBUTED: Final = 1000  # changes that are given to their receivers in one step: about two milliseconds
 
 
@@ -102,11 +104,12 @@ class Outboxes:
 
     def _drop_strays(self, arrived: Iterable[RecordKey]) -> None:
         """Drops what was changed here in the place of an owner that wasn't reached, and that has it now."""
-        unacknowledged = self.unacknowledged()
-        for kind, key in arrived:
-            store = self._stores[kind]
-            if store.slot(key) not in self._placement.held and not unacknowledged((kind, key)):
-                store.drop(key)
+        stores, held = self._stores, self._placement.held
+        strays = [(kind, key) for kind, key in arrived if stores[kind].slot(key) not in held]
+        unacknowledged = self.unacknowledged() if strays else None
+        for kind, key in strays:
+            if unacknowledged is not None and not unacknowledged((kind, key)):
+                stores[kind].drop(key)
         self.has_strays = self.lag > 0
 
     def closed(self, boot: bytes) -> None:
@@ -177,17 +180,24 @@ class Outboxes:
         return self.get(boot).flush()
 
     def pump(self) -> Iterator[None]:
-        """Sends changes to all, as far as others are acknowledged, a few in each step."""
+        """Sends changes to all in turn, as far as others are acknowledged, a few in each step."""
         for _ in range(0, len(self._changed), DISTRIBUTED):
             if self.paused:
                 return
             self._distribute(DISTRIBUTED)
             yield
-        for outbox in list(self.by_boot.values()):
-            for _ in range(WINDOW):
-                if self.paused or not outbox.pump_changes(self.now):
-                    break
-                yield
+        waiting = deque(self.by_boot.values())
+        waiting.rotate(-self._turn)
+        for _ in range(STEPS):
+            left = SLICE
+            while waiting and left > 0 and not self.paused:
+                outbox = waiting.popleft()
+                if sent := outbox.pump_changes(self.now):
+                    waiting.append(outbox)
+                left -= sent
+            if left == SLICE:
+                return
+            yield
 
     def fill(self) -> Iterator[None]:
         """Goes on with the fills of a few instances in turn, in a few steps for each."""

@@ -10,6 +10,7 @@ from .ranking import Holders, Ranking, Rankings, result
 from .slots import SlotSet, union
 
 MAX_DEPARTED = 1000  # instances
+MAX_PREPARED = 3  # of the views that follow when one of several leaving nodes has gone
 REMEMBERED_VIEWS = 8  # a side of a partition may have come to others, and have lost them, before it gives way
 
 
@@ -194,11 +195,11 @@ class Placement:
         """Computes, in steps of a few milliseconds, what `plan()` needs to know of a view and of members that join and
         leave. Without it, `plan()` takes as long as all steps together."""
         members = [member for member in view.members if member.boot not in self.departed]
-        weights = _weights(members)
-        ranking = yield from self._rankings.prepare(weights)
-        leaving = {*self.leaving, *leaving}
-        for gone in [leaving, *({boot} for boot in leaving if len(leaving) > 1)]:
+        weights, leaving = _weights(members), {*self.leaving, *leaving}
+        # Those that are certainly needed come last, since few are remembered.
+        for gone in [{boot} for boot in sorted(leaving)[:MAX_PREPARED] if len(leaving) > 1] + [leaving]:
             yield from self._rankings.prepare(_weights(_staying(members, gone)))
+        ranking = yield from self._rankings.prepare(weights)
         joiners = [joiner for joiner in joining if joiner.boot != self.me.boot]
         if not any(member.boot == self.me.boot for member in view.members):
             joiners = [self.me]

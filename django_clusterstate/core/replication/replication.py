@@ -202,6 +202,7 @@ class Replication:
         for slot in had - self.complete:
             self.valid_since[slot] = self.generation
         self.outboxes.want(wanted)
+        self.inboxes.end_stale_fills()
 
     def _begin_generation(self) -> None:
         self.generation += 1
@@ -321,6 +322,7 @@ class Replication:
         if self.plan_due:
             self._plan(now)
         yield from self.outboxes.pump()
+        now = self.outboxes.now
         if changed := self.inboxes.changed_by_others(self.placement.boots):
             self.complete = (self.complete - changed) | self.placement.owned
             self._reports_at = now
@@ -342,8 +344,7 @@ class Replication:
         self._clean()
         yield
         if not self.inboxes.cleaner.idle:
-            kept = self.placement.held | self.inboxes.being_filled
-            self.inboxes.cleaner.drop_unheld(kept, self.outboxes.unacknowledged())
+            self.inboxes.drop_unheld(self.outboxes.unacknowledged())
 
     def _report_filled(self) -> None:
         """Says which instances hold all that they have to hold, and whether all backups do."""

@@ -34,7 +34,9 @@ from django_clusterstate.core.replication.messages import (
 from django_clusterstate.core.replication.outbox import (
     BATCH,
     BATCH_BYTES,
-    FLUSH_WINDOW,
+    FLUSHED,
+    MAX_BYTES_IN_FLIGHT,
+    MAX_IN_FLIGHT,
     MAX_PENDING,
     RETRY,
     SLICE,
@@ -132,7 +134,7 @@ class Receiver:
 
     def __init__(self, owner: Identity = B, limits: Sequence[Store] = ()) -> None:
         self.cells = Cells(VALUES)
-        placement = Placement(A)
+        self.placement = placement = Placement(A)
         placement.update(View.of([owner]), [])
         placement.plan()
         self.changed: list[Any] = []
@@ -207,16 +209,26 @@ def test_a_slot_that_another_changes_during_a_fill_is_not_complete_after_it() ->
     assert receiver.value(b"key") == b"newer"
 
 
-def test_entries_of_a_fill_that_is_under_way_are_not_dropped_though_their_slot_is_not_held() -> None:
+def test_a_slot_of_which_entries_were_dropped_during_its_fill_is_not_complete() -> None:
     receiver = Receiver()
-    slots = SlotSet([slot_of(b"key")])
-    assert receiver.inboxes.being_filled == SlotSet()
+    slots = SlotSet([slot_of(b"key"), slot_of(b"other")])
+    receiver.placement.held = SlotSet([slot_of(b"other")])
     receiver.inboxes.start_fill(B.boot, FillStart(slots, 100, owned=True))
-    assert receiver.inboxes.being_filled == slots
+    receiver.receive(b"key", 200, b"value")
+    receiver.inboxes.cleaner.begin(SlotSet.all())
+    receiver.inboxes.drop_unheld(lambda _: False)
+    assert receiver.value(b"key") is None
     assert receiver.inboxes.end_fill(B.boot, SlotSet())
-    assert receiver.inboxes.being_filled == slots
-    list(receiver.inboxes.clean(lambda boot: SlotSet()))
-    assert receiver.inboxes.being_filled == SlotSet()
+    ((_, taken_in, complete),) = receiver.inboxes.clean(lambda boot: SlotSet())
+    assert (taken_in, complete) == (True, SlotSet([slot_of(b"other")]))
+
+
+def test_a_fill_of_slots_that_are_not_held_any_more_is_forgotten() -> None:
+    receiver = Receiver()
+    receiver.inboxes.start_fill(B.boot, FillStart(SlotSet([1]), 100, owned=True))
+    receiver.placement.held = SlotSet([2])
+    receiver.inboxes.end_stale_fills()
+    assert not receiver.inboxes.end_fill(B.boot, SlotSet())
 
 
 def test_what_others_changed_before_all_was_settled_is_not_filled_again_when_they_are_gone() -> None:
@@ -324,12 +336,25 @@ def test_a_fill_that_a_peer_refuses_makes_the_lag_no_older() -> None:
 
 def test_no_more_is_sent_at_once_than_a_bounded_number_of_messages() -> None:
     peer = Peer()
-    peer.outbox.add([(0, b"%d" % number) for number in range((FLUSH_WINDOW + 1) * BATCH)], 0.0)
+    peer.outbox.add([(0, b"%d" % number) for number in range((FLUSHED + 1) * BATCH)], 0.0)
     assert not peer.outbox.flush()
-    assert len(peer.sent) == FLUSH_WINDOW
+    assert len(peer.sent) == FLUSHED
+    assert peer.outbox.flush()
+    assert len(peer.records()) == (FLUSHED + 1) * BATCH
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, MAX_IN_FLIGHT), (MAX_BYTES_IN_FLIGHT // 4, 4)])
+def test_no_more_is_on_its_way_than_a_bounded_number_of_messages_and_bytes(size: int, most: int) -> None:
+    peer = Peer()
+    for number in range(most):
+        key = b"%d" % number
+        peer.keys[key] = bytes(size)
+        peer.outbox.add([(0, key)], 0.0)
+        assert peer.outbox.flush()
+    peer.outbox.add([(0, b"one more")], 0.0)
+    assert not peer.outbox.flush()
     peer.acknowledge()
     assert peer.outbox.flush()
-    assert len(peer.records()) == (FLUSH_WINDOW + 1) * BATCH
 
 
 def test_a_change_is_unacknowledged_until_each_peer_has_taken_it_in() -> None:
@@ -391,17 +416,41 @@ def test_changes_are_sent_a_few_at_a_time_or_so_many_that_the_window_takes_all(c
     assert (len(peer.sent), len(peer.records())) == (messages, changes)
 
 
-def test_changes_leave_room_for_a_fill() -> None:
+def test_a_fill_goes_on_however_many_changes_there_are() -> None:
     peer = Peer()
+    peer.keys = {b"%d" % number: b"value" for number in range(1000)}
     peer.outbox.want(SlotSet.all(), SlotSet.all())
+    for number in range(10_000):
+        peer.outbox.add([(0, b"changed %d" % (number % 7))], 0.0)
+        while peer.outbox.pump_changes(0.0):
+            pass
+        peer.outbox.pump(0.0)
+        peer.acknowledge()  # one at a time: the peer is slow
+        if peer.outbox.is_filled:
+            return
+    pytest.fail("it is never filled")
+
+
+def test_changes_take_the_whole_window_of_a_peer_that_is_filled() -> None:
+    peer = Peer()
     peer.outbox.add([(0, b"%d" % number) for number in range(10_000)], 0.0)
     while peer.outbox.pump_changes(0.0):
         pass
-    assert peer.outbox.can_fill(0.0)
-    peer.outbox.take_as_filled(SlotSet.all())
-    while peer.outbox.pump_changes(0.0):
-        pass
     assert len(peer.sent) == WINDOW
+
+
+def test_changes_of_many_peers_are_sent_in_turn() -> None:
+    outboxes = Outboxes(Placement(A), [], HybridClock(A.boot), lambda *_: None)
+    peers = [Peer() for _ in range(5)]
+    for number, peer in enumerate(peers):
+        outboxes.by_boot[b"%d" % number] = peer.outbox
+        peer.outbox.add([(0, b"%d" % number) for number in range(2 * SLICE)], 0.0)
+    steps = outboxes.pump()
+    for _ in peers:
+        next(steps)
+    assert [len(peer.sent) for peer in peers] == [1] * len(peers)
+    list(steps)
+    assert not any(peer.outbox.lag - len(list(peer.outbox.on_their_way)) for peer in peers)
 
 
 def test_a_peer_knows_what_was_posted_when_it_acknowledges_that_and_not_what_was_sent_before() -> None:

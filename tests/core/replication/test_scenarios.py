@@ -167,7 +167,7 @@ def test_memory_for_a_backup_that_is_stopped_is_bounded(sim: DataSimulation, mon
         sim.run(0.002)
         most = max(most, box.lag)
     assert box.behind
-    assert most <= outbox.MAX_PENDING + outbox.FLUSH_WINDOW * outbox.BATCH
+    assert most <= outbox.MAX_PENDING + outbox.WINDOW * outbox.SLICE
     sim.run(4)
     assert box.is_filled
     assert not box.lag
