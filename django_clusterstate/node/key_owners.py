@@ -27,9 +27,7 @@ def _of_keys(request: wire.Get | wire.GetWithTtl | wire.Touch | wire.Delete) -> 
 
 
 def _of_items(request: wire.Set) -> Sequence[int]:
-    """Keys that are deleted and read at the same time are in the slot of the only item."""
-    if len(request.items) != 1 and (request.deletes or request.reads):
-        raise ProtocolError(f"a Set of {len(request.items)} items with deletes or reads; it must have one item")
+    """Keys that are deleted and read at the same time are in the slot of the items."""
     return [slot_of_entry(key) for key, _ in request.items]
 
 
@@ -88,6 +86,8 @@ class KeyOwners:
 def _part(request: Any, places: Sequence[int]) -> Any:
     """The same request for some of its keys only."""
     if isinstance(request, wire.Set):
+        if request.deletes or request.reads:
+            raise ProtocolError("a Set with deletes or reads whose items have several owners; they must be in one slot")
         return structs.replace(request, items=[request.items[place] for place in places])
     return structs.replace(request, keys=[request.keys[place] for place in places])
 

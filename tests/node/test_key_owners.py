@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.key_owners import KeyOwners
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import MAX_REQUEST
@@ -101,6 +102,13 @@ def test_reply_has_no_more_values_than_one_message_may() -> None:
 
     found = run([b"two", b"three", b"two", b"three"], wire.Get(keys(4)), large)
     assert len(found.values) == 2
+
+
+@pytest.mark.parametrize("more", [{"deletes": (b"key",)}, {"reads": (b"key",)}])
+def test_items_of_several_owners_are_not_stored_with_deletes_or_reads(more: dict[str, Any]) -> None:
+    request = wire.Set([(key, b"value") for key in keys(2)], None, **more)
+    with pytest.raises(ProtocolError, match="they must be in one slot"):
+        run([b"me", b"two"], request)
 
 
 @pytest.mark.parametrize("absent", [False, True])
