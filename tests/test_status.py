@@ -195,7 +195,7 @@ class TestTrouble:
         assert called().splitlines()[6:-1] == [
             "a is not synced: it has not received 1,234 of its slots",
             "b is not synced: other nodes have not received 5 of its slots",
-            "c is not synced: not all keys have a backup yet",
+            "c is not synced: not all keys have been sent to their backups yet",
             "c waits for other nodes to copy 1,200 changes, the first for 1.2 s",
         ]
 

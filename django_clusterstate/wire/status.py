@@ -110,7 +110,7 @@ class CopiesStatus(msgspec.Struct, frozen=True, array_like=True):
             return f"it has not received {self.missing:,} of its slots"
         if self.unfilled:
             return f"other nodes have not received {self.unfilled:,} of its slots"
-        return "not all keys have a backup yet"
+        return "not all keys have been sent to their backups yet"
 
     @property
     def is_late(self) -> bool:

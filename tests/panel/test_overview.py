@@ -198,10 +198,10 @@ class TestTrouble:
         nodes["two"].stats.cache_entries = 102
         nodes["two"].stats.cache_copies_evicted = 1
         text = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("one", nodes))).text
-        assert "Not all keys have a backup yet." in text
+        assert "Not all keys have been sent to their backups yet." in text
         assert "one node of this host alive synced one.example:4370" in text
         assert "two alive 1,234 slots missing two.example:4370" in text
-        assert "three alive not synced 1,200 changes not copied for 1.3 s three.example:4370" in text
+        assert "three alive 5 slots without a backup 1,200 changes not copied for 1.3 s three.example:4370" in text
         assert "four leaving four.example:4370" in text
         assert "102 cache, 3 limits 100 of them copies 1 copy evicted" in text
 
@@ -211,7 +211,7 @@ class TestTrouble:
         nodes = {name: replace(node(name), copies=CopiesStatus(True, backups=int(name > "a"))) for name in "abc"}
         text = _shown(client, monkeypatch, reports_of(functions.ClusterStatus("a", nodes))).text
         assert "the nodes have different values of BACKUPS: 0 on a, 1 on b and c; give all the same" in text
-        assert "Not all keys have a backup yet." not in text
+        assert "Not all keys have been sent to their backups yet." not in text
 
     def test_names_and_keys_are_escaped(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         name, key = "<b>'\"", ratelimit.routing_key("<i>", "<script>alert(1)</script>")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,7 @@ from tests.core.replication.workload import Workload
 
 WAN = (0.02, 0.06)  # seconds one way
 LAN = (0.0002, 0.001)
+LOSS = 0.03  # of heartbeats; copies travel over connections
 LIMIT_SECONDS = 14.0  # for a node to leave, or to serve
 
 
@@ -357,7 +359,8 @@ def judge(
     verdict = Verdict(scenario, seed)
     with few_slots():
         sim = simulation(seed, make=make)
-        sim.bus = Bus(delay=sim.random.choice([LAN, LAN, (0.001, 0.005), WAN]))
+        delay = sim.random.choice([LAN, LAN, (0.001, 0.005), WAN])
+        sim.bus = Bus(Random(seed).choice([0.0, 0.0, LOSS]), delay)
         try:
             verdict.lost = SCENARIOS[scenario](sim)
         except Violation as violation:

@@ -30,6 +30,7 @@ from tests.core.membership.simulation import Bus, Node, Simulation
 SLOTS = 64
 FLUSH = 0.01  # seconds between two ticks of the copies
 STEP = 0.002  # seconds between two steps of a tick, at most
+OFFSET = 1e6  # seconds by which the clocks of nodes differ, at most: each counts from its machine's start
 PREPARE = 0.05  # seconds for which a node computes what follows from members that come and go, at most
 DRAIN = 10.0
 DEADLINE = 1.0  # seconds that a requester waits
@@ -194,11 +195,18 @@ class Data:
 
     def __init__(self, sim: "DataSimulation", node: Node) -> None:
         self.node = node
+        self._sim = sim
+        self._offset = Random(node.boot).uniform(0, OFFSET)
         self.stores = self._make_stores()
-        self.replication = sim.make(node.membership.me, self.stores, partial(sim.transmit, node), sim.now, sim.backups)
+        self.replication = sim.make(node.membership.me, self.stores, partial(sim.transmit, node), self.now, sim.backups)
         self.seen: tuple[int, frozenset[bytes]] = (0, frozenset())
         self.change: tuple[View, list[Identity]] | None = None  # of the members, which the node takes in a little later
         self.prepared = False
+
+    @property
+    def now(self) -> float:
+        """The time on the clock of this node."""
+        return self._sim.now + self._offset
 
     def _make_stores(self) -> list[Any]:
         return [Cells(VALUES), Cells(LIMITS)]
@@ -310,7 +318,8 @@ class DataSimulation(Simulation):
     def leave(self, name: str) -> None:
         node = self.nodes[name]
         self._update(node)
-        self.data[node.boot].replication.leave(DRAIN, self.now)
+        data = self.data[node.boot]
+        data.replication.leave(DRAIN, data.now)
 
     def _leave_done(self, node: Node) -> None:
         if self._stopped(node, self._leave_done):
@@ -336,7 +345,7 @@ class DataSimulation(Simulation):
         data.prepared = False
         self._update(node)
         replication.joiner.damped = membership.joining.is_damped(membership.members, self.now)
-        self._go_on(replication.tick(self.now), node)
+        self._go_on(replication.tick(data.now), node)
         leaver = replication.leaver
         if leaver is not None and leaver.may_leave and node.membership.state is MemberState.ALIVE:
             self._leave(node)
@@ -345,7 +354,7 @@ class DataSimulation(Simulation):
         data = self.data[node.boot]
         if data.change is not None:
             change, data.change = data.change, None
-            data.replication.update(*change, self.now)
+            data.replication.update(*change, data.now)
         self._note_progress(node)
 
     def _note_progress(self, node: Node) -> None:
@@ -354,7 +363,8 @@ class DataSimulation(Simulation):
 
     def _go_on(self, steps: Iterator[None], node: Node) -> None:
         """Makes the next step; between two, others may act."""
-        self.data[node.boot].replication.outboxes.now = self.now
+        data = self.data[node.boot]
+        data.replication.outboxes.now = data.now
         more = next(steps, self) is None
         self._note_progress(node)
         if more:
@@ -371,7 +381,7 @@ class DataSimulation(Simulation):
         data, membership = self.data[node.boot], node.membership
         if effects.declared_down:
             self._update(node)
-            data.replication.declared_down(self.now)
+            data.replication.declared_down(data.now)
         joining = [m.identity for m in membership.members.values() if m.state is MemberState.JOINING]
         seen = membership.view.epoch, frozenset(identity.boot for identity in joining)
         if seen != data.seen:
@@ -381,7 +391,7 @@ class DataSimulation(Simulation):
                 self._update(node)
         if effects.winners:
             self._update(node)
-            data.replication.yield_to(effects.winners, self.now)
+            data.replication.yield_to(effects.winners, data.now)
         self._note_progress(node)
         for change in effects.changes:
             if change.new is MemberState.DOWN:
@@ -395,7 +405,8 @@ class DataSimulation(Simulation):
         super()._complete_handshake(node, to)
         if (node.boot, to.boot) not in self.pipes and node.running and to.running:
             self.pipes[node.boot, to.boot] = Pipe(node, to)
-            self.data[node.boot].replication.opened(to.boot, self.now)
+            data = self.data[node.boot]
+            data.replication.opened(to.boot, data.now)
 
     def _break(self, pipe: Pipe) -> None:
         if pipe.broken:
@@ -461,7 +472,8 @@ class DataSimulation(Simulation):
                 forwarded.reply(value)
         else:
             peer = pipe.acceptor if back else pipe.dialer
-            self.data[to.boot].replication.receive(peer.boot, message, self.now)
+            data = self.data[to.boot]
+            data.replication.receive(peer.boot, message, data.now)
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -475,13 +487,14 @@ class DataSimulation(Simulation):
         if boot is None:
             reply(UNAVAILABLE)
         elif boot == node.boot:
-            reply(data.execute(request, self.now))
+            reply(data.execute(request, data.now))
         else:
             self._forward(node, boot, request, hops, reply)
 
     def _forward(self, node: Node, to: bytes, request: Request, hops: int, reply: Callable[[Any], None]) -> None:
         self.messages["forwarded"] += 1
-        if not self.data[node.boot].replication.flush_to(to, self.now):
+        data = self.data[node.boot]
+        if not data.replication.flush_to(to, data.now):
             reply(UNAVAILABLE)
             return
         pipe = self.pipes[node.boot, to]
@@ -589,7 +602,7 @@ class DataSimulation(Simulation):
         hashing = Rendezvous(dict.fromkeys(names, 1.0))
         found: defaultdict[tuple[int, bytes], dict[str, tuple[int, Any]]] = defaultdict(dict)
         for name, data in names.items():
-            for kind, key, version, value in data.live(self.now):
+            for kind, key, version, value in data.live(data.now):
                 found[kind, key][name] = version, value
         for (kind, key), copies in found.items():
             slot = next(iter(names.values())).stores[kind].slot(key)

@@ -149,7 +149,8 @@ def test_a_clear_reaches_a_node_that_joins(sim: DataSimulation) -> None:
         keys = [b"own:%d" % number for number in range(40)]
         for key in keys:
             call(sim, "n2", "set", key, b"value")
-        version = sim.data[sim.nodes["n2"].boot].replication.clear(b"own", 0, sim.now)
+        data = sim.data[sim.nodes["n2"].boot]
+        version = data.replication.clear(b"own", 0, data.now)
         sim.run(0.1)
         sim.start("n3")
         sim.run(4)
@@ -163,7 +164,7 @@ def test_memory_for_a_backup_that_is_stopped_is_bounded(sim: DataSimulation, mon
     data, most = sim.data[sim.nodes["n0"].boot], 0
     box = data.replication.outboxes.by_boot[sim.nodes["n1"].boot]
     for key in [key for key in (b"own:%d" % number for number in range(3000)) if holders(sim, key) == ("n0", "n1")]:
-        data.execute(Request("set", key, b"x"), sim.now)
+        data.execute(Request("set", key, b"x"), data.now)
         sim.run(0.002)
         most = max(most, box.lag)
     assert box.behind
