@@ -318,10 +318,10 @@ def cut_off_requesters(sim: DataSimulation) -> dict[str, int]:
 
 
 def crash_and_back(sim: DataSimulation) -> dict[str, int]:
-    """A node is killed and started again at once, before others have noticed."""
+    """A node is killed and started again at once, in half of the runs before others have noticed."""
     _, load = begin_load(sim, [3, 5], exact=False, but=1)
     sim.run(1)
-    sim.crash("n0")
+    sim.crash("n0", refused=sim.random.random() < 0.5)
     sim.run(sim.random.uniform(0, 0.3))
     join(sim, "n0")
     lost = end(sim, load)
