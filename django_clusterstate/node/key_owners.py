@@ -40,6 +40,8 @@ def _of_limit(request: wire.Hit | wire.Peek | wire.Reset | wire.Refund | wire.Fi
 
 
 LIMIT_REQUESTS = (wire.Hit, wire.Peek, wire.Reset, wire.Refund, wire.FindLimits)
+# Those that are sent on again, or executed here, when the owner doesn't reply. At worst, a hit counts twice.
+REPEATED = (wire.Hit, wire.Peek, wire.Reset)
 SLOTS_OF: dict[type, SlotsOf] = {
     **dict.fromkeys((wire.Get, wire.GetWithTtl, wire.Touch, wire.Delete), _of_keys),
     **dict.fromkeys((wire.Incr, wire.GetEntry), _of_entry),
@@ -80,7 +82,25 @@ class KeyOwners:
         if isinstance(request, wire.FindLimits):  # all nodes are asked, so the owner is as well
             lists = self._placement.lists(slot_of(request.key))
             return self._execute(request) if lists else wire.LimitsReply(self._copies.epoch, [])
-        return self._copies.forward(boot, request, hops)
+        reply = self._copies.forward(boot, request, hops)
+        return _or_else(reply, lambda: self.execute(request, hops + 1)) if isinstance(request, REPEATED) else reply
+
+
+def _or_else(
+    reply: "asyncio.Future[wire.Reply]", repeat: "Callable[[], wire.Reply | asyncio.Future[wire.Reply]]"
+) -> "asyncio.Future[wire.Reply]":
+    """The reply, or if that is `UnavailableReply`, another one."""
+    whole: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
+
+    def done(first: "asyncio.Future[wire.Reply]") -> None:
+        second = repeat() if isinstance(first.result(), wire.UnavailableReply) else first
+        if isinstance(second, asyncio.Future):
+            second.add_done_callback(lambda last: whole.set_result(last.result()))
+        else:
+            whole.set_result(second)
+
+    reply.add_done_callback(done)
+    return whole
 
 
 def _part(request: Any, places: Sequence[int]) -> Any:

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clusterstate.core.limits.algorithms import Algorithm, Rule
 from django_clusterstate.exceptions import ProtocolError
 from django_clusterstate.node.key_owners import KeyOwners
 from django_clusterstate.wire import messages as wire
 from django_clusterstate.wire.framing import MAX_REQUEST
 
 EPOCH = 1
+RULES = [Rule(Algorithm.FIXED_WINDOW, 10, 60.0)]
 OWNERS = (b"me", b"two", b"three", None)
 
 
@@ -102,6 +104,25 @@ def test_reply_has_no_more_values_than_one_message_may() -> None:
 
     found = run([b"two", b"three", b"two", b"three"], wire.Get(keys(4)), large)
     assert len(found.values) == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "counts_here"),
+    [
+        (wire.Hit(b"group\0key", RULES), True),
+        (wire.Peek(b"group\0key", RULES), True),
+        (wire.Reset(b"group\0key", RULES), True),
+        (wire.Refund(b"group\0key", RULES, 1, 1.0), False),
+        (wire.Get(keys(1)), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_what_may_be_done_twice_is_done_here_when_the_owner_does_not_reply(
+    request_: Any, counts_here: bool
+) -> None:
+    done, late = wire.AckReply(EPOCH, 1), wire.UnavailableReply(EPOCH, sent=True)
+    found = run([b"two", b"me"], request_, lambda boot, _: done if boot == b"me" else late)
+    assert found is (done if counts_here else late)
 
 
 @pytest.mark.parametrize("more", [{"deletes": (b"key",)}, {"reads": (b"key",)}])
