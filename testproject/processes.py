@@ -64,7 +64,7 @@ def is_free(port: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str, every: float = 0.01) -> float:
-    """Looks at a condition every so many seconds. Returns the seconds it took. Raises `TimeoutError`, naming `what`,
+    """Checks a condition each `every` seconds. Returns the seconds it took. Raises `TimeoutError`, naming `what`,
     when it doesn't come true in time."""
     start = time.monotonic()
     while not condition():

@@ -129,7 +129,7 @@ def main() -> int:
     with ExitStack() as stack:
         sides = {WITH: Side(stack, 1), WITHOUT: Side(stack, 0)}
         for name, requests in OPERATIONS.items():
-            found = measure(sides, options.rounds, lambda side: side.batch(requests, options.batch))  # noqa: B023
+            found = measure(sides, options.rounds, lambda side: side.batch(requests, options.batch))  # noqa: B023 - called at once
             held.append(report(f"{name}, median", found, statistics.median, MOST_TIME))
             held.append(report(f"{name}, p99", found, lambda times: at(0.99, times), MOST_TIME))
         rounds = max(1, options.rounds // 8)

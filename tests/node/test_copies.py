@@ -149,7 +149,7 @@ async def test_deleted_key_does_not_come_back(folder: Path) -> None:
         assert await cluster.get_all(list(VALUES)) == {}
 
 
-async def test_peer_whose_copies_are_begun_anew_while_it_is_connected_ends_nobody(folder: Path) -> None:
+async def test_peer_whose_copies_begin_again_while_it_is_connected_ends_nobody(folder: Path) -> None:
     # A heartbeat that says that it leaves may overtake what it says itself, and others may declare it down.
     async with LoopCluster(folder) as cluster:
         await cluster.start("a", "b")

@@ -106,10 +106,11 @@ class Outboxes:
         """Drops what was changed here in the place of an owner that wasn't reached, and that has it now."""
         stores, held = self._stores, self._placement.held
         strays = [(kind, key) for kind, key in arrived if stores[kind].slot(key) not in held]
-        unacknowledged = self.unacknowledged() if strays else None
-        for kind, key in strays:
-            if unacknowledged is not None and not unacknowledged((kind, key)):
-                stores[kind].drop(key)
+        if strays:
+            unacknowledged = self.unacknowledged()
+            for kind, key in strays:
+                if not unacknowledged((kind, key)):
+                    stores[kind].drop(key)
         self.has_strays = self.lag > 0
 
     def closed(self, boot: bytes) -> None:

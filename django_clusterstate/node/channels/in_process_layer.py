@@ -78,7 +78,7 @@ class InProcessLayer:
         """Ignores the reply: no request of the node itself is answered later."""
 
     def abort(self) -> None:
-        """There is no connection."""
+        """Does nothing: it has no connection."""
 
     def _listen(self, queue: str) -> None:
         def deliver(_: str, payload: bytes | None) -> None:
