@@ -10,6 +10,7 @@ GRIDS ?= --seeds 200
 WORKERS ?= $(shell expr $$(nproc) \* 3)
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
+unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes, and each would compile all modules again
 
 .DEFAULT_GOAL := help
 .PHONY: help demo smoke test unit browser timing thorough package faults slow-faults simulate grids restarts deploys costs exactness compat lint bench docs \
@@ -47,7 +48,7 @@ browser: $(VENV)/dev  ## the panel in Chromium
 timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they need a machine that does nothing else
 	$(BIN)/pytest --timing
 
-thorough: $(VENV)/dev  ## the unit tests with thirty times as many examples, other ones in each run
+thorough: $(VENV)/dev  ## the unit tests with sixty times as many examples, other ones in each run
 	HYPOTHESIS_PROFILE=thorough $(BIN)/pytest --unit -n $(WORKERS) --dist worksteal tests/core tests/wire tests/node
 
 package: $(VENV)/dev  ## builds the distributions, and uses the wheel in an empty virtual environment

@@ -21,7 +21,7 @@ from tests.views import ViewVariant
 
 # The same examples in each run, and no limit of their time: a busy machine, too, gives the result that others had.
 hypothesis.settings.register_profile(
-    "ci", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "ci", max_examples=50, deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.register_profile(
     "thorough", hypothesis.settings.get_profile("ci"), derandomize=False, max_examples=3000
@@ -33,7 +33,7 @@ pytest_plugins = ["tests.timing"]
 NODES = ("alpha", "beta", "gamma")
 
 # What takes longest begins first, so that no worker is left with it in the end.
-LONGEST = ("test_node.py", "ratelimit/test_limits_storage.py", "client/test_clients.py", "test_bench.py")
+LONGEST = ("test_node.py", "ratelimit/test_limits_storage.py", "client/test_clients.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,7 @@
-"""The benchmark runs and reports everything. Its figures are judged by nobody here: they are a machine's."""
+"""The benchmark runs and reports everything. Its figures are judged by nobody here: they are a machine's.
+
+In `make timing`, since it takes the whole machine.
+"""
 
 import json
 import os
@@ -7,7 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from testproject.processes import ROOT
+
+pytestmark = pytest.mark.timing(alone=True)
 
 GROUPS = {
     "floor",

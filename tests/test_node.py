@@ -55,7 +55,7 @@ def client_of(cluster: LocalCluster, name: str) -> Client:
 
 
 def test_nodes_started_in_the_same_instant_become_one_cluster(folder: Path, layer: Layer) -> None:
-    with LocalCluster(folder, ("a", "b", "c", "d", "e"), env=layer.env) as cluster:
+    with LocalCluster(folder, ("a", "b", "c"), env=layer.env) as cluster:
         cluster.start()
         cluster.wait_for()
 
