@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 from django.test import AsyncClient, Client, RequestFactory
 from health_check.views import HealthCheckView
+from msgspec.structs import replace
 
 from django_clusterstate import cluster as functions
+from django_clusterstate.wire.messages import StatusReply
+from django_clusterstate.wire.status import CopiesStatus
 from testproject.processes import LocalCluster, wait_until
 from tests.conftest import using
 
 VIEW = "/cluster/health/"
+READY = "/cluster/ready/"
 SECONDS = 60.0
 
 Ask = Callable[[], tuple[int, str]]
@@ -99,3 +103,27 @@ def test_view_is_open_and_tells_nothing_else(cluster: LocalCluster) -> None:
     assert "no-store" in response["Cache-Control"]
     assert Client().head(VIEW).status_code == 200
     assert Client().post(VIEW).status_code == 405
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_node_is_ready_only_while_it_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Client().get(READY)
+    assert (answer.status_code, answer.json()) == (200, {"ok": True})
+    assert "no-store" in answer["Cache-Control"]
+    serving = functions.local_status()
+    assert isinstance(serving, StatusReply)
+
+    async def unsynced() -> StatusReply:
+        return replace(serving, copies=CopiesStatus(missing=1234))
+
+    monkeypatch.setattr(functions, "alocal_status", unsynced)
+    answer = Client().get(READY)
+    assert answer.status_code == 503
+    assert answer.json()["reason"] == "this host's node is not synced: it has not received 1,234 of its slots"
+    assert Client().get(VIEW).status_code == 200
+
+
+@pytest.mark.usefixtures("no_node")
+def test_no_node_is_not_ready() -> None:
+    answer = Client().get(READY)
+    assert (answer.status_code, answer.json()["reason"]) == (503, "this host's node does not answer")

@@ -112,6 +112,19 @@ class TestRealNodes:
             called("--wait-for", number, "--timeout", "0.3")
         assert caught.value.code == 1
 
+    def test_waiting_goes_on_while_a_node_is_not_synced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = functions.status
+
+        def unsynced() -> ClusterStatus:
+            status = real()
+            status.nodes["beta"] = replace(status.nodes["beta"], copies=CopiesStatus(unfilled=5))
+            return status
+
+        monkeypatch.setattr(functions, "status", unsynced)
+        with pytest.raises(SystemExit) as caught:
+            called("--wait-for", "3", "--timeout", "0.3")
+        assert caught.value.code == 1
+
     def test_json_has_all_fields_by_name(self) -> None:
         shown = json.loads(called("--json"))
         assert shown["agree"] is True

@@ -58,6 +58,25 @@ async def test_nothing_is_lost_when_a_node_ends(folder: Path, ending: str) -> No
         assert await admitted(cluster) == 0
 
 
+@pytest.mark.parametrize("undone", ["refund", "reset"])
+async def test_hits_that_are_taken_back_stay_so_when_their_owner_is_killed(folder: Path, undone: str) -> None:
+    async with LoopCluster(folder) as cluster:
+        await cluster.start("a", "b", "c")
+        await use_up(cluster)
+        await flushed(cluster)
+        key = LIMITED[0]
+        if undone == "refund":
+            await cluster.call(key, wire.Refund(key, [RULE], 3, 0.0))
+        else:
+            assert (await cluster.call(key, wire.Reset(key, [RULE]))).flags == [True]
+        await flushed(cluster)
+        owner = cluster.owners(key)[0]
+        await cluster.kill(owner)
+        await cluster.synced(*({"a", "b", "c"} - {owner}))
+        passed = [(await cluster.call(key, wire.Hit(key, [RULE]))).decisions[0].allowed for _ in range(RULE.limit + 1)]
+        assert sum(passed) == (3 if undone == "refund" else RULE.limit)
+
+
 async def test_nothing_is_lost_when_nodes_join_and_all_earlier_ones_leave(folder: Path) -> None:
     async with LoopCluster(folder) as cluster:
         await cluster.start("a", "b")
@@ -93,7 +112,7 @@ async def test_scale_down_to_one_loses_nothing(folder: Path) -> None:
         assert await cluster.get_all(list(VALUES)) == VALUES
 
 
-async def test_request_to_another_node_than_the_owner_is_forwarded(folder: Path) -> None:
+async def test_undoneto_another_node_than_the_owner_is_forwarded(folder: Path) -> None:
     async with LoopCluster(folder) as cluster:
         await cluster.start("a", "b", "c")
         for key, value in VALUES.items():
@@ -104,7 +123,7 @@ async def test_request_to_another_node_than_the_owner_is_forwarded(folder: Path)
         assert await admitted(cluster) == 0
 
 
-async def test_request_for_keys_of_several_owners_is_answered_in_parts(folder: Path) -> None:
+async def test_undonefor_keys_of_several_owners_is_answered_in_parts(folder: Path) -> None:
     async with LoopCluster(folder) as cluster:
         await cluster.start("a", "b", "c")
         await cluster.set_all(VALUES)
