@@ -29,6 +29,7 @@ from .config import NodeConfig
 from .log import RateLimitedLog
 
 FLUSH = 0.01  # seconds from a change until it is sent
+PAUSE = 0.005  # seconds between steps of 2 ms whose result nobody waits for
 PATIENCE = 0.5  # of a requester's deadline: the part of it for which a forwarded request waits for its reply
 SUBSTITUTE_AFTER = 1.0  # seconds for which an owner gives no reply until another node changes entries in its place
 LOOK_AGAIN = 1.0  # seconds
@@ -68,7 +69,7 @@ class Copies:
         self._patience = PATIENCE * config.deadline
         self._timings = config.timings
         self.good_until = math.inf
-        self._ticked_at = clock()
+        self._ticked_at = self._sent_at = clock()
         self._resumed = -math.inf  # when this node went on after it had stood still
         self._backups = config.backups
         self._seen: tuple[int, frozenset[bytes]] = (0, frozenset())
@@ -130,16 +131,25 @@ class Copies:
         return leaver
 
     async def _prepare(self, leaving: Sequence[bytes] = ()) -> None:
-        """Takes in the last change of the members, computed in steps between which requests are answered."""
+        """Computes what the last change of the members needs, in steps between which requests are answered, and
+        changes sent. With pauses while the view stays: owners are the same then, so nobody waits."""
         placement = self.replication.placement
         while True:
             change, known = self._change, set(placement.leaving)
             view, joining = change or (placement.view, list(placement.joining.values()))
+            pause = 0.0 if leaving or view.epoch != placement.view.epoch else PAUSE
             for _ in self.replication.prepare(view, joining, leaving):
-                await asyncio.sleep(0)
+                await asyncio.sleep(pause)
                 self._note_pause(self._clock())
+                await self._send_changes()
             if change is self._change and known == placement.leaving:  # nothing else has happened meanwhile
                 return
+
+    async def _send_changes(self) -> None:
+        if self._clock() >= self._sent_at + FLUSH:
+            self._sent_at = self._clock()
+            for _ in self.replication.send_changes(self._sent_at):
+                await asyncio.sleep(0)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits while copies are exchanged."""
@@ -252,7 +262,7 @@ class Copies:
         outboxes = self.replication.outboxes.by_boot
         for boot, connection in list(self._connections.items()):
             outbox = outboxes.get(boot)
-            if outbox is None:  # the peer was gone for a moment; acknowledgements count from a new connection on
+            if outbox is None or not outbox.open:  # the peer was gone for a moment; `Ack`s count from a new connection
                 connection.close()
             elif not outbox.busy or outbox.ends_fill:
                 self._acknowledged_at[boot] = now

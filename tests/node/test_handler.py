@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast, get_args
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from django_clusterstate.core.counter_history import INTERVAL, INTERVALS
 from django_clusterstate.core.event_counts import MAX_FIELDS_BYTES, MAX_SAMPLES, EventEntry, EventSample
 from django_clusterstate.core.limits.algorithms import MAX_RULES, Algorithm, Rule
-from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState
+from django_clusterstate.core.membership.heartbeat import Heartbeat, Identity, MemberState, View
 from django_clusterstate.core.membership.members import TOMBSTONES, Change, Effects, Timings
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.membership.timeline import TIMELINE_LENGTH, EventKind, MemberEvent
@@ -23,7 +24,7 @@ from django_clusterstate.node import handler
 from django_clusterstate.node.cache_requests import MAX_DURATION
 from django_clusterstate.node.channels.queues import queue_name
 from django_clusterstate.node.config import NodeConfig
-from django_clusterstate.node.copies import ACK_TIMEOUT
+from django_clusterstate.node.copies import ACK_TIMEOUT, FLUSH
 from django_clusterstate.node.handler import RECLAIM, Handler
 from django_clusterstate.node.log import RateLimitedLog
 from django_clusterstate.node.problems import Misdirected
@@ -793,9 +794,12 @@ def test_messages_about_copies_are_acknowledged_when_they_are_taken_in(bench: Be
 class Silent:
     """A connection to a peer that never answers."""
 
-    closed = False
+    def __init__(self) -> None:
+        self.closed = False
+        self.sent: list[bytes] = []
 
-    def send(self, data: bytes) -> None: ...
+    def send(self, data: bytes) -> None:
+        self.sent.append(data)
 
     def cast(self, data: bytes) -> bool:
         return True
@@ -820,6 +824,43 @@ def test_a_peer_that_acknowledges_no_copies_is_named_and_dialed_again(caplog: py
     list(bench.handler.copies.tick())
     assert connection.closed
     assert "peer peer (10.0.0.4:4370) has acknowledged no copies for 5 s; its link is closed" in caplog.text
+
+
+def test_a_peer_that_was_gone_for_a_moment_is_dialed_again() -> None:
+    bench, connection = Bench(others=("peer",)), Silent()
+    boot, replication = b"peer".ljust(16), bench.handler.copies.replication
+    bench.peers.connections.append((boot, cast(AsyncConnection, connection)))
+    list(bench.handler.copies.tick())
+    assert replication.outboxes.is_open(boot)
+    view = replication.placement.view
+    replication.update(View.of(member for member in view.members if member.boot != boot), [], bench.now)
+    replication.update(view, [], bench.now)
+    list(bench.handler.copies.tick())
+    assert connection.closed
+
+
+async def test_changes_are_sent_while_a_node_computes_what_follows_from_a_change_of_members() -> None:
+    bench, connection = Bench(others=("peer",)), Silent()
+    copies, boot = bench.handler.copies, b"peer".ljust(16)
+    bench.peers.connections.append((boot, cast(AsyncConnection, connection)))
+    list(copies.tick())
+    outbox = copies.replication.outboxes.get(boot)
+    outbox.want(SlotSet.all(), SlotSet.all())
+    outbox.take_as_filled(SlotSet.all())
+    found: list[bool] = []
+
+    def steps(*_: object) -> Iterator[None]:
+        mine = (key for key in KEYS_OF_BOTH if copies.replication.placement.owns[slot_of(key)])
+        bench.ask(wire.Set([(next(mine), b"value")], None))
+        for _step in range(2):
+            bench.now += FLUSH
+            yield
+            found.append(any(b"value" in data for data in connection.sent))
+
+    copies.replication.plan_due = True
+    with mock.patch.object(copies.replication, "prepare", steps):
+        await copies.tick_when_due(0)
+    assert found == [True, True]
 
 
 def test_node_that_is_alone_may_stand_still_for_any_time(bench: Bench) -> None:

@@ -312,6 +312,11 @@ class Replication:
 
     # -- the passing of time --------------------------------------------------------------------------------
 
+    def send_changes(self, now: float) -> Iterator[None]:
+        """Sends what has changed, in steps, as `tick()` does; also while `prepare()` delays that."""
+        self.outboxes.now = now
+        return self.outboxes.pump()
+
     def tick(self, now: float) -> Iterator[None]:
         """Sends what has changed, goes on with joining or leaving, and then with fills, in steps; about every 10 ms."""
         self.outboxes.now = now

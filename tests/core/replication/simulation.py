@@ -31,7 +31,7 @@ SLOTS = 64
 FLUSH = 0.01  # seconds between two ticks of the copies
 STEP = 0.002  # seconds between two steps of a tick, at most
 OFFSET = 1e6  # seconds by which the clocks of nodes differ, at most: each counts from its machine's start
-PREPARE = 0.05  # seconds for which a node computes what follows from members that come and go, at most
+PREPARE = 0.2  # seconds for which a node computes what follows from members that come and go, at most
 DRAIN = 10.0
 DEADLINE = 1.0  # seconds that a requester waits
 STALL = 5.0  # seconds for which nothing is acknowledged until a connection is lost
@@ -340,15 +340,35 @@ class DataSimulation(Simulation):
         replication = data.replication
         if (data.change or replication.plan_due) and not data.prepared:
             data.prepared = True
-            self.at(self._steps.uniform(0, PREPARE), lambda: self._flushes(node))
+            self._prepares(node, self.now + self._steps.uniform(0, PREPARE))
             return
         data.prepared = False
         self._update(node)
+        self._break_forgotten(node)
         replication.joiner.damped = membership.joining.is_damped(membership.members, self.now)
         self._go_on(replication.tick(data.now), node)
         leaver = replication.leaver
         if leaver is not None and leaver.may_leave and node.membership.state is MemberState.ALIVE:
             self._leave(node)
+
+    def _prepares(self, node: Node, until: float) -> None:
+        """Computes, and sends what has changed meanwhile."""
+        if self._stopped(node, lambda _: self._prepares(node, until)):
+            return
+        data = self.data[node.boot]
+        for _ in data.replication.send_changes(data.now):
+            pass
+        if self.now >= until:
+            self._flushes(node)
+        else:
+            self.at(FLUSH, lambda: self._prepares(node, until))
+
+    def _break_forgotten(self, node: Node) -> None:
+        """Peers that were gone for a moment are connected again."""
+        outboxes = self.data[node.boot].replication.outboxes
+        for pipe in list(self.pipes.values()):
+            if pipe.dialer is node and not outboxes.is_open(pipe.acceptor.boot):
+                self._break(pipe)
 
     def _update(self, node: Node) -> None:
         data = self.data[node.boot]

@@ -8,6 +8,7 @@ from tests.core.replication.simulation import LIMIT, UNAVAILABLE, DataSimulation
 
 STATIC = 100  # entries that are written at the beginning, and only read at the end
 PAUSE = (0.005, 0.05)  # seconds between two requests of a requester
+UNSENT = 0.03  # seconds from the answer to a change until it is sent, at most
 
 
 @dataclass(eq=False)
@@ -29,6 +30,8 @@ class Workload:
     unavailable: int = 0
     requests: int = 0
     missing: list[bytes] = field(default_factory=list)  # counters that have lost some
+    changed: dict[bytes, list[float]] = field(default_factory=dict)  # when changes of counters and values were answered
+    crashed_at: float = -1.0
 
     def start(self) -> None:
         for number in range(STATIC):
@@ -70,6 +73,7 @@ class Workload:
             else:
                 self.doubtful.discard(key)
                 self.written[key] = value
+                self.changed.setdefault(key, []).append(self.sim.now)
             self._later(partial(self._write, host))
 
         self._ask(host, act, key, value, then)
@@ -87,6 +91,7 @@ class Workload:
         def then(reply: Any) -> None:
             book = self.uncertain if reply is UNAVAILABLE else self.counted
             book[key] = book.get(key, 0) + 1
+            self.changed.setdefault(key, []).append(self.sim.now)
             self._later(partial(self._count, host))
 
         self._ask(host, "incr", key, None, then)
@@ -135,9 +140,18 @@ class Workload:
 
     # -- the end ----------------------------------------------------------------------------------------------
 
+    def crash(self, name: str, refused: bool = True) -> None:
+        self.crashed_at = self.sim.now
+        self.sim.crash(name, refused)
+
+    def _changed_just_before_the_crash(self, key: bytes) -> int:
+        delay = self.sim.bus.delay[1]  # of the copy, and of the answer
+        since, until = self.crashed_at - UNSENT - delay, self.crashed_at + delay
+        return sum(since <= when <= until for when in self.changed.get(key, ()))
+
     def check(self) -> dict[str, int]:
-        """Counts what was lost, once all is settled."""
-        lost = {"counts": 0, "doubled": 0, "entries": 0, "resurrected": 0}
+        """Counts what was lost, once all is settled. `older`: without what was changed just before a crash."""
+        lost = {"counts": 0, "doubled": 0, "entries": 0, "resurrected": 0, "older": 0}
 
         def read(name: str, key: bytes) -> Any:
             found: list[Any] = []
@@ -151,6 +165,7 @@ class Workload:
         for key in {*self.counted, *self.uncertain}:
             value, least = read("get", key) or 0, self.counted.get(key, 0)
             lost["counts"] += max(least - value, 0)
+            lost["older"] += max(least - value - self._changed_just_before_the_crash(key), 0)
             if value < least:
                 self.missing.append(key)
             lost["doubled"] += max(value - least - self.uncertain.get(key, 0), 0)
@@ -159,5 +174,6 @@ class Workload:
                 value = read("get", key)
                 lost["entries"] += want is not None and value is None
                 lost["resurrected"] += value is not None and value != want
+                lost["older"] += value != want and not self._changed_just_before_the_crash(key)
         lost["static"] = sum(read("get", f"static:{number}".encode()) != b"x" for number in range(STATIC))
         return lost
