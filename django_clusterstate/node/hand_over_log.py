@@ -1,7 +1,7 @@
-"""Logs how a node takes over keys when it joins, and hands them over when it leaves."""
+"""Logs how a node takes over keys when it joins, hands them over when it leaves, and copies them after a crash."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ..core.membership.heartbeat import MemberState
 from ..core.membership.members import Effects
@@ -11,6 +11,7 @@ from .handler import Handler
 from .log import logger
 
 MAX_NAMED = 5  # peers in one line
+MAX_LOST = 1000  # peers that are remembered
 
 
 class HandOverLog:
@@ -22,17 +23,38 @@ class HandOverLog:
         self._replication = handler.copies.replication
         self._clock = clock
         self._joins_since = clock()
+        self._is_joining_logged = False
+        self._lost: dict[str, float] = {}  # the peers that went down since all keys had backups, and when
 
     def take_effects(self, effects: Effects) -> None:
         """Reports from which nodes this node has taken over, once it serves. To be called before the handler takes in
         the effects, since a node that serves forgets that."""
         for change in effects.changes:
             if change.identity is not self._membership.me:
-                continue
-            if change.new is MemberState.JOINING:
+                if change.new is MemberState.DOWN and len(self._lost) < MAX_LOST:
+                    self._lost[str(change.identity)] = self._clock()
+            elif change.new is MemberState.JOINING:
                 self._joins_since = self._clock()
+                self._is_joining_logged = False
             elif change.old is MemberState.JOINING and change.new is MemberState.ALIVE:
                 self._joined()
+
+    def tick(self) -> None:
+        """Reports what takes longer than a second: a join under way, and copies of what a crash has left without a
+        backup, once they are complete. To be called about once a second."""
+        placement, me = self._replication.placement, self._membership.me
+        others = placement.boots - {me.boot}
+        joins = self._membership.state is MemberState.JOINING and not placement.serving
+        if joins and others and not self._is_joining_logged:
+            self._is_joining_logged = True
+            logger.info("node %s joins, and receives %d slots from %s", me, len(placement.held), _nodes(len(others)))
+        if self._lost and (not others or self._handler.copies.status().synced):
+            if others and placement.backups:
+                logger.info(
+                    "node %s: all keys have backups again, %.1f s after %s went down",
+                    me, self._clock() - min(self._lost.values()), _first(sorted(self._lost)),
+                )  # fmt: skip
+            self._lost.clear()
 
     def _joined(self) -> None:
         taken = [slots for slots in self._replication.placement.taken.values() if slots]
@@ -84,9 +106,13 @@ class HandOverLog:
             )  # fmt: skip
 
     def _named(self, boots: Iterable[bytes]) -> str:
-        peers = sorted(str(peer) for peer in self._replication.placement.view.members if peer.boot in set(boots))
-        more = [f"{len(peers) - MAX_NAMED} more"] if len(peers) > MAX_NAMED else []
-        return ", ".join([*peers[:MAX_NAMED], *more])
+        members = self._replication.placement.view.members
+        return _first(sorted(str(peer) for peer in members if peer.boot in set(boots)))
+
+
+def _first(peers: Sequence[str]) -> str:
+    more = [f"{len(peers) - MAX_NAMED} more"] if len(peers) > MAX_NAMED else []
+    return ", ".join([*peers[:MAX_NAMED], *more])
 
 
 def _nodes(number: int) -> str:

@@ -227,6 +227,7 @@ class Node:
         """Does the work that is due about once a second."""
         self.handler.tick()
         self.links.tick()
+        self._hand_overs.tick()
         for boot in self.links.connected_boots():
             self.membership.still_linked(boot, now)
         self._events.take_problems(self.links.misdirected)

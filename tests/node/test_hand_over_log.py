@@ -8,7 +8,7 @@ import pytest
 from django_clusterstate.core.membership.heartbeat import Identity, MemberState, View
 from django_clusterstate.core.membership.members import Change, Effects, Timings
 from django_clusterstate.core.membership.membership import Membership
-from django_clusterstate.core.replication.messages import Filled, Yours
+from django_clusterstate.core.replication.messages import Filled, Settled, Yours
 from django_clusterstate.core.replication.slots import SlotSet
 from django_clusterstate.node.hand_over_log import HandOverLog
 from django_clusterstate.node.handler import Handler
@@ -91,6 +91,46 @@ def test_a_node_that_serves_too_early_names_only_those_that_have_not_filled_it(
     bench.replication.receive(OTHERS[0].boot, Filled(bench.replication.placement.epoch), bench.now)
     bench.serve()
     assert "serves before web-3 (10.0.0.3:4370) handed over: " in caplog.text
+
+
+def test_a_join_that_takes_a_while_is_said_once_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(others=2, serves=False)
+    for _ in range(2):
+        bench.log.tick()
+    ((level, line),) = lines(caplog)
+    held = len(bench.replication.placement.held)
+    assert (level, line) == ("INFO", f"node web-1 (10.0.0.1:4370) joins, and receives {held} slots from 2 nodes")
+    bench.log.take_effects(Effects(changes=[Change(ME, MemberState.ALIVE, MemberState.JOINING)]))
+    bench.log.tick()
+    assert len(lines(caplog)) == 2
+
+
+@pytest.mark.parametrize(("others", "backups", "said"), [(1, 1, True), (0, 1, False), (1, 0, False)])
+def test_after_a_crash_a_node_says_when_all_keys_have_backups_again(
+    caplog: pytest.LogCaptureFixture, others: int, backups: int, said: bool
+) -> None:
+    bench = Bench(others=others + 1, serves=True)
+    bench.replication.placement.backups = backups
+    bench.log.tick()
+    lost = OTHERS[others]
+    bench.replication.update(View.of(peer for peer in bench.view.members if peer != lost), [], bench.now)
+    bench.log.take_effects(Effects(changes=[Change(lost, MemberState.SUSPECT, MemberState.DOWN)]))
+    bench.now += 1
+    bench.log.tick()
+    assert not lines(caplog)
+    bench.now += 1.5
+    epoch = bench.replication.placement.epoch
+    for peer in OTHERS[:others]:
+        bench.replication.opened(peer.boot, bench.now)
+        bench.replication.outboxes.get(peer.boot).take_as_filled(SlotSet.all())
+        bench.replication.receive(peer.boot, Settled(epoch), bench.now)
+    bench.replication.complete = SlotSet.all()
+    list(bench.replication.tick(bench.now))
+    for _ in range(2):
+        bench.log.tick()
+    lost_name = str(lost)
+    wanted = f"node web-1 (10.0.0.1:4370): all keys have backups again, 2.5 s after {lost_name} went down"
+    assert [line for _, line in lines(caplog)] == [wanted] * said
 
 
 def test_the_first_node_takes_nothing_over_and_the_last_hands_nothing_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -54,7 +54,7 @@ class Placement:
         self.held = SlotSet()
         self.owns = bytearray(rendezvous_hashing.SLOTS)
         self.ceded: dict[bytes, SlotSet] = {}
-        self._backups = backups
+        self.backups = backups
         self._members: dict[bytes, Identity] = {}
         self._rankings = Rankings()
         self._ranking = self._rankings.get({})
@@ -172,7 +172,7 @@ class Placement:
         if self._past:
             members, holders = max(reversed(self._past), key=lambda past: len(past[0].keys() & winners))
             names = {members[boot] for boot in members.keys() & winners}
-            had = had - (holders.held(names) if self._backups else union(map(holders.owned, names)))
+            had = had - (holders.held(names) if self.backups else union(map(holders.owned, names)))
         self._cede(had)
         return SlotSet.all() - self.all_ceded
 
@@ -226,7 +226,7 @@ class Placement:
         self._set_owned(mine | (taken - handed))
         has_owner = SlotSet.all() if self._members else handed | taken
         if self._joins:
-            self.held = handed | (self._slots_of_joiner(self.me)[self._backups] & has_owner)
+            self.held = handed | (self._slots_of_joiner(self.me)[self.backups] & has_owner)
         else:
             self.held = handed | self.owned | self._kept_by(self.me.name)
         self._revise_ceded((before - self.owned - handed) & has_owner)
@@ -297,14 +297,14 @@ class Placement:
         for boot, member in self._members.items():
             copies[boot] = copies.get(boot, SlotSet()) | (self._kept_by(member.name) & mine)
         for boot, joiner in self.joining.items():
-            copies[boot] = copies.get(boot, SlotSet()) | (self._slots_of_joiner(joiner)[self._backups] & mine)
+            copies[boot] = copies.get(boot, SlotSet()) | (self._slots_of_joiner(joiner)[self.backups] & mine)
         return {boot: Wanted(slots) for boot, slots in copies.items() if slots}
 
     def _kept_by(self, name: str) -> SlotSet:
         """The slots that a node holds as the next one in their ranking after the owner; while that one leaves, the next
         that stays holds them too. Without backups, only if the owner leaves."""
         slots = self._leaves & (self._ranking.holders.backed_up(name) | self._staying.owned(name))
-        if self._backups:
+        if self.backups:
             slots |= (self._ranking.holders.backed_up(name) | self._staying.backed_up(name)) - self._leaves
         return slots
 
