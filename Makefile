@@ -45,7 +45,7 @@ test: $(VENV)/dev  ## all tests but those of the targets below, in WORKERS proce
 browser: $(VENV)/dev  ## the panel in Chromium
 	$(BIN)/pytest -m browser tests/browser
 
-timing: $(VENV)/dev  ## the tests that assert seconds, one after the other: they need a machine that does nothing else
+timing: $(VENV)/dev  ## the tests that assert seconds, and of the benchmark, one after the other: they need a machine that does nothing else
 	$(BIN)/pytest --timing
 
 thorough: $(VENV)/dev  ## the unit tests with sixty times as many examples, other ones in each run

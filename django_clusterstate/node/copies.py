@@ -29,7 +29,7 @@ from .config import NodeConfig
 from .log import RateLimitedLog
 
 FLUSH = 0.01  # seconds from a change until it is sent
-PAUSE = 0.005  # seconds between steps of 2 ms whose result nobody waits for
+PAUSE = 0.005  # seconds between steps of 2 ms for nodes that join: they can wait
 PATIENCE = 0.5  # of a requester's deadline: the part of it for which a forwarded request waits for its reply
 SUBSTITUTE_AFTER = 1.0  # seconds for which an owner gives no reply until another node changes entries in its place
 LOOK_AGAIN = 1.0  # seconds
@@ -131,15 +131,15 @@ class Copies:
         return leaver
 
     async def _prepare(self, leaving: Sequence[bytes] = ()) -> None:
-        """Computes what the last change of the members needs, in steps between which requests are answered, and
-        changes sent. With pauses while the view stays: owners are the same then, so nobody waits."""
+        """Computes what the last change of the members needs, in steps between which requests are answered and changes
+        are sent; with pauses if nodes join, and none leaves or has gone."""
         placement = self.replication.placement
         while True:
             change, known = self._change, set(placement.leaving)
             view, joining = change or (placement.view, list(placement.joining.values()))
-            pause = 0.0 if leaving or view.epoch != placement.view.epoch else PAUSE
+            is_urgent = leaving or known or view.epoch != placement.view.epoch
             for _ in self.replication.prepare(view, joining, leaving):
-                await asyncio.sleep(pause)
+                await asyncio.sleep(0 if is_urgent or change is not self._change else PAUSE)
                 self._note_pause(self._clock())
                 await self._send_changes()
             if change is self._change and known == placement.leaving:  # nothing else has happened meanwhile
@@ -150,6 +150,8 @@ class Copies:
             self._sent_at = self._clock()
             for _ in self.replication.send_changes(self._sent_at):
                 await asyncio.sleep(0)
+                now = self.replication.outboxes.now = self._clock()
+                self._note_pause(now)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Waits while copies are exchanged."""
@@ -262,7 +264,7 @@ class Copies:
         outboxes = self.replication.outboxes.by_boot
         for boot, connection in list(self._connections.items()):
             outbox = outboxes.get(boot)
-            if outbox is None or not outbox.open:  # the peer was gone for a moment; `Ack`s count from a new connection
+            if outbox is None or not outbox.open:  # the peer was gone for a moment: nothing sent to it before counts
                 connection.close()
             elif not outbox.busy or outbox.ends_fill:
                 self._acknowledged_at[boot] = now
@@ -306,7 +308,8 @@ class Copies:
     def _is_reached(self, boot: bytes, patience: float) -> bool:
         connection, since = self._connections.get(boot), self._late_since.get(boot)
         is_late = since is not None and self._clock() - since >= patience
-        return connection is not None and not connection.closed and not is_late
+        is_open = connection is not None and not connection.closed and self.replication.outboxes.is_open(boot)
+        return is_open and not is_late
 
     def forward(self, boot: bytes, request: wire.Request, hops: int) -> "asyncio.Future[wire.Reply]":
         """Sends a request to the owner of its keys. The future always gets a reply."""

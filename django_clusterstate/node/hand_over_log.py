@@ -31,8 +31,12 @@ class HandOverLog:
         the effects, since a node that serves forgets that."""
         for change in effects.changes:
             if change.identity is not self._membership.me:
-                if change.new is MemberState.DOWN and len(self._lost) < MAX_LOST:
-                    self._lost[str(change.identity)] = self._clock()
+                if (
+                    change.new is MemberState.DOWN
+                    and change.old is not MemberState.JOINING
+                    and len(self._lost) < MAX_LOST
+                ):
+                    self._lost.setdefault(str(change.identity), self._clock())
             elif change.new is MemberState.JOINING:
                 self._joins_since = self._clock()
                 self._is_joining_logged = False
@@ -40,20 +44,18 @@ class HandOverLog:
                 self._joined()
 
     def tick(self) -> None:
-        """Reports what takes longer than a second: a join under way, and copies of what a crash has left without a
-        backup, once they are complete. To be called about once a second."""
+        """Reports that a join is under way, and that what a crash has left without a backup has one. To be called about
+        once a second."""
         placement, me = self._replication.placement, self._membership.me
         others = placement.boots - {me.boot}
         joins = self._membership.state is MemberState.JOINING and not placement.serving
         if joins and others and not self._is_joining_logged:
             self._is_joining_logged = True
             logger.info("node %s joins, and receives %d slots from %s", me, len(placement.held), _nodes(len(others)))
-        if self._lost and (not others or self._handler.copies.status().synced):
-            if others and placement.backups:
-                logger.info(
-                    "node %s: all keys have backups again, %.1f s after %s went down",
-                    me, self._clock() - min(self._lost.values()), _first(sorted(self._lost)),
-                )  # fmt: skip
+        if self._lost and others and self._handler.copies.status().synced:  # a node that is alone has no backup
+            if placement.backups:
+                seconds, peers = self._clock() - min(self._lost.values()), _first(sorted(self._lost))
+                logger.info("node %s: all keys have backups again, %.0f s after the loss of %s", me, seconds, peers)
             self._lost.clear()
 
     def _joined(self) -> None:

@@ -112,7 +112,7 @@ async def test_scale_down_to_one_loses_nothing(folder: Path) -> None:
         assert await cluster.get_all(list(VALUES)) == VALUES
 
 
-async def test_undoneto_another_node_than_the_owner_is_forwarded(folder: Path) -> None:
+async def test_request_to_another_node_than_the_owner_is_forwarded(folder: Path) -> None:
     async with LoopCluster(folder) as cluster:
         await cluster.start("a", "b", "c")
         for key, value in VALUES.items():
@@ -123,7 +123,7 @@ async def test_undoneto_another_node_than_the_owner_is_forwarded(folder: Path) -
         assert await admitted(cluster) == 0
 
 
-async def test_undonefor_keys_of_several_owners_is_answered_in_parts(folder: Path) -> None:
+async def test_request_for_keys_of_several_owners_is_answered_in_parts(folder: Path) -> None:
     async with LoopCluster(folder) as cluster:
         await cluster.start("a", "b", "c")
         await cluster.set_all(VALUES)

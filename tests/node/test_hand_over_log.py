@@ -105,32 +105,59 @@ def test_a_join_that_takes_a_while_is_said_once_when_it_begins(caplog: pytest.Lo
     assert len(lines(caplog)) == 2
 
 
-@pytest.mark.parametrize(("others", "backups", "said"), [(1, 1, True), (0, 1, False), (1, 0, False)])
-def test_after_a_crash_a_node_says_when_all_keys_have_backups_again(
-    caplog: pytest.LogCaptureFixture, others: int, backups: int, said: bool
-) -> None:
-    bench = Bench(others=others + 1, serves=True)
-    bench.replication.placement.backups = backups
-    bench.log.tick()
-    lost = OTHERS[others]
-    bench.replication.update(View.of(peer for peer in bench.view.members if peer != lost), [], bench.now)
-    bench.log.take_effects(Effects(changes=[Change(lost, MemberState.SUSPECT, MemberState.DOWN)]))
-    bench.now += 1
-    bench.log.tick()
-    assert not lines(caplog)
-    bench.now += 1.5
-    epoch = bench.replication.placement.epoch
-    for peer in OTHERS[:others]:
+def sync(bench: Bench, *others: Identity) -> None:
+    """These nodes and the bench's are the cluster, and all are synced."""
+    bench.replication.update(View.of([ME, *others]), [], bench.now)
+    for peer in others:
         bench.replication.opened(peer.boot, bench.now)
         bench.replication.outboxes.get(peer.boot).take_as_filled(SlotSet.all())
-        bench.replication.receive(peer.boot, Settled(epoch), bench.now)
+        bench.replication.receive(peer.boot, Settled(bench.replication.placement.epoch), bench.now)
     bench.replication.complete = SlotSet.all()
     list(bench.replication.tick(bench.now))
-    for _ in range(2):
-        bench.log.tick()
-    lost_name = str(lost)
-    wanted = f"node web-1 (10.0.0.1:4370): all keys have backups again, 2.5 s after {lost_name} went down"
-    assert [line for _, line in lines(caplog)] == [wanted] * said
+
+
+def lose(bench: Bench, peer: Identity, state: MemberState, *others: Identity) -> None:
+    bench.log.take_effects(Effects(changes=[Change(peer, state, MemberState.DOWN)]))
+    bench.replication.update(View.of([ME, *others]), [], bench.now)
+    bench.now += 1
+    bench.log.tick()
+
+
+def test_after_a_crash_a_node_says_once_when_all_keys_have_backups_again(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(others=2, serves=True)
+    lose(bench, OTHERS[1], MemberState.SUSPECT, OTHERS[0])
+    assert not lines(caplog)
+    bench.now += 2
+    sync(bench, OTHERS[0])
+    bench.log.tick()
+    bench.log.tick()
+    assert lines(caplog) == [
+        ("INFO", f"node {ME}: all keys have backups again, 3 s after the loss of web-3 (10.0.0.3:4370)")
+    ]
+
+
+def test_a_node_that_is_alone_has_no_backups_until_another_has_joined(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(others=1, serves=True)
+    lose(bench, OTHERS[0], MemberState.ALIVE)
+    bench.log.tick()
+    assert not lines(caplog)
+    bench.now += 60
+    sync(bench, OTHERS[1])
+    bench.log.tick()
+    assert "all keys have backups again, 61 s after the loss of web-2 (10.0.0.2:4370)" in caplog.text
+
+
+def test_no_backups_are_announced_without_backups_or_after_a_joining_node_has_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    without, bench = Bench(others=2, serves=True), Bench(others=1, serves=True)
+    without.replication.placement.backups = 0
+    lose(without, OTHERS[1], MemberState.ALIVE, OTHERS[0])
+    lose(bench, OTHERS[1], MemberState.JOINING, OTHERS[0])
+    for log in (without, bench):
+        sync(log, OTHERS[0])
+        log.log.tick()
+    assert not lines(caplog)
 
 
 def test_the_first_node_takes_nothing_over_and_the_last_hands_nothing_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -313,7 +313,7 @@ class Replication:
     # -- the passing of time --------------------------------------------------------------------------------
 
     def send_changes(self, now: float) -> Iterator[None]:
-        """Sends what has changed, in steps, as `tick()` does; also while `prepare()` delays that."""
+        """Sends what has changed, in steps, as `tick()` does. To be called while `prepare()` holds that up."""
         self.outboxes.now = now
         return self.outboxes.pump()
 

@@ -1,6 +1,6 @@
 """Simpler rules, each of which some history breaks: a simulation that can't break them proves nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django_clusterstate.core.membership.heartbeat import Heartbeat
@@ -58,6 +58,18 @@ class LeavesAtOnce(Replication):
 
     def leave(self, seconds: float, now: float) -> Leaver:
         return super().leave(0.0, now)
+
+
+class SendsLate(Replication):
+    """Changes are sent a tenth of a second later."""
+
+    late = 0.0
+
+    def tick(self, now: float) -> Iterator[None]:
+        if now < self.late:
+            return iter(())
+        self.late = now + 0.1
+        return super().tick(now)
 
 
 class NoForward(DataSimulation):

@@ -51,6 +51,7 @@ def test_same_seed_gives_the_same_trace(scenario: str) -> None:
         ({"make": simpler.ServesUnfilled}, "rolling restart"),  # history 12
         ({"make": simpler.ForgetsCopies}, "rolling restart"),  # history 18
         ({"make": simpler.LeavesAtOnce}, "many at once"),  # history 14
+        ({"make": simpler.SendsLate}, "crash"),
         ({"simulation": simpler.NoForward}, "rolling restart"),  # histories 6, 7 and 8: locks, counters and limits
         ({"simulation": simpler.NoForward}, "cut off requesters"),  # history 9
         ({"simulation": simpler.NoForward}, "crash and back"),  # history 13
