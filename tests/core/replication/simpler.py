@@ -1,6 +1,6 @@
 """Simpler rules, each of which some history breaks: a simulation that can't break them proves nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 from django_clusterstate.core.membership.heartbeat import Heartbeat
@@ -8,6 +8,7 @@ from django_clusterstate.core.membership.members import Effects
 from django_clusterstate.core.membership.membership import Membership
 from django_clusterstate.core.replication.cleaning import Cleaner, Filling
 from django_clusterstate.core.replication.hand_over import Joiner, Leaver
+from django_clusterstate.core.replication.inboxes import Inboxes
 from django_clusterstate.core.replication.messages import RecordKey
 from django_clusterstate.core.replication.replication import Replication
 from django_clusterstate.core.replication.slots import SlotSet
@@ -58,6 +59,42 @@ class LeavesAtOnce(Replication):
 
     def leave(self, seconds: float, now: float) -> Leaver:
         return super().leave(0.0, now)
+
+
+class JoinersExecute(Replication):
+    """A node that joins executes what it can't forward."""
+
+    def destination(self, slot: int, hops: int, merges: bool, is_reached: Callable[[bytes], bool]) -> bytes | None:
+        found = super().destination(slot, hops, merges, is_reached)
+        joins = not self.placement.serving and self.placement.owner(slot) is not None
+        return self.placement.me.boot if found is None and joins else found
+
+
+class DropsOnce(Replication):
+    """What a node doesn't hold is dropped once in each view, also if that comes back."""
+
+    def __init__(self, *args: Any) -> None:
+        self.dropped_in: set[int] = set()
+        super().__init__(*args)
+
+    def _plan(self, now: float) -> None:
+        if self._has_dropped:
+            self.dropped_in.add(self.placement.epoch)
+        super()._plan(now)
+        self._has_dropped = self._has_dropped or self.placement.epoch in self.dropped_in
+
+
+class TrustsEveryChange(Replication):
+    """What other nodes than those of the view have changed here counts as known to the owner."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.inboxes.__class__ = _TrustsEveryChange
+
+
+class _TrustsEveryChange(Inboxes):
+    def changed_by_others(self, boots: Set[bytes]) -> SlotSet:
+        return SlotSet()
 
 
 class SendsLate(Replication):
