@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -462,6 +463,7 @@ def test_scrapers_do_not_hold_up_requests(scraped: Scraped) -> None:
     requester = Requester(Routing(UnixAddress(str(scraped.socket("a")))), Dialer((), 1.0))
     target = requester.routing.local
     requester.call_node(target, frame(encode(Set([(b"x\0key", b"value")], None))))
+    answers = [_seconds_of_scrape(port) for _ in range(50)]
     request = frame(encode(Get([b"x\0key"])))
     script = f"""if True:
         import socket, threading, time
@@ -485,7 +487,13 @@ def test_scrapers_do_not_hold_up_requests(scraped: Scraped) -> None:
     assert flood.returncode == 0
     assert asked > 1000
     waits.sort()
-    check_seconds(waits[int(len(waits) * 0.99)], below=0.005)
+    check_seconds(waits[int(len(waits) * 0.99)], below=statistics.median(answers) * metrics_server.MAX_CONNECTIONS / 4)
+
+
+def _seconds_of_scrape(port: int) -> float:
+    start = time.perf_counter()
+    assert _scrapable(port)
+    return time.perf_counter() - start
 
 
 def test_port_that_is_taken_is_named(folder: Path) -> None:

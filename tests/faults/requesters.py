@@ -75,13 +75,21 @@ def hits() -> Work:
 
 
 class Requesters:
-    """One requester on each of these hosts, from entering to leaving the context."""
+    """One requester on each of these hosts, from entering to leaving the context. `deadline`: seconds that it waits."""
 
-    def __init__(self, cluster: LocalCluster, hosts: Iterable[str], work: Work, hear: Hear | None = None) -> None:
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        hosts: Iterable[str],
+        work: Work,
+        hear: Hear | None = None,
+        deadline: float = DEADLINE,
+    ) -> None:
         self.tallies = [Tally(host) for host in hosts]
         self._cluster = cluster
         self._work = work
         self._hear = hear
+        self._deadline = deadline
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=[tally]) for tally in self.tallies]
 
@@ -136,7 +144,7 @@ class Requesters:
     def _run(self, tally: Tally) -> None:
         if isinstance(self._cluster, HostCluster):
             enter(self._cluster.host(tally.host))
-        client = client_on(self._cluster, tally.host)
+        client = client_on(self._cluster, tally.host, self._deadline)
         while not self._over.wait(PAUSE):
             start = time.monotonic()
             try:
@@ -153,7 +161,7 @@ class Requesters:
             reply = client.call(key, request)
         except ClusterStateError as error:
             tally.unanswered += 1
-            if time.monotonic() - start >= 0.8 * DEADLINE:
+            if time.monotonic() - start >= 0.8 * self._deadline:
                 tally.deadlines += 1
             else:
                 tally.refused.append(str(error))

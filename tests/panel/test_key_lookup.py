@@ -34,6 +34,7 @@ from django_clusterstate.decorators import UNSAFE, get_usage
 from django_clusterstate.exceptions import Unavailable
 from django_clusterstate.panel.actions import ACTIONS
 from django_clusterstate.panel.key_lookup import ALGORITHM_LABELS
+from django_clusterstate.panel.node_reports import PAGE_TIMEOUT
 from django_clusterstate.panel.traffic import top
 from django_clusterstate.ratelimit import ALGORITHMS, Limit, hits
 from django_clusterstate.wire import messages as wire
@@ -604,12 +605,12 @@ class TestTrouble:
         assert log() == []
 
     @pytest.mark.timing(alone=True)
-    def test_page_answers_within_half_a_second_all_the_same(self, client: Client, stopped: str) -> None:
+    def test_page_answers_within_twice_its_timeout_all_the_same(self, client: Client, stopped: str) -> None:
         wait_until(lambda: client.get(PAGE, {"live": ""}).context["status"].asked == "one", 60, "one answers")
         for kind in ("cache:default", "limit"):
             began = time.monotonic()
             found, _ = look_up(client, kind, stopped, group=stopped)
-            check_seconds(time.monotonic() - began, below=0.5)
+            check_seconds(time.monotonic() - began, below=2 * PAGE_TIMEOUT)
             assert set(found.silent) == {"two"}
 
     @pytest.mark.usefixtures("nowhere")
