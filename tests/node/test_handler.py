@@ -858,6 +858,7 @@ async def test_changes_are_sent_while_a_node_computes_what_follows_from_a_change
             found.append(any(b"value" in data for data in connection.sent))
 
     copies.replication.plan_due = True
+    # In place of rankings, which take as long as the machine likes: two steps between which the clock goes on.
     with mock.patch.object(copies.replication, "prepare", steps):
         await copies.tick_when_due(0)
     assert found == [True, True]
